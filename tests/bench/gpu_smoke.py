@@ -26,7 +26,7 @@ from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.bench.gpu_clock import Settings
-from tests.bench.gpu_frames import clip_of, pictures
+from tests.bench.gpu_frames import clip_of, make_images
 from tests.engine.reference import lively
 
 SIZE = (72, 128)
@@ -144,7 +144,7 @@ def overlay(settings: Settings) -> str:
         )  # fmt: skip
         told_by.append(GpuExplainer(network, config, table=heat_lut("inferno", 0.6)))
     worst = 0.0
-    for number, image in enumerate(pictures(SIZE)):
+    for number, image in enumerate(make_images(SIZE)):
         card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
         (explanation,) = card.explain([Frame(image, "smoke", number, 0.0)])
         expected = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
@@ -215,7 +215,7 @@ def video() -> str:
     """A clip is written; the cameras decode such."""
     if importlib.util.find_spec("av") is None:
         raise AbsentError("PyAV is not here")
-    return f"{len(clip_of(pictures(SIZE, 2), 4))} bytes of H.264"
+    return f"{len(clip_of(make_images(SIZE, 2), 4))} bytes of H.264"
 
 
 def peers() -> str:

@@ -14,7 +14,7 @@ from tests.support.logs import log_lines
 LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
 
 
-def pictures(path):
+def images(path):
     with av.open(str(path)) as film:
         return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
 
@@ -23,25 +23,25 @@ def test_a_folder_is_recorded_in_clips(command, tmp_path):
     code, _, errors = command("stream", "--source", LINE.format(70), "--sink", "clips/", "--rotate-seconds", "1")
     assert code == 0, errors
     films = sorted((tmp_path / "clips").glob("*.mp4"))
-    assert [len(pictures(film)) for film in films] == [30, 30, 10]
+    assert [len(images(film)) for film in films] == [30, 30, 10]
     assert all(film.name.startswith("line_") and film.with_suffix(".jsonl").exists() for film in films)
 
 
 def test_what_is_said_of_clips_is_checked_and_goes_to_folders_alone(command):
-    words = ("stream", "--source", "line:", "--sink", "clips/", "--sink", "out.mp4", "--print-config")
-    code, shown, errors = command(*words, "--record-when", "score>0.5", "--disk-budget-mib", "100")
+    arguments = ("stream", "--source", "line:", "--sink", "clips/", "--sink", "out.mp4", "--print-config")
+    code, shown, errors = command(*arguments, "--record-when", "score>0.5", "--disk-budget-mib", "100")
     assert code == 0, errors
     folder, film = yaml.safe_load(shown)["sinks"]
     assert (folder["record_when"], folder["disk_budget_mib"]) == ("score>0.5", 100)
     assert "record_when" not in film
-    for more, said in [
+    for more, message in [
         (["--record-when", "label=a b"], "Quote a name"),
         (["--disk-budget-mib", "-1"], "--disk-budget-mib"),
         (["--rotate-seconds", "0"], "--rotate-seconds"),
     ]:
         code, _, errors = command("stream", "--source", "line:", "--sink", "clips/", *more)
         assert code == 2
-        assert said in errors
+        assert message in errors
         assert not Path("clips").exists()
     code, _, errors = command("stream", "--source", "line:", "--sink", "out.mp4", "--record-when", "score>0.5")
     assert code == 2
@@ -57,18 +57,18 @@ def test_a_replay_shows_what_the_run_showed(command, tmp_path):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 20 * k, np.uint8))))
         out.mux(stream.encode())
     net = ("--model", "squeezenet1_1", "--weights", "random", "--input-size", "64x64")
-    told = command("stream", "--source", video, "--sink", "then.mp4", "--sink", "then.jsonl", *net)
-    assert told[0] == 0, told
-    code, said, errors = command("replay", "then.jsonl", video, "--sink", "again.mp4")
+    result = command("stream", "--source", video, "--sink", "then.mp4", "--sink", "then.jsonl", *net)
+    assert result[0] == 0, result
+    code, output, errors = command("replay", "then.jsonl", video, "--sink", "again.mp4")
     assert code == 0, errors
-    assert "12 frames, 12 with a heat map, 0 without" in said
-    then, again = pictures("then.mp4"), pictures("again.mp4")
+    assert "12 frames, 12 with a heat map, 0 without" in output
+    then, again = images("then.mp4"), images("again.mp4")
     assert [time for time, _ in then] == [time for time, _ in again]
     # The legend's age differs, and its edges where it is encoded; a neighbour's picture is 20 lighter.
-    away = [np.abs(one[1][40:].astype(int) - other[1][40:]).mean() for one, other in zip(then, again, strict=True)]
+    away = [np.abs(first[1][40:].astype(int) - other[1][40:]).mean() for first, other in zip(then, again, strict=True)]
     assert max(away) < 4.0
     assert command("replay", "then.jsonl", "--sink", "black.mp4")[0] == 0
-    assert len(pictures("black.mp4")) == 12
+    assert len(images("black.mp4")) == 12
 
 
 def test_a_replay_that_cannot_be_is_refused_in_words(command, tmp_path):

@@ -19,20 +19,20 @@ def test_what_standard_output_does_not_take_is_left_out_and_the_work_goes_on():
     )
     with Path("/dev/full").open("wb") as full:
         read, write = os.pipe()
-        with os.fdopen(read) as told, os.fdopen(write) as door:
+        with os.fdopen(read) as result, os.fdopen(write) as door:
             ended = subprocess.run(
                 [sys.executable, "-c", program], cwd=ROOT, stdin=door, stdout=full, stderr=subprocess.PIPE, check=False
             )
-            assert (ended.returncode, told.read(4)) == (0, "done")
+            assert (ended.returncode, result.read(4)) == (0, "done")
     assert ended.stderr.count(b"standard output cannot be written (No space left on device)") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have names that are text")
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
 def test_a_name_that_the_terminal_cannot_show_ends_no_command(tmp_path, encoding):
-    words = [sys.executable, ROOT / "run.py", "keys", "new", os.fsdecode(b"\xff\xe6\xbc\xa2")]
+    arguments = [sys.executable, ROOT / "run.py", "keys", "new", os.fsdecode(b"\xff\xe6\xbc\xa2")]
     ended = subprocess.run(
-        words, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False
+        arguments, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert rb"\udcff" in ended.stdout

@@ -28,16 +28,16 @@ def command(command, tmp_path):
         image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "photos" / f"{number} <b>.png"), image)
 
-    def call(*words, pictures="photos"):
-        return command("evaluate", pictures, "--model", "line_net", "--input-size", "64x64", "--steps", "2", *words)
+    def call(*arguments, images="photos"):
+        return command("evaluate", images, "--model", "line_net", "--input-size", "64x64", "--steps", "2", *arguments)
 
     return call
 
 
 def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_else(command, tmp_path):
-    code, told, errors = command("--output", "out")
+    code, output, errors = command("--output", "out")
     assert code == 0, errors
-    assert "3 of 3 images" in told
+    assert "3 of 3 images" in output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["summary"]["images"] == 3
     assert result["settings"]["layer"] == "features"
@@ -55,9 +55,9 @@ def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_e
 def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
     assert command("--output", "out", "--limit", 1)[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
-    code, told, errors = command("--output", "out")
+    code, output, errors = command("--output", "out")
     assert code == 0, errors
-    assert "1 of 3 images were evaluated before" in told
+    assert "1 of 3 images were evaluated before" in output
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
     code, _, errors = command("--output", "out", "--kernel", "gaussian")
     assert code == 2
@@ -66,9 +66,9 @@ def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
 
 def test_a_broken_picture_is_left_out(command, tmp_path):
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    code, told, _ = command("--output", "out")
+    code, output, _ = command("--output", "out")
     assert code == 0
-    assert "3 of 4 images" in told
+    assert "3 of 4 images" in output
 
 
 def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
@@ -76,13 +76,13 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (tmp_path / "photos" / f"{number} <b>.txt").write_text("0 0.5 0.5 1 1\n")
     (tmp_path / "names.yaml").write_text("names:\n  0: part\n")
     (tmp_path / "map.json").write_text('{"map": {"part": [0, 1, 2, 3, 4]}}')
-    words = ("--boxes", "photos", "--box-names", "names.yaml", "--class-map", "map.json")
-    code, _, errors = command("--output", "yolo", *words)
+    arguments = ("--boxes", "photos", "--box-names", "names.yaml", "--class-map", "map.json")
+    code, _, errors = command("--output", "yolo", *arguments)
     assert code == 0, errors
     summary = json.loads((tmp_path / "yolo" / "result.json").read_text())["summary"]
-    told = [json.loads(line) for line in (tmp_path / "yolo" / "images.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "yolo" / "images.jsonl").read_text().splitlines()]
     assert summary["images_pointed"] == 3
-    assert summary["pointing"] == sum(any(map(any, one["heat"])) for one in told) / 3
+    assert summary["pointing"] == sum(any(map(any, record["heat"])) for record in records) / 3
     annotated = {
         "images": [{"id": 1, "file_name": "0 <b>.png"}], "categories": [{"id": 1, "name": "part"}],
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 80, 60]}],
@@ -94,7 +94,7 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("arguments", "rule"),
     [
         (["--boxes", "nowhere"], "contains no .txt or .xml"),
         (["--class-map", "map.json"], "cannot be read"),
@@ -111,13 +111,13 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--class-map", "far.json"], "'part' maps to class 5; the network has the classes 0 to 4"),
     ],
 )
-def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):
+def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, arguments, rule):
     (tmp_path / "empty").mkdir()
     (tmp_path / "parts").mkdir()
     cv2.imwrite(str(tmp_path / "parts" / "a.png"), np.zeros((4, 4), np.uint8))
     (tmp_path / "far.json").write_text('{"part": [4, 5]}')
     (tmp_path / "none.json").write_text('{"images": [], "categories": [], "annotations": []}')
-    code, _, errors = command("--output", "out", *words)
+    code, _, errors = command("--output", "out", *arguments)
     assert code == 2
     assert rule in errors
     assert "Traceback" not in errors
@@ -132,15 +132,17 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
         mask = np.full((60, 80), 3, np.uint8)
         cv2.imwrite(str(tmp_path / "masks" / kind.name / "a.bmp"), mask)
     (tmp_path / "list.txt").write_text("photos/ok/a.png\nphotos/scratch/a.png\nphotos/2 <b>.png\n")
-    code, said, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
+    code, output, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
     assert code == 0, errors
-    assert "a random cell: 100.0%" in said
-    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    assert [one.get("mask_share") for one in told] == [1.0, 1.0, None]
+    assert "a random cell: 100.0%" in output
+    records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [record.get("mask_share") for record in records] == [1.0, 1.0, None]
     chances = ("pointing_chance", "pointing_15px_chance", "energy_chance")
-    assert [[one.get(key) for key in chances] for one in told[:2]] == [pytest.approx([1.0, 1.0, 1.0])] * 2
-    assert [one["right"] for one in told[:2]] == [one["label"] == kind for one, kind in zip(told, LABELS, strict=False)]
-    assert "right" not in told[2]
+    assert [[record.get(key) for key in chances] for record in records[:2]] == [pytest.approx([1.0, 1.0, 1.0])] * 2
+    assert [record["right"] for record in records[:2]] == [
+        record["label"] == kind for record, kind in zip(records, LABELS, strict=False)
+    ]
+    assert "right" not in records[2]
     code, _, errors = command("--output", "dim", "--masks", "masks", "--mask-above", 3, pictures="list.txt")
     assert code == 0, errors
     assert json.loads((tmp_path / "dim" / "result.json").read_text())["summary"]["pointing"] is None
@@ -183,34 +185,34 @@ def two_folders(tmp_path):
 
 
 def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_folders, tmp_path):
-    words = ("--boxes", "coco.json", "--any-box")
+    arguments = ("--boxes", "coco.json", "--any-box")
     (tmp_path / "coco.json").write_text(coco_of("ok/a.png", "scratch/a.png"))
-    code, _, errors = command("--output", "out", *words, pictures="list.txt")
+    code, _, errors = command("--output", "out", *arguments, pictures="list.txt")
     assert code == 0, errors
-    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    assert [one["boxes"][0][2] for one in told] == [1, 2]
+    records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [record["boxes"][0][2] for record in records] == [1, 2]
     (tmp_path / "coco.json").write_text(coco_of("a.png"))
-    code, _, errors = command("--output", "one", *words, pictures="list.txt")
+    code, _, errors = command("--output", "one", *arguments, pictures="list.txt")
     assert code == 2
     assert "a.png would belong to ok/a.png and to scratch/a.png" in errors
     (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
-    code, _, errors = command("--output", "two", *words, pictures="list.txt")
+    code, _, errors = command("--output", "two", *arguments, pictures="list.txt")
     assert code == 2
     assert "has x/a.png and y/a.png, and ok/a.png can be either" in errors
 
 
 def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(command, two_folders, tmp_path):
-    for place, number in (("labels/ok", 1), ("labels/scratch", 2)):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "a.txt").write_text(f"0 0.5 0.5 {number / 80} 1\n")
-    words = ("--boxes", "labels", "--any-box")
-    code, _, errors = command("--output", "out", *words, pictures="list.txt")
+    for folder, number in (("labels/ok", 1), ("labels/scratch", 2)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(f"0 0.5 0.5 {number / 80} 1\n")
+    arguments = ("--boxes", "labels", "--any-box")
+    code, _, errors = command("--output", "out", *arguments, pictures="list.txt")
     assert code == 0, errors
-    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    assert [one["boxes"][0][2] - one["boxes"][0][0] for one in told] == [1, 2]
+    records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [record["boxes"][0][2] - record["boxes"][0][0] for record in records] == [1, 2]
     for kind in LABELS:
         (tmp_path / "labels" / kind / "a.txt").rename(tmp_path / "labels" / "a.txt")
-    code, _, errors = command("--output", "one", *words, pictures="list.txt")
+    code, _, errors = command("--output", "one", *arguments, pictures="list.txt")
     assert code == 2
     assert "labels/a.txt would belong to ok/a.png and to scratch/a.png" in errors
 
@@ -230,12 +232,12 @@ def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command,
     (tmp_path / "labels").mkdir()
     for number in range(3):
         (tmp_path / "labels" / f"{number} <b>.txt").write_text("0 0.5 0.5 0.5 1\n")
-    words = ("--output", "out", "--boxes", "labels", "--any-box")
-    assert command(*words, "--limit", 1)[0] == 0
-    code, told, errors = command(*words)
-    assert (code, "1 of 3 images were evaluated before" in told) == (0, True), errors
+    arguments = ("--output", "out", "--boxes", "labels", "--any-box")
+    assert command(*arguments, "--limit", 1)[0] == 0
+    code, output, errors = command(*arguments)
+    assert (code, "1 of 3 images were evaluated before" in output) == (0, True), errors
     (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b"\n")
-    code, _, errors = command(*words)
+    code, _, errors = command(*arguments)
     assert code == 2
     assert "0 <b>.png or its boxes or mask have changed" in errors
 
@@ -252,8 +254,8 @@ def test_a_page_that_finds_no_room_is_told_in_one_line(command, tmp_path):
 @pytest.fixture
 def video(command, tmp_path):
     """Nine frames: a bright square walks over a grey ground; the fifth frame is the fourth again."""
-    place = tmp_path / "walk.mkv"
-    with av.open(str(place), "w") as container:
+    path = tmp_path / "walk.mkv"
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 80, 60, "bgr0"
         for step in (0, 1, 2, 3, 3, 5, 6, 7, 8):
@@ -261,26 +263,26 @@ def video(command, tmp_path):
             image[10:40, 5 * step : 5 * step + 30] = (200, 180, 40)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="bgr0")))
         container.mux(stream.encode())
-    return place
+    return path
 
 
 def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_path):
-    code, told, errors = command("--output", "out", pictures="walk.mkv")
+    code, output, errors = command("--output", "out", pictures="walk.mkv")
     assert code == 0, errors
-    assert "8 of 8 images" in told
-    assert "Temporal stability" in told
+    assert "8 of 8 images" in output
+    assert "Temporal stability" in output
     records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
-    assert [one["image"] for one in records] == [f"frame {index:06d}" for index in range(8)]
+    assert [record["image"] for record in records] == [f"frame {index:06d}" for index in range(8)]
     assert records[7]["at_seconds"] == pytest.approx(0.7, abs=0.01)
     assert records[3]["picture_stability"] == pytest.approx(1.0)
-    assert all(one["picture_stability"] < 0.99 for place, one in enumerate(records) if place != 3)
+    assert all(record["picture_stability"] < 0.99 for index, record in enumerate(records) if index != 3)
     if any(map(any, records[3]["heat"])):
         assert records[3]["stability"] == pytest.approx(1.0)
     summary = json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
     assert summary["neighbours"] == 8
-    assert summary["stability"] == pytest.approx(sum(one["stability"] for one in records) / 8)
-    moved = sum(1 - one["picture_stability"] for one in records)
-    assert summary["unrest"] == pytest.approx(sum(1 - one["stability"] for one in records) / moved)
+    assert summary["stability"] == pytest.approx(sum(record["stability"] for record in records) / 8)
+    moved = sum(1 - record["picture_stability"] for record in records)
+    assert summary["unrest"] == pytest.approx(sum(1 - record["stability"] for record in records) / moved)
     assert {"stability", "picture_stability", "at_seconds"} <= set((tmp_path / "out" / "result.csv").read_text()
                                                                    .splitlines()[0].split(","))  # fmt: skip
     assert "Temporal stability" in (tmp_path / "out" / "report.html").read_text()
@@ -290,9 +292,9 @@ def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
     assert command("--output", "out", "--limit", 2, pictures="walk.mkv")[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
     assert [json.loads(line)["image"] for line in first.splitlines()] == ["frame 000000", "frame 000004"]
-    code, told, _ = command("--output", "out", "--limit", 4, pictures="walk.mkv")
+    code, output, _ = command("--output", "out", "--limit", 4, pictures="walk.mkv")
     assert code == 0
-    assert "2 of 4 images were evaluated before" in told
+    assert "2 of 4 images were evaluated before" in output
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
 
 
@@ -326,9 +328,9 @@ def test_two_files_of_one_name_do_not_stand_for_each_other(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "list.json").write_text(content)
     (tmp_path / "net.pth").write_text("weights")
-    told = _digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
-    assert set(told) == {"net.pth", str(tmp_path / "a" / "list.json"), str(tmp_path / "b" / "list.json")}
-    assert len(set(told.values())) == 3
+    result = _digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
+    assert set(result) == {"net.pth", str(tmp_path / "a" / "list.json"), str(tmp_path / "b" / "list.json")}
+    assert len(set(result.values())) == 3
 
 
 def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_path):
@@ -344,9 +346,9 @@ def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_pat
 
 def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_path, caplog):
     (tmp_path / "list.txt").write_bytes("\ufeffphotos\\0 <b>.png\r\nphotos\\1 <b>.png\r\nphotos/0 <b>.png\r\n".encode())
-    code, told, errors = command("--output", "out", pictures="list.txt")
+    code, output, errors = command("--output", "out", pictures="list.txt")
     assert code == 0, errors
-    assert "2 of 2 images" in told
+    assert "2 of 2 images" in output
     assert "1 lines repeat an image" in caplog.text
 
 

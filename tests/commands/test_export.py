@@ -9,27 +9,27 @@ LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
 
 @pytest.mark.parametrize("name", ["explained.onnx", "explained.pt2"])
 def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tmp_path, name):
-    code, told, errors = command("export", "--model", "line_net", "--input-size", "120x160", "--output", name)
+    code, result, errors = command("export", "--model", "line_net", "--input-size", "120x160", "--output", name)
     assert code == 0, errors
-    assert "same results" in told
+    assert "same results" in result
     assert [path.name for path in tmp_path.iterdir()] == [name]
     source = ("--source", LINE.format(5), "--source", LINE.format(5), "--frames", 8)
-    code, told, errors = command("stream", "--model", name, *source, "--sink", "exported.jsonl")
+    code, result, errors = command("stream", "--model", name, *source, "--sink", "exported.jsonl")
     assert code == 0, errors
-    assert "8 explained" in told
+    assert "8 explained" in result
     command("stream", "--source", LINE.format(5), "--input-size", "120x160", "--sink", "engine.jsonl")
-    told, true = (
+    result, true = (
         {line["index"]: line for line in log_lines(tmp_path / file)} for file in ("exported.jsonl", "engine.jsonl")
     )
-    assert set(told) <= set(true)
-    for index, line in told.items():
+    assert set(result) <= set(true)
+    for index, line in result.items():
         assert {line[key] for key in ("model", "layer", "method")} == {"line_net", "features", "recipro-cam/point"}
         assert line["findings"][0]["label"] == true[index]["findings"][0]["label"]
         assert line["findings"][0]["score"] == pytest.approx(true[index]["findings"][0]["score"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("arguments", "rule"),
     [
         (["--output", "no/such/folder/a.onnx"], "no/such/folder"),
         (["--output", "a.bin"], ".onnx or .pt2"),
@@ -39,10 +39,10 @@ def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tm
         (["--output", "a.onnx", "--input-size", "big"], "HEIGHTxWIDTH"),
         (["--output", "a.onnx", "--weights", "a.onnx"], "overwrite"),
     ],
-    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+    ids=lambda arguments: " ".join(arguments) if isinstance(arguments, list) else "",
 )
-def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(command, tmp_path, words, rule):
-    code, _, errors = command("export", "--model", "line_net", *words)
+def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(command, tmp_path, arguments, rule):
+    code, _, errors = command("export", "--model", "line_net", *arguments)
     assert code == 2
     assert rule in errors
     assert "Traceback" not in errors

@@ -20,12 +20,12 @@ def run_where_files_stay_small(tmp_path):
     (tmp_path / "free.jsonl").symlink_to("/dev/null")
 
     def start(*sinks):
-        words = [sys.executable, str(ROOT / "run.py"), "stream", "--backend", "eager", "--cache", "off"]
-        words += ["--source", f"line:?fps=30&size=320x240&seed=3&paced=0&frames={FRAMES}"]
+        arguments = [sys.executable, str(ROOT / "run.py"), "stream", "--backend", "eager", "--cache", "off"]
+        arguments += ["--source", f"line:?fps=30&size=320x240&seed=3&paced=0&frames={FRAMES}"]
         for sink in sinks:
-            words += ["--sink", sink]
+            arguments += ["--sink", sink]
         return subprocess.run(
-            words, cwd=tmp_path, capture_output=True, text=True, check=False,
+            arguments, cwd=tmp_path, capture_output=True, text=True, check=False,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
         )  # fmt: skip
 
@@ -47,7 +47,7 @@ def test_a_log_that_finds_no_room_keeps_whole_lines_and_counts_the_others(run_wh
     ended = run_where_files_stay_small("out.jsonl", "free.jsonl")
     assert ended.returncode == 4, ended.stderr
     assert ended.stderr.count("the disk is full") == 1
-    kept = [line["index"] for line in log_lines(tmp_path / "out.jsonl")]
-    assert kept == list(range(len(kept)))
-    assert f"out.jsonl: {FRAMES - len(kept)} lines were not written" in ended.stderr
+    indices = [line["index"] for line in log_lines(tmp_path / "out.jsonl")]
+    assert indices == list(range(len(indices)))
+    assert f"out.jsonl: {FRAMES - len(indices)} lines were not written" in ended.stderr
     assert f"free.jsonl: {FRAMES} delivered" in ended.stdout

@@ -26,8 +26,8 @@ class Taker(FakeSink):
 
     accepted_jpeg_quality = 80
 
-    def __init__(self, *words, **more):
-        super().__init__(*words, **more)
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
         self.overlays = []
 
     def put(self, overlay):
@@ -64,24 +64,24 @@ def rendered(card, sinks, number=0):
 
 
 def test_who_takes_jpeg_gets_it_and_no_array_is_brought_back(card):
-    told, wanted = rendered(card, [Taker()])
-    assert told.image is told.explanation.frame.image
-    assert told.jpeg.quality == 80
-    shown = decode_image(reusable_jpeg(told, 80)).astype(int)
-    assert np.abs(shown - wanted.image.astype(int)).mean() < 3
-    assert reusable_jpeg(told, 90) is None
+    result, expected = rendered(card, [Taker()])
+    assert result.image is result.explanation.frame.image
+    assert result.jpeg.quality == 80
+    shown = decode_image(reusable_jpeg(result, 80)).astype(int)
+    assert np.abs(shown - expected.image.astype(int)).mean() < 3
+    assert reusable_jpeg(result, 90) is None
 
 
 def test_windows_and_recorders_get_their_array_within_two_levels(card):
-    told, wanted = rendered(card, [Keeper()])
-    assert told.jpeg is None
-    assert np.abs(told.image.astype(int) - wanted.image.astype(int)).max() <= 2
+    result, expected = rendered(card, [Keeper()])
+    assert result.jpeg is None
+    assert np.abs(result.image.astype(int) - expected.image.astype(int)).max() <= 2
 
 
 def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
-    both, wanted = rendered(card, [Taker(), Keeper()])
+    both, expected = rendered(card, [Taker(), Keeper()])
     assert both.jpeg is not None
-    assert np.abs(both.image.astype(int) - wanted.image.astype(int)).max() <= 2
+    assert np.abs(both.image.astype(int) - expected.image.astype(int)).max() <= 2
     nobody, _ = rendered(card, [Taker(looks=False), Keeper(looks=False)])
     assert nobody.jpeg is None
     assert nobody.image is nobody.explanation.frame.image
@@ -90,9 +90,9 @@ def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
 def test_a_sink_of_another_quality_gets_an_array(card):
     other = Taker()
     other.accepted_jpeg_quality = 50
-    told, _ = rendered(card, [Taker(), Taker(), other])
-    assert told.jpeg.quality == 80
-    assert told.image is not told.explanation.frame.image
+    result, _ = rendered(card, [Taker(), Taker(), other])
+    assert result.jpeg.quality == 80
+    assert result.image is not result.explanation.frame.image
 
 
 def test_a_silent_camera_is_drawn_by_the_host(card):
@@ -117,11 +117,11 @@ def test_the_network_takes_jpeg_in_its_own_size_alone():
     assert ZeroMqSink(ZeroMqSettings(uri="ipc:///tmp/none", scale=0.5)).accepted_jpeg_quality is None
 
 
-@pytest.mark.parametrize("asked", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
-def test_what_only_the_host_draws_is_drawn_there(asked):
+@pytest.mark.parametrize("option", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
+def test_what_only_the_host_draws_is_drawn_there(option):
     assert renders_on_gpu(load_config({}, "test"), "cuda")
     assert not renders_on_gpu(load_config({}, "test"), "cpu")
-    assert not renders_on_gpu(load_config({}, "test", {"overlay": asked}), "cuda")
+    assert not renders_on_gpu(load_config({}, "test", {"overlay": option}), "cuda")
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])

@@ -25,8 +25,8 @@ def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, capl
     file = tmp_path / "broker"
     file.write_text("eve:hunter2:hunter2\n")
     file.chmod(0o600)
-    knobs = {"sinks": [{"uri": "mqtts://h/t", "credentials_file": str(file), "qos": 1, "ca_file": "ca.pem"}]}
-    settings = load_config(knobs, "run.yaml").sinks[0]
+    options = {"sinks": [{"uri": "mqtts://h/t", "credentials_file": str(file), "qos": 1, "ca_file": "ca.pem"}]}
+    settings = load_config(options, "run.yaml").sinks[0]
     secret = wiring_sinks.read_secrets(settings)["credentials_file"]
     assert read_login(secret) == ("eve", "hunter2:hunter2")
     assert (settings.qos, settings.ca_file) == (1, "ca.pem")
@@ -44,8 +44,8 @@ def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, capl
 def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
     sinks = [SINKS.settings(uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
     sinks.append(SINKS.settings("mqtt://c", credentials_file="own"))
-    given = wiring_sinks.apply_mqtt_credentials(sinks, tmp_path / "file")
-    assert [getattr(one, "credentials_file", None) for one in given] == [
+    updated = wiring_sinks.apply_mqtt_credentials(sinks, tmp_path / "file")
+    assert [getattr(sink, "credentials_file", None) for sink in updated] == [
         str(tmp_path / "file"),
         None,
         str(tmp_path / "file"),
@@ -60,9 +60,9 @@ def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
 def command(command):
     """Run a command; return exit code, and output and errors in one."""
 
-    def call(*words):
-        code, told, errors = command(*words)
-        return code, told + errors
+    def call(*arguments):
+        code, output, errors = command(*arguments)
+        return code, output + errors
 
     return call
 
@@ -70,22 +70,22 @@ def command(command):
 def test_a_password_in_an_address_is_refused_and_never_repeated(command, caplog):
     caplog.set_level(logging.DEBUG)
     address = "mqtt://eve:hunter2@127.0.0.1/t"
-    words = ("stream", "--source", "line:?frames=3", "--sink", address)
-    code, said = command(*words, "--print-config")
+    arguments = ("stream", "--source", "line:?frames=3", "--sink", address)
+    code, output = command(*arguments, "--print-config")
     assert code == 0
-    assert yaml.safe_load(said)["sinks"][0]["uri"] == "mqtt://***@127.0.0.1/t"
-    code, twice = command(*words, "--sink", address)
+    assert yaml.safe_load(output)["sinks"][0]["uri"] == "mqtt://***@127.0.0.1/t"
+    code, twice = command(*arguments, "--sink", address)
     assert code == 2
     assert "--mqtt-credentials FILE" in twice
-    code, told = command("stream", "--source", "line:?frames=3", "--sink", "out.jsonl", "--mqtt-credentials", "x")
-    assert (code, "add --sink mqtt://" in told) == (2, True)
-    assert "hunter2" not in said + twice + caplog.text
+    code, printed = command("stream", "--source", "line:?frames=3", "--sink", "out.jsonl", "--mqtt-credentials", "x")
+    assert (code, "add --sink mqtt://" in printed) == (2, True)
+    assert "hunter2" not in output + twice + caplog.text
 
 
 def test_what_is_for_a_broker_is_refused_elsewhere(command, tmp_path):
     (tmp_path / "run.yaml").write_text("sources: line:?frames=3\nsinks: {uri: out.jsonl, qos: 1}\n")
-    code, said = command("stream", "run.yaml")
-    assert (code, "qos: is not an option of a JSON log (.jsonl); mqtt://, mqtts:// have it" in said) == (2, True)
+    code, output = command("stream", "run.yaml")
+    assert (code, "qos: is not an option of a JSON log (.jsonl); mqtt://, mqtts:// have it" in output) == (2, True)
 
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")
@@ -112,11 +112,11 @@ def test_a_run_tells_a_broker_what_it_found(tmp_path):
                 cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
-            said = ear.stdout.read()
+            output = ear.stdout.read()
         finally:
             ear.kill()
-    assert "plant/status online" in said
-    assert said.count("plant/line/finding ") >= 3
-    assert '"model":"line_net"' in said
-    assert '"state":"ended"' in said
-    assert said.rstrip().endswith("plant/status offline")
+    assert "plant/status online" in output
+    assert output.count("plant/line/finding ") >= 3
+    assert '"model":"line_net"' in output
+    assert '"state":"ended"' in output
+    assert output.rstrip().endswith("plant/status offline")

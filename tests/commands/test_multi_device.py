@@ -53,10 +53,10 @@ def test_every_door_has_an_address_of_its_own(uri, second):
 
 
 def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
-    told = config(
+    result = config(
         3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status_topic": "east"}, "out.jsonl"]
     )
-    shards = shard_config(told, ["cpu", "cpu"])
+    shards = shard_config(result, ["cpu", "cpu"])
     assert [[getattr(sink, "status_topic", None) for sink in shard.sinks] for shard in shards] == [
         ["status", "east", None],
         ["status-1", "east-1", None],
@@ -95,9 +95,9 @@ def test_a_shard_survives_the_way_through_yaml():
     assert load_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
 
 
-def run(*words):
+def run(*arguments):
     return subprocess.run(
-        [sys.executable, ROOT / "run.py", "stream", *words], cwd=ROOT, capture_output=True, text=True, timeout=100,
+        [sys.executable, ROOT / "run.py", "stream", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100,
         check=False,
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_guards_go_with_the_cameras_they_are_of(tmp_path):
     done = run(str(tmp_path / "guarded.yaml"), "--devices", "cpu,cpu", "--seconds", "3")
     assert done.returncode == 0, done.stderr
     guards = {
-        tuple(one["name"] for one in json.loads(line)["guards"])
+        tuple(guard["name"] for guard in json.loads(line)["guards"])
         for name in ("log.jsonl", "log.1.jsonl")
         for line in (tmp_path / name).read_text().splitlines()
         if "guards" in json.loads(line)
@@ -162,10 +162,10 @@ def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_processes_end_in_order_when_the_one_that_started_them_is_killed(tmp_path):
-    words = ["--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--cache", "off",
+    arguments = ["--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--cache", "off",
              "--sink", str(tmp_path / "out.mp4"), "--model", "line_net", "--backend", "eager"]  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, ROOT / "run.py", "stream", *words], cwd=tmp_path, stdout=subprocess.PIPE,
+        [sys.executable, ROOT / "run.py", "stream", *arguments], cwd=tmp_path, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     ) as parent:  # fmt: skip
         lines = iter(parent.stdout.readline, "")

@@ -13,7 +13,7 @@ LONG = "n" * 300
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["stream", f"{LONG}.yaml"],
         ["stream", "--source", f"{LONG}.mp4"],
@@ -31,14 +31,14 @@ LONG = "n" * 300
         ["export", "--model", "line_net", "--output", f"{LONG}/m.onnx"],
         ["keys", "new", LONG],
     ],
-    ids=lambda words: " ".join(words[:4]).replace(LONG, "LONG"),
+    ids=lambda arguments: " ".join(arguments[:4]).replace(LONG, "LONG"),
 )
-def test_path_that_the_system_refuses_ends_a_command_with_one_line_and_exit_code_2(command, words):
-    code, _, told = command(*words)
+def test_path_that_the_system_refuses_ends_a_command_with_one_line_and_exit_code_2(command, arguments):
+    code, _, stderr = command(*arguments)
     assert code == 2
-    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EROFS])
@@ -47,10 +47,10 @@ def test_whatever_the_system_says_of_a_path_is_told_with_the_path_and_a_remedy(c
         raise OSError(number, os.strerror(number), "/mnt/share/part.mp4")
 
     monkeypatch.setattr("commands.stream.read_text", refuse)
-    code, _, told = command("stream", "run.yaml")
+    code, _, errors = command("stream", "run.yaml")
     assert code == 2
-    assert told.startswith(f"error: '/mnt/share/part.mp4': cannot be used ({os.strerror(number)}); ")
-    assert len(told.splitlines()) == 1
+    assert errors.startswith(f"error: '/mnt/share/part.mp4': cannot be used ({os.strerror(number)}); ")
+    assert len(errors.splitlines()) == 1
 
 
 def test_error_of_something_that_is_no_path_keeps_its_traceback(command, monkeypatch):

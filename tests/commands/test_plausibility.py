@@ -7,7 +7,7 @@ from commands.wiring.kinds import load_config
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (["ok"], "one class, 'ok'"),
         (["ok", "crane", "crane"], "'crane' stands for more than one class"),
@@ -16,9 +16,9 @@ from commands.wiring.kinds import load_config
         (["", "ok"], "is empty"),
     ],
 )
-def test_labels_that_look_wrong_are_told_with_the_remedy(labels, said):
+def test_labels_that_look_wrong_are_told_with_the_remedy(labels, message):
     (doubt,) = doubts_of_labels(labels)
-    assert said in doubt
+    assert message in doubt
 
 
 def test_labels_that_look_right_are_not_told():

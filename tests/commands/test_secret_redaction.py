@@ -33,7 +33,7 @@ PAGE = ("/", "/login", "/stream/door", "/clip/door", "/metrics", "/healthz", "/r
 
 def leaks(surfaces):
     """The surfaces that hold a piece of the credentials; names of pieces that survive every way of escaping."""
-    return [name for name, told in surfaces.items() if any(secret in told for secret in SECRETS)]
+    return [name for name, result in surfaces.items() if any(secret in result for secret in SECRETS)]
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def configuration(cameras, page, wire, how):
     who = {"address": ["ada-31d7b8e2:p%40ss%2F7f3a9c1e@"], "elsewhere": ["${WHO}:${PASS}@", ""]}[how]
     sources = []
     for number, (name, port) in enumerate(cameras.items()):
-        said = who[number % len(who)]
-        told = {} if said else {"credentials_file": "secret"}
-        sources.append({"uri": f"rtsp://{said}127.0.0.1:{port}/live", "name": name, **told})
+        message = who[number % len(who)]
+        record = {} if message else {"credentials_file": "secret"}
+        sources.append({"uri": f"rtsp://{message}127.0.0.1:{port}/live", "name": name, **record})
     engine = {"model": "squeezenet1_1", "weights": "random", "input_size": "64x64", "backend": "eager", "cache": "off"}
     sinks = ["out.mp4", "clips/", "out.jsonl", f"tcp://127.0.0.1:{wire}", f"http://127.0.0.1:{page}"]
     return yaml.safe_dump({"sources": sources, "engine": engine, "sinks": sinks})
@@ -73,18 +73,18 @@ def fetched(url):
 
 def watched(page, wire):
     """What the page's every route and the wire tell."""
-    told = {f"page {path}": fetched(f"http://127.0.0.1:{page}{path}") for path in PAGE}
+    record = {f"page {path}": fetched(f"http://127.0.0.1:{page}{path}") for path in PAGE}
     with connect(f"ws://127.0.0.1:{page}/frames", max_size=None, origin=f"http://127.0.0.1:{page}") as viewer:
         messages = [viewer.recv(20) for _ in range(4)]
-    told["page /frames"] = b"".join(one if isinstance(one, bytes) else one.encode() for one in messages)
+    record["page /frames"] = b"".join(line if isinstance(line, bytes) else line.encode() for line in messages)
     with zmq.Context() as context, context.socket(zmq.SUB) as reader:
         reader.setsockopt(zmq.RCVTIMEO, 20_000)
         reader.subscribe(b"")
         reader.connect(f"tcp://127.0.0.1:{wire}")
-        while not {"wire door", "wire yard"} <= told.keys():
+        while not {"wire door", "wire yard"} <= record.keys():
             topic, *rest = reader.recv_multipart()
-            told[f"wire {topic.decode()}"] = b"".join([topic, *rest])
-    return told
+            record[f"wire {topic.decode()}"] = b"".join([topic, *rest])
+    return record
 
 
 @pytest.mark.slow
@@ -95,24 +95,24 @@ def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypat
     monkeypatch.setenv("PASS", PASSWORD)
     (tmp_path / "secret").write_text(f"{USER}:{PASSWORD}\n")
     (tmp_path / "run.yaml").write_text(configuration(cameras, page, wire, how))
-    words = [sys.executable, str(ROOT / "run.py"), "stream", "run.yaml", "--log", log]
-    shown = subprocess.run([*words, "--print-config"], cwd=tmp_path, capture_output=True, check=True)
+    arguments = [sys.executable, str(ROOT / "run.py"), "stream", "run.yaml", "--log", log]
+    shown = subprocess.run([*arguments, "--print-config"], cwd=tmp_path, capture_output=True, check=True)
     surfaces = {"--print-config": shown.stdout + shown.stderr}
-    said = []
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
-        wanted = {b"401", b"404", b"connection refused", b"door: live", b"yard: live"}
+    lines = []
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        expected = {b"401", b"404", b"connection refused", b"door: live", b"yard: live"}
         heard = threading.Event()
 
         def listen():
             for line in run.stderr:
-                said.append(line)
-                if all(any(want in one for one in said) for want in wanted):
+                lines.append(line)
+                if all(any(want in line for line in lines) for want in expected):
                     heard.set()
 
         ears = threading.Thread(target=listen)
         ears.start()
         try:
-            assert heard.wait(LIMIT_SECONDS), b"".join(said)
+            assert heard.wait(LIMIT_SECONDS), b"".join(lines)
             surfaces |= watched(page, wire)
             for name in ("cmdline", "comm", "status"):
                 with suppress(FileNotFoundError):
@@ -121,16 +121,16 @@ def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypat
             run.send_signal(signal.SIGINT)
             surfaces["stdout"] = run.stdout.read()
             ears.join()
-    surfaces["stderr"] = b"".join(said)
+    surfaces["stderr"] = b"".join(lines)
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in {"run.yaml", "secret"}]
     assert {path.suffix for path in left} >= {".mp4", ".jsonl"}
     surfaces |= {f"file {path.name}": path.name.encode() + path.read_bytes() for path in left}
-    assert run.returncode == 0, said
+    assert run.returncode == 0, lines
     assert leaks(surfaces) == []
     assert surfaces["wire door"].startswith(b"door"), "the surfaces are really looked at"
     assert b"401" in surfaces["page /metrics"] + surfaces["page /readyz"] + surfaces["stderr"]
     if log == "json":
-        assert all(json.loads(line)["message"] for line in said if line.startswith(b"{"))
+        assert all(json.loads(line)["message"] for line in lines if line.startswith(b"{"))
 
 
 @pytest.mark.parametrize("name", ["locked", "moved", "dead"])
@@ -140,8 +140,8 @@ def test_not_even_the_traceback_of_a_camera_that_was_given_up_tells_the_password
         with pytest.raises(ConnectionLostError) as caught:
             next(source.frames(threading.Event()))
         error = caught.value
-    told = "".join(traceback.format_exception(error)) + repr(error) + repr(source.health) + source.uri + source.camera
-    assert leaks({"error": told.encode()}) == []
+    text = "".join(traceback.format_exception(error)) + repr(error) + repr(source.health) + source.uri + source.camera
+    assert leaks({"error": text.encode()}) == []
 
 
 WEB_ANSWERS = {
@@ -180,21 +180,21 @@ def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog)
         with build_source(address, attempts=1) as source:
             with pytest.raises(SourceError) as caught:
                 next(source.frames(threading.Event()))
-            told = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(source.health)
-            told += source.uri + source.camera
+            text = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(source.health)
+            text += source.uri + source.camera
         server.shutdown()
         thread.join()
-    assert leaks({"error": told.encode(), "log": caplog.text.encode()}) == []
+    assert leaks({"error": text.encode(), "log": caplog.text.encode()}) == []
 
 
 def test_a_password_on_the_command_line_is_warned_of_where_all_can_read_it(tmp_path):
-    words = [sys.executable, str(ROOT / "run.py"), "stream", "--print-config", "--source"]
+    arguments = [sys.executable, str(ROOT / "run.py"), "stream", "--print-config", "--source"]
     plain = subprocess.run(
-        [*words, f"rtsp://{USER}:7f3a9c1e@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
+        [*arguments, f"rtsp://{USER}:7f3a9c1e@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
     )
-    named = subprocess.run(
-        [*words, "rtsp://${WHO}:${PASS}@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
+    names = subprocess.run(
+        [*arguments, "rtsp://${WHO}:${PASS}@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
     )
     assert b"can be read by every user of this machine" in plain.stderr
     assert leaks({"said": plain.stdout + plain.stderr}) == []
-    assert named.stderr == b""
+    assert names.stderr == b""

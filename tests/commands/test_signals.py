@@ -16,7 +16,7 @@ class AtOnceError(Exception):
 
 
 @pytest.fixture
-def begun(monkeypatch):
+def started(monkeypatch):
     def end(code):
         raise AtOnceError(code)
 
@@ -29,34 +29,34 @@ def begun(monkeypatch):
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_together_is_one_wish(begun, first):
-    with shutdown_on_signal(begun) as stop:
+def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_together_is_one_wish(started, first):
+    with shutdown_on_signal(started) as stop:
         signal.raise_signal(first)
         assert stop.is_set()
         signal.raise_signal(stop.other_signal)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_same_signal_again_ends_the_process_at_once_however_soon(begun, number):
-    with shutdown_on_signal(begun):
+def test_the_same_signal_again_ends_the_process_at_once_however_soon(started, number):
+    with shutdown_on_signal(started):
         signal.raise_signal(number)
         with pytest.raises(AtOnceError, match=str(128 + number)):
             signal.raise_signal(number)
 
 
-def test_a_run_that_was_started_to_outlive_its_terminal_does(begun):
+def test_a_run_that_was_started_to_outlive_its_terminal_does(started):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with shutdown_on_signal(begun) as stop:
+        with shutdown_on_signal(started) as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_later_signal_ends_the_process_at_once(begun, monkeypatch):
+def test_a_later_signal_ends_the_process_at_once(started, monkeypatch):
     monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", -1.0)
-    with shutdown_on_signal(begun):
+    with shutdown_on_signal(started):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(AtOnceError, match=str(128 + signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)

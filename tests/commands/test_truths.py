@@ -25,8 +25,8 @@ def test_names_of_box_classes_go_by_their_numbers(tmp_path, text, names):
 
 
 def test_box_of_a_class_without_a_name_is_called_by_its_number():
-    found = yolo_boxes("1 .5 .5 1 1\n2 .5 .5 1 1\n5 .5 .5 1 1\n", {1: "a", 5: "b"}, (10, 10), "a.txt")
-    assert [one.label for one in found] == ["a", "class 2", "b"]
+    actual = yolo_boxes("1 .5 .5 1 1\n2 .5 .5 1 1\n5 .5 .5 1 1\n", {1: "a", 5: "b"}, (10, 10), "a.txt")
+    assert [box.label for box in actual] == ["a", "class 2", "b"]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_damaged_labels_give_boxes_or_a_typed_error(kind):
             first = rng.randrange(len(damaged) + 1)
             damaged = damaged[:first] + rng.choice(pieces) + damaged[first + rng.randint(0, 5) :]
         try:
-            found = read(damaged)
+            actual = read(damaged)
         except ConfigError:
             continue
-        truths = [one for several in found.values() for one in several] if isinstance(found, dict) else found
-        assert all(isinstance(one, GroundTruth) for one in truths)
-        json.dumps([list(box) for one in truths for box in one.boxes], allow_nan=False)
+        truths = [box for several in actual.values() for box in several] if isinstance(actual, dict) else actual
+        assert all(isinstance(box, GroundTruth) for box in truths)
+        json.dumps([list(box) for truth in truths for box in truth.boxes], allow_nan=False)

@@ -17,8 +17,8 @@ from pipeline.errors import ConfigError
 def test_the_token_file_goes_to_every_page_that_has_none_of_its_own(tmp_path):
     sinks = [SINKS.settings(uri) for uri in ("http://h:1", "out.mp4", "HTTP://h:2")]
     sinks.append(SINKS.settings("http://h:3", token_file="own"))  # noqa: S106 - a path
-    given = wiring_sinks.apply_web_token(sinks, tmp_path / "token")
-    assert [getattr(one, "token_file", None) for one in given] == [
+    updated = wiring_sinks.apply_web_token(sinks, tmp_path / "token")
+    assert [getattr(sink, "token_file", None) for sink in updated] == [
         str(tmp_path / "token"),
         None,
         str(tmp_path / "token"),
@@ -33,8 +33,8 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
     path = tmp_path / "token"
     path.write_text("correct-horse-battery\n")
     path.chmod(0o600)
-    knobs = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "allowed_hosts": ["a.example"]}]}
-    config = load_config(knobs, "run.yaml")
+    options = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "allowed_hosts": ["a.example"]}]}
+    config = load_config(options, "run.yaml")
     context = wiring_sinks.make_sink_context(config.sinks[0], ["a"], OverlayConfig(colormap="viridis", opacity=0.3))
     assert context.secrets["token_file"].text == "correct-horse-battery\n"
     assert "correct-horse" not in repr(context)

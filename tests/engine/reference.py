@@ -42,17 +42,17 @@ def masked(features, row, column, kernel):
 def defined(net, layer, images, chosen, kernel):
     """Return scores (N, K) and heat (N, h, w) for images (N, 3, H, W); ``chosen`` None = each one's top-1 class."""
     module = net.get_submodule(layer)
-    kept = []
-    handle = module.register_forward_hook(lambda _m, _i, output: kept.append(output.detach().clone()))
+    saved = []
+    handle = module.register_forward_hook(lambda _m, _i, output: saved.append(output.detach().clone()))
     with torch.no_grad():
         scores = net(images).softmax(1)
     handle.remove()
     chosen = scores.argmax(1) if chosen is None else torch.as_tensor(chosen)
-    count, _, rows, columns = kept[0].shape
+    count, _, rows, columns = saved[0].shape
     matrix = torch.zeros(count, rows, columns)
     for row in range(rows):
         for column in range(columns):
-            maps = masked(kept[0], row, column, kernel)
+            maps = masked(saved[0], row, column, kernel)
             handle = module.register_forward_hook(lambda _m, _i, _o, maps=maps: maps.clone())
             with torch.no_grad():
                 matrix[:, row, column] = net(images).softmax(1)[torch.arange(count), chosen]

@@ -37,9 +37,9 @@ class Costing(BaseExplainer):
 @pytest.fixture
 def costing(monkeypatch):
     def make(*costs):
-        made = Costing(*costs)
-        monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=lambda: made.now))
-        return made
+        explainer = Costing(*costs)
+        monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=lambda: explainer.now))
+        return explainer
 
     return make
 

@@ -30,24 +30,24 @@ def content() -> Checkpoint:
 def test_save_checkpoint_round_trips(tmp_path, content):
     path = tmp_path / "new" / "line.safetensors"
     save_checkpoint(path, content)
-    found = load_checkpoint(path)
-    assert found.state.keys() == content.state.keys()
-    assert all(torch.equal(found.state[name], content.state[name]) for name in found.state)
-    assert dataclasses.replace(found, state={}) == dataclasses.replace(content, state={})
+    actual = load_checkpoint(path)
+    assert actual.state.keys() == content.state.keys()
+    assert all(torch.equal(actual.state[name], content.state[name]) for name in actual.state)
+    assert dataclasses.replace(actual, state={}) == dataclasses.replace(content, state={})
     assert [p.name for p in path.parent.iterdir()] == ["line.safetensors"]
 
 
-@pytest.mark.parametrize(("fit", "until"), [("letterbox", None), ("crop", "layer3")])
-def test_checkpoint_stores_fit_and_truncation_and_defaults_to_stretch(tmp_path, content, fit, until):
+@pytest.mark.parametrize(("fit", "truncate_at"), [("letterbox", None), ("crop", "layer3")])
+def test_checkpoint_stores_fit_and_truncation_and_defaults_to_stretch(tmp_path, content, fit, truncate_at):
     path = tmp_path / "part.safetensors"
-    save_checkpoint(path, dataclasses.replace(content, fit=fit, truncate_at=until))
-    found = load_checkpoint(path)
-    assert (found.fit, found.truncate_at) == (fit, until)
+    save_checkpoint(path, dataclasses.replace(content, fit=fit, truncate_at=truncate_at))
+    actual = load_checkpoint(path)
+    assert (actual.fit, actual.truncate_at) == (fit, truncate_at)
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
-    save_file(found.state, path, {key: value for key, value in metadata.items() if key not in {"fit", "until"}})
+    save_file(actual.state, path, {key: value for key, value in metadata.items() if key not in {"fit", "until"}})
     assert (load_checkpoint(path).fit, load_checkpoint(path).truncate_at) == ("stretch", None)
-    save_file(found.state, path, metadata | {"fit": "squeeze"})
+    save_file(actual.state, path, metadata | {"fit": "squeeze"})
     with pytest.raises(ModelError, match="'fit' is 'squeeze'; it must be one of stretch, letterbox, crop"):
         load_checkpoint(path)
 

@@ -217,13 +217,13 @@ def test_read_state_of_a_damaged_file_raises_model_error_or_returns_tensors(tmp_
     generator = np.random.default_rng(1)
     for number in range(60):
         damaged = bytearray(content)
-        place = int(generator.integers(len(damaged)))
+        offset = int(generator.integers(len(damaged)))
         if number % 3 == 0:
-            damaged[place] = int(generator.integers(256))
+            damaged[offset] = int(generator.integers(256))
         elif number % 3 == 1:
-            del damaged[place : place + 8]
+            del damaged[offset : offset + 8]
         else:
-            damaged[place : place + 4] = struct.pack("<I", int(generator.choice([0, 0xFFFFFFFF, 0x7FFFFFFF])))
+            damaged[offset : offset + 4] = struct.pack("<I", int(generator.choice([0, 0xFFFFFFFF, 0x7FFFFFFF])))
         (tmp_path / "w.pth").write_bytes(damaged)
         with contextlib.suppress(ModelError):
             assert all(isinstance(value, torch.Tensor) for value in read_state(tmp_path / "w.pth").values())

@@ -42,27 +42,27 @@ def test_cache_returns_an_entry_only_for_its_key(tmp_path):
     assert (cache.hits, cache.writes) == (1, 1)
 
 
-@pytest.mark.parametrize("place", [0, 40, -1])
-def test_cache_ignores_a_damaged_entry(tmp_path, place, caplog):
+@pytest.mark.parametrize("position", [0, 40, -1])
+def test_cache_ignores_a_damaged_entry(tmp_path, position, caplog):
     cache = CompileCache(tmp_path)
     tmp_path.chmod(0o700)
     cache.put(KEY, b"result")
     (entry,) = tmp_path.iterdir()
     content = bytearray(entry.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     entry.write_bytes(content)
     assert cache.get(KEY) is None
     assert "compiled again" in caplog.text
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_cache_ignores_a_truncated_entry(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])
+def test_cache_ignores_a_truncated_entry(tmp_path, fraction):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
     cache.put(KEY, bytes(1000))
     (entry,) = tmp_path.iterdir()
     content = entry.read_bytes()
-    entry.write_bytes(content[: int(share * len(content))])
+    entry.write_bytes(content[: int(fraction * len(content))])
     assert cache.get(KEY) is None
 
 
@@ -70,10 +70,10 @@ def test_cache_ignores_an_entry_with_another_key(tmp_path):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
     cache.put(KEY, b"one")
-    (one,) = tmp_path.iterdir()
+    (path,) = tmp_path.iterdir()
     cache.put({**KEY, "weights": "c"}, b"other")
-    (other,) = set(tmp_path.iterdir()) - {one}
-    one.write_bytes(other.read_bytes())
+    (other,) = set(tmp_path.iterdir()) - {path}
+    path.write_bytes(other.read_bytes())
     assert cache.get(KEY) is None
 
 
@@ -115,16 +115,18 @@ def test_key_changes_with_everything_that_changes_the_outputs():
     other_function[1] = nn.LeakyReLU(0.01)
     other_slope = copy.deepcopy(other_function)
     other_slope[1].negative_slope = 0.02
-    keys = [key_of(one, IMAGES) for one in (net, other_weights, other_stride, other_function, other_slope)]
+    keys = [key_of(key, IMAGES) for key in (net, other_weights, other_stride, other_function, other_slope)]
     keys += [key_of(net, IMAGES[:, :, 1:]), key_of(net, IMAGES, precision="bf16"), key_of(net, IMAGES.half())]
-    assert all(one != other for k, one in enumerate(keys) for other in keys[:k])
+    assert all(key != other for k, key in enumerate(keys) for other in keys[:k])
     assert key_of(copy.deepcopy(net), IMAGES) == keys[0]
 
 
 def test_key_is_equal_in_another_process():
     code = "from tests.engine.test_compile_cache import *; print(runner_key())"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.strip() == str(runner_key())
+    completed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert completed.strip() == str(runner_key())
 
 
 def runner_key():
@@ -134,10 +136,10 @@ def runner_key():
 def test_second_build_uses_the_cache_and_has_equal_outputs(tmp_path):
     images = torch.randn(1, 3, 32, 32)
     first, second = CompileCache(tmp_path / "compiled"), CompileCache(tmp_path / "compiled")
-    built, taken = runner(small_net(), first), runner(small_net(), second)
+    built, reloaded = runner(small_net(), first), runner(small_net(), second)
     assert (first.hits, first.writes, second.hits, second.writes) == (0, 1, 1, 0)
-    for one, other in zip(built(images), taken(images), strict=True):
-        torch.testing.assert_close(one, other)
+    for left, other in zip(built(images), reloaded(images), strict=True):
+        torch.testing.assert_close(left, other)
 
 
 def test_entry_of_another_network_is_detected_and_replaced(tmp_path, caplog):

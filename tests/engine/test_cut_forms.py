@@ -92,18 +92,18 @@ def test_channels_last_map_is_explained_as_defined(layer, mixing, plan, kernel):
     split = split_network(net, layer, SIZE)
     assert (split.grid, split.channels) == ((8, 10), 16)
     scores, heat = recipro_cam(split, images(), classes=[1, 4], kernel=kernel)
-    told = by_definition(net, layer, kernel, [1, 4])
-    low, high = told.amin((1, 2), keepdim=True), told.amax((1, 2), keepdim=True)
+    text = by_definition(net, layer, kernel, [1, 4])
+    low, high = text.amin((1, 2), keepdim=True), text.amax((1, 2), keepdim=True)
     assert float((high - low).min()) > 1e-3, "the map is flat and proves nothing"
-    torch.testing.assert_close(heat, (told - low) / (high - low), atol=2e-3, rtol=0)
+    torch.testing.assert_close(heat, (text - low) / (high - low), atol=2e-3, rtol=0)
     with torch.inference_mode():
         torch.testing.assert_close(scores, net(images()).softmax(1), atol=1e-5, rtol=0)
-    assert plan is None or [one.info.name for one in split.plans.values()] == [plan]
+    assert plan is None or [plan.info.name for plan in split.plans.values()] == [plan]
 
 
 def by_definition(net, layer, kernel, classes):
     """Mask the layer's (N, h, w, C) output cell by cell, with the whole network run each time."""
-    module, told = net.get_submodule(layer), torch.zeros(2, 8, 10)
+    module, expected = net.get_submodule(layer), torch.zeros(2, 8, 10)
     spread = (
         {(0, 0): 1.0}
         if kernel == "point"
@@ -114,17 +114,17 @@ def by_definition(net, layer, kernel, classes):
 
             def keep(_module, _inputs, output, row=row, column=column):
                 masked = torch.zeros_like(output)
-                for (dy, dx), share in spread.items():
+                for (dy, dx), fraction in spread.items():
                     if 0 <= row + dy < 8 and 0 <= column + dx < 10:
-                        masked[:, row + dy, column + dx] = output[:, row, column] * share
+                        masked[:, row + dy, column + dx] = output[:, row, column] * fraction
                 return masked
 
             handle = module.register_forward_hook(keep)
             with torch.inference_mode():
                 scores = net(images()).softmax(1)
             handle.remove()
-            told[:, row, column] = scores[torch.arange(2), torch.tensor(classes)]
-    return told
+            expected[:, row, column] = scores[torch.arange(2), torch.tensor(classes)]
+    return expected
 
 
 def test_channels_first_map_is_not_read_as_channels_last():
@@ -187,6 +187,6 @@ def test_runner_verifies_some_cells_of_a_slow_plan(monkeypatch, caplog, backend)
     monkeypatch.setattr(building, "_LONG_SECONDS", 0.0)
     quick = Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28))
     assert "layer block: 8 x 10 cells, by the dense plan" in caplog.text
-    for one, other in zip(usual(images()), quick(images()), strict=True):
-        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+    for first, other in zip(usual(images()), quick(images()), strict=True):
+        torch.testing.assert_close(first, other, atol=2e-3, rtol=0)
     assert quick.seconds_per_image(1) > 0

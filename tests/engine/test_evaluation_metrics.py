@@ -24,11 +24,11 @@ def test_drop_is_the_lost_share_of_the_score_and_never_negative(plain, masked, l
 
 
 def test_coherency_is_one_for_the_same_map_a_half_for_unrelated_and_nothing_for_opposite_ones():
-    one = np.array([[0.0, 1.0], [0.0, 1.0]])
-    assert m.coherency(one, one) == pytest.approx(1.0)
-    assert m.coherency(one, 0.5 * one + 0.1) == pytest.approx(1.0)
-    assert m.coherency(one, one.T) == pytest.approx(0.5)
-    assert m.coherency(one, 1.0 - one) == pytest.approx(0.0)
+    first = np.array([[0.0, 1.0], [0.0, 1.0]])
+    assert m.coherency(first, first) == pytest.approx(1.0)
+    assert m.coherency(first, 0.5 * first + 0.1) == pytest.approx(1.0)
+    assert m.coherency(first, first.T) == pytest.approx(0.5)
+    assert m.coherency(first, 1.0 - first) == pytest.approx(0.0)
     # r = 3 / sqrt(5 * 4): deviations (-1.5 -.5 .5 1.5) and (-1 1 -1 1) / sqrt, by hand 2 / sqrt(20)
     assert m.correlation(np.array([[0.0, 1.0, 2.0, 3.0]]), np.array([[0.0, 2.0, 0.0, 2.0]])) == pytest.approx(
         2 / math.sqrt(20)
@@ -36,9 +36,9 @@ def test_coherency_is_one_for_the_same_map_a_half_for_unrelated_and_nothing_for_
 
 
 def test_a_flat_map_has_no_coherency():
-    flat, told = np.full((2, 2), 0.3, np.float32), np.array([[0.0, 1.0], [0.0, 0.0]])
-    assert m.coherency(flat, told) == m.coherency(told, flat) == m.coherency(flat, flat) == 0.0
-    assert m.correlation(np.zeros((2, 2)), told) == 0.0
+    flat, result = np.full((2, 2), 0.3, np.float32), np.array([[0.0, 1.0], [0.0, 0.0]])
+    assert m.coherency(flat, result) == m.coherency(result, flat) == m.coherency(flat, flat) == 0.0
+    assert m.correlation(np.zeros((2, 2)), result) == 0.0
 
 
 def test_complexity_is_the_mean_of_the_map():
@@ -103,12 +103,12 @@ def test_the_energy_inside_is_a_share_of_the_sum():
 
 
 def test_rank_correlation_sees_order_alone_and_averages_the_ranks_of_equals():
-    one = np.array([[0.0, 0.1, 0.2, 1.0]])
-    assert m.rank_correlation(one, one**3) == pytest.approx(1.0)
-    assert m.rank_correlation(one, -one) == pytest.approx(-1.0)
+    first = np.array([[0.0, 0.1, 0.2, 1.0]])
+    assert m.rank_correlation(first, first**3) == pytest.approx(1.0)
+    assert m.rank_correlation(first, -first) == pytest.approx(-1.0)
     # ranks 1 2 3 4 against 1.5 1.5 3 4: 4.5 / sqrt(5 * 4.5)
-    assert m.rank_correlation(one, np.array([[0.0, 0.0, 0.5, 0.9]])) == pytest.approx(4.5 / math.sqrt(22.5))
-    assert m.rank_correlation(one, np.zeros((1, 4))) == 0.0
+    assert m.rank_correlation(first, np.array([[0.0, 0.0, 0.5, 0.9]])) == pytest.approx(4.5 / math.sqrt(22.5))
+    assert m.rank_correlation(first, np.zeros((1, 4))) == 0.0
 
 
 def test_unrest_is_the_change_of_maps_over_that_of_pictures():

@@ -37,10 +37,10 @@ def measured(network):
     rng = np.random.default_rng(4)
     frames = [Frame(np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((4, 4, 1), np.uint8)), "test", k, 0.0)
               for k in range(12)]  # fmt: skip
-    told = [examiner.evaluate(frame) for frame in frames]
+    records = [examiner.evaluate(frame) for frame in frames]
     images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame])) for frame in frames]
     maps = [upsample(recipro_cam(examiner.split, image)[1][0], SIZE) for image in images]
-    return examiner, torch.cat(images), told, torch.stack(maps)
+    return examiner, torch.cat(images), records, torch.stack(maps)
 
 
 class Given:
@@ -59,35 +59,35 @@ class Given:
         return nullcontext()
 
 
-def means(told, key):
-    return float(np.mean([one[key] for one in told]))
+def means(result, key):
+    return float(np.mean([record[key] for record in result]))
 
 
 def test_the_cases_are_worth_comparing(measured):
-    told = measured[2]
-    assert 0.0 < means(told, "increase") < 1.0
-    assert means(told, "drop") > 0.01
-    assert means(told, "coherency") < 0.999
+    result = measured[2]
+    assert 0.0 < means(result, "increase") < 1.0
+    assert means(result, "drop") > 0.01
+    assert means(result, "coherency") < 0.999
 
 
 def test_drop_and_increase_agree_with_torch_cams(network, measured):
     theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
-    _, images, told, maps = measured
+    _, images, result, maps = measured
     metric = theirs.ClassificationMetric(Given(network.module, maps), lambda logits: logits.softmax(-1))
     metric.update(images)
-    assert means(told, "drop") == pytest.approx(metric.summary()["avg_drop"], abs=CLOSE)
-    assert means(told, "increase") == metric.summary()["conf_increase"]
+    assert means(result, "drop") == pytest.approx(metric.summary()["avg_drop"], abs=CLOSE)
+    assert means(result, "increase") == metric.summary()["conf_increase"]
 
 
 def test_deletion_and_insertion_agree_with_torch_cams(network, measured):
     theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
-    _, images, told, maps = measured
+    _, images, result, maps = measured
     for key, baseline in (("deletion", None), ("insertion", blurred)):
         metric = theirs.DeletionInsertionMetric(
             Given(network.module, maps), lambda logits: logits.softmax(-1), steps=STEPS, baseline=baseline
         )
         metric.update(images)
-        assert means(told, key) == pytest.approx(metric.summary()[f"{key}_auc"], abs=CLOSE)
+        assert means(result, key) == pytest.approx(metric.summary()[f"{key}_auc"], abs=CLOSE)
 
 
 class Score:
@@ -102,22 +102,24 @@ class Score:
 
 def test_drop_and_increase_agree_with_grad_cams(network, measured):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image", reason="grad-cam is not installed")
-    _, images, told, maps = measured
-    targets = [Score(one["class"]) for one in told]
+    _, images, result, maps = measured
+    targets = [Score(record["class"]) for record in result]
     lost = theirs.DropInConfidence()(images, maps.numpy(), targets, network.module)  # not divided by the score there
-    assert [one["drop"] * one["score"] for one in told] == pytest.approx(lost.tolist(), abs=CLOSE)
+    assert [record["drop"] * record["score"] for record in result] == pytest.approx(lost.tolist(), abs=CLOSE)
     rose = theirs.IncreaseInConfidence()(images, maps.numpy(), targets, network.module)
-    assert [float(one["increase"]) for one in told] == rose.tolist()
+    assert [float(record["increase"]) for record in result] == rose.tolist()
 
 
 def test_coherency_and_complexity_agree_with_grad_cams(network, measured):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.arcc", reason="grad-cam is not installed")
-    examiner, images, told, maps = measured
-    assert [one["complexity"] for one in told] == pytest.approx(theirs.Complexity()(maps.numpy()).tolist(), abs=CLOSE)
+    examiner, images, result, maps = measured
+    assert [record["complexity"] for record in result] == pytest.approx(
+        theirs.Complexity()(maps.numpy()).tolist(), abs=CLOSE
+    )
 
     def again(input_tensor, targets):
-        _, heat = recipro_cam(examiner.split, input_tensor, [one["class"] for one in told])
-        return torch.stack([upsample(one, SIZE) for one in heat]).numpy()
+        _, heat = recipro_cam(examiner.split, input_tensor, [heat_map["class"] for heat_map in result])
+        return torch.stack([upsample(heat_map, SIZE) for heat_map in heat]).numpy()
 
     coherency = theirs.Coherency()(images, maps.numpy(), None, network.module, again)
-    assert [one["coherency"] for one in told] == pytest.approx(coherency.tolist(), abs=CLOSE)
+    assert [record["coherency"] for record in result] == pytest.approx(coherency.tolist(), abs=CLOSE)

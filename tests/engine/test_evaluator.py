@@ -56,7 +56,7 @@ def frame():
 
 def test_a_picture_is_measured_as_the_definitions_say(network, frame):
     examiner = build_evaluator(network, EngineConfig(fit="stretch"), EvaluationOptions(steps=1))
-    told = examiner.evaluate(frame, None)
+    record = examiner.evaluate(frame, None)
     image = examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame]))
     split = split_network(network.module, None, (32, 32))
     scores, heat = recipro_cam(split, image)
@@ -64,22 +64,22 @@ def test_a_picture_is_measured_as_the_definitions_say(network, frame):
     wide = upsample(heat[0], (32, 32))
     after, other = recipro_cam(split, image * wide, target)
 
-    def score(pictures):
-        return float(torch.softmax(network.module(pictures), 1)[0, target].detach())
+    def score(inputs):
+        return float(torch.softmax(network.module(inputs), 1)[0, target].detach())
 
-    assert told["class"] == target
-    assert told["label"] == LABELS[target]
-    assert told["score"] == pytest.approx(score(image), abs=1e-6)
-    assert told["score_masked"] == pytest.approx(score(image * wide), abs=1e-6)
-    assert told["drop"] == pytest.approx(max(0, score(image) - float(after[0, target])) / score(image), abs=1e-5)
-    one, two = wide.numpy().ravel(), upsample(other[0], (32, 32)).numpy().ravel()
-    assert told["correlation"] == pytest.approx(np.corrcoef(one, two)[0, 1], abs=1e-5)
-    assert told["complexity"] == pytest.approx(one.mean(), abs=1e-6)
-    assert told["deletion"] == pytest.approx((score(image) + score(torch.zeros_like(image))) / 2, abs=1e-5)
-    assert told["insertion"] == pytest.approx((score(blurred(image)) + score(image)) / 2, abs=1e-5)
-    assert -1 <= told["randomised"] <= 1
-    assert "pointing" not in told
-    json.dumps(told, allow_nan=False)
+    assert record["class"] == target
+    assert record["label"] == LABELS[target]
+    assert record["score"] == pytest.approx(score(image), abs=1e-6)
+    assert record["score_masked"] == pytest.approx(score(image * wide), abs=1e-6)
+    assert record["drop"] == pytest.approx(max(0, score(image) - float(after[0, target])) / score(image), abs=1e-5)
+    first, two = wide.numpy().ravel(), upsample(other[0], (32, 32)).numpy().ravel()
+    assert record["correlation"] == pytest.approx(np.corrcoef(first, two)[0, 1], abs=1e-5)
+    assert record["complexity"] == pytest.approx(first.mean(), abs=1e-6)
+    assert record["deletion"] == pytest.approx((score(image) + score(torch.zeros_like(image))) / 2, abs=1e-5)
+    assert record["insertion"] == pytest.approx((score(blurred(image)) + score(image)) / 2, abs=1e-5)
+    assert -1 <= record["randomised"] <= 1
+    assert "pointing" not in record
+    json.dumps(record, allow_nan=False)
 
 
 def test_deletion_takes_the_hottest_pixels_first(network, frame):
@@ -87,9 +87,9 @@ def test_deletion_takes_the_hottest_pixels_first(network, frame):
     seen = []
     head = examiner.split.head
     object.__setattr__(examiner.split, "head", lambda images: seen.append(images.clone()) or head(images))
-    told = examiner.evaluate(frame)
-    wide = upsample(torch.tensor(told["heat"]), (32, 32)).flatten()
-    deleted, inserted = (one for one in seen if len(one) == 3)
+    record = examiner.evaluate(frame)
+    wide = upsample(torch.tensor(record["heat"]), (32, 32)).flatten()
+    deleted, inserted = (sighting for sighting in seen if len(sighting) == 3)
     gone = (deleted[1] == 0).all(0).flatten()
     assert gone.sum() == 512
     assert wide[gone].min() >= wide[~gone].max() - 1e-3
@@ -103,9 +103,9 @@ def test_the_pointing_game_is_played_on_boxes_of_the_explained_class_alone(netwo
     )
     label = examiner.evaluate(frame)["label"]
     whole = Box(0, 0, 96, 64)
-    told = examiner.evaluate(frame, [GroundTruth(label.upper(), (whole,))])
-    assert told["pointing"] is told["pointing_15px"] is True
-    assert told["energy_inside"] == pytest.approx(1.0)
+    record = examiner.evaluate(frame, [GroundTruth(label.upper(), (whole,))])
+    assert record["pointing"] is record["pointing_15px"] is True
+    assert record["energy_inside"] == pytest.approx(1.0)
     assert examiner.evaluate(frame, [GroundTruth("else", (whole,))])["pointing"] is None
     anything = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False, any_box=True))
     assert anything.evaluate(frame, [GroundTruth("else", (whole,))])["pointing"] is True
@@ -119,27 +119,29 @@ def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_
 def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, frame):
     examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
     other = Frame(np.ascontiguousarray(frame.image[:, ::-1]), "test", 1, 0.0)
-    told = examiner.compare_frames(frame, other, 2)
-    images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([one])) for one in (frame, other)]
+    record = examiner.compare_frames(frame, other, 2)
+    images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([image])) for image in (frame, other)]
     heats = [recipro_cam(examiner.split, image, 2)[1][0] for image in images]
     maps = [upsample(heat, (32, 32)).numpy().ravel() for heat in heats]
-    assert told["stability"] == pytest.approx(np.corrcoef(*maps)[0, 1], abs=1e-5)
+    assert record["stability"] == pytest.approx(np.corrcoef(*maps)[0, 1], abs=1e-5)
     greys = [image[0].mean(0).numpy().ravel() for image in images]
-    assert told["picture_stability"] == pytest.approx(np.corrcoef(*greys)[0, 1], abs=1e-5)
-    assert told["label_kept"] is bool(recipro_cam(examiner.split, images[1])[0].argmax() == 2)
+    assert record["picture_stability"] == pytest.approx(np.corrcoef(*greys)[0, 1], abs=1e-5)
+    assert record["label_kept"] is bool(recipro_cam(examiner.split, images[1])[0].argmax() == 2)
     same = examiner.compare_frames(frame, frame, 2)
     assert (same["stability"], same["picture_stability"]) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
 def test_a_summary_compares_neighbours_where_there_are_any():
-    one = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "heat": [[0, 1]], "seconds": 1.0}
+    record = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "heat": [[0, 1]], "seconds": 1.0}
     pairs = [(0.9, 0.95), (0.5, 0.75), (0.8, 0.9)]
-    row = summarise([one, *(one | {"stability": r, "picture_stability": s, "label_kept": True} for r, s in pairs)])
+    row = summarise(
+        [record, *(record | {"stability": r, "picture_stability": s, "label_kept": True} for r, s in pairs)]
+    )
     assert (row["neighbours"], row["label_kept"]) == (3, 1.0)
     assert row["stability"] == pytest.approx(2.2 / 3)
     assert row["unrest"] == pytest.approx(0.8 / 0.4)
     assert row["follows"] == pytest.approx(1.0)
-    alone = summarise([one])
+    alone = summarise([record])
     assert (alone["neighbours"], alone["stability"], alone["unrest"], alone["follows"]) == (0, None, None, None)
 
 
@@ -147,9 +149,9 @@ def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_al
     before = [p.clone() for p in network.module.parameters()]
     other = shuffled(network.module)
     assert all(map(torch.equal, before, network.module.parameters()))
-    for one, two in zip(before, other.parameters(), strict=True):
-        assert torch.equal(one.flatten().sort().values, two.detach().flatten().sort().values)
-        assert not torch.equal(one, two)
+    for first, two in zip(before, other.parameters(), strict=True):
+        assert torch.equal(first.flatten().sort().values, two.detach().flatten().sort().values)
+        assert not torch.equal(first, two)
 
 
 def test_a_blurred_picture_keeps_a_plain_colour_and_the_total_of_a_point_inside():
@@ -162,34 +164,37 @@ def test_a_blurred_picture_keeps_a_plain_colour_and_the_total_of_a_point_inside(
 
 def test_yolo_boxes_and_polygons_become_pixels():
     text = "1 0.5 0.5 0.2 0.4\n\n0 0.1 0.1 0.3 0.1 0.3 0.5\n7 0.5 0.5 1 1\n"
-    found = yolo_boxes(text, ["cat", "dog"], (100, 200), "a.txt")
-    assert [one.label for one in found] == ["dog", "cat", "class 7"]
-    assert found[0].boxes[0] == pytest.approx((80, 30, 120, 70))
-    assert found[1].boxes[0] == pytest.approx((20, 10, 60, 50))
+    actual = yolo_boxes(text, ["cat", "dog"], (100, 200), "a.txt")
+    assert [truth.label for truth in actual] == ["dog", "cat", "class 7"]
+    assert actual[0].boxes[0] == pytest.approx((80, 30, 120, 70))
+    assert actual[1].boxes[0] == pytest.approx((20, 10, 60, 50))
     for broken in ("1 0.5 0.5", "x 1 1 1 1", "1 nan 0 0 0", "-1 0 0 1 1"):
         with pytest.raises(ConfigError, match=r"a\.txt:1"):
             yolo_boxes(broken, [], (10, 10), "a.txt")
 
 
 def test_coco_boxes_are_found_by_file_name():
-    told = {
+    record = {
         "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "b.jpg"}],
         "categories": [{"id": 18, "name": "dog"}],
         "annotations": [{"image_id": 5, "category_id": 18, "bbox": [1, 2, 10, 20]}],
     }
-    assert coco_boxes(json.dumps(told), "x.json") == {"a.jpg": (GroundTruth("dog", (Box(1, 2, 11, 22),)),), "b.jpg": ()}
+    assert coco_boxes(json.dumps(record), "x.json") == {
+        "a.jpg": (GroundTruth("dog", (Box(1, 2, 11, 22),)),),
+        "b.jpg": (),
+    }
     for broken in ("[]", "{", '{"images": 3}'):
         with pytest.raises(ConfigError, match=r"x\.json"):
             coco_boxes(broken, "x.json")
 
 
 def test_coco_pictures_of_one_name_are_told_apart_by_their_folders_or_refused():
-    told = {"categories": [], "annotations": [], "images": [{"id": k, "file_name": "a.jpg"} for k in range(2)]}
+    record = {"categories": [], "annotations": [], "images": [{"id": k, "file_name": "a.jpg"} for k in range(2)]}
     with pytest.raises(ConfigError, match=r"two images have the name 'a\.jpg'"):
-        coco_boxes(json.dumps(told), "x.json")
-    for entry, folder in zip(told["images"], ("x\\", "y/"), strict=True):
+        coco_boxes(json.dumps(record), "x.json")
+    for entry, folder in zip(record["images"], ("x\\", "y/"), strict=True):
         entry["file_name"] = folder + "a.jpg"
-    assert set(coco_boxes(json.dumps(told), "x.json")) == {"x/a.jpg", "y/a.jpg"}
+    assert set(coco_boxes(json.dumps(record), "x.json")) == {"x/a.jpg", "y/a.jpg"}
 
 
 def test_pixels_are_moved_part_by_part_and_no_more_are_held_than_are_run():
@@ -261,9 +266,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, name):
 
 
 def test_a_summary_takes_each_mean_over_the_pictures_that_have_it():
-    one = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "increase": False, "pointing": True, "heat": [[0, 1]]}
+    record = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "increase": False, "pointing": True, "heat": [[0, 1]]}
     two = {"drop": 0.0, "coherency": 0.8, "complexity": 0.2, "increase": True, "pointing": None, "heat": [[0, 0]]}
-    row = summarise([one | {"seconds": 1.0}, two | {"seconds": 3.0}])
+    row = summarise([record | {"seconds": 1.0}, two | {"seconds": 3.0}])
     assert row["average_drop"] == pytest.approx(0.1)
     assert row["increase"] == 0.5
     assert (row["pointing"], row["images_pointed"], row["flat_maps"], row["deletion"]) == (1.0, 1, 1, None)
@@ -308,17 +313,17 @@ def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_o
     x, y = (column + 0.5) * 96 / heat.shape[1], (row + 0.5) * 64 / heat.shape[0]
     mask = np.zeros((64, 96), bool)
     mask[int(y), int(x)] = True
-    told = examiner.evaluate(frame, None, mask)
-    assert (told["pointing"], told["pointing_15px"]) == (True, True)
-    assert told["boxes"] == [[int(x), int(y), int(x) + 1, int(y) + 1]]
-    assert told["mask_share"] == pytest.approx(1 / (64 * 96))
+    record = examiner.evaluate(frame, None, mask)
+    assert (record["pointing"], record["pointing_15px"]) == (True, True)
+    assert record["boxes"] == [[int(x), int(y), int(x) + 1, int(y) + 1]]
+    assert record["mask_share"] == pytest.approx(1 / (64 * 96))
     across = 16 if x < 48 else -16
     for step, near in ((across, False), (across - (1 if across > 0 else -1), True)):
         beside = np.zeros((64, 96), bool)
         beside[int(y), int(x) + step] = True
-        told = examiner.evaluate(frame, None, beside)
-        assert told["pointing"] is False
-        assert told["pointing_15px"] is (near or abs(int(x) + step + 0.5 - x) - 0.5 <= 15)
+        record = examiner.evaluate(frame, None, beside)
+        assert record["pointing"] is False
+        assert record["pointing_15px"] is (near or abs(int(x) + step + 0.5 - x) - 0.5 <= 15)
     everywhere = examiner.evaluate(frame, None, np.ones((64, 96), bool))
     assert everywhere["energy_inside"] == pytest.approx(1.0)
     assert examiner.evaluate(frame, None, np.zeros((64, 96), bool))["pointing"] is None
@@ -356,5 +361,5 @@ def test_chance_of_the_pointing_game_is_the_share_of_cells_that_hit(tolerance):
         for x, y in centres
     ]
     assert 0.0 < fraction_of(hits) < 1.0
-    assert [lies_within(mask, one, tolerance) for one in centres] == hits
-    assert [metrics.points_at(one, [box], tolerance) for one in centres] == hits
+    assert [lies_within(mask, centre, tolerance) for centre in centres] == hits
+    assert [metrics.points_at(centre, [box], tolerance) for centre in centres] == hits

@@ -51,11 +51,11 @@ def network_of(name, size):
 
 
 @dataclasses.dataclass
-class Made:
+class ExportedFile:
     network: LoadedModel
     config: EngineConfig
     path: object
-    told: object
+    exported: object
 
     def answers(self, images):
         """The engine's own answers, whatever plan it chooses."""
@@ -70,18 +70,18 @@ def make(case, folder, suffix=".onnx", **settings):
     config = EngineConfig(model=name, **{**CASES[case], **settings})
     network = network_of(name, config.input_size)
     path = folder / f"explained{suffix}"
-    return Made(network, config, path, export_network(network, config, path))
+    return ExportedFile(network, config, path, export_network(network, config, path))
 
 
 def test_a_network_whose_map_is_rounding_is_exported_all_the_same(tmp_path):
     network = load_network("shufflenet_v2_x1_0", weights="random")
-    told = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
-    assert told.metadata.probe["slack"] > 0.1
-    assert make("line_net", tmp_path, ".pt2").told.metadata.probe["slack"] < 1e-3
+    exported = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
+    assert exported.metadata.probe["slack"] > 0.1
+    assert make("line_net", tmp_path, ".pt2").exported.metadata.probe["slack"] < 1e-3
 
 
 @pytest.fixture(scope="module", params=CASES)
-def made(request, tmp_path_factory):
+def exported_file(request, tmp_path_factory):
     return request.param, make(request.param, tmp_path_factory.mktemp("exported"))
 
 
@@ -107,27 +107,27 @@ def with_openvino(path, images):
     return [results[name] for name in ("scores", "classes", "heat")]
 
 
-def assert_same(told, true):
-    scores, classes, heat = map(np.asarray, told)
+def assert_same(actual, true):
+    scores, classes, heat = map(np.asarray, actual)
     assert [part.shape for part in (scores, classes, heat)] == [tuple(part.shape) for part in true]
     np.testing.assert_allclose(scores, true[0], atol=1e-4)
     np.testing.assert_array_equal(classes, true[1])
     np.testing.assert_allclose(heat, true[2], atol=1e-3)
 
 
-def pictures(count, size):
+def images_of(count, size):
     return torch.randn((count, 3, *size), generator=torch.Generator().manual_seed(5))
 
 
-def test_a_file_answers_like_the_engine_in_other_programs_at_any_batch_size(made):
-    case, it = made
-    assert it.told.metadata.plan == PLANS.get(case, "pooled")
+def test_a_file_answers_like_the_engine_in_other_programs_at_any_batch_size(exported_file):
+    case, file = exported_file
+    assert file.exported.metadata.plan == PLANS.get(case, "pooled")
     for count in (1, 3):
-        images = pictures(count, it.config.input_size)
-        true = it.answers(images)
+        images = images_of(count, file.config.input_size)
+        true = file.answers(images)
         assert float(true[2].max()) == 1.0
-        assert_same(with_onnxruntime(it.path, images), true)
-        assert_same(with_openvino(it.path, images), true)
+        assert_same(with_onnxruntime(file.path, images), true)
+        assert_same(with_openvino(file.path, images), true)
 
 
 def sizes_behind(graph, node_number):
@@ -140,15 +140,15 @@ def sizes_behind(graph, node_number):
     ]
 
 
-def test_no_masked_map_is_inside_where_the_tail_pools(made):
-    case, it = made
-    graph = onnx.shape_inference.infer_shapes(onnx.load(it.path), data_prop=True).graph
-    rows, columns = it.told.metadata.grid
+def test_no_masked_map_is_inside_where_the_tail_pools(exported_file):
+    case, file = exported_file
+    graph = onnx.shape_inference.infer_shapes(onnx.load(file.path), data_prop=True).graph
+    rows, columns = file.exported.metadata.grid
     cells = rows * columns
     if PLANS.get(case) == "dense":
         assert max(sizes_behind(graph, 0)) >= cells * 256 * cells
         return
-    parts = list(it.network.module.modules())
+    parts = list(file.network.module.modules())
     linear = [module for module in parts if isinstance(module, torch.nn.Linear)]
     kinds = collections.Counter(node.op_type for node in graph.node)
     assert not {"Loop", "Scan", "If"} & set(kinds)
@@ -163,7 +163,7 @@ def test_no_masked_map_is_inside_where_the_tail_pools(made):
 
 def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
     passport = read_metadata(line.path)
-    assert passport == line.told.metadata
+    assert passport == line.exported.metadata
     assert passport.labels == line.network.labels
     assert (passport.input_size, passport.fit, passport.layer) == ((120, 160), "letterbox", "features")
     assert (passport.grid, passport.method, passport.target) == ((15, 20), "recipro-cam/point", ("scratch", "ok"))
@@ -174,21 +174,21 @@ def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
 
 
 def test_a_file_is_the_network_and_little_more(tmp_path):
-    it = make("resnet18", tmp_path)
+    file = make("resnet18", tmp_path)
     plain = tmp_path / "plain.onnx"
-    torch.onnx.export(it.network.module, (pictures(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
+    torch.onnx.export(file.network.module, (images_of(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
                       external_data=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))  # fmt: skip
-    assert it.path.stat().st_size < 1.05 * plain.stat().st_size
-    assert len(onnx.load(it.path).graph.node) <= len(onnx.load(plain).graph.node) + 30
+    assert file.path.stat().st_size < 1.05 * plain.stat().st_size
+    assert len(onnx.load(file.path).graph.node) <= len(onnx.load(plain).graph.node) + 30
 
 
 def test_a_torch_program_answers_like_the_engine(line_program):
     module = torch.export.load(str(line_program.path)).module()
     for count in (1, 3):
-        images = pictures(count, (120, 160))
+        images = images_of(count, (120, 160))
         with torch.inference_mode():
             assert_same(module(images), line_program.answers(images))
-    assert read_metadata(line_program.path) == line_program.told.metadata
+    assert read_metadata(line_program.path) == line_program.exported.metadata
 
 
 def frames(count=3):
@@ -207,14 +207,14 @@ def test_frames_of_many_cameras_are_explained_as_by_the_engine(line, line_progra
     assert exported.info.backend == backend
     assert str(path.name) in str(exported.info)
     for count in (3, 1, 3):
-        for told, true in zip(exported.explain(frames(count)), engine.explain(frames(count)), strict=True):
-            assert (told.model, told.layer, told.method) == (true.model, true.layer, true.method)
-            assert told.region == true.region
-            assert [finding.label for finding in told.findings][:2] == ["scratch", "ok"]
-            assert [finding.label for finding in told.findings] == [finding.label for finding in true.findings]
-            for one, other in zip(told.findings, true.findings, strict=True):
-                assert one.score == pytest.approx(other.score, abs=1e-4)
-                np.testing.assert_allclose(one.heat, other.heat, atol=1e-3)
+        for result, true in zip(exported.explain(frames(count)), engine.explain(frames(count)), strict=True):
+            assert (result.model, result.layer, result.method) == (true.model, true.layer, true.method)
+            assert result.region == true.region
+            assert [finding.label for finding in result.findings][:2] == ["scratch", "ok"]
+            assert [finding.label for finding in result.findings] == [finding.label for finding in true.findings]
+            for first, other in zip(result.findings, true.findings, strict=True):
+                assert first.score == pytest.approx(other.score, abs=1e-4)
+                np.testing.assert_allclose(first.heat, other.heat, atol=1e-3)
 
 
 def test_half_precision_is_the_runtimes_business(line):
@@ -342,8 +342,8 @@ def test_a_file_that_disagrees_with_the_engine_is_not_kept(tmp_path, monkeypatch
     path.write_text("the old one")
 
     def attempt():
-        with atomic_write(path) as place:
-            export_network(load_network("line_net", weights="random"), EngineConfig(input_size="48x64"), place)
+        with atomic_write(path) as temporary:
+            export_network(load_network("line_net", weights="random"), EngineConfig(input_size="48x64"), temporary)
 
     with pytest.raises(BackendError, match="differ from the engine's"):
         attempt()

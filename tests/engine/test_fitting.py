@@ -231,15 +231,15 @@ def test_single_score_is_explained_as_its_sigmoid(tmp_path, kind):
     with torch.inference_mode():
         torch.testing.assert_close(scores[:, 1], torch.sigmoid(single(images()))[:, 0], atol=1e-5, rtol=0)
         features = single.layer1(single.conv1(images()))
-        told = torch.zeros(2, *features.shape[2:])
+        expected = torch.zeros(2, *features.shape[2:])
         for row in range(features.shape[2]):
             for column in range(features.shape[3]):
                 masked = torch.zeros_like(features)
                 masked[:, :, row, column] = features[:, :, row, column]
-                told[:, row, column] = torch.sigmoid(single.fc(single.pool(masked).flatten(1)))[:, 0]
-    low, high = told.amin((1, 2), keepdim=True), told.amax((1, 2), keepdim=True)
+                expected[:, row, column] = torch.sigmoid(single.fc(single.pool(masked).flatten(1)))[:, 0]
+    low, high = expected.amin((1, 2), keepdim=True), expected.amax((1, 2), keepdim=True)
     assert float((high - low).min()) > 1e-3, "the map is flat and proves nothing"
-    torch.testing.assert_close(heat, (told - low) / (high - low), atol=1e-3, rtol=0)
+    torch.testing.assert_close(heat, (expected - low) / (high - low), atol=1e-3, rtol=0)
     assert float((heat - defined(fitted.net, "layer1", images(), [1, 1], "point")[1]).abs().max()) < 1e-3
 
 
@@ -248,8 +248,8 @@ def test_single_score_has_two_named_classes(tmp_path, caplog):
     (tmp_path / "l.txt").write_text("scratch\n", encoding="utf-8")
     assert class_names(load_network("resnet18", weights=tmp_path / "w.pth"), 2) == ("class 0", "class 1")
     assert "has one score, which is used as a sigmoid" in caplog.text
-    named = load_network("resnet18", weights=tmp_path / "w.pth", labels=tmp_path / "l.txt")
-    assert class_names(named, 2) == ("not scratch", "scratch")
+    names = load_network("resnet18", weights=tmp_path / "w.pth", labels=tmp_path / "l.txt")
+    assert class_names(names, 2) == ("not scratch", "scratch")
 
 
 def test_fit_weights_reports_a_backbone(tmp_path):

@@ -75,10 +75,10 @@ def image(value, size=(4, 6)):
 @given(st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=5))
 def test_a_batch_is_cut_into_compiled_sizes_and_nothing_is_lost(count, others):
     buckets = sorted({1, *others})
-    told = split_into_buckets(count, buckets)
-    assert sum(frames for frames, _ in told) == count
-    assert all(frames <= bucket and bucket in buckets for frames, bucket in told)
-    assert all(frames == bucket for frames, bucket in told[:-1])
+    result = split_into_buckets(count, buckets)
+    assert sum(frames for frames, _ in result) == count
+    assert all(frames <= bucket and bucket in buckets for frames, bucket in result)
+    assert all(frames == bucket for frames, bucket in result[:-1])
 
 
 def test_buckets_grow_to_the_largest_batch():
@@ -93,9 +93,9 @@ def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
     launched = flights.submit([image(v) for v in values])
     assert [flight.count for flight in launched] == [4, 3]
     assert torch.cat([flight.outputs[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
-    pictures = [picture for flight in launched for picture in flight.images]
-    assert [int(picture[0, 0, 0]) for picture in pictures] == values
-    assert all(picture.untyped_storage().nbytes() == picture.nbytes for picture in pictures)
+    images = [image for flight in launched for image in flight.images]
+    assert [int(image[0, 0, 0]) for image in images] == values
+    assert all(image.untyped_storage().nbytes() == image.nbytes for image in images)
 
 
 def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
@@ -153,7 +153,7 @@ def network():
     return network
 
 
-def knobs(**more):
+def options(**more):
     return EngineConfig(model="squeezenet1_1", input_size="64x64", cache="off", backend="eager", **more)
 
 
@@ -165,19 +165,19 @@ def frame(seed, size=(60, 90), camera="a"):
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
 def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, device, fit):
     frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
-    host = NetworkExplainer(network, knobs(device="cpu", fit=fit))
-    card = GpuExplainer(network, knobs(device=device, fit=fit, batch=2), table=TABLE)
+    host = NetworkExplainer(network, options(device="cpu", fit=fit))
+    card = GpuExplainer(network, options(device=device, fit=fit, batch=2), table=TABLE)
     finish = card.submit(frames)
     again = card.submit(frames[:2])
-    told = finish()
-    for wanted, explanation in zip(host.explain(frames), told, strict=True):
+    result = finish()
+    for expected, explanation in zip(host.explain(frames), result, strict=True):
         assert isinstance(explanation, RenderedExplanation)
-        assert explanation.frame is wanted.frame
-        assert explanation.region == wanted.region
-        assert explanation.first.score == pytest.approx(wanted.first.score, abs=5e-3)
-        if explanation.first.class_index != wanted.first.class_index:
+        assert explanation.frame is expected.frame
+        assert explanation.region == expected.region
+        assert explanation.first.score == pytest.approx(expected.first.score, abs=5e-3)
+        if explanation.first.class_index != expected.first.class_index:
             continue  # one level of 255 may decide between two classes nearly alike
-        assert np.abs(explanation.first.heat - wanted.first.heat).mean() < 0.05
+        assert np.abs(explanation.first.heat - expected.first.heat).mean() < 0.05
         drawing = HeatRenderer(clock=lambda: 100.02)
         image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
         jpeg, array = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=90, as_array=True)
@@ -190,19 +190,19 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
 
 
 def test_only_what_is_asked_for_is_brought_back(network):
-    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE)
+    card = GpuExplainer(network, options(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
     assert card.download(explanation, None, jpeg_quality=None, as_array=False) == (None, None)
     jpeg, array = card.download(explanation, None, jpeg_quality=50, as_array=False)
     assert jpeg.payload[:2] == b"\xff\xd8"
     assert array is None
-    (plain,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
+    (plain,) = NetworkExplainer(network, options(device="cpu")).explain([frame(1)])
     assert card.download(plain, None, jpeg_quality=50, as_array=True) == (None, None)
 
 
 def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
     lanes = FakeLanes()
-    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE, streams=lambda device: lanes)
+    card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
     card.download(explanation, None, jpeg_quality=50, as_array=False)
@@ -211,7 +211,7 @@ def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(networ
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, caplog):
-    card = GpuExplainer(network, knobs(device="cuda", precision="fp16"), table=TABLE)
+    card = GpuExplainer(network, options(device="cuda", precision="fp16"), table=TABLE)
     assert len(card.explain([frame(1)])) == 1
     assert "runs call by call" not in caplog.text
     lanes = device_streams(torch.device("cuda", 0))
@@ -222,7 +222,7 @@ def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, cap
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
-    card = GpuExplainer(network, knobs(device="cuda", precision="fp16", batch=4), table=TABLE)
+    card = GpuExplainer(network, options(device="cuda", precision="fp16", batch=4), table=TABLE)
 
     def carry(count):
         for number in range(count):
@@ -246,8 +246,8 @@ def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, bac
 
     if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):
         pytest.skip(lacking)
-    config = knobs(device="cuda", precision="fp16").model_copy(update={"backend": backend})
+    config = options(device="cuda", precision="fp16").model_copy(update={"backend": backend})
     card = GpuExplainer(network, config, table=TABLE)
-    (wanted,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
-    (told,) = card.explain([frame(1)])
-    assert told.first.score == pytest.approx(wanted.first.score, abs=2e-2)
+    (expected,) = NetworkExplainer(network, options(device="cpu")).explain([frame(1)])
+    (explanation,) = card.explain([frame(1)])
+    assert explanation.first.score == pytest.approx(expected.first.score, abs=2e-2)

@@ -22,7 +22,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def picture(height, width, seed=0):
+def pixels(height, width, seed=0):
     """Smooth, with edges and noise: what a camera gives, and what rounding shows on."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (5, 7, 3), np.uint8)
@@ -35,13 +35,13 @@ def picture(height, width, seed=0):
 @pytest.mark.parametrize("size", [(720, 1280), (1080, 1920), (97, 61), (224, 224), (100, 300)])
 def test_the_input_is_the_hosts_within_one_level(fit, size, device):
     preprocessing = Preprocessing((224, 224), MEAN, STD, fit)
-    frames = [Frame(picture(*size, seed), "a", seed, 0.0) for seed in (1, 2)]
+    frames = [Frame(pixels(*size, seed), "a", seed, 0.0) for seed in (1, 2)]
     fitter = FramePreprocessor(preprocessing, size).to(device)
     stacked = torch.from_numpy(np.stack([frame.image for frame in frames])).to(device)
-    wanted = preprocessing.pixels(frames).float()
-    told = fitter.levels(stacked).cpu()
-    assert float((told - wanted).abs().max()) <= 1.0
-    assert abs(float((told - wanted).mean())) < 0.05
+    expected = preprocessing.pixels(frames).float()
+    result = fitter.levels(stacked).cpu()
+    assert float((result - expected).abs().max()) <= 1.0
+    assert abs(float((result - expected).mean())) < 0.05
     normalised = preprocessing.normalised(preprocessing.pixels(frames))
     steps = (fitter(stacked).cpu() - normalised) * torch.tensor(STD)[:, None, None]
     assert float(steps.abs().max()) <= 1.0 / 255.0 + 1e-5
@@ -53,9 +53,9 @@ def test_the_input_is_the_hosts_within_one_level(fit, size, device):
 )  # fmt: skip
 def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
     heat = np.random.default_rng(cells).random((1, cells), np.float32)
-    wanted = heat_levels(heat, Box(near, 0, near + extent, 1), 1, pixels)[0].astype(float)
-    told = (upsample_heat(near, near + extent, cells, pixels).numpy() @ (255.0 * heat[0])).round()
-    assert np.abs(told - wanted).max() <= 1.0
+    expected = heat_levels(heat, Box(near, 0, near + extent, 1), 1, pixels)[0].astype(float)
+    result = (upsample_heat(near, near + extent, cells, pixels).numpy() @ (255.0 * heat[0])).round()
+    assert np.abs(result - expected).max() <= 1.0
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -63,32 +63,34 @@ def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
 @pytest.mark.parametrize(("size", "grid"), [((180, 320), (7, 7)), ((97, 61), (14, 9)), ((40, 40), (1, 3))])
 def test_the_overlay_is_the_renderers_within_two_levels(fit, size, grid, device):
     region = fit_geometry(size, (224, 224), fit).region
-    images = np.stack([picture(*size, seed) for seed in range(2)])
+    images = np.stack([pixels(*size, seed) for seed in range(2)])
     heat = np.random.default_rng(3).random((2, *grid)).astype(np.float32)
     painter = HeatmapBlender(heat_lut("inferno", 0.6), region, grid, size).to(device)
-    told = painter(torch.from_numpy(images).to(device), torch.from_numpy(heat).to(device)).cpu()
-    assert told.shape == (2, 3, *size)
-    assert told.is_contiguous()
+    result = painter(torch.from_numpy(images).to(device), torch.from_numpy(heat).to(device)).cpu()
+    assert result.shape == (2, 3, *size)
+    assert result.is_contiguous()
     for n in range(2):
-        wanted = paint_heat(images[n], heat[n], region, palette("inferno", 0.6)).astype(int)
-        assert np.abs(told[n].permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2
+        expected = paint_heat(images[n], heat[n], region, palette("inferno", 0.6)).astype(int)
+        assert np.abs(result[n].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
 @pytest.mark.parametrize("opacity", [0.0, 0.35, 1.0])
 def test_every_colour_map_looks_the_same(colormap, opacity):
-    image, heat = picture(64, 96), np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    image, heat = pixels(64, 96), np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
     region = Box(0, 0, 96, 64)
     painter = HeatmapBlender(heat_lut(colormap, opacity), region, (6, 8), (64, 96))
-    told = painter(torch.from_numpy(image)[None], torch.from_numpy(heat)[None])[0].permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(told - paint_heat(image, heat, region, palette(colormap, opacity)).astype(int)).max() <= 2
+    result = (
+        painter(torch.from_numpy(image)[None], torch.from_numpy(heat)[None])[0].permute(1, 2, 0).numpy().astype(int)
+    )
+    assert np.abs(result - paint_heat(image, heat, region, palette(colormap, opacity)).astype(int)).max() <= 2
 
 
 def test_where_there_is_no_heat_the_frame_is_untouched():
-    image = picture(50, 70)
+    image = pixels(50, 70)
     painter = HeatmapBlender(heat_lut("turbo", 1.0), Box(10, 10, 40, 40), (3, 3), (50, 70))
-    told = painter(torch.from_numpy(image)[None], torch.zeros(1, 3, 3))
-    assert np.array_equal(told[0].permute(1, 2, 0).numpy(), image)
+    expected = painter(torch.from_numpy(image)[None], torch.zeros(1, 3, 3))
+    assert np.array_equal(expected[0].permute(1, 2, 0).numpy(), image)
 
 
 def test_a_table_of_another_shape_is_refused():
@@ -104,29 +106,29 @@ def explained(image, heat):
 @pytest.mark.parametrize("size", [(720, 1280), (180, 320), (60, 40)])
 def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
     heat = np.random.default_rng(5).random((7, 7)).astype(np.float32)
-    explanation = explained(picture(*size), heat)
+    explanation = explained(pixels(*size), heat)
     whole, parts = (HeatRenderer(clock=lambda: 100.02) for _ in range(2))
-    wanted = whole.render(explanation).image.astype(int)
+    expected = whole.render(explanation).image.astype(int)
     painter = HeatmapBlender(heat_lut("inferno", 0.6), explanation.region, (7, 7), size)
-    told = painter(torch.from_numpy(explanation.frame.image.copy())[None], torch.from_numpy(heat.copy())[None])[0]
+    result = painter(torch.from_numpy(explanation.frame.image.copy())[None], torch.from_numpy(heat.copy())[None])[0]
     stamp = parts.render_legend(explanation)
-    before = told.clone()
-    told_with = blend_patch(told, torch.from_numpy(stamp.tile), stamp)
-    assert torch.equal(told, before)
-    assert np.abs(told_with.permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2
+    before = result.clone()
+    told_with = blend_patch(result, torch.from_numpy(stamp.tile), stamp)
+    assert torch.equal(result, before)
+    assert np.abs(told_with.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
 def test_without_a_legend_or_room_for_one_there_is_no_stamp():
-    explanation = explained(picture(60, 90), np.zeros((2, 2), np.float32))
+    explanation = explained(pixels(60, 90), np.zeros((2, 2), np.float32))
     assert HeatRenderer(legend=False).render_legend(explanation) is None
     assert legend_patch(8, 8, [TextLine("words")]) is None
 
 
 def test_jpeg_says_the_picture():
-    image = cv2.GaussianBlur(picture(120, 160), (0, 0), 3)
+    image = cv2.GaussianBlur(pixels(120, 160), (0, 0), 3)
     planar = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     first, second = encode_jpeg([planar, planar], 90)
     assert first == second
-    told = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert np.abs(told.astype(int) - image.astype(int)).mean() < 3
+    result = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert np.abs(result.astype(int) - image.astype(int)).mean() < 3
     assert io.BytesIO(first).read(2) == b"\xff\xd8"

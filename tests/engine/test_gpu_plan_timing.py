@@ -36,7 +36,7 @@ def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, devi
     assert plan.info.name == "local"
     honest = plan_timing._seconds
     monkeypatch.setattr(
-        plan_timing, "_seconds", lambda one, maps: honest(one, maps) if one.info.name == quicker else 100.0
+        plan_timing, "_seconds", lambda plan, maps: honest(plan, maps) if plan.info.name == quicker else 100.0
     )
     chosen = select_by_timing(plan, split.tail, "point", features.to(device), 1 << 28)
     assert chosen.info.name == quicker
@@ -49,8 +49,8 @@ def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, devi
 def test_one_that_does_not_run_there_loses(inner, monkeypatch, caplog):
     split, features, plan = inner
 
-    def seconds(one, maps):
-        if one.info.name == "dense":
+    def seconds(plan, maps):
+        if plan.info.name == "dense":
             raise RuntimeError("out of memory")
         return 1.0
 
@@ -95,8 +95,8 @@ def test_a_local_plan_takes_every_table_along_to_its_device(inner):
     assert left == []
     assert not there._cached_chunks
     before, after = ([step.before for step in there.steps], [step.after for step in there.steps])
-    was = [(one.before is other.after) for one in plan.steps for other in plan.steps]
-    assert [one is other for one in before for other in after] == was
+    was = [(candidate.before is other.after) for candidate in plan.steps for other in plan.steps]
+    assert [plan is other for plan in before for other in after] == was
     assert copy.deepcopy(plan).to(torch.float64)._cached_chunks, "a type alone moves nothing"
 
 
@@ -124,10 +124,10 @@ def test_what_a_graph_captures_asks_nothing_in_between(inner, monkeypatch, way, 
         plan = DensePlan(split.tail, kernel, "asked for", 1 << 22)
     assert plan.info.name == way
     with torch.inference_mode():
-        wanted = plan(features)[1]  # as a capture's warm-up does
+        expected = plan(features)[1]  # as a capture's warm-up does
         for name in ("tolist", "cpu", "item", "numpy"):
             monkeypatch.setattr(Tensor, name, lambda *_: pytest.fail("the host was told something"))
         with NothingAsked():
-            told = plan(features)[1]
+            result = plan(features)[1]
     monkeypatch.undo()
-    assert torch.equal(told, wanted)
+    assert torch.equal(result, expected)

@@ -32,8 +32,8 @@ class FakeCuda:
         self.now = "default"
         empty = torch.empty
 
-        def roomy(*words, pin_memory=False, **more):
-            return empty(*words, **more)
+        def roomy(*arguments, pin_memory=False, **more):
+            return empty(*arguments, **more)
 
         fakes = {
             "Stream": functools.partial(FakeStream, self), "Event": functools.partial(FakeEvent, self),
@@ -164,26 +164,26 @@ def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, c
 
 
 def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_their_own_drawing(cuda):
-    one, other = CudaStreams(CPU), CudaStreams(CPU)
+    first, other = CudaStreams(CPU), CudaStreams(CPU)
     seen = []
-    for lanes in (one, other):
+    for lanes in (first, other):
         cuda.told.clear()
         with lanes.encoder_stream():
             seen.append(cuda.now)
         encode = lanes._streams["encode"].name
         assert cuda.told == [("wait_stream", seen[-1], encode)]
     assert seen[0] == seen[1]
-    assert seen[0] not in {stream.name for lanes in (one, other) for stream in lanes._streams.values()}
+    assert seen[0] not in {stream.name for lanes in (first, other) for stream in lanes._streams.values()}
 
 
 def test_the_bench_times_by_events_and_captures_off_the_default_stream(cuda):
     device = SimpleNamespace(type="cuda")
-    told = gpu_clock.Settings(device, small=True)
+    settings = gpu_clock.Settings(device, small=True)
     assert gpu_clock.once(lambda number: None, 0, device) == 2.5e-3
-    times = gpu_clock.timed({"one": lambda number: None}, told, 4)
+    times = gpu_clock.timed({"one": lambda number: None}, settings, 4)
     assert times["one"]["p50_ms"] == 2.5
     called = []
-    run = gpu_clock.captured(lambda images: called.append(1), torch.zeros(2, 3, 4, 4), told)
+    run = gpu_clock.captured(lambda images: called.append(1), torch.zeros(2, 3, 4, 4), settings)
     assert len(called) == 4
     run(torch.ones(2, 3, 4, 4))
     assert cuda.told[-1][0] == "replay"

@@ -75,9 +75,9 @@ def test_grad_cam_method_equals_the_package(name, theirs, images, package):
     classes = [4, 0, 2]
     _, heat = GradCamMethod(name)(split_network(net, None, (40, 56)), images, classes)
     with getattr(package, theirs)(model=net, target_layers=[net[4]]) as direct:
-        wanted = direct(images, [ClassifierOutputTarget(one) for one in classes])
+        expected = direct(images, [ClassifierOutputTarget(cls) for cls in classes])
     ours = scale_cam_image(scale_cam_image(heat.numpy(), (56, 40)))
-    assert np.abs(ours - wanted).max() < 1e-5
+    assert np.abs(ours - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", GRAD_CAM_METHODS)
@@ -99,8 +99,8 @@ def test_methods_do_not_change_the_network(name, images, package):
 
 def test_score_cam_shows_no_progress_bar(images, package, capsys):
     GradCamMethod("score-cam")(split_network(net_with(), None, (40, 56)), images[:1])
-    told = capsys.readouterr()
-    assert told.out == told.err == ""
+    result = capsys.readouterr()
+    assert result.out == result.err == ""
 
 
 def test_cam_is_the_weighted_sum_of_feature_maps(images):

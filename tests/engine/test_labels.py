@@ -11,7 +11,7 @@ from engine.models.loader import LoadedModel, class_names
 from pipeline.errors import ConfigError
 
 
-def named(labels, **more):
+def names(labels, **more):
     return LoadedModel(nn.Identity(), "net", tuple(labels), (8, 8), (0, 0, 0), (1, 1, 1), None, **more)
 
 
@@ -82,7 +82,7 @@ def test_read_labels_warns_of_numbers_that_are_no_indices(tmp_path, caplog):
 )
 def test_class_names_warns_of_single_and_repeated_labels(caplog, labels, warning):
     with caplog.at_level(logging.WARNING):
-        assert class_names(named(labels), len(labels)) == tuple(labels)
+        assert class_names(names(labels), len(labels)) == tuple(labels)
     assert warning in caplog.text
     assert bool(caplog.records) == bool(warning)
 

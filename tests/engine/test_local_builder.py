@@ -53,12 +53,12 @@ def assert_exact(
     cells = everywhere(features) if cells is None else cells
     with torch.inference_mode():
         true = reference_scores(split.tail, features, kernel, cells)
-        told = plan.cell_logits(features, cells)
+        result = plan.cell_logits(features, cells)
         blank = split.tail(torch.zeros_like(features))[:, None]
     signal = float((true - blank).abs().max())
     assert signal > 0
-    assert told.shape == true.shape
-    assert float((told - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
+    assert result.shape == true.shape
+    assert float((result - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
 
 
 def local_of(split: SplitModel, features: Tensor, kernel: Kernel, budget: int = BUDGET) -> LocalPlan:
@@ -105,8 +105,8 @@ class Halves(nn.Module):
         self.one = nn.Conv2d(width // 2, width // 2, 3, padding=1, groups=width // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, changed = x.chunk(2, dim=1)
-        out = torch.cat((kept, F.relu(self.one(changed))), dim=1)
+        features, changed = x.chunk(2, dim=1)
+        out = torch.cat((features, F.relu(self.one(changed))), dim=1)
         count, width, rows, columns = out.size()
         return out.view(count, 2, width // 2, rows, columns).transpose(1, 2).reshape(count, width, rows, columns)
 
@@ -133,7 +133,7 @@ class SqueezeExcite(nn.Module):
 
 @st.composite
 def layers(draw: st.DrawFn) -> list[nn.Module]:
-    width, made = 8, []
+    width, layers_made = 8, []
     for _ in range(draw(st.integers(1, 4))):
         kind = draw(
             st.sampled_from(["conv", "conv", "depthwise", "max", "mean", "res", "dense", "half", "cell", "pad"])
@@ -143,38 +143,38 @@ def layers(draw: st.DrawFn) -> list[nn.Module]:
             dilation, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2, 4]))
             mode = draw(st.sampled_from(["zeros", "zeros", "replicate", "reflect", "circular"]))
             out = draw(st.sampled_from([4, 8, 12]))
-            made += [
+            layers_made += [
                 nn.Conv2d(width, out, k, s, draw(st.integers(0, 2)), dilation, groups, padding_mode=mode),
                 nn.BatchNorm2d(out) if draw(st.booleans()) else nn.Identity(),
                 draw(st.sampled_from([nn.ReLU(inplace=True), nn.Hardswish(), nn.Identity(), nn.Dropout()])),
             ]
             width = out
         elif kind == "depthwise":
-            made += [nn.Conv2d(width, width, 5, s, padding=2, groups=width), nn.SiLU(inplace=True)]
+            layers_made += [nn.Conv2d(width, width, 5, s, padding=2, groups=width), nn.SiLU(inplace=True)]
         elif kind == "max":
-            made.append(nn.MaxPool2d(k, s, draw(st.integers(0, k // 2)), ceil_mode=draw(st.booleans())))
+            layers_made.append(nn.MaxPool2d(k, s, draw(st.integers(0, k // 2)), ceil_mode=draw(st.booleans())))
         elif kind == "mean":
             include, ceil = draw(st.booleans()), draw(st.booleans())
-            made.append(nn.AvgPool2d(k, s, draw(st.integers(0, k // 2)), ceil, include))
+            layers_made.append(nn.AvgPool2d(k, s, draw(st.integers(0, k // 2)), ceil, include))
         elif kind == "pad":
             added = draw(st.sampled_from([nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d]))
-            made.append(nn.Sequential(added((0, 1, 2, 0)), nn.Conv2d(width, width, 2)))
+            layers_made.append(nn.Sequential(added((0, 1, 2, 0)), nn.Conv2d(width, width, 2)))
         elif kind == "dense":
-            made.append(Dense(width))
+            layers_made.append(Dense(width))
             width += 4
         else:
-            made.append({"res": Residual(width, k, 2), "half": Halves(width), "cell": CellNorm(width)}[kind])
-    return made
+            layers_made.append({"res": Residual(width, k, 2), "half": Halves(width), "cell": CellNorm(width)}[kind])
+    return layers_made
 
 
-def small_net(made: list[nn.Module], size: tuple[int, int], end: nn.Module | None = None) -> nn.Module:
+def small_net(layers: list[nn.Module], size: tuple[int, int], end: nn.Module | None = None) -> nn.Module:
     """Put layers between a stem and a classifier, without those that this size is too small for."""
     net = nn.Sequential()
     net.add_module("stem", nn.Conv2d(3, 8, 3, padding=1))
     x = torch.randn(2, 3, *size)
     with torch.no_grad():
         x = net(x)
-        for number, layer in enumerate(made):
+        for number, layer in enumerate(layers):
             try:
                 y = layer.eval()(x)
             except RuntimeError:
@@ -197,18 +197,18 @@ def small_net(made: list[nn.Module], size: tuple[int, int], end: nn.Module | Non
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(made=layers(), size=st.tuples(st.integers(3, 11), st.integers(3, 11)), kernel=st.sampled_from(KERNELS))
-def test_local_plan_of_a_random_network_equals_the_definition(made, size, kernel):
+def test_local_plan_of_a_random_network_equals_the_definition(net, size, kernel):
     torch.manual_seed(0)
-    split = split_network(small_net(made, size), "stem", size)
+    split = split_network(small_net(net, size), "stem", size)
     features = head_of(split)
     plan = local_of(split, features, kernel)
     assert plan.rest is None
     with torch.inference_mode():
         true = reference_scores(split.tail, features, kernel, everywhere(features))
-        told = plan(features)[1]
+        result = plan(features)[1]
         blank = split.tail(torch.zeros_like(features))[:, None]
     signal = float((true - blank).abs().max())
-    assert float((told - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
+    assert float((result - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
 
 
 # --- networks people use -----------------------------------------------------------------------------------------
@@ -276,10 +276,10 @@ def test_local_plan_with_real_weights_has_the_heat_maps_of_the_definition(shared
         scores, heat = recipro_cam(split, images)
         facts = plan_for(split, features, "point").info
         true = reference_scores(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
-        told = plan(features)[1].softmax(2)[0, :, scores.argmax()]
+        result = plan(features)[1].softmax(2)[0, :, scores.argmax()]
     assert (facts.layer, facts.grid) == ("features.13", (7, 9))
-    true, told = ((x - x.min()) / (x.max() - x.min()) for x in (true, told))
-    assert float((told - true).abs().max()) < 1e-3
+    true, result = ((x - x.min()) / (x.max() - x.min()) for x in (true, result))
+    assert float((result - true).abs().max()) < 1e-3
     assert float((heat.flatten() - true).abs().max()) < 1e-3
 
 
@@ -289,8 +289,8 @@ def test_local_plan_with_real_weights_has_the_heat_maps_of_the_definition(shared
 def padded_tail() -> SplitModel:
     """A tail whose blank is nowhere the same: large biases, true zero padding, strides."""
     torch.manual_seed(1)
-    made = [Residual(8, 1, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), Residual(8, 1, 1), nn.MaxPool2d(3, 1, 1)]
-    net = small_net(made, (13, 16))
+    tail = [Residual(8, 1, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), Residual(8, 1, 1), nn.MaxPool2d(3, 1, 1)]
+    net = small_net(tail, (13, 16))
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.normal_(module.bias, std=2)
@@ -349,11 +349,11 @@ def test_local_plan_caches_index_tables_between_images():
 def test_local_plan_changes_neither_map_nor_tail():
     split = padded_tail()
     features = head_of(split, 2)
-    kept, plain = features.clone(), split.tail(features)
+    copy, plain = features.clone(), split.tail(features)
     weights = {name: value.clone() for name, value in split.tail.state_dict().items()}
     plan = local_of(split, features, "point")
     plan(features)
-    assert torch.equal(kept, features)
+    assert torch.equal(copy, features)
     assert all(torch.equal(weights[name], value) for name, value in split.tail.state_dict().items())
     assert not any(getattr(module, "inplace", False) for module in split.tail.modules())
     assert torch.equal(plain, split.tail(features))
@@ -415,8 +415,8 @@ def test_local_plan_in_half_precision_is_as_accurate_as_the_definition():
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_local_plan_runs_squeeze_excite_on_full_maps(kernel):
     torch.manual_seed(0)
-    made = [Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), SqueezeExcite(8), Residual(8, 1, 1)]
-    split = split_network(small_net(made, (12, 9)), "stem", (12, 9))
+    net = [Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), SqueezeExcite(8), Residual(8, 1, 1)]
+    split = split_network(small_net(net, (12, 9)), "stem", (12, 9))
     features = head_of(split, 2)
     plan = local_of(split, features, kernel)
     assert plan.rest is not None
@@ -425,8 +425,8 @@ def test_local_plan_runs_squeeze_excite_on_full_maps(kernel):
 
 def test_local_plan_runs_a_flattened_map_on_full_maps():
     torch.manual_seed(0)
-    made = [Residual(8, 1, 1), nn.MaxPool2d(2)]
-    split = split_network(small_net(made, (12, 10), nn.AdaptiveAvgPool2d((4, 3))), "stem", (12, 10))
+    net = [Residual(8, 1, 1), nn.MaxPool2d(2)]
+    split = split_network(small_net(net, (12, 10), nn.AdaptiveAvgPool2d((4, 3))), "stem", (12, 10))
     features = head_of(split)
     plan = local_of(split, features, "point")
     assert plan.rest is not None

@@ -24,13 +24,13 @@ def read(layer: nn.Module, before: Tensor) -> tuple[SpatialOp | None, Tensor]:
 def seen_rows(layer: nn.Module, before: Tensor, axis: int) -> list[set[int]]:
     """Which input rows (axis 2) or columns (axis 3) each output row or column looks at."""
     looked: list[set[int]] = []
-    for place in range(before.shape[axis]):
+    for index in range(before.shape[axis]):
         maps = torch.zeros_like(before)
-        maps.select(axis, place).fill_(torch.nan)
+        maps.select(axis, index).fill_(torch.nan)
         felt = layer(maps).isnan().any(dim=1).any(dim=0).any(dim=3 - axis)
         looked = looked or [set() for _ in felt]
         for out in felt.nonzero().flatten().tolist():
-            looked[out].add(place)
+            looked[out].add(index)
     return looked
 
 
@@ -69,8 +69,8 @@ def test_read_spatial_returns_the_taps_of_a_layer(window, rows, columns):
     assert (spatial.taps.rows.shape[0], spatial.taps.columns.shape[0]) == tuple(after.shape[2:])
     with torch.no_grad():
         for axis, table in ((2, spatial.taps.rows), (3, spatial.taps.columns)):
-            told = [{place for place in line if place >= 0} for line in table.tolist()]
-            assert told == seen_rows(layer, before, axis)
+            values = [{path for path in line if path >= 0} for line in table.tolist()]
+            assert values == seen_rows(layer, before, axis)
 
 
 def test_read_spatial_returns_none_for_other_layers():

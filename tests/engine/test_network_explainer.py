@@ -42,8 +42,8 @@ def test_real_images_are_classified(squeezenet, photos):
     right = 0
     for path in chosen:
         (explanation,) = squeezenet.explain([frame_of(path)])
-        wanted = path.stem.split("_", 2)[2].replace("_", " ").lower()
-        right += explanation.first.label.lower().replace("_", " ") == wanted
+        expected = path.stem.split("_", 2)[2].replace("_", " ").lower()
+        right += explanation.first.label.lower().replace("_", " ") == expected
         assert explanation.first.heat.max() == 1.0
     # 61 % on all samples, measured elsewhere; twenty points below would mean wrong colours, size or labels.
     assert right / len(chosen) > 0.41
@@ -66,31 +66,31 @@ def test_explainer_implements_the_interface(squeezenet):
     assert squeezenet.explain([]) == []
 
 
-def small(**knobs):
+def small(**options):
     return NetworkExplainer(
-        load_network("squeezenet1_1", weights="random"), EngineConfig(model="squeezenet1_1", **knobs)
+        load_network("squeezenet1_1", weights="random"), EngineConfig(model="squeezenet1_1", **options)
     )
 
 
-def picture():
+def image():
     return Frame(np.random.default_rng(1).integers(0, 255, (90, 160, 3), np.uint8), "a", 0, 0.0)
 
 
 def test_explain_returns_configured_classes_in_order():
-    (explanation,) = small(target="7,tench,3").explain([picture()])
+    (explanation,) = small(target="7,tench,3").explain([image()])
     best = explanation.top_scoring.class_index
     assert [finding.class_index for finding in explanation.findings] == [7, 0, 3, best]
-    (best,) = small(target="top4").explain([picture()])
+    (best,) = small(target="top4").explain([image()])
     scores = [finding.score for finding in best.findings]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 4
 
 
 def test_explain_always_includes_the_top_class():
-    (plain,) = small().explain([picture()])
+    (plain,) = small().explain([image()])
     best = plain.first.class_index
     for target, order in (("7", [7, best]), ("top1,7", [best, 7]), (f"{best},7", [best, 7]), (f"top1,{best}", [best])):
-        (explanation,) = small(target=target).explain([picture()])
+        (explanation,) = small(target=target).explain([image()])
         assert [finding.class_index for finding in explanation.findings] == order
         assert explanation.top_scoring.class_index == best
         assert explanation.top_scoring.score == pytest.approx(plain.first.score, abs=1e-5)
@@ -101,7 +101,7 @@ def test_explain_always_includes_the_top_class():
     ("stretch", Box(0, 0, 160, 90)), ("crop", Box(35, 0, 125, 90)), ("letterbox", Box(0, -35, 160, 125)),
 ])  # fmt: skip
 def test_explanation_has_the_region_of_its_grid(fit, region):
-    (explanation,) = small(fit=fit, input_size="96x96").explain([picture()])
+    (explanation,) = small(fit=fit, input_size="96x96").explain([image()])
     assert explanation.region == pytest.approx(region, abs=0.7)
 
 
@@ -140,8 +140,8 @@ def test_half_precision_has_similar_outputs(layer):
     assert float((scores - half_scores).abs().max()) < 0.1
     same = (classes == half_classes).flatten()
     assert same.float().mean() >= 0.5
-    for one, other in zip(heat[same], half_heat[same], strict=True):
-        assert np.corrcoef(ranks(one), ranks(other))[0, 1] > 0.9
+    for first, other in zip(heat[same], half_heat[same], strict=True):
+        assert np.corrcoef(ranks(first), ranks(other))[0, 1] > 0.9
 
 
 class Overall(torch.nn.Module):
@@ -167,20 +167,20 @@ def test_dense_plan_runs_masked_maps_in_the_backend(monkeypatch):
     eager = Runner(split, CompileConfig(Target(), "gaussian", "eager", "fp32", CPU, budget))
     assert eager.plan.info.name == "dense"
     backend = BACKENDS["openvino"].load()
-    made = []
+    runner = []
     compile_one = backend.compile
-    monkeypatch.setattr(backend, "compile", lambda *told: made.append(told[1].shape) or compile_one(*told))
+    monkeypatch.setattr(backend, "compile", lambda *result: runner.append(result[1].shape) or compile_one(*result))
     compiled = Runner(split, CompileConfig(Target(), "gaussian", "openvino", "fp32", CPU, budget, batch_size=3))
     chunk = compiled.plan.chunk(torch.zeros(1, 8, 8, 10))
     assert 1 < chunk < 80, "in chunks"
-    assert len(made) == len(set(made)), "each once"
-    assert {tuple(shape) for shape in made} == {
+    assert len(runner) == len(set(runner)), "each once"
+    assert {tuple(shape) for shape in runner} == {
         (1, 3, 36, 44), (3, 3, 36, 44), (1, 8, 8, 10), (3, 8, 8, 10), (chunk, 8, 8, 10)
     }  # fmt: skip
     for count in (1, 3, 4):
         images = torch.randn(count, 3, 36, 44)
-        for one, other in zip(compiled(images), eager(images), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+        for first, other in zip(compiled(images), eager(images), strict=True):
+            torch.testing.assert_close(first, other, atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow
@@ -192,8 +192,8 @@ def test_inductor_equals_eager_at_every_batch_size():
     plain, compiled = runner("fp32", name="squeezenet1_1"), runner("fp32", "inductor", name="squeezenet1_1")
     for count in (1, 3):
         images = torch.randn(count, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-        for one, other in zip(plain(images), compiled(images), strict=True):
-            torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+        for first, other in zip(plain(images), compiled(images), strict=True):
+            torch.testing.assert_close(first, other, atol=2e-3, rtol=0)
 
 
 @pytest.mark.slow
@@ -212,8 +212,8 @@ def test_inductor_keeps_compiled_networks():
     for net, compiled, shape in built:
         images = torch.randn(shape)
         with torch.inference_mode():
-            for one in (images, images.clone()):
-                torch.testing.assert_close(compiled(one), net(one), atol=1e-4, rtol=0)
+            for file in (images, images.clone()):
+                torch.testing.assert_close(compiled(file), net(file), atol=1e-4, rtol=0)
     assert counters["stats"]["unique_graphs"] == before
 
 
@@ -258,5 +258,5 @@ def test_all_batch_sizes_are_compiled_before_the_first_frame(together, monkeypat
     plain = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28))
     for count in (1, 2, 3, 7):
         images = torch.randn(count, 3, 64, 64)
-        for one, other in zip(ready(images), plain(images), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+        for first, other in zip(ready(images), plain(images), strict=True):
+            torch.testing.assert_close(first, other, atol=1e-4, rtol=1e-3)

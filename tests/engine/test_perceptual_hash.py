@@ -58,7 +58,7 @@ def test_slight_crop_is_recognised():
 
 def test_picture_of_one_colour_is_like_no_other():
     spectra = [spectrum_of(np.full((40, 40, 3), value, np.uint8)) for value in (0, 90, 255)]
-    assert not any(one.any() for one in spectra)
+    assert not any(sample.any() for sample in spectra)
     known = KnownImages(np.zeros(BITS, np.float32), hashes_of([spectrum_of(texture(0))], np.zeros(BITS, np.float32)))
     assert not known.find(spectra).any()
 
@@ -74,7 +74,7 @@ def test_pictures_of_any_size_have_a_hash(size):
 def test_nearest_hash_is_that_of_the_definition():
     rng = np.random.default_rng(4)
     first, second = (rng.integers(0, 256, (count, BITS // 8), np.uint8) for count in (50, 70))
-    apart = np.array([[np.unpackbits(one ^ other).sum() for other in second] for one in first])
+    apart = np.array([[np.unpackbits(sample ^ other).sum() for other in second] for sample in first])
     rows, bits = nearest_hashes(first, second)
     np.testing.assert_array_equal(bits, apart.min(1))
     np.testing.assert_array_equal(rows, apart.argmin(1))
@@ -102,22 +102,24 @@ def test_near_duplicates_are_named_once_with_the_part_they_examine():
         part: [Sample(name, "dent" if name == "copy of 2" else "ok", name) for name in several]
         for part, several in divided.items()
     }
-    found, known = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()})
-    assert {(one.split, one.path, one.learned) for one in found} == {
+    actual, known = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()})
+    assert {(sample.split, sample.path, sample.learned) for sample in actual} == {
         (VALIDATION, "copy of 1", "1.png"), (TEST, "copy of 2", "2.png"), (TEST, "copy of 25", "25.png"),
     }  # fmt: skip
-    assert {one.path: one.labels for one in found if one.labels[0] != one.labels[1]} == {"copy of 2": ("dent", "ok")}
-    assert max(one.different_bits for one in found) <= MAX_DIFFERENT_BITS
+    assert {sample.path: sample.labels for sample in actual if sample.labels[0] != sample.labels[1]} == {
+        "copy of 2": ("dent", "ok")
+    }
+    assert max(sample.different_bits for sample in actual) <= MAX_DIFFERENT_BITS
     assert known.find([spectrum_of(texture(k)) for k in (0, 24, 28)]).tolist() == [True, True, False]
     again, _ = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()}, [known])
-    assert {one.path for one in again if one.split == TEST} == {"copy of 2", "copy of 25"}
+    assert {sample.path for sample in again if sample.split == TEST} == {"copy of 2", "copy of 25"}
 
 
 def test_exposures_of_one_tile_are_found_among_real_tiles(shared_data):
     places = sorted((shared_data / "defects" / "magnetic_tile" / "MT_Blowhole").glob("*.jpg"))
-    spectra = [spectrum_of(cv2.imread(str(place))) for place in places]
+    spectra = [spectrum_of(cv2.imread(str(path))) for path in places]
     hashes = hashes_of(spectra, medians_of(spectra))
-    numbers = np.array([int(place.stem.rpartition("_")[2]) for place in places])
+    numbers = np.array([int(path.stem.rpartition("_")[2]) for path in places])
     alike = np.array([nearest_hashes(hashes[k : k + 1], np.delete(hashes, k, 0)) for k in range(len(places))])[:, :, 0]
     near = alike[:, 1] <= MAX_DIFFERENT_BITS
     others = np.array([np.delete(numbers, k)[row] for k, row in enumerate(alike[:, 0])])

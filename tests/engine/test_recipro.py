@@ -127,8 +127,8 @@ def test_dense_plan_is_independent_of_the_budget():
     wide = DensePlan(split.tail, "gaussian", "asked for", 1 << 30)
     narrow = DensePlan(split.tail, "gaussian", "asked for", 1)
     assert narrow.chunk(features) == 1 < wide.chunk(features)
-    for one, other in zip(wide(features), narrow(features), strict=True):
-        torch.testing.assert_close(one, other)
+    for first, other in zip(wide(features), narrow(features), strict=True):
+        torch.testing.assert_close(first, other)
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 17, 1 << 30])
@@ -151,8 +151,8 @@ def test_dense_plan_with_a_compiled_tail_has_equal_outputs(budget):
     compiled = plan.compiled(features, only_such)
     assert sizes == [2, plan.chunk(features)]
     for batch in (features, features[:1], torch.cat([features, features])):
-        for one, other in zip(compiled(batch), plan(batch), strict=True):
-            torch.testing.assert_close(one, other)
+        for first, other in zip(compiled(batch), plan(batch), strict=True):
+            torch.testing.assert_close(first, other)
 
 
 def test_recipro_cam_is_independent_of_the_batch():

@@ -21,9 +21,9 @@ class Stack(ctypes.Structure):
 
 
 def signal_stack():
-    told = Stack()
-    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(told)) == 0
-    return told.at
+    result = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(result)) == 0
+    return result.at
 
 
 def test_compile_preserves_the_signal_stack():

@@ -62,9 +62,9 @@ def test_tail_does_not_change_its_input():
     net = nn.Sequential(conv(3, 8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     split = split_network(net, "0", (12, 12))
     features = torch.randn(1, 8, 12, 12)
-    kept = features.clone()
+    copy = features.clone()
     split.tail(features)
-    assert torch.equal(features, kept)
+    assert torch.equal(features, copy)
 
 
 class InPlaceFunctions(nn.Module):
@@ -88,9 +88,9 @@ def test_split_network_preserves_in_place_functions():
     images = torch.randn(2, 3, 12, 12)
     with torch.inference_mode():
         features = split.head(images)
-        kept = features.clone()
+        copy = features.clone()
         torch.testing.assert_close(split.tail(features), net.eval()(images))
-        assert torch.equal(features, kept)
+        assert torch.equal(features, copy)
 
 
 class Untraceable(nn.Module):

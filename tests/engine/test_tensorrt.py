@@ -98,11 +98,11 @@ def test_torch_tensorrt_import_error_becomes_backend_error(monkeypatch, tmp_path
 
 
 def test_torch_tensorrt_compiles_the_whole_module_and_loads_it(monkeypatch, tmp_path):
-    asked = {}
+    options = {}
 
-    def compiling(module, **words):
-        asked.update(words)
-        return torch.export.export(module, (words["arg_inputs"][0],))
+    def compiling(module, **arguments):
+        options.update(arguments)
+        return torch.export.export(module, (arguments["arg_inputs"][0],))
 
     def saving(program, path, *, output_format, arg_inputs):
         assert output_format == "exported_program"
@@ -117,14 +117,14 @@ def test_torch_tensorrt_compiles_the_whole_module_and_loads_it(monkeypatch, tmp_
     vendor = SimpleNamespace(compile=compiling, save=saving, load=loading)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", vendor)
     module = explained(half=False)
-    told = dynamo.load(dynamo.build(module, IMAGE), IMAGE)(IMAGE)
+    result = dynamo.load(dynamo.build(module, IMAGE), IMAGE)(IMAGE)
     with torch.inference_mode():
-        for one, other in zip(told, module(IMAGE), strict=True):
-            torch.testing.assert_close(one, other)
-    assert asked["ir"] == "dynamo"
-    assert asked["require_full_compilation"] is True
-    assert "enabled_precisions" not in asked
-    assert asked["disable_tf32"] is True
+        for first, other in zip(result, module(IMAGE), strict=True):
+            torch.testing.assert_close(first, other)
+    assert options["ir"] == "dynamo"
+    assert options["require_full_compilation"] is True
+    assert "enabled_precisions" not in options
+    assert options["disable_tf32"] is True
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -223,11 +223,11 @@ def test_auto_on_a_gpu_uses_the_first_working_backend(caplog):
 
 
 def test_similarity_of_equal_reversed_and_flat_maps():
-    one = torch.rand(2, 9)
-    assert rank_correlation(one, one**3).tolist() == pytest.approx([1, 1])
-    assert rank_correlation(one, 1 - one).tolist() == pytest.approx([-1, -1])
+    first = torch.rand(2, 9)
+    assert rank_correlation(first, first**3).tolist() == pytest.approx([1, 1])
+    assert rank_correlation(first, 1 - first).tolist() == pytest.approx([-1, -1])
     assert rank_correlation(torch.zeros(1, 9), torch.zeros(1, 9)).tolist() == [1]
-    assert rank_correlation(torch.zeros(1, 9), one[:1]).tolist() == [0]
+    assert rank_correlation(torch.zeros(1, 9), first[:1]).tolist() == [0]
     truth = torch.rand(4, 7).softmax(1), torch.tensor([[1], [2], [3], [4]]), torch.rand(4, 1, 3, 3)
     assert similarity(truth, truth) == Similarity(pytest.approx(1), 1, pytest.approx(1))
     assert similarity(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
@@ -465,11 +465,13 @@ def test_gpu_metrics_have_units(install_driver, monkeypatch):
 def test_explainer_metrics_have_build_time_and_cache_use(tmp_path):
     network = load_network("squeezenet1_1", weights="random")
     tmp_path.chmod(0o700)
-    knobs = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path))
-    told = {(figure.name, dict(figure.labels).get("how")): figure.value for figure in
-            NetworkExplainer(network, knobs).metrics()}  # fmt: skip
-    assert told["engine_build_seconds", None] > 0
-    assert told["engine_cache_entries", "taken"] == told["engine_cache_entries", "written"] == 0
+    options = EngineConfig(
+        model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path)
+    )
+    metrics = {(figure.name, dict(figure.labels).get("how")): figure.value for figure in
+            NetworkExplainer(network, options).metrics()}  # fmt: skip
+    assert metrics["engine_build_seconds", None] > 0
+    assert metrics["engine_cache_entries", "taken"] == metrics["engine_cache_entries", "written"] == 0
 
 
 @pytest.fixture(autouse=True)

@@ -30,17 +30,17 @@ def folders():
 
 def test_guard_compiled_uses_the_cache_folder(tmp_path):
     guard_compiled(tmp_path / "cache")
-    for place in folders():
-        assert place.parent == tmp_path / "cache"
-        assert place.stat().st_mode & 0o777 == 0o700
+    for folder in folders():
+        assert folder.parent == tmp_path / "cache"
+        assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_guard_compiled_uses_a_temporary_folder_without_a_cache():
     guard_compiled(None)
-    for place in folders():
-        assert place.stat().st_mode & 0o777 == 0o700
-        assert not unsafe_way(place)
-        shutil.rmtree(place)
+    for folder in folders():
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert not unsafe_way(folder)
+        shutil.rmtree(folder)
 
 
 def planted_link(tmp_path):
@@ -64,10 +64,10 @@ def open_parent(tmp_path):
 def test_guard_compiled_ignores_folders_of_others(tmp_path, caplog, plant):
     plant(tmp_path)
     guard_compiled(tmp_path / "cache")
-    for place in folders():
-        assert tmp_path not in place.parents
-        assert not unsafe_way(place)
-        shutil.rmtree(place)
+    for folder in folders():
+        assert tmp_path not in folder.parents
+        assert not unsafe_way(folder)
+        shutil.rmtree(folder)
     assert "compiled results are not kept in" in caplog.text
 
 
@@ -82,8 +82,8 @@ def test_torch_writes_nothing_to_the_shared_temporary_folder(tmp_path, monkeypat
     assert shared.search(inspect.getsource(_precompile_header)), "torch keeps its headers by other names now"
     assert {Path(codecache._HEADER_DIR).parent, Path(codecache._HEADER_LOCK_DIR).parent.parent} == {guarded}
     inductor = [module for name, module in sys.modules.items() if name.startswith("torch._inductor")]
-    told = {module.default_cache_dir() for module in inductor if hasattr(module, "default_cache_dir")}
-    assert told == {str(guarded)}
+    record = {module.default_cache_dir() for module in inductor if hasattr(module, "default_cache_dir")}
+    assert record == {str(guarded)}
 
 
 def test_guard_compiled_keeps_a_safe_folder_of_the_user(tmp_path, monkeypatch):
@@ -149,10 +149,10 @@ print("ASKED", asked, file=sys.stderr)
 def test_run_resolves_no_host_and_writes_no_telemetry_id(tmp_path):
     """OpenVINO is the default backend, and the one whose telemetry is on without being asked for."""
     script = LOOKED_UP.replace("BACKEND", "'openvino'").replace("SINK", repr(str(tmp_path / "o.jsonl")))
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT,
         env={**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "ASKED []" in told.stderr, told.stderr
+    assert "ASKED []" in completed.stderr, completed.stderr
     assert not (tmp_path / "intel").exists()

@@ -87,8 +87,8 @@ def masked(tokens, row, column, grid, kernel):
         for dx in (-1, 0, 1):
             weight = GAUSSIAN[dy + 1][dx + 1] if kernel == "gaussian" else float((dy, dx) == (0, 0))
             if 0 <= row + dy < grid[0] and 0 <= column + dx < grid[1]:
-                place = first + (row + dy) * grid[1] + column + dx
-                out[:, place] = tokens[:, place] * weight
+                index = first + (row + dy) * grid[1] + column + dx
+                out[:, index] = tokens[:, index] * weight
     return out
 
 
@@ -99,9 +99,9 @@ def defined(net, layer, grid, images, chosen, kernel, only=None):
         scores = net(images).softmax(1)
         chosen = scores.argmax(1) if chosen is None else torch.as_tensor(chosen)
         matrix = []
-        for place in range(grid[0] * grid[1]) if only is None else only:
+        for index in range(grid[0] * grid[1]) if only is None else only:
             handle = norm.register_forward_hook(
-                lambda _m, _i, tokens, place=place: masked(tokens, *divmod(place, grid[1]), grid, kernel)
+                lambda _m, _i, tokens, index=index: masked(tokens, *divmod(index, grid[1]), grid, kernel)
             )
             matrix.append(net(images).softmax(1)[torch.arange(len(images)), chosen])
             handle.remove()
@@ -145,10 +145,10 @@ def test_vit_b_16_equals_the_definition_on_some_patches():
     with torch.inference_mode():
         features = split.head(image)
         plan = plan_for(split, features, "gaussian")
-        told = plan(features)[1].softmax(2)
+        result = plan(features)[1].softmax(2)
     assert plan.info.name == "tokens"
     scores, matrix = defined(net, split.layer, split.grid, image, None, "gaussian", some)
-    assert float((told[0, some, scores.argmax()] - matrix[0]).abs().max()) < 1e-5
+    assert float((result[0, some, scores.argmax()] - matrix[0]).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
@@ -175,8 +175,8 @@ def test_vit_dense_plan_is_independent_of_the_budget():
         wide = ViTDensePlan(split.tail, "gaussian", "asked for", 1 << 30)
         narrow = ViTDensePlan(split.tail, "gaussian", "asked for", 1)
         assert narrow.chunk(tokens) == 1 < wide.chunk(tokens)
-        for one, other in zip(wide(tokens), narrow(tokens), strict=True):
-            torch.testing.assert_close(one, other)
+        for first, other in zip(wide(tokens), narrow(tokens), strict=True):
+            torch.testing.assert_close(first, other)
 
 
 def test_vit_recipro_cam_is_independent_of_the_batch():
@@ -305,13 +305,13 @@ def exported(suffix, folder):
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_vit_is_exported_as_one_graph(suffix, tmp_path):
-    network, told = exported(suffix, tmp_path)
-    assert (told.metadata.method, told.metadata.plan) == ("vit-recipro-cam/point", "tokens")
+    network, result = exported(suffix, tmp_path)
+    assert (result.metadata.method, result.metadata.plan) == ("vit-recipro-cam/point", "tokens")
     frame = Frame(torch.randint(0, 255, (60, 80, 3), dtype=torch.uint8).numpy(), "a", 0, 0.0)
-    (one,) = ExportedExplainer(tmp_path / f"a{suffix}", EngineConfig(model="a")).explain([frame])
+    (first,) = ExportedExplainer(tmp_path / f"a{suffix}", EngineConfig(model="a")).explain([frame])
     (other,) = NetworkExplainer(network, EngineConfig(model="small", backend="eager", target="top2")).explain([frame])
-    assert [f.label for f in one.findings] == [f.label for f in other.findings]
-    assert one.first.heat == pytest.approx(other.first.heat, abs=5e-3)
+    assert [f.label for f in first.findings] == [f.label for f in other.findings]
+    assert first.first.heat == pytest.approx(other.first.heat, abs=5e-3)
     assert other.method == "vit-recipro-cam/point"
 
 
@@ -323,9 +323,9 @@ def test_export_refuses_an_inner_block(tmp_path):
 
 
 def test_describe_models_lists_vision_transformers():
-    told = {row.name: row for row in describe_models(["vit_b_16", "vit_b_32", "vit_h_14"])}
-    assert {row.plan for row in told.values()} == {"tokens"}
-    assert [row.grid for row in told.values()] == [(14, 14), (7, 7), (37, 37)]
+    record = {row.name: row for row in describe_models(["vit_b_16", "vit_b_32", "vit_h_14"])}
+    assert {row.plan for row in record.values()} == {"tokens"}
+    assert [row.grid for row in record.values()] == [(14, 14), (7, 7), (37, 37)]
 
 
 @pytest.mark.slow

@@ -199,20 +199,20 @@ def test_parse_target_accepts_names_indices_and_top_n():
     labels = ("ok", "scratch", "missing_hole")
     assert parse_target(["top1"], labels).top == 1
     assert parse_target(["top3"], labels).top == 3
-    named = parse_target(["Scratch", "2", "scratch"], labels)
-    assert (named.top, named.classes, named.classes_first) == (1, (1, 2), True)
+    names = parse_target(["Scratch", "2", "scratch"], labels)
+    assert (names.top, names.classes, names.classes_first) == (1, (1, 2), True)
     both = parse_target(["top2", "scratch"], labels)
     assert (both.top, both.classes, both.classes_first) == (2, (1,), False)
     assert parse_target(["scratch", "top2"], labels).classes_first
 
 
-@pytest.mark.parametrize(("words", "rule"), [
+@pytest.mark.parametrize(("message", "rule"), [
     (["scrach"], "Did you mean 'scratch'"), (["9"], "are 0 to 2"), (["-1"], "are 0 to 2"), (["top9"], "3 classes"),
     (["top1", "top2"], "one top-N"), (["²"], "are 0 to 2"), (["9" * 5000], "are 0 to 2"),
 ])  # fmt: skip
-def test_parse_target_refuses_unknown_classes(words, rule):
+def test_parse_target_refuses_unknown_classes(message, rule):
     with pytest.raises(ConfigError, match=rule):
-        parse_target(words, ("ok", "scratch", "missing_hole"))
+        parse_target(message, ("ok", "scratch", "missing_hole"))
 
 
 def test_real_imagenet_weights_classify_images(shared_data):
@@ -224,11 +224,11 @@ def test_real_imagenet_weights_classify_images(shared_data):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_squeezenet_equals_recorded_outputs(shared_data, number):
     folder = shared_data / "weights" / "squeezenet1_1_golden"
-    given = torch.from_numpy(np.load(folder / f"input_{number}.npy"))
+    recorded = torch.from_numpy(np.load(folder / f"input_{number}.npy"))
     expected = torch.from_numpy(np.load(folder / f"output_{number}.npy"))
     net = load_network(NAME, weights=shared_data / "weights" / "squeezenet1_1.pt").module
     split = split_network(net)
     with torch.inference_mode():
         torch.testing.assert_close(
-            split.tail(split.head(given)), expected, rtol=1e-3, atol=1e-3 * float(expected.max())
+            split.tail(split.head(recorded)), expected, rtol=1e-3, atol=1e-3 * float(expected.max())
         )

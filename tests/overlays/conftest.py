@@ -44,10 +44,10 @@ def explain(
         image = np.full((48, 64, 3), 100, np.uint8)
     if heat is None:
         heat = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-    taken = time.monotonic() if taken_at is None else taken_at
-    frame = Frame(image, camera, index, taken, pts_seconds, truth, source_name)
-    found = (Finding(label, score, heat, class_index=3), *others)
-    return Explanation(frame, found, "recipro-cam/point", "layer4", {"explain": 0.01}, "resnet50", region)
+    captured_at = time.monotonic() if taken_at is None else taken_at
+    frame = Frame(image, camera, index, captured_at, pts_seconds, truth, source_name)
+    actual = (Finding(label, score, heat, class_index=3), *others)
+    return Explanation(frame, actual, "recipro-cam/point", "layer4", {"explain": 0.01}, "resnet50", region)
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +61,14 @@ def overlaid() -> Callable[..., Overlay]:
 
     def overlay(image: np.ndarray | None = None, *, drawn: bool = True, **facts) -> Overlay:
         explanation = explain(image, **facts)
-        picture = explanation.frame.image
-        return Overlay(picture.copy() if drawn else picture, explanation)
+        pixels = explanation.frame.image
+        return Overlay(pixels.copy() if drawn else pixels, explanation)
 
     return overlay
 
 
 @pytest.fixture
-def until() -> Callable[[Callable[[], bool]], None]:
+def wait_until() -> Callable[[Callable[[], bool]], None]:
     """Wait for a condition that another process or the network brings about; fail when it does not come."""
 
     def wait(condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> None:

@@ -59,8 +59,8 @@ def clip_settings(folder, **options):
     return ClipSettings.model_construct(uri=f"{folder}/", **options)
 
 
-def recorder(folder, *, camera="line", **knobs):
-    return ClipSink(clip_settings(folder, **knobs), SinkContext(cameras=(camera,)))
+def recorder(folder, *, camera="line", **options):
+    return ClipSink(clip_settings(folder, **options), SinkContext(cameras=(camera,)))
 
 
 def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, overlaid):
@@ -71,8 +71,8 @@ def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, ov
     assert [len(greys(film)) for film in films] == [30, 30, 30, 10]
     seen = [value for film in films for value in greys(film)]
     assert np.abs(np.array(seen) - [20 + (k * 7) % 200 for k in range(100)]).max() <= 2
-    told = [line for film in films for line in lines(film)]
-    assert [line["index"] for line in told] == list(range(100))
+    values = [line for film in films for line in lines(film)]
+    assert [line["index"] for line in values] == list(range(100))
     for film in films:
         with av.open(str(film)) as held:
             shown = [frame.time for frame in held.decode(video=0)]
@@ -135,20 +135,20 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
     for name in strangers:
         (tmp_path / name).write_bytes(b"x" * 50_000)
     (tmp_path / "line_20200101T000000.000Z.mp4").write_bytes(b"x" * 50_000)
-    budget, most, begun = 300_000, 0, set()
+    budget, most, started = 300_000, 0, set()
     dice = np.random.default_rng(0)
     with recorder(tmp_path, rotate_seconds=0.2, budget_bytes=budget) as sink:
         for index in range(203 * 6):
             sink.put(overlaid(dice.integers(0, 99, (48, 64, 3), np.uint8), index=index, pts_seconds=index / RATE))
             own = [p for p in tmp_path.iterdir() if p.name not in strangers]
-            begun |= {p.name.removesuffix(".part.mp4") for p in own if p.name.endswith(".part.mp4")}
+            started |= {p.name.removesuffix(".part.mp4") for p in own if p.name.endswith(".part.mp4")}
             most = max(most, sum(p.stat().st_size for p in own))
     own = [p for p in tmp_path.iterdir() if p.name not in strangers]
-    assert len(begun) >= 200
+    assert len(started) >= 200
     assert max(most, sum(p.stat().st_size for p in own)) <= budget
     assert most > budget * 0.6, "it is used, too"
-    kept = {p.stem for p in own}
-    assert kept == set(sorted(begun)[-len(kept) :]), "the newest stay"
+    remaining = {p.stem for p in own}
+    assert remaining == set(sorted(started)[-len(remaining) :]), "the newest stay"
     assert all((p.with_suffix(".jsonl")).exists() for p in own)
     assert all((tmp_path / name).stat().st_size == 50_000 for name in strangers)
     assert not (tmp_path / "line_20200101T000000.000Z.mp4").exists(), "an earlier run's clip was its own"
@@ -161,9 +161,9 @@ def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlai
         for index in range(60):
             wall[0] += 1 / RATE if index != 40 else -3600.0
             sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))
-    kept = sorted(line["index"] for film in videos(tmp_path) for line in lines(film))
-    assert len(kept) < 40, "the budget is small"
-    assert kept == list(range(kept[0], 60)), "the newest are kept"
+    remaining = sorted(line["index"] for film in videos(tmp_path) for line in lines(film))
+    assert len(remaining) < 40, "the budget is small"
+    assert remaining == list(range(remaining[0], 60)), "the newest are kept"
 
 
 def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
@@ -259,10 +259,10 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
     assert held == list(range(held[0], 600))
     assert 400 <= held[0] <= 400 + 9 * RATE
     assert [len(greys(film)) for film in (before, after)] == [100, len(held)]
-    told = [r.getMessage() for r in caplog.records if r.name == disk.__name__]
-    assert len(told) == 2
-    assert "No space left" in told[0]
-    assert re.search(r"space again; \d+ frames", told[1])
+    messages = [r.getMessage() for r in caplog.records if r.name == disk.__name__]
+    assert len(messages) == 2
+    assert "No space left" in messages[0]
+    assert re.search(r"space again; \d+ frames", messages[1])
 
 
 def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_path, overlaid, monkeypatch, caplog):
@@ -285,9 +285,9 @@ def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_
     films = sorted(tmp_path.glob("b_*.mp4"))
     assert len(films) == 2
     for film in videos(tmp_path):
-        told = [line["index"] for line in lines(film)]
-        assert told == list(range(told[0], told[-1] + 1)), "a clip has no holes"
-        assert np.abs(np.array(greys(film)) - [20 + (k * 7) % 200 for k in told]).max() <= 2
+        values = [line["index"] for line in lines(film)]
+        assert values == list(range(values[0], values[-1] + 1)), "a clip has no holes"
+        assert np.abs(np.array(greys(film)) - [20 + (k * 7) % 200 for k in values]).max() <= 2
     assert not any(" -" in record.getMessage() for record in caplog.records)
 
 
@@ -307,33 +307,33 @@ def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_p
     monkeypatch.setattr(disk, "RETRY_SECONDS", (1e6, 1e6))
     dice = np.random.default_rng(0)
     noise = [dice.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(40)]
-    kept = []
+    remaining = []
     for size in [*range(500, 130_000, 4999), *range(190_000, 240_000, 611)]:
         room[0] = size
         with recorder(tmp_path / str(size)) as sink:
-            for index, picture in enumerate(noise):
-                sink.put(overlaid(picture, index=index, pts_seconds=index / RATE, taken_at=0.0))
+            for index, image in enumerate(noise):
+                sink.put(overlaid(image, index=index, pts_seconds=index / RATE, taken_at=0.0))
         films = videos(tmp_path / str(size))
         assert not list((tmp_path / str(size)).glob("*.part.*"))
-        kept.append(len(greys(films[0])) if films else 0)
-        assert not films or kept[-1] <= len(lines(films[0]))
-    assert kept == sorted(kept)
-    assert {0, 40} <= set(kept), "from no room at all to room for everything"
-    assert len(set(kept)) >= 4
+        remaining.append(len(greys(films[0])) if films else 0)
+        assert not films or remaining[-1] <= len(lines(films[0]))
+    assert remaining == sorted(remaining)
+    assert {0, 40} <= set(remaining), "from no room at all to room for everything"
+    assert len(set(remaining)) >= 4
 
 
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False, capture_output=True
+    path = tmp_path / "small"
+    path.mkdir()
+    created = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], check=False, capture_output=True
     )
-    if made.returncode:
+    if created.returncode:
         pytest.skip("may not mount a tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
 
 
 def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, overlaid, caplog, monkeypatch):
@@ -440,9 +440,9 @@ def test_a_frame_that_the_encoder_refuses_is_lost_alone(tmp_path, overlaid, monk
     monkeypatch.setattr(ClipEncoder, "encode", encoding)
     with recorder(tmp_path) as sink:
         for index in range(9):
-            picture = np.full((48, 64, 3), 255, np.uint8) if index in {0, 5} else grey(index)
+            pixels = np.full((48, 64, 3), 255, np.uint8) if index in {0, 5} else grey(index)
             with contextlib.suppress(FrameError):
-                sink.put(overlaid(picture, index=index, pts_seconds=index / RATE))
+                sink.put(overlaid(pixels, index=index, pts_seconds=index / RATE))
     (film,) = videos(tmp_path)
     assert [line["index"] for line in lines(film)] == [1, 2, 3, 4, 6, 7, 8]
     assert len(greys(film)) == 7

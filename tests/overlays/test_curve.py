@@ -52,8 +52,8 @@ def keys(ring, who="viewer", server="server"):
 class Scene:
     """A sink that puts a frame whenever it is looked at, and a viewer that reads; no thread of either's own."""
 
-    def __init__(self, sink, overlaid, until):
-        self.sink, self.overlaid, self.until, self.index = sink, overlaid, until, 0
+    def __init__(self, sink, overlaid, wait_until):
+        self.sink, self.overlaid, self.until, self.index = sink, overlaid, wait_until, 0
 
     def pulse(self, viewer):
         self.index += 1
@@ -63,33 +63,33 @@ class Scene:
     def sees(self, viewer):
         self.until(lambda: bool(self.pulse(viewer)))
 
-    def refuses(self, viewer, kinds, words):
+    def refuses(self, viewer, kinds, message):
         """Nothing is seen until both ends say why; nor is it later."""
         seen = []
 
-        def told():
+        def result():
             seen.extend(self.pulse(viewer))
-            return any(kind in self.sink.refused for kind in kinds) and words in viewer.problem
+            return any(kind in self.sink.refused for kind in kinds) and message in viewer.problem
 
-        self.until(told)
+        self.until(result)
         seen.extend(each for _ in range(5) for each in self.pulse(viewer))
         assert seen == []
         assert viewer.refused > 0
 
 
 @pytest.fixture
-def scene(overlaid, until):
+def scene(overlaid, wait_until):
     with ExitStack() as stack:
-        yield lambda settings: Scene(stack.enter_context(ZeroMqSink(settings)), overlaid, until)
+        yield lambda settings: Scene(stack.enter_context(ZeroMqSink(settings)), overlaid, wait_until)
 
 
-def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, until):
+def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, wait_until):
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.sees(viewer)
         assert (viewer.problem, viewer.refused, at.sink.viewers) == ("", 0, 1)
     with ZeroMqSink(locked(ring, f"ipc://{tmp_path}/door")) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
-        Scene(sink, overlaid, until).sees(viewer)
+        Scene(sink, overlaid, wait_until).sees(viewer)
 
 
 def test_an_unknown_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
@@ -121,7 +121,7 @@ def test_a_viewer_with_keys_is_told_that_the_server_has_none(ring, scene, caplog
     assert "this stream has no keys" in caplog.text or "a viewer with other or no keys" in caplog.text
 
 
-def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, scene, until):
+def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, scene, wait_until):
     """The others stay, or are back within seconds; nobody starts anything again."""
     at = scene(locked(ring))
     entry = ring / "allowed" / "stranger.key"
@@ -133,14 +133,14 @@ def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, 
         at.sees(friend)
         entry.write_bytes((ring.parent / "abroad" / "stranger.key").read_bytes())
         at.sees(stranger)
-        until(lambda: not stranger.problem)  # events come by another way than messages, and may come after them
+        wait_until(lambda: not stranger.problem)  # events come by another way than messages, and may come after them
         entry.unlink()
 
         def put_out():
             at.pulse(stranger)
             return "does not know" in stranger.problem
 
-        until(put_out)
+        wait_until(put_out)
         at.refuses(stranger, {"unknown key"}, "does not know")
         at.sees(friend)
         assert friend.refused == 0
@@ -340,39 +340,41 @@ def test_places_limit_each_address_but_this_machines():
     assert held.serial(4) > first, "a descriptor that is used again is another connection"
 
 
-def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(ring, scene, until, monkeypatch):
+def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(
+    ring, scene, wait_until, monkeypatch
+):
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 24)
     at = scene(locked(ring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
     with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:
         at.sees(friend)
         strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(60)]
-        until(lambda: at.sink._authenticator.connections.refused > 0)
+        wait_until(lambda: at.sink._authenticator.connections.refused > 0)
         assert len(at.sink._authenticator.connections) <= 24
         assert at.sink.viewers == 1, "a stranger is no viewer"
         at.sees(friend)
-        until(lambda: len(at.sink._authenticator.connections) == 1)  # an idle handshake ends by itself
+        wait_until(lambda: len(at.sink._authenticator.connections) == 1)  # an idle handshake ends by itself
         assert friend.refused == 0
-        for one in strangers:
-            one.settimeout(LIMIT_SECONDS)
+        for stranger in strangers:
+            stranger.settimeout(LIMIT_SECONDS)
             with suppress(ConnectionError):
-                while one.recv(4096):  # the greeting, then the end
+                while stranger.recv(4096):  # the greeting, then the end
                     pass
 
 
-def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, until, caplog):
+def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, wait_until, caplog):
     with ZeroMqSink(ANY) as sink, zmq.Context() as context, Viewer(sink.endpoint) as viewer:
         greedy = context.socket(zmq.SUB)
         greedy.setsockopt(zmq.LINGER, 0)
         greedy.setsockopt(zmq.SNDHWM, 0)
         greedy.setsockopt(zmq.RECONNECT_IVL, -1)
         try:
-            until(lambda: sink.idle() or sink.topics)
+            wait_until(lambda: sink.idle() or sink.topics)
             greedy.connect(sink.endpoint)
             for number in range(5 * MAX_TOPICS_PER_CONNECTION):
                 greedy.setsockopt(zmq.SUBSCRIBE, b"%09d" % number)
-            until(lambda: sink.idle() or "too many names" in caplog.text)
-            until(lambda: sink.idle() or sink.topics == {b""})
+            wait_until(lambda: sink.idle() or "too many names" in caplog.text)
+            wait_until(lambda: sink.idle() or sink.topics == {b""})
             sink.put(overlaid(index=1))
             assert next(viewer.messages()).header.index == 1
         finally:
@@ -380,22 +382,22 @@ def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, u
 
 
 def test_subscriptions_of_all_are_bounded_and_small_ones_stay():
-    kept = Subscriptions()
+    subscriptions = Subscriptions()
     per = 1000
     for descriptor in range(8):
-        assert all(kept.add(b"%d-%d" % (descriptor, k), descriptor) for k in range(per))
-    full = [kept.add(b"8-%d" % k, 8) for k in range(per)]
+        assert all(subscriptions.add(b"%d-%d" % (descriptor, k), descriptor) for k in range(per))
+    full = [subscriptions.add(b"8-%d" % k, 8) for k in range(per)]
     assert full.index(False) == MAX_TOPICS - 8 * per
     assert not any(full[full.index(False) :]), "what is still on its way from it is not heard"
-    assert kept.add(b"small", 9)
-    kept.publish()
-    assert len(kept.topics) == MAX_TOPICS + 1
-    assert kept.matches(b"small camera")
-    assert not kept.matches(b"smal")
-    kept.remove(b"small")
-    kept.publish()
-    assert not kept.matches(b"small camera")
-    assert kept.add(b"0-0", 0), "what is known already costs nothing"
+    assert subscriptions.add(b"small", 9)
+    subscriptions.publish()
+    assert len(subscriptions.topics) == MAX_TOPICS + 1
+    assert subscriptions.matches(b"small camera")
+    assert not subscriptions.matches(b"smal")
+    subscriptions.remove(b"small")
+    subscriptions.publish()
+    assert not subscriptions.matches(b"small camera")
+    assert subscriptions.add(b"0-0", 0), "what is known already costs nothing"
 
 
 def test_connection_counts_as_viewer_when_its_message_is_read_before_its_acceptance():

@@ -120,8 +120,8 @@ def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypat
         settings = settings.model_copy(update={"curve": curve})
     printed, stop = [], threading.Event()
 
-    def say(*words):
-        printed.append(" ".join(map(str, words)))
+    def say(*arguments):
+        printed.append(" ".join(map(str, arguments)))
         if len(printed) == 2:
             raise EnoughError
 

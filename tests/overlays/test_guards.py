@@ -68,7 +68,7 @@ def test_without_guards_the_header_has_none_of_their_keys(explained):
 
 
 @pytest.mark.parametrize(
-    ("place", "damage"),
+    ("position", "damage"),
     [
         (("guards", 0, "firing"), 1),
         (("guards", 0, "name"), "x" * 65),
@@ -82,13 +82,13 @@ def test_without_guards_the_header_has_none_of_their_keys(explained):
         (("findings", 0, "grounds", "heat_inside"), {"belt": None}),
     ],
 )
-def test_damage_is_refused_in_words(guarded, place, damage):
+def test_damage_is_refused_in_words(guarded, position, damage):
     record = explanation_record(guarded(FIRES), sent_at_unix=0.0, now_monotonic=0.0)
     holder = record
-    for step in place[:-1]:
+    for step in position[:-1]:
         holder = holder[step]
-    holder[place[-1]] = damage
-    with pytest.raises(WireError, match=str(place[-1])):
+    holder[position[-1]] = damage
+    with pytest.raises(WireError, match=str(position[-1])):
         decode_header(record_bytes(record))
 
 
@@ -136,8 +136,8 @@ def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
 
     board = StatusBoard(["line", "door", "gate"])
     board.outcome = RunResult(RunStats([]), [], [], (Drifting(),))
-    told = {one["camera"]: one["drift"] for one in board.snapshot()}
-    assert told == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
+    record = {camera["camera"]: camera["drift"] for camera in board.snapshot()}
+    assert record == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
 
 
 def test_a_log_line_says_what_fires(guarded, tmp_path):

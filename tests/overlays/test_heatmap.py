@@ -68,9 +68,9 @@ def test_each_pixel_gets_the_heat_of_its_place_in_the_region(shape, size, corner
     region = Box(corner[0], corner[1], corner[0] + extent[0], corner[1] + extent[1])
     heat = some_heat(*shape)
     levels = heat_levels(heat, region, *size)
-    wanted = reference_levels(heat, region, *size)
+    expected = reference_levels(heat, region, *size)
     assert levels.shape == size
-    assert np.abs(levels - wanted).max() <= 0.5 + 2e-3, "a level is the rounded heat, nothing further away"
+    assert np.abs(levels - expected).max() <= 0.5 + 2e-3, "a level is the rounded heat, nothing further away"
 
 
 def test_over_the_whole_frame_it_is_opencvs_bilinear_resize():
@@ -93,8 +93,8 @@ def test_a_painted_pixel_is_within_one_of_the_float_blend(name, opacity):
     image = np.random.default_rng(1).integers(0, 256, (150, 90, 3), np.uint8)
     heat, region = some_heat(7, 7), Box(-10.5, 20, 80, 160)
     painted = paint_heat(image, heat, region, palette(name, opacity))
-    wanted = reference_blend(image, heat_levels(heat, region, 150, 90), name, opacity)
-    assert np.abs(painted - wanted).max() <= 1.0
+    expected = reference_blend(image, heat_levels(heat, region, 150, 90), name, opacity)
+    assert np.abs(painted - expected).max() <= 1.0
 
 
 def test_cold_pixels_stay_bit_identical_and_the_frame_is_left_alone():

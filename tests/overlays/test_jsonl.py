@@ -182,10 +182,10 @@ def test_a_log_of_photos_tells_each_photos_name_even_one_that_is_no_utf8(tmp_pat
         for index, name in enumerate(names):
             sink.put(overlaid(index=index, source_name=name))
         sink.put(overlaid(index=9))
-    told = [line.get("source") for line in log_lines(path)]
-    assert told == ["a/1.jpg", "b/1.jpg", "c\\udcff.jpg", "c\\udcfe.jpg", None]
+    values = [line.get("source") for line in log_lines(path)]
+    assert values == ["a/1.jpg", "b/1.jpg", "c\\udcff.jpg", "c\\udcfe.jpg", None]
     lines = path.read_bytes().splitlines()[1:]
-    assert [decode_header(line).source for line in lines] == [name or "" for name in told]
+    assert [decode_header(line).source for line in lines] == [name or "" for name in values]
 
 
 def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):

@@ -57,7 +57,7 @@ class Listener:
     def __init__(self, port):
         self.heard = []
         self.client = paho.Client(paho.CallbackAPIVersion.VERSION2)
-        self.client.on_message = lambda _c, _d, told: self.heard.append((told.topic, told.payload, told.retain))
+        self.client.on_message = lambda _c, _d, result: self.heard.append((result.topic, result.payload, result.retain))
         self.client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
         self.client.on_subscribe = lambda *_: self.ready.set()
         self.ready = threading.Event()
@@ -94,62 +94,66 @@ def open_sockets():
     return {name for name in open_things().values() if name.startswith("socket:")}
 
 
-def connected(sink, until):
-    until(lambda: sink.idle() or not sink.problem)
+def connected(sink, wait_until):
+    wait_until(lambda: sink.idle() or not sink.problem)
 
 
-def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
+def test_findings_states_and_our_presence_are_heard(broker, overlaid, wait_until):
     with Listener(broker.port) as listener, telling(broker.uri) as sink:
         assert isinstance(sink, Sink)
         assert not sink.needs_image("line")
-        connected(sink, until)
+        connected(sink, wait_until)
         for index in range(5):
             sink.put(overlaid(index=index, label="scratch"))
-        until(lambda: sink.idle() or len(listener.told("/finding")) == 5)
+        wait_until(lambda: sink.idle() or len(listener.told("/finding")) == 5)
         assert listener.indices() == [0, 1, 2, 3, 4]
         assert ("plant/status", b"online", False) in listener.heard
-        until(lambda: sink.idle() or listener.told("plant/line/state"))
-        until(lambda: sink.idle() or json.loads(listener.told("plant/line/state")[-1])["state"] == "live")
+        wait_until(lambda: sink.idle() or listener.told("plant/line/state"))
+        wait_until(lambda: sink.idle() or json.loads(listener.told("plant/line/state")[-1])["state"] == "live")
         topic, payload, _ = next(heard for heard in listener.heard if heard[0].endswith("finding"))
         assert topic == "plant/line/finding"
-        told = json.loads(payload)
-        assert (told["camera"], told["findings"][0]["label"]) == ("line", "scratch")
+        record = json.loads(payload)
+        assert (record["camera"], record["findings"][0]["label"]) == ("line", "scratch")
         assert len(payload) < 1500
         with Listener(broker.port) as late:
-            until(lambda: late.told("/status") and late.told("/state"))
+            wait_until(lambda: late.told("/status") and late.told("/state"))
             assert all(retained for *_, retained in late.heard)
             assert late.told("/status") == [b"online"]
     until_gone = Listener(broker.port)
     with until_gone as later:
-        until(lambda: later.told("/status") == [b"offline"])
+        wait_until(lambda: later.told("/status") == [b"offline"])
 
 
-def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, until):
+def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, wait_until):
     with Listener(broker.port) as listener, telling(broker.uri) as east:
         with telling(broker.uri, status_topic="west") as west:
-            connected(east, until)
-            connected(west, until)
+            connected(east, wait_until)
+            connected(west, wait_until)
             west.put(overlaid(camera="line"))
-            until(lambda: west.idle() or [told for told in listener.told("plant/line/state") if b"plant/west" in told])
-        until(lambda: east.idle() or listener.told("plant/west")[-1:] == [b"offline"])
+            wait_until(
+                lambda: (
+                    west.idle() or [result for result in listener.told("plant/line/state") if b"plant/west" in result]
+                )
+            )
+        wait_until(lambda: east.idle() or listener.told("plant/west")[-1:] == [b"offline"])
         assert listener.told("plant/status") == [b"online"]
         assert not east.problem
 
 
-def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, until):
+def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, wait_until):
     now = [0.0]
     sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with Listener(broker.port) as listener, sink:
-        connected(sink, until)
+        connected(sink, wait_until)
         for index in range(100):
             now[0] = index / 30
             sink.put(overlaid(index=index, label="scratch" if 40 <= index < 45 else "ok", taken_at=now[0]))
-        until(lambda: sink.idle() or 45 in listener.indices())
+        wait_until(lambda: sink.idle() or 45 in listener.indices())
         assert set(listener.indices()) >= {0, 40, 45}, "the first, and every change"
         assert len(listener.indices()) <= 6
 
 
-def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_path, overlaid, until, caplog):
+def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_path, overlaid, wait_until, caplog):
     late = Broker(tmp_path, "allow_anonymous true")
     with (
         telling(late.uri, qos=1) as careful,
@@ -161,27 +165,27 @@ def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_pat
         assert "Connection refused" in careful.problem
         assert careless.lost == MAX_WAITING + 10
         assert careful.lost == 10
-        said = [r for r in caplog.records if "no connection to the broker" in r.getMessage()]
-        assert len(said) == 2, "once each"
+        message = [r for r in caplog.records if "no connection to the broker" in r.getMessage()]
+        assert len(message) == 2, "once each"
         with late, Listener(late.port) as listener:
             for sink in (careful, careless):
-                connected(sink, until)
-            until(lambda: careful.idle() or careless.idle() or len(listener.told("/finding")) == MAX_WAITING)
+                connected(sink, wait_until)
+            wait_until(lambda: careful.idle() or careless.idle() or len(listener.told("/finding")) == MAX_WAITING)
             assert listener.indices() == list(range(10, MAX_WAITING + 10))
 
 
-def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, until):
-    place = Broker(tmp_path, "allow_anonymous true")
-    with telling(place.uri, qos=1) as sink:
-        with place, Listener(place.port) as listener:
-            connected(sink, until)
+def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, wait_until):
+    path = Broker(tmp_path, "allow_anonymous true")
+    with telling(path.uri, qos=1) as sink:
+        with path, Listener(path.port) as listener:
+            connected(sink, wait_until)
             sink.put(overlaid(index=1))
-            until(lambda: sink.idle() or listener.indices() == [1])
-        until(lambda: sink.idle() or sink.problem)
+            wait_until(lambda: sink.idle() or listener.indices() == [1])
+        wait_until(lambda: sink.idle() or sink.problem)
         sink.put(overlaid(index=2))
-        with place, Listener(place.port) as listener:
-            until(lambda: sink.idle() or listener.indices() == [2])
-            until(lambda: sink.idle() or listener.told("/state"))
+        with path, Listener(path.port) as listener:
+            wait_until(lambda: sink.idle() or listener.indices() == [2])
+            wait_until(lambda: sink.idle() or listener.told("/state"))
             assert listener.told("/status") == [b"online"]
     assert sink.lost == 0
 
@@ -195,16 +199,16 @@ KILLED = (
 )
 
 
-def test_of_a_run_that_is_killed_the_broker_says_that_it_is_gone(broker, until):
+def test_of_a_run_that_is_killed_the_broker_says_that_it_is_gone(broker, wait_until):
     with Listener(broker.port) as listener:
         run = subprocess.Popen(
             [sys.executable, "-c", KILLED, broker.uri], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         with run:
             assert run.stdout.readline() == b"there\n"
-            until(lambda: listener.told("/status") == [b"online"])
+            wait_until(lambda: listener.told("/status") == [b"online"])
             run.kill()
-        until(lambda: listener.told("/status") == [b"online", b"offline"])
+        wait_until(lambda: listener.told("/status") == [b"online", b"offline"])
 
 
 class Counting(Sink):
@@ -223,7 +227,7 @@ class Explaining(Explainer):
 
 
 @pytest.mark.parametrize("there", ["listening", "silent", "gone"])
-def test_leaving_closes_every_socket_itself(broker, until, there):
+def test_leaving_closes_every_socket_itself(broker, wait_until, there):
     if there == "silent":
         broker.process.send_signal(signal.SIGSTOP)
     uri = broker.uri if there != "gone" else f"mqtt://127.0.0.1:{free_port()}/plant"
@@ -234,7 +238,7 @@ def test_leaving_closes_every_socket_itself(broker, until, there):
         with telling(uri) as sink:
             sink.idle()
             if there == "listening":
-                connected(sink, until)
+                connected(sink, wait_until)
             assert there == "gone" or open_sockets() != before
         assert open_sockets() == before
     finally:
@@ -242,12 +246,12 @@ def test_leaving_closes_every_socket_itself(broker, until, there):
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, until, when):
+def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, wait_until, when):
     other = Counting()
     sink = MqttSink(MqttSettings.model_construct(uri=broker.uri, max_rate=1e9, qos=1))
     with pytest.raises(DataLossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
         if when == "while":
-            connected(sink, until)
+            connected(sink, wait_until)
         broker.process.send_signal(signal.SIGSTOP)
         sources = [(FakeSource(3000, "line"), "wait")]
         Pipeline(sources, Explaining(), None, [sink, other], limits=RunLimits(), stop=threading.Event()).run()
@@ -256,7 +260,7 @@ def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, 
         assert len(sink._connection._unconfirmed) <= 20
 
 
-def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlaid, until, caplog):
+def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlaid, wait_until, caplog):
     keeper = shutil.which("mosquitto_passwd")
     if keeper is None:
         pytest.skip("needs mosquitto_passwd")
@@ -268,10 +272,10 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
     with Broker(tmp_path, "allow_anonymous false", f"password_file {book}") as broker:
         for login in ("eve:wrong-wrong", None):
             with telling(broker.uri, login=login) as sink:
-                until(lambda sink=sink: sink.idle() or "refuses the connection" in sink.problem)
+                wait_until(lambda sink=sink: sink.idle() or "refuses the connection" in sink.problem)
                 assert "uthori" in sink.problem
         with telling(broker.uri, login="eve:hunter2-hunter2") as sink:
-            connected(sink, until)
+            connected(sink, wait_until)
             shown = f"{Secret('eve:hunter2-hunter2')} {sink.uri} {sink._settings}"
     assert "hunter2" not in caplog.text + shown
     assert "wrong-wrong" not in caplog.text
@@ -279,7 +283,7 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
 
 # paho lets go of a socket whose handshake fails without closing it; it is closed when it is forgotten, at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, until):
+def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, wait_until):
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("needs openssl")
@@ -294,9 +298,9 @@ def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, until):
     with Broker(tmp_path, "allow_anonymous true", f"certfile {certificate}", f"keyfile {key}") as broker:
         uri = broker.uri.replace("mqtt:", "mqtts:")
         with telling(uri) as sink:
-            until(lambda: sink.idle() or "certificate" in sink.problem)
+            wait_until(lambda: sink.idle() or "certificate" in sink.problem)
         with telling(uri, ca_file=str(certificate)) as sink:
-            connected(sink, until)
+            connected(sink, wait_until)
     with pytest.raises(SinkError, match=r"ca_file .*cannot be read"):
         MqttSink(MqttSettings(uri="mqtts://host/t", ca_file=str(tmp_path / "none")))
     with pytest.raises(SinkError, match=r"ca_file .*write mqtts://"):
@@ -321,58 +325,58 @@ def test_while_the_broker_is_being_called_the_trouble_has_words():
         assert "the connection is being made" in sink.problem
 
 
-def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, until):
+def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, wait_until):
     with Listener(broker.port) as listener:
         sink = MqttSink(broker.uri, SinkContext(cameras=("parts",)))
         with sink:
             for index in range(60):  # long before the broker has answered
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
-        until(lambda: len(listener.told("/finding")) == 60)
-        assert [json.loads(told)["source"] for told in listener.told("/finding")] == [f"{k}.jpg" for k in range(60)]
+        wait_until(lambda: len(listener.told("/finding")) == 60)
+        assert [json.loads(result)["source"] for result in listener.told("/finding")] == [f"{k}.jpg" for k in range(60)]
     assert sink.account == "60 findings accepted by the broker, 0 lost"
 
 
-def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, until, monkeypatch):
+def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "MAX_WAITING", 20)
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 30.0)
     with Listener(broker.port) as listener:
         with MqttSink(broker.uri, SinkContext(cameras=("film",))) as sink:
             for index in range(300):
                 sink.put(overlaid(camera="film", index=index, source_name="film.mp4"))
-        until(lambda: len(listener.told("/finding")) == 300)
+        wait_until(lambda: len(listener.told("/finding")) == 300)
         assert listener.indices() == list(range(300))
 
 
-def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overlaid, until):
+def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overlaid, wait_until):
     now = [0.0]
     sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with sink:
-        connected(sink, until)
+        connected(sink, wait_until)
         for index in range(30):
             now[0] = index / 10
             sink.put(overlaid(index=index, taken_at=now[0], source_name="film.mp4"))
-        until(lambda: sink.idle() or not sink._connection._unconfirmed)
+        wait_until(lambda: sink.idle() or not sink._connection._unconfirmed)
         assert sink.account == "3 findings accepted by the broker, 27 left out by the rate of 1 per second, 0 lost"
-        assert {"mqtt_left_out": 27.0}.items() <= {one.name: one.value for one in sink.metrics()}.items()
+        assert {"mqtt_left_out": 27.0}.items() <= {metric.name: metric.value for metric in sink.metrics()}.items()
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, overlaid, until, caplog, qos):
+def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, overlaid, wait_until, caplog, qos):
     access = tmp_path / "access"
     access.write_text("topic write plant/status\ntopic write plant/line/state\ntopic write plant/good/#\n")
     access.chmod(0o644)
     tmp_path.chmod(0o755)
-    with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
-        settings = MqttSettings.model_construct(uri=place.uri, max_rate=1e9, qos=qos)
+    with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as path:
+        settings = MqttSettings.model_construct(uri=path.uri, max_rate=1e9, qos=qos)
         sink = MqttSink(settings, SinkContext(cameras=("line", "good")))
         with pytest.raises(DataLossError, match="14 refused by the broker"), sink:  # noqa: PT012 - it is raised on leaving
-            connected(sink, until)
+            connected(sink, wait_until)
             for index in range(14):
                 sink.put(overlaid(index=index))
-            until(lambda: sink.idle() or sink._counts.refused == 14)
+            wait_until(lambda: sink.idle() or sink._counts.refused == 14)
             assert "refuses findings (Not authorized, under plant/line/finding); 14 so far" in sink.problem
             sink.put(overlaid(camera="good"))
-            until(lambda: sink.idle() or not sink.problem)
+            wait_until(lambda: sink.idle() or not sink.problem)
         assert (sink._counts.published, sink.lost) == (15, 0)
     assert len([r for r in caplog.records if "refuses messages" in r.getMessage()]) == 1
 
@@ -396,8 +400,8 @@ class Scripted(threading.Thread):
             with link:
                 link.settimeout(LIMIT_SECONDS)
                 try:
-                    asked = link.recv(4096)
-                    self.versions.append(asked[asked.index(b"MQTT") + 4])
+                    arguments = link.recv(4096)
+                    self.versions.append(arguments[arguments.index(b"MQTT") + 4])
                     link.sendall(answer)
                     while link.recv(4096):
                         pass
@@ -442,40 +446,40 @@ class Dripping(Scripted):
 ACCEPTED_V5, ACCEPTED_V3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
 
 
-def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overlaid, until, caplog):
+def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overlaid, wait_until, caplog):
     with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
-        connected(sink, until)
+        connected(sink, wait_until)
         assert old.versions == [5, 4]
         assert "MQTT 3.1.1" in sink.account
     assert "cannot report the findings it refuses" in caplog.text
 
 
-def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(until):
+def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(wait_until):
     with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
-        connected(sink, until)
+        connected(sink, wait_until)
         assert old.versions == [5, 4]
 
 
-def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(overlaid, until, monkeypatch):
+def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 2.0)
     monkeypatch.setattr(mqtt_sink, "_MIN_RATE", 1000.0)
-    with Dripping() as place:
-        sink = MqttSink(MqttSettings(uri=place.uri, qos=1), SinkContext(cameras=("parts",)))
+    with Dripping() as position:
+        sink = MqttSink(MqttSettings(uri=position.uri, qos=1), SinkContext(cameras=("parts",)))
         with pytest.raises(DataLossError, match="lost"), sink:  # noqa: PT012
             for index in range(900):  # 45 seconds
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
             assert "not confirmed yet" in sink.account
-        assert place.confirmed < 900
+        assert position.confirmed < 900
         assert sink.lost > 0
 
 
-def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(overlaid, until, monkeypatch):
+def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 0.5)
     sink = None
     with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings accepted .* 3 lost"):  # noqa: PT012
         sink = MqttSink(mute.uri, SinkContext(("parts",)))
         with sink:
-            connected(sink, until)
+            connected(sink, wait_until)
             for index in range(3):
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
             assert sink.account.endswith("3 not confirmed yet")
@@ -493,30 +497,30 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, until, overlaid):
-    packet, said = HOSTILE[name]
+def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, wait_until, overlaid):
+    packet, message = HOSTILE[name]
     with Scripted(ACCEPTED_V5 + packet, ACCEPTED_V5) as hostile, telling(hostile.uri) as sink:
-        until(lambda: sink.idle() or (sink.problem and said in sink.problem and hostile.versions))
+        wait_until(lambda: sink.idle() or (sink.problem and message in sink.problem and hostile.versions))
         assert len(sink._connection._client._in_packet["packet"]) < 1 << 17
         sink.put(overlaid())
-        connected(sink, until)
+        connected(sink, wait_until)
 
 
-def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until, overlaid, caplog):
+def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(wait_until, overlaid, caplog):
     with Scripted(*[ACCEPTED_V5 + b"\xe0\x02\x95\x00"] * 12) as hostile:
         with (
             contextlib.suppress(DataLossError),
             telling(hostile.uri, qos=1) as sink,
         ):
             sink.put(overlaid())
-            until(lambda: sink.idle() or "unconfirmed messages are given up" in caplog.text, 20)
+            wait_until(lambda: sink.idle() or "unconfirmed messages are given up" in caplog.text, 20)
             assert sink.lost == 1
         assert len(caplog.records) <= 4
 
 
-def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(until, overlaid):
+def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(wait_until, overlaid):
     small = b"\x20\x08\x00\x00\x05\x27\x00\x00\x01\x00"  # MaximumPacketSize 256
-    with Scripted(small) as place, pytest.raises(DataLossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
-        connected(sink, until)
+    with Scripted(small) as index, pytest.raises(DataLossError, match="1 refused"), telling(index.uri) as sink:  # noqa: PT012
+        connected(sink, wait_until)
         sink.put(overlaid())
         assert "it accepts at most 256 bytes" in sink.problem

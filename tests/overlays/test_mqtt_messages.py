@@ -28,7 +28,7 @@ def test_an_address_is_read(uri, broker):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("mqtt://", "mqtt://host:port/topic"),
         ("mqtt://host:0/t", "from 1 to 65535"),
@@ -39,8 +39,8 @@ def test_an_address_is_read(uri, broker):
         ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
     ],
 )
-def test_an_address_that_is_none_is_refused_with_the_cure_and_without_its_password(uri, said):
-    with pytest.raises(ValueError, match=said) as refused:
+def test_an_address_that_is_none_is_refused_with_the_cure_and_without_its_password(uri, message):
+    with pytest.raises(ValueError, match=message) as refused:
         parse_broker(uri)
     assert "secret" not in str(refused.value)
 
@@ -60,11 +60,11 @@ def test_cameras_that_would_share_a_topic_are_found():
 def test_a_finding_is_told_without_heat_but_with_its_hottest_spot():
     heat = np.zeros((3, 4), np.float32)
     heat[1, 2] = 1.0
-    told = json.loads(
+    record = json.loads(
         finding_message(explain(heat=heat, region=Box(0, 0, 64, 48)), sent_at_unix=1e9, now_monotonic=1.0)
     )
-    [finding] = told["findings"]
+    [finding] = record["findings"]
     assert finding == {"label": "bottle", "class_index": 3, "score": 0.875, "box": None, "peak": [40.0, 24.0]}
-    assert (told["version"], told["camera"], told["model"]) == (1, "line", "resnet50")
+    assert (record["version"], record["camera"], record["model"]) == (1, "line", "resnet50")
     flat = explain(heat=np.zeros((3, 4), np.float32))
     assert json.loads(finding_message(flat, sent_at_unix=0.0, now_monotonic=0.0))["findings"][0]["peak"] is None

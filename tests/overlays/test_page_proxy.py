@@ -57,7 +57,7 @@ def proxy(folder, page_port, blocks):
         server.wait(LIMIT_SECONDS)
 
 
-def asked(address, method="GET", body=None, **headers):
+def fetch(address, method="GET", body=None, **headers):
     parts = urlsplit(address)
     link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=LIMIT_SECONDS)
     try:
@@ -80,27 +80,27 @@ def test_documented_proxies_serve_the_page_on_another_port_and_below_a_path(tmp_
             site = f"http://127.0.0.1:{port}"
             for below in ("/", "/cams/", "/drops/"):
                 start = site + below
-                code, headers, _ = asked(start, Accept="text/html")
+                code, headers, _ = fetch(start, Accept="text/html")
                 assert code == 303
                 form = urljoin(start, headers["location"])
                 assert form == f"{start}login"
-                text = asked(form)[2].decode()
+                text = fetch(form)[2].decode()
                 for link in re.findall(r'(?:href|src)="([^"]+)"', text):
-                    assert asked(urljoin(form, link))[0] == 200, link
+                    assert fetch(urljoin(form, link))[0] == 200, link
                 action = urljoin(form, re.search(r'action="([^"]+)"', text)[1])
-                code, headers, _ = asked(action, "POST", f"token={TOKEN}", Origin=site)
+                code, headers, _ = fetch(action, "POST", f"token={TOKEN}", Origin=site)
                 assert (code, urljoin(form, headers["location"])) == (303, start)
-                cookie, _, kept = headers["set-cookie"].partition(";")
-                assert ("Path=/cams/" in kept) == (below == "/cams/")
-                text = asked(start, Cookie=cookie)[2].decode()
+                cookie, _, unchanged = headers["set-cookie"].partition(";")
+                assert ("Path=/cams/" in unchanged) == (below == "/cams/")
+                text = fetch(start, Cookie=cookie)[2].decode()
                 for link in re.findall(r'(?:href|src)="([^"]+)"', text):
-                    assert asked(urljoin(start, link), Cookie=cookie)[0] == 200, link
-                told = {"Cookie": cookie}
-                with connect(f"{start}frames".replace("http", "ws"), additional_headers=told, origin=site) as link:
+                    assert fetch(urljoin(start, link), Cookie=cookie)[0] == 200, link
+                record = {"Cookie": cookie}
+                with connect(f"{start}frames".replace("http", "ws"), additional_headers=record, origin=site) as link:
                     assert '"hello"' in link.recv(timeout=LIMIT_SECONDS)
                 for foreign in ("http://evil.example", f"http://evil.example:{port}"):
                     with (
                         pytest.raises(InvalidStatus, match="403"),
-                        connect(f"{start}frames".replace("http", "ws"), additional_headers=told, origin=foreign),
+                        connect(f"{start}frames".replace("http", "ws"), additional_headers=record, origin=foreign),
                     ):
                         pass

@@ -196,11 +196,11 @@ def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlai
         assert explainer.line_count == len(left)
     with ParquetSink(path) as sink:
         sink.put(overlaid(index=77))
-    [kept] = [place for place in tmp_path.iterdir() if place.is_dir()]
-    assert pq.read_table(kept).column("index").to_pylist() == left
+    [rows] = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert pq.read_table(rows).column("index").to_pylist() == left
     assert pq.read_table(path).column("index").to_pylist() == [77]
-    assert str(kept) in caplog.text
-    with LoggedExplainer(kept) as explainer:
+    assert str(rows) in caplog.text
+    with LoggedExplainer(rows) as explainer:
         assert explainer.line_count == len(left)
 
 
@@ -226,10 +226,10 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
     write = pq.write_table
     full = [False]
 
-    def writing(*given, **more):
+    def writing(*options, **more):
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(*given, **more)
+        write(*options, **more)
 
     monkeypatch.setattr(parquet.pq, "write_table", writing)
     sink = ParquetSink(path, clock=lambda: now[0])
@@ -244,13 +244,13 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
     lost = sink.lost
     with pytest.raises(DataLossError, match=f"{lost} rows were not written"):
         sink.__exit__(None, None, None)
-    kept = pq.read_table(path).column("index").to_pylist()
-    assert kept == sorted(set(range(200)) - set(range(11, 11 + lost)))
+    rows = pq.read_table(path).column("index").to_pylist()
+    assert rows == sorted(set(range(200)) - set(range(11, 11 + lost)))
     assert 0 < lost < 80
 
 
 def test_a_disk_that_fails_for_a_while_closes_no_table(tmp_path, overlaid, monkeypatch):
-    def writing(*given, **more):
+    def writing(*options, **more):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     path = tmp_path / "out.parquet"
@@ -295,8 +295,8 @@ def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, 
     for path in paths:
         with LoggedExplainer(path, "line") as explainer:
             frames = [Frame(np.zeros((48, 64, 3), np.uint8), "line", k, 0.0, k / 30) for k in range(200)]
-            told = explainer.explain(frames[::-1] + frames)
-            seen.append([[(f.label, f.score, f.heat.tobytes()) for f in each.findings] for each in told])
+            explanations = explainer.explain(frames[::-1] + frames)
+            seen.append([[(f.label, f.score, f.heat.tobytes()) for f in each.findings] for each in explanations])
             assert explainer.line_count == BlankFrameSource(explainer).frames_total == 67
     assert seen[0] == seen[1]
     assert sum(map(bool, seen[0])) == 134
@@ -345,9 +345,9 @@ def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid)
     path = tmp_path / "out.parquet"
     with ParquetSink(path) as sink:
         sink.put(overlaid(index=1))
-    one = pq.read_table(path)
+    first = pq.read_table(path)
     count = 200_000
-    pq.write_table(one.take(pa.array([0] * count, pa.int32())), path, row_group_size=count, compression="zstd")
+    pq.write_table(first.take(pa.array([0] * count, pa.int32())), path, row_group_size=count, compression="zstd")
     assert path.stat().st_size < 1 << 20
     with reader.open_log(path) as opened:
         before = pa.total_allocated_bytes()

@@ -79,11 +79,11 @@ gone:// = acme_sinks:nothing
 def installed(tmp_path, monkeypatch):
     """A package as an installer leaves it: a module, and what is said of it beside it."""
     site = tmp_path / "site"
-    told = site / "acme_sinks-1.2.dist-info"
-    told.mkdir(parents=True)
+    result = site / "acme_sinks-1.2.dist-info"
+    result.mkdir(parents=True)
     (site / "acme_sinks.py").write_text(CSV)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-sinks\nVersion: 1.2\n")
-    (told / "entry_points.txt").write_text(ENTRIES)
+    (result / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-sinks\nVersion: 1.2\n")
+    (result / "entry_points.txt").write_text(ENTRIES)
     monkeypatch.syspath_prepend(str(site))
     yield site
     sys.modules.pop("acme_sinks", None)
@@ -115,7 +115,7 @@ def test_the_house_keeps_its_own_kinds(installed):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("half://x", r"acme-sinks fails to make it .TypeError: Can't instantiate abstract class Half .*put"),
         ("alien://x", r"acme-sinks gives a Alien, which is no recipro_stream\.Sink; see docs/python"),
@@ -126,8 +126,8 @@ def test_the_house_keeps_its_own_kinds(installed):
         ("out.cvs", r"Did you mean '\.csv'"),
     ],
 )
-def test_a_package_that_does_not_keep_its_word_is_named(installed, uri, said):
-    with pytest.raises(SinkError, match=said) as refused:
+def test_a_package_that_does_not_keep_its_word_is_named(installed, uri, message):
+    with pytest.raises(SinkError, match=message) as refused:
         build_sink(uri)
     assert "secret" not in str(refused.value)
 
@@ -139,14 +139,14 @@ def test_the_command_line_takes_it_and_doctor_names_it(installed, tmp_path):
     """)
     command = [sys.executable, "-c", code]
     source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
-    words = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
+    arguments = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
     done = subprocess.run(
-        [*command, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
+        [*command, *arguments], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
     )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 20
-    told = subprocess.run(
+    completed = subprocess.run(
         [*command, "doctor"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
     )
-    assert ".csv (acme-sinks)" in told.stdout
-    assert "starlette" in told.stdout
+    assert ".csv (acme-sinks)" in completed.stdout
+    assert "starlette" in completed.stdout

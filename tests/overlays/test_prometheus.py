@@ -83,15 +83,15 @@ def guardian_of(explained):
     recorder = BaselineRecorder()
     minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
     watching = ExplanationMonitor(Explaining(explained), slow=DriftTracking(recorder=recorder))
-    for one in minute:
-        watching.process(one)
+    for explanation in minute:
+        watching.process(explanation)
     slow = DriftTracking(DriftDetector(recorder.baseline(), 600.0))
     ticks = itertools.count().__next__
     guardian = ExplanationMonitor(
         Doubting(explained), validate_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks
     )
-    for one in minute:
-        guardian.process(one)
+    for explanation in minute:
+        guardian.process(explanation)
     return guardian
 
 
@@ -117,17 +117,20 @@ def test_the_figures_are_the_runs_own(explained):
         Pipeline(
             sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch_size=4), stop=threading.Event()
         ).run()
-        told = dict(figures(sink))
-        assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
-        assert told["recipro_batch_frames_sum"] == 30
-        assert told["recipro_batch_frames_count"] >= 30 / 4
-        assert told["recipro_stage_seconds_count queue"] == 30
-        assert told["recipro_age_seconds_count b"] == 10
-        assert told["recipro_frames_total a delivered"] + told["recipro_frames_dropped_total a sink_queue_full"] == 20
-        assert told["recipro_frames_dropped_total a queue_full"] == 0
-        assert told["recipro_viewers page"] == 0
-        assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
-        assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
+        metrics = dict(figures(sink))
+        assert metrics["recipro_frames_total a explained"] == metrics["recipro_frames_total a taken"] == 20
+        assert metrics["recipro_batch_frames_sum"] == 30
+        assert metrics["recipro_batch_frames_count"] >= 30 / 4
+        assert metrics["recipro_stage_seconds_count queue"] == 30
+        assert metrics["recipro_age_seconds_count b"] == 10
+        assert (
+            metrics["recipro_frames_total a delivered"] + metrics["recipro_frames_dropped_total a sink_queue_full"]
+            == 20
+        )
+        assert metrics["recipro_frames_dropped_total a queue_full"] == 0
+        assert metrics["recipro_viewers page"] == 0
+        assert metrics["recipro_device_memory_bytes cuda tensors"] == 5e8
+        assert metrics["recipro_camera_state a live"] + metrics["recipro_camera_state a ended"] == 1
         assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
 
 
@@ -143,8 +146,8 @@ class Aged(FakeSource):
 
     def frames(self, stop):
         for index in range(self.count):
-            taken = time.monotonic() - 60.0 * (index % 2)
-            yield Frame(np.zeros((8, 8, 3), np.uint8), self.camera, index, taken)
+            captured_at = time.monotonic() - 60.0 * (index % 2)
+            yield Frame(np.zeros((8, 8, 3), np.uint8), self.camera, index, captured_at)
 
 
 def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
@@ -154,34 +157,36 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
             [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
             stop=threading.Event(),
         ).run()  # fmt: skip
-        told = dict(figures(sink))
-    dropped = {reason: told[f"recipro_frames_dropped_total a {reason}"] for reason in DropReason}
+        metrics = dict(figures(sink))
+    dropped = {reason: metrics[f"recipro_frames_dropped_total a {reason}"] for reason in DropReason}
     assert dropped[DropReason.EXPIRED_BEFORE_ENGINE] + dropped[DropReason.EXPIRED_BEFORE_RENDER] > 0
     assert {reason: count for reason, count in dropped.items() if count} == outcome.drops
     assert (
-        told["recipro_frames_total a delivered"] + sum(dropped.values()) == told["recipro_frames_total a taken"] == 20
+        metrics["recipro_frames_total a delivered"] + sum(dropped.values())
+        == metrics["recipro_frames_total a taken"]
+        == 20
     )
 
 
-def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
+def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, wait_until):
     create_keyring(tmp_path / "keys")
     ring = tmp_path / "keys"
     curve = CurveSettings(secret_key_file=str(ring / "server.key_secret"), authorized_keys=str(ring / "allowed"))
     with ZeroMqSink(ZeroMqSettings(uri="tcp://127.0.0.1:0", curve=curve)) as network, about(network) as page:
-        told = dict(figures(page))
-        assert [told[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)
+        metrics = dict(figures(page))
+        assert [metrics[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)
         with Viewer(network.endpoint, key=ring / "viewer.key_secret", server_key=str(ring / "server.key")):
-            until(lambda: network.idle() or network.topics)
+            wait_until(lambda: network.idle() or network.topics)
             network.put(overlaid())
-            told = dict(figures(page))
-            assert told["recipro_viewers zeromq"] == 1
-            assert told["recipro_viewers page"] == 0
-        until(lambda: network.idle() or not network.viewers)
+            metrics = dict(figures(page))
+            assert metrics["recipro_viewers zeromq"] == 1
+            assert metrics["recipro_viewers page"] == 0
+        wait_until(lambda: network.idle() or not network.viewers)
         with Viewer(network.endpoint):
-            until(lambda: network.idle() or network.refused)
+            wait_until(lambda: network.idle() or network.refused)
         refused = network.refused
-        told = dict(figures(page))
-        assert {kind: told[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
+        metrics = dict(figures(page))
+        assert {kind: metrics[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
 
 
 def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_path, overlaid, monkeypatch):
@@ -206,18 +211,18 @@ def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_
 
     with clips, about(clips) as page:
         record(1)
-        told = dict(figures(page))
-        assert told["recipro_recorder_refused"] == told["recipro_recorder_lost_frames"] == 0
-        assert told["recipro_recorder_bytes"] > 0
-        assert told["recipro_recorder_budget_bytes"] == 1 << 20
-        assert told["recipro_recorder_free_bytes"] > 0
+        metrics = dict(figures(page))
+        assert metrics["recipro_recorder_refused"] == metrics["recipro_recorder_lost_frames"] == 0
+        assert metrics["recipro_recorder_bytes"] > 0
+        assert metrics["recipro_recorder_budget_bytes"] == 1 << 20
+        assert metrics["recipro_recorder_free_bytes"] > 0
         full[0] = True
         record(2)
-        told = dict(figures(page))
-        assert told["recipro_recorder_refused"] == 1
-        assert told["recipro_recorder_lost_frames"] >= 30
+        metrics = dict(figures(page))
+        assert metrics["recipro_recorder_refused"] == 1
+        assert metrics["recipro_recorder_lost_frames"] >= 30
         trouble = status(page)["troubles"]
-        assert [one["sink"] for one in trouble] == [f"{tmp_path}/"]
+        assert [problem["sink"] for problem in trouble] == [f"{tmp_path}/"]
         assert re.search(r"No space left.*\d\d frames were not recorded", trouble[0]["why"])
         full[0] = False
         record(60)
@@ -228,9 +233,9 @@ def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_
 def status(page):
     with connect(page.endpoint.replace("http://", "ws://") + "/frames", proxy=None) as link:
         while True:
-            said = link.recv(timeout=LIMIT_SECONDS)
-            if isinstance(said, str) and (told := json.loads(said))["kind"] == "status":
-                return told
+            received = link.recv(timeout=LIMIT_SECONDS)
+            if isinstance(received, str) and (record := json.loads(received))["kind"] == "status":
+                return record
 
 
 def test_a_sink_that_closed_is_named_on_the_page(explained):
@@ -266,7 +271,7 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         Pipeline(source, guardian_of(explained), Plain(), parts, limits=RunLimits(), stop=threading.Event()).run()
         sink.on_run_start(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
-    asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}
+    asked_for = {name for call in asks for name in re.findall(r"\b(?:recipro|process)_\w+", call)}
     assert asked_for <= there
     assert len(asked_for) > 20
     ids = [panel["id"] for panel in dashboard["panels"]]
@@ -288,5 +293,5 @@ def test_a_network_on_a_gpu_tells_what_memory_it_takes():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     held = torch.zeros(1 << 20, device="cuda")
-    told = {figure.labels[1][1]: figure.value for figure in _memory("cuda")}
-    assert held.nbytes <= told["tensors"] <= told["reserved"] <= told["all processes"] <= told["total"]
+    record = {figure.labels[1][1]: figure.value for figure in _memory("cuda")}
+    assert held.nbytes <= record["tensors"] <= record["reserved"] <= record["all processes"] <= record["total"]

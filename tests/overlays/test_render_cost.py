@@ -21,12 +21,12 @@ def bench():
 
 
 def test_it_prints_one_line_of_json_with_every_option(bench, capsys):
-    told = bench.main(["--height", "90", "--width", "160", "--repeats", "3"])
-    assert json.loads(capsys.readouterr().out) == told
-    assert set(told["options"]) == {*bench.OPTIONS, "crop"}
-    for times in told["options"].values():
+    text = bench.main(["--height", "90", "--width", "160", "--repeats", "3"])
+    assert json.loads(capsys.readouterr().out) == text
+    assert set(text["options"]) == {*bench.OPTIONS, "crop"}
+    for times in text["options"].values():
         assert 0 < times["p50_ms"] <= times["p95_ms"] <= times["p99_ms"]
-    assert told["size"] == "160x90"
+    assert text["size"] == "160x90"
     assert cv2.getNumThreads() == 1
 
 

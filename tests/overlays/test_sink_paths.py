@@ -74,8 +74,8 @@ def test_file_has_the_option_mode(tmp_path, kind):
     assert SINKS.settings(f"{path}?mode=replace").mode == "replace"
     assert SINKS.settings(f"{path}?mode=keep") == SINKS.settings(path, mode="keep")
     assert SINKS.settings(f"{tmp_path}/what?{kind}").uri == f"{tmp_path}/what?{kind}"
-    for wrong, said in (("mode=append", "keep"), ("mode=", "keep"), ("rat=5", "rat: unknown key")):
-        with pytest.raises(SinkError, match=said):
+    for wrong, message in (("mode=append", "keep"), ("mode=", "keep"), ("rat=5", "rat: unknown key")):
+        with pytest.raises(SinkError, match=message):
             build_sink(f"{path}?{wrong}", cameras=["a"])
     with pytest.raises(SinkError, match="mode: is not an option of a folder of clips"):
         build_sink(f"{tmp_path}/clips/?mode=replace", cameras=["a"])
@@ -107,9 +107,9 @@ def places(tmp_path, monkeypatch):
 def test_a_lock_that_is_a_planted_link_empties_nothing(places, tmp_path, caplog):
     diary, out = tmp_path / "diary", tmp_path / "out.jsonl"
     diary.write_text("precious")
-    for place in places:
-        place.mkdir(mode=0o700)
-        (place / lock_name(out)).symlink_to(diary)
+    for path in places:
+        path.mkdir(mode=0o700)
+        (path / lock_name(out)).symlink_to(diary)
     with claimed([out]):
         assert diary.read_text() == "precious"
     assert "cannot be locked" in caplog.text
@@ -129,21 +129,21 @@ def test_a_folder_of_locks_that_is_not_ours_alone_is_not_used_and_blocks_nobody(
     out, elsewhere = tmp_path / "out.jsonl", tmp_path / "elsewhere"
     elsewhere.mkdir()
     held = []
-    for place in places:
+    for path in places:
         if how == "a link":
-            place.symlink_to(elsewhere)
+            path.symlink_to(elsewhere)
             continue
         if how == "a file":
-            place.touch()
+            path.touch()
             continue
-        place.mkdir()
+        path.mkdir()
         if how == "open to others":
-            place.chmod(0o777)
+            path.chmod(0o777)
         elif os.geteuid() == 0:
-            os.chown(place, 65534, 65534)
+            os.chown(path, 65534, 65534)
         else:
             pytest.skip("needs to be root to give a folder away")
-        held.append((place / lock_name(out)).open("w"))
+        held.append((path / lock_name(out)).open("w"))
         fcntl.flock(held[-1], fcntl.LOCK_EX)
     with caplog.at_level(logging.WARNING), claimed([out]):
         pass
@@ -156,7 +156,7 @@ def test_a_folder_of_locks_that_is_not_ours_alone_is_not_used_and_blocks_nobody(
 def test_two_runs_meet_though_only_one_belongs_to_a_session(places, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     with claimed([out]):
-        assert all(place.stat().st_mode & 0o777 == 0o700 for place in places)
+        assert all(path.stat().st_mode & 0o777 == 0o700 for path in places)
         monkeypatch.delenv("XDG_RUNTIME_DIR")
         with pytest.raises(SinkError, match="by another run"), claimed([out]):
             pass
@@ -170,14 +170,14 @@ def no_handles():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, before[1]))
-    taken = []
+    handles = []
     try:
         with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
             while True:
-                taken.append(socket.socket())
+                handles.append(socket.socket())
         yield
     finally:
-        for each in taken:
+        for each in handles:
             each.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 

@@ -52,7 +52,7 @@ def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "message"),
     [
         ("out.mp5", "Did you mean '.mp4'"),
         ("out.json", "Did you mean '.jsonl'"),
@@ -63,10 +63,10 @@ def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
         ("", "window, tcp://"),
     ],
 )
-def test_an_unknown_door_is_refused_with_the_nearest_name(uri, said):
+def test_an_unknown_door_is_refused_with_the_nearest_name(uri, message):
     with pytest.raises(SinkError) as refused:
         build_sink(uri)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_password_in_an_unknown_uri_is_not_repeated():
@@ -186,7 +186,7 @@ def test_importing_the_table_imports_no_vendor():
         "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
         "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"
     )
-    said = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS
     )
-    assert said.stdout.strip() == "[]"
+    assert completed.stdout.strip() == "[]"

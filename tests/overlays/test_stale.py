@@ -25,20 +25,20 @@ def explanation(size=(120, 160), index=7, pts=1.0):
 
 
 def test_no_colour_is_left_outside_the_band_and_hardly_any_light():
-    given = explanation()
-    overlay = stale_overlay(given, SILENCE)
+    shown = explanation()
+    overlay = stale_overlay(shown, SILENCE)
     top = overlay.image[:20]
     assert np.ptp(top.astype(int), axis=2).max() == 0
-    assert top.mean() < 0.5 * given.frame.image[:20].mean()
+    assert top.mean() < 0.5 * shown.frame.image[:20].mean()
     assert overlay.signal_loss == SILENCE
     assert not overlay.image.flags.writeable
 
 
 def test_the_frame_it_was_made_from_is_left_as_it_was():
-    given = explanation()
-    before = given.frame.image.copy()
-    stale_overlay(given, SILENCE)
-    np.testing.assert_array_equal(given.frame.image, before)
+    shown = explanation()
+    before = shown.frame.image.copy()
+    stale_overlay(shown, SILENCE)
+    np.testing.assert_array_equal(shown.frame.image, before)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (33, 700), (700, 33), (1, 1)])
@@ -93,10 +93,10 @@ def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("door",))) as sink:
         for k in range(3):
-            one = explanation(index=k, pts=1.0 + 0.1 * k)
-            sink.put(Overlay(one.frame.image, one))
+            shown = explanation(index=k, pts=1.0 + 0.1 * k)
+            sink.put(Overlay(shown.frame.image, shown))
         for seconds in (1.0, 2.0):
-            sink.put(stale_overlay(one, SignalLoss(seconds)))
+            sink.put(stale_overlay(shown, SignalLoss(seconds)))
         back = explanation(index=3, pts=4.0)
         sink.put(Overlay(back.frame.image, back))
     with av.open(str(path)) as held:

@@ -11,7 +11,7 @@ from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 
 def shown(times, rate=30.0):
     timeline = Timeline(rate)
-    return [timeline.ticks(pts, taken) / TICKS_PER_SECOND for pts, taken in times]
+    return [timeline.ticks(pts, captured_at) / TICKS_PER_SECOND for pts, captured_at in times]
 
 
 moments = st.floats(-1e5, 1e5)
@@ -20,9 +20,9 @@ moments = st.floats(-1e5, 1e5)
 @given(st.lists(st.tuples(st.none() | moments, moments), min_size=1, max_size=40))
 def test_time_starts_at_zero_and_always_grows(times):
     timeline = Timeline()
-    ticks = [timeline.ticks(pts, taken) for pts, taken in times]
+    ticks = [timeline.ticks(pts, captured_at) for pts, captured_at in times]
     assert ticks[0] == 0
-    assert all(one < other for one, other in itertools.pairwise(ticks))
+    assert all(earlier < other for earlier, other in itertools.pairwise(ticks))
     assert timeline.step_ticks >= 1
 
 
@@ -31,8 +31,8 @@ def test_a_stream_that_only_moves_on_keeps_its_timing_to_the_tick(steps, begin):
     times = [begin]
     for step in steps:
         times.append(times[-1] + step)
-    wanted = [time - begin for time in times]
-    assert shown([(time, 0.0) for time in times]) == pytest.approx(wanted, abs=0.51 / TICKS_PER_SECOND)
+    expected = [time - begin for time in times]
+    assert shown([(time, 0.0) for time in times]) == pytest.approx(expected, abs=0.51 / TICKS_PER_SECOND)
 
 
 def test_without_its_own_clock_a_stream_goes_by_when_frames_were_taken():
@@ -46,8 +46,8 @@ def test_a_clock_that_goes_back_or_stops_goes_on_at_the_last_pace():
 
 def test_a_frame_that_had_been_taken_before_a_silence_was_shown_does_not_stretch_time():
     timeline = Timeline()
-    told = [(0.0, 0.0), (0.1, 0.0), (0.1, 6.0), (0.1, 7.0), (0.2, 0.0), (7.2, 0.0), (7.3, 0.0)]
-    ticks = [timeline.ticks(pts, 0.0, silent_seconds=silent) for pts, silent in told]
+    values = [(0.0, 0.0), (0.1, 0.0), (0.1, 6.0), (0.1, 7.0), (0.2, 0.0), (7.2, 0.0), (7.3, 0.0)]
+    ticks = [timeline.ticks(pts, 0.0, silent_seconds=silent) for pts, silent in values]
     seen = [each / TICKS_PER_SECOND for each in ticks]
     assert seen == pytest.approx([0, 0.1, 6.1, 7.1, 7.101, 7.2, 7.3], abs=1e-5)
 

@@ -46,7 +46,7 @@ def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, over
     film = decoded(path)
     resolution = 1e-3 if suffix == ".mkv" else 1 / 90000
     assert [time for _, time in film] == pytest.approx(times.tolist(), abs=resolution)
-    assert [round(picture.mean() / 20) for picture, _ in film] == list(range(len(times)))
+    assert [round(image.mean() / 20) for image, _ in film] == list(range(len(times)))
 
 
 def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
@@ -65,11 +65,11 @@ def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
 @pytest.mark.parametrize("size", [(64, 48), (1280, 720), (63, 47), (1, 1), (720, 1281)])
 def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
     width, height = size
-    picture = smooth_picture(width, height)
+    image = smooth_picture(width, height)
     path = tmp_path / "out.mp4"
     with VideoSink(VideoSettings(uri=str(path), crf=12), SinkContext(cameras=("line",))) as sink:
         for index in range(3):
-            sink.put(overlaid(picture, index=index, pts_seconds=index / 30))
+            sink.put(overlaid(image, index=index, pts_seconds=index / 30))
     with av.open(str(path)) as film:
         stored = list(film.decode(video=0))[2]
     assert (stored.height, stored.width) == (height + height % 2, width + width % 2), "odd sides are padded by one"
@@ -81,7 +81,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
     # FFmpeg's own conversion to RGB cuts off where it should round: 1.5 too dark, whoever wrote the film.
     seen = {"rounding": (exactly, 1.0), "av": (stored.to_ndarray(format="rgb24"), 2.0), "cv2": (theirs[..., ::-1], 2.0)}
     for decoder, (picture_seen, bias) in seen.items():
-        away = picture_seen[:height, :width].astype(int) - picture
+        away = picture_seen[:height, :width].astype(int) - image
         assert np.abs(away).mean() < 3, decoder
         assert min(size) == 1 or np.abs(away.mean(axis=(0, 1))).max() < bias, (
             f"{decoder}: no channel is lighter, darker or swapped"
@@ -167,11 +167,11 @@ def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_p
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid(np.full((height, width, 3), 200, np.uint8), drawn=False))
-    ((picture, _),) = decoded(path)
-    assert max(picture.shape[:2]) <= 16384
+    ((image, _),) = decoded(path)
+    assert max(image.shape[:2]) <= 16384
     if min(size) > 3:
-        assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.04)
-    assert picture.mean() > 180
+        assert image.shape[1] / image.shape[0] == pytest.approx(width / height, rel=0.04)
+    assert image.mean() > 180
     assert (f"images are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
 
 
@@ -236,13 +236,13 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
     with av.open(str(path)) as film:
-        kept = 0
+        frame_count = 0
         try:
             for _ in film.decode(video=0):
-                kept += 1
+                frame_count += 1
         except av.error.InvalidDataError:
             pass  # the frame that was being written
-    assert kept >= 300 - 3 * 30
+    assert frame_count >= 300 - 3 * 30
 
 
 def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data, tmp_path, overlaid):
@@ -255,8 +255,8 @@ def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data,
                 break
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
-        for index, (picture, time) in enumerate(frames):
-            sink.put(overlaid(picture, index=index, pts_seconds=time))
+        for index, (image, time) in enumerate(frames):
+            sink.put(overlaid(image, index=index, pts_seconds=time))
     seen = decoded(path)
     begin = frames[0][1]
     assert [time for _, time in seen] == pytest.approx([time - begin for _, time in frames], abs=2e-5)

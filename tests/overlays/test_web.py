@@ -66,7 +66,7 @@ def page(secrets=None, cameras=("line",), **options):
         yield sink
 
 
-def asked(sink, path, method="GET", body=None, **headers):
+def fetch(sink, path, method="GET", body=None, **headers):
     """(status, headers, body) of one request; underscores in names stand for dashes."""
     host = sink.endpoint.removeprefix("http://")
     link = http.client.HTTPConnection(host, timeout=LIMIT_SECONDS)
@@ -89,89 +89,89 @@ def frame(link, seconds=LIMIT_SECONDS):
     """The next frame's header and JPEG; what else is said is passed over."""
     deadline = time.monotonic() + seconds
     while True:
-        said = link.recv(timeout=deadline - time.monotonic())
-        if isinstance(said, bytes):
-            packed, picture = unpack(said)
-            return decode_header(packed), picture
+        received = link.recv(timeout=deadline - time.monotonic())
+        if isinstance(received, bytes):
+            packed, image = unpack(received)
+            return decode_header(packed), image
 
 
-def status(link, wanted, seconds=LIMIT_SECONDS):
+def status(link, expected, seconds=LIMIT_SECONDS):
     """The first status that satisfies."""
     deadline = time.monotonic() + seconds
     while True:
-        said = link.recv(timeout=deadline - time.monotonic())
-        if isinstance(said, str):
-            told = json.loads(said)
-            if told["kind"] == "status":
+        received = link.recv(timeout=deadline - time.monotonic())
+        if isinstance(received, str):
+            record = json.loads(received)
+            if record["kind"] == "status":
                 link.send('{"heard": true}')
-                if told["cameras"] and wanted(told["cameras"][0]):
-                    return told["cameras"][0]
+                if record["cameras"] and expected(record["cameras"][0]):
+                    return record["cameras"][0]
 
 
-def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(overlaid, until):
+def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(overlaid, wait_until):
     plain = np.full((48, 64, 3), (10, 200, 30), np.uint8)
     with page() as sink, looking(sink) as link:
         hello = json.loads(link.recv(timeout=LIMIT_SECONDS))
         assert (hello["kind"], hello["painted"], hello["token"]) == ("hello", False, False)
-        until(lambda: sink._broadcaster.has_viewers("line", "plain"))
+        wait_until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         painted = overlaid(plain, index=7, label="cat")
         painted = replace(painted, image=np.zeros_like(plain))
         sink.put(painted)
-        header, picture = frame(link)
+        header, image = frame(link)
     from overlays.render.jpeg import decode_image
 
     assert (header.index, header.findings[0].label, header.grid) == (7, "cat", (3, 4))
-    assert np.abs(decode_image(picture)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
+    assert np.abs(decode_image(image)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
 
 
-def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_the_page(overlaid, until):
+def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_the_page(overlaid, wait_until):
     with page() as sink:
         for index in range(5):
             sink.put(overlaid(index=index))
         assert sink.encoded == 0
-        with looking(sink) as one, looking(sink) as other:
-            until(lambda: len(sink._broadcaster.clients) == 2)
+        with looking(sink) as first, looking(sink) as other:
+            wait_until(lambda: len(sink._broadcaster.clients) == 2)
             assert not sink.needs_image("line"), "the browser paints"
             sink.put(overlaid(index=5))
-            assert frame(one)[0].index == frame(other)[0].index == 5
+            assert frame(first)[0].index == frame(other)[0].index == 5
             assert sink.encoded == 1, "one JPEG for all"
-        until(lambda: not sink._broadcaster.clients)
+        wait_until(lambda: not sink._broadcaster.clients)
         sink.put(overlaid(index=6))
         assert sink.encoded == 1
 
 
-def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, until):
+def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, wait_until):
     with page() as sink:
         sink.put(overlaid(index=3))
         with looking(sink) as link:
-            until(lambda: sink._broadcaster.has_viewers("line", "plain"))
+            wait_until(lambda: sink._broadcaster.has_viewers("line", "plain"))
             sink.idle()
             assert frame(link)[0].index == 3
 
 
-def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_newest(overlaid, until):
+def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_newest(overlaid, wait_until):
     with page() as sink, looking(sink) as link, looking(sink) as other:
-        until(lambda: len(sink._broadcaster.clients) == 2)
+        wait_until(lambda: len(sink._broadcaster.clients) == 2)
         for index in range(50):
             sink.put(overlaid(index=index))
             seen = frame(other)[0].index
             assert seen == index, "the other one is not held up"
             other.send(json.dumps({"shown": "line"}))
-            until(lambda: any(c.can_accept("line", -1, "plain") for c in sink._broadcaster.clients))
+            wait_until(lambda: any(c.can_accept("line", -1, "plain") for c in sink._broadcaster.clients))
         assert [frame(link)[0].index for _ in range(MAX_IN_FLIGHT)] == [0, 1]
         link.send(json.dumps({"shown": "line"}))
         assert frame(link)[0].index == 49
         assert dict(figures(sink))["recipro_page_skipped_total"] == 47
 
 
-def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(overlaid, until):
+def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(overlaid, wait_until):
     image = np.full((720, 1280, 3), 90, np.uint8)
     with page(cameras=("a", "b")) as sink, looking(sink) as link:
         link.send(json.dumps({"small": True, "large": "b"}))
-        until(lambda: sink._broadcaster.has_viewers("a", "small") and sink._broadcaster.has_viewers("b", "plain"))
+        wait_until(lambda: sink._broadcaster.has_viewers("a", "small") and sink._broadcaster.has_viewers("b", "plain"))
         for camera in "ab":
             sink.put(overlaid(image, camera=camera, region=Box(0, 0, 1280, 720)))
-        got = {header.camera: (header, picture) for header, picture in (frame(link), frame(link))}
+        got = {header.camera: (header, image) for header, image in (frame(link), frame(link))}
         small, large = got["a"][0], got["b"][0]
         assert (small.width, small.height, small.frame_width, small.frame_height) == (640, 360, 1280, 720)
         assert small.heat_region == Box(0, 0, 1280, 720)
@@ -180,22 +180,24 @@ def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(
         for camera in "ab":
             link.send(json.dumps({"shown": camera}))
         link.send(json.dumps({"small": True, "large": "a"}))
-        until(lambda: sink.idle() or sink._broadcaster.has_viewers("a", "plain"))
+        wait_until(lambda: sink.idle() or sink._broadcaster.has_viewers("a", "plain"))
         sink.idle()
         again = {header.camera: header.width for header, _ in (frame(link), frame(link))}
         assert again == {"a": 1280, "b": 640}, "what stands still comes again in its new size"
 
 
-def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, until):
-    with page() as sink, looking(sink) as one, looking(sink) as other:
+def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, wait_until):
+    with page() as sink, looking(sink) as first, looking(sink) as other:
         other.send(json.dumps({"small": True, "large": ""}))
-        until(lambda: sink._broadcaster.has_viewers("line", "small") and sink._broadcaster.has_viewers("line", "plain"))
+        wait_until(
+            lambda: sink._broadcaster.has_viewers("line", "small") and sink._broadcaster.has_viewers("line", "plain")
+        )
         sink.put(overlaid())
-        assert frame(one)[1] == frame(other)[1]
+        assert frame(first)[1] == frame(other)[1]
         assert sink.encoded == 1
 
 
-def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
+def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, wait_until):
     painted = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with page() as sink:
         sink.put(overlaid(painted, index=0))
@@ -203,15 +205,15 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
         link.request("GET", "/stream/line.mjpg")
         answer = link.getresponse()
         assert answer.getheader("Content-Type") == "multipart/x-mixed-replace; boundary=frame"
-        until(lambda: sink.needs_image("line"))
+        wait_until(lambda: sink.needs_image("line"))
         assert not sink.needs_image("door")
         sink.put(overlaid(painted, index=1))
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += answer.read(1)
         size = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
-        picture = answer.read(size)
-        assert picture[:2] == b"\xff\xd8"
+        image = answer.read(size)
+        assert image[:2] == b"\xff\xd8"
         assert answer.read(9) == b"\r\n--frame", "the end of a part comes with it"
         answer.close()
         link.close()
@@ -220,15 +222,15 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
             sink.put(overlaid(painted))
             return not sink.needs_image("line")
 
-        until(left)
-        assert asked(sink, "/stream/door.mjpg")[0] == 404
+        wait_until(left)
+        assert fetch(sink, "/stream/door.mjpg")[0] == 404
 
 
-def test_the_end_comes_though_people_look_on(overlaid, until):
+def test_the_end_comes_though_people_look_on(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with page() as sink, looking(sink) as link, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: len(sink._broadcaster.clients) == 2)
+        wait_until(lambda: len(sink._broadcaster.clients) == 2)
         for index in range(20):
             sink.put(overlaid(noise, index=index))
         sink.__exit__(None, None, None)
@@ -240,13 +242,13 @@ def test_a_silent_camera_is_told_and_its_return_too(overlaid):
     with page() as sink, looking(sink) as link:
         for index in range(5):
             sink.put(overlaid(index=index))
-        said = status(link, lambda camera: camera["silent"])
-        assert (said["state"], said["index"]) == ("silent", 4)
+        state = status(link, lambda camera: camera["silent"])
+        assert (state["state"], state["index"]) == ("silent", 4)
         sink.put(replace(overlaid(index=4), signal_loss=SignalLoss(3.0, "waiting", "refused the connection")))
         assert status(link, lambda camera: camera["reason"])["reason"] == "refused the connection"
         sink.put(overlaid(index=9))
-        said = status(link, lambda camera: not camera["silent"])
-        assert (said["state"], said["missed"]) == ("live", 4)
+        state = status(link, lambda camera: not camera["silent"])
+        assert (state["state"], state["missed"]) == ("live", 4)
 
 
 # Who may look
@@ -256,19 +258,19 @@ def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlai
     with page(LOCKED) as sink:
         sink.put(overlaid())
         for path in ("/", "/frames", "/metrics", "/stream/line.mjpg", "/clip/line.mp4", "/static/page.js"):
-            assert asked(sink, path)[0] == 401, path
-            assert asked(sink, path, Authorization=f"Bearer {TOKEN}x")[0] == 401, path
-        assert asked(sink, "/metrics?token=" + TOKEN)[0] == 401, "not in URLs"
-        code, headers, _ = asked(sink, "/", Accept="text/html")
+            assert fetch(sink, path)[0] == 401, path
+            assert fetch(sink, path, Authorization=f"Bearer {TOKEN}x")[0] == 401, path
+        assert fetch(sink, "/metrics?token=" + TOKEN)[0] == 401, "not in URLs"
+        code, headers, _ = fetch(sink, "/", Accept="text/html")
         assert (code, headers["location"]) == (303, "login")
-        assert asked(sink, "/login")[0] == asked(sink, "/static/page.css")[0] == asked(sink, "/healthz")[0] == 200
-        code, _, told = asked(sink, "/readyz")
-        assert (code, json.loads(told)) == (200, {"ready": True, "within_seconds": 5.0}), "no camera is named"
+        assert fetch(sink, "/login")[0] == fetch(sink, "/static/page.css")[0] == fetch(sink, "/healthz")[0] == 200
+        code, _, body = fetch(sink, "/readyz")
+        assert (code, json.loads(body)) == (200, {"ready": True, "within_seconds": 5.0}), "no camera is named"
         with pytest.raises(InvalidStatus, match="401"), looking(sink):
             pass
         good = {"Authorization": f"Bearer {TOKEN}"}
-        assert asked(sink, "/metrics", **good)[0] == 200
-        assert json.loads(asked(sink, "/readyz", **good)[2])["cameras"] == {"line": "fresh"}
+        assert fetch(sink, "/metrics", **good)[0] == 200
+        assert json.loads(fetch(sink, "/readyz", **good)[2])["cameras"] == {"line": "fresh"}
         with looking(sink, **good) as link:
             assert json.loads(link.recv(timeout=LIMIT_SECONDS))["token"]
 
@@ -276,22 +278,22 @@ def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlai
 def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplog):
     caplog.set_level("DEBUG")
     with page(LOCKED) as sink:
-        code, headers, told = asked(sink, "/login", "POST", "token=wrong-but-long-enough")
+        code, headers, body = fetch(sink, "/login", "POST", "token=wrong-but-long-enough")
         assert (code, "set-cookie" in headers) == (401, False)
-        assert b"The token is wrong" in told
-        code, headers, _ = asked(sink, "/login", "POST", f"token={TOKEN}")
+        assert b"The token is wrong" in body
+        code, headers, _ = fetch(sink, "/login", "POST", f"token={TOKEN}")
         assert (code, headers["location"]) == (303, "./")
-        cookie, *kept = headers["set-cookie"].split("; ")
-        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(kept)
+        cookie, *attributes = headers["set-cookie"].split("; ")
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(attributes)
         assert TOKEN not in cookie
-        assert asked(sink, "/", Cookie=cookie)[0] == 200
-        assert asked(sink, "/", Cookie=cookie[:-1] + "0")[0] in {200, 401}
+        assert fetch(sink, "/", Cookie=cookie)[0] == 200
+        assert fetch(sink, "/", Cookie=cookie[:-1] + "0")[0] in {200, 401}
         with looking(sink, Cookie=cookie):
             pass
-        assert asked(sink, "/login", "POST", "token=" + "x" * 5000)[0] == 413
-        code, headers, _ = asked(sink, "/logout", "POST", Cookie=cookie)
+        assert fetch(sink, "/login", "POST", "token=" + "x" * 5000)[0] == 413
+        code, headers, _ = fetch(sink, "/logout", "POST", Cookie=cookie)
         assert "Max-Age=0" in headers["set-cookie"]
-        secure = asked(sink, "/login", "POST", f"token={TOKEN}", X_Forwarded_Proto="https")[1]["set-cookie"]
+        secure = fetch(sink, "/login", "POST", f"token={TOKEN}", X_Forwarded_Proto="https")[1]["set-cookie"]
         assert "Secure" in secure, "behind a proxy that speaks TLS"
     assert TOKEN not in caplog.text
     assert TOKEN not in repr(LOCKED)
@@ -302,13 +304,13 @@ def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
         port = sink.endpoint.rpartition(":")[2]
         sink.put(overlaid())
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.5", ""):
-            assert asked(sink, "/", Host=host)[0] == 421, host
+            assert fetch(sink, "/", Host=host)[0] == 421, host
         for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", f"LOCALHOST:{port}"):
-            assert asked(sink, "/", Host=host)[0] == 200, host
+            assert fetch(sink, "/", Host=host)[0] == 200, host
         for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"http://localhost:{port}", "file://"):
             with pytest.raises(InvalidStatus, match="403"), looking(sink, Origin=origin):
                 pass
-            assert asked(sink, "/login", "POST", "token=x", Origin=origin)[0] == 403
+            assert fetch(sink, "/login", "POST", "token=x", Origin=origin)[0] == 403
         with looking(sink, Origin=sink.endpoint):
             pass
         refused = dict(figures(sink))["recipro_page_refused_total"]
@@ -317,14 +319,14 @@ def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
 
 def test_names_may_be_added_for_a_proxy():
     with page(allowed_hosts=("cams.example.com",)) as sink:
-        assert asked(sink, "/", Host="cams.example.com")[0] == 200
-        assert asked(sink, "/", Host="other.example.com")[0] == 421
+        assert fetch(sink, "/", Host="cams.example.com")[0] == 200
+        assert fetch(sink, "/", Host="other.example.com")[0] == 421
 
 
 def test_every_answer_forbids_what_the_page_does_not_need():
     with page() as sink:
         for path in ("/", "/static/page.js", "/nothing", "/metrics", "/static/../guard.py", "/static/guard.py"):
-            code, headers, _ = asked(sink, path)
+            code, headers, _ = fetch(sink, path)
             assert "default-src 'none'" in headers["content-security-policy"]
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["cross-origin-resource-policy"] == "same-origin"
@@ -344,9 +346,9 @@ def test_waived_or_with_a_token_it_serves_others():
         with WebSink(settings, SinkContext(secrets=secrets)) as sink:
             at = WebSink.__new__(WebSink)
             at.endpoint = sink.endpoint.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-            assert asked(at, "/healthz")[0] == 200
-            assert asked(at, "/healthz", Host="192.168.1.7:8000")[0] == 200
-            assert asked(at, "/healthz", Host="evil.example")[0] == (200 if secrets else 421)
+            assert fetch(at, "/healthz")[0] == 200
+            assert fetch(at, "/healthz", Host="192.168.1.7:8000")[0] == 200
+            assert fetch(at, "/healthz", Host="evil.example")[0] == (200 if secrets else 421)
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a space in the middle", "ünïcödé-ünïcödé-ünïcödé"])
@@ -433,12 +435,12 @@ def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
 def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
     now = [0.0]
     board = StatusBoard((), lambda: now[0])
-    for index, moment in enumerate((0.0, 10.1, 20.3, 30.2)):
-        now[0] = moment
-        board.update(overlaid(index=index, taken_at=moment))
+    for index, timestamp in enumerate((0.0, 10.1, 20.3, 30.2)):
+        now[0] = timestamp
+        board.update(overlaid(index=index, taken_at=timestamp))
     now[0] += 11.0
-    told = board.snapshot()[0]
-    assert (told["state"], told["rate"]) == ("live", pytest.approx(0.1, abs=0.01))
+    text = board.snapshot()[0]
+    assert (text["state"], text["rate"]) == ("live", pytest.approx(0.1, abs=0.01))
 
 
 def test_the_last_half_minute_is_kept_within_its_bounds():
@@ -454,17 +456,17 @@ def test_the_last_half_minute_is_kept_within_its_bounds():
     assert ring.packets("b") == [b"z"], "a clock that went back starts anew"
 
 
-def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, until):
+def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, wait_until):
     with page() as sink, looking(sink):
-        until(lambda: sink._broadcaster.clients)
+        wait_until(lambda: sink._broadcaster.clients)
         sink._broadcaster.clients[0]._in_flight = {"line": -100}
-        assert asked(sink, "/clip/line.mp4")[0] == 404
+        assert fetch(sink, "/clip/line.mp4")[0] == 404
         for index in range(8):
             sink.put(overlaid(np.full((48, 64, 3), 30 * index, np.uint8), index=index, taken_at=50 + index / 5))
-        code, headers, packed = asked(sink, "/clip/line.mp4?opacity=0")
+        code, headers, packed = fetch(sink, "/clip/line.mp4?opacity=0")
         assert (code, headers["content-type"]) == (200, "video/mp4")
-        assert asked(sink, "/clip/line.mp4?opacity=x")[0] == 400
-        assert asked(sink, "/clip/door.mp4")[0] == 404
+        assert fetch(sink, "/clip/line.mp4?opacity=x")[0] == 400
+        assert fetch(sink, "/clip/door.mp4")[0] == 404
     import io
 
     with av.open(io.BytesIO(packed)) as clip:
@@ -473,9 +475,9 @@ def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, until):
     assert abs(float(frames[-1].time - frames[0].time) - 1.4) < 0.02
 
 
-def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(overlaid, until, caplog):
+def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(overlaid, wait_until, caplog):
     with page(cameras=()) as sink, looking(sink) as link:
-        until(lambda: sink._broadcaster.clients)
+        wait_until(lambda: sink._broadcaster.clients)
         for index in range(3):
             sink.put(overlaid(index=index, score=float("nan"), camera="odd \udcff"))
         sink.put(overlaid(index=3, camera="odd \udcff"))
@@ -484,14 +486,14 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
 
 
-def test_a_number_that_is_none_is_refused_in_words(overlaid, until):
+def test_a_number_that_is_none_is_refused_in_words(overlaid, wait_until):
     with page() as sink, looking(sink) as link:
-        until(lambda: sink._broadcaster.has_viewers("line", "plain"))
+        wait_until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         sink.put(overlaid())
         frame(link)
         for path in ("/readyz?within=nan", "/clip/line.mp4?opacity=nan"):
-            code, _, said = asked(sink, path)
-            assert (code, b"Traceback" in said) == (400, False)
+            code, _, body = fetch(sink, path)
+            assert (code, b"Traceback" in body) == (400, False)
 
 
 def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
@@ -519,18 +521,18 @@ def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):
     assert [record.getMessage()[:7] for record in caplog.records] == ["Invalid", "Invalid", "somethi"]
 
 
-def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answered(until):
+def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answered(wait_until):
     with page() as sink:
         host, port = sink.endpoint.removeprefix("http://").split(":")
         with ExitStack() as stack:
             mute = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(300)]
-            for number, one in enumerate(mute):
+            for number, connection in enumerate(mute):
                 if number % 2:
-                    one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Never-Ends: ")
-            until(lambda: asked(sink, "/healthz")[0] == 200)
-            for one in mute:
+                    connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Never-Ends: ")
+            wait_until(lambda: fetch(sink, "/healthz")[0] == 200)
+            for connection in mute:
                 with suppress(ConnectionError):
-                    assert one.recv(1) == b""
+                    assert connection.recv(1) == b""
 
 
 def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkeypatch):
@@ -549,27 +551,27 @@ def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkey
 # Other sites, proxies, players
 
 
-def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, until):
+def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, wait_until):
     with page() as sink, looking(sink):
-        until(lambda: sink._broadcaster.clients)
+        wait_until(lambda: sink._broadcaster.clients)
         sink._broadcaster.clients[0]._in_flight = {"line": -100}
         for index in range(8):
             sink.put(overlaid(np.full((48, 64, 3), 30 * index, np.uint8), index=index, taken_at=50 + index / 5))
-        code, headers, start = asked(sink, "/clip/line.mp4", Range="bytes=0-1")
+        code, headers, start = fetch(sink, "/clip/line.mp4", Range="bytes=0-1")
         size = int(headers["content-range"].rpartition("/")[2])
         assert (code, headers["content-range"], len(start)) == (206, f"bytes 0-1/{size}", 2)
         sink.put(overlaid(index=20, taken_at=60.0))
         tag = headers["etag"]
-        code, headers, rest = asked(sink, "/clip/line.mp4", Range="bytes=2-", If_Range=tag)
+        code, headers, rest = fetch(sink, "/clip/line.mp4", Range="bytes=2-", If_Range=tag)
         assert (code, headers["etag"], len(rest)) == (206, tag, size - 2), "nothing is made anew"
         film = start + rest
         assert 0 < film.index(b"moov") < film.index(b"mdat")
-        assert asked(sink, "/clip/line.mp4", Range="bytes=-5")[2] == film[-5:]
-        assert asked(sink, "/clip/line.mp4", Range=f"bytes={size}-")[0] == 416
-        assert asked(sink, "/clip/line.mp4", Range="bytes=2-", If_Range='"other"')[0] == 200
-        code, headers, none = asked(sink, "/clip/line.mp4", "HEAD")
+        assert fetch(sink, "/clip/line.mp4", Range="bytes=-5")[2] == film[-5:]
+        assert fetch(sink, "/clip/line.mp4", Range=f"bytes={size}-")[0] == 416
+        assert fetch(sink, "/clip/line.mp4", Range="bytes=2-", If_Range='"other"')[0] == 200
+        code, headers, none = fetch(sink, "/clip/line.mp4", "HEAD")
         assert (code, headers["accept-ranges"], int(headers["content-length"]), none) == (200, "bytes", size, b"")
-        assert asked(sink, "/clip/line.mp4")[1]["etag"] != tag, "whoever asks for all gets the newest"
+        assert fetch(sink, "/clip/line.mp4")[1]["etag"] != tag, "whoever asks for all gets the newest"
 
 
 @pytest.mark.parametrize(
@@ -590,14 +592,14 @@ def test_asked_range_refuses_bytes_that_do_not_exist(header):
         requested_range(header, 10)
 
 
-def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until):
+def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, wait_until):
     with page() as sink, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: sink.needs_image("line"))
+        wait_until(lambda: sink.needs_image("line"))
         for index in range(4):
             sink.put(overlaid(index=index, taken_at=50 + index / 5))
-            until(lambda: sink.idle() or sink._broadcaster.is_wanted("line", -1, "painted"))
-        code, headers, packed = asked(sink, "/clip/line.mp4")
+            wait_until(lambda: sink.idle() or sink._broadcaster.is_wanted("line", -1, "painted"))
+        code, headers, packed = fetch(sink, "/clip/line.mp4")
     assert (code, headers["content-type"], packed[4:8]) == (200, "video/mp4", b"ftyp")
 
 
@@ -605,16 +607,16 @@ def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_
     with page(LOCKED) as sink:
         sink.put(overlaid())
         own = sink._page.access.stream_token("line")
-        assert asked(sink, f"/stream/line.mjpg?token={TOKEN}", "HEAD")[0] == 200
-        assert asked(sink, f"/stream/line.mjpg?token={own}", "HEAD")[0] == 200
+        assert fetch(sink, f"/stream/line.mjpg?token={TOKEN}", "HEAD")[0] == 200
+        assert fetch(sink, f"/stream/line.mjpg?token={own}", "HEAD")[0] == 200
         for path in (f"/stream/door.mjpg?token={own}", "/stream/line.mjpg?token=x", f"/clip/line.mp4?token={TOKEN}"):
-            assert asked(sink, path)[0] == 401, path
-        assert "Basic" in asked(sink, "/stream/line.mjpg")[1]["www-authenticate"]
-        assert "Basic" not in asked(sink, "/metrics")[1]["www-authenticate"], "browsers would ask for a password"
+            assert fetch(sink, path)[0] == 401, path
+        assert "Basic" in fetch(sink, "/stream/line.mjpg")[1]["www-authenticate"]
+        assert "Basic" not in fetch(sink, "/metrics")[1]["www-authenticate"], "browsers would ask for a password"
         for user in (f"vlc:{TOKEN}", f":{TOKEN}", f"{TOKEN}:"):
             basic = "Basic " + base64.b64encode(user.encode()).decode()
-            assert asked(sink, "/stream/line.mjpg", "HEAD", Authorization=basic)[0] == 200
-        assert asked(sink, "/stream/line.mjpg", Authorization="Basic !")[0] == 401
+            assert fetch(sink, "/stream/line.mjpg", "HEAD", Authorization=basic)[0] == 200
+        assert fetch(sink, "/stream/line.mjpg", Authorization="Basic !")[0] == 401
 
 
 def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(overlaid):
@@ -624,20 +626,20 @@ def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(
         cross = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}
         for path in ("/clip/line.mp4", "/metrics", "/static/page.js", "/stream/line.mjpg"):
             for site in ("cross-site", "same-site"):
-                assert asked(sink, path, "HEAD", **cross | {"Sec_Fetch_Site": site})[0] == 403, path
-            assert asked(sink, path, "HEAD", Sec_Fetch_Site="same-origin")[0] in {200, 404}, path
-        assert asked(sink, "/clip/line.mp4", Referer="http://evil.example/")[0] == 403
-        assert asked(sink, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200, "a link to it"
-        code, headers, _ = asked(sink, "/stream/line.mjpg", "HEAD", Referer=f"{dashboard}/wall", **cross)
+                assert fetch(sink, path, "HEAD", **cross | {"Sec_Fetch_Site": site})[0] == 403, path
+            assert fetch(sink, path, "HEAD", Sec_Fetch_Site="same-origin")[0] in {200, 404}, path
+        assert fetch(sink, "/clip/line.mp4", Referer="http://evil.example/")[0] == 403
+        assert fetch(sink, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200, "a link to it"
+        code, headers, _ = fetch(sink, "/stream/line.mjpg", "HEAD", Referer=f"{dashboard}/wall", **cross)
         assert (code, headers["cross-origin-resource-policy"]) == (200, "cross-origin")
-        assert asked(sink, "/stream/line.mjpg", "HEAD", Referer="https://other.example/", **cross)[0] == 403
-        assert asked(sink, "/clip/line.mp4", "HEAD", Referer=f"{dashboard}/wall", **cross)[0] == 403
+        assert fetch(sink, "/stream/line.mjpg", "HEAD", Referer="https://other.example/", **cross)[0] == 403
+        assert fetch(sink, "/clip/line.mp4", "HEAD", Referer=f"{dashboard}/wall", **cross)[0] == 403
 
 
-@pytest.mark.parametrize("words", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
-def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(words):
+@pytest.mark.parametrize("arguments", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
+def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(arguments):
     with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
-        WebSink(WebSettings(uri=ANY, **words))
+        WebSink(WebSettings(uri=ANY, **arguments))
     assert check_origin("HTTPS://Dash.example:443/") == "https://dash.example"
     assert check_prefix("/cams/") == "/cams"
 
@@ -645,23 +647,23 @@ def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(words):
 def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
     """Whatever a proxy puts before the path: links and redirects are relative."""
     with page(LOCKED) as sink:
-        assert asked(sink, "/", Accept="text/html")[1]["location"] == "login"
-        assert asked(sink, "/stream/line.mjpg", Accept="text/html")[1]["location"] == "../login"
-        code, headers, _ = asked(sink, "/cams/", Accept="text/html", X_Forwarded_Prefix="/cams")
+        assert fetch(sink, "/", Accept="text/html")[1]["location"] == "login"
+        assert fetch(sink, "/stream/line.mjpg", Accept="text/html")[1]["location"] == "../login"
+        code, headers, _ = fetch(sink, "/cams/", Accept="text/html", X_Forwarded_Prefix="/cams")
         assert (code, headers["location"]) == (303, "login"), "a proxy that leaves it there"
-        signed = asked(sink, "/login", "POST", f"token={TOKEN}", X_Forwarded_Prefix="/cams")[1]
+        signed = fetch(sink, "/login", "POST", f"token={TOKEN}", X_Forwarded_Prefix="/cams")[1]
         assert signed["location"] == "./"
         assert "Path=/cams/" in signed["set-cookie"]
-        assert asked(sink, "/login", X_Forwarded_Prefix="/x\u00ff;Path=/")[0] == 200
+        assert fetch(sink, "/login", X_Forwarded_Prefix="/x\u00ff;Path=/")[0] == 200
         for name, content in sink._page.files.items():
             if name.endswith((".html", ".js")):
-                found = re.findall(
+                match = re.findall(
                     rb"""(?:href|src|action)="/|["'`]/(?:static|stream|clip|frames|login|metrics)""", content
                 )
-                assert found == [], name
+                assert match == [], name
     with page(root_path="/cams") as sink:
-        assert asked(sink, "/cams/healthz")[0] == asked(sink, "/healthz")[0] == 200
-        code, headers, _ = asked(sink, "/cams")
+        assert fetch(sink, "/cams/healthz")[0] == fetch(sink, "/healthz")[0] == 200
+        code, headers, _ = fetch(sink, "/cams")
         assert (code, headers["location"]) == (307, "cams/")
 
 
@@ -682,17 +684,17 @@ def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
 
 def test_signing_out_ends_the_session_wherever_its_cookie_was_copied(overlaid):
     with page(LOCKED) as sink:
-        cookie = asked(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
-        other = asked(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+        cookie = fetch(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+        other = fetch(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
         with looking(sink, Cookie=cookie) as copied:
-            assert asked(sink, "/logout", "POST", Cookie=cookie)[0] == 303
+            assert fetch(sink, "/logout", "POST", Cookie=cookie)[0] == 303
             with pytest.raises(ConnectionClosed):
                 _ = [copied.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
-        assert asked(sink, "/", Cookie=cookie)[0] == 401
-        assert asked(sink, "/", Cookie=other)[0] == 200
+        assert fetch(sink, "/", Cookie=cookie)[0] == 401
+        assert fetch(sink, "/", Cookie=other)[0] == 200
 
 
-def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tmp_path, caplog, until):
+def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tmp_path, caplog, wait_until):
     file = tmp_path / "page.token"
     file.write_text(TOKEN)
     file.chmod(0o600)
@@ -701,15 +703,15 @@ def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tm
         old, new = {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": f"Bearer {TOKEN[::-1]}"}
         with looking(sink, **old) as link:
             file.write_text("short")
-            until(lambda: "the last token stays" in caplog.text)
+            wait_until(lambda: "the last token stays" in caplog.text)
             file.unlink()
-            until(lambda: "No such file" in caplog.text)
-            assert asked(sink, "/metrics", **old)[0] == 200
+            wait_until(lambda: "No such file" in caplog.text)
+            assert fetch(sink, "/metrics", **old)[0] == 200
             file.write_text(TOKEN[::-1])
             with pytest.raises(ConnectionClosed):
                 _ = [link.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
-        assert asked(sink, "/metrics", **old)[0] == 401
-        assert asked(sink, "/metrics", **new)[0] == 200
+        assert fetch(sink, "/metrics", **old)[0] == 401
+        assert fetch(sink, "/metrics", **new)[0] == 200
 
 
 # Limits
@@ -739,14 +741,14 @@ def test_pace_of_all_strangers_together_is_bounded_and_so_is_its_memory():
     )
 
 
-def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, until, monkeypatch):
+def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "READ_SECONDS", 0.5)
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with page() as sink, socket.socket() as mute:
         mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         mute.connect(sink._page.access.address)
         mute.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: sink._broadcaster.clients)
+        wait_until(lambda: sink._broadcaster.clients)
         index = [0]
 
         def gone():
@@ -754,41 +756,41 @@ def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, unt
             sink.put(overlaid(noise, index=index[0]))
             return not sink._broadcaster.clients
 
-        until(gone)
+        wait_until(gone)
 
 
-def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(overlaid, until, monkeypatch):
+def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     asking = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 200  # more than the kernel holds
     with page(LOCKED) as sink, looking(sink, Authorization=f"Bearer {TOKEN}") as link, ExitStack() as stack:
         for number in range(40):
-            one = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
+            connection = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
             if number % 2:
                 with suppress(ConnectionError):
-                    one.sendall(asking)
+                    connection.sendall(asking)
 
         def answered():  # in a burst a newcomer may be turned away too, and comes again
             with suppress(ConnectionError, http.client.BadStatusLine):
-                return asked(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+                return fetch(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
 
-        until(answered)
+        wait_until(answered)
         sink.put(overlaid(index=5))
         assert frame(link)[0].index == 5
 
 
-def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, until, caplog):
+def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, wait_until, caplog):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with page() as sink, ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
-        assert asked(sink, "/healthz")[0] == 200
+        assert fetch(sink, "/healthz")[0] == 200
         waiting = [stack.enter_context(socket.socket()) for _ in range(20)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (waiting[0].fileno(), before[1]))
-        for one in waiting:
-            one.connect(sink._page.access.address)
-        until(lambda: "no connection can be accepted" in caplog.text)
+        for connection in waiting:
+            connection.connect(sink._page.access.address)
+        wait_until(lambda: "no connection can be accepted" in caplog.text)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert asked(sink, "/healthz")[0] == 200
+        assert fetch(sink, "/healthz")[0] == 200
     assert len([record for record in caplog.records if "can be accepted" in record.message]) == 1
     assert "asyncio" not in {record.name for record in caplog.records}
 
@@ -810,12 +812,12 @@ def test_shared_address_takes_an_ipv6_network_for_one_client():
 
 def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplog):
     with page(LOCKED) as sink:
-        asked(sink, "/metrics", X_Forwarded_For="1.2.3.4\x1b[2J fake")
+        fetch(sink, "/metrics", X_Forwarded_For="1.2.3.4\x1b[2J fake")
     assert "an unknown address" in caplog.text
     assert "\x1b" not in caplog.text
 
 
-def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, until, monkeypatch):
+def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     monkeypatch.setattr(pace_of_page, "UNAUTHENTICATED", Rate(0.1, 1))
     for module in (pace_of_page, middleware):  # each is kept waiting for its refusal
@@ -830,10 +832,10 @@ def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, unt
 
         def answered():
             for _ in range(20):
-                one = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
+                connection = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
                 with suppress(ConnectionError):
-                    one.sendall(upgrade)
+                    connection.sendall(upgrade)
             with suppress(ConnectionError, http.client.BadStatusLine):
-                return asked(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+                return fetch(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
 
-        until(answered)
+        wait_until(answered)

@@ -57,14 +57,14 @@ def tab(chromium):
             page = context.new_page()
             page.set_default_timeout(1000 * LIMIT_SECONDS)
             page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+            page.on("console", lambda message: message.type == "error" and errors.append(message.text))
             page.goto(url)
             return page
 
         opened.errors = errors
         yield opened
     # At a test's end its server goes before the tabs do, and they notice: refused, reset, or a socket not connected.
-    assert [said for said in errors if "net::ERR_" not in said] == []
+    assert [message for message in errors if "net::ERR_" not in message] == []
 
 
 def shade(index):
@@ -190,14 +190,14 @@ def test_picture_label_and_number_are_of_one_frame_and_heat_can_be_taken_off(tab
     with fed() as (sink, _):
         page = tab(sink.endpoint)
         seen = [shown(page) for _ in range(12) if page.wait_for_timeout(40) is None]
-        for one in seen:
-            assert one["label"] == f"part {one['index'] % 16}"
-            assert abs(grey(one["cold"]) - shade(one["index"])) < 4, "the picture is the label's own"
-            assert one["hot"][0] > one["cold"][0] + 40, "hot cells are painted where they lie"
+        for shown_frame in seen:
+            assert shown_frame["label"] == f"part {shown_frame['index'] % 16}"
+            assert abs(grey(shown_frame["cold"]) - shade(shown_frame["index"])) < 4, "the picture is the label's own"
+            assert shown_frame["hot"][0] > shown_frame["cold"][0] + 40, "hot cells are painted where they lie"
         assert seen[-1]["index"] > seen[0]["index"] + 5
         page.get_by_role("switch", name="Heat").uncheck()
-        one = shown(page)
-        assert abs(grey(one["hot"]) - shade(one["index"])) < 6
+        shown_frame = shown(page)
+        assert abs(grey(shown_frame["hot"]) - shade(shown_frame["index"])) < 6
         page.keyboard.press("h")
         assert shown(page)["hot"][0] > 60
         page.get_by_role("slider", name="Opacity").fill("20")
@@ -247,7 +247,7 @@ def test_a_throttled_tab_among_three_raises_nobodys_age(tab):
         pages[2].evaluate("setInterval(() => { const end = Date.now() + 180; while (Date.now() < end); }, 200)")
         pages[1].wait_for_timeout(300)
         beside = ages(pages[0])
-        middle = [one[len(one) // 2] for one in (before, beside)]
+        middle = [ages[len(ages) // 2] for ages in (before, beside)]
         assert len(beside) > 0.5 * len(before), "it sees as many frames as before"
         assert middle[1] < middle[0] + 0.08, f"median age {middle[0]:.3f} s alone, {middle[1]:.3f} s beside a slow one"
         most = max(client.skipped for client in sink._broadcaster.clients)
@@ -308,14 +308,14 @@ def test_the_token_opens_the_page(tab):
         assert page.evaluate("document.cookie") == "", "scripts do not see it"
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/login")
-    tab.errors[:] = [said for said in tab.errors if "401" not in said]
+    tab.errors[:] = [message for message in tab.errors if "401" not in message]
 
 
 def test_what_was_painted_before_it_came_gets_no_second_coat(tab):
     with fed(painted=True) as (sink, _):
         page = tab(sink.endpoint)
-        one = shown(page)
-        assert abs(grey(one["hot"]) - shade(one["index"])) < 6
+        shown_frame = shown(page)
+        assert abs(grey(shown_frame["hot"]) - shade(shown_frame["index"])) < 6
         assert not page.get_by_role("switch", name="Heat").is_checked()
 
 
@@ -374,7 +374,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         assert page.locator(".state").inner_text() == "waiting"
 
 
-def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, until):
+def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, wait_until):
     belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
     fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
 
@@ -385,7 +385,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
 
     with WebSink(ANY, SinkContext(cameras=("line",))) as sink:
         page = tab(sink.endpoint)
-        until(lambda: bool(sink._broadcaster.clients))
+        wait_until(lambda: bool(sink._broadcaster.clients))
         sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='1']")
         assert page.locator(".alarm").is_hidden()
@@ -463,4 +463,4 @@ def test_a_dashboard_that_is_named_shows_a_stream_and_another_site_shows_none(ta
             other = tab(dashboard)
             other.wait_for_function("document.querySelector('img').complete")
             assert other.evaluate("document.querySelector('img').naturalWidth") == 0
-        tab.errors[:] = [said for said in tab.errors if "403" not in said]
+        tab.errors[:] = [message for message in tab.errors if "403" not in message]

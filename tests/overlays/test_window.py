@@ -69,8 +69,8 @@ def screen() -> Iterator[str]:
         server = stack.enter_context(subprocess.Popen(command, pass_fds=(writing,), stderr=subprocess.DEVNULL))
         stack.callback(server.terminate)
         os.close(writing)
-        with os.fdopen(reading) as told:
-            display = f":{told.readline().strip()}"
+        with os.fdopen(reading) as result:
+            display = f":{result.readline().strip()}"
         command = ["openbox", "--sm-disable", "--startup", "echo ready"]
         manager = stack.enter_context(
             subprocess.Popen(command, env=os.environ | {"DISPLAY": display}, stdout=subprocess.PIPE, text=True)
@@ -80,11 +80,11 @@ def screen() -> Iterator[str]:
         yield display
 
 
-def ask(display, *command):
-    said = subprocess.run(
+def call(display, *command):
+    completed = subprocess.run(
         command, env=os.environ | {"DISPLAY": display}, capture_output=True, check=False, timeout=LIMIT_SECONDS
     )
-    return said.stdout
+    return completed.stdout
 
 
 class ClientMessage(ctypes.Structure):
@@ -129,46 +129,46 @@ def shown_window(display):
     return child
 
 
-def colours_on(screen, picture):
+def colours_on(screen, image):
     """How many pixels of a screenshot have the frame's own colour, and how many the hottest heat's."""
-    ask(screen, "import", "-window", "root", str(picture))
-    seen = cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB).reshape(-1, 3).astype(int)
+    call(screen, "import", "-window", "root", str(image))
+    seen = cv2.imread(str(image), cv2.IMREAD_COLOR_RGB).reshape(-1, 3).astype(int)
     hottest = 0.4 * np.array([20, 40, 200]) + 0.6 * np.array([252, 255, 164])
     return tuple(int((np.abs(seen - colour).max(axis=1) <= 2).sum()) for colour in ((20, 40, 200), hottest))
 
 
 @pytest.mark.window
 @pytest.mark.parametrize("key", ["q", "Escape"])
-def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, until, key):
-    picture = tmp_path / "screen.png"
+def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, wait_until, key):
+    path = tmp_path / "screen.png"
 
     def on_the_screen():
-        cold, hot = colours_on(screen, picture)
+        cold, hot = colours_on(screen, path)
         return cold > 640 * 480 * 0.4 and hot > 5_000  # blue on the right, yellow on the left
 
     with shown_window(screen) as child:
         try:
-            until(on_the_screen)
-            ask(screen, "xdotool", "search", "--class", WM_CLASS, "key", key)
-            said, complaints = child.communicate(timeout=LIMIT_SECONDS)
+            wait_until(on_the_screen)
+            call(screen, "xdotool", "search", "--class", WM_CLASS, "key", key)
+            output, complaints = child.communicate(timeout=LIMIT_SECONDS)
         finally:
             child.kill()
-            ask(screen, "xdotool", "keyup", key)  # the window is gone before xdotool lets the key go
-    assert said == "stopped: window: q or Esc\nleft\n"
+            call(screen, "xdotool", "keyup", key)  # the window is gone before xdotool lets the key go
+    assert output == "stopped: window: q or Esc\nleft\n"
     assert child.returncode == 0
     assert complaints == ""
-    assert colours_on(screen, picture) == (0, 0), "nothing of it stays on the screen"
+    assert colours_on(screen, path) == (0, 0), "nothing of it stays on the screen"
 
 
 @pytest.mark.window
 def test_closing_the_window_ends_it(screen):
     with shown_window(screen) as child:
         try:
-            close_politely(screen, int(ask(screen, "xdotool", "search", "--class", WM_CLASS).split()[0]))
-            said, complaints = child.communicate(timeout=LIMIT_SECONDS)
+            close_politely(screen, int(call(screen, "xdotool", "search", "--class", WM_CLASS).split()[0]))
+            output, complaints = child.communicate(timeout=LIMIT_SECONDS)
         finally:
             child.kill()
-    assert said == "stopped: window: closed\nleft\n", complaints
+    assert output == "stopped: window: closed\nleft\n", complaints
 
 
 def test_without_a_display_it_says_so_and_what_to_do():
@@ -208,5 +208,5 @@ def test_nothing_but_the_window_loads_a_library_that_opens_windows():
         "overlays.sinks.video, overlays.sinks.zeromq; "
     )
     code += "import overlays.diagnostics, stream.sources, cv2; print('pygame' in sys.modules, 'GUI' in cv2.__file__)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout == "False False\n"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert completed.stdout == "False False\n"

@@ -136,8 +136,8 @@ def test_heat_is_one_byte_per_cell_row_by_row(overlaid):
 
 
 def test_red_stays_red():
-    picture = decode_image(encode_image(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
-    assert np.abs(picture[8, 8].astype(int) - (230, 20, 10)).max() <= 4
+    image = decode_image(encode_image(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
+    assert np.abs(image[8, 8].astype(int) - (230, 20, 10)).max() <= 4
 
 
 def test_a_smaller_picture_says_so_and_takes_its_boxes_along(overlaid):
@@ -249,24 +249,24 @@ def test_sizes_are_checked_before_anything_is_decoded(monkeypatch, explained):
     with pytest.raises(WireError, match="more than"):
         decode_header(b" " * (MAX_HEADER_BYTES + 1))
     explanation = explained()
-    packed, picture = record_bytes(record_of(explanation)), encode_image(explanation.frame.image)
+    packed, image = record_bytes(record_of(explanation)), encode_image(explanation.frame.image)
     with pytest.raises(WireError, match="parts"):
         decode_message([b"line", packed])
     with pytest.raises(WireError, match="topic"):
-        decode_message([b"other", packed, picture])
+        decode_message([b"other", packed, image])
     with pytest.raises(WireError, match="the header gives"):
         decode_message([b"line", packed, encode_image(np.zeros((8, 8, 3), np.uint8))])
     monkeypatch.setattr(jpeg, "MAX_IMAGE_BYTES", 10)
     with pytest.raises(WireError, match="more than 10"):
-        decode_message([b"line", packed, picture])
+        decode_message([b"line", packed, image])
 
 
 def test_a_small_payload_that_claims_a_huge_picture_is_not_decoded():
-    picture = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8)))
-    place = picture.index(b"\xff\xc0")
-    picture[place + 5 : place + 9] = b"\xff\xff\xff\xff"
+    image = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8)))
+    offset = image.index(b"\xff\xc0")
+    image[offset + 5 : offset + 9] = b"\xff\xff\xff\xff"
     with pytest.raises(WireError, match="65535x65535"):
-        jpeg_size(bytes(picture))
+        jpeg_size(bytes(image))
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG....", b"\xff\xd8" + b"\xff" * 50])
@@ -286,11 +286,11 @@ def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
         for _ in range(dice.randint(1, 4)):
             part = dice.choice(damaged)
             if part:
-                place = dice.randrange(len(part))
+                offset = dice.randrange(len(part))
                 if dice.random() < 0.3:
-                    del part[place:]
+                    del part[offset:]
                 else:
-                    part[place] = dice.randrange(256)
+                    part[offset] = dice.randrange(256)
         try:
             header, payload = decode_message([bytes(part) for part in damaged])
             as_overlay(header, decode_image(payload), now_unix=0.0, now_monotonic=0.0)

@@ -26,15 +26,15 @@ def real_messages(overlaid):
     dice = np.random.default_rng(3)
     noise = dice.integers(0, 256, (40, 56, 3), np.uint8)
     other = Finding("cat", 0.1, np.zeros((3, 4), np.float32), 2, Box(1, 2, 3, 4))
-    made = [
+    messages = [
         overlaid(),
         overlaid(noise, truth=GroundTruth("dent", (Box(1, 2, 3, 4),)), others=(other,), pts_seconds=1.5),
         overlaid(np.zeros((1, 1, 3), np.uint8), camera="câméra", region=Box(-5, -5, 10, 10)),
     ]
-    made.append(guarded(overlaid(noise)))
+    messages.append(guarded(overlaid(noise)))
     silent = overlaid(noise)
-    made.append(type(silent)(silent.image, silent.explanation, SignalLoss(3.0, "stalled", "no packets")))
-    return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in made]
+    messages.append(type(silent)(silent.image, silent.explanation, SignalLoss(3.0, "stalled", "no packets")))
+    return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in messages]
 
 
 def guarded(overlay):
@@ -44,23 +44,23 @@ def guarded(overlay):
     states = (GuardState("on-the-belt", True, 1.0, "heat_inside(belt) >= 0.6, but is 0.25", 1),)
     regions = (Region("belt", ((0.0, 0.0), (40.0, 0.0), (40.0, 30.0))),)
     checked = DeletionCheck("bottle", 0.9, 0.8, 3, 0.5)
-    told = replace(plain, findings=(finding,), guards=states, regions=regions, deletion=checked)
-    return type(overlay)(overlay.image, told)
+    result = replace(plain, findings=(finding,), guards=states, regions=regions, deletion=checked)
+    return type(overlay)(overlay.image, result)
 
 
 def bytes_changed(parts, dice):
     part = dice.choice([each for each in parts if each])
     for _ in range(dice.randint(1, 4)):
-        place = dice.randrange(len(part)) if part else 0
+        offset = dice.randrange(len(part)) if part else 0
         kind = dice.randrange(5)
         if kind == 0:
-            del part[place:]
+            del part[offset:]
         elif kind == 1:
-            part[place:place] = bytes(dice.randrange(256) for _ in range(dice.randint(1, 20)))
+            part[offset:offset] = bytes(dice.randrange(256) for _ in range(dice.randint(1, 20)))
         elif kind == 2:
-            part[place:place] = part[place : place + dice.randint(1, 200)]
+            part[offset:offset] = part[offset : offset + dice.randint(1, 200)]
         elif part:
-            part[place % len(part)] = dice.choice((0, 0xFF, dice.randrange(256)))
+            part[offset % len(part)] = dice.choice((0, 0xFF, dice.randrange(256)))
 
 
 def key_changed(parts, dice):
@@ -80,8 +80,8 @@ def key_changed(parts, dice):
 
 
 def size_changed(parts, dice):
-    place = parts[2].find(b"\xff\xc0")
-    parts[2][place + 5 : place + 9] = bytes(dice.choice((0, 1, 0x40, 0xFF)) for _ in range(4))
+    offset = parts[2].find(b"\xff\xc0")
+    parts[2][offset + 5 : offset + 9] = bytes(dice.choice((0, 1, 0x40, 0xFF)) for _ in range(4))
 
 
 def parts_changed(parts, dice):
@@ -108,7 +108,7 @@ def fuzz(messages, count, *, traced=False):
     Watching what is allocated makes reading seven times as slow.
     """
     dice = random.Random(count)
-    told: dict[str, int] = {}
+    record: dict[str, int] = {}
     most = 0
     for _ in range(count):
         parts = [bytearray(part) for part in dice.choice(messages)]
@@ -130,8 +130,8 @@ def fuzz(messages, count, *, traced=False):
                 assert overlay.image.nbytes <= 3 * 100_000_000
             except WireError as error:
                 kind = type(error).__name__
-        told[kind] = told.get(kind, 0) + 1
-    return told, most
+        record[kind] = record.get(kind, 0) + 1
+    return record, most
 
 
 @pytest.fixture
@@ -141,26 +141,26 @@ def traced():
     tracemalloc.stop()
 
 
-def harmless(told, count):
+def harmless(result, count):
     """Each of so many was read or refused by name, and there were enough of either."""
-    assert sum(told.values()) == count
-    assert set(told) <= {
+    assert sum(result.values()) == count
+    assert set(result) <= {
         "read",
         *(kind.__name__ for kind in (WireError, WireVersionError, WireLimitError, ImageError)),
     }
-    assert told["WireError"] > count / 10
-    assert told["read"] > count / 50, "some damage does no harm"
+    assert result["WireError"] > count / 10
+    assert result["read"] > count / 50, "some damage does no harm"
 
 
 @pytest.mark.slow
 def test_no_damage_crashes_the_reader(overlaid):
-    told, _ = fuzz(real_messages(overlaid), 20_000)
-    harmless(told, 20_000)
+    messages, _ = fuzz(real_messages(overlaid), 20_000)
+    harmless(messages, 20_000)
 
 
 def test_no_damage_takes_more_than_its_bound(overlaid, traced):
-    told, most = fuzz(real_messages(overlaid), 1_500, traced=True)
-    harmless(told, 1_500)
+    messages, most = fuzz(real_messages(overlaid), 1_500, traced=True)
+    harmless(messages, 1_500)
     assert most < BOUND_BYTES
 
 

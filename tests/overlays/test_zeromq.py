@@ -33,14 +33,14 @@ def sink():
         yield opened
 
 
-def joined(sink, until, topic=b""):
+def joined(sink, wait_until, topic=b""):
     """Wait until the sink knows of a viewer."""
 
     def heard():
         sink.idle()
         return topic in sink.topics
 
-    until(heard)
+    wait_until(heard)
 
 
 def first(viewer, seconds=LIMIT_SECONDS):
@@ -57,12 +57,12 @@ def nothing_comes(viewer, polls=4):
     return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_none(), strict=False))
 
 
-def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, until):
-    picture = np.full((48, 64, 3), (200, 30, 60), np.uint8)
+def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, wait_until):
+    image = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with Viewer(sink.endpoint) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         assert sink.needs_image("door")
-        sink.put(overlaid(picture, camera="door", index=7, label="cat", taken_at=time.monotonic() - 0.5))
+        sink.put(overlaid(image, camera="door", index=7, label="cat", taken_at=time.monotonic() - 0.5))
         received = first(viewer)
     assert (received.camera, received.header.index, received.header.findings[0].label) == ("door", 7, "cat")
     assert np.abs(received.image[24, 32].astype(int) - (200, 30, 60)).max() <= 4
@@ -72,14 +72,14 @@ def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, unt
     assert 0.5 <= overlay.explanation.frame.age_seconds() < 5
 
 
-def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, until, monkeypatch):
+def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, wait_until, monkeypatch):
     packed = []
     genuine = zeromq.encode_image
     monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
     sink.put(overlaid(camera="door"))
     assert not sink.needs_image("door")
     with Viewer(sink.endpoint, ("door",)) as viewer:
-        joined(sink, until, b"door")
+        joined(sink, wait_until, b"door")
         assert sink.needs_image("door")
         assert sink.needs_image("doorstep"), "topics are beginnings of names"
         assert not sink.needs_image("gate")
@@ -88,45 +88,45 @@ def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, 
         assert packed == []
         sink.put(overlaid(camera="door", index=1))
         assert packed == [1]
-        until(lambda: first(viewer).header.index == 1)
+        wait_until(lambda: first(viewer).header.index == 1)
 
     def left():
         sink.idle()
         return not sink.topics
 
-    until(left)
+    wait_until(left)
     assert not sink.needs_image("door")
 
 
-def test_one_jpeg_serves_all_viewers(sink, overlaid, until, monkeypatch):
+def test_one_jpeg_serves_all_viewers(sink, overlaid, wait_until, monkeypatch):
     packed = []
     genuine = zeromq.encode_image
     with ExitStack() as stack:
         viewers = [stack.enter_context(Viewer(sink.endpoint, (topic,))) for topic in ("", "", "li", "line")]
         for topic in (b"", b"li", b"line"):
-            joined(sink, until, topic)
+            joined(sink, wait_until, topic)
         monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
         for viewer in viewers:
             sink.put(overlaid(index=1))
             sink.put(overlaid(index=2))
-            until(lambda v=viewer: first(v).header.index == 2)
+            wait_until(lambda v=viewer: first(v).header.index == 2)
     assert len(packed) == 2 * len(viewers)
 
 
-def test_a_late_joiner_gets_the_last_frame_at_once_and_who_has_it_not_twice(sink, overlaid, until):
+def test_a_late_joiner_gets_the_last_frame_at_once_and_who_has_it_not_twice(sink, overlaid, wait_until):
     with Viewer(sink.endpoint, ("line",)) as early:
-        joined(sink, until, b"line")
+        joined(sink, wait_until, b"line")
         sink.put(overlaid(index=3))
         assert first(early).header.index == 3
         with Viewer(sink.endpoint, ("lin",)) as late:
-            joined(sink, until, b"lin")
+            joined(sink, wait_until, b"lin")
             assert first(late).header.index == 3
             assert nothing_comes(early)
 
 
-def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, until):
+def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as early:
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(index=3))
         assert first(early).header.index == 3
         with Viewer(sink.endpoint) as late:
@@ -135,21 +135,21 @@ def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, u
                 sink.idle()
                 return not nothing_comes(late, polls=1)
 
-            until(served)
+            wait_until(served)
 
 
-def test_frames_drawn_before_anybody_watched_are_held_back_for_a_moment(overlaid, until):
+def test_frames_drawn_before_anybody_watched_are_held_back_for_a_moment(overlaid, wait_until):
     now = [0.0]
     with ZeroMqSink(ANY, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(drawn=False, index=0, taken_at=0.0))
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(drawn=False, index=1, taken_at=0.0))
         assert nothing_comes(viewer)
         sink.put(overlaid(index=2, taken_at=0.0))
         assert first(viewer).header.index == 2
     with ZeroMqSink(ANY, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(drawn=False, index=5, taken_at=0.0))
-        joined(sink, until)
+        joined(sink, wait_until)
         now[0] = 10.0
         sink.idle()
         assert first(viewer).header.index == 5, "better a plain frame than none"
@@ -239,22 +239,22 @@ def test_silence_can_be_asked_for(overlaid):
         assert viewer.silent_seconds == 0.0
 
 
-def test_ipc_works_as_tcp_does(tmp_path, overlaid, until):
+def test_ipc_works_as_tcp_does(tmp_path, overlaid, wait_until):
     address = f"ipc://{tmp_path}/overlays"
     with ZeroMqSink(address) as sink, Viewer(address) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(index=4))
         assert first(viewer).header.index == 4
 
 
-def test_ipv6_works(overlaid, until):
+def test_ipv6_works(overlaid, wait_until):
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("no IPv6 here")
     with ZeroMqSink("tcp://[::1]:0") as sink, Viewer(sink.endpoint) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(index=4))
         assert first(viewer).header.index == 4
 
@@ -286,7 +286,7 @@ def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
         pass  # once the first has gone, its place is free
 
 
-def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
+def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     with zmq.Context() as context, context.socket(zmq.SUB) as viewer:  # one that never reads
         viewer.setsockopt(zmq.RCVHWM, 1)
@@ -294,7 +294,7 @@ def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
         sink = ZeroMqSink(ANY)
         sink.__enter__()
         viewer.connect(sink.endpoint)
-        joined(sink, until)
+        joined(sink, wait_until)
         for index in range(40):
             sink.put(overlaid(noise, index=index))
         endpoint = sink.endpoint
@@ -303,7 +303,7 @@ def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
         assert again.endpoint == endpoint, "its door is free again"
 
 
-def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, until):
+def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, wait_until):
     code = (
         "import sys; from overlays.wire.viewer import Viewer\n"
         "with Viewer(sys.argv[1]) as viewer:\n"
@@ -313,7 +313,7 @@ def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_a
         command = [sys.executable, "-c", code, sink.endpoint]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as watcher:
             try:
-                joined(sink, until)
+                joined(sink, wait_until)
                 sink.put(overlaid())
                 assert watcher.stdout.readline() == b"0\n"
                 watcher.send_signal(signal.SIGSTOP)
@@ -322,14 +322,14 @@ def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_a
                     sink.idle()
                     return not sink.needs_image("line")
 
-                until(gone)
+                wait_until(gone)
                 watcher.send_signal(signal.SIGCONT)
 
                 def back():
                     sink.put(overlaid(index=77))
                     return sink.needs_image("line")
 
-                until(back)
+                wait_until(back)
                 assert watcher.stdout.readline() == b"77\n"
             finally:
                 watcher.kill()
@@ -400,25 +400,25 @@ def test_a_newer_publisher_is_told_apart_from_damage(raw):
             first(viewer)
 
 
-def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, until):
+def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, wait_until):
     with Viewer("tcp://127.0.0.1:1") as viewer:
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
+        wait_until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
     sink = ZeroMqSink(ANY)
     with ExitStack() as stack:
         stack.enter_context(sink)
         viewer = stack.enter_context(Viewer(sink.endpoint))
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid())
         assert first(viewer).header.index == 0
-        until(lambda: not viewer.problem)
+        wait_until(lambda: not viewer.problem)
         sink.__exit__(None, None, None)
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
+        wait_until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
         assert nothing_comes(viewer, polls=12)
         assert viewer.oversized == 0
         sink.__enter__()
 
 
-def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
+def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, wait_until):
     now = [0.0]
     with raw.watched(maximum_bytes=10_000, clock=lambda: now[0]) as viewer:
         assert raw.joined()
@@ -433,7 +433,7 @@ def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
             seen.extend(r for r, _ in zip(viewer.messages_or_none(), range(1), strict=False) if r is not None)
             return bool(seen)
 
-        until(back)
+        wait_until(back)
         assert raw.joined(), "the connection was closed, and made again"
         assert seen[0].header.index == 2
         assert viewer.oversized == 1
@@ -464,9 +464,9 @@ def test_a_stopped_viewer_ends_within_a_moment(sink):
         assert list(viewer.overlays(stop)) == []
 
 
-def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(sink, overlaid, until):
+def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), camera="scan", index=1))
         received = first(viewer)
         assert (received.header.frame_width, received.header.frame_height) == (20_000, 64)
@@ -474,9 +474,9 @@ def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(
         assert received.overlay().explanation.region.right == pytest.approx(16_384)
 
 
-def test_a_frame_that_cannot_be_told_is_left_out_and_the_next_one_arrives(sink, overlaid, until):
+def test_a_frame_that_cannot_be_told_is_left_out_and_the_next_one_arrives(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         with pytest.raises(WireError, match="explain fewer classes"):
             sink.put(overlaid(camera="door", index=1, label="x" * (33 << 20)))
         sink.idle()

@@ -17,23 +17,23 @@ from pipeline.frames import Box, GroundTruth
 ANY = "tcp://127.0.0.1:0"
 
 
-def joined(sink, until, topic=b""):
+def joined(sink, wait_until, topic=b""):
     def heard():
         sink.idle()
         return topic in sink.topics
 
-    until(heard)
+    wait_until(heard)
 
 
 def seen_by(viewer, polls=6):
     return [each for _, each in zip(range(polls), viewer.messages_or_none(), strict=False) if each is not None]
 
 
-def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, until):
+def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, wait_until):
     whole = np.full((80, 120, 3), (200, 30, 60), np.uint8)
     facts = {"region": Box(-20, 0, 140, 80), "truth": GroundTruth("x", (Box(12, 0, 24, 8),))}
     with ZeroMqSink(ZeroMqSettings(uri=ANY, scale=0.5)) as sink, Viewer(sink.endpoint) as viewer:
-        joined(sink, until)
+        joined(sink, wait_until)
         sink.put(overlaid(whole, **facts))
         received = seen_by(viewer)[0]
     header, explanation = received.header, received.overlay().explanation
@@ -45,12 +45,12 @@ def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, unti
     assert np.abs(received.image[20, 30].astype(int) - (200, 30, 60)).max() <= 4
 
 
-def test_a_lower_quality_takes_less_room(overlaid, until):
+def test_a_lower_quality_takes_less_room(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     sizes = []
     for quality in (90, 10):
         with ZeroMqSink(ZeroMqSettings(uri=ANY, quality=quality)) as sink, Viewer(sink.endpoint) as viewer:
-            joined(sink, until)
+            joined(sink, wait_until)
             sink.put(overlaid(noise))
             sizes.append(len(seen_by(viewer)[0].payload))
     assert sizes[1] < sizes[0] / 3
@@ -62,20 +62,20 @@ def run_at(sink, overlaid, now, rate, seconds, camera="line", *, drawn=None):
     for index in range(round(rate * seconds)):
         now[0] += 1 / rate
         before = sink.encoded
-        wanted = sink.needs_image(camera) if drawn is None else drawn
-        sink.put(overlaid(index=index, camera=camera, drawn=wanted, taken_at=0.0))
+        expected = sink.needs_image(camera) if drawn is None else drawn
+        sink.put(overlaid(index=index, camera=camera, drawn=expected, taken_at=0.0))
         if sink.encoded > before:
-            sent.append((index, wanted))
+            sent.append((index, expected))
     return sent
 
 
 @pytest.mark.parametrize(("most", "expected"), [(5.0, 10), (20.0, 40), (100.0, 60), (None, 60)])
-def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expected, overlaid, until):
+def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expected, overlaid, wait_until):
     now = [100.0]
     settings = ZeroMqSettings(uri=ANY, max_rate=most)
     with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(taken_at=0.0))
-        joined(sink, until)
+        joined(sink, wait_until)
         now[0] += 1.0
         sent = run_at(sink, overlaid, now, 30, 2.0)
         assert expected - 1 <= len(sent) <= expected + 1
@@ -93,12 +93,12 @@ def test_each_camera_has_a_pace_of_its_own():
     assert pace.due_at("a") == pytest.approx(9.1), "after a pause nothing is made up for"
 
 
-def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid, until):
+def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid, wait_until):
     now = [100.0]
     settings = ZeroMqSettings(uri=ANY, max_rate=1.0)
     with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(index=0, taken_at=0.0))
-        joined(sink, until)
+        joined(sink, wait_until)
         for index in (1, 2, 3):
             sink.put(overlaid(index=index, taken_at=0.0))
         assert [each.header.index for each in seen_by(viewer)] == [0]
@@ -109,26 +109,26 @@ def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid
         assert sink.encoded == 2
 
 
-def test_who_joins_between_two_frames_gets_what_the_others_have_without_compressing_it_again(overlaid, until):
+def test_who_joins_between_two_frames_gets_what_the_others_have_without_compressing_it_again(overlaid, wait_until):
     now = [100.0]
     clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
     with (
         ZeroMqSink(ZeroMqSettings(uri=ANY, max_rate=0.1), **clocks) as sink,
         Viewer(sink.endpoint, ("line",)) as early,
     ):
-        joined(sink, until, b"line")
+        joined(sink, wait_until, b"line")
         sink.put(overlaid(index=7, taken_at=0.0))
         assert [each.header.index for each in seen_by(early)] == [7]
         sink.put(overlaid(index=8, drawn=False, taken_at=0.0))
         with Viewer(sink.endpoint, ("li",)) as late:
-            joined(sink, until, b"li")
+            joined(sink, wait_until, b"li")
             assert [each.header.index for each in seen_by(late)] == [7]
             assert seen_by(early, 2) == []
         assert sink.encoded == 1
 
 
 @pytest.mark.parametrize("viewers", [0, 1, 6])
-def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewers, overlaid, until):
+def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewers, overlaid, wait_until):
     with ExitStack() as stack:
         sink = stack.enter_context(ZeroMqSink(ANY))
         watching = [stack.enter_context(Viewer(sink.endpoint)) for _ in range(viewers)]
@@ -137,18 +137,18 @@ def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewe
             sink.idle()
             return sink.viewers == viewers and (not viewers or bool(sink.topics))
 
-        until(all_there)
-        asked = 0
+        wait_until(all_there)
+        request_count = 0
         for index in range(3):
-            asked += sink.needs_image("line")
+            request_count += sink.needs_image("line")
             sink.put(overlaid(index=index, taken_at=time.monotonic()))
-        assert (sink.encoded, asked) == ((3, 3) if viewers else (0, 0))
+        assert (sink.encoded, request_count) == ((3, 3) if viewers else (0, 0))
         for viewer in watching:
 
             def served(viewer=viewer):
                 sink.idle()
                 return any(each.header.index == 2 for each in seen_by(viewer, 1))
 
-            until(served)
+            wait_until(served)
             assert (viewer.problem, viewer.refused, viewer.damaged) == ("", 0, 0)
         assert sink.encoded == (3 if viewers else 0), "nor again for whoever was late"

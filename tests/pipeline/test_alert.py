@@ -67,18 +67,18 @@ def test_alert_bounds_are_stricter_by_the_margin_while_it_fires():
 
 
 def test_alert_margin_makes_bounds_stricter_through_not_and_or():
-    for rule, kept, near in (
+    for rule, alert, near in (
         ("focus_area <= 0.2", 0.05, 0.15),
         ("not focus_area > 0.2", 0.05, 0.15),
         ("not (focus_area > 0.2 or score < 0)", 0.05, 0.15),
     ):
         guard = alarm(rule, margin=0.1)
-        for value, held in ((kept, True), (near, False)):
+        for value, held in ((alert, True), (near, False)):
             seen = facts()
             grounds = HeatmapStats(value, 0.2, (1.0, 1.0), None)
-            found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, heatmap_stats=grounds)
-            assert guard.rule.requirement(RuleContext(seen.explanation, found, None), 0.1) is held
-            assert guard.rule.requirement(RuleContext(seen.explanation, found, None), 0.0) is True
+            actual = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, heatmap_stats=grounds)
+            assert guard.rule.requirement(RuleContext(seen.explanation, actual, None), 0.1) is held
+            assert guard.rule.requirement(RuleContext(seen.explanation, actual, None), 0.0) is True
 
 
 def test_alert_rule_is_met_where_its_condition_is_false():
@@ -136,8 +136,8 @@ def test_alert_hold_time_is_exact_to_one_frame_at_any_rate(rate):
     assert 0.5 - 1e-6 <= fired < 0.5 + 1 / rate
 
 
-def number_in(says):
-    return float(re.search(r"\bis (\d\.\d+)", says)[1])
+def number_in(message):
+    return float(re.search(r"\bis (\d\.\d+)", message)[1])
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
@@ -150,16 +150,16 @@ def test_alert_message_names_the_value_of_its_own_frame(margin):
         if state.firing:
             firing.append((inside, state.message))
     assert len(firing) > 200
-    assert any("met again" in says for _, says in firing)
-    for inside, says in firing:
-        assert number_in(says) == pytest.approx(inside, abs=0.0051)
+    assert any("met again" in message for _, message in firing)
+    for inside, message in firing:
+        assert number_in(message) == pytest.approx(inside, abs=0.0051)
 
 
 def test_alert_message_names_no_value_where_the_rule_does_not_apply():
     guard = alarm(hold=0.0)
     guard.update(facts(0.03), 0.0)
-    says = guard.update(facts(0.522, label="ok"), 0.4).message
-    assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last violated 0.4 s ago"
+    message = guard.update(facts(0.522, label="ok"), 0.4).message
+    assert message == "heat_inside(part) >= 0.6; does not apply to this frame; last violated 0.4 s ago"
 
 
 def test_alert_message_shows_more_decimals_near_the_bound():

@@ -18,40 +18,40 @@ from pipeline.settings import SourceSettings
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
 
-def told(knobs, overrides=None):
+def result(options, overrides=None):
     with pytest.raises(ConfigError) as caught:
-        load_config(knobs, "run.yaml", overrides)
+        load_config(options, "run.yaml", overrides)
     return str(caught.value)
 
 
 def test_an_unknown_key_names_the_nearest_right_one():
-    assert told({"engine": {"bakend": "eager"}}) == "run.yaml: engine.bakend: unknown key. Did you mean 'backend'?"
-    assert "Did you mean 'sources'" in told({"source": ["line:"]})
-    assert "sources[0].naem: unknown key. Did you mean 'name'" in told({"sources": [{"uri": "line:", "naem": "x"}]})
+    assert result({"engine": {"bakend": "eager"}}) == "run.yaml: engine.bakend: unknown key. Did you mean 'backend'?"
+    assert "Did you mean 'sources'" in result({"source": ["line:"]})
+    assert "sources[0].naem: unknown key. Did you mean 'name'" in result({"sources": [{"uri": "line:", "naem": "x"}]})
 
 
 def test_a_wrong_type_is_named_with_its_place_and_value():
-    message = told({"engine": {"threads": "many"}})
+    message = result({"engine": {"threads": "many"}})
     assert message.startswith("run.yaml: engine.threads: 'many'")
 
 
 def test_a_list_where_a_map_belongs_is_told():
-    assert told({"engine": ["resnet18"]}).startswith("run.yaml: engine")
+    assert result({"engine": ["resnet18"]}).startswith("run.yaml: engine")
 
 
 def test_a_mistake_on_the_command_line_names_the_option():
-    assert told({}, {"frames": -1}).startswith("--frames: -1: should be greater than or equal to 1")
-    assert "--precision: 'fp8'" in told({}, {"engine": {"precision": "fp8"}})
+    assert result({}, {"frames": -1}).startswith("--frames: -1: should be greater than or equal to 1")
+    assert "--precision: 'fp8'" in result({}, {"engine": {"precision": "fp8"}})
 
 
 def test_all_mistakes_are_told_at_once():
-    assert len(told({"frames": 0, "seconds": -1, "engine": {"layr": "x"}}).splitlines()) == 3
+    assert len(result({"frames": 0, "seconds": -1, "engine": {"layr": "x"}}).splitlines()) == 3
 
 
 def test_a_password_in_a_uri_is_never_repeated():
-    assert "s3cret" not in told({"sources": [{"uri": "rtsp://me:s3cret@host/a", "overflow": "x"}]})
-    assert "s3cret" not in told({"sources": {"rtsp://me:s3cret@host/a": 1}})
-    assert "s3cret" not in told({"sources": [["rtsp://me:s3cret@host/a"]]})
+    assert "s3cret" not in result({"sources": [{"uri": "rtsp://me:s3cret@host/a", "overflow": "x"}]})
+    assert "s3cret" not in result({"sources": {"rtsp://me:s3cret@host/a": 1}})
+    assert "s3cret" not in result({"sources": [["rtsp://me:s3cret@host/a"]]})
 
 
 @pytest.mark.parametrize(("text", "rule"), [("", "is empty"), ("- a\n- b", "not a map"), ("a: [", "not YAML at line")])
@@ -61,8 +61,8 @@ def test_a_file_that_is_no_map_is_refused(text, rule):
 
 
 def test_the_command_line_wins_knob_by_knob():
-    knobs = {"engine": {"model": "resnet18", "precision": "bf16"}, "sources": ["line:"]}
-    config = load_config(knobs, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
+    options = {"engine": {"model": "resnet18", "precision": "bf16"}, "sources": ["line:"]}
+    config = load_config(options, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
     assert (config.engine.model, config.engine.precision) == ("vgg16", "bf16")
     assert [source.uri for source in config.sources] == ["0"]
 
@@ -102,7 +102,7 @@ def test_every_option_has_a_description():
 
 @pytest.mark.parametrize("text", ["sources: [line:]", "sources:\n  - line:"])
 def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
-    assert [one.uri for one in load_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
+    assert [source.uri for source in load_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
 
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: b}", "[[a]]"])
@@ -122,7 +122,7 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "told"),
+    ("options", "result"),
     [
         ({"sources": [{"name": "door"}]}, "sources[0].uri: is missing"),
         ({"engine": []}, "engine: should be a map of keys"),
@@ -130,9 +130,9 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
         ({"engine": {"model": ["a"]}}, "engine.model: should be text"),
     ],
 )
-def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(knobs, told):
-    with pytest.raises(ConfigError, match=re.escape(told)):
-        load_config(knobs, "run.yaml")
+def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(options, result):
+    with pytest.raises(ConfigError, match=re.escape(result)):
+        load_config(options, "run.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 65, ""])
@@ -142,19 +142,21 @@ def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def number_options(model, place=()):
+def number_options(model, path=()):
     """Every option that takes a number that need not be whole, at any depth, as a path of keys."""
     for name, field in model.model_fields.items():
-        if name in {"sources", "sinks"} and not place:
+        if name in {"sources", "sinks"} and not path:
             for _, keys, kind in KINDS.models(name):
                 yield from number_options(kind, (name, EXAMPLES[keys[0]]))
         elif name in {"regions", "rules"}:
-            one = next(arg for arg in nested(field.annotation) if isinstance(arg, type) and issubclass(arg, BaseModel))
-            yield from number_options(one, (*place, name, 0))
+            first = next(
+                arg for arg in nested(field.annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)
+            )
+            yield from number_options(first, (*path, name, 0))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from number_options(field.annotation, (*place, name))
+            yield from number_options(field.annotation, (*path, name))
         elif float in nested(field.annotation):
-            yield (*place, name)
+            yield (*path, name)
 
 
 EXAMPLES = {
@@ -174,20 +176,20 @@ def test_no_option_takes_a_number_that_is_not_finite(value):
     assert len(places) > 25
     inner = read_yaml(f"value: {value}", "t")["value"]
     needed = {"regions": {"name": "r", "polygon": TRIANGLE}, "rules": {"name": "g", "rule": "score>0.5"}}
-    for place in places:
-        number = [inner] * 3 if place[-1] in {"mean", "std"} else [[inner, 0]] * 3 if place[-1] == "polygon" else inner
-        if place[0] in {"sources", "sinks"}:
-            settings = {place[0]: [{"uri": place[1], place[2]: number}]}
+    for path in places:
+        number = [inner] * 3 if path[-1] in {"mean", "std"} else [[inner, 0]] * 3 if path[-1] == "polygon" else inner
+        if path[0] in {"sources", "sinks"}:
+            settings = {path[0]: [{"uri": path[1], path[2]: number}]}
         else:
             settings = number
-            for position, key in reversed(list(enumerate(place))):
-                settings = [needed[place[position - 1]] | settings] if key == 0 else {key: settings}
-        with pytest.raises(ConfigError, match=place[-1]):
+            for position, key in reversed(list(enumerate(path))):
+                settings = [needed[path[position - 1]] | settings] if key == 0 else {key: settings}
+        with pytest.raises(ConfigError, match=path[-1]):
             load_config(settings, "run.yaml")
 
 
 @pytest.mark.parametrize(
-    ("knob", "said"),
+    ("knob", "message"),
     [
         ({"std": "1e-40"}, "greater than or equal to 0.0001"),
         ({"std": [0, 0, 0]}, "greater than or equal to 0.0001"),
@@ -197,23 +199,23 @@ def test_no_option_takes_a_number_that_is_not_finite(value):
         ({"threads": int("9" * 4000)}, "a number of 13288 bits"),
     ],
 )
-def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, said):
+def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, message):
     with pytest.raises(ConfigError) as refused:
         load_config({"engine": knob}, "run.yaml")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value).splitlines()[0]) < 300
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{two}: &{two} [{','.join([f'*{one}'] * 9)}]\n" for one, two in itertools.pairwise("abcdefghi")
+    f"{two}: &{two} [{','.join([f'*{value}'] * 9)}]\n" for value, two in itertools.pairwise("abcdefghi")
 )
 MERGES = "a: &a {k: v}\n" + "".join(
-    f"{two}: &{two}\n  <<: [{','.join([f'*{one}'] * 9)}]\n" for one, two in itertools.pairwise("abcdefghi")
+    f"{two}: &{two}\n  <<: [{','.join([f'*{value}'] * 9)}]\n" for value, two in itertools.pairwise("abcdefghi")
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (BOMB + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
         (MERGES + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
@@ -223,26 +225,26 @@ MERGES = "a: &a {k: v}\n" + "".join(
         ("a: \x01", "#x0001"),
     ],
 )
-def test_yaml_that_grows_or_cannot_be_held_is_refused_before_anything_is_made_of_it(text, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
+def test_yaml_that_grows_or_cannot_be_held_is_refused_before_anything_is_made_of_it(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         read_yaml(text, "run.yaml")
 
 
 def test_aliases_that_only_save_writing_are_taken():
     text = "base: &base {quality: 50}\nsinks: [{<<: *base, uri: a.jsonl}, {<<: *base, uri: b.jsonl}]\n"
-    assert [one["quality"] for one in read_yaml(text, "run.yaml")["sinks"]] == [50, 50]
+    assert [item["quality"] for item in read_yaml(text, "run.yaml")["sinks"]] == [50, 50]
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "key"),
     [
         ('sources: ["a\\0b.mp4"]', "sources[0]"),
         ('engine: {labels: "l\\0"}', "engine.labels"),
         ('sinks: [{uri: "o\\0.mp4"}]', "sinks[0].uri"),
     ],
 )
-def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
-    with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {place}: holds a NUL")):
+def test_text_with_a_nul_character_is_refused_at_its_place(text, key):
+    with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {key}: holds a NUL")):
         load_config(read_yaml(text, "run.yaml"), "run.yaml")
 
 
@@ -254,7 +256,7 @@ def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, v
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {},
         {
@@ -271,10 +273,10 @@ def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, v
         },
     ],
 )
-def test_configuration_with_every_key_reads_back_as_what_it_was(knobs):
-    made = load_config(knobs, "run.yaml")
-    text = to_documented_yaml(made, KINDS)
-    assert load_config(read_yaml(text, "run.yaml"), "run.yaml") == made
+def test_configuration_with_every_key_reads_back_as_what_it_was(options):
+    config = load_config(options, "run.yaml")
+    text = to_documented_yaml(config, KINDS)
+    assert load_config(read_yaml(text, "run.yaml"), "run.yaml") == config
 
 
 def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means():
@@ -312,12 +314,12 @@ def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means(
     ],
 )
 def test_option_of_a_kind_that_is_wrong_is_named_with_its_remedy(settings, message):
-    assert message in told(settings)
+    assert message in result(settings)
 
 
 def test_option_in_a_uri_of_the_command_line_is_named():
-    assert told({}, {"sinks": ["a.mp4?crff=1"]}) == "--sink: crff: unknown key. Did you mean 'crf'?"
-    assert told({}, {"sinks": ["a.mp4?crf=x"]}).startswith("--sink: crf: 'x': should be a valid integer")
+    assert result({}, {"sinks": ["a.mp4?crff=1"]}) == "--sink: crff: unknown key. Did you mean 'crf'?"
+    assert result({}, {"sinks": ["a.mp4?crf=x"]}).startswith("--sink: crf: 'x': should be a valid integer")
 
 
 @pytest.mark.parametrize(
@@ -333,8 +335,8 @@ def test_option_in_a_uri_of_the_command_line_is_named():
 )
 def test_options_of_a_kind_are_read_printed_and_read_again(section, entry):
     config = load_config({section: [entry]}, "run.yaml")
-    [made] = getattr(config, section)
-    assert {key: getattr(made, key) for key in entry} == entry
+    [loaded] = getattr(config, section)
+    assert {key: getattr(loaded, key) for key in entry} == entry
     assert load_config(read_yaml(to_yaml(config), "x"), "x") == config
 
 

@@ -13,7 +13,7 @@ from pipeline.config_schema import config_reference, config_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference" / "configuration.md"
-MODELS = [(section, *one) for section in ("sources", "sinks") for one in KINDS.models(section)]
+MODELS = [(section, *model) for section in ("sources", "sinks") for model in KINDS.models(section)]
 
 
 def test_reference_in_the_docs_is_what_the_models_say():

@@ -48,8 +48,8 @@ def test_sampler_accepts_one_frame_per_second_camera_and_label():
     for k in range(100):
         recorder.add(seen(k / 10))
         recorder.add(seen(k / 10, label="dent"))
-    told = recorder.baseline()["cameras"]["line"]
-    assert (told["scratch"]["samples"], told["dent"]["samples"]) == (10, 10)
+    result = recorder.baseline()["cameras"]["line"]
+    assert (result["scratch"]["samples"], result["dent"]["samples"]) == (10, 10)
 
 
 def test_baseline_bins_have_equal_counts():
@@ -64,7 +64,7 @@ def drifted(baseline, values, seconds=600.0):
     drift = DriftDetector(baseline, seconds)
     for second, value in enumerate(values):
         drift.add(seen(float(second), value))
-    return {one.statistic: one for one in drift.reports()}
+    return {report.statistic: report for report in drift.reports()}
 
 
 def test_detector_reports_a_changed_distribution_alone():
@@ -97,9 +97,9 @@ def test_detector_weights_samples_by_age():
 
 
 def test_baseline_gives_a_constant_value_a_bin_of_its_own():
-    found = [drifted(recorded([0.1] * 100), [value] * 100)["focus_area"].psi for value in (0.1, 0.05, 0.15)]
-    assert found[0] < 0.01
-    assert min(found[1:]) > 0.25
+    items = [drifted(recorded([0.1] * 100), [value] * 100)["focus_area"].psi for value in (0.1, 0.05, 0.15)]
+    assert items[0] < 0.01
+    assert min(items[1:]) > 0.25
 
 
 SPREAD = {"count": 50, "mean": 0.5, "std": 0.1, "edges": [0.4, 0.6], "shares": [0.2, 0.6, 0.2]}
@@ -123,7 +123,7 @@ def test_read_baseline_refuses_impossible_numbers(damage):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "not a baseline"),
         ("[" * 100_000, "not a baseline"),
@@ -133,6 +133,6 @@ def test_read_baseline_refuses_impossible_numbers(damage):
         ('{"format": "recipro-stream baseline 1", "cameras": {"a": {"b": {"statistics": {"c": {}}}}}}', "damaged"),
     ],
 )
-def test_read_baseline_refuses_other_files(text, said):
-    with pytest.raises(ConfigError, match=said):
+def test_read_baseline_refuses_other_files(text, message):
+    with pytest.raises(ConfigError, match=message):
         read_baseline(text, "base.json")

@@ -183,10 +183,10 @@ def test_pipeline_logs_each_drop_at_debug_level(caplog):
 def test_delivery_tracker_counts_frames_of_an_abandoned_sink_as_stopped():
     counts = FrameCounts()
     tracker = DeliveryTracker(counts)
-    taken, left = (Overlay(FRAME.image, explanation_of(FRAME)) for _ in range(2))
-    tracker.begin(taken, 2)
+    captured_at, left = (Overlay(FRAME.image, explanation_of(FRAME)) for _ in range(2))
+    tracker.begin(captured_at, 2)
     tracker.begin(left, 2)
-    tracker.settle(taken, None)
+    tracker.settle(captured_at, None)
     tracker.settle(left, DropReason.SINK_REFUSED)
     tracker.close()
     tracker.settle(left, None)

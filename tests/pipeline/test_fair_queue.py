@@ -38,9 +38,9 @@ def test_fair_queue_keeps_the_order_of_a_camera(items):
     waiting = queue(depth=100)
     for item in items:
         put(waiting, item)
-    taken = [waiting.take() for _ in items]
+    order = [waiting.take() for _ in items]
     for camera in "abc":
-        assert [one for one in taken if one[0] == camera] == [one for one in items if one[0] == camera]
+        assert [item for item in order if item[0] == camera] == [item for item in items if item[0] == camera]
 
 
 def test_fair_queue_gives_slow_items_no_more_time_than_others():

@@ -9,12 +9,12 @@ from pipeline.finite import find_non_finite
 from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame
 
 
-def picture(height=4, width=6):
+def pixels(height=4, width=6):
     return np.zeros((height, width, 3), np.uint8)
 
 
 def test_frame_is_read_only_while_its_array_stays_writeable():
-    image = picture()
+    image = pixels()
     frame = Frame(image, "a", 0, 0.0)
     with pytest.raises(ValueError, match="read-only"):
         frame.image[0, 0] = 1
@@ -22,14 +22,14 @@ def test_frame_is_read_only_while_its_array_stays_writeable():
     assert frame.image[0, 0, 0] == 9
 
 
-@pytest.mark.parametrize("image", [picture().astype(np.float32), picture()[..., 0], np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize("image", [pixels().astype(np.float32), pixels()[..., 0], np.zeros((0, 4, 3), np.uint8)])
 def test_frame_refuses_an_array_that_is_no_rgb_image(image):
     with pytest.raises(ValueError, match="uint8 RGB"):
         Frame(image, "a", 0, 0.0)
 
 
 def test_explanation_grid_covers_the_whole_frame_by_default():
-    frame = Frame(picture(), "a", 0, 0.0)
+    frame = Frame(pixels(), "a", 0, 0.0)
     finding = Finding("x", 0.5, np.zeros((2, 2), np.float32))
     assert Explanation(frame, (finding,), "m", "l").region == Box(0, 0, 6, 4)
 
@@ -45,7 +45,7 @@ def test_finding_has_no_peak_on_a_flat_map():
 
 
 def test_explanation_timings_are_read_only():
-    explanation = Explanation(Frame(picture(), "a", 0, 0.0), (), "m", "l", {"explain": 1.0})
+    explanation = Explanation(Frame(pixels(), "a", 0, 0.0), (), "m", "l", {"explain": 1.0})
     with pytest.raises(TypeError):
         explanation.timings["explain"] = 2.0
 
@@ -56,7 +56,7 @@ def box_finding(**fields):
 
 
 def test_explanation_region_of_a_box_is_that_of_its_map():
-    frame = Frame(picture(), "a", 0, 0.0)
+    frame = Frame(pixels(), "a", 0, 0.0)
     with_map, without_map = box_finding(), Finding("car", 0.5, NO_HEAT, box=Box(0, 0, 1, 1))
     explanation = Explanation(frame, (with_map, without_map), "m", "l")
     assert explanation.region_of(with_map) == Box(0, 0, 3, 2)
@@ -82,7 +82,7 @@ def test_box_map_is_read_only():
     ids=lambda fields: next(iter(fields)),
 )
 def test_find_non_finite_names_a_number_of_a_box_map(fields):
-    frame = Frame(picture(), "a", 0, 0.0)
+    frame = Frame(pixels(), "a", 0, 0.0)
     assert "'car'" in find_non_finite(Explanation(frame, (box_finding(**fields),), "m", "l"))
     assert find_non_finite(Explanation(frame, (box_finding(),), "m", "l")) == ""
 

@@ -16,8 +16,8 @@ RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
 
 
 def guards(**more):
-    knobs = {"regions": [{"name": "part", "polygon": SQUARE}], "rules": [{"name": "grounded", "rule": RULE}]} | more
-    return validate_config({"guards": knobs}, "run.yaml").guards
+    options = {"regions": [{"name": "part", "polygon": SQUARE}], "rules": [{"name": "grounded", "rule": RULE}]} | more
+    return validate_config({"guards": options}, "run.yaml").guards
 
 
 def refusal(**more):
@@ -32,7 +32,7 @@ def test_region_scales_fractions_and_keeps_pixels():
 
 
 @pytest.mark.parametrize(
-    ("rule", "place", "said"),
+    ("rule", "position", "message"),
     [
         ("heat_insid(part) >= 0.6", 1, "Did you mean 'heat_inside'"),
         ("heat_inside >= 0.6", 13, "expected '(' and the name of a region"),
@@ -47,18 +47,18 @@ def test_region_scales_fractions_and_keeps_pixels():
         ("__import__('os')", 1, "expected label, score"),
     ],
 )
-def test_rule_error_names_the_character(rule, place, said):
+def test_rule_error_names_the_character(rule, position, message):
     with pytest.raises(ConfigError) as refused:
         parse_rule(rule)
-    assert f"character {place}, " in str(refused.value)
-    assert said in str(refused.value)
-    told = refusal(rules=[{"name": "grounded", "rule": rule}])
-    assert told.startswith(f"run.yaml: guards.rules[0].rule: {rule!r}: character {place}, ")
+    assert f"character {position}, " in str(refused.value)
+    assert message in str(refused.value)
+    result = refusal(rules=[{"name": "grounded", "rule": rule}])
+    assert result.startswith(f"run.yaml: guards.rules[0].rule: {rule!r}: character {position}, ")
 
 
 def test_rule_lists_its_numbers_and_regions():
     rule = parse_rule("heat_inside('left part') >= 0.6 or score_drop_when_masked > .2 when heat_inside(b) < 1")
-    assert [one.name for one in rule.numbers] == ["heat_inside(left part)", "score_drop_when_masked"]
+    assert [number.name for number in rule.numbers] == ["heat_inside(left part)", "score_drop_when_masked"]
     assert rule.regions == {"left part", "b"}
     assert rule.needs_deletion
     assert rule.text == "heat_inside('left part') >= 0.6 or score_drop_when_masked > .2"
@@ -66,13 +66,13 @@ def test_rule_lists_its_numbers_and_regions():
 
 
 def test_guards_refuse_a_rule_with_an_unknown_region():
-    told = refusal(rules=[{"name": "grounded", "rule": "heat_inside(prat) >= 0.6"}])
-    assert "rules[0].rule: 'heat_inside(prat) >= 0.6': character 13" in told
-    assert "Did you mean 'part'" in told
+    result = refusal(rules=[{"name": "grounded", "rule": "heat_inside(prat) >= 0.6"}])
+    assert "rules[0].rule: 'heat_inside(prat) >= 0.6': character 13" in result
+    assert "Did you mean 'part'" in result
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"regoins": []}, "Did you mean 'regions'"),
         ({"regions": [{"name": "part", "polygon": SQUARE, "camera": "a"}]}, "Did you mean 'cameras'"),
@@ -91,8 +91,8 @@ def test_guards_refuse_a_rule_with_an_unknown_region():
         ({"draw": "sometimes"}, "'always', 'firing' or 'never'"),
     ],
 )
-def test_guards_refuse_invalid_options(more, said):
-    assert said in refusal(**more)
+def test_guards_refuse_invalid_options(more, message):
+    assert message in refusal(**more)
 
 
 def test_regions_of_different_cameras_may_share_a_name():
@@ -128,8 +128,8 @@ def test_rule_refuses_the_deletion_check_in_its_condition():
 def test_guards_are_equal_after_printing_and_reading():
     from pipeline.config_loader import read_yaml, to_yaml
 
-    made = validate_config({"guards": guards().model_dump()}, "run.yaml")
-    assert validate_config(read_yaml(to_yaml(made), "printed"), "printed") == made
+    config = validate_config({"guards": guards().model_dump()}, "run.yaml")
+    assert validate_config(read_yaml(to_yaml(config), "printed"), "printed") == config
 
 
 def test_condition_accepts_known_guards_and_names_alone():
@@ -166,7 +166,7 @@ def test_parse_rule_accepts_or_refuses_any_text(text):
 
 
 @pytest.mark.parametrize(
-    ("rule", "said"),
+    ("rule", "message"),
     [
         ("score > 1", "'score > 1' can never be true"),
         ("score >= 0", "always true"),
@@ -179,8 +179,8 @@ def test_parse_rule_accepts_or_refuses_any_text(text):
         ("centre_x>0.5 when centre_y>=0.6 and not centre_y>0.5", "after 'when' can never be true"),
     ],
 )
-def test_rule_that_can_never_or_always_fire_is_refused(rule, said):
-    assert said in refusal(rules=[{"name": "never", "rule": rule}])
+def test_rule_that_can_never_or_always_fire_is_refused(rule, message):
+    assert message in refusal(rules=[{"name": "never", "rule": rule}])
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_rule_that_can_be_met_and_violated_is_accepted(rule):
 
 
 def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
-    knobs = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
+    options = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
     with pytest.raises(ConfigError, match="of door: the condition after 'when' can never be true"):
-        check_cameras(knobs, ["door", "yard"])
+        check_cameras(options, ["door", "yard"])
 
 
 @pytest.mark.parametrize("text", ["label=a and label=b", "score>1", "guard=a and not guard", "camera=x and camera!=x"])

@@ -57,7 +57,7 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "said"),
+    ("text", "position", "message"),
     [
         ("", 1, "expected label, score, camera"),
         ("lable=scratch", 1, "Did you mean 'label'"),
@@ -79,11 +79,11 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
         ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),
     ],
 )
-def test_condition_error_names_the_character(text, place, said):
+def test_condition_error_names_the_character(text, position, message):
     with pytest.raises(ConfigError) as refused:
         parse_condition(text)
-    assert f"character {place}, " in str(refused.value)
-    assert said in str(refused.value)
+    assert f"character {position}, " in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_condition_depth_and_length_are_limited():

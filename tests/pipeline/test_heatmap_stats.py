@@ -29,11 +29,11 @@ def explained(values, index=0, seconds=0.0, label="scratch", camera="line"):
 
 def test_heatmap_stats_use_heat_above_the_median():
     # Lower median 0.2: evidence 0.8 and 0.4 of 1.2, the floor counts for nothing.
-    found = heatmap_stats(heat([[0.2, 0.2, 1.0], [0.0, 0.2, 0.6]]), Box(0, 0, 30, 20))
-    assert found.centre == pytest.approx((0.8 / 1.2 * 25 + 0.4 / 1.2 * 25, 0.8 / 1.2 * 5 + 0.4 / 1.2 * 15), rel=1e-5)
+    actual = heatmap_stats(heat([[0.2, 0.2, 1.0], [0.0, 0.2, 0.6]]), Box(0, 0, 30, 20))
+    assert actual.centre == pytest.approx((0.8 / 1.2 * 25 + 0.4 / 1.2 * 25, 0.8 / 1.2 * 5 + 0.4 / 1.2 * 15), rel=1e-5)
     p, q = 0.8 / 1.2, 0.4 / 1.2
-    assert found.entropy == pytest.approx(-(p * math.log(p) + q * math.log(q)) / math.log(6), rel=1e-5)
-    assert found.focus_area == pytest.approx(1 / 6)
+    assert actual.entropy == pytest.approx(-(p * math.log(p) + q * math.log(q)) / math.log(6), rel=1e-5)
+    assert actual.focus_area == pytest.approx(1 / 6)
 
 
 def test_focus_area_is_the_fewest_cells_with_half_of_the_evidence():
@@ -45,14 +45,14 @@ def test_focus_area_is_the_fewest_cells_with_half_of_the_evidence():
 
 
 def test_heatmap_stats_subtract_nothing_where_half_of_the_map_is_hottest():
-    found = heatmap_stats(heat([[1.0, 1.0], [1.0, 0.0]]), WHOLE)
-    assert found.focus_area == pytest.approx(2 / 4)
-    assert found.entropy == pytest.approx(math.log(3) / math.log(4), rel=1e-6)
+    actual = heatmap_stats(heat([[1.0, 1.0], [1.0, 0.0]]), WHOLE)
+    assert actual.focus_area == pytest.approx(2 / 4)
+    assert actual.entropy == pytest.approx(math.log(3) / math.log(4), rel=1e-6)
 
 
 def test_heatmap_stats_of_a_flat_map_are_none():
-    found = heatmap_stats(heat([[0.0, 0.0], [0.0, 0.0]]), WHOLE)
-    assert (found.focus_area, found.entropy, found.centre, dict(found.heat_inside)) == (None, None, None, {})
+    actual = heatmap_stats(heat([[0.0, 0.0], [0.0, 0.0]]), WHOLE)
+    assert (actual.focus_area, actual.entropy, actual.centre, dict(actual.heat_inside)) == (None, None, None, {})
 
 
 def test_heat_inside_uses_the_covered_fraction_of_each_cell():
@@ -61,8 +61,8 @@ def test_heat_inside_uses_the_covered_fraction_of_each_cell():
     assert weights.reshape(2, 4).tolist() == [[1.0, 0.25, 0.0, 0.0]] * 2
     part = Region("part", ((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)))
     weights = region_weights([part], Box(0, 0, 80, 40), (2, 4))
-    found = heatmap_stats(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights)
-    assert found.heat_inside["part"] == pytest.approx((1.0 + 0.25) / 2)
+    actual = heatmap_stats(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights)
+    assert actual.heat_inside["part"] == pytest.approx((1.0 + 0.25) / 2)
 
 
 def test_cell_weights_of_a_triangle_are_half_in_both_orientations():
@@ -108,20 +108,20 @@ def test_heatmap_stats_stay_within_their_ranges(seed, rows, columns):
     values = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
     values = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
     halves = [Region("a", ((0, 0), (40, 0), (40, 60), (0, 60))), Region("b", ((40, 0), (80, 0), (80, 60), (40, 60)))]
-    found = heatmap_stats(values.astype(np.float32), WHOLE, ["a", "b"], region_weights(halves, WHOLE, (rows, columns)))
-    if found.focus_area is None:
+    actual = heatmap_stats(values.astype(np.float32), WHOLE, ["a", "b"], region_weights(halves, WHOLE, (rows, columns)))
+    if actual.focus_area is None:
         return
-    assert 0.0 < found.focus_area <= 1.0
-    assert 0.0 <= found.entropy <= 1.0
-    assert sum(found.heat_inside.values()) == pytest.approx(1.0, abs=1e-4)
+    assert 0.0 < actual.focus_area <= 1.0
+    assert 0.0 <= actual.entropy <= 1.0
+    assert sum(actual.heat_inside.values()) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_stability_is_the_correlation_with_the_previous_map():
     surveyor = HeatmapStatsTracker()
     first, then = [[0.0, 0.5, 1.0]], [[0.0, 1.0, 0.5]]
     assert surveyor.measure(explained(first))[0][0].heatmap_stats.stability is None
-    found = surveyor.measure(explained(then, 1, 0.1))[0][0].heatmap_stats.stability
-    assert found == pytest.approx(np.corrcoef(first[0], then[0])[0, 1], abs=1e-6)
+    actual = surveyor.measure(explained(then, 1, 0.1))[0][0].heatmap_stats.stability
+    assert actual == pytest.approx(np.corrcoef(first[0], then[0])[0, 1], abs=1e-6)
     assert surveyor.measure(explained(then, 2, 0.2))[0][0].heatmap_stats.stability == pytest.approx(1.0)
 
 
@@ -136,10 +136,10 @@ def test_stability_needs_the_same_class_and_camera_without_a_pause():
 
 
 def test_tracker_updates_regions_when_the_frame_size_changes():
-    asked = []
+    requests = []
 
     def regions(camera, width, height):
-        asked.append((camera, width, height))
+        requests.append((camera, width, height))
         return (Region("left", ((0, 0), (width / 2, 0), (width / 2, height), (0, height))),)
 
     surveyor = HeatmapStatsTracker(regions)
@@ -147,7 +147,7 @@ def test_tracker_updates_regions_when_the_frame_size_changes():
         seen = Explanation(frame(size=size), (Finding("a", 1.0, heat([[1.0, 0.0, 0.0, 0.0]]), 0),), "m", "l")
         findings, _ = surveyor.measure(seen)
         assert findings[0].heatmap_stats.heat_inside["left"] == pytest.approx(1.0)
-    assert asked == [("line", 80, 60), ("line", 40, 30)]
+    assert requests == [("line", 80, 60), ("line", 40, 30)]
 
 
 def test_tracker_accepts_an_explanation_without_findings():

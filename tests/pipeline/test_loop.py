@@ -265,23 +265,23 @@ def test_pipeline_shows_its_state_while_no_frame_comes(count):
 
 
 def test_pipeline_draws_other_cameras_while_drawing_of_one_is_blocked():
-    told = threading.Event()
+    outcome = threading.Event()
 
     class Stuck(FakeRenderer):
         def render(self, explanation):
             if explanation.frame.camera == "big":
-                assert told.wait(LIMIT_SECONDS), "the other camera's frames never came"
+                assert outcome.wait(LIMIT_SECONDS), "the other camera's frames never came"
             return super().render(explanation)
 
     class Counting(FakeSink):
         def put(self, overlay):
             super().put(overlay)
             if overlay.explanation.frame.camera == "small" and overlay.explanation.frame.index == 49:
-                told.set()
+                outcome.set()
 
     sink, big = Counting(), FakeSource(30, "big")
     result = run([big, FakeSource(50, "small")], [sink], renderer=Stuck())
-    assert told.is_set()
+    assert outcome.is_set()
     assert result.explained == 80
     assert sorted(sink.got) == sorted([*range(30), *range(50)]), "nothing of either file is lost"
 

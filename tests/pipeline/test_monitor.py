@@ -61,38 +61,41 @@ def frames(count, camera="line", rate=30.0):
     return [Frame(np.zeros((20, 40, 3), np.uint8), camera, k, k / rate, k / rate) for k in range(count)]
 
 
-def guarded(monitor, given):
-    told = []
-    for frame in given:
-        told.extend(monitor.explain([frame]))
+def guarded(monitor, options):
+    results = []
+    for frame in options:
+        results.extend(monitor.explain([frame]))
         monitor.after_batch()
-    return told
+    return results
 
 
 def test_monitor_computes_statistics_without_guards():
-    told = guarded(ExplanationMonitor(Seer()), frames(3))
-    assert [one.first.heatmap_stats.focus_area for one in told] == [0.125] * 3
-    assert told[2].first.heatmap_stats.stability == pytest.approx(1.0)
-    assert all(one.guards == () and one.regions == () and one.deletion is None for one in told)
+    result = guarded(ExplanationMonitor(Seer()), frames(3))
+    assert [explanation.first.heatmap_stats.focus_area for explanation in result] == [0.125] * 3
+    assert result[2].first.heatmap_stats.stability == pytest.approx(1.0)
+    assert all(
+        explanation.guards == () and explanation.regions == () and explanation.deletion is None
+        for explanation in result
+    )
 
 
 def test_monitor_fires_for_heat_outside_the_region():
-    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
-    first = next(k for k, one in enumerate(told) if one.firing)
+    result = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
+    first = next(k for k, explanation in enumerate(result) if explanation.firing)
     assert first == 30 + 6
-    assert told[first].firing[0].message == "heat_inside(left) >= 0.6, but is 0.00"
-    assert told[-1].guards[0].fire_count == 1
+    assert result[first].firing[0].message == "heat_inside(left) >= 0.6, but is 0.00"
+    assert result[-1].guards[0].fire_count == 1
 
 
 def test_monitor_logs_the_start_and_the_end_of_firing_once(caplog):
     caplog.set_level(logging.INFO, "pipeline.guards.monitor")
     monitor = ExplanationMonitor(seer := Seer(turns=30), guards(GROUNDED))
-    given = frames(200)
-    guarded(monitor, given[:100])
+    logged = frames(200)
+    guarded(monitor, logged[:100])
     seer.turns = 10**9
-    guarded(monitor, given[100:])
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
+    guarded(monitor, logged[100:])
+    message = [record.getMessage() for record in caplog.records]
+    assert message == [
         "line: guard grounded fires: heat_inside(left) >= 0.6, but is 0.00",
         "line: guard grounded ended; it fired for 3.1 s",
     ]
@@ -108,8 +111,8 @@ def test_monitor_keeps_alerts_by_camera():
 
 def test_monitor_warns_once_of_a_region_outside_the_image(caplog):
     regions = [*REGIONS, {"name": "elsewhere", "polygon": [[500, 500], [600, 500], [600, 600]]}]
-    made = validate_config({"guards": {"regions": regions}}, "t").guards
-    guarded(ExplanationMonitor(Seer(), made), frames(5))
+    monitor = validate_config({"guards": {"regions": regions}}, "t").guards
+    guarded(ExplanationMonitor(Seer(), monitor), frames(5))
     assert [record.getMessage() for record in caplog.records] == [
         "line: region elsewhere lies outside the image of 40x20 pixels: it never contains heat"
     ]
@@ -117,37 +120,37 @@ def test_monitor_warns_once_of_a_region_outside_the_image(caplog):
 
 @pytest.mark.parametrize(("draw", "calm", "alarmed"), [("always", 1, 1), ("firing", 0, 1), ("never", 0, 0)])
 def test_monitor_shows_regions_as_configured(draw, calm, alarmed):
-    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
-    assert (len(told[0].regions), len(told[-1].regions)) == (calm, alarmed)
+    result = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
+    assert (len(result[0].regions), len(result[-1].regions)) == (calm, alarmed)
 
 
 def test_monitor_states_match_the_condition_guard():
-    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
+    result = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     for text, held in (("guard", True), ("guard=grounded", True), ("guard!=grounded", False), ("not guard", False)):
-        assert parse_condition(text, {"guard": {"grounded"}})(told[-1]) is held
-        assert parse_condition(text, {"guard": {"grounded"}})(told[0]) is not held
-    assert parse_condition("heat_inside(left) < 0.1 and focus_area < 0.2")(told[-1])
+        assert parse_condition(text, {"guard": {"grounded"}})(result[-1]) is held
+        assert parse_condition(text, {"guard": {"grounded"}})(result[0]) is not held
+    assert parse_condition("heat_inside(left) < 0.1 and focus_area < 0.2")(result[-1])
 
 
 def test_monitor_keeps_the_budget_of_deletion_checks_and_gives_their_age():
     seer = Doubting()
     monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
-    told = guarded(monitor, frames(3000))
+    result = guarded(monitor, frames(3000))
     assert monitor.overhead_budget.fraction <= 0.02
     assert monitor.overhead_budget.checks == seer.masked > 50
-    found = [one.deletion for one in told if one.deletion is not None]
-    assert found[0].drop == pytest.approx(0.8)
-    assert found[0].age_seconds == pytest.approx(1 / 30, abs=1e-3)
-    assert max(one.age_seconds for one in found) < 5.0
-    assert not any(one.firing for one in told)
+    items = [explanation.deletion for explanation in result if explanation.deletion is not None]
+    assert items[0].drop == pytest.approx(0.8)
+    assert items[0].age_seconds == pytest.approx(1 / 30, abs=1e-3)
+    assert max(explanation.age_seconds for explanation in items) < 5.0
+    assert not any(explanation.firing for explanation in result)
 
 
 def test_monitor_fires_for_a_score_that_stays_with_masked_heat():
     seer = Doubting()
     seer.left = 0.85
     monitor = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
-    told = guarded(monitor, frames(300))
-    assert told[-1].firing[0].message == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
+    result = guarded(monitor, frames(300))
+    assert result[-1].firing[0].message == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
 
 
 def test_monitor_checks_only_findings_to_which_a_rule_applies():
@@ -163,7 +166,9 @@ def test_monitor_checks_cameras_in_turn():
     checked = set()
     for k in range(60):
         pair = [replace(frames(1, name)[0], index=k, pts_seconds=k / 30) for name in ("a", "b")]
-        checked |= {one.frame.camera for one in monitor.explain(pair) if one.deletion is not None}
+        checked |= {
+            explanation.frame.camera for explanation in monitor.explain(pair) if explanation.deletion is not None
+        }
         monitor.after_batch()
     assert checked == {"a", "b"}
 
@@ -173,8 +178,10 @@ def test_monitor_discards_an_old_deletion_check():
     monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
     guarded(monitor, frames(200))
     seer.label = "ok"
-    told = guarded(monitor, [replace(one, pts_seconds=one.pts_seconds + 8) for one in frames(2)])
-    assert told[0].deletion is None
+    result = guarded(
+        monitor, [replace(explanation, pts_seconds=explanation.pts_seconds + 8) for explanation in frames(2)]
+    )
+    assert result[0].deletion is None
 
 
 def test_monitor_warns_of_an_explainer_without_deletion_checks(caplog):
@@ -189,15 +196,17 @@ def test_monitor_returns_metrics_of_the_explainer_and_its_own():
     seer = Doubting(turns=0)
     monitor = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
     guarded(monitor, frames(1500))
-    told = {(one.name, *dict(one.labels).values()): one.value for one in monitor.metrics()}
-    assert told["guard_firing", "line", "grounded"] == 1.0
-    assert told["guard_fired", "line", "grounded"] == 1.0
-    assert told["focus_area", "line"] == pytest.approx(0.125)
-    assert told["heat_inside", "line", "left"] == 0.0
-    assert told["score_drop_when_masked", "line"] == pytest.approx(0.8)
-    assert told["drift_psi", "line", "scratch", "centre_x"] > 0.25
-    assert told["drift_psi", "line", "scratch", "entropy"] < 0.1
-    assert 0.0 < told[("deletion_time_share",)] <= 0.02
+    metrics = {
+        (explanation.name, *dict(explanation.labels).values()): explanation.value for explanation in monitor.metrics()
+    }
+    assert metrics["guard_firing", "line", "grounded"] == 1.0
+    assert metrics["guard_fired", "line", "grounded"] == 1.0
+    assert metrics["focus_area", "line"] == pytest.approx(0.125)
+    assert metrics["heat_inside", "line", "left"] == 0.0
+    assert metrics["score_drop_when_masked", "line"] == pytest.approx(0.8)
+    assert metrics["drift_psi", "line", "scratch", "centre_x"] > 0.25
+    assert metrics["drift_psi", "line", "scratch", "entropy"] < 0.1
+    assert 0.0 < metrics[("deletion_time_share",)] <= 0.02
 
 
 def test_pipeline_calls_after_batch():
@@ -225,5 +234,5 @@ def test_monitor_fires_no_guard_for_a_frame_that_is_not_finite(where):
             return replace(seen, findings=(replace(seen.first, **change),))
 
     monitor = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
-    assert not any(one.firing for one in guarded(monitor, frames(60)))
+    assert not any(explanation.firing for explanation in guarded(monitor, frames(60)))
     assert set(monitor.fire_counts().values()) <= {0}

@@ -44,25 +44,25 @@ def test_budget_delays_the_next_check_after_a_costly_one():
 
 
 @given(st.floats(0.005, 0.5), st.lists(st.floats(1.0, 2.0), min_size=10, max_size=300))
-def test_budget_is_kept_with_costs_that_vary_twofold(share, costs):
-    budget = OverheadBudget(share)
+def test_budget_is_kept_with_costs_that_vary_twofold(fraction, costs):
+    budget = OverheadBudget(fraction)
     for cost in costs:
         budget.record_work(1.0)
         if budget.can_run:
             budget.record_overhead(cost)
-        assert budget.fraction <= share
+        assert budget.fraction <= fraction
 
 
 @given(
     st.floats(0.005, 0.5),
     st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1e-4, 0.3)), min_size=1, max_size=300),
 )
-def test_budget_keeps_its_fraction_with_any_costs(share, story):
-    budget, dearest = OverheadBudget(share), 0.0
+def test_budget_keeps_its_fraction_with_any_costs(fraction, story):
+    budget, dearest = OverheadBudget(fraction), 0.0
     for work, cost in story:
         budget.record_work(work)
         if budget.can_run:
             budget.record_overhead(cost)
             dearest = max(dearest, cost)
     total = budget.work_seconds + budget.spent_seconds
-    assert budget.spent_seconds <= share * total + dearest + 1e-9
+    assert budget.spent_seconds <= fraction * total + dearest + 1e-9

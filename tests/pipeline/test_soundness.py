@@ -144,15 +144,15 @@ def test_sink_worker_closes_after_a_bug_in_every_frame():
 
 
 def test_sink_worker_continues_after_an_error_of_idle():
-    asked, sink = threading.Event(), RecordingSink()
+    calls, sink = threading.Event(), RecordingSink()
     errors = [WireError("the last frame is too large")]
 
     def idle():
         if errors:
             raise errors.pop()
-        asked.set()
+        calls.set()
 
     sink.idle = idle
     with make_sink_worker(sink, sink.put) as worker:
-        assert asked.wait(LIMIT_SECONDS)
+        assert calls.wait(LIMIT_SECONDS)
     assert (worker.refused, worker.error) == (1, None)

@@ -71,7 +71,7 @@ def test_json_formatter_puts_the_traceback_into_the_object():
         )
     line = make_formatter("json").format(record)
     assert "\n" not in line
-    told = json.loads(line)
-    assert (told["level"], told["logger"], told["message"]) == ("warning", "stream.live", "door: lost\nagain")
-    assert "ValueError" in told["error"]
+    parsed = json.loads(line)
+    assert (parsed["level"], parsed["logger"], parsed["message"]) == ("warning", "stream.live", "door: lost\nagain")
+    assert "ValueError" in parsed["error"]
     assert make_formatter("text").format(record).startswith("W door: lost")

@@ -34,8 +34,8 @@ def test_source_worker_that_waits_keeps_every_frame_in_order():
 def test_source_worker_that_drops_keeps_the_newest_frames():
     with SourceWorker(FakeSource(50), depth=3, overflow="drop-oldest") as worker:
         wait_until(lambda: worker.ended)
-        kept = [frame.index for frame in worker]
-    assert kept == [47, 48, 49]
+        frames_left = [frame.index for frame in worker]
+    assert frames_left == [47, 48, 49]
     assert (worker.received, worker.counts.drops()) == (50, {DropReason.QUEUE_FULL: 47})
 
 
@@ -186,9 +186,9 @@ def test_queue_worker_drops_its_queue_after_an_exception_in_the_block():
 
 
 def test_queue_worker_calls_idle_without_items():
-    asked = threading.Event()
-    with QueueWorker("window", lambda _item: None, idle=asked.set):
-        assert asked.wait(LIMIT_SECONDS)
+    calls = threading.Event()
+    with QueueWorker("window", lambda _item: None, idle=calls.set):
+        assert calls.wait(LIMIT_SECONDS)
 
 
 def test_queue_worker_passes_on_a_stop_request_of_idle():
@@ -269,20 +269,20 @@ def test_source_worker_that_waits_never_skips_a_frame():
 @pytest.mark.parametrize(("state", "left"), [("connecting", True), ("live", False)])
 def test_source_worker_abandons_only_a_camera_that_connects(monkeypatch, state, left):
     monkeypatch.setattr("pipeline.workers.source.CONNECTING_SECONDS", 0.05)
-    answered, asked = threading.Event(), threading.Event()
+    answered, calls = threading.Event(), threading.Event()
 
     class Camera(FakeSource):
         live = True
 
         def frames(self, stop):
-            asked.set()
+            calls.set()
             answered.wait(0.5 if state == "live" else 20)  # cannot be woken
             return iter(())
 
     camera = Camera()
     camera.health = Health(state)
     with SourceWorker(camera) as worker:
-        assert asked.wait(LIMIT_SECONDS)
+        assert calls.wait(LIMIT_SECONDS)
     assert worker._thread.is_alive() is left
     answered.set()
     worker._thread.join()

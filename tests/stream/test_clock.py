@@ -12,9 +12,9 @@ times = st.one_of(st.none(), st.floats(-1e6, 1e6))
 @given(st.lists(times, min_size=1, max_size=40))
 def test_clock_of_file_starts_at_zero_and_increases(pts):
     clock = StreamClock()
-    told = [clock.to_seconds(time) for time in pts]
-    assert told[0] == 0.0
-    assert all(earlier < later for earlier, later in pairwise(told))
+    values = [clock.to_seconds(time) for time in pts]
+    assert values[0] == 0.0
+    assert all(earlier < later for earlier, later in pairwise(values))
 
 
 @given(st.lists(st.tuples(times, st.floats(0.001, 5.0)), min_size=1, max_size=40))
@@ -23,10 +23,10 @@ def test_clock_of_live_stream_stays_near_arrival_time(steps):
     last = -1.0
     for pts, step in steps:
         now += step
-        told = clock.to_seconds(pts, arrived_at=now)
-        assert told > last
-        assert abs(told - (now - 1000.0 - steps[0][1])) <= 3.0 + 0.001 * len(steps)
-        last = told
+        result = clock.to_seconds(pts, arrived_at=now)
+        assert result > last
+        assert abs(result - (now - 1000.0 - steps[0][1])) <= 3.0 + 0.001 * len(steps)
+        last = result
 
 
 def test_honest_times_are_passed_on_from_zero():

@@ -16,9 +16,9 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_s
 def test_with_credentials_round_trips_any_password(user, password):
     if (user + password).splitlines() != [user + password]:
         return
-    found = urlsplit(with_credentials("rtsp://camera:554/door?x=1", f"{user}:{password}", "secret.txt"))
-    assert (unquote(found.username), unquote(found.password)) == (user, password)
-    assert (found.hostname, found.port, found.path, found.query) == ("camera", 554, "/door", "x=1")
+    actual = urlsplit(with_credentials("rtsp://camera:554/door?x=1", f"{user}:{password}", "secret.txt"))
+    assert (unquote(actual.username), unquote(actual.password)) == (user, password)
+    assert (actual.hostname, actual.port, actual.path, actual.query) == ("camera", 554, "/door", "x=1")
 
 
 @given(password=TEXT)
@@ -76,12 +76,12 @@ def test_has_plain_password_ignores_variables(uri, shown):
     assert has_plain_password(uri) is shown
 
 
-@pytest.mark.parametrize("place", ["192.0.2.1/live/ch0@main", "door:554/live/ch0@main", "door/a@b?c=d@e"])
-def test_credentials_are_put_before_the_host_where_the_path_holds_an_at_sign(place):
-    uri = with_credentials(f"rtsp://{place}", "ada:p@ss/#1", "secret.txt")
-    assert urlsplit(uri).hostname == urlsplit(f"rtsp://{place}").hostname
+@pytest.mark.parametrize("path", ["192.0.2.1/live/ch0@main", "door:554/live/ch0@main", "door/a@b?c=d@e"])
+def test_credentials_are_put_before_the_host_where_the_path_holds_an_at_sign(path):
+    uri = with_credentials(f"rtsp://{path}", "ada:p@ss/#1", "secret.txt")
+    assert urlsplit(uri).hostname == urlsplit(f"rtsp://{path}").hostname
     assert unquote(urlsplit(uri).password) == "p@ss/#1"
-    assert uri.endswith(place)
+    assert uri.endswith(path)
 
 
 def test_expand_env_keeps_value_in_path_with_at_sign():

@@ -27,13 +27,13 @@ def answer(header, *, user="Mufasa", password="Circle of Life", cnonce=CNONCE): 
     ],
 )
 def test_digest_gives_the_responses_of_rfc_7616(algorithm, response):
-    told = f'Digest realm="http-auth@example.org", qop="auth, auth-int", algorithm={algorithm}, nonce="{NONCE}"'
-    assert f'response="{response}"' in answer(told)
+    challenge = f'Digest realm="http-auth@example.org", qop="auth, auth-int", algorithm={algorithm}, nonce="{NONCE}"'
+    assert f'response="{response}"' in answer(challenge)
 
 
 def test_digest_gives_the_response_of_rfc_2617():
-    told = 'Digest realm="testrealm@host.com", qop="auth,auth-int", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093"'
-    assert "6629fae49393a05397450978507c4ef1" in answer(told, password="Circle Of Life", cnonce="0a4f113b")  # noqa: S106
+    challenge = 'Digest realm="testrealm@host.com", qop="auth,auth-int", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093"'
+    assert "6629fae49393a05397450978507c4ef1" in answer(challenge, password="Circle Of Life", cnonce="0a4f113b")  # noqa: S106
 
 
 def test_basic_gives_the_response_of_rfc_7617():
@@ -43,11 +43,11 @@ def test_basic_gives_the_response_of_rfc_7617():
 
 
 def test_challenges_are_told_apart_in_one_header_or_in_several():
-    one = 'Basic realm="a, b", Digest realm="c", nonce="n\\"x", algorithm=SHA-256, qop="auth", Negotiate'
+    header = 'Basic realm="a, b", Digest realm="c", nonce="n\\"x", algorithm=SHA-256, qop="auth", Negotiate'
     parted = ['Basic realm="a, b"', 'Digest realm="c", nonce="n\\"x", algorithm=SHA-256, qop="auth"', "Negotiate"]
-    assert challenges([one]) == challenges(parted)
-    assert [found.scheme for found in challenges([one])] == ["basic", "digest", "negotiate"]
-    assert challenges([one])[1].parameters["nonce"] == 'n"x'
+    assert challenges([header]) == challenges(parted)
+    assert [challenge.scheme for challenge in challenges([header])] == ["basic", "digest", "negotiate"]
+    assert challenges([header])[1].parameters["nonce"] == 'n"x'
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_challenges_are_told_apart_in_one_header_or_in_several():
     ],
 )
 def test_strongest_known_challenge_is_chosen(offered, chosen):
-    found = strongest(challenges(offered))
-    assert (found and found.name) == chosen
+    actual = strongest(challenges(offered))
+    assert (actual and actual.name) == chosen
 
 
 def test_integrity_alone_is_answered_for_an_empty_body():
@@ -70,9 +70,9 @@ def test_integrity_alone_is_answered_for_an_empty_body():
 
 @given(header=st.text(max_size=80))
 def test_challenges_parses_any_header(header):
-    assert all(isinstance(one, Challenge) for one in challenges([header]))
+    assert all(isinstance(challenge, Challenge) for challenge in challenges([header]))
 
 
 def test_quotes_in_names_are_escaped():
-    told = answer('Digest realm="a\\"b", nonce="n"', user='me"x')
-    assert re.search(r'username="me\\"x", realm="a\\"b"', told)
+    challenge = answer('Digest realm="a\\"b", nonce="n"', user='me"x')
+    assert re.search(r'username="me\\"x", realm="a\\"b"', challenge)

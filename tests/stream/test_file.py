@@ -61,7 +61,7 @@ def first_frames(path, count):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_file_gives_every_frame_once_in_order_and_upright(shared_data, name):
-    pictures, width, height = WHOLE[name]
+    frame_count, width, height = WHOLE[name]
     with build_source(str(shared_data / "videos" / name)) as source:
         count, last = 0, -1.0
         for frame in source.frames(threading.Event()):
@@ -72,7 +72,7 @@ def test_file_gives_every_frame_once_in_order_and_upright(shared_data, name):
             assert frame.pts_seconds > last
             last = frame.pts_seconds
             count += 1
-    assert count == pictures
+    assert count == frame_count
     assert source.health.state == "ended"
     assert source.health.corrupt == 0
 
@@ -91,12 +91,12 @@ def ffmpeg_pictures(path, frames, *, stream, filters="", exact=True):
     command += (["-vf", filters] if filters else []) + ["-fps_mode", "passthrough", "-autoscale", "0"]
     command += ["-sws_flags", "bicubic+accurate_rnd+full_chroma_int" if exact else "bicubic"]
     raw = subprocess.run([*command, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"], capture_output=True, check=True).stdout
-    pictures = []
+    images = []
     for frame in frames:
-        picture, raw = raw[: frame.image.size], raw[frame.image.size :]
-        pictures.append(np.frombuffer(picture, np.uint8).reshape(frame.image.shape))
+        image, raw = raw[: frame.image.size], raw[frame.image.size :]
+        images.append(np.frombuffer(image, np.uint8).reshape(frame.image.shape))
     assert not raw
-    return pictures
+    return images
 
 
 # Small drawn patterns, all saturated edges, where it counts how halved chroma is spread between pixels.
@@ -173,7 +173,7 @@ def test_interlaced_pictures_lose_their_combs_and_none_is_lost(shared_data):
     frames, error, _ = read(path)
     assert error is None
     with av.open(str(path)) as container:
-        woven = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+        woven = [image.to_ndarray(format="rgb24") for image in container.decode(video=0)]
     assert len(frames) == len(woven) == 31
 
     def combs(image):
@@ -276,17 +276,17 @@ def test_file_gives_encoded_images(make_clip):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("text.mp4", b"this is a shopping list, not a film\n" * 20, "not a video that FFmpeg can read"),
         ("empty.mp4", b"", "is empty"),
         ("noise.avi", bytes(range(256)) * 40, "not a video that FFmpeg can read"),
     ],
 )
-def test_file_without_video_is_refused_on_entering(tmp_path, name, content, words):
+def test_file_without_video_is_refused_on_entering(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=words), build_source(str(path)):
+    with pytest.raises(SourceError, match=message), build_source(str(path)):
         pass
 
 

@@ -116,9 +116,9 @@ def test_video_that_begins_after_the_sound_is_whole(tmp_path):
         silence.sample_rate = 8000
         container.mux(sound.encode(silence))
         for number in range(30):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
-            picture.pts, picture.time_base = 30 + number, video.codec_context.time_base
-            container.mux(video.encode(picture))
+            image = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
+            image.pts, image.time_base = 30 + number, video.codec_context.time_base
+            container.mux(video.encode(image))
         container.mux(video.encode())
     frames, error = read(path)
     assert error is None

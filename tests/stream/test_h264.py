@@ -47,13 +47,13 @@ def test_frame_numbers_report_lost_picture_once():
     packets, keys = encoded(options={"tune": "zerolatency"})
     for lost in range(1, 39):
         numbers = FrameNumbers()
-        told = [numbers.misses(packet) for place, packet in enumerate(packets) if place != lost]
+        values = [numbers.misses(packet) for index, packet in enumerate(packets) if index != lost]
         expected = [False] * 39
         expected[lost] = not keys[lost + 1]  # a key picture needs none before it
         if keys[lost]:  # what hangs on a lost key picture starts from its number
-            assert told[lost]
+            assert values[lost]
         else:
-            assert told == expected
+            assert values == expected
 
 
 def test_parameters_may_come_from_the_container_alone():

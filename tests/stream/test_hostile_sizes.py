@@ -31,37 +31,37 @@ def reader_of(content):
 
     def read(size):
         assert size >= 1 << 16
-        place = next(places, None)
-        return b"" if place is None else content[place : place + (1 << 16)]
+        part = next(places, None)
+        return b"" if part is None else content[part : part + (1 << 16)]
 
     return read
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_jpeg_of_very_many_parts_is_given_up_soon(parts):
-    begun = time.thread_time()
+    started_at = time.thread_time()
     with pytest.raises(SourceError):
         ImageReader().decode(JPEG[:2] + parts + JPEG[2:-2])
-    assert time.thread_time() - begun < CPU_SECONDS
+    assert time.thread_time() - started_at < CPU_SECONDS
 
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 def test_motion_jpeg_of_very_many_parts_is_given_up_soon(parts):
-    begun = time.thread_time()
+    started_at = time.thread_time()
     try:
-        found = list(images(reader_of(JPEG[:2] + parts)))
+        items = list(images(reader_of(JPEG[:2] + parts)))
     except FailureError as error:
         assert "segments" in str(error)  # noqa: PT017 - where the limit is met; else the decoder judges what there is
     else:
-        assert sum(map(len, found)) < 1 << 20
-    assert time.thread_time() - begun < CPU_SECONDS
+        assert sum(map(len, items)) < 1 << 20
+    assert time.thread_time() - started_at < CPU_SECONDS
 
 
 def test_motion_jpeg_with_a_stated_length_may_not_have_thousands_of_scans_either():
-    picture = JPEG[:-2] + b"\xff\xda\x00\x02" * 1000 + JPEG[-2:]
-    told = b"--b\r\nContent-Length: %d\r\n\r\n" % len(picture)
+    image = JPEG[:-2] + b"\xff\xda\x00\x02" * 1000 + JPEG[-2:]
+    text = b"--b\r\nContent-Length: %d\r\n\r\n" % len(image)
     with pytest.raises(FailureError, match="segments"):
-        list(images(reader_of(told + picture)))
+        list(images(reader_of(text + image)))
 
 
 @pytest.mark.parametrize("fill", [1, 3, 200])
@@ -74,10 +74,10 @@ def test_fill_bytes_before_a_marker_are_passed_over(fill):
 @pytest.mark.parametrize("line", ["a", "#EXTINF:1,", "#EXT-X-BYTERANGE:1@0\na", "#EXT-X-DISCONTINUITY"])
 def test_playlist_of_very_many_lines_is_refused_in_words(line):
     text = "#EXTM3U\n" + f"{line}\n" * 400_000
-    begun = time.thread_time()
+    started_at = time.thread_time()
     with pytest.raises(FailureError, match="100000 segments"):
         parse_playlist(text, "http://camera/live.m3u8")
-    assert time.thread_time() - begun < CPU_SECONDS
+    assert time.thread_time() - started_at < CPU_SECONDS
 
 
 def test_playlist_of_a_whole_day_is_read():

@@ -19,13 +19,13 @@ def jpeg(brightness):
     return cv2.imencode(".jpg", np.full((48, 64, 3), brightness, np.uint8))[1].tobytes()
 
 
-def motion_jpeg(handler, pictures, pause=0.02):
+def motion_jpeg(handler, images, pause=0.02):
     handler.send_response(200)
     handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
     handler.end_headers()
-    for picture in pictures:
-        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-        handler.wfile.write(head.encode() + picture + b"\r\n")
+    for image in images:
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+        handler.wfile.write(head.encode() + image + b"\r\n")
         handler.wfile.flush()
         time.sleep(pause)  # a camera's own pace
 
@@ -86,19 +86,19 @@ def test_http_recording_interrupted_gives_frames_then_error(web_server, make_cli
 
 
 def test_http_refusal_is_reported(web_server):
-    for code, words in {404: "check the path", 401: "user name or password", 503: "5xx"}.items():
+    for code, arguments in {404: "check the path", 401: "user name or password", 503: "5xx"}.items():
         address = web_server(lambda handler, code=code: handler.send_error(code))
-        with build_source(f"{address}/live", **ONCE) as source, pytest.raises(ConnectionLostError, match=words):
+        with build_source(f"{address}/live", **ONCE) as source, pytest.raises(ConnectionLostError, match=arguments):
             list(source.frames(threading.Event()))
-        with build_source(f"{address}/film.mp4", **ONCE) as source, pytest.raises(SourceError, match=words):
+        with build_source(f"{address}/film.mp4", **ONCE) as source, pytest.raises(SourceError, match=arguments):
             list(source.frames(threading.Event()))
 
 
 def test_credentials_in_the_address_are_used_and_not_shown(web_server):
-    wanted = "Basic " + base64.b64encode(b"me:s3cret").decode()
+    expected = "Basic " + base64.b64encode(b"me:s3cret").decode()
 
     def answer(handler):
-        if handler.headers.get("Authorization") != wanted:
+        if handler.headers.get("Authorization") != expected:
             handler.send_response(401)
             handler.send_header("WWW-Authenticate", 'Basic realm="camera"')
             handler.end_headers()

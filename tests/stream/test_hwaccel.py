@@ -42,40 +42,40 @@ def no_card():
 @pytest.fixture
 def card_without_driver(no_card, monkeypatch):
     """A card that opened once: FFmpeg is asked for it in earnest, and finds no driver where its codec needs one."""
-    asked = HWAccel("cuda", device="0")
-    monkeypatch.setitem(hwaccel._OPENED, 0, hwaccel._Opened(asked, asked))
+    accelerator = HWAccel("cuda", device="0")
+    monkeypatch.setitem(hwaccel._OPENED, 0, hwaccel._Opened(accelerator, accelerator))
 
 
 def pictures_of(path, count=3):
     with av.open(str(path)) as container:
-        for number, picture in enumerate(container.decode(container.streams.best("video"))):
+        for number, image in enumerate(container.decode(container.streams.best("video"))):
             if number == count:
                 return
-            yield picture
+            yield image
 
 
-def as_from_a_card(picture):
+def as_from_a_card(image):
     """Return the picture as a card brings it down: packed as FFmpeg's filter packs it, the tags the picture's own."""
-    brought = VideoReformatter().reformat(picture, format=CARDS[picture.format.name], threads=1)
+    brought = VideoReformatter().reformat(image, format=CARDS[image.format.name], threads=1)
     graph = av.filter.Graph()
     door = graph.add(
         "buffer",
-        f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/30:pixel_aspect=1/1"
-        f":colorspace={picture.colorspace}:range={picture.color_range}",
+        f"video_size={image.width}x{image.height}:pix_fmt={image.format.name}:time_base=1/30:pixel_aspect=1/1"
+        f":colorspace={image.colorspace}:range={image.color_range}",
     )
     graph.link_nodes(door, graph.add("format", f"pix_fmts={brought.format.name}"), graph.add("buffersink"))
     graph.configure()
-    graph.vpush(picture)
+    graph.vpush(image)
     packed = graph.vpull()
     for ours, theirs in zip(brought.planes, packed.planes, strict=True):
-        assert np.array_equal(rows(ours, picture), rows(theirs, picture))
-    assert (brought.colorspace, brought.color_range) == (picture.colorspace, picture.color_range)
+        assert np.array_equal(rows(ours, image), rows(theirs, image))
+    assert (brought.colorspace, brought.color_range) == (image.colorspace, image.color_range)
     return brought
 
 
-def rows(plane, picture):
+def rows(plane, image):
     """Return the bytes of a plane of nv12 or p010, without what pads its lines; sizes are even."""
-    seen = picture.width * (2 if "10" in picture.format.name else 1)
+    seen = image.width * (2 if "10" in image.format.name else 1)
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, :seen]
 
 
@@ -87,17 +87,17 @@ def read(source):
 @pytest.mark.parametrize("name", CLIPS)
 def test_gpu_frame_has_colours_of_cpu(shared_data, name):
     by_cpu, by_card = RgbConverter(), RgbConverter()
-    for picture in pictures_of(shared_data / "videos" / name):
-        brought = as_from_a_card(picture)
-        assert np.array_equal(by_card.convert(brought), by_cpu.convert(picture))
+    for image in pictures_of(shared_data / "videos" / name):
+        brought = as_from_a_card(image)
+        assert np.array_equal(by_card.convert(brought), by_cpu.convert(image))
 
 
 def test_interlaced_pictures_from_a_card_are_made_whole_as_the_cpus_are(shared_data):
     by_cpu, by_card, rgb = Deinterlacer(), Deinterlacer(), RgbConverter()
-    for picture in pictures_of(shared_data / "videos" / "odd" / "fate_mpeg2_field.mpg", 6):
-        brought = as_from_a_card(picture)
-        assert brought.interlaced_frame == picture.interlaced_frame
-        for ours, theirs in zip(by_card.feed(brought), by_cpu.feed(picture), strict=True):
+    for image in pictures_of(shared_data / "videos" / "odd" / "fate_mpeg2_field.mpg", 6):
+        brought = as_from_a_card(image)
+        assert brought.interlaced_frame == image.interlaced_frame
+        for ours, theirs in zip(by_card.feed(brought), by_cpu.feed(image), strict=True):
             assert np.array_equal(rgb.convert(ours), rgb.convert(theirs))
             assert ours.pts == theirs.pts
 
@@ -109,8 +109,8 @@ def test_auto_without_gpu_reads_file_on_cpu_and_logs_once(no_card, shared_data, 
     theirs = read(build_source(path))
     assert len(ours) == len(theirs) > 0
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
-    told = [line for line in caplog.messages if "decoded on" in line]
-    assert told == ["h265_video: decoded on the CPU: cuda:0 cannot decode: no NVIDIA driver is installed"]
+    messages = [line for line in caplog.messages if "decoded on" in line]
+    assert messages == ["h265_video: decoded on the CPU: cuda:0 cannot decode: no NVIDIA driver is installed"]
 
 
 def test_auto_without_gpu_finds_same_damage_as_cpu(no_card, shared_data):
@@ -138,8 +138,8 @@ def test_auto_without_gpu_reads_camera_and_logs_once(no_card, caplog):
 @pytest.mark.parametrize("decoder", ["cuda", "cuda:3"])
 def test_cuda_without_gpu_is_refused_at_start(no_card, uri, decoder):
     number = decoder.partition(":")[2] or "0"
-    words = f"decoder: {decoder}: cuda:{number} cannot decode: no NVIDIA driver is installed; .* decoder: cpu"
-    with pytest.raises(SourceError, match=words), build_source(uri, decoder=decoder):
+    message = f"decoder: {decoder}: cuda:{number} cannot decode: no NVIDIA driver is installed; .* decoder: cpu"
+    with pytest.raises(SourceError, match=message), build_source(uri, decoder=decoder):
         pytest.fail("entered")
 
 
@@ -193,16 +193,16 @@ def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("options", "message"),
     [
         ({"decoder": "cuda"}, "decoder: cuda: cuda:0 cannot decode:"),
         ({"decoder": "cuda", "engine": {"device": "cuda:2"}}, "decoder: cuda: cuda:2 cannot decode:"),
         ({"sources": [{"uri": "rtsp://127.0.0.1:1/x", "decoder": "cuda:1"}]}, "cuda:1: cuda:1 cannot decode:"),
     ],
 )  # fmt: skip
-def test_decoder_of_configuration_reaches_source(no_card, knobs, words):
-    ((source, _),) = make_sources(load_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
-    with pytest.raises(SourceError, match=re.escape(words)), source:
+def test_decoder_of_configuration_reaches_source(no_card, options, message):
+    ((source, _),) = make_sources(load_config({"sources": ["rtsp://127.0.0.1:1/x"], **options}, "run.yaml"))
+    with pytest.raises(SourceError, match=re.escape(message)), source:
         pytest.fail("entered")
 
 
@@ -217,16 +217,16 @@ def test_decoder_of_source_wins_and_bad_value_is_refused(no_card):
 
 def test_decoder_of_command_line_reaches_source(no_card, command, make_clip):
     clip = make_clip()
-    code, _, told = command("stream", "--source", clip, "--decoder", "cuda")
+    code, _, errors = command("stream", "--source", clip, "--decoder", "cuda")
     assert code == 2
-    assert "decoder: cuda: cuda:0 cannot decode: no NVIDIA driver is installed" in told
+    assert "decoder: cuda: cuda:0 cannot decode: no NVIDIA driver is installed" in errors
 
 
 def test_doctor_says_whether_a_card_can_be_opened(no_card):
-    (found,) = [check for check in diagnostics() if check.name == "decoding on a GPU"]
-    assert not found.present
-    assert found.detail == f"no NVIDIA driver is installed (FFmpeg supports {hwaccel.available_hwaccels()})"
-    assert "nvidia-smi" in found.hint
+    (items,) = [check for check in diagnostics() if check.name == "decoding on a GPU"]
+    assert not items.present
+    assert items.detail == f"no NVIDIA driver is installed (FFmpeg supports {hwaccel.available_hwaccels()})"
+    assert "nvidia-smi" in items.hint
 
 
 @pytest.mark.gpu

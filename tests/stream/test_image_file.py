@@ -29,7 +29,7 @@ HEIC = base64.b64decode(
 """64x48: light at the upper left, red at the lower right, dark elsewhere."""
 
 
-def picture(size=(48, 64)):
+def pixels(size=(48, 64)):
     """Light at the upper left, red at the lower left, dark at the right."""
     image = np.full((*size, 3), 20, np.uint8)
     image[: size[0] // 2, : size[1] // 2] = 220
@@ -39,7 +39,7 @@ def picture(size=(48, 64)):
 
 def saved(kind, image=None, **options):
     buffer = io.BytesIO()
-    Pillow.fromarray(picture() if image is None else image).save(buffer, kind, **options)
+    Pillow.fromarray(pixels() if image is None else image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -51,7 +51,7 @@ def turned():
 
 JPEG = saved("JPEG")
 PROGRESSIVE = saved("JPEG", progressive=True, image=np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
-MPO = saved("MPO", save_all=True, append_images=[Pillow.fromarray(picture())])
+MPO = saved("MPO", save_all=True, append_images=[Pillow.fromarray(pixels())])
 THUMBNAIL = b"\xff\xe1" + struct.pack(">H", len(JPEG) + 2) + JPEG  # what a camera puts into EXIF: a whole small JPEG
 
 
@@ -117,9 +117,9 @@ def test_picture_of_tiles_comes_whole(shared_data):
     "content",
     [
         MPO,
-        saved("TIFF", save_all=True, append_images=[Pillow.fromarray(picture())]),
-        saved("WEBP", save_all=True, append_images=[Pillow.fromarray(255 - picture())]),
-        saved("PNG", save_all=True, append_images=[Pillow.fromarray(255 - picture())]),
+        saved("TIFF", save_all=True, append_images=[Pillow.fromarray(pixels())]),
+        saved("WEBP", save_all=True, append_images=[Pillow.fromarray(255 - pixels())]),
+        saved("PNG", save_all=True, append_images=[Pillow.fromarray(255 - pixels())]),
     ],
 )
 def test_first_of_several_pages_is_read_and_that_is_said_once(tmp_path, content, caplog):
@@ -132,8 +132,8 @@ def test_first_of_several_pages_is_read_and_that_is_said_once(tmp_path, content,
     assert "0.tif" in caplog.text
 
 
-def deep(bits, kind=".png", share=1.0):
-    values = np.linspace(0, ((1 << bits) - 1) * share, 48 * 64).reshape(48, 64).astype(np.uint16)
+def deep(bits, kind=".png", fraction=1.0):
+    values = np.linspace(0, ((1 << bits) - 1) * fraction, 48 * 64).reshape(48, 64).astype(np.uint16)
     return cv2.imencode(kind, values)[1].tobytes()
 
 
@@ -158,7 +158,7 @@ def test_values_that_fill_sixteen_bits_are_said_nothing_about(caplog):
 def test_stated_depth_is_taken_for_all_pictures_alike(caplog):
     reader = ImageReader(bits=12)
     assert reader.decode(deep(12)).max() == 255
-    assert reader.decode(deep(12, share=0.1)).max() == 25
+    assert reader.decode(deep(12, fraction=0.1)).max() == 25
     assert not caplog.text
 
 
@@ -228,11 +228,11 @@ def test_file_too_large_for_any_picture_is_not_read(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"a shopping list", "not an image"), (b"", r"is empty \(0 bytes\)")])
-def test_image_file_that_is_no_image_is_refused_with_path(tmp_path, content, words):
+@pytest.mark.parametrize(("content", "message"), [(b"a shopping list", "not an image"), (b"", r"is empty \(0 bytes\)")])
+def test_image_file_that_is_no_image_is_refused_with_path(tmp_path, content, message):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match=rf"x\.jpg: .*{words}"):
+    with pytest.raises(SourceError, match=rf"x\.jpg: .*{message}"):
         read_image(path)
 
 

@@ -11,8 +11,8 @@ from stream.sources import build_source
 
 def save(path, brightness, size=(12, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = np.full((*size, 3), brightness, np.uint8)
-    assert cv2.imwrite(str(path), picture)
+    image = np.full((*size, 3), brightness, np.uint8)
+    assert cv2.imwrite(str(path), image)
     return path
 
 

@@ -119,8 +119,8 @@ def test_live_connect_timeout_adapts_to_answers():
 def test_live_timeout_is_logged_once(caplog):
     silent = [av.error.ExitError(1, "x") for _ in range(6)]
     take(Script(2, *silent, 2).source(open_timeout=60.0), 4)
-    told = [record.getMessage().split(";")[0] for record in caplog.records if record.levelname == "WARNING"]
-    assert [line.partition(" for ")[0] for line in told] == ["script: the stream ended", "script: no answer"]
+    messages = [record.getMessage().split(";")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(" for ")[0] for line in messages] == ["script: the stream ended", "script: no answer"]
 
 
 def test_live_left_early_closes_connection():
@@ -169,7 +169,7 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "pace", "cause"),
+    ("error", "message", "pace", "cause"),
     [
         (av.error.HTTPUnauthorizedError(1, "x"), "user name or password", "slow", "unauthorised"),
         (av.error.HTTPForbiddenError(1, "x"), "403", "slow", "unauthorised"),
@@ -184,9 +184,9 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
         (av.error.BugError(1, "strange"), "BugError: strange", "quick", "unreachable"),
     ],
 )
-def test_classify_error_gives_message_retry_class_and_cause(error, words, pace, cause):
+def test_classify_error_gives_message_retry_class_and_cause(error, message, pace, cause):
     failure = classify_error(error, waited_for="answer", seconds=2.0)
-    assert words in failure.message
+    assert message in failure.message
     assert (failure.retry_class, failure.cause) == (pace, cause)
 
 
@@ -194,8 +194,8 @@ def test_live_loss_and_return_are_logged_once(caplog):
     caplog.set_level("INFO")
     source = Script(2, refused(), refused(), refused(), 2).source()
     take(source, 4)
-    told = [record.getMessage() for record in caplog.records if record.name == "stream.live"]
-    assert [line.split(";")[0] for line in told] == [
+    messages = [record.getMessage() for record in caplog.records if record.name == "stream.live"]
+    assert [line.split(";")[0] for line in messages] == [
         "script: the stream ended",
         "script: connection refused: no server listens at this host and port",
         "script: live again",

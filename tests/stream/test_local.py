@@ -46,7 +46,7 @@ def test_question_mark_of_a_glob_stays_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tail", "words"),
+    ("tail", "message"),
     [
         ("lop=1", "lop: unknown key. Did you mean"),
         ("watch=maybe", "watch='maybe': Input should be 'no', 'new' or 'all'"),
@@ -54,11 +54,11 @@ def test_question_mark_of_a_glob_stays_one(tmp_path):
         ("loop=1", "loop: is not an option of a folder of images (FOLDER, IMAGE, GLOB); VIDEO have it"),
     ],
 )
-def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, words):
+def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, message):
     save(tmp_path / "a.png")
     with pytest.raises(SourceError) as caught:
         build_source(f"{tmp_path}?{tail}")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_video_takes_loop_and_no_option_of_pictures(make_clip):
@@ -138,16 +138,20 @@ def nobody_after(tmp_path):
 
     def become(*folders):
         for folder in folders:
-            for one in (folder, *folder.parents):
-                if one != one.parent and one.stat().st_uid == was and one.name.startswith(("pytest-", "test_")):
-                    one.chmod(0o755)
+            for folder_or_parent in (folder, *folder.parents):
+                if (
+                    folder_or_parent != folder_or_parent.parent
+                    and folder_or_parent.stat().st_uid == was
+                    and folder_or_parent.name.startswith(("pytest-", "test_"))
+                ):
+                    folder_or_parent.chmod(0o755)
         if was == 0:
             os.seteuid(65534)
 
     yield become
     os.seteuid(was)
-    for one in tmp_path.rglob("*"):
-        one.chmod(0o700)
+    for path in tmp_path.rglob("*"):
+        path.chmod(0o700)
 
 
 @pytest.mark.parametrize("uri", ["{}/a.png", "{}/a.mp4", "{}", "{}/*.png", "{}?watch=1", "file://{}/a.png"])

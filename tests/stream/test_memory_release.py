@@ -26,7 +26,7 @@ def without_collector():
 
 
 def living(kinds=HELD):
-    return sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), kinds))
+    return sorted(type(get_object).__name__ for get_object in gc.get_objects() if issubclass(type(get_object), kinds))
 
 
 def test_frame_is_freed_after_conversion(without_collector):

@@ -15,10 +15,10 @@ def encoded(number, *options):
     return cv2.imencode(".jpg", noise, list(options))[1].tobytes()
 
 
-def with_thumbnail(picture):
+def with_thumbnail(image):
     """A picture whose EXIF segment holds a whole JPEG, marks and all."""
     inner = b"Exif\0\0" + encoded(99)
-    return picture[:2] + b"\xff\xe1" + (len(inner) + 2).to_bytes(2, "big") + inner + picture[2:]
+    return image[:2] + b"\xff\xe1" + (len(inner) + 2).to_bytes(2, "big") + inner + image[2:]
 
 
 PICTURES = [encoded(0), encoded(1, cv2.IMWRITE_JPEG_PROGRESSIVE, 1), with_thumbnail(encoded(2)),
@@ -49,33 +49,33 @@ def test_mjpeg_finds_every_image_in_any_chunks(form, size):
 
 
 def test_picture_is_given_as_soon_as_it_is_whole():
-    content, asked = FORMS["no length"](PICTURES[0]), []
+    content, requests = FORMS["no length"](PICTURES[0]), []
 
     def read(size):
-        asked.append(size)
-        assert len(asked) == 1, "waits for the picture behind it"
+        requests.append(size)
+        assert len(requests) == 1, "waits for the picture behind it"
         return content
 
     assert next(images(read)) == PICTURES[0]
 
 
 def test_regular_stream_is_made_of_an_irregular_one():
-    made, source = b"", MotionJpeg(reader(b"".join(map(FORMS["pictures alone"], PICTURES)), 777))
+    data, source = b"", MotionJpeg(reader(b"".join(map(FORMS["pictures alone"], PICTURES)), 777))
     while part := source.read(100):
-        made += part
-    assert made == b"".join(b"--picture\r\n" + HEAD % len(p) + p + b"\r\n" for p in PICTURES)
+        data += part
+    assert data == b"".join(b"--picture\r\n" + HEAD % len(p) + p + b"\r\n" for p in PICTURES)
 
 
-@pytest.mark.parametrize("told", [MAX_IMAGE_BYTES + 1, 10**17])
-def test_length_beyond_the_limit_is_refused_before_it_arrives(told):
-    with pytest.raises(FailureError, match=f"{told} bytes; at most 64 MiB"):
-        list(images(reader(b"--frame\r\n" + HEAD % told + PICTURES[0], 1000)))
+@pytest.mark.parametrize("length", [MAX_IMAGE_BYTES + 1, 10**17])
+def test_length_beyond_the_limit_is_refused_before_it_arrives(length):
+    with pytest.raises(FailureError, match=f"{length} bytes; at most 64 MiB"):
+        list(images(reader(b"--frame\r\n" + HEAD % length + PICTURES[0], 1000)))
 
 
 def test_picture_without_an_end_is_refused_at_the_limit():
-    begun = [PICTURES[0][:-2]]
+    started = [PICTURES[0][:-2]]
     with pytest.raises(FailureError, match="without an end"):
-        list(images(lambda _: begun.pop() if begun else bytes(1 << 22)))
+        list(images(lambda _: started.pop() if started else bytes(1 << 22)))
 
 
 def test_stream_without_pictures_is_not_kept():

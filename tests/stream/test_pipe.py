@@ -118,15 +118,15 @@ def test_video_that_grows_beyond_the_limit_ends_in_words_behind_its_good_picture
 
 
 def test_stream_beyond_the_limit_is_given_up_in_words(web_server):
-    picture = jpeg(640)
+    image = jpeg(640)
 
     def answer(handler):
         handler.send_response(200)
         handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=f")
         handler.end_headers()
         for _ in range(4):
-            head = f"--f\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-            handler.wfile.write(head.encode() + picture + b"\r\n")
+            head = f"--f\r\nContent-Type: image/jpeg\r\nContent-Length: {len(image)}\r\n\r\n"
+            handler.wfile.write(head.encode() + image + b"\r\n")
 
     options = {"max_pixels": 64 * 64, "attempts": 1}
     with (

@@ -11,9 +11,9 @@ URL = "http://camera/hls/live.m3u8?token=1"
 
 
 def test_segments_are_numbered_and_their_addresses_resolved():
-    told = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:41\n#EXTINF:5.5,\na.ts\n#EXTINF:6,x\n/b.ts?c=d\n"
-    playlist = parse_playlist(told, URL)
-    assert [(one.number, one.resource.url, one.seconds) for one in playlist.segments] == [
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:41\n#EXTINF:5.5,\na.ts\n#EXTINF:6,x\n/b.ts?c=d\n"
+    playlist = parse_playlist(text, URL)
+    assert [(segment.number, segment.resource.url, segment.seconds) for segment in playlist.segments] == [
         (41, "http://camera/hls/a.ts", 5.5),
         (42, "http://camera/b.ts?c=d", 6.0),
     ]
@@ -21,18 +21,18 @@ def test_segments_are_numbered_and_their_addresses_resolved():
 
 
 def test_end_and_discontinuities_are_told():
-    told = "#EXTM3U\r\n#EXTINF:1,\r\na.ts\r\n#EXT-X-DISCONTINUITY\r\n#EXTINF:1,\r\nb.ts\r\n#EXT-X-ENDLIST\r\n"
-    playlist = parse_playlist(told, URL)
-    assert [one.is_discontinuous for one in playlist.segments] == [False, True]
+    text = "#EXTM3U\r\n#EXTINF:1,\r\na.ts\r\n#EXT-X-DISCONTINUITY\r\n#EXTINF:1,\r\nb.ts\r\n#EXT-X-ENDLIST\r\n"
+    playlist = parse_playlist(text, URL)
+    assert [segment.is_discontinuous for segment in playlist.segments] == [False, True]
     assert playlist.ended
 
 
 def test_playlist_marks_new_header_and_continues_ranges():
-    told = (
+    result = (
         '#EXTM3U\n#EXT-X-MAP:URI="v.mp4",BYTERANGE="100@0"\n#EXT-X-BYTERANGE:50@100\n#EXTINF:1,\nv.mp4\n'
         '#EXT-X-BYTERANGE:60\n#EXTINF:1,\nv.mp4\n#EXT-X-MAP:URI="w.mp4"\n#EXTINF:1,\nw1.mp4\n'
     )
-    first, second, third = parse_playlist(told, URL).segments
+    first, second, third = parse_playlist(result, URL).segments
     assert first.header == Resource("http://camera/hls/v.mp4", 0, 100)
     assert first.resource.headers == {"Range": "bytes=100-149"}
     assert second.resource.headers == {"Range": "bytes=150-209"}
@@ -40,16 +40,16 @@ def test_playlist_marks_new_header_and_continues_ranges():
 
 
 def test_keys_hold_until_the_next_one():
-    told = (
+    result = (
         '#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="k",IV=0x0A\n#EXTINF:1,\na\n#EXTINF:1,\nb\n#EXT-X-KEY:METHOD=NONE\nc\n'
     )
-    segments = parse_playlist(told, URL).segments
-    assert [one.key for one in segments] == [Key("AES-128", "http://camera/hls/k", f"{10:032x}")] * 2 + [None]
+    segments = parse_playlist(result, URL).segments
+    assert [segment.key for segment in segments] == [Key("AES-128", "http://camera/hls/k", f"{10:032x}")] * 2 + [None]
 
 
 def test_variant_of_the_highest_bandwidth_is_taken():
-    told = '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nlow\n#EXT-X-STREAM-INF:CODECS="a,b",BANDWIDTH=99\nhigh.m3u8\n'
-    assert best_variant(told, URL) == "http://camera/hls/high.m3u8"
+    text = '#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nlow\n#EXT-X-STREAM-INF:CODECS="a,b",BANDWIDTH=99\nhigh.m3u8\n'
+    assert best_variant(text, URL) == "http://camera/hls/high.m3u8"
     assert best_variant("#EXTM3U\n#EXTINF:1,\na.ts\n", URL) is None
 
 

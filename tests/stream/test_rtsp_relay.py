@@ -172,14 +172,14 @@ def test_rebuilt_message_has_one_status_and_the_same_content_for_every_reader(he
 def test_interleaved_packets_are_split_off_wherever_the_bytes_are_cut(packets, cuts):
     data = b"".join(b"$\x00" + len(packet).to_bytes(2, "big") + packet for packet in packets)
     data += b"RTSP/1.0 200 OK\r\nCSeq: 7\r\nContent-Length: 2\r\n\r\nok"
-    reader, found = MessageReader(), []
+    reader, items = MessageReader(), []
     for size in [*cuts, len(data)]:
         reader.feed(data[:size])
         data = data[size:]
         while (item := reader.next()) is not None:
-            found.append(item)
-    assert [item[4:] for item in found[:-1]] == packets
-    assert (found[-1].status, found[-1].get("cseq"), found[-1].body) == (200, "7", b"ok")
+            items.append(item)
+    assert [item[4:] for item in items[:-1]] == packets
+    assert (items[-1].status, items[-1].get("cseq"), items[-1].body) == (200, "7", b"ok")
     assert reader.rest() == b""
 
 

@@ -82,7 +82,7 @@ def test_scene_defect_at_edge_is_not_scored():
     first = frame_with(scene, "dent")
     truths = [ground_truth_of(scene, index) for index in range(max(0, first - 60), first + 200)]
     labels = [truth.label if truth else None for truth in truths]
-    changes = [label for place, label in enumerate(labels) if place == 0 or label != labels[place - 1]]
+    changes = [label for index, label in enumerate(labels) if index == 0 or label != labels[index - 1]]
     around = changes[changes.index("dent") - 1 : changes.index("dent") + 3]
     assert around == [None, "dent", None, OK]
 
@@ -119,9 +119,9 @@ def test_each_group_has_one_defect_and_four_groups_show_all_kinds(seed, group):
     cycle = group // 4 * 4
     kinds = []
     for number in range(cycle, cycle + 4):
-        found = [defect_at(seed, number * GROUP_SLOTS + place) for place in range(GROUP_SLOTS)]
-        assert found.count(OK) == GROUP_SLOTS - 1
-        kinds += [kind for kind in found if kind != OK]
+        items = [defect_at(seed, number * GROUP_SLOTS + index) for index in range(GROUP_SLOTS)]
+        assert items.count(OK) == GROUP_SLOTS - 1
+        kinds += [kind for kind in items if kind != OK]
     assert sorted(kinds) == sorted(DEFECTS)
 
 

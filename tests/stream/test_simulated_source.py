@@ -42,10 +42,10 @@ def test_parts_fit_into_the_smallest_pictures(size):
 def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
     stop = threading.Event()
     slow = list(unpaced().frames(stop))
-    begun = time.monotonic()
+    started_at = time.monotonic()
     paced = list(unpaced(paced=True, fps=30.0).frames(stop))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(slow, paced, strict=False) if a.index == b.index)
-    assert all(frame.captured_at - begun >= frame.index / 30.0 for frame in paced)
+    assert all(frame.captured_at - started_at >= frame.index / 30.0 for frame in paced)
 
 
 def test_simulated_line_paced_stops_at_once():
@@ -55,9 +55,9 @@ def test_simulated_line_paced_stops_at_once():
     assert next(frames).index == 0
     timer = threading.Timer(0.05, stop.set)
     timer.start()
-    begun = time.monotonic()
+    started_at = time.monotonic()
     assert next(frames, None) is None
-    assert time.monotonic() - begun < 9.0, "long before the next frame was due"
+    assert time.monotonic() - started_at < 9.0, "long before the next frame was due"
     timer.join()
 
 
@@ -84,7 +84,7 @@ def test_simulated_line_bare_uri_is_default(uri):
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
+    ("uri", "message"),
     [
         ("line:?fsp=30", "Did you mean 'fps'"),
         ("line:?fps=fast", "fps='fast'"),
@@ -103,8 +103,8 @@ def test_simulated_line_bare_uri_is_default(uri):
         ("line:7", "for example line:"),
     ],
 )
-def test_simulated_line_bad_uri_names_value_and_hint(uri, says):
+def test_simulated_line_bad_uri_names_value_and_hint(uri, message):
     with pytest.raises(SourceError) as caught:
         build_source(uri)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "line:" in str(caught.value)

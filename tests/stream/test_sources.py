@@ -47,7 +47,7 @@ def test_source_name_of_user_wins():
 
 
 @pytest.mark.parametrize(
-    ("uri", "words"),
+    ("uri", "message"),
     [
         ("rstp://door/live", "unknown scheme 'rstp'. Did you mean 'rtsp'?"),
         ("rstp://me:secret@door/live", "rstp://***@door/live: unknown scheme"),
@@ -59,10 +59,10 @@ def test_source_name_of_user_wins():
         ("http://door:99999/x", "a port outside 1 to 65535"),
     ],
 )
-def test_source_bad_address_is_refused_with_hint_without_secrets(uri, words):
+def test_source_bad_address_is_refused_with_hint_without_secrets(uri, message):
     with pytest.raises(SourceError) as caught:
         build_source(uri)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def test_source_file_named_like_address_is_file(make_clip, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"read_timeout_seconds": 0}, "read_timeout_seconds=0: .*greater than 0"),
         ({"decoder": "gpu"}, "decoder='gpu': a device is auto, cpu, cuda or cuda:N"),
@@ -87,9 +87,9 @@ def test_source_file_named_like_address_is_file(make_clip, monkeypatch):
         ({"attempts": 0}, "attempts=0"),
     ],
 )
-def test_options_out_of_range_are_refused(options, words):
+def test_options_out_of_range_are_refused(options, message):
     uri = "/nowhere/" if "images_per_second" in options else "rtsp://door/live"
-    with pytest.raises(SourceError, match=words):
+    with pytest.raises(SourceError, match=message):
         SOURCES.settings(uri, **options)
 
 
@@ -107,9 +107,9 @@ def test_source_unique_name_is_kept():
 
 @given(st.text(st.characters(), max_size=80))
 def test_source_name_from_address_is_valid(name):
-    told = plain_name(name)
-    assert told.encode()
-    assert SourceSettings(uri="line:", name=told).name == told == plain_name(told)
+    result = plain_name(name)
+    assert result.encode()
+    assert SourceSettings(uri="line:", name=result).name == result == plain_name(result)
 
 
 def test_sources_imports_no_decoder():

@@ -63,14 +63,14 @@ def test_files_that_were_away_for_a_moment_are_not_read_again_unless_they_change
     paths = [tmp_path / f"{name}.jpg" for name in ("before", "read", "changed")]
     for path in paths:
         path.write_bytes(b"a picture")
-    named = [str(path) for path in paths]
-    tracker = NewFileTracker(named[:1])
-    tracker.update(named, 0.0)
-    for path in tracker.update(named, 1.0):
+    names = [str(path) for path in paths]
+    tracker = NewFileTracker(names[:1])
+    tracker.update(names, 0.0)
+    for path in tracker.update(names, 1.0):
         tracker.record_read(path, is_whole=True, now=1.0)
     assert tracker.update([], 2.0) == []
     paths[2].write_bytes(b"another picture")
-    assert [tracker.update(named, now) for now in (3.0, 4.0)] == [[], [named[2]]]
+    assert [tracker.update(names, now) for now in (3.0, 4.0)] == [[], [names[2]]]
 
 
 def test_torn_file_is_tried_until_it_has_not_changed_for_long(tmp_path):

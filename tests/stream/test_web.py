@@ -100,8 +100,8 @@ def playlist(names, *, first=0, end=True, before=None, head=""):
 
 
 def test_finished_playlist_ends_with_its_end_and_loses_nothing(files, segments):
-    made = segments()
-    files.content = {**made, "vod.m3u8": playlist(made)}
+    names = segments()
+    files.content = {**names, "vod.m3u8": playlist(names)}
     frames, source = read(f"{files.address}/vod.m3u8")
     assert greys(frames) == [k % 25 for k in range(60)]
     assert (source.live, source.health.state, source.health.reconnects) == (False, "ended", 0)
@@ -110,9 +110,9 @@ def test_finished_playlist_ends_with_its_end_and_loses_nothing(files, segments):
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0]])
 def test_discontinuities_break_off_nothing_and_time_goes_on(files, segments, order):
-    made = segments()
-    names = [list(made)[k] for k in order]
-    files.content = {**made, "vod.m3u8": playlist(names, before=dict.fromkeys(names, "#EXT-X-DISCONTINUITY"))}
+    segment_names = segments()
+    names = [list(segment_names)[k] for k in order]
+    files.content = {**segment_names, "vod.m3u8": playlist(names, before=dict.fromkeys(names, "#EXT-X-DISCONTINUITY"))}
     frames, source = read(f"{files.address}/vod.m3u8")
     assert greys(frames) == [(10 * k + n) % 25 for k in order for n in range(10)]
     times = [frame.pts_seconds for frame in frames]
@@ -122,12 +122,12 @@ def test_discontinuities_break_off_nothing_and_time_goes_on(files, segments, ord
 
 
 def test_variants_headers_and_byte_ranges_are_followed(files, segments, tmp_path):
-    made = segments("fmp4")
-    whole, tags, at = b"".join(made.values()), {}, 0
-    for name, content in made.items():
+    names = segments("fmp4")
+    whole, tags, at = b"".join(names.values()), {}, 0
+    for name, content in names.items():
         tags[name], at = f"#EXT-X-BYTERANGE:{len(content)}@{at}", at + len(content)
-    lines = playlist(made, before=tags, head='#EXT-X-MAP:URI="init.mp4"').decode()
-    for name in made:
+    lines = playlist(names, before=tags, head='#EXT-X-MAP:URI="init.mp4"').decode()
+    for name in names:
         lines = lines.replace(f"\n{name}", "\nall.m4s")
     variants = b"#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=9\nlow/none.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=90\nhigh.m3u8\n"
     files.content = {"all.m4s": whole, "init.mp4": (tmp_path / "init.mp4").read_bytes(), "high.m3u8": lines.encode()}
@@ -137,18 +137,18 @@ def test_variants_headers_and_byte_ranges_are_followed(files, segments, tmp_path
 
 
 def test_encrypted_segments_are_read_with_their_key(files, segments, tmp_path):
-    made = segments(hls_enc="1")
-    assert not any(content.startswith(b"G") for content in made.values()), "a segment is in plain MPEG-TS"
-    files.content = {**made, "vod.m3u8": (tmp_path / "made.m3u8").read_bytes().replace(f"{tmp_path}/".encode(), b"")}
+    names = segments(hls_enc="1")
+    assert not any(content.startswith(b"G") for content in names.values()), "a segment is in plain MPEG-TS"
+    files.content = {**names, "vod.m3u8": (tmp_path / "made.m3u8").read_bytes().replace(f"{tmp_path}/".encode(), b"")}
     files.content["made.m3u8.key"] = (tmp_path / "made.m3u8.key").read_bytes()
     frames, _ = read(f"{files.address}/vod.m3u8")
     assert greys(frames) == [k % 25 for k in range(60)]
 
 
 def test_segments_that_are_missing_are_said_at_the_end(files, segments):
-    made = segments()
-    files.content = {**made, "vod.m3u8": playlist(made)}
-    del files.content[list(made)[2]]
+    names = segments()
+    files.content = {**names, "vod.m3u8": playlist(names)}
+    del files.content[list(names)[2]]
     frames = []
     with (
         build_source(f"{files.address}/vod.m3u8", **ONCE) as source,
@@ -159,13 +159,13 @@ def test_segments_that_are_missing_are_said_at_the_end(files, segments):
 
 
 def test_live_playlist_is_paced_fetched_once_and_believed_when_it_ends(files, segments):
-    made = segments()
-    names, loads = list(made), itertools.count(3)
+    segment_names = segments()
+    names, loads = list(segment_names), itertools.count(3)
 
     class Window(dict):
         def get(self, name):
             if name != "live.m3u8":
-                return made.get(name)
+                return segment_names.get(name)
             last = min(6, next(loads))  # one segment more with each request
             return playlist(names[last - 3 : last], first=last - 3, end=last == 6)
 
@@ -173,17 +173,17 @@ def test_live_playlist_is_paced_fetched_once_and_believed_when_it_ends(files, se
     frames, source = read(f"{files.address}/live.m3u8")
     assert greys(frames) == [k % 25 for k in range(10, 60)], "from one segment behind the edge to the end"
     assert (source.live, source.health.reconnects, source.health.state) == (True, 0, "ended")
-    fetched = [name for name in files.asked if name in made]
+    fetched = [name for name in files.asked if name in segment_names]
     assert sorted(set(fetched)) == sorted(fetched), "no segment is fetched twice"
     first, last = frames[0], frames[-1]
     assert last.captured_at - first.captured_at > 3.0, "five seconds of pictures do not come in bursts"
     assert last.pts_seconds == pytest.approx(4.9, abs=0.5)
 
 
-def fragmented(make_clip, pictures=20):
+def fragmented(make_clip, count=20):
     options = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
     coding = {"g": "10", "tune": "zerolatency"}
-    return make_clip("live.mp4", pictures=pictures, codec="libx264", options=options, coding=coding).read_bytes()
+    return make_clip("live.mp4", pictures=count, codec="libx264", options=options, coding=coding).read_bytes()
 
 
 def test_fragments_without_a_length_are_live_whatever_the_suffix_and_tried_again(web_server, make_clip):
@@ -215,11 +215,11 @@ def test_motion_jpeg_that_ends_is_live_or_finite_as_the_key_says(web_server):
 
 
 def test_still_is_asked_again_at_its_rate_and_given_where_it_changed(web_server):
-    asked = []
+    requests = []
 
     def answer(request):
-        asked.append(request.headers.get("If-None-Match"))
-        number = len(asked) // 2  # each picture twice
+        requests.append(request.headers.get("If-None-Match"))
+        number = len(requests) // 2  # each picture twice
         if request.headers.get("If-None-Match") == f'"{number}"':
             send(request, b"", code=304, length=False)
         else:
@@ -228,8 +228,8 @@ def test_still_is_asked_again_at_its_rate_and_given_where_it_changed(web_server)
     frames, source = read(f"{web_server(answer)}/snapshot.jpg", 4, still_rate=50.0)
     assert [round((frame.image.mean() - 10) / 40) for frame in frames] == [0, 1, 2, 3]
     assert source.live
-    assert asked[0] is None
-    assert '"1"' in asked
+    assert requests[0] is None
+    assert '"1"' in requests
     times = [frame.pts_seconds for frame in frames]
     assert times == sorted(set(times))
 
@@ -251,12 +251,12 @@ def test_stills_of_every_kind_are_read(web_server, suffix):
 @pytest.mark.parametrize("algorithm", ["MD5", "SHA-256", "SHA-256-sess"])
 def test_digest_camera_admits_who_knows_the_password(web_server, algorithm):
     def answer(request):
-        told = request.headers.get("Authorization", "")
-        if not told:
+        authorization = request.headers.get("Authorization", "")
+        if not authorization:
             offer = f'Digest realm="cam", nonce="5eed", algorithm={algorithm}, qop="auth"'
             send(request, b"", code=401, headers=[("WWW-Authenticate", offer)])
             return
-        got = challenges([told])[0].parameters
+        got = challenges([authorization])[0].parameters
         digest = {"MD5": hashlib.md5}.get(algorithm, hashlib.sha256)
 
         def hashed(text):
@@ -326,8 +326,8 @@ def test_allowed_host_is_followed_and_gets_no_credentials(web_server):
 
     other = web_server(target)
     camera = web_server(lambda request: send(request, b"", code=302, headers=[("Location", f"{other}/x")]))
-    place = other.removeprefix("http://")
-    frames, _ = read(camera.replace("http://", "http://me:secret@"), 1, allowed_hosts=(place,))
+    host = other.removeprefix("http://")
+    frames, _ = read(camera.replace("http://", "http://me:secret@"), 1, allowed_hosts=(host,))
     assert len(frames) == 1
     assert seen == [None]
 
@@ -349,8 +349,8 @@ def test_host_that_can_be_none_ends_in_a_typed_error(host):
 
 def test_names_and_passwords_of_any_script_are_sent(web_server):
     def answer(request):
-        told = base64.b64decode(request.headers.get("Authorization", "Basic ").partition(" ")[2]).decode()
-        if told == "ümläut:пароль":
+        authorization = base64.b64decode(request.headers.get("Authorization", "Basic ").partition(" ")[2]).decode()
+        if authorization == "ümläut:пароль":
             send(request, jpeg(80), "image/jpeg")
         else:
             send(request, b"", code=401, headers=[("WWW-Authenticate", 'Basic realm="x"')])
@@ -481,37 +481,37 @@ def test_pictures_that_come_as_text_are_pictures(web_server):
 
 
 def test_compressed_answer_is_called_one_and_never_asked_for(web_server):
-    asked = []
+    requests = []
 
     def answer(request):
-        asked.append(request.headers["Accept-Encoding"])
+        requests.append(request.headers["Accept-Encoding"])
         send(request, gzip.compress(jpeg(90)), "image/jpeg", headers=[("Content-Encoding", "gzip")])
 
     with pytest.raises(ConnectionLostError, match=r"compresses its responses \(gzip\)"):
         read(f"{web_server(answer)}/snapshot.jpg")
-    assert set(asked) == {"identity"}
+    assert set(requests) == {"identity"}
 
 
 def test_stop_ends_a_wait_for_a_segment_at_once(files, segments):
-    made = segments()
-    names = list(made)[:2]
-    files.content = {**made, "live.m3u8": playlist(names, end=False).replace(b"DURATION:1", b"DURATION:30")}
+    segment_names = segments()
+    names = list(segment_names)[:2]
+    files.content = {**segment_names, "live.m3u8": playlist(names, end=False).replace(b"DURATION:1", b"DURATION:30")}
     stop, frames = threading.Event(), []
     with build_source(f"{files.address}/live.m3u8", **ONCE) as source:
         for frame in source.frames(stop):
             frames.append(frame)
             if len(frames) == 18:  # of 20: those that are still in the decoder wait for what follows
-                begun, timer = time.monotonic(), threading.Timer(1.0, stop.set)
+                started_at, timer = time.monotonic(), threading.Timer(1.0, stop.set)
                 timer.start()
         timer.join()
-    assert time.monotonic() - begun < 60, "the playlist may be silent for 90 s"
+    assert time.monotonic() - started_at < 60, "the playlist may be silent for 90 s"
 
 
 def test_camera_slower_than_the_read_timeout_is_waited_for_after_two_losses(web_server, caplog):
-    asked = []
+    requests = []
 
     def answer(request):
-        asked.append(request.path)
+        requests.append(request.path)
         request.send_response(200)
         request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=f")
         request.end_headers()

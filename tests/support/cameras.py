@@ -59,9 +59,9 @@ class Elsewhere:
 @contextmanager
 def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: int = 10) -> Iterator[Elsewhere]:
     """Run cameras in another process; the last ``flapping`` of them stop and restart."""
-    words = ["--cameras", str(cameras), "--flapping", str(flapping), "--size", size, "--rate", str(rate)]
+    arguments = ["--cameras", str(cameras), "--flapping", str(flapping), "--size", size, "--rate", str(rate)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.cameras", *words],
+        [sys.executable, "-m", "tests.support.cameras", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -70,17 +70,17 @@ def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: i
     assert process.stdout
     orders = process.stdin
 
-    def tell(order: str, camera: int) -> None:
+    def send(order: str, camera: int) -> None:
         orders.write(f"{order} {camera}\n")
         orders.flush()
 
-    made = Elsewhere(json.loads(process.stdout.readline()), tell)
+    cameras_elsewhere = Elsewhere(json.loads(process.stdout.readline()), send)
     try:
-        yield made
+        yield cameras_elsewhere
     finally:
         try:
-            told, _ = process.communicate(timeout=LIMIT_SECONDS)
-            made.did.extend(Counter(one) for one in json.loads(told))
+            output, _ = process.communicate(timeout=LIMIT_SECONDS)
+            cameras_elsewhere.did.extend(Counter(counts) for counts in json.loads(output))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -89,30 +89,30 @@ def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: i
 
 def main() -> None:
     """Serve the cameras of the command line."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--cameras", type=int, default=12)
-    ask.add_argument("--flapping", type=int, default=0)
-    ask.add_argument("--size", default="320x240")
-    ask.add_argument("--rate", type=int, default=10)
-    ask.add_argument("--seed", type=int, default=0)
-    told = ask.parse_args()
-    width, height = map(int, told.size.split("x"))
-    stop, did = threading.Event(), [Counter[str]() for _ in range(told.flapping)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cameras", type=int, default=12)
+    parser.add_argument("--flapping", type=int, default=0)
+    parser.add_argument("--size", default="320x240")
+    parser.add_argument("--rate", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    width, height = map(int, arguments.size.split("x"))
+    stop, did = threading.Event(), [Counter[str]() for _ in range(arguments.flapping)]
     with ExitStack() as stack:
-        feed = stack.enter_context(Feed((width, height), rate=told.rate))
-        servers = [stack.enter_context(RtspServer(feed, path=f"/camera{k}")) for k in range(told.cameras)]
+        feed = stack.enter_context(Feed((width, height), rate=arguments.rate))
+        servers = [stack.enter_context(RtspServer(feed, path=f"/camera{k}")) for k in range(arguments.cameras)]
 
-        def flaps(place: int) -> None:
-            server = servers[told.cameras - told.flapping + place]
-            did[place] = flap(server, random.Random(told.seed + place), stop)
+        def flaps(number: int) -> None:
+            server = servers[arguments.cameras - arguments.flapping + number]
+            did[number] = flap(server, random.Random(arguments.seed + number), stop)
 
-        threads = [threading.Thread(target=flaps, args=(place,)) for place in range(told.flapping)]
+        threads = [threading.Thread(target=flaps, args=(number,)) for number in range(arguments.flapping)]
         for thread in threads:
             thread.start()
         print(json.dumps([server.url() for server in servers]), flush=True)  # noqa: T201 - for its starter
         for line in sys.stdin:
-            order, place = line.split()
-            getattr(servers[int(place)], order)()
+            order, number = line.split()
+            getattr(servers[int(number)], order)()
         stop.set()
         for thread in threads:
             thread.join()

@@ -130,11 +130,11 @@ class Feed:
             if encoder is None or size != self.size:
                 size = self.size
                 encoder = self._encoder(size)
-            picture = self._take(encoder, size)
+            image = self._take(encoder, size)
             with self._lock:
                 listeners = list(self._listeners.values())
             for listener in listeners:
-                listener(picture)
+                listener(image)
             self._ready.set()
             # Who is late by more than a picture goes on from here: a camera gives no bursts.
             due = max(due + 1 / self.rate, time.monotonic() - 1 / self.rate)

@@ -53,9 +53,9 @@ def blocks(width: int, height: int, number: int, millis: int) -> np.ndarray:
         raise ValueError(f"{width}x{height}: footage is at least {SMALLEST[0]}x{SMALLEST[1]}")
     if not (0 <= number < _NUMBERS and 0 <= millis < _TIMES):
         raise ValueError(f"number {number}, {millis} ms: 24 and 40 bits hold from 0 to {_NUMBERS - 1}, {_TIMES - 1}")
-    told = number.to_bytes(3, "big") + millis.to_bytes(5, "big")
-    told += _checksum(told)
-    bits = np.unpackbits(np.frombuffer(told, np.uint8)).reshape(ROWS, COLUMNS)
+    data = number.to_bytes(3, "big") + millis.to_bytes(5, "big")
+    data += _checksum(data)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8)).reshape(ROWS, COLUMNS)
     rows = np.arange(height) * ROWS // height
     columns = np.arange(width) * COLUMNS // width
     levels = np.where(bits, WHITE, BLACK).astype(np.uint8)
@@ -76,10 +76,10 @@ def read(image: Image) -> Mark | None:
             if abs(level) < _CLEAR:
                 return None
             bits[row, column] = level > 0
-    told = np.packbits(bits).tobytes()
-    if _checksum(told[:8]) != told[8:]:
+    data = np.packbits(bits).tobytes()
+    if _checksum(data[:8]) != data[8:]:
         return None
-    return Mark(int.from_bytes(told[:3], "big"), int.from_bytes(told[3:8], "big"))
+    return Mark(int.from_bytes(data[:3], "big"), int.from_bytes(data[3:8], "big"))
 
 
 def millis_now() -> int:
@@ -87,13 +87,13 @@ def millis_now() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def _middle(place: int, length: int, count: int) -> tuple[int, int]:
+def _middle(index: int, length: int, count: int) -> tuple[int, int]:
     """Return start and end of a block's inner part, without its blurred edges."""
-    begin, end = -(-place * length // count), -(-(place + 1) * length // count)
+    begin, end = -(-index * length // count), -(-(index + 1) * length // count)
     inset = max(1, (end - begin) // 5)
     return begin + inset, end - inset
 
 
-def _checksum(told: bytes) -> bytes:
+def _checksum(data: bytes) -> bytes:
     # A CRC of nothing but zeros is zero, and black pictures exist; the start value sees to that.
-    return binascii.crc_hqx(told, 0xA5C3).to_bytes(2, "big")
+    return binascii.crc_hqx(data, 0xA5C3).to_bytes(2, "big")

@@ -12,8 +12,8 @@ FU_A = 28
 
 def payloads(units: Sequence[bytes], *, most: int = 1200) -> Iterator[tuple[bytes, bool]]:
     """Yield the payloads of one frame, each with whether it is the last."""
-    for place, unit in enumerate(units):
-        last = place == len(units) - 1
+    for index, unit in enumerate(units):
+        last = index == len(units) - 1
         if len(unit) <= most:
             yield unit, last
             continue

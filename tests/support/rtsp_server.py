@@ -143,7 +143,7 @@ class RtspServer:
         except BaseException:
             self._thread.__exit__(None, None, None)
             raise
-        self.feed.listen(self, lambda picture: self._thread.soon(self._send, picture))
+        self.feed.listen(self, lambda image: self._thread.soon(self._send, image))
         return self
 
     def __exit__(
@@ -196,12 +196,12 @@ class RtspServer:
             self._server.close()
             self._server = None
 
-    def _send(self, picture: Picture) -> None:
+    def _send(self, image: Picture) -> None:
         if self.faults.stalled:
             return
-        watching = [viewer for viewer in self._viewers if viewer.wants(picture)]
-        pieces = list(rtp.payloads(picture.units)) if watching else []
-        timestamp = round((picture.millis / 1000 + self.faults.time_shift_seconds) * rtp.CLOCK_HZ)
+        watching = [viewer for viewer in self._viewers if viewer.wants(image)]
+        pieces = list(rtp.payloads(image.units)) if watching else []
+        timestamp = round((image.millis / 1000 + self.faults.time_shift_seconds) * rtp.CLOCK_HZ)
         for viewer in watching:
             viewer.send(pieces, timestamp, self._damage)
 
@@ -278,8 +278,8 @@ class _Viewer(asyncio.Protocol):
             if len(rest) < length:
                 return
             self._buffer = rest[length:]
-            words = lines[0].split(" ")
-            self._answer(_Request(words[0], words[1] if len(words) > 1 else "", headers))
+            parts = lines[0].split(" ")
+            self._answer(_Request(parts[0], parts[1] if len(parts) > 1 else "", headers))
 
     def _answer(self, request: _Request) -> None:
         faults = self._server.faults
@@ -327,12 +327,12 @@ class _Viewer(asyncio.Protocol):
         return self._methods[request.method](request)
 
     def _knows(self, request: _Request) -> bool:
-        said = dict(re.findall(r'(\w+)="([^"]*)"', request.headers.get("authorization", "")))
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', request.headers.get("authorization", "")))
         digest = {"MD5": _md5, "SHA-256": _sha256}[self._server.algorithm]
         who = digest(f"{self._server.user}:{_REALM}:{self._server.password}")
-        what = digest(f"{request.method}:{said.get('uri', '')}")
-        is_right = said.get("uri") == request.uri and said.get("response") == digest(f"{who}:{_NONCE}:{what}")
-        return is_right and said.get("username") == self._server.user
+        what = digest(f"{request.method}:{fields.get('uri', '')}")
+        is_right = fields.get("uri") == request.uri and fields.get("response") == digest(f"{who}:{_NONCE}:{what}")
+        return is_right and fields.get("username") == self._server.user
 
     def _describe(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
         body = self._server.faults.description
@@ -341,11 +341,11 @@ class _Viewer(asyncio.Protocol):
         return 200, {"Content-Type": "application/sdp", "Content-Base": f"{request.uri}/"}, body
 
     def _setup(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
-        wanted = request.headers.get("transport", "")
-        if "TCP" not in wanted:
+        transport = request.headers.get("transport", "")
+        if "TCP" not in transport:
             return 461, {}, b""
-        found = re.search(r"interleaved=(\d+)-", wanted)
-        self._channel = int(found[1]) if found else 0
+        match = re.search(r"interleaved=(\d+)-", transport)
+        self._channel = int(match[1]) if match else 0
         channels = f"{self._channel}-{self._channel + 1}"
         return 200, {"Transport": f"RTP/AVP/TCP;unicast;interleaved={channels};ssrc={self._source:08X}"}, b""
 
@@ -364,7 +364,7 @@ class _Viewer(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(self.end)
         return 200, {}, b""
 
-    def wants(self, picture: Picture) -> bool:
+    def wants(self, image: Picture) -> bool:
         """Return whether to send the frame to this client: from its first keyframe on, while its buffer has space."""
         if not self._playing or self._transport is None or self._transport.is_closing():
             return False
@@ -372,12 +372,12 @@ class _Viewer(asyncio.Protocol):
             self._server.counts.pictures_left_out += 1
             self._began = False
             return False
-        self._began = self._began or picture.key
+        self._began = self._began or image.key
         return self._began
 
     def send(self, pieces: list[tuple[bytes, bool]], timestamp: int, damage: Callable[[bytes], bytes | None]) -> None:
         assert self._transport
-        told = []
+        sent = []
         for piece, last in pieces:
             self._sequence += 1
             arrived = damage(piece)
@@ -385,9 +385,9 @@ class _Viewer(asyncio.Protocol):
                 packet = rtp.packet(
                     arrived, sequence=self._sequence, timestamp=timestamp, source=self._source, last=last
                 )
-                told.append(rtp.interleaved(self._channel, packet))
-        if told:
-            self._transport.write(b"".join(told))
+                sent.append(rtp.interleaved(self._channel, packet))
+        if sent:
+            self._transport.write(b"".join(sent))
 
 
 def _md5(text: str) -> str:

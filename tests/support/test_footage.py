@@ -42,12 +42,12 @@ def test_it_survives_h264_at_a_low_bit_rate(size, bit_rate):
         stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast", "tune": "zerolatency"})
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", bit_rate
         for number in range(40):
-            picture = av.VideoFrame.from_ndarray(paint(blank(*size), number, start + 100 * number))
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(paint(blank(*size), number, start + 100 * number))
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
     file.seek(0)
     with av.open(file) as container:
-        marks = [read(picture.to_ndarray(format="rgb24")) for picture in container.decode(video=0)]
+        marks = [read(image.to_ndarray(format="rgb24")) for image in container.decode(video=0)]
     assert marks == [(number, start + 100 * number) for number in range(40)]
 
 
@@ -68,10 +68,10 @@ def test_noise_and_other_pictures_say_nothing():
 
 
 def test_a_picture_mixed_from_two_says_nothing():
-    one, other = paint(blank(320, 240), 1000, 5_000_000), paint(blank(320, 240), 1007, 5_000_700)
+    first, other = paint(blank(320, 240), 1000, 5_000_000), paint(blank(320, 240), 1007, 5_000_700)
     wrong = set()
     for row in range(1, 240):
-        mixed = np.concatenate([one[:row], other[row:]])
+        mixed = np.concatenate([first[:row], other[row:]])
         wrong.add(read(mixed))
     assert wrong <= {None, (1000, 5_000_000), (1007, 5_000_700)}
     assert None in wrong

@@ -56,9 +56,9 @@ def failing(url):
 
 
 def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
-    words = ["ffprobe", "-v", "error", "-rtsp_transport", "tcp", "-show_entries", "stream=codec_name,width,height"]
+    arguments = ["ffprobe", "-v", "error", "-rtsp_transport", "tcp", "-show_entries", "stream=codec_name,width,height"]
     done = subprocess.run(
-        [*words, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+        [*arguments, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("h264,160,120", "")
 
@@ -73,9 +73,9 @@ def test_pictures_are_read_back_exactly_and_in_order(server):
     assert [frame.index for frame in reader.frames] == list(range(len(numbers)))
     for mark, frame in zip(marks, reader.frames, strict=True):
         assert -0.001 <= mark.age_seconds(frame.captured_at) < 1.0
-    told = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
-    taken = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
-    assert told == pytest.approx(taken, abs=0.1)  # FFmpeg evens out the first few
+    values = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
+    painted = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
+    assert values == pytest.approx(painted, abs=0.1)  # FFmpeg evens out the first few
 
 
 def test_anamorphic_pictures_come_in_the_shape_they_are_shown_in():
@@ -88,7 +88,7 @@ def test_anamorphic_pictures_come_in_the_shape_they_are_shown_in():
 def test_pictures_larger_than_a_packet_are_put_together_again():
     with Feed((640, 480), rate=10, bit_rate=4_000_000, grain=20) as feed, RtspServer(feed) as server:
         sizes = []
-        feed.listen("sizes", lambda picture: sizes.append(max(map(len, picture.units))))
+        feed.listen("sizes", lambda image: sizes.append(max(map(len, image.units))))
         with reading(server.url()) as reader:
             reader.until(lambda: len(reader.frames) >= 5)
         assert max(sizes) > 1200
@@ -96,13 +96,13 @@ def test_pictures_larger_than_a_packet_are_put_together_again():
 
 
 def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server):
-    with reading(server.url()) as one:
-        one.until(lambda: len(one.frames) >= 3)
+    with reading(server.url()) as first:
+        first.until(lambda: len(first.frames) >= 3)
         with reading(server.url()) as other:
             other.until(lambda: len(other.frames) >= 10)
-    assert None not in one.marks + other.marks
-    assert set(other.marks[:5]) <= set(one.marks)
-    assert one.health.corrupt == other.health.corrupt == 0
+    assert None not in first.marks + other.marks
+    assert set(other.marks[:5]) <= set(first.marks)
+    assert first.health.corrupt == other.health.corrupt == 0
 
 
 def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, feed):
@@ -155,8 +155,8 @@ def test_a_camera_may_come_back_in_another_size(server, feed):
         reader.until(lambda: len(reader.frames) >= 3)
         server.die()
         feed.size = (320, 240)
-        begun = feed.number
-        reader.until(lambda: feed.number > begun + 2)
+        started = feed.number
+        reader.until(lambda: feed.number > started + 2)
         server.come_back()
         reader.until(lambda: reader.frames[-1].width == 320)
     assert {(frame.width, frame.height) for frame in reader.frames} == {(160, 120), (320, 240)}
@@ -178,10 +178,10 @@ def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
         reader.until(lambda: len(reader.frames) >= 5)
         server.faults.time_shift_seconds = shift
         reader.until_number(feed.number + 10)
-    told = [frame.pts_seconds for frame in reader.frames]
-    assert told == sorted(set(told))
+    values = [frame.pts_seconds for frame in reader.frames]
+    assert values == sorted(set(values))
     elapsed = reader.frames[-1].captured_at - reader.frames[0].captured_at
-    assert told[-1] == pytest.approx(elapsed, abs=6.5)
+    assert values[-1] == pytest.approx(elapsed, abs=6.5)
     assert None not in reader.marks
 
 
@@ -219,18 +219,18 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
         url = server.url(password=WRONG) if wrong else server.url(credentials=False)
         av.logging.set_level(av.logging.DEBUG)
         try:
-            words = failing(url)
+            message = failing(url)
         finally:
             av.logging.set_level(None)
-        assert "wrong or missing user name or password (401" in words
+        assert "wrong or missing user name or password (401" in message
         with reading(server.url()) as reader:
             reader.until(lambda: len(reader.frames) >= 2)
-            said = f"{words} {reader.health} {reader.source.uri} {reader.source.camera}"
-    assert "canary" not in said + caplog.text
+            text = f"{message} {reader.health} {reader.source.uri} {reader.source.camera}"
+    assert "canary" not in text + caplog.text
 
 
 @pytest.mark.parametrize(
-    ("offered", "words"),
+    ("offered", "message"),
     [
         (["Digest algorithm=NEW-512"], "requires Digest NEW-512, which is not supported: no password"),
         (["Negotiate"], "requires Negotiate, which is not supported: no password"),
@@ -240,8 +240,10 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
         (["Basic"], "wrong or missing user name or password"),
     ],
 )
-def test_challenge_that_cannot_be_answered_is_not_called_a_wrong_password(offered, words):
-    heads = "".join(f'WWW-Authenticate: {one}{"," * (" " in one)} realm="x", nonce="y"\r\n' for one in offered)
+def test_challenge_that_cannot_be_answered_is_not_called_a_wrong_password(offered, message):
+    heads = "".join(
+        f'WWW-Authenticate: {challenge}{"," * (" " in challenge)} realm="x", nonce="y"\r\n' for challenge in offered
+    )
 
     class Refusing(socketserver.StreamRequestHandler):
         def handle(self):
@@ -256,11 +258,11 @@ def test_challenge_that_cannot_be_answered_is_not_called_a_wrong_password(offere
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as door:
         thread = threading.Thread(target=door.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        said = failing(f"rtsp://me:{quote(RIGHT)}@127.0.0.1:{door.server_address[1]}/live")
+        text = failing(f"rtsp://me:{quote(RIGHT)}@127.0.0.1:{door.server_address[1]}/live")
         door.shutdown()
         thread.join()
-    assert words in said
-    assert "canary" not in said
+    assert message in text
+    assert "canary" not in text
 
 
 def test_a_wrong_path_is_told_apart(server):
@@ -306,7 +308,7 @@ WRONG_SETS = {
 
 @pytest.mark.parametrize("name", WRONG_SETS)
 def test_stream_decodes_by_its_own_parameter_sets_where_the_description_is_wrong(server, feed, name):
-    sets = ",".join(base64.b64encode(one).decode() for one in WRONG_SETS[name](feed.parameters))
+    sets = ",".join(base64.b64encode(unit).decode() for unit in WRONG_SETS[name](feed.parameters))
     wrong = re.sub(rb"sprop-parameter-sets=[^\r\n;]*", b"sprop-parameter-sets=" + sets.encode(), server.description())
     server.faults.description = wrong
     with reading(server.url(), ONCE) as reader:
@@ -400,8 +402,8 @@ def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, fe
     with Proxy(server.port) as line, reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         server.die()  # the line still takes connections, and drops them
-        asked = line.connections
-        reader.until(lambda: line.connections >= asked + 3)
+        connections_before = line.connections
+        reader.until(lambda: line.connections >= connections_before + 3)
         server.come_back()
         reader.until_number(feed.number, 8)
 
@@ -422,9 +424,9 @@ def test_a_line_cut_in_the_middle_of_a_picture_shows_no_broken_one(server, feed)
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             for cut in (100, 777, 2000):
                 reader.until_number(feed.number)
-                made = line.connections
+                connections = line.connections
                 line.truncate_after_bytes = cut
-                reader.until(lambda made=made: line.connections > made)
+                reader.until(lambda connections=connections: line.connections > connections)
                 line.truncate_after_bytes = None
         assert None not in reader.marks
 
@@ -444,8 +446,8 @@ def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             reader.until(lambda: len(reader.frames) >= 3)
             line.bytes_per_second = 40_000
-            begun = len(reader.frames)
-            reader.until(lambda: len(reader.frames) > begun + 2)
+            started = len(reader.frames)
+            reader.until(lambda: len(reader.frames) > started + 2)
         assert None not in reader.marks
 
 
@@ -463,7 +465,7 @@ def test_many_cameras_cost_one_encoder():
 
 def test_the_painted_time_is_the_clock_of_this_machine(feed):
     seen = []
-    feed.listen("test", lambda picture: seen.append(millis_now() - picture.millis))
+    feed.listen("test", lambda image: seen.append(millis_now() - image.millis))
     deadline = time.monotonic() + LIMIT_SECONDS
     while len(seen) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -41,8 +41,8 @@ def test_build_split_equals_the_network(yolox, image, level):
     maps = (*layout.levels[level].score_maps, layout.levels[level].box_map)
     split = build_split(network, find_cut(network, layout, level), maps)
     expected = network.module(image)
-    for index, found in zip(maps, split.tail(*split.features(image)), strict=True):
-        torch.testing.assert_close(found, expected[index])
+    for index, actual in zip(maps, split.tail(*split.features(image)), strict=True):
+        torch.testing.assert_close(actual, expected[index])
 
 
 def test_build_split_refuses_a_single_level_of_a_yolo(yolox):
@@ -90,10 +90,10 @@ def test_dense_responses_are_runs_of_the_masked_network(yolox, image, mode):
         masked = []
         for feature, stride in zip(features, split.cut.strides, strict=True):
             per = 32 // stride
-            kept = torch.zeros_like(feature)
+            kept_cells = torch.zeros_like(feature)
             rows, columns = slice(row * per, (row + 1) * per), slice(column * per, (column + 1) * per)
-            kept[:, :, rows, columns] = feature[:, :, rows, columns]
-            masked.append(kept if mode == "keep" else feature - kept)
+            kept_cells[:, :, rows, columns] = feature[:, :, rows, columns]
+            masked.append(kept_cells if mode == "keep" else feature - kept_cells)
         vectors = [m[:, :, r.row, r.column] for m, r in zip(split.tail(*masked), reads, strict=True)]
         expected = F.logsigmoid(vectors[0][0, 2]) + F.logsigmoid(vectors[1][0, 0])
         expected = expected if mode == "keep" else score - expected.exp()
@@ -114,10 +114,10 @@ def test_with_features_returns_maps_and_features_of_one_pass(yolox, image):
     cut = find_cut(network, layout, 1)
     maps, features = with_features(network, cut)(image)
     split = build_split(network, cut, layout.levels[1].score_maps)
-    for expected, found in zip(network.module(image), maps, strict=True):
-        torch.testing.assert_close(found, expected)
-    for expected, found in zip(split.features(image), features, strict=True):
-        torch.testing.assert_close(found, expected)
+    for expected, actual in zip(network.module(image), maps, strict=True):
+        torch.testing.assert_close(actual, expected)
+    for expected, actual in zip(split.features(image), features, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 class _Chain(nn.Module):

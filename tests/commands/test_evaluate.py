@@ -132,7 +132,7 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
         mask = np.full((60, 80), 3, np.uint8)
         cv2.imwrite(str(tmp_path / "masks" / kind.name / "a.bmp"), mask)
     (tmp_path / "list.txt").write_text("photos/ok/a.png\nphotos/scratch/a.png\nphotos/2 <b>.png\n")
-    code, output, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
+    code, output, errors = command("--output", "out", "--masks", "masks", images="list.txt")
     assert code == 0, errors
     assert "a random cell: 100.0%" in output
     records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
@@ -143,11 +143,11 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
         record["label"] == kind for record, kind in zip(records, LABELS, strict=False)
     ]
     assert "right" not in records[2]
-    code, _, errors = command("--output", "dim", "--masks", "masks", "--mask-above", 3, pictures="list.txt")
+    code, _, errors = command("--output", "dim", "--masks", "masks", "--mask-above", 3, images="list.txt")
     assert code == 0, errors
     assert json.loads((tmp_path / "dim" / "result.json").read_text())["summary"]["pointing"] is None
     cv2.imwrite(str(tmp_path / "masks" / "2 <b>.png"), np.zeros((6, 8), np.uint8))
-    code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
+    code, _, errors = command("--output", "small", "--masks", "masks", images="list.txt")
     assert code == 2
     assert "the mask is 6x8 and its image 60x80" in errors
 
@@ -158,10 +158,10 @@ def test_boxes_of_other_classes_and_pictures_in_inner_folders_are_told(command, 
     assert "map box classes to network classes" in caplog.text
     (tmp_path / "above").mkdir()
     (tmp_path / "photos").rename(tmp_path / "above" / "photos")
-    code, _, errors = command("--output", "in", pictures="above")
+    code, _, errors = command("--output", "in", images="above")
     assert code == 2
     assert "give 'above/**/*'" in errors
-    assert command("--output", "in", "--steps", "0", pictures="above/**/*")[0] == 0
+    assert command("--output", "in", "--steps", "0", images="above/**/*")[0] == 0
 
 
 def coco_of(*names):
@@ -187,16 +187,16 @@ def two_folders(tmp_path):
 def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_folders, tmp_path):
     arguments = ("--boxes", "coco.json", "--any-box")
     (tmp_path / "coco.json").write_text(coco_of("ok/a.png", "scratch/a.png"))
-    code, _, errors = command("--output", "out", *arguments, pictures="list.txt")
+    code, _, errors = command("--output", "out", *arguments, images="list.txt")
     assert code == 0, errors
     records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [record["boxes"][0][2] for record in records] == [1, 2]
     (tmp_path / "coco.json").write_text(coco_of("a.png"))
-    code, _, errors = command("--output", "one", *arguments, pictures="list.txt")
+    code, _, errors = command("--output", "one", *arguments, images="list.txt")
     assert code == 2
     assert "a.png would belong to ok/a.png and to scratch/a.png" in errors
     (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
-    code, _, errors = command("--output", "two", *arguments, pictures="list.txt")
+    code, _, errors = command("--output", "two", *arguments, images="list.txt")
     assert code == 2
     assert "has x/a.png and y/a.png, and ok/a.png can be either" in errors
 
@@ -206,13 +206,13 @@ def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(co
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.txt").write_text(f"0 0.5 0.5 {number / 80} 1\n")
     arguments = ("--boxes", "labels", "--any-box")
-    code, _, errors = command("--output", "out", *arguments, pictures="list.txt")
+    code, _, errors = command("--output", "out", *arguments, images="list.txt")
     assert code == 0, errors
     records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [record["boxes"][0][2] - record["boxes"][0][0] for record in records] == [1, 2]
     for kind in LABELS:
         (tmp_path / "labels" / kind / "a.txt").rename(tmp_path / "labels" / "a.txt")
-    code, _, errors = command("--output", "one", *arguments, pictures="list.txt")
+    code, _, errors = command("--output", "one", *arguments, images="list.txt")
     assert code == 2
     assert "labels/a.txt would belong to ok/a.png and to scratch/a.png" in errors
 
@@ -267,7 +267,7 @@ def video(command, tmp_path):
 
 
 def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_path):
-    code, output, errors = command("--output", "out", pictures="walk.mkv")
+    code, output, errors = command("--output", "out", images="walk.mkv")
     assert code == 0, errors
     assert "8 of 8 images" in output
     assert "Temporal stability" in output
@@ -289,26 +289,26 @@ def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_
 
 
 def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
-    assert command("--output", "out", "--limit", 2, pictures="walk.mkv")[0] == 0
+    assert command("--output", "out", "--limit", 2, images="walk.mkv")[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
     assert [json.loads(line)["image"] for line in first.splitlines()] == ["frame 000000", "frame 000004"]
-    code, output, _ = command("--output", "out", "--limit", 4, pictures="walk.mkv")
+    code, output, _ = command("--output", "out", "--limit", 4, images="walk.mkv")
     assert code == 0
     assert "2 of 4 images were evaluated before" in output
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
 
 
 def test_a_video_that_was_recorded_again_is_another_one(command, video, tmp_path):
-    assert command("--output", "out", "--limit", 1, pictures="walk.mkv")[0] == 0
+    assert command("--output", "out", "--limit", 1, images="walk.mkv")[0] == 0
     video.write_bytes(video.read_bytes() + b"\0")
-    code, _, errors = command("--output", "out", "--limit", 1, pictures="walk.mkv")
+    code, _, errors = command("--output", "out", "--limit", 1, images="walk.mkv")
     assert code == 2
     assert "was started with files" in errors
 
 
 def test_boxes_do_not_go_with_a_video(command, video, tmp_path):
     (tmp_path / "coco.json").write_text('{"images": [], "categories": [], "annotations": []}')
-    code, _, errors = command("--output", "out", "--boxes", "coco.json", pictures="walk.mkv")
+    code, _, errors = command("--output", "out", "--boxes", "coco.json", images="walk.mkv")
     assert code == 2
     assert "walk.mkv is a video" in errors
 
@@ -337,7 +337,7 @@ def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_pat
     for number, kind in enumerate(("left", "right")):
         (tmp_path / "photos" / kind).mkdir()
         (tmp_path / "photos" / f"{number} <b>.png").rename(tmp_path / "photos" / kind / "a.png")
-    code, _, errors = command("--output", "out", pictures="photos/*/*.png")
+    code, _, errors = command("--output", "out", images="photos/*/*.png")
     assert code == 0, errors
     rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
     assert [row["source"] for row in rows] == ["photos/left/a.png", "photos/right/a.png"]
@@ -346,7 +346,7 @@ def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_pat
 
 def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_path, caplog):
     (tmp_path / "list.txt").write_bytes("\ufeffphotos\\0 <b>.png\r\nphotos\\1 <b>.png\r\nphotos/0 <b>.png\r\n".encode())
-    code, output, errors = command("--output", "out", pictures="list.txt")
+    code, output, errors = command("--output", "out", images="list.txt")
     assert code == 0, errors
     assert "2 of 2 images" in output
     assert "1 lines repeat an image" in caplog.text
@@ -363,7 +363,7 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
     (tmp_path / "mine").mkdir()
     for number, image in enumerate(smooth):
         cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
-    code, _, errors = command("--output", "out", "--model", "part.safetensors", pictures="mine")
+    code, _, errors = command("--output", "out", "--model", "part.safetensors", images="mine")
     assert code == 0, errors
     assert "1 of 3 images are near duplicates of training images: 0.jpg" in caplog.text
     rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))

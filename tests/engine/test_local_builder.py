@@ -196,7 +196,7 @@ def small_net(layers: list[nn.Module], size: tuple[int, int], end: nn.Module | N
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-@given(made=layers(), size=st.tuples(st.integers(3, 11), st.integers(3, 11)), kernel=st.sampled_from(KERNELS))
+@given(net=layers(), size=st.tuples(st.integers(3, 11), st.integers(3, 11)), kernel=st.sampled_from(KERNELS))
 def test_local_plan_of_a_random_network_equals_the_definition(net, size, kernel):
     torch.manual_seed(0)
     split = split_network(small_net(net, size), "stem", size)

@@ -110,7 +110,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
     def make(
         name: str = "clip.mp4",
         *,
-        images: int = 20,
+        frame_count: int = 20,
         codec: str = "mpeg4",
         options: dict[str, str] | None = None,
         coding: dict[str, str] | None = None,
@@ -119,7 +119,7 @@ def make_clip(tmp_path: Path) -> Callable[..., Path]:
         with av.open(str(path), "w", options=options or {}) as container:
             stream = container.add_stream(codec, rate=10, options=coding or {})
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for number in range(images):
+            for number in range(frame_count):
                 grey = np.full((48, 64, 3), grey_of(number), np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
             container.mux(stream.encode())

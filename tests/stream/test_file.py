@@ -212,7 +212,7 @@ def cut(path, part):
     ],
 )
 def test_file_truncated_gives_intact_frames_then_error(make_clip, name, codec, options):
-    whole = make_clip(name, pictures=100, codec=codec, options=options)
+    whole = make_clip(name, frame_count=100, codec=codec, options=options)
     expected, error, _ = read(whole)
     assert error is None
     assert len(expected) == 100
@@ -236,7 +236,7 @@ def test_file_truncated_gif_drops_last_frame(shared_data, tmp_path):
 
 
 def test_file_cut_between_packets_is_detected(make_clip):
-    whole = make_clip(pictures=40, options={"movflags": "faststart"})
+    whole = make_clip(frame_count=40, options={"movflags": "faststart"})
     with av.open(str(whole)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
     whole.write_bytes(whole.read_bytes()[: ends[35]])
@@ -247,7 +247,7 @@ def test_file_cut_between_packets_is_detected(make_clip):
 
 
 def test_damage_in_the_middle_keeps_the_good_pictures_on_both_sides(make_clip):
-    whole = make_clip(pictures=60, codec="libx264", coding={"g": "12", "bf": "0", "sc_threshold": "0"})
+    whole = make_clip(frame_count=60, codec="libx264", coding={"g": "12", "bf": "0", "sc_threshold": "0"})
     with av.open(str(whole)) as container:
         spot = [packet.pos for packet in container.demux(video=0) if packet.size][26]
     content = bytearray(whole.read_bytes())
@@ -270,7 +270,7 @@ def test_times_are_the_files_own(shared_data):
 
 
 def test_file_gives_encoded_images(make_clip):
-    from_clip, _, _ = read(make_clip(pictures=20))
+    from_clip, _, _ = read(make_clip(frame_count=20))
     means = [float(f.image.mean()) for f in from_clip]
     assert means == pytest.approx([16 + 8 * k for k in range(20)], abs=3.0)
 
@@ -291,7 +291,7 @@ def test_file_without_video_is_refused_on_entering(tmp_path, name, content, mess
 
 
 def test_file_without_index_is_refused_with_hint(make_clip):
-    whole = make_clip(pictures=40)  # its index stands at the end
+    whole = make_clip(frame_count=40)  # its index stands at the end
     with pytest.raises(SourceError, match=r"index is missing.*ffmpeg -i"), build_source(str(cut(whole, 0.7))):
         pass
 
@@ -318,7 +318,7 @@ def test_file_deleted_before_entering_is_named(make_clip):
 
 def test_stop_ends_a_file_at_once(make_clip):
     stop = threading.Event()
-    with build_source(str(make_clip(pictures=50))) as source:
+    with build_source(str(make_clip(frame_count=50))) as source:
         frames = source.frames(stop)
         next(frames)
         stop.set()
@@ -326,7 +326,7 @@ def test_stop_ends_a_file_at_once(make_clip):
 
 
 def test_file_left_early_is_closed(make_clip):
-    with build_source(str(make_clip(pictures=50))) as source:
+    with build_source(str(make_clip(frame_count=50))) as source:
         next(iter(source.frames(threading.Event())))
 
 

@@ -49,7 +49,7 @@ def trim(path, *, begin, seconds):
 @pytest.mark.parametrize(("begin", "shown"), [(0.0, 20), (0.7, 10), (1.0, 10), (1.3, 7)])
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mov"])
 def test_file_shows_what_an_edit_list_shows_and_is_whole(make_clip, name, begin, shown):
-    clip = make_clip(name, pictures=24, codec="libx264", coding=CODING)
+    clip = make_clip(name, frame_count=24, codec="libx264", coding=CODING)
     trim(clip, begin=begin, seconds=shown / 10)
     frames, error = read(clip)
     assert error is None
@@ -60,7 +60,7 @@ def test_file_shows_what_an_edit_list_shows_and_is_whole(make_clip, name, begin,
 
 
 def test_file_with_an_edit_list_that_is_cut_short_is_told_as_such(make_clip):
-    clip = make_clip(pictures=60, codec="libx264", coding=CODING, options={"movflags": "faststart"})
+    clip = make_clip(frame_count=60, codec="libx264", coding=CODING, options={"movflags": "faststart"})
     trim(clip, begin=1.0, seconds=4.0)
     with av.open(str(clip)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
@@ -71,7 +71,7 @@ def test_file_with_an_edit_list_that_is_cut_short_is_told_as_such(make_clip):
 
 
 def test_fragmented_file_cut_inside_its_last_part_is_told_as_such(make_clip):
-    clip = make_clip(pictures=60, coding={"g": "10"}, options={"movflags": "frag_keyframe+empty_moov"})
+    clip = make_clip(frame_count=60, coding={"g": "10"}, options={"movflags": "frag_keyframe+empty_moov"})
     assert read(clip)[1] is None
     content = clip.read_bytes()
     clip.write_bytes(content[: content.rindex(b"moof") - 4 + 12])  # in the head of the last part: no packet is torn
@@ -83,7 +83,7 @@ def test_fragmented_file_cut_inside_its_last_part_is_told_as_such(make_clip):
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.mov"])
 @pytest.mark.parametrize("padding", [bytes(70_000), bytes(range(7, 255)) * 300])
 def test_padding_behind_a_recording_is_no_damage(make_clip, name, padding):
-    clip = make_clip(name, pictures=20)
+    clip = make_clip(name, frame_count=20)
     clip.write_bytes(clip.read_bytes() + padding)
     frames, error = read(clip)
     assert error is None
@@ -126,7 +126,7 @@ def test_video_that_begins_after_the_sound_is_whole(tmp_path):
 
 
 def test_avi_with_its_index_is_whole_whatever_its_header_reserved(make_clip):
-    clip = make_clip("clip.avi", pictures=20)
+    clip = make_clip("clip.avi", frame_count=20)
     content = bytearray(clip.read_bytes())
     struct.pack_into("<I", content, content.index(b"avih") + 8 + 16, 200)
     struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, 200)
@@ -257,7 +257,7 @@ def test_values_of_fewer_bits_in_a_video_of_sixteen_are_read_as_such(tmp_path, c
 
 
 def test_name_that_is_not_utf8_is_read_and_told_as_text(make_clip):
-    clip = make_clip(pictures=3)
+    clip = make_clip(frame_count=3)
     odd = os.fsdecode(os.fsencode(clip.parent) + b"/caf\xe9.mp4")
     clip.rename(odd)
     frames, error = read(odd)

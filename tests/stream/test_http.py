@@ -58,7 +58,7 @@ def test_http_motion_jpeg_is_live_and_reconnects(web_server):
 
 
 def test_http_recording_is_read_once_like_file(web_server, make_clip):
-    content = make_clip(pictures=30).read_bytes()
+    content = make_clip(frame_count=30).read_bytes()
     source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film.mp4", **ONCE)
     with source:
         frames = list(source.frames(threading.Event()))
@@ -69,7 +69,7 @@ def test_http_recording_is_read_once_like_file(web_server, make_clip):
 
 
 def test_http_live_address_that_is_finite_ends(web_server, make_clip):
-    content = make_clip(pictures=30).read_bytes()
+    content = make_clip(frame_count=30).read_bytes()
     source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film", **ONCE)
     with source:
         assert len(list(source.frames(threading.Event()))) == 30
@@ -77,7 +77,7 @@ def test_http_live_address_that_is_finite_ends(web_server, make_clip):
 
 
 def test_http_recording_interrupted_gives_frames_then_error(web_server, make_clip):
-    content = make_clip(pictures=60, options={"movflags": "faststart"}).read_bytes()
+    content = make_clip(frame_count=60, options={"movflags": "faststart"}).read_bytes()
     address = web_server(lambda handler: send_file(handler, content, part=0.6))
     frames = []
     with build_source(f"{address}/film.mp4", **ONCE) as source, pytest.raises(CorruptMediaError):

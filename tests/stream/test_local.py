@@ -62,7 +62,7 @@ def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, mess
 
 
 def test_video_takes_loop_and_no_option_of_pictures(make_clip):
-    clip = make_clip(pictures=2)
+    clip = make_clip(frame_count=2)
     assert not is_live(f"{clip}?loop=1")
     with pytest.raises(SourceError, match="watch: is not an option of a video file"):
         build_source(f"{clip}?watch=1")
@@ -71,7 +71,7 @@ def test_video_takes_loop_and_no_option_of_pictures(make_clip):
 
 
 def test_video_that_is_not_there_is_named_without_its_options(make_clip):
-    clip = make_clip("bottles.mp4", pictures=1)
+    clip = make_clip("bottles.mp4", frame_count=1)
     with pytest.raises(SourceError, match=r"botles\.mp4: no such file or folder\. Did you mean 'bottles\.mp4'"):
         build_source(f"{clip.with_name('botles.mp4')}?loop=1")
 

@@ -33,7 +33,7 @@ def test_pipe_nobody_writes_into_holds_up_neither_entering_nor_stopping(pipe):
 
 
 def test_pipe_is_read_to_the_end_its_writer_makes(pipe, make_clip):
-    content = make_clip("clip.ts", pictures=20, codec="mpeg2video").read_bytes()
+    content = make_clip("clip.ts", frame_count=20, codec="mpeg2video").read_bytes()
     writer = threading.Thread(target=lambda: pipe.write_bytes(content))
     with build_source(str(pipe)) as source:
         writer.start()
@@ -44,7 +44,7 @@ def test_pipe_is_read_to_the_end_its_writer_makes(pipe, make_clip):
 
 
 def test_pipe_left_in_mid_stream_stops(pipe, make_clip):
-    content = make_clip("clip.ts", pictures=60, codec="mpeg2video").read_bytes()
+    content = make_clip("clip.ts", frame_count=60, codec="mpeg2video").read_bytes()
     stop, finish = threading.Event(), threading.Event()
 
     def write():
@@ -72,7 +72,7 @@ def test_device_that_is_named_as_a_file_is_refused_in_words():
 
 
 def test_looped_video_begins_anew_and_its_clock_goes_on(make_clip):
-    clip = make_clip(pictures=5)
+    clip = make_clip(frame_count=5)
     with build_source(f"{clip}?loop=1") as source:
         frames = list(islice(source.frames(threading.Event()), 12))
         assert source.frames_total is None
@@ -85,14 +85,14 @@ def test_looped_video_begins_anew_and_its_clock_goes_on(make_clip):
 
 
 def test_looped_video_that_is_damaged_ends_as_such(make_clip):
-    clip = make_clip(pictures=40, options={"movflags": "faststart"})
+    clip = make_clip(frame_count=40, options={"movflags": "faststart"})
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 7 // 10])
     with build_source(f"{clip}?loop=1") as source, pytest.raises(SourceError, match="cut off"):
         list(source.frames(threading.Event()))
 
 
 def test_video_larger_than_the_limit_is_refused_on_entering(make_clip):
-    clip = make_clip(pictures=2)
+    clip = make_clip(frame_count=2)
     with build_source(str(clip), max_pixels=64 * 48) as source:
         assert len(list(source.frames(threading.Event()))) == 2
     with (

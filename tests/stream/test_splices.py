@@ -25,7 +25,7 @@ def read(path):
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
 def test_recordings_joined_end_to_end_give_the_pictures_of_each(make_clip, tmp_path, codec):
-    parts = [make_clip(f"{count}.ts", pictures=count, codec=codec, coding=CODING) for count in (24, 13, 24)]
+    parts = [make_clip(f"{count}.ts", frame_count=count, codec=codec, coding=CODING) for count in (24, 13, 24)]
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     frames, error = read(joined)
@@ -38,7 +38,7 @@ def test_recordings_joined_end_to_end_give_the_pictures_of_each(make_clip, tmp_p
 @pytest.mark.parametrize("name", ["clip.ts", "clip.m2ts"])
 @pytest.mark.parametrize("fill", [b"\0", b"\xff"])
 def test_padding_behind_a_transport_stream_is_no_damage(make_clip, name, fill):
-    clip = make_clip(name, pictures=24, codec="libx264", coding=CODING)
+    clip = make_clip(name, frame_count=24, codec="libx264", coding=CODING)
     clip.write_bytes(clip.read_bytes() + fill * 100_000)
     frames, error = read(clip)
     assert error is None
@@ -46,7 +46,7 @@ def test_padding_behind_a_transport_stream_is_no_damage(make_clip, name, fill):
 
 
 def test_noise_behind_a_transport_stream_is_no_padding(make_clip):
-    clip = make_clip("clip.ts", pictures=3, codec="libx264", coding=CODING)
+    clip = make_clip("clip.ts", frame_count=3, codec="libx264", coding=CODING)
     assert only_padding_behind(str(clip), PACKET * 4)
     clip.write_bytes(clip.read_bytes() + bytes(500) + b"noise" + bytes(500))
     assert not only_padding_behind(str(clip), PACKET * 4)
@@ -61,7 +61,7 @@ def video_packets(content):
 
 def test_lost_packet_is_told_wherever_it_was(make_clip):
     """Even right behind a table, and in front of a picture that needs no other."""
-    clip = make_clip("clip.ts", pictures=24, codec="libx264", coding=CODING)
+    clip = make_clip("clip.ts", frame_count=24, codec="libx264", coding=CODING)
     content = clip.read_bytes()
     lost = video_packets(content)
     assert len(lost) >= 12

@@ -83,7 +83,9 @@ def segments(make_clip, tmp_path):
 
     def make(kind="mpegts", **more):
         options = {"hls_time": "1", "hls_list_size": "0", "hls_segment_type": kind, **more}
-        make_clip("made.m3u8", pictures=60, codec="libx264", options=options, coding={"g": "10", "tune": "zerolatency"})
+        make_clip(
+            "made.m3u8", frame_count=60, codec="libx264", options=options, coding={"g": "10", "tune": "zerolatency"}
+        )
         names = [line for line in (tmp_path / "made.m3u8").read_text().splitlines() if line.startswith("made")]
         assert len(names) == 6
         return {name: (tmp_path / name).read_bytes() for name in names}
@@ -183,7 +185,7 @@ def test_live_playlist_is_paced_fetched_once_and_believed_when_it_ends(files, se
 def fragmented(make_clip, count=20):
     options = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
     coding = {"g": "10", "tune": "zerolatency"}
-    return make_clip("live.mp4", pictures=count, codec="libx264", options=options, coding=coding).read_bytes()
+    return make_clip("live.mp4", frame_count=count, codec="libx264", options=options, coding=coding).read_bytes()
 
 
 def test_fragments_without_a_length_are_live_whatever_the_suffix_and_tried_again(web_server, make_clip):
@@ -402,7 +404,7 @@ def test_endless_rubbish_is_left_at_the_deadline(web_server):
 
 
 def test_recording_by_ranges_is_whole_though_the_server_breaks_off(web_server, make_clip):
-    content = make_clip(pictures=30, options={"movflags": "faststart"}).read_bytes()
+    content = make_clip(frame_count=30, options={"movflags": "faststart"}).read_bytes()
 
     def answer(request):
         start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
@@ -418,7 +420,7 @@ def test_recording_by_ranges_is_whole_though_the_server_breaks_off(web_server, m
 
 
 def test_recording_without_ranges_is_read_once_and_cut_off_it_is_damaged(web_server, make_clip):
-    content = make_clip(pictures=30, options={"movflags": "faststart"}).read_bytes()
+    content = make_clip(frame_count=30, options={"movflags": "faststart"}).read_bytes()
     frames, _ = read(f"{web_server(lambda request: send(request, content))}/film.mp4")
     assert len(frames) == 30
 
@@ -434,7 +436,7 @@ def test_recording_without_ranges_is_read_once_and_cut_off_it_is_damaged(web_ser
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_recording_whose_index_stands_at_its_end_is_read_without_ranges(web_server, make_clip, suffix):
-    content = make_clip(f"film{suffix}", pictures=30).read_bytes()
+    content = make_clip(f"film{suffix}", frame_count=30).read_bytes()
     assert ends_with_its_index(content[:4096])
     frames, source = read(f"{web_server(lambda request: send(request, content))}/film{suffix}")
     assert greys(frames) == [k % 25 for k in range(30)]
@@ -442,7 +444,7 @@ def test_recording_whose_index_stands_at_its_end_is_read_without_ranges(web_serv
 
 
 def test_recording_too_large_to_be_kept_names_what_to_do(web_server, make_clip, monkeypatch):
-    content = make_clip(pictures=5).read_bytes()
+    content = make_clip(frame_count=5).read_bytes()
     monkeypatch.setattr("stream.http_file._MAX_SPOOLED_BYTES", 100)
     with pytest.raises(SourceError, match="its index is at its end, and the server does not support range"):
         read(f"{web_server(lambda request: send(request, content))}/film.mp4")

@@ -37,12 +37,14 @@ def locked(command, tmp_path):
 
 
 def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tmp_path):
-    code, told, _ = command("keys", "new", "keys")
+    code, output, _ = command("keys", "new", "keys")
     assert code == 0
-    assert "--curve-keys keys" in told
-    assert "--key viewer.key_secret --server-key server.key" in told
-    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert made == {f"keys/{n}" for n in ("server.key", "server.key_secret", "viewer.key_secret", "allowed/viewer.key")}
+    assert "--curve-keys keys" in output
+    assert "--key viewer.key_secret --server-key server.key" in output
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        f"keys/{n}" for n in ("server.key", "server.key_secret", "viewer.key_secret", "allowed/viewer.key")
+    }
     code, _, errors = command("keys", "new", "keys")
     assert code == 2
     assert "never overwritten" in errors
@@ -53,7 +55,7 @@ def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("arguments", "rule"),
     [
         (["--sink", "tcp://0.0.0.0:5555"], "set --insecure"),
         (["--sink", "tcp://0.0.0.0:5555", "--curve-keys", "nowhere"], "keys new DIR"),
@@ -61,9 +63,9 @@ def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tm
         (["--sink", "out.jsonl", "--curve-keys", "keys"], "add --sink tcp://"),
     ],
 )
-def test_a_stream_that_would_be_open_by_mistake_does_not_start(command, monkeypatch, words, rule):
+def test_a_stream_that_would_be_open_by_mistake_does_not_start(command, monkeypatch, arguments, rule):
     monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("it started"))
-    code, _, errors = command("stream", "--source", "line:", *words)
+    code, _, errors = command("stream", "--source", "line:", *arguments)
     assert code == 2
     assert rule in errors
 
@@ -89,10 +91,10 @@ def test_a_curve_key_written_wrong_is_named(command, tmp_path):
 
 
 def test_view_sees_with_the_right_keys(command, locked):
-    words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
-    code, told, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--frames", 3)
+    arguments = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
+    code, output, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--frames", 3)
     assert code == 0, errors
-    assert "3 explained, 3 delivered" in told
+    assert "3 explained, 3 delivered" in output
 
 
 def test_view_without_keys_ends_with_two_and_the_reason(command, locked):
@@ -103,7 +105,7 @@ def test_view_without_keys_ends_with_two_and_the_reason(command, locked):
 
 def test_view_with_an_unknown_key_ends_with_two_and_the_reason(command, locked, tmp_path):
     (tmp_path / "keys" / "allowed" / "viewer.key").unlink()
-    words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
-    code, _, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--seconds", 1)
+    arguments = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
+    code, _, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--seconds", 1)
     assert code == 2
     assert "the server does not know this viewer's key" in errors

@@ -107,12 +107,12 @@ def message(overlay, payload=None):
     return ReceivedFrame(header, payload or jpeg, received_at_unix=time.time())
 
 
-def watch(viewer, sinks, *, until=lambda: False, cameras=(), frames=None):
+def watch(viewer, sinks, *, wait_until=lambda: False, cameras=(), frames=None):
     """Receive from a viewer into sinks until a condition holds; return the result and the remote stream."""
     stop = threading.Event()
 
     def stop_when(_result):
-        if until():
+        if wait_until():
             stop.set()
 
     with RemoteStream(viewer, cameras) as remote:
@@ -134,7 +134,7 @@ def test_remote_frames_arrive_as_they_were_sent_and_are_counted(overlaid):
     colours = np.full((240, 320, 3), (250, 20, 20), np.uint8)
     sent = [overlaid(colours, camera=camera, index=3) for camera in ("door", "gate")]
     eye = FakeSink()
-    result, _ = watch(FakeViewer(*map(message, sent)), [eye], until=lambda: len(eye.shown) == 2)
+    result, _ = watch(FakeViewer(*map(message, sent)), [eye], wait_until=lambda: len(eye.shown) == 2)
     assert sorted(eye.cameras) == ["door", "gate"]
     for shown in eye.shown:
         assert np.abs(shown.image.astype(int) - colours).max() < 10
@@ -156,7 +156,7 @@ def test_remote_frames_are_delivered_or_dropped_once_and_sinks_agree(overlaid, t
         if index % 5 == 0:
             sent.append(lossy(overlay))
     sink, last = FakeSink(lossless=lossless, trouble=trouble, at=9), FakeSink()
-    result, _ = watch(FakeViewer(*sent), [sink, last], until=lambda: last.indices.count(14) == 2, frames=frames)
+    result, _ = watch(FakeViewer(*sent), [sink, last], wait_until=lambda: last.indices.count(14) == 2, frames=frames)
     counts = result.stats.frames
     for worker in result.source_workers:
         camera = worker.camera
@@ -171,16 +171,16 @@ def test_remote_frames_are_delivered_or_dropped_once_and_sinks_agree(overlaid, t
 def test_remote_camera_counts_the_frames_that_it_did_not_give(overlaid):
     camera, stop = RemoteCamera("door", FakeViewer()), threading.Event()
     frames = camera.frames(stop)
-    given = []
+    original = []
     for index in (3, 4, 9, 0, 2):
         camera.offer(message(overlaid(camera="door", index=index)))
-        given.append(next(frames).index)
+        original.append(next(frames).index)
     for index in (3, 4, 5):
         camera.offer(message(overlaid(camera="door", index=index)))
-    given.append(next(frames).index)
+    original.append(next(frames).index)
     stop.set()
     assert list(frames) == []
-    assert given == [3, 4, 9, 0, 2, 5]
+    assert original == [3, 4, 9, 0, 2, 5]
     assert camera.health.missed == 4 + 1 + 2
 
 
@@ -191,7 +191,7 @@ def test_remote_camera_leaves_out_damaged_images_and_counts_them(overlaid, caplo
     viewer = FakeViewer(
         first, lambda: eye.shown, damaged, lambda: eye.damaged == 1, again, lambda: eye.damaged == 2, last
     )
-    result, _ = watch(viewer, [eye], until=lambda: len(eye.shown) == 2)
+    result, _ = watch(viewer, [eye], wait_until=lambda: len(eye.shown) == 2)
     assert eye.indices == [0, 3]
     assert (result.received, result.delivered) == (2, 2)
     assert len([record for record in caplog.records if "is left out" in record.getMessage()]) == 1
@@ -201,7 +201,7 @@ def test_remote_signal_loss_is_shown_as_the_publisher_sends_it(overlaid):
     """A viewer that joins during a signal loss sees it, though it has seen no frame."""
     eye = FakeSink()
     viewer = FakeViewer(lossy(overlaid(camera="door"), 70.0))
-    result, _ = watch(viewer, [eye], until=lambda: eye.shown)
+    result, _ = watch(viewer, [eye], wait_until=lambda: eye.shown)
     assert [overlay.signal_loss for overlay in eye.shown] == [SignalLoss(70.0, "stalled", "no packets")]
     assert (result.received, result.delivered) == (0, 0)
     (worker,) = result.source_workers
@@ -221,7 +221,7 @@ def test_remote_signal_loss_is_shown_in_grey_with_the_reason(overlaid):
     eye = FakeSink()
     viewer = FakeViewer(message(overlaid(colours, camera="door")))
     viewer.problem = "the server does not know this viewer's key"
-    result, _ = watch(viewer, [eye], until=lambda: len(eye.shown) == 2)
+    result, _ = watch(viewer, [eye], wait_until=lambda: len(eye.shown) == 2)
     live, grey = eye.shown
     assert live.signal_loss is None
     assert (grey.signal_loss.state, grey.signal_loss.reason) == ("waiting", viewer.problem)
@@ -237,7 +237,7 @@ def test_remote_signal_loss_does_not_depend_on_the_clocks_of_two_machines(overla
     received = message(overlaid(camera="door"))
     an_hour_ago = {"taken_at_unix": received.header.taken_at_unix - 3600.0}
     received = replace(received, header=received.header.model_copy(update=an_hour_ago))
-    watch(FakeViewer(received), [eye], until=lambda: len(eye.shown) == 2)
+    watch(FakeViewer(received), [eye], wait_until=lambda: len(eye.shown) == 2)
     assert eye.shown[1].signal_loss.seconds < LIMIT_SECONDS
 
 
@@ -267,7 +267,7 @@ def test_remote_cameras_report_their_guards_on_the_page(overlaid):
 def test_remote_stream_gives_a_named_camera_alone_though_other_names_begin_with_it(overlaid):
     eye = FakeSink()
     sent = [message(overlaid(camera=camera)) for camera in ("door-2", "door")]
-    result, remote = watch(FakeViewer(*sent), [eye], until=lambda: eye.shown, cameras=["door"])
+    result, remote = watch(FakeViewer(*sent), [eye], wait_until=lambda: eye.shown, cameras=["door"])
     assert eye.cameras == ["door"]
     assert ([worker.camera for worker in result.source_workers], remote.left_out) == (["door"], 0)
 
@@ -278,7 +278,7 @@ def test_remote_stream_bounds_the_number_of_cameras(tmp_path, overlaid, caplog):
     sent = [message(overlaid(camera=name)) for name in names]
     viewer = FakeViewer(*sent, lambda: len(eye.shown) == MAX_CAMERAS, message(overlaid(camera=names[0], index=1)))
     with VideoSink(tmp_path / "seen.mp4") as films, JsonlSink(tmp_path / "seen.jsonl") as lines:
-        result, remote = watch(viewer, [films, lines, eye], until=lambda: len(eye.shown) == MAX_CAMERAS + 1)
+        result, remote = watch(viewer, [films, lines, eye], wait_until=lambda: len(eye.shown) == MAX_CAMERAS + 1)
     assert {line["camera"] for line in log_lines(tmp_path / "seen.jsonl")} == set(names[:MAX_CAMERAS])
     assert {path.name for path in tmp_path.glob("*.mp4")} == {f"seen.camera_{k}.mp4" for k in range(MAX_CAMERAS)}
     assert (result.received, remote.left_out) == (MAX_CAMERAS + 1, 40)
@@ -291,7 +291,7 @@ def test_remote_stream_gives_named_cameras_among_any_number_of_others(tmp_path, 
     eye = FakeSink()
     viewer = FakeViewer(*(message(overlaid(camera=name)) for name in names))
     with VideoSink(tmp_path / "seen.mp4", SinkContext(cameras=(names[-1],))) as films:
-        result, remote = watch(viewer, [films, eye], until=lambda: eye.shown, cameras=[names[-1]])
+        result, remote = watch(viewer, [films, eye], wait_until=lambda: eye.shown, cameras=[names[-1]])
     assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
     assert (result.received, remote.left_out, remote.notes) == (1, 0, [])
 
@@ -310,9 +310,9 @@ def test_remote_stream_shows_a_page_the_recorder_beside_it(overlaid, tmp_path):
     def look(sink, server):
         while not ended.is_set():
             server.put(overlaid(camera="door"))
-            found = dict(figures(sink))
-            if found.get("recipro_sink_frames_total delivered", 0) and found.get("recipro_frame_rate door", -1) >= 0:
-                samples.update(found)
+            actual = dict(figures(sink))
+            if actual.get("recipro_sink_frames_total delivered", 0) and actual.get("recipro_frame_rate door", -1) >= 0:
+                samples.update(actual)
                 ended.set()
             ended.wait(0.05)
 
@@ -325,7 +325,7 @@ def test_remote_stream_shows_a_page_the_recorder_beside_it(overlaid, tmp_path):
         looking = threading.Thread(target=look, args=(page, server))
         looking.start()
         try:
-            watch(viewer, [page, recorder], until=ended.is_set)
+            watch(viewer, [page, recorder], wait_until=ended.is_set)
         finally:
             ended.set()
             looking.join()

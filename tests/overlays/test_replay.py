@@ -48,7 +48,7 @@ def frame(index, pts_seconds=None, size=(48, 64)):
     return Frame(np.zeros((*size, 3), np.uint8), "line", index, time.monotonic(), pts_seconds)
 
 
-def told(explanation):
+def result(explanation):
     """Which line lies on the frame: its heat says so; None: none does."""
     return round(float(explanation.findings[0].heat[0, 0]) * 51) if explanation.findings else None
 
@@ -57,7 +57,7 @@ def test_every_line_lies_on_the_frame_it_was_written_for_and_gaps_stay_gaps(logg
     lines = [0, 1, 5, 6, 7, 20]
     with LoggedExplainer(logged(lines)) as explainer:
         assert isinstance(explainer, Explainer)
-        seen = [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(22)])]
+        seen = [result(each) for each in explainer.explain([frame(k, k / RATE) for k in range(22)])]
     assert seen == [k if k in lines else None for k in range(22)]
     assert (explainer.matched, explainer.unmatched, explainer.line_count) == (6, 16, 6)
 
@@ -65,19 +65,19 @@ def test_every_line_lies_on_the_frame_it_was_written_for_and_gaps_stay_gaps(logg
 def test_a_video_that_was_cut_is_matched_by_its_time(logged):
     with LoggedExplainer(logged(range(30))) as explainer:
         seen = explainer.explain([frame(k, (k + 12) / RATE + 0.0009) for k in range(30)])
-        assert [told(each) for each in seen] == [*range(12, 30), *[None] * 12]
-        assert told(explainer.explain([frame(3)])[0]) == 3, "without a time the index alone counts"
-        assert told(explainer.explain([frame(3, 3.5 / RATE)])[0]) is None, "between two frames there is none"
+        assert [result(each) for each in seen] == [*range(12, 30), *[None] * 12]
+        assert result(explainer.explain([frame(3)])[0]) == 3, "without a time the index alone counts"
+        assert result(explainer.explain([frame(3, 3.5 / RATE)])[0]) is None, "between two frames there is none"
 
 
 def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
     truth = GroundTruth("bottle", (Box(8.0, 4.0, 32.0, 24.0),))
     path = logged([4], label="cup", score=0.5, truth=truth, region=Box(0.0, 0.0, 32.0, 48.0))
-    given = frame(4, 4 / RATE, size=(96, 128))
+    video_frame = frame(4, 4 / RATE, size=(96, 128))
     with LoggedExplainer(path) as explainer:
-        (explanation,) = explainer.explain([given])
-    assert explanation.frame.image is given.image
-    assert (explanation.frame.captured_at, explanation.frame.index) == (given.captured_at, 4)
+        (explanation,) = explainer.explain([video_frame])
+    assert explanation.frame.image is video_frame.image
+    assert (explanation.frame.captured_at, explanation.frame.index) == (video_frame.captured_at, 4)
     assert (explanation.first.label, explanation.first.score, explanation.model) == ("cup", 0.5, "resnet50")
     assert explanation.region == Box(0.0, 0.0, 64.0, 96.0), "twice as large, as the picture is"
     assert explanation.frame.truth == replace(truth, boxes=(Box(16.0, 8.0, 64.0, 48.0),))
@@ -88,7 +88,7 @@ def test_a_log_cut_off_or_damaged_gives_its_whole_lines(logged, caplog):
     _run, *whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(whole[0] + b"no line\n\xff\n" + whole[1] + whole[2] + whole[3][:50])
     with LoggedExplainer(path) as explainer:
-        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(5)])] == [
+        assert [result(each) for each in explainer.explain([frame(k, k / RATE) for k in range(5)])] == [
             0,
             1,
             2,
@@ -107,7 +107,7 @@ def test_of_several_cameras_one_is_chosen(logged, tmp_path):
     with pytest.raises(SourceError, match="no camera 'hall'; it has 'door', 'yard'"), LoggedExplainer(both, "hall"):
         pass
     with LoggedExplainer(both, "yard") as explainer:
-        assert [told(each) for each in explainer.explain([frame(1), frame(2)])] == [None, 2]
+        assert [result(each) for each in explainer.explain([frame(1), frame(2)])] == [None, 2]
 
 
 def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
@@ -133,7 +133,7 @@ def test_without_its_video_a_log_is_shown_on_black(logged):
         assert [(f.index, f.image.shape, int(f.image.max())) for f in frames] == [
             (k, (48, 64, 3), 0) for k in (3, 4, 9)
         ]
-        assert [told(each) for each in explainer.explain(frames)] == [3, 4, 9]
+        assert [result(each) for each in explainer.explain(frames)] == [3, 4, 9]
 
 
 class FakeStop(threading.Event):
@@ -161,16 +161,16 @@ def test_real_time_source_gives_each_frame_at_its_presentation_time(logged):
 
 def test_real_time_source_gives_late_frames_at_once_until_it_has_caught_up(logged):
     stop = FakeStop()
-    given = []
+    video_frame = []
     with (
         LoggedExplainer(logged([0, 1, 2, 3, 4])) as explainer,
         RealTimeSource(BlankFrameSource(explainer), clock=lambda: stop.now) as source,
     ):
         for each in source.frames(stop):
-            given.append(each.captured_at - 100.0)
+            video_frame.append(each.captured_at - 100.0)
             if each.index == 0:
                 stop.now += 2.5 / RATE
-    assert given == pytest.approx([0, 2.5 / RATE, 2.5 / RATE, 3 / RATE, 4 / RATE])
+    assert video_frame == pytest.approx([0, 2.5 / RATE, 2.5 / RATE, 3 / RATE, 4 / RATE])
 
 
 def test_real_time_source_ends_when_stopped_while_it_waits(logged):
@@ -252,11 +252,11 @@ def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_na
     path = tmp_path / "out.jsonl"
     runs_of(path, range(2), range(3))
     with LoggedExplainer(path) as explainer:
-        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [30, 31, 32]
+        assert [result(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [30, 31, 32]
         assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1, 2]
     assert "2 runs have records of 'line'; the last one is shown, choose another with --run: 1, 2" in caplog.text
     with LoggedExplainer(path, run=1) as explainer:
-        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [20, 21, None]
+        assert [result(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [20, 21, None]
         assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1]
     with pytest.raises(SourceError, match="choose a run with --run: 1, 2"), LoggedExplainer(path, run=3):
         pass
@@ -281,7 +281,7 @@ def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path,
         replace(frame(k, k / 2), source_name=name) for k, name in enumerate(["new.jpg", "b.jpg", "other.jpg", "c.jpg"])
     ]
     with LoggedExplainer(path) as explainer:
-        assert [told(each) for each in explainer.explain(shown)] == [None, 1, None, 2]
+        assert [result(each) for each in explainer.explain(shown)] == [None, 1, None, 2]
 
 
 def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid):
@@ -290,7 +290,7 @@ def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid
             sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index)))
     for number, film in enumerate(sorted(tmp_path.glob("*.mp4"))):
         with av.open(str(film)) as held:
-            frames = [frame(k, picture.time) for k, picture in enumerate(held.decode(video=0))]
+            frames = [frame(k, image.time) for k, image in enumerate(held.decode(video=0))]
         with LoggedExplainer(film.with_suffix(".jsonl"), video=film) as explainer:
-            seen = [told(each) for each in explainer.explain(frames)]
+            seen = [result(each) for each in explainer.explain(frames)]
         assert seen == [(30 * number + k) % 50 for k in range(len(frames))]

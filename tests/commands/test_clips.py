@@ -19,7 +19,7 @@ def images(path):
         return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
 
 
-def test_a_folder_is_recorded_in_clips(command, tmp_path):
+def test_stream_records_a_folder_of_clips(command, tmp_path):
     code, _, errors = command("stream", "--source", LINE.format(70), "--sink", "clips/", "--rotate-seconds", "1")
     assert code == 0, errors
     films = sorted((tmp_path / "clips").glob("*.mp4"))
@@ -27,7 +27,7 @@ def test_a_folder_is_recorded_in_clips(command, tmp_path):
     assert all(film.name.startswith("line_") and film.with_suffix(".jsonl").exists() for film in films)
 
 
-def test_what_is_said_of_clips_is_checked_and_goes_to_folders_alone(command):
+def test_clip_options_are_validated_and_apply_to_clip_sinks_only(command):
     arguments = ("stream", "--source", "line:", "--sink", "clips/", "--sink", "out.mp4", "--print-config")
     code, shown, errors = command(*arguments, "--record-when", "score>0.5", "--disk-budget-mib", "100")
     assert code == 0, errors
@@ -48,7 +48,7 @@ def test_what_is_said_of_clips_is_checked_and_goes_to_folders_alone(command):
     assert "add --sink FOLDER/" in errors
 
 
-def test_a_replay_shows_what_the_run_showed(command, tmp_path):
+def test_replay_shows_the_images_of_the_run(command, tmp_path):
     video = tmp_path / "plain.mp4"
     with av.open(str(video), "w") as out:
         stream = out.add_stream("libx264", rate=10)
@@ -71,7 +71,7 @@ def test_a_replay_shows_what_the_run_showed(command, tmp_path):
     assert len(images("black.mp4")) == 12
 
 
-def test_a_replay_that_cannot_be_is_refused_in_words(command, tmp_path):
+def test_replay_refuses_bad_input_with_a_message(command, tmp_path):
     code, _, errors = command("replay", "none.jsonl", "--sink", "x.mp4")
     assert (code, "cannot be read" in errors) == (2, True)
     record = command("stream", "--source", LINE.format(3), "--sink", "a.jsonl")

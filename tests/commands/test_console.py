@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_what_standard_output_does_not_take_is_left_out_and_the_work_goes_on():
+def test_print_line_continues_when_standard_output_fails():
     program = (
         "from commands.console import print_line; print_line('one'); print_line('two'); open(0, 'w').write('done')"
     )
@@ -29,7 +29,7 @@ def test_what_standard_output_does_not_take_is_left_out_and_the_work_goes_on():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have names that are text")
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
-def test_a_name_that_the_terminal_cannot_show_ends_no_command(tmp_path, encoding):
+def test_command_continues_with_a_name_the_terminal_cannot_show(tmp_path, encoding):
     arguments = [sys.executable, ROOT / "run.py", "keys", "new", os.fsdecode(b"\xff\xe6\xbc\xa2")]
     ended = subprocess.run(
         arguments, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False

@@ -34,7 +34,7 @@ def command(command, tmp_path):
     return call
 
 
-def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_else(command, tmp_path):
+def test_evaluate_writes_result_table_and_self_contained_page(command, tmp_path):
     code, output, errors = command("--output", "out")
     assert code == 0, errors
     assert "3 of 3 images" in output
@@ -52,7 +52,7 @@ def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_e
     assert not any(word in page for word in ("http:", "https:", "<script", "<link"))
 
 
-def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
+def test_evaluate_continues_an_earlier_run_but_not_with_another_network(command, tmp_path):
     assert command("--output", "out", "--limit", 1)[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
     code, output, errors = command("--output", "out")
@@ -64,14 +64,14 @@ def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
     assert "was started with kernel 'point', not 'gaussian'" in errors
 
 
-def test_a_broken_picture_is_left_out(command, tmp_path):
+def test_evaluate_skips_a_broken_image(command, tmp_path):
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     code, output, _ = command("--output", "out")
     assert code == 0
     assert "3 of 4 images" in output
 
 
-def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
+def test_evaluate_reads_yolo_and_coco_boxes(command, tmp_path):
     for number in range(3):
         (tmp_path / "photos" / f"{number} <b>.txt").write_text("0 0.5 0.5 1 1\n")
     (tmp_path / "names.yaml").write_text("names:\n  0: part\n")
@@ -111,7 +111,7 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--class-map", "far.json"], "'part' maps to class 5; the network has the classes 0 to 4"),
     ],
 )
-def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, arguments, rule):
+def test_evaluate_refuses_bad_input_in_one_line(command, tmp_path, arguments, rule):
     (tmp_path / "empty").mkdir()
     (tmp_path / "parts").mkdir()
     cv2.imwrite(str(tmp_path / "parts" / "a.png"), np.zeros((4, 4), np.uint8))
@@ -123,7 +123,7 @@ def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, arguments, 
     assert "Traceback" not in errors
 
 
-def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(command, tmp_path):
+def test_masks_are_found_by_name_and_class_folders_give_the_true_class(command, tmp_path):
     kinds = [tmp_path / "photos" / kind for kind in LABELS]
     for number, kind in enumerate(kinds):
         kind.mkdir()
@@ -152,7 +152,7 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     assert "the mask is 6x8 and its image 60x80" in errors
 
 
-def test_boxes_of_other_classes_and_pictures_in_inner_folders_are_told(command, tmp_path, caplog):
+def test_evaluate_reports_boxes_of_other_classes_and_images_in_subfolders(command, tmp_path, caplog):
     (tmp_path / "coco.json").write_text(coco_of("0 <b>.png"))
     assert command("--output", "out", "--boxes", "coco.json", "--steps", "0")[0] == 0
     assert "map box classes to network classes" in caplog.text
@@ -184,7 +184,7 @@ def two_folders(tmp_path):
     (tmp_path / "list.txt").write_text("ok/a.png\nscratch/a.png\n")
 
 
-def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_folders, tmp_path):
+def test_images_of_equal_name_get_the_boxes_of_their_own_folder(command, two_folders, tmp_path):
     arguments = ("--boxes", "coco.json", "--any-box")
     (tmp_path / "coco.json").write_text(coco_of("ok/a.png", "scratch/a.png"))
     code, _, errors = command("--output", "out", *arguments, images="list.txt")
@@ -201,7 +201,7 @@ def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_fol
     assert "has x/a.png and y/a.png, and ok/a.png can be either" in errors
 
 
-def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(command, two_folders, tmp_path):
+def test_label_files_may_lie_in_folders_like_the_images_and_belong_to_one_image(command, two_folders, tmp_path):
     for folder, number in (("labels/ok", 1), ("labels/scratch", 2)):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.txt").write_text(f"0 0.5 0.5 {number / 80} 1\n")
@@ -217,7 +217,7 @@ def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(co
     assert "labels/a.txt would belong to ok/a.png and to scratch/a.png" in errors
 
 
-def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
+def test_evaluate_refuses_to_continue_with_a_retrained_network(command, tmp_path):
     for seed in range(2):
         torch.manual_seed(seed)
         net = build_untrained(MODELS["line_net"], 2)
@@ -228,7 +228,7 @@ def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["photos/0 <b>.png", "labels/0 <b>.txt"])
-def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command, tmp_path, changed):
+def test_evaluate_refuses_to_continue_with_changed_images_or_boxes(command, tmp_path, changed):
     (tmp_path / "labels").mkdir()
     for number in range(3):
         (tmp_path / "labels" / f"{number} <b>.txt").write_text("0 0.5 0.5 0.5 1\n")
@@ -243,7 +243,7 @@ def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command,
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, a disk that is always full")
-def test_a_page_that_finds_no_room_is_told_in_one_line(command, tmp_path):
+def test_evaluate_reports_a_page_that_cannot_be_written_in_one_line(command, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").symlink_to("/dev/full")
     code, _, errors = command("--output", "out")
@@ -266,7 +266,7 @@ def video(command, tmp_path):
     return path
 
 
-def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_path):
+def test_evaluate_compares_the_frames_of_a_video_with_their_successors(command, video, tmp_path):
     code, output, errors = command("--output", "out", images="walk.mkv")
     assert code == 0, errors
     assert "8 of 8 images" in output
@@ -288,7 +288,7 @@ def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_
     assert "Temporal stability" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
+def test_evaluate_samples_a_video_evenly_and_continues(command, video, tmp_path):
     assert command("--output", "out", "--limit", 2, images="walk.mkv")[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
     assert [json.loads(line)["image"] for line in first.splitlines()] == ["frame 000000", "frame 000004"]
@@ -298,7 +298,7 @@ def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
 
 
-def test_a_video_that_was_recorded_again_is_another_one(command, video, tmp_path):
+def test_evaluate_refuses_to_continue_with_another_video(command, video, tmp_path):
     assert command("--output", "out", "--limit", 1, images="walk.mkv")[0] == 0
     video.write_bytes(video.read_bytes() + b"\0")
     code, _, errors = command("--output", "out", "--limit", 1, images="walk.mkv")
@@ -306,14 +306,14 @@ def test_a_video_that_was_recorded_again_is_another_one(command, video, tmp_path
     assert "was started with files" in errors
 
 
-def test_boxes_do_not_go_with_a_video(command, video, tmp_path):
+def test_evaluate_refuses_boxes_for_a_video(command, video, tmp_path):
     (tmp_path / "coco.json").write_text('{"images": [], "categories": [], "annotations": []}')
     code, _, errors = command("--output", "out", "--boxes", "coco.json", images="walk.mkv")
     assert code == 2
     assert "walk.mkv is a video" in errors
 
 
-def test_another_method_is_named_in_the_settings_and_an_unknown_one_is_refused(command, tmp_path):
+def test_settings_name_the_method_and_an_unknown_method_is_refused(command, tmp_path):
     code, _, errors = command("--output", "out", "--method", "cam")
     assert code == 0, errors
     assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["method"] == "cam"
@@ -323,7 +323,7 @@ def test_another_method_is_named_in_the_settings_and_an_unknown_one_is_refused(c
     assert "'grad-cam'" in errors
 
 
-def test_two_files_of_one_name_do_not_stand_for_each_other(tmp_path):
+def test_digests_distinguish_files_of_equal_name(tmp_path):
     for folder, content in (("a", "boxes"), ("b", "classes")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "list.json").write_text(content)
@@ -333,7 +333,7 @@ def test_two_files_of_one_name_do_not_stand_for_each_other(tmp_path):
     assert len(set(result.values())) == 3
 
 
-def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_path):
+def test_records_name_their_file_and_distinguish_equal_names(command, tmp_path):
     for number, kind in enumerate(("left", "right")):
         (tmp_path / "photos" / kind).mkdir()
         (tmp_path / "photos" / f"{number} <b>.png").rename(tmp_path / "photos" / kind / "a.png")
@@ -344,7 +344,7 @@ def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_pat
     assert len({row["digest"] for row in rows}) == 2
 
 
-def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_path, caplog):
+def test_evaluate_reads_a_windows_list_and_reports_repeated_images(command, tmp_path, caplog):
     (tmp_path / "list.txt").write_bytes("\ufeffphotos\\0 <b>.png\r\nphotos\\1 <b>.png\r\nphotos/0 <b>.png\r\n".encode())
     code, output, errors = command("--output", "out", images="list.txt")
     assert code == 0, errors
@@ -352,7 +352,7 @@ def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_
     assert "1 lines repeat an image" in caplog.text
 
 
-def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
+def test_evaluate_reports_near_duplicates_of_training_images(command, tmp_path, caplog):
     net = build_untrained(MODELS["line_net"], 2)
     images = [cv2.imread(str(tmp_path / "photos" / f"{k} <b>.png"))[..., ::-1] for k in range(3)]
     smooth = [cv2.resize(cv2.resize(image, (12, 9)), (80, 60), interpolation=cv2.INTER_CUBIC) for image in images]

@@ -8,7 +8,7 @@ LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
 
 
 @pytest.mark.parametrize("name", ["explained.onnx", "explained.pt2"])
-def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tmp_path, name):
+def test_exported_network_explains_a_stream_like_the_network(command, tmp_path, name):
     code, result, errors = command("export", "--model", "line_net", "--input-size", "120x160", "--output", name)
     assert code == 0, errors
     assert "same results" in result
@@ -41,7 +41,7 @@ def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tm
     ],
     ids=lambda arguments: " ".join(arguments) if isinstance(arguments, list) else "",
 )
-def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(command, tmp_path, arguments, rule):
+def test_export_that_fails_leaves_no_file(command, tmp_path, arguments, rule):
     code, _, errors = command("export", "--model", "line_net", *arguments)
     assert code == 2
     assert rule in errors
@@ -49,7 +49,7 @@ def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(command, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_or_foreign_file_is_refused_by_stream(command, tmp_path):
+def test_stream_refuses_a_missing_or_foreign_exported_file(command, tmp_path):
     code, _, errors = command("stream", "--source", "line:", "--model", "missing.onnx")
     assert code == 2
     assert "run.py export" in errors

@@ -32,7 +32,7 @@ def run_where_files_stay_small(tmp_path):
     return start
 
 
-def test_a_recording_that_finds_no_room_is_closed_and_plays_and_the_others_go_on(run_where_files_stay_small, tmp_path):
+def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where_files_stay_small, tmp_path):
     ended = run_where_files_stay_small("out.mp4", "free.jsonl")
     assert ended.returncode == 4, ended.stderr
     assert "out.mp4 closed: " in ended.stderr
@@ -43,7 +43,7 @@ def test_a_recording_that_finds_no_room_is_closed_and_plays_and_the_others_go_on
         assert 0 < sum(1 for _ in held.decode(video=0)) < FRAMES
 
 
-def test_a_log_that_finds_no_room_keeps_whole_lines_and_counts_the_others(run_where_files_stay_small, tmp_path):
+def test_log_on_a_full_disk_has_whole_lines_and_counts_the_lost_ones(run_where_files_stay_small, tmp_path):
     ended = run_where_files_stay_small("out.jsonl", "free.jsonl")
     assert ended.returncode == 4, ended.stderr
     assert ended.stderr.count("the disk is full") == 1

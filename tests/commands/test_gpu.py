@@ -63,7 +63,7 @@ def rendered(card, sinks, number=0):
     return renderer.render(explanation), HeatRenderer(clock=lambda: 100.02).render(explanation)
 
 
-def test_who_takes_jpeg_gets_it_and_no_array_is_brought_back(card):
+def test_gpu_renderer_gives_jpeg_without_an_array_to_sinks_that_accept_it(card):
     result, expected = rendered(card, [Taker()])
     assert result.image is result.explanation.frame.image
     assert result.jpeg.quality == 80
@@ -72,13 +72,13 @@ def test_who_takes_jpeg_gets_it_and_no_array_is_brought_back(card):
     assert reusable_jpeg(result, 90) is None
 
 
-def test_windows_and_recorders_get_their_array_within_two_levels(card):
+def test_gpu_renderer_gives_arrays_within_two_levels_to_windows_and_recorders(card):
     result, expected = rendered(card, [Keeper()])
     assert result.jpeg is None
     assert np.abs(result.image.astype(int) - expected.image.astype(int)).max() <= 2
 
 
-def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
+def test_gpu_renderer_makes_only_the_forms_that_sinks_need(card):
     both, expected = rendered(card, [Taker(), Keeper()])
     assert both.jpeg is not None
     assert np.abs(both.image.astype(int) - expected.image.astype(int)).max() <= 2
@@ -87,7 +87,7 @@ def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
     assert nobody.image is nobody.explanation.frame.image
 
 
-def test_a_sink_of_another_quality_gets_an_array(card):
+def test_gpu_renderer_gives_an_array_to_a_sink_of_another_quality(card):
     other = Taker()
     other.accepted_jpeg_quality = 50
     result, _ = rendered(card, [Taker(), Taker(), other])
@@ -95,13 +95,13 @@ def test_a_sink_of_another_quality_gets_an_array(card):
     assert result.image is not result.explanation.frame.image
 
 
-def test_a_silent_camera_is_drawn_by_the_host(card):
+def test_gpu_renderer_draws_a_stale_image_on_the_host(card):
     (explanation,) = card.explain([frame()])
     renderer = GpuRenderer(HeatRenderer(), card, [Taker()])
     assert renderer.render_stale(explanation, SignalLoss(3.0)).signal_loss is not None
 
 
-def test_a_whole_run_gives_every_frame_its_picture(card):
+def test_gpu_run_gives_every_frame_its_image(card):
     taker, keeper = Taker(), Keeper()
     outcome = Pipeline(
         [(FakeSource(9), "wait")], card, GpuRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
@@ -112,24 +112,24 @@ def test_a_whole_run_gives_every_frame_its_picture(card):
     assert all(overlay.jpeg is not None for overlay in taker.overlays)
 
 
-def test_the_network_takes_jpeg_in_its_own_size_alone():
+def test_zeromq_sink_accepts_jpeg_only_at_its_own_size():
     assert ZeroMqSink(ZeroMqSettings(uri="ipc:///tmp/none", quality=70)).accepted_jpeg_quality == 70
     assert ZeroMqSink(ZeroMqSettings(uri="ipc:///tmp/none", scale=0.5)).accepted_jpeg_quality is None
 
 
 @pytest.mark.parametrize("option", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
-def test_what_only_the_host_draws_is_drawn_there(option):
+def test_renders_on_gpu_is_false_for_options_of_the_host(option):
     assert renders_on_gpu(load_config({}, "test"), "cuda")
     assert not renders_on_gpu(load_config({}, "test"), "cpu")
     assert not renders_on_gpu(load_config({}, "test", {"overlay": option}), "cuda")
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
-def test_devices_have_these_names(name):
+def test_device_names_are_accepted(name):
     assert load_config({}, "test", {"engine": {"device": name}}).engine.device == name
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CUDA"])
-def test_other_names_of_devices_are_refused_with_the_cure(name):
+def test_other_device_names_are_refused_with_the_remedy(name):
     with pytest.raises(ConfigError, match="a device is auto, cpu, cuda or cuda:N"):
         load_config({}, "test", {"engine": {"device": name}})

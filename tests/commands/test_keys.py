@@ -36,7 +36,7 @@ def locked(command, tmp_path):
         putting.join()
 
 
-def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tmp_path):
+def test_keys_new_creates_keys_once_and_prints_the_commands(command, tmp_path):
     code, output, _ = command("keys", "new", "keys")
     assert code == 0
     assert "--curve-keys keys" in output
@@ -63,14 +63,14 @@ def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tm
         (["--sink", "out.jsonl", "--curve-keys", "keys"], "add --sink tcp://"),
     ],
 )
-def test_a_stream_that_would_be_open_by_mistake_does_not_start(command, monkeypatch, arguments, rule):
+def test_stream_refuses_to_serve_without_keys_by_mistake(command, monkeypatch, arguments, rule):
     monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("it started"))
     code, _, errors = command("stream", "--source", "line:", *arguments)
     assert code == 2
     assert rule in errors
 
 
-def test_the_options_are_the_configurations_keys(command):
+def test_curve_options_set_the_keys_of_the_configuration(command):
     shown = command(
         "stream", "--source", "line:", "--sink", "tcp://0.0.0.0:5555", "--sink", "out.mp4", "--curve-keys", "keys",
         "--allow", "list", "--print-config",
@@ -82,7 +82,7 @@ def test_the_options_are_the_configurations_keys(command):
     assert yaml.safe_load(shown)["sinks"][0]["insecure"] is True
 
 
-def test_a_curve_key_written_wrong_is_named(command, tmp_path):
+def test_misspelled_curve_key_is_named(command, tmp_path):
     (tmp_path / "a.yaml").write_text("sources: ['line:']\nsinks: [{uri: 'tcp://*:1', curve: {secret_key: x}}]")
     code, _, errors = command("stream", "a.yaml")
     assert code == 2
@@ -90,20 +90,20 @@ def test_a_curve_key_written_wrong_is_named(command, tmp_path):
     assert "Did you mean 'secret_key_file'" in errors
 
 
-def test_view_sees_with_the_right_keys(command, locked):
+def test_view_shows_frames_with_the_right_keys(command, locked):
     arguments = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
     code, output, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--frames", 3)
     assert code == 0, errors
     assert "3 explained, 3 delivered" in output
 
 
-def test_view_without_keys_ends_with_two_and_the_reason(command, locked):
+def test_view_without_keys_exits_with_2_and_the_reason(command, locked):
     code, _, errors = command("view", locked, "--sink", "seen.jsonl", "--seconds", 1)
     assert code == 2
     assert "admits only viewers with keys" in errors
 
 
-def test_view_with_an_unknown_key_ends_with_two_and_the_reason(command, locked, tmp_path):
+def test_view_with_an_unknown_key_exits_with_2_and_the_reason(command, locked, tmp_path):
     (tmp_path / "keys" / "allowed" / "viewer.key").unlink()
     arguments = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
     code, _, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--seconds", 1)

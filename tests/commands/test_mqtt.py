@@ -21,7 +21,7 @@ from tests.support.limits import PROGRAM_SECONDS
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, caplog):
+def test_credentials_file_is_used_and_never_shown(tmp_path, caplog):
     file = tmp_path / "broker"
     file.write_text("eve:hunter2:hunter2\n")
     file.chmod(0o600)
@@ -41,7 +41,7 @@ def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, capl
             read_login(wiring_sinks.read_secrets(settings)["credentials_file"])
 
 
-def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
+def test_credentials_option_applies_to_brokers_without_their_own(tmp_path):
     sinks = [SINKS.settings(uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
     sinks.append(SINKS.settings("mqtt://c", credentials_file="own"))
     updated = wiring_sinks.apply_mqtt_credentials(sinks, tmp_path / "file")
@@ -67,7 +67,7 @@ def command(command):
     return call
 
 
-def test_a_password_in_an_address_is_refused_and_never_repeated(command, caplog):
+def test_password_in_a_broker_address_is_refused_and_not_repeated(command, caplog):
     caplog.set_level(logging.DEBUG)
     address = "mqtt://eve:hunter2@127.0.0.1/t"
     arguments = ("stream", "--source", "line:?frames=3", "--sink", address)
@@ -82,14 +82,14 @@ def test_a_password_in_an_address_is_refused_and_never_repeated(command, caplog)
     assert "hunter2" not in output + twice + caplog.text
 
 
-def test_what_is_for_a_broker_is_refused_elsewhere(command, tmp_path):
+def test_mqtt_options_are_refused_for_other_sinks(command, tmp_path):
     (tmp_path / "run.yaml").write_text("sources: line:?frames=3\nsinks: {uri: out.jsonl, qos: 1}\n")
     code, output = command("stream", "run.yaml")
     assert (code, "qos: is not an option of a JSON log (.jsonl); mqtt://, mqtts:// have it" in output) == (2, True)
 
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")
-def test_a_run_tells_a_broker_what_it_found(tmp_path):
+def test_stream_publishes_findings_to_a_broker(tmp_path):
     heard = (
         "import sys, json, paho.mqtt.client as paho\n"
         "client = paho.Client(paho.CallbackAPIVersion.VERSION2)\n"

@@ -25,7 +25,7 @@ def config(count, sinks=(), **more):
 
 
 @given(st.integers(1, 40), st.integers(1, 8))
-def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
+def test_shards_contain_every_camera_once_and_evenly(count, cards):
     shards = shard_config(config(count), [f"cuda:{k}" for k in range(cards)])
     dealt = [source.name for shard in shards for source in shard.sources]
     assert sorted(dealt) == sorted(f"camera {k}" for k in range(count))
@@ -47,12 +47,12 @@ def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
     ("window", "window"),
     ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
 ])  # fmt: skip
-def test_every_door_has_an_address_of_its_own(uri, second):
+def test_shards_have_sink_addresses_of_their_own(uri, second):
     assert shard_uri(SINKS.settings(uri), 0) == uri
     assert shard_uri(SINKS.settings(uri), 1) == second
 
 
-def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
+def test_shards_have_status_topics_of_their_own():
     result = config(
         3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status_topic": "east"}, "out.jsonl"]
     )
@@ -63,18 +63,18 @@ def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
     ]
 
 
-def test_a_port_that_does_not_exist_is_refused():
+def test_shard_refuses_a_port_out_of_range():
     with pytest.raises(ConfigError, match="port 65536"):
         shard_uri(SINKS.settings("tcp://127.0.0.1:65535"), 1)
 
 
-def test_devices_are_read_and_others_refused():
+def test_parse_devices_reads_devices_and_refuses_others():
     assert read_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
     with pytest.raises(ConfigError, match="'gpu1' is no device; such as cuda:0,cuda:1"):
         read_devices("cuda:0,gpu1")
 
 
-def test_what_counts_for_the_whole_run_is_refused():
+def test_sharding_refuses_limits_of_the_whole_run():
     with pytest.raises(ConfigError, match="use --seconds"):
         shard_config(config(2, frames=5), ["cuda:0"])
     with pytest.raises(ConfigError, match="give one of the two"):
@@ -83,12 +83,12 @@ def test_what_counts_for_the_whole_run_is_refused():
         shard_config(load_config({"sources": ["line:"]}, "test"), ["cuda:0"])
 
 
-def test_every_shard_knows_whom_the_others_carry():
+def test_shards_name_the_cameras_of_other_shards():
     shards = shard_config(config(3, external_cameras=["yard"]), ["cuda:0", "cuda:1"])
     assert [shard.external_cameras for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
 
 
-def test_a_shard_survives_the_way_through_yaml():
+def test_shard_is_equal_after_yaml_round_trip():
     (shard, _) = shard_config(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
     from pipeline.config_loader import read_yaml
 
@@ -103,7 +103,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_carry_their_cameras(tmp_path):
+def test_run_sharded_runs_the_cameras_in_two_processes(tmp_path):
     done = run(
         "--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "3",
         "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
@@ -131,7 +131,7 @@ sinks: [LOG, {uri: CLIPS, record_when: guard=grounded or camera=door}]
 
 
 @pytest.mark.slow
-def test_guards_go_with_the_cameras_they_are_of(tmp_path):
+def test_guards_apply_to_the_cameras_of_their_shard(tmp_path):
     (tmp_path / "guarded.yaml").write_text(
         GUARDED.replace("LOG", str(tmp_path / "log.jsonl")).replace("CLIPS", f"{tmp_path / 'clips'}/")
     )
@@ -149,7 +149,7 @@ def test_guards_go_with_the_cameras_they_are_of(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
+def test_run_sharded_reports_a_failed_process_and_continues_the_other(tmp_path):
     done = run(
         "--devices", "cpu,cuda:7", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "2",
         "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
@@ -161,7 +161,7 @@ def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_processes_end_in_order_when_the_one_that_started_them_is_killed(tmp_path):
+def test_shards_end_in_order_when_the_parent_is_killed(tmp_path):
     arguments = ["--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--cache", "off",
              "--sink", str(tmp_path / "out.mp4"), "--model", "line_net", "--backend", "eager"]  # fmt: skip
     with subprocess.Popen(

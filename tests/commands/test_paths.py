@@ -33,7 +33,7 @@ LONG = "n" * 300
     ],
     ids=lambda arguments: " ".join(arguments[:4]).replace(LONG, "LONG"),
 )
-def test_path_that_the_system_refuses_ends_a_command_with_one_line_and_exit_code_2(command, arguments):
+def test_command_refuses_an_invalid_path_in_one_line_with_exit_code_2(command, arguments):
     code, _, stderr = command(*arguments)
     assert code == 2
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
@@ -42,7 +42,7 @@ def test_path_that_the_system_refuses_ends_a_command_with_one_line_and_exit_code
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EROFS])
-def test_whatever_the_system_says_of_a_path_is_told_with_the_path_and_a_remedy(command, monkeypatch, number):
+def test_path_error_names_the_path_and_a_remedy(command, monkeypatch, number):
     def refuse(*_args, **_options):
         raise OSError(number, os.strerror(number), "/mnt/share/part.mp4")
 
@@ -53,7 +53,7 @@ def test_whatever_the_system_says_of_a_path_is_told_with_the_path_and_a_remedy(c
     assert len(errors.splitlines()) == 1
 
 
-def test_error_of_something_that_is_no_path_keeps_its_traceback(command, monkeypatch):
+def test_error_without_a_path_keeps_its_traceback(command, monkeypatch):
     def refuse(*_args, **_options):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 

@@ -16,16 +16,16 @@ from commands.wiring.kinds import load_config
         (["", "ok"], "is empty"),
     ],
 )
-def test_labels_that_look_wrong_are_told_with_the_remedy(labels, message):
+def test_suspicious_labels_are_reported_with_the_remedy(labels, message):
     (doubt,) = doubts_of_labels(labels)
     assert message in doubt
 
 
-def test_labels_that_look_right_are_not_told():
+def test_normal_labels_are_not_reported():
     assert list(doubts_of_labels(["ok", "Kratzer", "Übermaß", "sports car"])) == []
 
 
-def test_region_that_serves_nothing_is_told():
+def test_unused_region_is_reported():
     region = {"name": "part", "polygon": [[0, 0], [1, 0], [1, 1]]}
     assert "'part'" in next(doubts_of_guards(load_config({"guards": {"regions": [region], "draw": "never"}}, "t")))
     rule = {"name": "g", "rule": "heat_inside(part) >= 0.6"}

@@ -89,7 +89,7 @@ def watched(page, wire):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "log"), [("address", "json"), ("elsewhere", "text")])
-def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypatch, how, log):
+def test_password_appears_on_no_surface_of_a_run(cameras, tmp_path, monkeypatch, how, log):
     page, wire = free_port(), free_port()
     monkeypatch.setenv("WHO", USER)
     monkeypatch.setenv("PASS", PASSWORD)
@@ -134,7 +134,7 @@ def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["locked", "moved", "dead"])
-def test_not_even_the_traceback_of_a_camera_that_was_given_up_tells_the_password(cameras, name):
+def test_traceback_of_a_failed_camera_does_not_contain_the_password(cameras, name):
     address = f"rtsp://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{cameras[name]}/live"
     with build_source(address, attempts=1) as source:
         with pytest.raises(ConnectionLostError) as caught:
@@ -157,7 +157,7 @@ WEB_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", WEB_ANSWERS)
-def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog):
+def test_errors_and_logs_of_a_web_camera_do_not_contain_the_password(name, caplog):
     caplog.set_level(logging.DEBUG)
     code, headers, body = WEB_ANSWERS[name]
 
@@ -187,7 +187,7 @@ def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog)
     assert leaks({"error": text.encode(), "log": caplog.text.encode()}) == []
 
 
-def test_a_password_on_the_command_line_is_warned_of_where_all_can_read_it(tmp_path):
+def test_password_on_the_command_line_is_warned_of(tmp_path):
     arguments = [sys.executable, str(ROOT / "run.py"), "stream", "--print-config", "--source"]
     plain = subprocess.run(
         [*arguments, f"rtsp://{USER}:7f3a9c1e@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True

@@ -29,7 +29,7 @@ def started(monkeypatch):
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_together_is_one_wish(started, first):
+def test_two_kinds_of_signals_at_once_are_one_request(started, first):
     with shutdown_on_signal(started) as stop:
         signal.raise_signal(first)
         assert stop.is_set()
@@ -37,14 +37,14 @@ def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_same_signal_again_ends_the_process_at_once_however_soon(started, number):
+def test_same_signal_twice_ends_the_process_at_once(started, number):
     with shutdown_on_signal(started):
         signal.raise_signal(number)
         with pytest.raises(AtOnceError, match=str(128 + number)):
             signal.raise_signal(number)
 
 
-def test_a_run_that_was_started_to_outlive_its_terminal_does(started):
+def test_ignored_hangup_does_not_end_the_run(started):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with shutdown_on_signal(started) as stop:
@@ -54,7 +54,7 @@ def test_a_run_that_was_started_to_outlive_its_terminal_does(started):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_later_signal_ends_the_process_at_once(started, monkeypatch):
+def test_later_signal_ends_the_process_at_once(started, monkeypatch):
     monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", -1.0)
     with shutdown_on_signal(started):
         signal.raise_signal(signal.SIGTERM)

@@ -14,7 +14,7 @@ from pipeline.config import OverlayConfig
 from pipeline.errors import ConfigError
 
 
-def test_the_token_file_goes_to_every_page_that_has_none_of_its_own(tmp_path):
+def test_page_token_file_applies_to_pages_without_their_own(tmp_path):
     sinks = [SINKS.settings(uri) for uri in ("http://h:1", "out.mp4", "HTTP://h:2")]
     sinks.append(SINKS.settings("http://h:3", token_file="own"))  # noqa: S106 - a path
     updated = wiring_sinks.apply_web_token(sinks, tmp_path / "token")
@@ -29,7 +29,7 @@ def test_the_token_file_goes_to_every_page_that_has_none_of_its_own(tmp_path):
         wiring_sinks.apply_web_token(sinks[1:2], tmp_path / "token")
 
 
-def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
+def test_token_file_is_read_and_loose_permissions_are_warned_of(tmp_path, caplog):
     path = tmp_path / "token"
     path.write_text("correct-horse-battery\n")
     path.chmod(0o600)
@@ -50,7 +50,7 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_token_that_comes_through_a_pipe_is_read_once(tmp_path):
+def test_token_from_a_pipe_is_read_once(tmp_path):
     pipe = tmp_path / "token"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=("correct-horse-battery",))

@@ -23,7 +23,7 @@ def test_drop_is_the_lost_share_of_the_score_and_never_negative(plain, masked, l
     assert m.increase(plain, masked) is rose
 
 
-def test_coherency_is_one_for_the_same_map_a_half_for_unrelated_and_nothing_for_opposite_ones():
+def test_coherency_is_1_for_equal_half_for_unrelated_0_for_opposite_maps():
     first = np.array([[0.0, 1.0], [0.0, 1.0]])
     assert m.coherency(first, first) == pytest.approx(1.0)
     assert m.coherency(first, 0.5 * first + 0.1) == pytest.approx(1.0)
@@ -35,7 +35,7 @@ def test_coherency_is_one_for_the_same_map_a_half_for_unrelated_and_nothing_for_
     )
 
 
-def test_a_flat_map_has_no_coherency():
+def test_coherency_of_a_flat_map_is_0():
     flat, result = np.full((2, 2), 0.3, np.float32), np.array([[0.0, 1.0], [0.0, 0.0]])
     assert m.coherency(flat, result) == m.coherency(result, flat) == m.coherency(flat, flat) == 0.0
     assert m.correlation(np.zeros((2, 2)), result) == 0.0
@@ -56,7 +56,7 @@ def test_adcc_is_nothing_where_one_of_its_parts_is_nothing(parts):
     assert m.adcc(*parts) == 0.0
 
 
-def test_the_two_conventions_of_adcc_differ():
+def test_adcc_conventions_differ():
     drops, coherencies, complexities = [0.0, 1.0], [1.0, 1.0], [0.5, 0.5]
     assert m.adcc_of_means(drops, coherencies, complexities) == pytest.approx(3 / (1 + 2 + 2))
     assert m.adcc_per_image(drops, coherencies, complexities) == pytest.approx((0.75 + 0.0) / 2)
@@ -70,7 +70,7 @@ def test_adcc_lies_between_its_least_and_greatest_part(lost, coherent, needed):
     assert min(parts) - 1e-12 <= m.adcc(lost, coherent, needed) <= max(parts) + 1e-12
 
 
-def test_the_area_is_that_of_trapezoids():
+def test_area_follows_the_trapezoid_rule():
     assert m.area_under([1.0, 1.0]) == 1.0
     assert m.area_under([1.0, 0.0]) == 0.5
     assert m.area_under([1.0, 0.5, 0.0, 0.0]) == pytest.approx((0.75 + 0.25 + 0.0) / 3)
@@ -90,19 +90,19 @@ BOXES = [Box(10, 10, 20, 20), Box(50, 50, 60, 60)]
     [((15, 15), True, True), ((5, 15), False, True), ((55, 59), True, True), ((23, 24), False, True),
      ((20, 35), False, True), ((20, 35.1), False, False), ((35, 35), False, False), ((31, 31), False, False)],
 )  # fmt: skip
-def test_the_pointing_game_measures_the_way_to_the_nearest_box(peak, strict, tolerant):
+def test_points_at_measures_the_distance_to_the_nearest_box(peak, strict, tolerant):
     assert m.points_at(peak, BOXES) is strict
     assert m.points_at(peak, BOXES, m.TOLERANCE_PIXELS) is tolerant
     assert not m.points_at(peak, [], m.TOLERANCE_PIXELS)
 
 
-def test_the_energy_inside_is_a_share_of_the_sum():
+def test_energy_inside_is_a_fraction_of_the_sum():
     heat, inside = np.array([[1.0, 0.5], [0.5, 0.0]]), np.array([[True, False], [True, True]])
     assert m.energy_inside(heat, inside) == pytest.approx(0.75)
     assert m.energy_inside(np.zeros((2, 2)), inside) == 0.0
 
 
-def test_rank_correlation_sees_order_alone_and_averages_the_ranks_of_equals():
+def test_rank_correlation_uses_order_only_and_mean_ranks_of_ties():
     first = np.array([[0.0, 0.1, 0.2, 1.0]])
     assert m.rank_correlation(first, first**3) == pytest.approx(1.0)
     assert m.rank_correlation(first, -first) == pytest.approx(-1.0)
@@ -129,7 +129,7 @@ def test_maps_follow_when_they_change_most_where_pictures_do():
 
 
 @given(arrays(np.float32, (4, 4), elements=st.floats(0, 1, width=32)))
-def test_no_map_gives_anything_but_a_number_in_range(heat):
+def test_metrics_of_any_map_are_finite_and_in_range(heat):
     other = np.linspace(0, 1, 16).reshape(4, 4)
     assert -1.0 <= m.correlation(heat, other) <= 1.0
     assert 0.0 <= m.coherency(heat, other) <= 1.0

@@ -63,7 +63,7 @@ def means(result, key):
     return float(np.mean([record[key] for record in result]))
 
 
-def test_the_cases_are_worth_comparing(measured):
+def test_reference_cases_are_not_trivial(measured):
     result = measured[2]
     assert 0.0 < means(result, "increase") < 1.0
     assert means(result, "drop") > 0.01
@@ -79,7 +79,7 @@ def test_drop_and_increase_agree_with_torch_cams(network, measured):
     assert means(result, "increase") == metric.summary()["conf_increase"]
 
 
-def test_deletion_and_insertion_agree_with_torch_cams(network, measured):
+def test_deletion_and_insertion_agree_with_torch_cam(network, measured):
     theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
     _, images, result, maps = measured
     for key, baseline in (("deletion", None), ("insertion", blurred)):
@@ -110,7 +110,7 @@ def test_drop_and_increase_agree_with_grad_cams(network, measured):
     assert [float(record["increase"]) for record in result] == rose.tolist()
 
 
-def test_coherency_and_complexity_agree_with_grad_cams(network, measured):
+def test_coherency_and_complexity_agree_with_grad_cam(network, measured):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.arcc", reason="grad-cam is not installed")
     examiner, images, result, maps = measured
     assert [record["complexity"] for record in result] == pytest.approx(

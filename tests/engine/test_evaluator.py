@@ -54,7 +54,7 @@ def frame():
     return Frame(image, "test", 0, 0.0)
 
 
-def test_a_picture_is_measured_as_the_definitions_say(network, frame):
+def test_evaluator_record_follows_the_definitions(network, frame):
     examiner = build_evaluator(network, EngineConfig(fit="stretch"), EvaluationOptions(steps=1))
     record = examiner.evaluate(frame, None)
     image = examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame]))
@@ -82,7 +82,7 @@ def test_a_picture_is_measured_as_the_definitions_say(network, frame):
     json.dumps(record, allow_nan=False)
 
 
-def test_deletion_takes_the_hottest_pixels_first(network, frame):
+def test_deletion_removes_the_hottest_pixels_first(network, frame):
     examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=2, randomize=False))
     seen = []
     head = examiner.split.head
@@ -97,7 +97,7 @@ def test_deletion_takes_the_hottest_pixels_first(network, frame):
     assert not deleted[2].any()
 
 
-def test_the_pointing_game_is_played_on_boxes_of_the_explained_class_alone(network, frame):
+def test_pointing_game_uses_boxes_of_the_explained_class_only(network, frame):
     examiner = build_evaluator(
         network, EngineConfig(), EvaluationOptions(steps=0, randomize=False, class_map={"thing": [0, 1]})
     )
@@ -116,7 +116,7 @@ def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_
     assert mask.astype(int).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, frame):
+def test_compare_frames_uses_maps_of_one_class(network, frame):
     examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
     other = Frame(np.ascontiguousarray(frame.image[:, ::-1]), "test", 1, 0.0)
     record = examiner.compare_frames(frame, other, 2)
@@ -131,7 +131,7 @@ def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, fram
     assert (same["stability"], same["picture_stability"]) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
-def test_a_summary_compares_neighbours_where_there_are_any():
+def test_summary_has_stability_only_for_videos():
     record = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "heat": [[0, 1]], "seconds": 1.0}
     pairs = [(0.9, 0.95), (0.5, 0.75), (0.8, 0.9)]
     row = summarise(
@@ -145,7 +145,7 @@ def test_a_summary_compares_neighbours_where_there_are_any():
     assert (alone["neighbours"], alone["stability"], alone["unrest"], alone["follows"]) == (0, None, None, None)
 
 
-def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_alone(network):
+def test_shuffled_weights_have_the_same_values_and_do_not_change_the_network(network):
     before = [p.clone() for p in network.module.parameters()]
     other = shuffled(network.module)
     assert all(map(torch.equal, before, network.module.parameters()))
@@ -154,7 +154,7 @@ def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_al
         assert not torch.equal(first, two)
 
 
-def test_a_blurred_picture_keeps_a_plain_colour_and_the_total_of_a_point_inside():
+def test_blur_preserves_a_uniform_colour_and_the_sum_of_a_point():
     assert torch.allclose(blurred(torch.full((1, 3, 32, 32), 0.7)), torch.tensor(0.7))
     point = torch.zeros(1, 3, 32, 32)
     point[..., 16, 16] = 1.0
@@ -188,7 +188,7 @@ def test_coco_boxes_are_found_by_file_name():
             coco_boxes(broken, "x.json")
 
 
-def test_coco_pictures_of_one_name_are_told_apart_by_their_folders_or_refused():
+def test_coco_images_of_equal_name_are_distinguished_by_folder_or_refused():
     record = {"categories": [], "annotations": [], "images": [{"id": k, "file_name": "a.jpg"} for k in range(2)]}
     with pytest.raises(ConfigError, match=r"two images have the name 'a\.jpg'"):
         coco_boxes(json.dumps(record), "x.json")
@@ -216,14 +216,14 @@ def test_voc_boxes_count_from_one_and_entities_are_refused():
             voc_boxes(broken, "a.xml")
 
 
-def test_a_box_is_of_the_class_by_name_or_by_what_its_name_stands_for():
+def test_boxes_of_class_match_by_name_or_class_map():
     truths = [GroundTruth("Dog", (Box(0, 0, 1, 1),)), GroundTruth("car", (Box(1, 1, 2, 2),))]
     assert boxes_of_class(truths, "dog", 3, {}) == truths[0].boxes
     assert boxes_of_class(truths, "sports car", 817, {"car": [817, 511]}) == truths[1].boxes
     assert boxes_of_class(truths, "sports car", 817, {}) == ()
 
 
-def test_a_journal_goes_on_drops_a_torn_line_and_refuses_another_evaluation(tmp_path):
+def test_results_log_continues_drops_a_torn_line_and_refuses_another_evaluation(tmp_path):
     with ResultsLog(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
         journal.add({"image": "a"})
         journal.add({"image": "b"})
@@ -259,13 +259,13 @@ def test_settings_torn_before_the_first_record_are_written_anew(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, a disk that is always full")
 @pytest.mark.parametrize("name", ["result.json", "result.csv"])
-def test_a_full_disk_is_told_in_one_line(tmp_path, name):
+def test_full_disk_is_reported_in_one_line(tmp_path, name):
     (tmp_path / name).symlink_to("/dev/full")
     with pytest.raises(ConfigError, match=r"No space left on device.*free space there"):
         write_result(tmp_path, {}, {}, [{"image": "a"}])
 
 
-def test_a_summary_takes_each_mean_over_the_pictures_that_have_it():
+def test_summary_takes_each_mean_over_the_images_that_have_the_value():
     record = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "increase": False, "pointing": True, "heat": [[0, 1]]}
     two = {"drop": 0.0, "coherency": 0.8, "complexity": 0.2, "increase": True, "pointing": None, "heat": [[0, 0]]}
     row = summarise([record | {"seconds": 1.0}, two | {"seconds": 3.0}])
@@ -281,7 +281,7 @@ def mask_of(*rows):
     return np.array([[letter == "#" for letter in row] for row in rows])
 
 
-def test_the_distance_to_a_mask_is_to_its_nearest_pixels_square():
+def test_distance_to_a_mask_is_measured_to_the_nearest_pixel_square():
     mask = mask_of("....", ".##.", "....")
     assert distance_to(mask, (1.0, 1.0)) == 0.0
     assert distance_to(mask, (2.9, 1.99)) == 0.0
@@ -290,7 +290,7 @@ def test_the_distance_to_a_mask_is_to_its_nearest_pixels_square():
     assert distance_to(mask_of("..", ".."), (0.0, 0.0)) == math.inf
 
 
-def test_a_mask_follows_the_frame_to_the_input_and_half_covered_pixels_count_half():
+def test_mask_coverage_follows_the_resize_and_counts_fractions_of_pixels():
     mask = mask_of("##..", "##..", "....", "...#")
     assert covered(mask, Box(0, 0, 4, 4), (2, 2)).tolist() == [[1.0, 0.0], [0.0, 0.25]]
     assert covered(mask, Box(1, 0, 3, 2), (1, 1)).tolist() == [[0.5]]
@@ -305,7 +305,7 @@ def test_energy_on_a_mask_is_the_share_of_the_heat_that_lies_there():
     assert energy_on(np.zeros((2, 2)), np.ones((2, 2))) == 0.0
 
 
-def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_own_pixels(network, frame):
+def test_pointing_at_a_mask_ignores_classes_and_uses_frame_pixels(network, frame):
     examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
     plain = examiner.evaluate(frame)
     heat = np.array(plain["heat"])
@@ -329,7 +329,7 @@ def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_o
     assert examiner.evaluate(frame, None, np.zeros((64, 96), bool))["pointing"] is None
 
 
-def test_an_object_that_the_crop_leaves_out_plays_no_game(network, frame):
+def test_object_outside_the_crop_has_no_pointing_game(network, frame):
     examiner = build_evaluator(network, EngineConfig(fit="crop"), EvaluationOptions(steps=0, randomize=False))
     left, right = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
     left[:, :16] = True
@@ -338,7 +338,7 @@ def test_an_object_that_the_crop_leaves_out_plays_no_game(network, frame):
     assert examiner.evaluate(frame, None, right)["pointing"] is not None
 
 
-def test_a_summary_counts_what_is_named_right_and_how_those_point():
+def test_summary_counts_right_images_and_their_pointing_hits():
     records = [
         {"right": True, "pointing_15px": True, "heat": [[1]]}, {"right": True, "pointing_15px": False, "heat": [[1]]},
         {"right": False, "pointing_15px": False, "heat": [[1]]}, {"right": True, "pointing_15px": None, "heat": [[1]]},
@@ -350,7 +350,7 @@ def test_a_summary_counts_what_is_named_right_and_how_those_point():
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 15.0])
-def test_chance_of_the_pointing_game_is_the_share_of_cells_that_hit(tolerance):
+def test_pointing_chance_is_the_fraction_of_cells_that_hit(tolerance):
     region, grid = Box(0, 0, 140, 70), (7, 14)
     box = Box(20, 10, 60, 40)
     mask = np.zeros((70, 140), bool)

@@ -73,7 +73,7 @@ def make(case, folder, suffix=".onnx", **settings):
     return ExportedFile(network, config, path, export_network(network, config, path))
 
 
-def test_a_network_whose_map_is_rounding_is_exported_all_the_same(tmp_path):
+def test_network_with_a_flat_map_is_exported(tmp_path):
     network = load_network("shufflenet_v2_x1_0", weights="random")
     exported = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
     assert exported.metadata.probe["slack"] > 0.1
@@ -119,7 +119,7 @@ def images_of(count, size):
     return torch.randn((count, 3, *size), generator=torch.Generator().manual_seed(5))
 
 
-def test_a_file_answers_like_the_engine_in_other_programs_at_any_batch_size(exported_file):
+def test_exported_file_equals_the_engine_in_other_runtimes_at_any_batch_size(exported_file):
     case, file = exported_file
     assert file.exported.metadata.plan == PLANS.get(case, "pooled")
     for count in (1, 3):
@@ -140,7 +140,7 @@ def sizes_behind(graph, node_number):
     ]
 
 
-def test_no_masked_map_is_inside_where_the_tail_pools(exported_file):
+def test_exported_pooled_tail_contains_no_masked_maps(exported_file):
     case, file = exported_file
     graph = onnx.shape_inference.infer_shapes(onnx.load(file.path), data_prop=True).graph
     rows, columns = file.exported.metadata.grid
@@ -161,7 +161,7 @@ def test_no_masked_map_is_inside_where_the_tail_pools(exported_file):
     assert max(sizes) <= (1 + cells) * width < cells**2 * width
 
 
-def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
+def test_metadata_suffices_to_use_the_file(line):
     passport = read_metadata(line.path)
     assert passport == line.exported.metadata
     assert passport.labels == line.network.labels
@@ -173,7 +173,7 @@ def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
     assert not is_exported("line_net")
 
 
-def test_a_file_is_the_network_and_little_more(tmp_path):
+def test_exported_file_is_hardly_larger_than_the_network(tmp_path):
     file = make("resnet18", tmp_path)
     plain = tmp_path / "plain.onnx"
     torch.onnx.export(file.network.module, (images_of(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
@@ -182,7 +182,7 @@ def test_a_file_is_the_network_and_little_more(tmp_path):
     assert len(onnx.load(file.path).graph.node) <= len(onnx.load(plain).graph.node) + 30
 
 
-def test_a_torch_program_answers_like_the_engine(line_program):
+def test_torch_program_equals_the_engine(line_program):
     module = torch.export.load(str(line_program.path)).module()
     for count in (1, 3):
         images = images_of(count, (120, 160))
@@ -198,7 +198,7 @@ def frames(count=3):
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "eager"])
-def test_frames_of_many_cameras_are_explained_as_by_the_engine(line, line_program, backend):
+def test_exported_explainer_equals_the_engine_for_frames_of_many_cameras(line, line_program, backend):
     path = line_program.path if backend == "eager" else line.path
     exported = ExportedExplainer(path, EngineConfig(model=str(path), backend=backend))
     engine = NetworkExplainer(line.network, line.config.model_copy(update={"backend": "eager"}))
@@ -261,7 +261,7 @@ def copy_of(path, folder, change):
     lambda held: held[: len(held) // 2], lambda held: b"", lambda held: b"hello world", lambda held: held[:-3],
 ], ids=["half", "empty", "text", "short"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["line", "line_program"])
-def test_a_damaged_file_is_refused_in_words(request, tmp_path, kind, change):
+def test_damaged_file_is_refused_with_a_message(request, tmp_path, kind, change):
     path = copy_of(request.getfixturevalue(kind).path, tmp_path, change)
     with pytest.raises(ModelError, match=r"damaged|did not write it"):
         ExportedExplainer(path, EngineConfig(model=str(path)))
@@ -290,7 +290,7 @@ def test_weights_that_changed_are_noticed(line, tmp_path):
         ("layer", "", "lacks 'layer'"),
     ],
 )
-def test_a_file_that_speaks_wrongly_of_itself_is_refused(line, tmp_path, key, value, rule):
+def test_file_with_wrong_metadata_is_refused(line, tmp_path, key, value, rule):
     model = onnx.load(line.path)
     next(entry for entry in model.metadata_props if entry.key == key).value = value
     path = tmp_path / "other.onnx"
@@ -299,7 +299,7 @@ def test_a_file_that_speaks_wrongly_of_itself_is_refused(line, tmp_path, key, va
         ExportedExplainer(path, EngineConfig(model=str(path)))
 
 
-def test_a_foreign_network_is_told_from_ours(tmp_path):
+def test_foreign_network_is_recognised(tmp_path):
     path = tmp_path / "foreign.onnx"
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
@@ -314,7 +314,7 @@ def test_a_foreign_network_is_told_from_ours(tmp_path):
         ExportedExplainer(tmp_path / "missing.onnx", EngineConfig(model="missing.onnx"))
 
 
-def test_without_a_runtime_the_cure_is_named(line, monkeypatch):
+def test_missing_runtime_error_names_the_remedy(line, monkeypatch):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="pip install openvino"):
         ExportedExplainer(line.path, EngineConfig(model=str(line.path)))
@@ -331,12 +331,12 @@ def test_without_a_runtime_the_cure_is_named(line, monkeypatch):
         ("onx", "a.onnx", "Did you mean 'onnx'"),
     ],
 )
-def test_the_format_and_the_files_ending_must_agree(tmp_path, name, path, rule):
+def test_format_and_suffix_must_agree(tmp_path, name, path, rule):
     with pytest.raises(ConfigError, match=rule):
         check_format(name, tmp_path / path)
 
 
-def test_a_file_that_disagrees_with_the_engine_is_not_kept(tmp_path, monkeypatch):
+def test_file_that_differs_from_the_engine_is_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(exporter, "SCORE_TOLERANCE", -1.0)
     path = tmp_path / "kept.pt2"
     path.write_text("the old one")
@@ -359,12 +359,12 @@ def test_masked_maps_that_fit_no_budget_are_refused_with_a_cure():
     assert not (ROOT / "never.onnx").exists()
 
 
-def test_a_layer_that_costs_is_exported_with_a_warning_in_words(tmp_path, caplog):
+def test_expensive_layer_is_exported_with_a_warning(tmp_path, caplog):
     make("resnet18, inner", tmp_path, ".pt2")
     assert "16 masked maps per image" in caplog.text
     assert "multiply-adds, against" in caplog.text
 
 
-def test_the_passport_of_an_archive_is_one_extra_file(line_program):
+def test_metadata_of_an_archive_is_one_extra_file(line_program):
     assert EXTRA.endswith(".json")
     assert line_program.path.stat().st_size < 1.1e6

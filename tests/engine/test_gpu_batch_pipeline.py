@@ -73,7 +73,7 @@ def image(value, size=(4, 6)):
 
 
 @given(st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=5))
-def test_a_batch_is_cut_into_compiled_sizes_and_nothing_is_lost(count, others):
+def test_split_into_buckets_uses_compiled_sizes_and_loses_no_frame(count, others):
     buckets = sorted({1, *others})
     result = split_into_buckets(count, buckets)
     assert sum(frames for frames, _ in result) == count
@@ -87,7 +87,7 @@ def test_buckets_grow_to_the_largest_batch():
     assert buckets_up_to(64) == (1, 2, 4, 8, 32, 64)
 
 
-def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
+def test_frames_get_their_own_results_whatever_the_bucket_contained():
     flights = BatchPipeline(CpuStreams(), (1, 4), doubling)
     values = [7, 9, 11, 13, 15, 17, 19]
     launched = flights.submit([image(v) for v in values])
@@ -98,14 +98,14 @@ def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
     assert all(image.untyped_storage().nbytes() == image.nbytes for image in images)
 
 
-def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
+def test_batch_keeps_its_results_when_the_graph_runs_again():
     flights = BatchPipeline(CpuStreams(), (1,), doubling)
     (first,), _, _, _ = (flights.submit([image(v)]) for v in (5, 6, 7, 8))
     assert first.outputs[0].item() == 10.0
     assert int(first.images[0][0, 0, 0]) == 5
 
 
-def test_a_graph_is_captured_once_for_each_size_and_bucket():
+def test_graph_is_captured_once_per_size_and_bucket():
     lanes = FakeLanes()
     flights = BatchPipeline(lanes, (1, 2), doubling)
     for _ in range(2):
@@ -114,7 +114,7 @@ def test_a_graph_is_captured_once_for_each_size_and_bucket():
     assert lanes.captures == ["1 frames of 6x4", "2 frames of 6x4", "1 frames of 6x8"]
 
 
-def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothing_else():
+def test_pipeline_overwrites_no_unread_memory_and_waits_for_nothing_else():
     lanes = FakeLanes()
     flights = BatchPipeline(lanes, (1,), doubling)
     flights.warm_up((4, 6), 1)
@@ -163,7 +163,7 @@ def frame(seed, size=(60, 90), camera="a"):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fit", ["stretch", "letterbox"])
-def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, device, fit):
+def test_gpu_explainer_equals_the_host(network, device, fit):
     frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
     host = NetworkExplainer(network, options(device="cpu", fit=fit))
     card = GpuExplainer(network, options(device=device, fit=fit, batch=2), table=TABLE)
@@ -189,7 +189,7 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
     assert card.explain([]) == []
 
 
-def test_only_what_is_asked_for_is_brought_back(network):
+def test_download_copies_only_the_requested_forms(network):
     card = GpuExplainer(network, options(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
     assert card.download(explanation, None, jpeg_quality=None, as_array=False) == (None, None)
@@ -200,7 +200,7 @@ def test_only_what_is_asked_for_is_brought_back(network):
     assert card.download(plain, None, jpeg_quality=50, as_array=True) == (None, None)
 
 
-def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
+def test_encode_stream_waits_for_rendering_and_rendering_for_nothing(network):
     lanes = FakeLanes()
     card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
@@ -210,7 +210,7 @@ def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(networ
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, caplog):
+def test_gpu_pipeline_is_one_graph_off_the_default_stream(network, caplog):
     card = GpuExplainer(network, options(device="cuda", precision="fp16"), table=TABLE)
     assert len(card.explain([frame(1)])) == 1
     assert "runs call by call" not in caplog.text
@@ -221,7 +221,7 @@ def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, cap
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
+def test_gpu_memory_is_constant_over_a_thousand_frames(network):
     card = GpuExplainer(network, options(device="cuda", precision="fp16", batch=4), table=TABLE)
 
     def carry(count):
@@ -241,7 +241,7 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
 @pytest.mark.parametrize("backend", [
     "tensorrt", pytest.param("inductor", marks=pytest.mark.slow), pytest.param("auto", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, backend):
+def test_gpu_backends_agree_with_eager(network, backend):
     from engine.backends.registry import BACKENDS
 
     if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):

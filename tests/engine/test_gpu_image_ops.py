@@ -33,7 +33,7 @@ def pixels(height, width, seed=0):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize("size", [(720, 1280), (1080, 1920), (97, 61), (224, 224), (100, 300)])
-def test_the_input_is_the_hosts_within_one_level(fit, size, device):
+def test_gpu_input_equals_the_hosts_within_one_level(fit, size, device):
     preprocessing = Preprocessing((224, 224), MEAN, STD, fit)
     frames = [Frame(pixels(*size, seed), "a", seed, 0.0) for seed in (1, 2)]
     fitter = FramePreprocessor(preprocessing, size).to(device)
@@ -61,7 +61,7 @@ def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize(("size", "grid"), [((180, 320), (7, 7)), ((97, 61), (14, 9)), ((40, 40), (1, 3))])
-def test_the_overlay_is_the_renderers_within_two_levels(fit, size, grid, device):
+def test_gpu_overlay_equals_the_renderers_within_two_levels(fit, size, grid, device):
     region = fit_geometry(size, (224, 224), fit).region
     images = np.stack([pixels(*size, seed) for seed in range(2)])
     heat = np.random.default_rng(3).random((2, *grid)).astype(np.float32)
@@ -76,7 +76,7 @@ def test_the_overlay_is_the_renderers_within_two_levels(fit, size, grid, device)
 
 @pytest.mark.parametrize("colormap", COLORMAPS)
 @pytest.mark.parametrize("opacity", [0.0, 0.35, 1.0])
-def test_every_colour_map_looks_the_same(colormap, opacity):
+def test_gpu_overlay_equals_the_renderers_for_every_colormap(colormap, opacity):
     image, heat = pixels(64, 96), np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
     region = Box(0, 0, 96, 64)
     painter = HeatmapBlender(heat_lut(colormap, opacity), region, (6, 8), (64, 96))
@@ -86,14 +86,14 @@ def test_every_colour_map_looks_the_same(colormap, opacity):
     assert np.abs(result - paint_heat(image, heat, region, palette(colormap, opacity)).astype(int)).max() <= 2
 
 
-def test_where_there_is_no_heat_the_frame_is_untouched():
+def test_gpu_overlay_leaves_frames_without_heat_unchanged():
     image = pixels(50, 70)
     painter = HeatmapBlender(heat_lut("turbo", 1.0), Box(10, 10, 40, 40), (3, 3), (50, 70))
     expected = painter(torch.from_numpy(image)[None], torch.zeros(1, 3, 3))
     assert np.array_equal(expected[0].permute(1, 2, 0).numpy(), image)
 
 
-def test_a_table_of_another_shape_is_refused():
+def test_level_table_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"uint8 \(256, 4\)"):
         HeatmapBlender(np.zeros((256, 3), np.uint8), Box(0, 0, 9, 9), (3, 3), (9, 9))
 
@@ -118,7 +118,7 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
     assert np.abs(told_with.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
-def test_without_a_legend_or_room_for_one_there_is_no_stamp():
+def test_legend_patch_is_none_without_legend_or_room():
     explanation = explained(pixels(60, 90), np.zeros((2, 2), np.float32))
     assert HeatRenderer(legend=False).render_legend(explanation) is None
     assert legend_patch(8, 8, [TextLine("words")]) is None

@@ -31,7 +31,7 @@ def inner():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("quicker", ["local", "dense"])
-def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, device):
+def test_select_by_timing_takes_the_faster_plan_and_gives_the_reason(inner, monkeypatch, quicker, device):
     split, features, plan = inner
     assert plan.info.name == "local"
     honest = plan_timing._seconds
@@ -46,7 +46,7 @@ def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, devi
         torch.testing.assert_close(chosen(features)[1], plan(features)[1], atol=1e-4, rtol=1e-4)
 
 
-def test_one_that_does_not_run_there_loses(inner, monkeypatch, caplog):
+def test_select_by_timing_rejects_a_plan_that_fails(inner, monkeypatch, caplog):
     split, features, plan = inner
 
     def seconds(plan, maps):
@@ -86,7 +86,7 @@ def tensors_of(thing, seen):
         yield from tensors_of(part, seen)
 
 
-def test_a_local_plan_takes_every_table_along_to_its_device(inner):
+def test_local_plan_moves_all_buffers_to_the_device(inner):
     _, features, plan = inner
     plan(features)
     assert plan._cached_chunks
@@ -112,7 +112,7 @@ class NothingAsked(TorchDispatchMode):
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
 @pytest.mark.parametrize("way", ["local", "dense", "pooled"])
-def test_what_a_graph_captures_asks_nothing_in_between(inner, monkeypatch, way, kernel):
+def test_timed_call_can_be_captured_in_a_graph(inner, monkeypatch, way, kernel):
     split, features, _ = inner
     if way == "pooled":
         split = split_network(

@@ -123,7 +123,7 @@ def frame(number):
     return Frame(np.full((40, 60, 3), number, np.uint8), "a", number, 0.0)
 
 
-def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_waited_for(cuda):
+def test_pipeline_uploads_runs_one_graph_downloads_and_never_synchronises_the_device(cuda):
     explainer = card()
     explainer.explain([frame(0)])
     cuda.told.clear()
@@ -147,13 +147,13 @@ def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_wait
     assert not any(entry[0] in {"synchronize device", "synchronize stream"} for entry in cuda.told)
 
 
-def test_a_graph_is_captured_on_the_compute_stream_while_other_threads_go_on(cuda):
+def test_graph_is_captured_on_the_compute_stream_while_other_threads_continue(cuda):
     explainer = card()
     explainer.explain([frame(0)])
     assert [entry for entry in cuda.told if entry[0] == "capture"] == [("capture", "stream 1", "thread_local")]
 
 
-def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, caplog):
+def test_capture_failure_runs_call_by_call_with_a_warning(monkeypatch, caplog):
     cuda = FakeCuda(monkeypatch, capture_fails=True)
     explainer = card()
     assert len(explainer.explain([frame(0)])) == 1
@@ -163,7 +163,7 @@ def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, c
     assert [entry[0] for entry in cuda.told].count("let go") == 1
 
 
-def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_their_own_drawing(cuda):
+def test_explainers_of_a_process_share_the_jpeg_encoder_stream(cuda):
     first, other = CudaStreams(CPU), CudaStreams(CPU)
     seen = []
     for lanes in (first, other):
@@ -176,7 +176,7 @@ def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_
     assert seen[0] not in {stream.name for lanes in (first, other) for stream in lanes._streams.values()}
 
 
-def test_the_bench_times_by_events_and_captures_off_the_default_stream(cuda):
+def test_gpu_clock_times_by_events_and_captures_off_the_default_stream(cuda):
     device = SimpleNamespace(type="cuda")
     settings = gpu_clock.Settings(device, small=True)
     assert gpu_clock.once(lambda number: None, 0, device) == 2.5e-3
@@ -189,7 +189,7 @@ def test_the_bench_times_by_events_and_captures_off_the_default_stream(cuda):
     assert cuda.told[-1][0] == "replay"
 
 
-def test_the_stand_in_takes_only_what_cuda_takes():
+def test_cuda_fake_accepts_only_what_cuda_accepts():
     graph = inspect.signature(REAL["graph"].__init__).parameters
     assert {"cuda_graph", "pool", "stream", "capture_error_mode"} <= set(graph)
     assert {"device", "priority"} <= set(inspect.signature(REAL["Stream"].__new__).parameters)
@@ -199,7 +199,7 @@ def test_the_stand_in_takes_only_what_cuda_takes():
     assert hasattr(torch._C, "_cuda_endAllocateToPool")
 
 
-def test_a_cpu_has_plain_lanes():
+def test_cpu_streams_run_at_once():
     lanes = device_streams(CPU)
     assert isinstance(lanes, CpuStreams)
     assert LANES == ("copy", "compute", "encode")

@@ -63,7 +63,7 @@ def recorder(folder, *, camera="line", **options):
     return ClipSink(clip_settings(folder, **options), SinkContext(cameras=(camera,)))
 
 
-def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, overlaid):
+def test_rotated_clips_contain_every_frame_once_in_order_with_its_record(tmp_path, overlaid):
     with recorder(tmp_path, rotate_seconds=1.0) as sink:
         for index in range(100):
             sink.put(overlaid(grey(index), index=index, pts_seconds=5 + index / RATE))
@@ -79,7 +79,7 @@ def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, ov
         assert shown == pytest.approx([line["clip_seconds"] for line in lines(film)], abs=1e-5)
 
 
-def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_path, overlaid):
+def test_clip_is_named_by_camera_and_utc_time_of_its_first_frame(tmp_path, overlaid):
     sink = ClipSink(
         f"{tmp_path}/", SinkContext(cameras=("hall/door",)), wall_clock=lambda: 1_800_000_000.25, clock=lambda: 100.0
     )
@@ -95,7 +95,7 @@ def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_p
     }
 
 
-def test_a_cameras_name_is_never_too_long_for_its_files(tmp_path, overlaid):
+def test_clip_file_name_is_shortened_for_a_long_camera_name(tmp_path, overlaid):
     camera = "\U00020000" * 64
     with (
         recorder(tmp_path, camera=camera) as sink,
@@ -107,7 +107,7 @@ def test_a_cameras_name_is_never_too_long_for_its_files(tmp_path, overlaid):
     assert len(videos(tmp_path)) == 2
 
 
-def test_clips_rotate_by_size_and_when_the_picture_changes_its_size(tmp_path, overlaid):
+def test_clips_rotate_by_size_and_when_the_image_size_changes(tmp_path, overlaid):
     dice = np.random.default_rng(0)
     with recorder(tmp_path, rotate_bytes=30_000) as sink:
         for index in range(20):
@@ -120,7 +120,7 @@ def test_clips_rotate_by_size_and_when_the_picture_changes_its_size(tmp_path, ov
     assert [len(greys(film)) for film in videos(tmp_path / "two")] == [1, 1]
 
 
-def test_a_camera_that_changes_its_size_with_every_picture_makes_few_clips_and_loses_none(tmp_path, overlaid, caplog):
+def test_camera_that_changes_size_with_every_image_makes_few_clips_and_loses_none(tmp_path, overlaid, caplog):
     with recorder(tmp_path) as sink:
         for index in range(300):
             size = (48, 64) if index % 2 else (50, 64)
@@ -130,7 +130,7 @@ def test_a_camera_that_changes_its_size_with_every_picture_makes_few_clips_and_l
     assert len([record for record in caplog.records if "change their size repeatedly" in record.getMessage()]) == 1
 
 
-def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorders_oldest(tmp_path, overlaid):
+def test_disk_budget_holds_over_two_hundred_rotations_and_removes_own_oldest_clips(tmp_path, overlaid):
     strangers = ["other_20200101T000000.000Z.mp4", "holiday.mp4", "line_note.jsonl", "line_20200101.mp4"]
     for name in strangers:
         (tmp_path / name).write_bytes(b"x" * 50_000)
@@ -154,7 +154,7 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
     assert not (tmp_path / "line_20200101T000000.000Z.mp4").exists(), "an earlier run's clip was its own"
 
 
-def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlaid):
+def test_clock_set_back_does_not_reorder_clips(tmp_path, overlaid):
     wall, dice = [1_800_000_000.0], np.random.default_rng(0)
     settings = clip_settings(tmp_path, rotate_seconds=0.1, budget_bytes=150_000)
     with ClipSink(settings, SinkContext(cameras=("line",)), wall_clock=lambda: wall[0]) as sink:
@@ -166,7 +166,7 @@ def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlai
     assert remaining == list(range(remaining[0], 60)), "the newest are kept"
 
 
-def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
+def test_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
         "from overlays.sinks.clips.sink import ClipSink; from pipeline.frames import Overlay\n"
@@ -194,7 +194,7 @@ def put_with_events(sink, overlaid, events, count=300):
         sink.put(overlaid(grey(index), index=index, pts_seconds=index / RATE, label=label, score=0.9))
 
 
-def test_an_event_is_recorded_with_what_came_before_and_after_it(tmp_path, overlaid):
+def test_event_is_recorded_with_the_time_before_and_after(tmp_path, overlaid):
     with recorder(tmp_path, record_when="label=scratch and score>0.8", seconds_before=2.0, seconds_after=1.0) as sink:
         put_with_events(sink, overlaid, {120, 121, 140, 250})
     first, second = [[line["index"] for line in lines(film)] for film in videos(tmp_path)]
@@ -206,13 +206,13 @@ def test_an_event_is_recorded_with_what_came_before_and_after_it(tmp_path, overl
         assert len(greys(film)) == len(lines(film))
 
 
-def test_without_an_event_nothing_is_written(tmp_path, overlaid):
+def test_no_clip_is_written_without_an_event(tmp_path, overlaid):
     with recorder(tmp_path, record_when="label=scratch and score>0.95") as sink:
         put_with_events(sink, overlaid, {50}, count=90)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_kept_before_an_event_is_bounded_in_bytes(tmp_path, overlaid, caplog):
+def test_preroll_is_bounded_in_bytes(tmp_path, overlaid, caplog):
     dice = np.random.default_rng(0)
     with recorder(tmp_path, record_when="label=scratch", seconds_before=60.0, ring_bytes=300_000) as sink:
         for index in range(400):
@@ -227,7 +227,7 @@ def test_what_is_kept_before_an_event_is_bounded_in_bytes(tmp_path, overlaid, ca
     assert len([r for r in caplog.records if "do not fit" in r.message]) == 1
 
 
-def test_a_silent_camera_is_recorded_but_not_explained(tmp_path, overlaid):
+def test_signal_loss_is_recorded_without_explanations(tmp_path, overlaid):
     with recorder(tmp_path) as sink:
         sink.put(last := overlaid(index=0, pts_seconds=0.0))
         sink.put(Overlay(last.image, last.explanation, SignalLoss(2.0)))
@@ -236,7 +236,7 @@ def test_a_silent_camera_is_recorded_but_not_explained(tmp_path, overlaid):
     assert len(lines(film)) == 1
 
 
-def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp_path, overlaid, caplog, monkeypatch):
+def test_failing_disk_ends_the_clip_not_the_stream_and_is_logged_once(tmp_path, overlaid, caplog, monkeypatch):
     now, full = [0.0], [False]
     add = ClipWriter.add
 
@@ -265,7 +265,7 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
     assert re.search(r"space again; \d+ frames", messages[1])
 
 
-def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_path, overlaid, monkeypatch, caplog):
+def test_clip_that_lost_frames_ends_before_them(tmp_path, overlaid, monkeypatch, caplog):
     now, full = [0.0], [False]
     add = ClipWriter.add
 
@@ -291,7 +291,7 @@ def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_
     assert not any(" -" in record.getMessage() for record in caplog.records)
 
 
-def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_path, overlaid, monkeypatch):
+def test_clip_on_a_full_disk_is_playable_to_its_end(tmp_path, overlaid, monkeypatch):
     room = [0]
     write = AllOrNothingFile.write
 
@@ -336,7 +336,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, overlaid, caplog, monkeypatch):
+def test_full_disk_leaves_playable_clips_and_recording_resumes(small_disk, overlaid, caplog, monkeypatch):
     monkeypatch.setattr(disk, "RETRY_SECONDS", (0.0, 0.0))
     dice = np.random.default_rng(0)
     ballast = small_disk / "ballast"
@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, ov
     assert len([r for r in caplog.records if "space again" in r.getMessage()]) == 1
 
 
-def test_a_place_that_cannot_be_a_folder_is_refused_at_the_door(tmp_path):
+def test_path_that_cannot_be_a_folder_is_refused_at_start(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SinkError, match="is a file"), recorder(tmp_path / "file"):
         pass
@@ -371,7 +371,7 @@ def test_a_place_that_cannot_be_a_folder_is_refused_at_the_door(tmp_path):
     assert list((tmp_path / "made").iterdir()) == []
 
 
-def test_another_run_cannot_record_a_camera_of_the_same_name_into_the_same_folder(tmp_path):
+def test_second_run_cannot_record_the_same_camera_into_the_same_folder(tmp_path):
     clips, film = f"{tmp_path}/clips/", f"{tmp_path}/out.mp4"
     ours = to_claim([clips, film, "tcp://127.0.0.1:5555", "http://127.0.0.1:8000"], ["door", "a/b", "a_b"])
     with claimed(ours):
@@ -382,7 +382,7 @@ def test_another_run_cannot_record_a_camera_of_the_same_name_into_the_same_folde
             pass
 
 
-def test_another_run_cannot_write_or_replace_the_film_of_one_of_several_cameras(tmp_path, overlaid):
+def test_second_run_cannot_write_the_file_of_one_of_several_cameras(tmp_path, overlaid):
     with (
         claimed(to_claim([f"{tmp_path}/out.mp4"], ["a", "b"])),
         pytest.raises(SinkError, match="by another run"),
@@ -392,7 +392,7 @@ def test_another_run_cannot_write_or_replace_the_film_of_one_of_several_cameras(
 
 
 @pytest.mark.parametrize("name", ["out.a.mp4", "link.mp4"])
-def test_a_film_is_not_emptied_while_another_run_writes_it_whatever_it_is_called(tmp_path, overlaid, name):
+def test_file_is_not_truncated_while_another_run_writes_it_by_another_name(tmp_path, overlaid, name):
     with VideoSink(tmp_path / "out.mp4") as ours:  # whose cameras are not known: nothing is claimed for them
         for index in range(60):
             ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))
@@ -405,7 +405,7 @@ def test_a_film_is_not_emptied_while_another_run_writes_it_whatever_it_is_called
     assert len(greys(tmp_path / "out.a.mp4")) == 90
 
 
-def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
+def test_devices_and_pipes_may_be_written_by_several_runs(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "nothing.jsonl").symlink_to(os.devnull)
     uris = [str(tmp_path / "pipe.jsonl"), str(tmp_path / "nothing.jsonl")]
@@ -413,13 +413,13 @@ def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
         assert to_claim(uris, ["line"]) == []
 
 
-def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
+def test_wrong_preset_is_refused_with_a_message(tmp_path, overlaid):
     sink = ClipSink(clip_settings(tmp_path, preset="fastish"))
     with pytest.raises(SinkError, match="cannot be encoded"), sink:
         sink.put(overlaid())
 
 
-def test_pictures_beyond_the_encoders_limits_are_recorded_smaller_and_said_once(tmp_path, overlaid, caplog):
+def test_images_beyond_encoder_limits_are_recorded_smaller_and_logged_once(tmp_path, overlaid, caplog):
     with recorder(tmp_path) as sink:
         for index in range(3):
             sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), index=index, pts_seconds=index / RATE))
@@ -429,7 +429,7 @@ def test_pictures_beyond_the_encoders_limits_are_recorded_smaller_and_said_once(
     assert len([r for r in caplog.records if "more than can be encoded; recorded as 16384x52" in r.getMessage()]) == 1
 
 
-def test_a_frame_that_the_encoder_refuses_is_lost_alone(tmp_path, overlaid, monkeypatch):
+def test_frame_refused_by_the_encoder_is_lost_alone(tmp_path, overlaid, monkeypatch):
     encode = ClipEncoder.encode
 
     def encoding(self, image, ticks, step_ticks, *, key):
@@ -448,7 +448,7 @@ def test_a_frame_that_the_encoder_refuses_is_lost_alone(tmp_path, overlaid, monk
     assert len(greys(film)) == 7
 
 
-def test_the_logs_of_clips_tell_the_names_of_the_files_that_were_read(tmp_path, overlaid):
+def test_clip_logs_contain_the_names_of_the_source_files(tmp_path, overlaid):
     with recorder(tmp_path) as sink:
         sink.put(overlaid(source_name="ok/1.jpg"))
     (film,) = videos(tmp_path)

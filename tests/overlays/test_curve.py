@@ -83,7 +83,7 @@ def scene(overlaid, wait_until):
         yield lambda settings: Scene(stack.enter_context(ZeroMqSink(settings)), overlaid, wait_until)
 
 
-def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, wait_until):
+def test_viewer_with_the_right_key_receives_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, wait_until):
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.sees(viewer)
@@ -92,7 +92,7 @@ def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, wa
         Scene(sink, overlaid, wait_until).sees(viewer)
 
 
-def test_an_unknown_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+def test_viewer_with_an_unknown_key_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint, **keys(ring, "stranger")) as viewer:
         at.refuses(viewer, {"unknown key"}, "the server does not know this viewer's key")
@@ -100,28 +100,28 @@ def test_an_unknown_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
     assert f"{stranger} from 127.0.0.1" in caplog.text
 
 
-def test_a_wrong_server_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+def test_viewer_with_a_wrong_server_key_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint, **keys(ring, "viewer", "stranger")) as viewer:
         at.refuses(viewer, {"wrong server key"}, "most likely the server key given here is not this server's")
     assert "its --server-key is not ours" in caplog.text
 
 
-def test_a_viewer_without_keys_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+def test_viewer_without_keys_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint) as viewer:
         at.refuses(viewer, {"no keys", "hung up"}, "admits only viewers with keys")
     assert "viewer without keys was refused" in caplog.text or "with other or no keys, or a port scan" in caplog.text
 
 
-def test_a_viewer_with_keys_is_told_that_the_server_has_none(ring, scene, caplog):
+def test_viewer_with_keys_reports_a_server_without_keys(ring, scene, caplog):
     at = scene(ANY)
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.refuses(viewer, {"keys not asked for", "hung up"}, "the server uses no keys")
     assert "this stream has no keys" in caplog.text or "a viewer with other or no keys" in caplog.text
 
 
-def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, scene, wait_until):
+def test_allowlist_changes_admit_and_disconnect_viewers(ring, scene, wait_until):
     """The others stay, or are back within seconds; nobody starts anything again."""
     at = scene(locked(ring))
     entry = ring / "allowed" / "stranger.key"
@@ -146,7 +146,7 @@ def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, 
         assert friend.refused == 0
 
 
-def test_a_flood_of_refusals_is_one_line_with_a_count(caplog):
+def test_many_refusals_are_logged_as_one_line_with_a_count(caplog):
     import logging
 
     seldom = RateLimitedLog(logging.getLogger("gate"), "tcp://x:1")
@@ -160,7 +160,7 @@ def test_a_flood_of_refusals_is_one_line_with_a_count(caplog):
     assert seldom.counts == {"no keys": 100, "unknown key": 1}
 
 
-def test_every_failed_handshake_has_words_for_both_ends():
+def test_handshake_failures_have_a_message_on_both_sides():
     mismatch, sealed = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH, zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
     protocol, hung_up = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     assert refusal(zmq.EVENT_HANDSHAKE_FAILED_AUTH, 400, keys=True) == "unknown key"
@@ -172,7 +172,7 @@ def test_every_failed_handshake_has_words_for_both_ends():
     assert "--key and --server-key" in refused_because(protocol, mismatch, keys=False)
 
 
-def test_a_browser_that_knocks_harms_nobody(ring, scene):
+def test_browser_connection_is_harmless(ring, scene):
     at = scene(locked(ring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port))) as browser:
@@ -184,18 +184,18 @@ def test_a_browser_that_knocks_harms_nobody(ring, scene):
 @pytest.mark.parametrize(
     "uri", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.0.2.1:5555", "tcp://eth0:5555", "tcp://[::]:5555"]
 )
-def test_an_address_that_others_reach_wants_keys_or_the_word(uri):
+def test_public_address_requires_keys_or_insecure(uri):
     with pytest.raises(SinkError, match=r"keys new keys.*--curve-keys.*--insecure"):
         ZeroMqSink(uri)
     assert ZeroMqSink(ZeroMqSettings(uri=uri, insecure=True)).uri == uri
 
 
 @pytest.mark.parametrize("uri", ["tcp://127.0.0.1:0", "tcp://localhost:5555", "tcp://[::1]:0", "ipc:///tmp/x"])
-def test_an_address_that_only_this_machine_reaches_needs_none(uri):
+def test_local_address_requires_no_keys(uri):
     assert ZeroMqSink(uri).uri == uri
 
 
-def test_keys_without_a_list_are_refused_at_once(ring):
+def test_keys_without_an_allowlist_are_refused_at_start(ring):
     secret = str(ring / "server.key_secret")
     with pytest.raises(SinkError, match=r"curve.authorized_keys.*required"):
         build_sink(ANY, curve={"secret_key_file": secret})
@@ -203,7 +203,7 @@ def test_keys_without_a_list_are_refused_at_once(ring):
         build_sink(ANY, curve={"secret_key_file": secret, "authorized_keys": "gone"})
 
 
-def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):
+def test_secret_files_are_private_and_never_overwritten(ring):
     for path in ring.glob("*.key_secret"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = {path: path.read_bytes() for path in ring.rglob("*.key*")}
@@ -216,7 +216,7 @@ def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):
     assert {path: path.read_bytes() for path in ring.rglob("*.key*")} == before
 
 
-def test_key_files_are_those_of_zmq_auth_both_ways(ring, tmp_path):
+def test_key_files_are_compatible_with_zmq_auth(ring, tmp_path):
     pair = read_pair(ring / "server.key_secret")
     assert zmq.auth.load_certificate(ring / "server.key_secret") == tuple(pair)
     assert pair.secret.decode() not in repr(pair)
@@ -224,7 +224,7 @@ def test_key_files_are_those_of_zmq_auth_both_ways(ring, tmp_path):
     assert read_pair(Path(secret)).public == read_public(Path(public)) == zmq.auth.load_certificate(public)[0]
 
 
-def test_wrong_key_files_are_refused_with_the_cure(ring, tmp_path, caplog):
+def test_wrong_key_files_are_refused_with_the_remedy(ring, tmp_path, caplog):
     with pytest.raises(ConfigError, match=r"name the secret file, server\.key_secret"):
         read_pair(ring / "server.key")
     with pytest.raises(ConfigError, match="keys new DIR"):
@@ -242,7 +242,7 @@ def test_wrong_key_files_are_refused_with_the_cure(ring, tmp_path, caplog):
     assert "chmod 600" in caplog.text
 
 
-def test_a_viewer_needs_both_keys_and_takes_the_servers_as_letters(ring):
+def test_viewer_needs_both_keys_and_accepts_the_servers_as_text(ring):
     letters = read_public(ring / "server.key")
     assert viewer_keys(ring / "viewer.key_secret", letters.decode()).server == letters == public_of(ring / "server.key")
     assert viewer_keys(None, None) is None
@@ -252,7 +252,7 @@ def test_a_viewer_needs_both_keys_and_takes_the_servers_as_letters(ring):
         Viewer("tcp://127.0.0.1:5555", server_key=letters.decode())
 
 
-def test_a_list_is_a_folder_a_key_file_or_lines_and_what_is_no_key_is_left_out(ring, tmp_path, caplog):
+def test_allowlist_is_a_folder_key_file_or_lines_and_skips_what_is_no_key(ring, tmp_path, caplog):
     viewer, server = read_public(ring / "allowed" / "viewer.key"), read_public(ring / "server.key")
     (ring / "allowed" / "bad.key").write_text("nothing")
     assert AllowList(ring / "allowed").names == {viewer: "viewer"}
@@ -272,7 +272,7 @@ def test_a_list_is_a_folder_a_key_file_or_lines_and_what_is_no_key_is_left_out(r
     assert listed.names == {}, "a list that is gone admits nobody"
 
 
-def test_whoever_is_taken_off_a_list_is_off_it_whatever_else_lies_there(ring, tmp_path, caplog):
+def test_removed_key_is_refused_whatever_else_the_list_contains(ring, tmp_path, caplog):
     listed = AllowList(ring / "allowed")
     (ring / "allowed" / ".#viewer.key").symlink_to("an-editors@lock.1:2")
     listed.changed()
@@ -289,13 +289,13 @@ def test_whoever_is_taken_off_a_list_is_off_it_whatever_else_lies_there(ring, tm
     assert "line 1 does not begin with a key" in caplog.text
 
 
-def test_a_key_is_forty_letters_of_z85():
+def test_key_is_forty_characters_of_z85():
     assert is_key(zmq.curve_keypair()[0])
     assert not any(is_key(text) for text in (b"", b"x" * 39, b"~" * 40, b"x" * 41, b'"' * 40, b"#" * 40))
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_allow_list_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, caplog, kind):
+def test_allowlist_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, caplog, kind):
     resource = pytest.importorskip("resource")
     lines = tmp_path / "list"
     viewer = read_public(ring / "allowed" / "viewer.key")
@@ -316,7 +316,7 @@ def test_allow_list_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, 
     assert len(listed.names) == 2
 
 
-def test_places_end_the_oldest_handshake_for_a_newcomer_and_no_viewer():
+def test_connection_limit_drops_the_oldest_handshake_and_no_viewer():
     now = [0.0]
     held = ConnectionTable(limit=3, clock=lambda: now[0])
     assert [held.accept(descriptor, "127.0.0.1") for descriptor in (11, 12, 13)] == [None] * 3
@@ -329,7 +329,7 @@ def test_places_end_the_oldest_handshake_for_a_newcomer_and_no_viewer():
     assert held.refused == 2
 
 
-def test_places_limit_each_address_but_this_machines():
+def test_connection_limit_applies_per_address_except_this_machines():
     held = ConnectionTable(limit=8, clock=lambda: 0.0)
     assert [held.accept(descriptor, "192.0.2.1") for descriptor in range(5)][-1] == 0
     assert held.accept(10, "198.51.100.7") is None
@@ -340,9 +340,7 @@ def test_places_limit_each_address_but_this_machines():
     assert held.serial(4) > first, "a descriptor that is used again is another connection"
 
 
-def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(
-    ring, scene, wait_until, monkeypatch
-):
+def test_idle_connections_are_limited_and_an_admitted_viewer_stays(ring, scene, wait_until, monkeypatch):
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 24)
     at = scene(locked(ring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
@@ -362,7 +360,7 @@ def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_s
                     pass
 
 
-def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, wait_until, caplog):
+def test_endless_subscriptions_are_cut_off_and_other_viewers_served(overlaid, wait_until, caplog):
     with ZeroMqSink(ANY) as sink, zmq.Context() as context, Viewer(sink.endpoint) as viewer:
         greedy = context.socket(zmq.SUB)
         greedy.setsockopt(zmq.LINGER, 0)
@@ -381,7 +379,7 @@ def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, w
             greedy.close(0)
 
 
-def test_subscriptions_of_all_are_bounded_and_small_ones_stay():
+def test_subscriptions_are_bounded_in_total_and_small_ones_stay():
     subscriptions = Subscriptions()
     per = 1000
     for descriptor in range(8):

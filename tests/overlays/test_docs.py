@@ -34,14 +34,14 @@ SOURCE = [block for block in PYTHON if "bar_source.py" in block]
 PACKAGE = [block for kind, block in BLOCKS if kind == "toml"]
 
 
-def test_every_example_is_run_by_a_test():
+def test_documentation_examples_are_all_tested():
     assert len(VIEWING) == 4
     assert (len(ENGINE), len(SINK), len(SOURCE), len(PACKAGE)) == (2, 1, 1, 2)
     assert len(PYTHON) == len(VIEWING) + len(ENGINE) + len(SINK) + len(SOURCE)
 
 
 @pytest.mark.parametrize("example", ENGINE, ids=["explainer", "method"])
-def test_an_example_of_the_engine_explains_a_picture(example, tmp_path):
+def test_documentation_example_of_the_engine_explains_an_image(example, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.full((120, 160, 3), 90, np.uint8))
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example}"]
@@ -68,7 +68,7 @@ def install(tmp_path, monkeypatch, code, package):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_sink_of_the_document_sends_to_a_lamp_above_its_own_option(tmp_path, monkeypatch, overlaid):
+def test_documentation_sink_sends_above_its_own_threshold(tmp_path, monkeypatch, overlaid):
     install(tmp_path, monkeypatch, SINK[0], PACKAGE[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lamp:
         lamp.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def test_sink_of_the_document_sends_to_a_lamp_above_its_own_option(tmp_path, mon
     sys.modules.pop("lamp_sink")
 
 
-def test_source_of_the_document_gives_frames_with_its_own_options(tmp_path, monkeypatch):
+def test_documentation_source_gives_frames_with_its_own_options(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, SOURCE[0], PACKAGE[1])
     config = load_config({"sources": [{"uri": "bar://demo", "width": 32, "count": 3, "name": "door"}]}, "run.yaml")
     [(source, overflow)] = make_sources(config)
@@ -110,7 +110,7 @@ class EnoughError(Exception):
 
 
 @pytest.mark.parametrize("example", VIEWING, ids=lambda text: text.splitlines()[2][:60])
-def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypatch, overlaid):
+def test_documentation_example_of_the_viewer_prints_findings(example, tmp_path, monkeypatch, overlaid):
     create_keyring(tmp_path)
     (tmp_path / "viewer.key").write_bytes((tmp_path / "allowed" / "viewer.key").read_bytes())
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ def sent(explanation):
     return encode(Overlay(explanation.frame.image, explanation), sent_at_unix=1.7e9, now_monotonic=0.0)
 
 
-def test_what_guards_say_arrives(guarded):
+def test_guard_states_arrive_over_the_wire(guarded):
     explanation = guarded(FIRES, CALM)
     header, _ = decode_message(sent(explanation))
     got = as_overlay(header, explanation.frame.image, now_unix=0.0, now_monotonic=0.0).explanation
@@ -52,7 +52,7 @@ def test_what_guards_say_arrives(guarded):
     assert got.firing == (FIRES,)
 
 
-def test_regions_and_centres_follow_a_picture_that_was_sent_smaller(guarded):
+def test_regions_and_centroids_are_scaled_with_a_smaller_image(guarded):
     explanation = guarded(FIRES)
     small = np.zeros((60, 80, 3), np.uint8)
     header, _ = decode_message(encode(Overlay(small, explanation), sent_at_unix=0.0, now_monotonic=0.0))
@@ -61,7 +61,7 @@ def test_regions_and_centres_follow_a_picture_that_was_sent_smaller(guarded):
     assert got.first.heatmap_stats.centre == (30.0, 25.0)
 
 
-def test_without_guards_the_header_has_none_of_their_keys(explained):
+def test_header_without_guards_has_no_guard_keys(explained):
     record = explanation_record(explained(), sent_at_unix=0.0, now_monotonic=0.0)
     assert not {"guards", "regions", "deletion"} & set(record)
     assert "grounds" not in record["findings"][0]
@@ -82,7 +82,7 @@ def test_without_guards_the_header_has_none_of_their_keys(explained):
         (("findings", 0, "grounds", "heat_inside"), {"belt": None}),
     ],
 )
-def test_damage_is_refused_in_words(guarded, position, damage):
+def test_damaged_guard_values_are_refused_with_a_message(guarded, position, damage):
     record = explanation_record(guarded(FIRES), sent_at_unix=0.0, now_monotonic=0.0)
     holder = record
     for step in position[:-1]:
@@ -96,7 +96,7 @@ def painted(explanation, **options):
     return HeatRenderer(legend=False, **options).render(explanation).image
 
 
-def test_an_alarm_frames_the_picture_and_leaves_its_middle_free(guarded):
+def test_alarm_draws_a_border_and_leaves_the_middle_free(guarded):
     calm, alarmed = painted(guarded(CALM, regions=())), painted(guarded(FIRES, regions=()))
     assert (calm == 100).all()
     for edge in (alarmed[0], alarmed[-1], alarmed[:, 0], alarmed[:, -1]):
@@ -105,7 +105,7 @@ def test_an_alarm_frames_the_picture_and_leaves_its_middle_free(guarded):
     assert (alarmed[80:112, 10:100] != 100).any()
 
 
-def test_regions_are_outlined_and_named_and_turn_red(guarded):
+def test_regions_are_outlined_named_and_red_while_firing(guarded):
     calm, alarmed = painted(guarded(CALM)), painted(guarded(FIRES))
     assert calm[40, 60].argmax() == 2
     assert alarmed[40, 60].argmax() == 0
@@ -113,21 +113,21 @@ def test_regions_are_outlined_and_named_and_turn_red(guarded):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (300, 30), (30, 300), (48, 64)])
-def test_any_size_of_picture_can_be_alarmed(size, guarded, explained):
+def test_alarm_is_drawn_on_images_of_any_size(size, guarded, explained):
     far = Region("far away" * 8, ((-1e300, 5.0), (1e300, 5.0), (3.0, 1e9)))
     plain = explained(np.full((*size, 3), 50, np.uint8))
     image = painted(replace(plain, guards=(FIRES, replace(FIRES, name="b" * 64), FIRES, FIRES), regions=(BELT, far)))
     assert image.shape == (*size, 3)
 
 
-def test_many_alarms_are_counted(guarded):
+def test_surplus_alarms_are_counted(guarded):
     lines = [line.text for line in alarm_lines([replace(FIRES, name=f"g{k}") for k in range(5)])]
     assert lines[0] == "! g0 · 1.2 s"
     assert lines[1] == FIRES.message
     assert lines[-1] == "and 2 more"
 
 
-def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
+def test_page_state_has_the_greatest_drift_of_each_camera(overlaid):
     class Drifting(Part):
         def metrics(self):
             for camera, statistic, value in (("line", "entropy", 0.1), ("line", "score", 0.4), ("door", "score", 0.2)):
@@ -140,7 +140,7 @@ def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
     assert record == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
 
 
-def test_a_log_line_says_what_fires(guarded, tmp_path):
+def test_log_record_names_firing_guards(guarded, tmp_path):
     from overlays.sinks.jsonl import JsonlSink
 
     explanation = guarded(FIRES, CALM)
@@ -151,7 +151,7 @@ def test_a_log_line_says_what_fires(guarded, tmp_path):
     assert isinstance(explanation.frame, Frame)
 
 
-def test_a_table_keeps_all_that_guards_say(guarded):
+def test_table_keeps_all_guard_values(guarded):
     pa = pytest.importorskip("pyarrow")
     from overlays.records.arrow_schema import SCHEMA, from_row, to_row
 

@@ -64,7 +64,7 @@ edges = st.floats(-20, 60, allow_nan=False, width=32)
 @example(shape=(7, 7), size=(30, 40), corner=(-5.25, 3.5), extent=(33.3, 20.75))  # between pixels
 @example(shape=(7, 7), size=(30, 40), corner=(100, 100), extent=(10, 10))  # misses the frame
 @example(shape=(90, 90), size=(30, 40), corner=(0, 0), extent=(40, 30))  # finer than the frame
-def test_each_pixel_gets_the_heat_of_its_place_in_the_region(shape, size, corner, extent):
+def test_pixel_heat_is_interpolated_at_its_position_in_the_region(shape, size, corner, extent):
     region = Box(corner[0], corner[1], corner[0] + extent[0], corner[1] + extent[1])
     heat = some_heat(*shape)
     levels = heat_levels(heat, region, *size)
@@ -73,7 +73,7 @@ def test_each_pixel_gets_the_heat_of_its_place_in_the_region(shape, size, corner
     assert np.abs(levels - expected).max() <= 0.5 + 2e-3, "a level is the rounded heat, nothing further away"
 
 
-def test_over_the_whole_frame_it_is_opencvs_bilinear_resize():
+def test_heat_over_the_whole_frame_equals_opencvs_bilinear_resize():
     heat = some_heat(7, 7)
     theirs = cv2.resize(heat, (1280, 720), interpolation=cv2.INTER_LINEAR) * 255
     ours = heat_levels(heat, Box(0, 0, 1280, 720), 720, 1280)
@@ -89,7 +89,7 @@ def test_strips_leave_no_seam():
 
 @pytest.mark.parametrize("name", COLORMAPS)
 @pytest.mark.parametrize("opacity", [0.0, 0.37, 0.6, 1.0])
-def test_a_painted_pixel_is_within_one_of_the_float_blend(name, opacity):
+def test_blended_pixel_is_within_one_level_of_the_float_blend(name, opacity):
     image = np.random.default_rng(1).integers(0, 256, (150, 90, 3), np.uint8)
     heat, region = some_heat(7, 7), Box(-10.5, 20, 80, 160)
     painted = paint_heat(image, heat, region, palette(name, opacity))
@@ -97,7 +97,7 @@ def test_a_painted_pixel_is_within_one_of_the_float_blend(name, opacity):
     assert np.abs(painted - expected).max() <= 1.0
 
 
-def test_cold_pixels_stay_bit_identical_and_the_frame_is_left_alone():
+def test_cold_pixels_are_unchanged_and_the_frame_is_not_modified():
     image = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
     before = image.copy()
     image.flags.writeable = False
@@ -113,7 +113,7 @@ def test_cold_pixels_stay_bit_identical_and_the_frame_is_left_alone():
     assert painted.flags.writeable
 
 
-def test_every_frame_colour_meets_every_level_without_overflow():
+def test_blend_does_not_overflow_for_any_colour_and_level():
     image = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3))
     heat = (np.arange(256, dtype=np.float32) / 255)[:, None]
     painted = paint_heat(image, heat, Box(0, 0, 256, 256), palette("turbo", 0.6))
@@ -122,28 +122,28 @@ def test_every_frame_colour_meets_every_level_without_overflow():
 
 
 @pytest.mark.parametrize("heat", [2.0, -1.0])
-def test_heat_outside_its_range_is_cut_off_not_wrapped(heat):
+def test_heat_outside_its_range_is_clipped(heat):
     levels = heat_levels(np.full((2, 2), heat, np.float32), Box(0, 0, 4, 4), 4, 4)
     assert (levels == (255 if heat > 1 else 0)).all()
 
 
-def test_colours_are_the_published_ones_in_rgb_order():
+def test_colormap_colours_are_the_published_ones_in_rgb_order():
     assert palette("inferno", 1.0).colours[[0, 255]].tolist() == [[0, 0, 4], [252, 255, 164]]
     assert palette("viridis", 1.0).colours[0].tolist() == [68, 1, 84]
 
 
-def test_an_unknown_colormap_is_refused_with_the_nearest_name():
+def test_unknown_colormap_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'virids' is unknown.*Did you mean 'viridis'"):
         palette("virids", 0.6)
 
 
 @pytest.mark.parametrize("opacity", [-0.1, 1.1, float("nan")])
-def test_an_opacity_outside_its_range_is_refused(opacity):
+def test_opacity_outside_its_range_is_refused(opacity):
     with pytest.raises(ConfigError, match="outside"):
         palette("inferno", opacity)
 
 
-def test_the_hottest_box_holds_the_peak_and_its_hot_neighbours_only():
+def test_hottest_box_contains_the_peak_and_its_hot_neighbours_only():
     heat = np.zeros((6, 8), np.float32)
     heat[1, 2], heat[1, 3], heat[2, 2] = 1.0, 0.6, 0.4
     heat[4, 6] = 0.9  # hot too, but elsewhere
@@ -151,7 +151,7 @@ def test_the_hottest_box_holds_the_peak_and_its_hot_neighbours_only():
     assert hottest_box(np.zeros((3, 3), np.float32), Box(0, 0, 9, 9)) is None
 
 
-def test_box_and_contour_enclose_the_peak_and_are_cut_off_at_the_border():
+def test_hottest_box_and_contour_enclose_the_peak_and_are_clipped_at_the_border():
     heat = np.zeros((5, 5), np.float32)
     heat[2, 2] = 1.0
     region = Box(0, 0, 100, 100)

@@ -28,7 +28,7 @@ def indices(path):
     return [line["index"] for line in log_lines(path)]
 
 
-def test_a_line_is_a_header_of_the_wire_with_the_heat_and_without_a_picture(tmp_path, overlaid):
+def test_log_line_is_a_wire_header_with_heat_and_without_image(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
         assert not sink.needs_image("line")
@@ -44,14 +44,14 @@ def test_a_line_is_a_header_of_the_wire_with_the_heat_and_without_a_picture(tmp_
     assert np.abs(header.findings[0].heat - np.linspace(0, 1, 12).reshape(3, 4)).max() <= 0.5 / 255 + 1e-6
 
 
-def test_every_line_is_on_disk_when_put_returns(tmp_path, overlaid):
+def test_log_line_is_on_disk_when_put_returns(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
         sink.put(overlaid())
         assert path.read_bytes().endswith(b"}\n")
 
 
-def test_a_killed_run_leaves_whole_lines(tmp_path):
+def test_killed_run_leaves_whole_lines(tmp_path):
     path = tmp_path / "out.jsonl"
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
@@ -65,7 +65,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
     assert indices(path) == list(range(50))
 
 
-def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(tmp_path, overlaid):
+def test_log_is_continued_by_each_run_with_a_run_record(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     old = json.dumps({"version": 1, "camera": "old", "index": 7}) + "\n"
     path.write_text(old)
@@ -87,7 +87,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
     assert not (tmp_path / "never.jsonl").exists()
 
 
-def test_a_log_is_replaced_where_that_is_asked_for_and_said(tmp_path, overlaid, caplog):
+def test_log_is_replaced_on_request_with_a_message(tmp_path, overlaid, caplog):
     path = tmp_path / "out.jsonl"
     path.write_text("{}\n" * 5)
     with JsonlSink(JsonlSettings(uri=str(path), mode="replace")) as sink:
@@ -99,7 +99,7 @@ def test_a_log_is_replaced_where_that_is_asked_for_and_said(tmp_path, overlaid, 
 
 
 @pytest.mark.parametrize("torn", [b'{"version":1,"cam', b"\0" * 300, b"{" * 70_000, b'{"a":"\xc3'])
-def test_a_line_that_was_cut_off_is_set_aside_and_nothing_is_glued_to_it(tmp_path, overlaid, torn, caplog):
+def test_truncated_line_is_moved_aside_before_appending(tmp_path, overlaid, torn, caplog):
     path = tmp_path / "out.jsonl"
     whole = b'{"version":1,"index":5}\n'
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_a_line_that_was_cut_off_is_set_aside_and_nothing_is_glued_to_it(tmp_pat
     assert "out.jsonl.partial" in caplog.text
 
 
-def test_a_last_line_that_only_lacks_its_line_feed_gets_it(tmp_path, overlaid):
+def test_last_line_without_line_feed_gets_one(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"version":1,"index":5}')
     with JsonlSink(path) as sink:
@@ -121,7 +121,7 @@ def test_a_last_line_that_only_lacks_its_line_feed_gets_it(tmp_path, overlaid):
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
-def test_the_half_line_goes_nowhere_through_a_planted_link(tmp_path, overlaid):
+def test_truncated_line_is_not_moved_through_a_planted_link(tmp_path, overlaid):
     path, diary = tmp_path / "out.jsonl", tmp_path / "diary"
     diary.write_text("precious")
     (tmp_path / "out.jsonl.partial").symlink_to(diary)
@@ -135,7 +135,7 @@ def test_the_half_line_goes_nowhere_through_a_planted_link(tmp_path, overlaid):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ESTALE])
-def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, overlaid, code, monkeypatch):
+def test_disk_errors_never_close_the_log_and_each_is_reported(tmp_path, overlaid, code, monkeypatch):
     now, failing = [0.0], [False]
     write = JsonlSink._write
 
@@ -159,7 +159,7 @@ def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, 
     assert indices(path) == [0, 2]
 
 
-def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid):
+def test_log_continues_when_its_folder_returns(tmp_path, overlaid):
     now, folder = [0.0], tmp_path / "disk"
     folder.mkdir()
     sink = JsonlSink(folder / "out.jsonl", clock=lambda: now[0]).__enter__()
@@ -176,7 +176,7 @@ def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid)
     assert indices(folder / "out.jsonl") == [0, 2]
 
 
-def test_a_log_of_photos_tells_each_photos_name_even_one_that_is_no_utf8(tmp_path, overlaid):
+def test_log_of_photos_has_each_file_name_even_if_not_utf8(tmp_path, overlaid):
     path, names = tmp_path / "out.jsonl", ["a/1.jpg", "b/1.jpg", os.fsdecode(b"c\xff.jpg"), os.fsdecode(b"c\xfe.jpg")]
     with JsonlSink(path) as sink:
         for index, name in enumerate(names):
@@ -188,7 +188,7 @@ def test_a_log_of_photos_tells_each_photos_name_even_one_that_is_no_utf8(tmp_pat
     assert [decode_header(line).source for line in lines] == [name or "" for name in values]
 
 
-def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
+def test_path_that_cannot_be_written_is_refused_at_start(tmp_path):
     with pytest.raises(SinkError, match="is a folder"), JsonlSink(tmp_path):
         pass
     with (
@@ -201,7 +201,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_once_counted_and_told_at_the_end(overlaid, caplog):
+def test_full_disk_is_logged_once_counted_and_reported_at_the_end(overlaid, caplog):
     sink = JsonlSink(Path("/dev/full")).__enter__()
     for index in range(3):
         sink.put(overlaid(index=index))
@@ -222,7 +222,7 @@ def room_for(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlaid, caplog):
+def test_log_continues_without_torn_lines_when_there_is_space_again(tmp_path, overlaid, caplog):
     path, now = tmp_path / "out.jsonl", [0.0]
     sink = JsonlSink(path, clock=lambda: now[0]).__enter__()
     sink.put(overlaid(index=0))
@@ -241,7 +241,7 @@ def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlai
     ]
 
 
-def test_a_log_that_is_rotated_goes_on_whole_whichever_way(tmp_path, overlaid):
+def test_rotated_log_loses_no_line(tmp_path, overlaid):
     path, moved, now = tmp_path / "out.jsonl", tmp_path / "moved.jsonl", [0.0]
     sink = JsonlSink(path, clock=lambda: now[0]).__enter__()
     sink.put(overlaid(index=0))
@@ -264,7 +264,7 @@ def test_a_log_that_is_rotated_goes_on_whole_whichever_way(tmp_path, overlaid):
     assert indices(path) == [6]
 
 
-def test_a_reader_that_is_gone_closes_the_log(tmp_path, overlaid):
+def test_closed_pipe_closes_the_log(tmp_path, overlaid):
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

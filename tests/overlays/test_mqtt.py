@@ -98,7 +98,7 @@ def connected(sink, wait_until):
     wait_until(lambda: sink.idle() or not sink.problem)
 
 
-def test_findings_states_and_our_presence_are_heard(broker, overlaid, wait_until):
+def test_sink_publishes_findings_camera_states_and_its_status(broker, overlaid, wait_until):
     with Listener(broker.port) as listener, telling(broker.uri) as sink:
         assert isinstance(sink, Sink)
         assert not sink.needs_image("line")
@@ -124,7 +124,7 @@ def test_findings_states_and_our_presence_are_heard(broker, overlaid, wait_until
         wait_until(lambda: later.told("/status") == [b"offline"])
 
 
-def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, wait_until):
+def test_runs_with_a_shared_topic_have_separate_status_topics(broker, overlaid, wait_until):
     with Listener(broker.port) as listener, telling(broker.uri) as east:
         with telling(broker.uri, status_topic="west") as west:
             connected(east, wait_until)
@@ -140,7 +140,7 @@ def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overla
         assert not east.problem
 
 
-def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, wait_until):
+def test_label_change_is_published_at_once_and_the_rest_at_the_rate(broker, overlaid, wait_until):
     now = [0.0]
     sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with Listener(broker.port) as listener, sink:
@@ -153,7 +153,7 @@ def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, over
         assert len(listener.indices()) <= 6
 
 
-def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_path, overlaid, wait_until, caplog):
+def test_late_broker_receives_findings_kept_with_qos_1_only(tmp_path, overlaid, wait_until, caplog):
     late = Broker(tmp_path, "allow_anonymous true")
     with (
         telling(late.uri, qos=1) as careful,
@@ -174,7 +174,7 @@ def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_pat
             assert listener.indices() == list(range(10, MAX_WAITING + 10))
 
 
-def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, wait_until):
+def test_sink_reconnects_to_a_restarted_broker(tmp_path, overlaid, wait_until):
     path = Broker(tmp_path, "allow_anonymous true")
     with telling(path.uri, qos=1) as sink:
         with path, Listener(path.port) as listener:
@@ -199,7 +199,7 @@ KILLED = (
 )
 
 
-def test_of_a_run_that_is_killed_the_broker_says_that_it_is_gone(broker, wait_until):
+def test_broker_publishes_the_will_of_a_killed_run(broker, wait_until):
     with Listener(broker.port) as listener:
         run = subprocess.Popen(
             [sys.executable, "-c", KILLED, broker.uri], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -227,7 +227,7 @@ class Explaining(Explainer):
 
 
 @pytest.mark.parametrize("there", ["listening", "silent", "gone"])
-def test_leaving_closes_every_socket_itself(broker, wait_until, there):
+def test_leaving_closes_all_sockets(broker, wait_until, there):
     if there == "silent":
         broker.process.send_signal(signal.SIGSTOP)
     uri = broker.uri if there != "gone" else f"mqtt://127.0.0.1:{free_port()}/plant"
@@ -246,7 +246,7 @@ def test_leaving_closes_every_socket_itself(broker, wait_until, there):
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, wait_until, when):
+def test_stalled_broker_blocks_no_frame_and_memory_is_bounded(broker, overlaid, wait_until, when):
     other = Counting()
     sink = MqttSink(MqttSettings.model_construct(uri=broker.uri, max_rate=1e9, qos=1))
     with pytest.raises(DataLossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
@@ -260,7 +260,7 @@ def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, 
         assert len(sink._connection._unconfirmed) <= 20
 
 
-def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlaid, wait_until, caplog):
+def test_password_is_sent_and_refusals_are_reported_without_it(tmp_path, overlaid, wait_until, caplog):
     keeper = shutil.which("mosquitto_passwd")
     if keeper is None:
         pytest.skip("needs mosquitto_passwd")
@@ -283,7 +283,7 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
 
 # paho lets go of a socket whose handshake fails without closing it; it is closed when it is forgotten, at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, wait_until):
+def test_tls_requires_a_valid_broker_certificate(tmp_path, overlaid, wait_until):
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("needs openssl")
@@ -307,25 +307,25 @@ def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, wait_until)
         MqttSink(MqttSettings(uri="mqtt://host/t", ca_file=str(certificate)))
 
 
-def test_a_password_in_the_address_is_refused_and_not_repeated():
+def test_password_in_the_address_is_refused_and_not_repeated():
     with pytest.raises(SinkError, match="--mqtt-credentials") as refused:
         MqttSink("mqtt://me:secret@host/t")
     assert "secret" not in str(refused.value)
 
 
-def test_cameras_that_would_share_their_topics_are_refused():
+def test_cameras_with_equal_topics_are_refused():
     with pytest.raises(SinkError, match="'a/b' and 'a_b' would share the topic 't/a_b/finding'; rename one of them"):
         MqttSink("mqtt://host/t", SinkContext(cameras=("a/b", "a_b")))
 
 
-def test_while_the_broker_is_being_called_the_trouble_has_words():
+def test_problem_is_reported_while_connecting():
     deaf = socket.create_server(("127.0.0.1", 0))
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
         sink.idle()
         assert "the connection is being made" in sink.problem
 
 
-def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, wait_until):
+def test_findings_of_a_folder_are_all_published_at_any_speed(broker, overlaid, wait_until):
     with Listener(broker.port) as listener:
         sink = MqttSink(broker.uri, SinkContext(cameras=("parts",)))
         with sink:
@@ -336,7 +336,7 @@ def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid
     assert sink.account == "60 findings accepted by the broker, 0 lost"
 
 
-def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, wait_until, monkeypatch):
+def test_findings_of_a_file_beyond_the_queue_are_all_published(broker, overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "MAX_WAITING", 20)
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 30.0)
     with Listener(broker.port) as listener:
@@ -347,7 +347,7 @@ def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, wa
         assert listener.indices() == list(range(300))
 
 
-def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overlaid, wait_until):
+def test_findings_skipped_by_the_rate_are_counted_as_skipped(broker, overlaid, wait_until):
     now = [0.0]
     sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with sink:
@@ -361,7 +361,7 @@ def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overl
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, overlaid, wait_until, caplog, qos):
+def test_findings_refused_by_the_broker_are_counted_logged_and_an_error(tmp_path, overlaid, wait_until, caplog, qos):
     access = tmp_path / "access"
     access.write_text("topic write plant/status\ntopic write plant/line/state\ntopic write plant/good/#\n")
     access.chmod(0o644)
@@ -446,7 +446,7 @@ class Dripping(Scripted):
 ACCEPTED_V5, ACCEPTED_V3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
 
 
-def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overlaid, wait_until, caplog):
+def test_broker_of_the_older_version_is_used_and_logged(overlaid, wait_until, caplog):
     with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
         connected(sink, wait_until)
         assert old.versions == [5, 4]
@@ -454,13 +454,13 @@ def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overl
     assert "cannot report the findings it refuses" in caplog.text
 
 
-def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(wait_until):
+def test_broker_that_closes_on_the_newer_version_is_retried_with_the_older(wait_until):
     with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
         connected(sink, wait_until)
         assert old.versions == [5, 4]
 
 
-def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(overlaid, wait_until, monkeypatch):
+def test_slow_confirmations_do_not_delay_the_end(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 2.0)
     monkeypatch.setattr(mqtt_sink, "_MIN_RATE", 1000.0)
     with Dripping() as position:
@@ -473,7 +473,7 @@ def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(o
         assert sink.lost > 0
 
 
-def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(overlaid, wait_until, monkeypatch):
+def test_unconfirmed_findings_of_files_are_lost_and_an_error(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 0.5)
     sink = None
     with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings accepted .* 3 lost"):  # noqa: PT012
@@ -497,7 +497,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, wait_until, overlaid):
+def test_hostile_broker_is_disconnected_before_its_data_is_stored(name, wait_until, overlaid):
     packet, message = HOSTILE[name]
     with Scripted(ACCEPTED_V5 + packet, ACCEPTED_V5) as hostile, telling(hostile.uri) as sink:
         wait_until(lambda: sink.idle() or (sink.problem and message in sink.problem and hostile.versions))
@@ -506,7 +506,7 @@ def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, wait_unti
         connected(sink, wait_until)
 
 
-def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(wait_until, overlaid, caplog):
+def test_findings_that_make_the_broker_disconnect_are_given_up(wait_until, overlaid, caplog):
     with Scripted(*[ACCEPTED_V5 + b"\xe0\x02\x95\x00"] * 12) as hostile:
         with (
             contextlib.suppress(DataLossError),
@@ -518,7 +518,7 @@ def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(wait_u
         assert len(caplog.records) <= 4
 
 
-def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(wait_until, overlaid):
+def test_finding_larger_than_the_brokers_limit_is_refused_and_not_sent(wait_until, overlaid):
     small = b"\x20\x08\x00\x00\x05\x27\x00\x00\x01\x00"  # MaximumPacketSize 256
     with Scripted(small) as index, pytest.raises(DataLossError, match="1 refused"), telling(index.uri) as sink:  # noqa: PT012
         connected(sink, wait_until)

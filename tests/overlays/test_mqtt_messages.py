@@ -23,7 +23,7 @@ from tests.overlays.conftest import explain
         ("MQTT://[::1]:5/a", ("::1", 5, False, "a")),
     ],
 )
-def test_an_address_is_read(uri, broker):
+def test_address_is_parsed(uri, broker):
     assert parse_broker(uri) == broker
 
 
@@ -39,25 +39,25 @@ def test_an_address_is_read(uri, broker):
         ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
     ],
 )
-def test_an_address_that_is_none_is_refused_with_the_cure_and_without_its_password(uri, message):
+def test_invalid_address_is_refused_with_the_remedy_and_without_its_password(uri, message):
     with pytest.raises(ValueError, match=message) as refused:
         parse_broker(uri)
     assert "secret" not in str(refused.value)
 
 
 @given(st.text())
-def test_whatever_a_camera_is_called_it_is_one_level_of_a_topic(camera):
+def test_camera_name_is_one_topic_level(camera):
     assert topic_level(camera)
     assert not set("+#/\x00") & set(topic_level(camera))
     assert parse_broker("mqtt://h/t").finding(camera).count("/") == 2
 
 
-def test_cameras_that_would_share_a_topic_are_found():
+def test_cameras_with_equal_topics_are_found():
     assert colliding_cameras(["a/b", "gate", "a_b"]) == ("a/b", "a_b")
     assert colliding_cameras(["a/b", "gate", "ab"]) is None
 
 
-def test_a_finding_is_told_without_heat_but_with_its_hottest_spot():
+def test_finding_is_published_without_heat_but_with_its_peak():
     heat = np.zeros((3, 4), np.float32)
     heat[1, 2] = 1.0
     record = json.loads(

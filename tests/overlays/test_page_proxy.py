@@ -68,7 +68,7 @@ def fetch(address, method="GET", body=None, **headers):
         link.close()
 
 
-def test_documented_proxies_serve_the_page_on_another_port_and_below_a_path(tmp_path, overlaid):
+def test_documented_proxies_serve_the_page_on_another_port_and_path(tmp_path, overlaid):
     blocks = re.findall(r"```nginx\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
     dropping = blocks[0].replace("location /", "location /drops/").replace("8000;", "8000/;", 1)

@@ -67,7 +67,7 @@ def explanations(draw):
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(explanations(), st.dictionaries(st.just("guard") | st.just("clip_seconds"), FINITE | st.text(), max_size=2))
-def test_a_row_gives_back_the_record_it_was_made_of_with_keys_it_has_no_column_for(explanation, more):
+def test_row_restores_its_record_with_keys_without_a_column(explanation, more):
     import pyarrow as pa
 
     record = explanation_record(explanation, sent_at_unix=1e9, now_monotonic=2.0) | more
@@ -75,7 +75,7 @@ def test_a_row_gives_back_the_record_it_was_made_of_with_keys_it_has_no_column_f
     assert from_row(row) == record
 
 
-def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
+def test_table_has_the_content_of_the_log(tmp_path, overlaid):
     clocks = {"wall_clock": lambda: 1e9, "clock": lambda: 100.0}
     table, lines = tmp_path / "out.parquet", tmp_path / "out.jsonl"
     with ParquetSink(table, **clocks) as sink, JsonlSink(lines, **clocks) as plain:
@@ -93,7 +93,7 @@ def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
     assert {p.name for p in tmp_path.iterdir()} == {"out.parquet", "out.jsonl"}
 
 
-def test_parts_are_written_now_and_then_and_joined_in_order(tmp_path, overlaid):
+def test_parts_are_written_at_intervals_and_joined_in_order(tmp_path, overlaid):
     now = [0.0]
     path = tmp_path / "out.parquet"
     with ParquetSink(path, clock=lambda: now[0]) as sink:
@@ -112,7 +112,7 @@ def test_parts_are_written_now_and_then_and_joined_in_order(tmp_path, overlaid):
     held.close()
 
 
-def test_parts_that_cannot_be_joined_are_a_loss_that_is_told_and_stay_readable(tmp_path, overlaid):
+def test_parts_that_cannot_be_joined_are_reported_and_readable(tmp_path, overlaid):
     path = tmp_path / "out.parquet"
     (tmp_path / ".out.parquet.joining" / "in the way").mkdir(parents=True)
     with (
@@ -128,7 +128,7 @@ def indices(path):
     return pq.read_table(path).column("index").to_pylist()
 
 
-def test_a_table_never_replaces_an_earlier_runs_even_within_one_second(tmp_path, overlaid, caplog):
+def test_table_never_replaces_an_earlier_one_within_a_second(tmp_path, overlaid, caplog):
     path = tmp_path / "out.parquet"
     with ParquetSink(path) as sink:
         sink.put(overlaid(index=1))
@@ -146,7 +146,7 @@ def test_a_table_never_replaces_an_earlier_runs_even_within_one_second(tmp_path,
     assert f"exists and is kept; this run's table is {names[1]}" in caplog.text
 
 
-def test_a_table_is_replaced_where_that_is_asked_for_when_the_new_one_is_whole(tmp_path, overlaid, caplog):
+def test_table_is_replaced_on_request_when_the_new_one_is_complete(tmp_path, overlaid, caplog):
     path = tmp_path / "out.parquet"
     with ParquetSink(path) as sink:
         sink.put(overlaid(index=1))
@@ -158,7 +158,7 @@ def test_a_table_is_replaced_where_that_is_asked_for_when_the_new_one_is_whole(t
     assert "mode=replace" in caplog.text
 
 
-def test_a_table_tells_each_photos_name_and_one_of_an_older_version_is_read(tmp_path, overlaid):
+def test_table_has_the_file_name_of_each_photo_and_older_tables_are_read(tmp_path, overlaid):
     path = tmp_path / "out.parquet"
     with ParquetSink(path) as sink:
         for index, name in enumerate(["a/1.jpg", "b/1.jpg", ""]):
@@ -170,7 +170,7 @@ def test_a_table_tells_each_photos_name_and_one_of_an_older_version_is_read(tmp_
         assert [header.source for header in logged.headers()] == ["", "", ""]
 
 
-def test_a_name_whose_parts_could_not_be_named_is_refused_before_the_run(tmp_path):
+def test_name_too_long_for_its_parts_is_refused_at_start(tmp_path):
     with pytest.raises(SinkError, match="at most 255 bytes"), ParquetSink(tmp_path / f"{'x' * 243}.parquet"):
         pass
 
@@ -185,7 +185,7 @@ KILLED = (
 )
 
 
-def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlaid, caplog):
+def test_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlaid, caplog):
     path = tmp_path / "out.parquet"
     ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
@@ -204,7 +204,7 @@ def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlai
         assert explainer.line_count == len(left)
 
 
-def test_a_part_that_is_torn_is_left_out_and_the_others_are_read(tmp_path, overlaid, caplog):
+def test_torn_part_is_skipped_and_the_others_are_read(tmp_path, overlaid, caplog):
     for number in range(3):
         with ParquetSink(tmp_path / f"part-{number}.parquet") as sink:
             sink.put(overlaid(index=number))
@@ -219,7 +219,7 @@ def test_a_part_that_is_torn_is_left_out_and_the_others_are_read(tmp_path, overl
         pass
 
 
-def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, overlaid, monkeypatch):
+def test_full_disk_is_logged_and_a_bounded_number_of_rows_waits(tmp_path, overlaid, monkeypatch):
     monkeypatch.setattr(parquet, "_PART_ROWS", 50)
     path = tmp_path / "out.parquet"
     now = [0.0]
@@ -249,7 +249,7 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
     assert 0 < lost < 80
 
 
-def test_a_disk_that_fails_for_a_while_closes_no_table(tmp_path, overlaid, monkeypatch):
+def test_temporary_disk_failure_does_not_close_the_table(tmp_path, overlaid, monkeypatch):
     def writing(*options, **more):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -267,14 +267,14 @@ def test_a_disk_that_fails_for_a_while_closes_no_table(tmp_path, overlaid, monke
     assert indices(path) == list(range(13))
 
 
-def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
+def test_path_that_cannot_be_written_is_refused_at_start(tmp_path):
     with pytest.raises(SinkError, match="is a folder"), ParquetSink(tmp_path):
         pass
     with pytest.raises(SinkError, match="mkdir -p"), ParquetSink(tmp_path / "no" / "out.parquet"):
         pass
 
 
-def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, overlaid, monkeypatch):
+def test_replay_of_a_table_equals_replay_of_the_log(tmp_path, overlaid, monkeypatch):
     monkeypatch.setattr(parquet, "_PART_ROWS", 7)
     monkeypatch.setattr(parquet, "_GROUP_ROWS", 20)
     paths = [tmp_path / "out.parquet", tmp_path / "out.jsonl"]
@@ -302,7 +302,7 @@ def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, 
     assert sum(map(bool, seen[0])) == 134
 
 
-def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
+def test_file_that_is_no_table_is_refused_with_a_message(tmp_path, overlaid):
     path = tmp_path / "out.parquet"
     for content in (b"", b"PAR1", b"no table at all" * 100):
         path.write_bytes(content)
@@ -322,7 +322,7 @@ def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
         pass
 
 
-def test_a_row_that_is_damaged_is_left_out_and_the_others_are_shown(tmp_path, overlaid):
+def test_damaged_row_is_skipped_and_the_others_are_shown(tmp_path, overlaid):
     import pyarrow as pa
 
     path = tmp_path / "out.parquet"
@@ -339,7 +339,7 @@ def test_a_row_that_is_damaged_is_left_out_and_the_others_are_shown(tmp_path, ov
         assert [frame.index for frame in frames] == [4]
 
 
-def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid):
+def test_small_file_that_declares_many_rows_is_never_held_in_memory(tmp_path, overlaid):
     import pyarrow as pa
 
     path = tmp_path / "out.parquet"

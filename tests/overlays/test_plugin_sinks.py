@@ -89,7 +89,7 @@ def installed(tmp_path, monkeypatch):
     sys.modules.pop("acme_sinks", None)
 
 
-def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid):
+def test_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid):
     assert {entry.name for entry in plugin_sinks()} == {
         ".csv",
         "half://",
@@ -109,7 +109,7 @@ def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid)
         build_sink("out.jsonl", delimiter=";")
 
 
-def test_the_house_keeps_its_own_kinds(installed):
+def test_built_in_kinds_cannot_be_replaced(installed):
     assert type(build_sink("out.mp4")).__name__ == "VideoSink"
     assert ".mp4" in SINKS.having("crf")
 
@@ -126,13 +126,13 @@ def test_the_house_keeps_its_own_kinds(installed):
         ("out.cvs", r"Did you mean '\.csv'"),
     ],
 )
-def test_a_package_that_does_not_keep_its_word_is_named(installed, uri, message):
+def test_package_that_violates_the_interface_is_named(installed, uri, message):
     with pytest.raises(SinkError, match=message) as refused:
         build_sink(uri)
     assert "secret" not in str(refused.value)
 
 
-def test_the_command_line_takes_it_and_doctor_names_it(installed, tmp_path):
+def test_command_line_accepts_a_plugin_and_doctor_lists_it(installed, tmp_path):
     code = textwrap.dedent(f"""
         import sys; sys.path.insert(0, {str(installed)!r})
         import run; sys.argv = ["run.py", *sys.argv[1:]]; run.main()

@@ -16,7 +16,7 @@ from tests.support.fakes import FakeSource
 
 
 @pytest.mark.parametrize("name", ["[fe80::1]/live", "door [/b]", "[red]door"])
-def test_names_are_shown_as_they_are_whatever_brackets_stand_in_them(name):
+def test_names_with_brackets_are_shown_unchanged(name):
     outcome = RunResult(RunStats([name]), [SourceWorker(FakeSource(1, name))], [])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     console.print(table(outcome, 0.0))
@@ -24,7 +24,7 @@ def test_names_are_shown_as_they_are_whatever_brackets_stand_in_them(name):
     assert lines(outcome, 0.0)[0].startswith(f"{name}: ")
 
 
-def test_a_log_whose_disk_is_full_ends_no_run(monkeypatch):
+def test_log_on_a_full_disk_does_not_end_the_run(monkeypatch):
     class Full(io.StringIO):
         def write(self, _text):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -34,7 +34,7 @@ def test_a_log_whose_disk_is_full_ends_no_run(monkeypatch):
         progress.watch(RunResult(RunStats(["door"]), [SourceWorker(FakeSource(1, "door"))], []))
 
 
-def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age():
+def test_console_shows_the_duration_of_a_signal_loss_instead_of_an_age():
     camera = FakeSource(1, "door")
     camera.live = True
     pump = SourceWorker(camera)
@@ -49,9 +49,9 @@ def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age
     assert "age 1" in lines(outcome, 100.0)[0], "a slow camera is not a dead one"
 
 
-def test_rate_of_a_slow_camera_is_told_until_it_has_missed_three_frames():
+def test_rate_of_a_slow_camera_is_shown_until_three_frames_are_missing():
     tally = RunStats(["door"]).cameras["door"]
-    for moment in (0.0, 5.0, 10.0):
-        tally.frame_rate.record(moment)
+    for timestamp in (0.0, 5.0, 10.0):
+        tally.frame_rate.record(timestamp)
     assert tally.rate(24.0) == pytest.approx(0.2)
     assert tally.rate(26.0) == 0.0

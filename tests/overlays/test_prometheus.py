@@ -111,7 +111,7 @@ def about(*sinks):
         yield page
 
 
-def test_the_figures_are_the_runs_own(explained):
+def test_metrics_are_the_runs_counters(explained):
     with WebSink(ANY, SinkContext(cameras=("a", "b"))) as sink:
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
         Pipeline(
@@ -134,7 +134,7 @@ def test_the_figures_are_the_runs_own(explained):
         assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
 
 
-def test_figures_are_told_whatever_bytes_files_are_called_by():
+def test_metrics_are_valid_for_file_names_of_any_bytes():
     with about(JsonlSink(Path(os.fsdecode(b"bad\xff.jsonl")))) as sink:
         assert "recipro_recorder_lost_frames" in dict(figures(sink))
 
@@ -150,7 +150,7 @@ class Aged(FakeSource):
             yield Frame(np.zeros((8, 8, 3), np.uint8), self.camera, index, captured_at)
 
 
-def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
+def test_metrics_distinguish_expired_frames_from_overload(explained):
     with WebSink(ANY, SinkContext(cameras=("a",))) as sink:
         limits = RunLimits(queue_frames=30, max_age_seconds=30.0)
         outcome = Pipeline(
@@ -168,7 +168,7 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
     )
 
 
-def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, wait_until):
+def test_metrics_count_web_and_network_viewers(tmp_path, overlaid, wait_until):
     create_keyring(tmp_path / "keys")
     ring = tmp_path / "keys"
     curve = CurveSettings(secret_key_file=str(ring / "server.key_secret"), authorized_keys=str(ring / "allowed"))
@@ -189,7 +189,7 @@ def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, over
         assert {kind: metrics[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
 
 
-def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_path, overlaid, monkeypatch):
+def test_full_disk_is_reported_in_metrics_and_page_until_there_is_space(tmp_path, overlaid, monkeypatch):
     full = [False]
     add = ClipWriter.add
 
@@ -238,7 +238,7 @@ def status(page):
                 return record
 
 
-def test_a_sink_that_closed_is_named_on_the_page(explained):
+def test_closed_sink_is_named_on_the_page(explained):
     class Broken(Sink):
         uri, lossless = "broken.mp4", True
 
@@ -256,7 +256,7 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
         assert dict(figures(page))["recipro_sink_broken"] in {0, 1}
 
 
-def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
+def test_dashboard_uses_existing_metrics(explained, tmp_path):
     dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
     asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     settings = ClipSettings(uri=f"{tmp_path}/", disk_budget_mib=1)
@@ -285,7 +285,7 @@ def replace_parts(page, *more):
 
 
 @pytest.mark.gpu
-def test_a_network_on_a_gpu_tells_what_memory_it_takes():
+def test_gpu_network_reports_its_memory():
     import torch
 
     from engine.explainers.base import _memory

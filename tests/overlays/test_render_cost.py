@@ -20,7 +20,7 @@ def bench():
     return module
 
 
-def test_it_prints_one_line_of_json_with_every_option(bench, capsys):
+def test_render_cost_prints_one_json_line_with_every_option(bench, capsys):
     text = bench.main(["--height", "90", "--width", "160", "--repeats", "3"])
     assert json.loads(capsys.readouterr().out) == text
     assert set(text["options"]) == {*bench.OPTIONS, "crop"}
@@ -30,7 +30,7 @@ def test_it_prints_one_line_of_json_with_every_option(bench, capsys):
     assert cv2.getNumThreads() == 1
 
 
-def test_a_renderer_that_draws_nothing_is_not_timed(bench):
+def test_render_cost_refuses_to_time_a_renderer_that_draws_nothing(bench):
     explanation = bench.explanations(90, 160, 7, crop=False)[0]
     with pytest.raises(AssertionError):
         bench.check(explanation, bench.HeatRenderer(opacity=0.0, legend=False))

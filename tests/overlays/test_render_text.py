@@ -14,14 +14,14 @@ from overlays.render.text import TextLine, draw_legend, ellipsize, printable, te
 @example(text="line\nbreak\ttab\x00", size=12, room=100)
 @example(text="שלום 日本語 🙂", size=12, room=100)
 @example(text="W" * 400, size=12, room=100)
-def test_any_text_is_drawn_on_one_line_within_its_room(text, size, room):
+def test_text_is_drawn_on_one_line_within_its_area(text, size, room):
     tile = text_tile(text, size, 500, room)
     assert tile.shape[1] <= room
     assert tile.shape[0] == round(size * 1.35)
 
 
 @pytest.mark.parametrize("text", ["Größe", "日本語", "한국어", "Привет", "ラベル"])
-def test_letters_of_other_scripts_are_drawn_and_not_replaced_by_question_marks(text):
+def test_letters_of_other_scripts_are_drawn_without_question_marks(text):
     tile, marks = text_tile(text, 24, 500, 400), text_tile("?" * len(text), 24, 500, 400)
     assert tile.any()
     assert tile.shape != marks.shape or (tile != marks).any()
@@ -34,7 +34,7 @@ def test_descenders_and_accents_are_inside_the_tile():
         assert ink.max() < round(40 * 1.35) - 1
 
 
-def test_a_long_label_is_shortened_with_an_ellipsis_as_late_as_possible():
+def test_long_label_is_shortened_with_an_ellipsis_as_late_as_possible():
     text = "a very long name of a class that nobody can read"
     short = ellipsize(text, 20, 500, 150)
     assert short.endswith("…")
@@ -50,7 +50,7 @@ def test_control_characters_become_spaces():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 64), (20, 2000), (2000, 20), (720, 1280), (1280, 720)])
-def test_a_legend_fits_into_every_picture(size):
+def test_legend_fits_into_images_of_any_size(size):
     image = np.full((*size, 3), 128, np.uint8)
     draw_legend(image, [TextLine("97%  water bottle"), TextLine("12 ms · 30.0/s · line"), *[TextLine("another")] * 20])
     touched = np.argwhere((image != 128).any(axis=2))
@@ -61,7 +61,7 @@ def test_a_legend_fits_into_every_picture(size):
 
 
 @pytest.mark.parametrize("ground", [0, 128, 255])
-def test_a_legend_can_be_read_on_any_ground(ground):
+def test_legend_is_readable_on_any_background(ground):
     image = np.full((480, 640, 3), ground, np.uint8)
     draw_legend(image, [TextLine("97%  water bottle")])
     size = text_size(480, 640)
@@ -70,6 +70,6 @@ def test_a_legend_can_be_read_on_any_ground(ground):
     assert np.median(plate) < 90, "and its ground dark"
 
 
-def test_a_legend_grows_with_the_frame():
+def test_legend_grows_with_the_frame():
     assert text_size(1080, 1920) > text_size(720, 1280) > text_size(480, 640) > text_size(64, 64)
     assert text_size(720, 1280) == text_size(1280, 720)

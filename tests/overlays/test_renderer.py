@@ -18,13 +18,13 @@ def texts(explanation, now=None, interval=None):
     return [line.text for line in legend_lines(explanation, now, interval)]
 
 
-def test_it_is_a_renderer():
+def test_renderer_implements_the_interface():
     assert isinstance(HeatRenderer(), Renderer)
     assert "inferno" in COLORMAPS
 
 
 @pytest.mark.parametrize("options", [{}, {"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 1.0}])
-def test_it_never_paints_on_the_frame_and_gives_a_read_only_picture_of_its_size(options, explained):
+def test_renderer_never_modifies_the_frame_and_returns_a_read_only_image(options, explained):
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     before = image.copy()
     explanation = explained(image)
@@ -37,7 +37,7 @@ def test_it_never_paints_on_the_frame_and_gives_a_read_only_picture_of_its_size(
 
 
 @pytest.mark.parametrize("region", [Box(20, 0, 100, 90), Box(0, -15, 120, 105), Box(10.5, 3.25, 77.7, 60.1)])
-def test_heat_shows_in_the_region_and_nowhere_else(region, explained):
+def test_heat_is_drawn_in_the_region_only(region, explained):
     image = np.full((90, 120, 3), 77, np.uint8)
     heat = np.ones((3, 3), np.float32)
     overlay = HeatRenderer(legend=False).render(explained(image, heat=heat, region=region))
@@ -54,7 +54,7 @@ def test_small_and_odd_frames_are_drawn_with_every_option_on(size, explained):
     assert overlay.image.shape == (*size, 3)
 
 
-def test_options_add_what_they_name(explained):
+def test_options_draw_what_they_name(explained):
     explanation = explained(np.zeros((200, 300, 3), np.uint8), heat=np.eye(5, dtype=np.float32))
     plain = HeatRenderer(legend=False).render(explanation).image
     for option in ("legend", "contour", "hottest_box"):
@@ -66,7 +66,7 @@ def test_options_add_what_they_name(explained):
     assert not invisible.any()
 
 
-def test_wrong_options_are_refused_in_words():
+def test_wrong_options_are_refused_with_a_message():
     with pytest.raises(ConfigError, match="Did you mean 'magma'"):
         HeatRenderer(colormap="magam")
     with pytest.raises(ConfigError, match="opacity: 2"):
@@ -76,13 +76,13 @@ def test_wrong_options_are_refused_in_words():
             HeatRenderer(smoothing_seconds=wrong)
 
 
-def test_the_legend_names_score_class_age_rate_and_camera(explained):
+def test_legend_shows_score_class_age_rate_and_camera(explained):
     explanation = explained(label="bottle", score=0.875, camera="door", taken_at=10.0)
     assert texts(explanation, 10.034, 1 / 29.9) == ["88%  bottle", "34 ms · 29.9/s · door"]
     assert texts(explanation, 12.5) == ["88%  bottle", "2.5 s · door"]
 
 
-def test_the_legend_lists_other_findings_and_says_when_there_is_none(explained):
+def test_legend_lists_other_findings_and_their_absence(explained):
     other = Finding("cat", 0.004, np.zeros((3, 4), np.float32))
     explanation = explained(others=(other,) * 5)
     assert texts(explanation)[2:] == ["<1%  cat"] * 3
@@ -91,28 +91,28 @@ def test_the_legend_lists_other_findings_and_says_when_there_is_none(explained):
     assert HeatRenderer().render(empty).image.shape == empty.frame.image.shape
 
 
-def test_the_legend_says_whether_the_known_truth_was_found(explained):
+def test_legend_shows_whether_the_true_class_was_found(explained):
     assert texts(explained(label="dent", truth=GroundTruth("dent")))[1] == "✓ correct"
     assert "true class: scratch" in texts(explained(label="dent", truth=GroundTruth("scratch")))[1]
 
 
-def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explained):
-    moment = [0.0]
-    renderer = HeatRenderer(clock=lambda: moment[0])
+def test_legend_rate_is_the_rate_of_rendered_frames(explained):
+    timestamp = [0.0]
+    renderer = HeatRenderer(clock=lambda: timestamp[0])
     for index in range(60):
-        moment[0] = index / 25
+        timestamp[0] = index / 25
         # A file's frames are decoded in a burst: their own times are next to each other.
         renderer.render(explained(camera="fast", taken_at=index // 10 * 0.4 + index % 10 * 0.002))
         if index % 5 == 0:
             renderer.render(explained(camera="slow", taken_at=index / 25))
     assert 1 / renderer._cameras["fast"].frame_rate.interval_seconds == pytest.approx(25)
     assert 1 / renderer._cameras["slow"].frame_rate.interval_seconds == pytest.approx(5)
-    moment[0] = 100.0
+    timestamp[0] = 100.0
     renderer.render(explained(camera="fast", taken_at=100.0))
     assert renderer._cameras["fast"].frame_rate.interval_seconds == 0.0, "a pause starts anew"
 
 
-def test_legend_names_the_verdict_first_and_the_drawn_class_where_it_is_another(explained):
+def test_legend_shows_the_top_class_first_and_a_different_drawn_class(explained):
     other = Finding("van", 0.95, np.zeros((3, 4), np.float32), 4)
     explanation = explained(label="minivan", score=0.005, others=(other,), truth=GroundTruth("van"))
     assert texts(explanation)[:3] == ["95%  van", "✓ correct", "heat map of: <1%  minivan"]
@@ -127,14 +127,14 @@ def shown(renderer, explanation):
     return renderer.render(explanation).image
 
 
-def test_without_smoothing_each_frame_stands_alone(explained):
+def test_frames_are_independent_without_smoothing(explained):
     renderer = HeatRenderer(clock=lambda: 0.0, legend=False)
     for value in (0.0, 1.0, 0.5):
         alone = HeatRenderer(legend=False).render(explained(heat=heat_of(value), taken_at=0.0)).image
         assert (shown(renderer, explained(heat=heat_of(value), taken_at=value)) == alone).all()
 
 
-def test_smoothing_follows_its_time_constant_on_the_streams_own_clock(explained):
+def test_smoothing_follows_its_time_constant_on_the_streams_clock(explained):
     renderer = HeatRenderer(smoothing_seconds=0.5, legend=False)
     renderer.render(explained(heat=heat_of(1.0), taken_at=0.0, pts_seconds=0.0))
     # Taken a millisecond later (a file is read fast), but half a second later in the film.
@@ -146,20 +146,20 @@ def test_smoothing_follows_its_time_constant_on_the_streams_own_clock(explained)
 @pytest.mark.parametrize(
     "change", [{"label": "other"}, {"camera": "other"}, {"taken_at": 50.0}, {"heat": np.zeros((3, 3), np.float32)}]
 )
-def test_smoothing_starts_anew_with_another_class_camera_grid_or_after_a_pause(change, explained):
+def test_smoothing_restarts_for_another_class_camera_grid_or_after_a_pause(change, explained):
     renderer = HeatRenderer(smoothing_seconds=5.0, legend=False)
     renderer.render(explained(heat=heat_of(1.0), taken_at=0.0))
     facts = {"heat": heat_of(0.0), "taken_at": 0.1} | change
     assert (shown(renderer, explained(**facts)) == 100).all()
 
 
-def test_a_real_picture_keeps_its_cold_half(shared_data, explained):
-    picture = cv2.imread(str(shared_data / "photos" / "both_dog_cat.png"), cv2.IMREAD_COLOR_RGB)
+def test_cold_half_of_a_photo_is_unchanged(shared_data, explained):
+    image = cv2.imread(str(shared_data / "photos" / "both_dog_cat.png"), cv2.IMREAD_COLOR_RGB)
     heat = np.zeros((7, 7), np.float32)
     heat[2:5, 4:7] = 1.0
-    drawn = HeatRenderer(legend=False).render(explained(picture, heat=heat)).image
-    half = picture.shape[1] // 2
-    assert (drawn[:, :half] == picture[:, :half]).all()
-    y, x = (round(place * side) for place, side in zip((3.5 / 7, 5.5 / 7), picture.shape, strict=False))
+    drawn = HeatRenderer(legend=False).render(explained(image, heat=heat)).image
+    half = image.shape[1] // 2
+    assert (drawn[:, :half] == image[:, :half]).all()
+    y, x = (round(fraction * side) for fraction, side in zip((3.5 / 7, 5.5 / 7), image.shape, strict=False))
     # The hottest pixel is 60 % inferno's (252, 255, 164).
-    assert np.abs(drawn[y, x] - (0.4 * picture[y, x] + 0.6 * np.array([252, 255, 164]))).max() <= 1
+    assert np.abs(drawn[y, x] - (0.4 * image[y, x] + 0.6 * np.array([252, 255, 164]))).max() <= 1

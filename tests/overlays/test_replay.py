@@ -53,7 +53,7 @@ def result(explanation):
     return round(float(explanation.findings[0].heat[0, 0]) * 51) if explanation.findings else None
 
 
-def test_every_line_lies_on_the_frame_it_was_written_for_and_gaps_stay_gaps(logged):
+def test_records_are_shown_on_their_own_frames_and_gaps_stay_gaps(logged):
     lines = [0, 1, 5, 6, 7, 20]
     with LoggedExplainer(logged(lines)) as explainer:
         assert isinstance(explainer, Explainer)
@@ -62,7 +62,7 @@ def test_every_line_lies_on_the_frame_it_was_written_for_and_gaps_stay_gaps(logg
     assert (explainer.matched, explainer.unmatched, explainer.line_count) == (6, 16, 6)
 
 
-def test_a_video_that_was_cut_is_matched_by_its_time(logged):
+def test_cut_video_is_matched_by_time(logged):
     with LoggedExplainer(logged(range(30))) as explainer:
         seen = explainer.explain([frame(k, (k + 12) / RATE + 0.0009) for k in range(30)])
         assert [result(each) for each in seen] == [*range(12, 30), *[None] * 12]
@@ -70,7 +70,7 @@ def test_a_video_that_was_cut_is_matched_by_its_time(logged):
         assert result(explainer.explain([frame(3, 3.5 / RATE)])[0]) is None, "between two frames there is none"
 
 
-def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
+def test_image_comes_from_the_video_and_the_rest_from_the_log(logged):
     truth = GroundTruth("bottle", (Box(8.0, 4.0, 32.0, 24.0),))
     path = logged([4], label="cup", score=0.5, truth=truth, region=Box(0.0, 0.0, 32.0, 48.0))
     video_frame = frame(4, 4 / RATE, size=(96, 128))
@@ -83,7 +83,7 @@ def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
     assert explanation.frame.truth == replace(truth, boxes=(Box(16.0, 8.0, 64.0, 48.0),))
 
 
-def test_a_log_cut_off_or_damaged_gives_its_whole_lines(logged, caplog):
+def test_truncated_or_damaged_log_gives_its_whole_records(logged, caplog):
     path = logged(range(5))
     _run, *whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(whole[0] + b"no line\n\xff\n" + whole[1] + whole[2] + whole[3][:50])
@@ -99,7 +99,7 @@ def test_a_log_cut_off_or_damaged_gives_its_whole_lines(logged, caplog):
     assert len([r for r in caplog.records if "line 2" in r.getMessage()]) == 1
 
 
-def test_of_several_cameras_one_is_chosen(logged, tmp_path):
+def test_one_of_several_cameras_is_chosen(logged, tmp_path):
     both = tmp_path / "both.jsonl"
     both.write_bytes(logged([1], camera="door").read_bytes() + logged([2], camera="yard").read_bytes())
     with pytest.raises(SourceError, match="--camera with one of 'door', 'yard'"), LoggedExplainer(both):
@@ -110,7 +110,7 @@ def test_of_several_cameras_one_is_chosen(logged, tmp_path):
         assert [result(each) for each in explainer.explain([frame(1), frame(2)])] == [None, 2]
 
 
-def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
+def test_file_that_is_no_log_is_refused_with_a_message(tmp_path, logged):
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"\x00\x01\n" * 10)
     with pytest.raises(SourceError, match="holds no explanation"), LoggedExplainer(empty):
@@ -123,7 +123,7 @@ def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
         pass
 
 
-def test_without_its_video_a_log_is_shown_on_black(logged):
+def test_log_without_its_video_is_shown_on_black(logged):
     with LoggedExplainer(logged([3, 4, 9])) as explainer:
         source = BlankFrameSource(explainer)
         assert isinstance(source, Source)
@@ -209,7 +209,7 @@ UNDRAWABLE = {
 
 
 @pytest.mark.parametrize("name", UNDRAWABLE)
-def test_a_line_that_cannot_be_drawn_is_left_out_like_a_damaged_one(tmp_path, name):
+def test_record_that_cannot_be_drawn_is_skipped_like_a_damaged_one(tmp_path, name):
     path = tmp_path / "out.jsonl"
     lines = [PLAIN | {"index": 0}, PLAIN | {"index": 1} | UNDRAWABLE[name], PLAIN | {"index": 2}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -220,7 +220,7 @@ def test_a_line_that_cannot_be_drawn_is_left_out_like_a_damaged_one(tmp_path, na
 
 
 @pytest.mark.parametrize("odd", ["[" * 100_000, '{"version":' + "9" * 5000 + "}", '{"a":' * 5000, "NaN", "null", "[]"])
-def test_a_line_of_strange_json_is_left_out(tmp_path, odd):
+def test_record_of_unknown_json_is_skipped(tmp_path, odd):
     path = tmp_path / "out.jsonl"
     path.write_text(odd + "\n" + json.dumps(PLAIN | {"index": 0}) + "\n\n" + json.dumps(PLAIN | {"index": 1}))
     with LoggedExplainer(path) as explainer:
@@ -228,7 +228,7 @@ def test_a_line_of_strange_json_is_left_out(tmp_path, odd):
         assert explainer.damaged == 1
 
 
-def test_a_frame_larger_than_any_picture_is_shown_smaller(tmp_path):
+def test_oversized_frame_is_shown_smaller(tmp_path):
     path = tmp_path / "out.jsonl"
     large = {"index": 0, "width": 20_000, "height": 64, "heat_region": [0, 0, 20_000, 64]}
     path.write_text(json.dumps(PLAIN | large) + "\n")
@@ -248,7 +248,7 @@ def runs_of(path, *runs):
                 sink.put(Overlay(explanation.frame.image, explanation))
 
 
-def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_named(tmp_path, caplog):
+def test_last_run_of_a_log_is_shown_unless_another_is_chosen(tmp_path, caplog):
     path = tmp_path / "out.jsonl"
     runs_of(path, range(2), range(3))
     with LoggedExplainer(path) as explainer:
@@ -262,7 +262,7 @@ def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_na
         pass
 
 
-def test_what_an_older_version_wrote_before_the_first_runs_line_is_a_run_too(tmp_path):
+def test_records_before_the_first_run_record_are_a_run(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text(json.dumps(PLAIN | {"index": 7}) + "\n")
     runs_of(path, range(2))
@@ -272,7 +272,7 @@ def test_what_an_older_version_wrote_before_the_first_runs_line_is_a_run_too(tmp
         assert (explainer.run, explainer.line_count) == (2, 2)
 
 
-def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path, overlaid):
+def test_photo_is_found_by_name_after_files_were_added_and_removed(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
         for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg"]):
@@ -284,7 +284,7 @@ def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path,
         assert [result(each) for each in explainer.explain(shown)] == [None, 1, None, 2]
 
 
-def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid):
+def test_log_beside_a_clip_matches_the_clips_images(tmp_path, overlaid):
     with ClipSink(ClipSettings(uri=f"{tmp_path}/", rotate_seconds=1.0), SinkContext(cameras=("line",))) as sink:
         for index in range(65):
             sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index)))

@@ -42,7 +42,7 @@ def opened(uri):
 
 @pytest.mark.parametrize("kind", [*KINDS, "ipc://{}"])
 @pytest.mark.parametrize("name", ["x" * 300, "loop/x", "file/x", "no/x", "locked/x", "nul\0x"])
-def test_a_path_that_cannot_be_is_refused_in_one_sentence_with_the_remedy(tmp_path, kind, name):
+def test_impossible_path_is_refused_in_one_sentence_with_the_remedy(tmp_path, kind, name):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").touch()
     (tmp_path / "locked").mkdir(mode=0o700)
@@ -60,7 +60,7 @@ def test_a_path_that_cannot_be_is_refused_in_one_sentence_with_the_remedy(tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [os.fsdecode(b"bad\xff"), "\u00fc #%20 [x]", "x" * 236])
-def test_a_name_that_the_system_takes_is_written_whatever_its_bytes(tmp_path, kind, name, overlaid):
+def test_name_accepted_by_the_system_is_written_whatever_its_bytes(tmp_path, kind, name, overlaid):
     uri = kind.format(tmp_path / name)
     with claimed(to_claim([uri], ["line"])), build_sink(uri, cameras=["line"]) as sink:
         sink.put(overlaid())
@@ -81,7 +81,7 @@ def test_file_has_the_option_mode(tmp_path, kind):
         build_sink(f"{tmp_path}/clips/?mode=replace", cameras=["a"])
 
 
-def test_a_name_beside_an_earlier_runs_is_never_too_long(tmp_path):
+def test_name_beside_an_earlier_file_is_never_too_long(tmp_path):
     names = fresh_paths(tmp_path / f"{'x' * 251}.mp4", 1_800_000_000.0)
     first, second, third = (next(names).name for _ in range(3))
     assert max(len(first), len(second), len(third)) <= 255
@@ -104,7 +104,7 @@ def places(tmp_path, monkeypatch):
     return session / "recipro-stream", temporary / f"recipro-stream-{os.getuid()}"
 
 
-def test_a_lock_that_is_a_planted_link_empties_nothing(places, tmp_path, caplog):
+def test_planted_link_as_lock_empties_no_file(places, tmp_path, caplog):
     diary, out = tmp_path / "diary", tmp_path / "out.jsonl"
     diary.write_text("precious")
     for path in places:
@@ -115,7 +115,7 @@ def test_a_lock_that_is_a_planted_link_empties_nothing(places, tmp_path, caplog)
     assert "cannot be locked" in caplog.text
 
 
-def test_a_lock_file_is_never_emptied(places, tmp_path):
+def test_lock_file_is_never_truncated(places, tmp_path):
     out = tmp_path / "out.jsonl"
     places[1].mkdir(mode=0o700)
     (places[1] / lock_name(out)).write_text("precious")
@@ -125,7 +125,7 @@ def test_a_lock_file_is_never_emptied(places, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["another user's", "open to others", "a link", "a file"])
-def test_a_folder_of_locks_that_is_not_ours_alone_is_not_used_and_blocks_nobody(places, tmp_path, caplog, how):
+def test_lock_folder_of_another_user_is_not_used_and_blocks_no_run(places, tmp_path, caplog, how):
     out, elsewhere = tmp_path / "out.jsonl", tmp_path / "elsewhere"
     elsewhere.mkdir()
     held = []
@@ -153,7 +153,7 @@ def test_a_folder_of_locks_that_is_not_ours_alone_is_not_used_and_blocks_nobody(
     assert not list(elsewhere.iterdir())
 
 
-def test_two_runs_meet_though_only_one_belongs_to_a_session(places, tmp_path, monkeypatch):
+def test_runs_inside_and_outside_a_session_share_locks(places, tmp_path, monkeypatch):
     out = tmp_path / "out.jsonl"
     with claimed([out]):
         assert all(path.stat().st_mode & 0o777 == 0o700 for path in places)
@@ -182,7 +182,7 @@ def no_handles():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_reserve_opens_what_nobody_else_could():
+def test_reserved_handle_opens_a_file_when_none_is_free():
     reserve = HandleReserve()
     reserve.fill()
     try:
@@ -195,7 +195,7 @@ def test_a_reserve_opens_what_nobody_else_could():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_recording_begins_and_goes_on_where_strangers_have_taken_all_handles(tmp_path, kind, overlaid):
+def test_recording_starts_and_continues_when_clients_hold_all_handles(tmp_path, kind, overlaid):
     uri = kind.format(tmp_path / "out")
     with build_sink(uri, cameras=["line"]) as sink:
         with no_handles():
@@ -209,7 +209,7 @@ def test_recording_begins_and_goes_on_where_strangers_have_taken_all_handles(tmp
         assert [line["index"] for line in log_lines(path)] == list(range(6))
 
 
-def test_without_any_handle_the_right_cause_is_told_and_the_next_line_is_tried_at_once(tmp_path, overlaid):
+def test_missing_file_handles_are_reported_and_the_next_line_is_tried(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     sink = JsonlSink(path, clock=lambda: 0.0).__enter__()
     sink._reserve.close()

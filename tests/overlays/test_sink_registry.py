@@ -43,7 +43,7 @@ ADDRESSES = {
         ("some/where.mp4/", "ClipSink", True),
     ],
 )
-def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
+def test_build_sink_makes_every_kind_without_opening_it(uri, kind, lossless):
     sink = build_sink(uri, cameras=["a"])
     assert type(sink).__name__ == kind
     assert isinstance(sink, Sink)
@@ -63,13 +63,13 @@ def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
         ("", "window, tcp://"),
     ],
 )
-def test_an_unknown_door_is_refused_with_the_nearest_name(uri, message):
+def test_unknown_sink_is_refused_with_the_nearest_name(uri, message):
     with pytest.raises(SinkError) as refused:
         build_sink(uri)
     assert message in str(refused.value)
 
 
-def test_a_password_in_an_unknown_uri_is_not_repeated():
+def test_password_in_an_unknown_uri_is_not_repeated():
     with pytest.raises(SinkError) as refused:
         build_sink("ftp://user:secret@host/out")
     assert "secret" not in str(refused.value)
@@ -87,7 +87,7 @@ def test_a_password_in_an_unknown_uri_is_not_repeated():
         "ipc://" + "a" * 200,
     ],
 )
-def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
+def test_misspelled_address_is_refused_at_once(uri):
     with pytest.raises(SinkError, match=r"tcp://|ipc://"):
         build_sink(uri)
 
@@ -181,7 +181,7 @@ class TextSink(Sink):
 """
 
 
-def test_importing_the_table_imports_no_vendor():
+def test_importing_the_registry_imports_no_vendor():
     code = (
         "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
         "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"

@@ -24,7 +24,7 @@ def explanation(size=(120, 160), index=7, pts=1.0):
     )
 
 
-def test_no_colour_is_left_outside_the_band_and_hardly_any_light():
+def test_stale_image_is_grey_and_dark_outside_the_band():
     shown = explanation()
     overlay = stale_overlay(shown, SILENCE)
     top = overlay.image[:20]
@@ -34,7 +34,7 @@ def test_no_colour_is_left_outside_the_band_and_hardly_any_light():
     assert not overlay.image.flags.writeable
 
 
-def test_the_frame_it_was_made_from_is_left_as_it_was():
+def test_stale_image_does_not_modify_its_frame():
     shown = explanation()
     before = shown.frame.image.copy()
     stale_overlay(shown, SILENCE)
@@ -42,16 +42,16 @@ def test_the_frame_it_was_made_from_is_left_as_it_was():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (33, 700), (700, 33), (1, 1)])
-def test_any_size_can_be_stamped(size):
+def test_stale_image_of_any_size_is_drawn(size):
     assert stale_overlay(explanation(size), SILENCE).image.shape == (*size, 3)
 
 
-def test_the_age_on_it_goes_on():
+def test_stale_image_age_increases():
     first, later = (stale_overlay(explanation(), SignalLoss(s)).image for s in (3.0, 4.0))
     assert (first != later).any()
 
 
-def test_times_are_told_as_people_say_them():
+def test_durations_are_formatted_with_units():
     assert [format_duration(s) for s in (0.4, 59.9, 60, 250, 7500)] == [
         "0 s",
         "59 s",
@@ -61,7 +61,7 @@ def test_times_are_told_as_people_say_them():
     ]
 
 
-def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
+def test_viewer_reports_a_stale_frame_with_its_reason():
     header, payload = decode_message(
         encode(stale_overlay(explanation(), SILENCE), sent_at_unix=50.0, now_monotonic=13.5)
     )
@@ -72,14 +72,14 @@ def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
     assert as_overlay(header, decode_image(payload), now_unix=50.0, now_monotonic=13.5).signal_loss == SILENCE
 
 
-def test_a_frame_that_came_carries_no_such_key():
+def test_live_frame_has_no_stale_key():
     plain = Overlay(explanation().frame.image, explanation())
     parts = encode(plain, sent_at_unix=50.0, now_monotonic=10.1)
     assert "silence" not in json.loads(parts[1])
     assert decode_message(parts)[0].silence is None
 
 
-def test_the_log_has_a_line_for_each_frame_and_none_for_silence(tmp_path):
+def test_log_has_a_record_per_frame_and_none_for_signal_loss(tmp_path):
     path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
         sink.put(Overlay(explanation().frame.image, explanation()))
@@ -87,7 +87,7 @@ def test_the_log_has_a_line_for_each_frame_and_none_for_silence(tmp_path):
     assert len(log_lines(path)) == 1
 
 
-def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):
+def test_recording_shows_signal_loss_at_its_own_time(tmp_path):
     import av
 
     path = tmp_path / "out.mp4"

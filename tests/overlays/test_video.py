@@ -37,7 +37,7 @@ def smooth_picture(width, height, seed=0):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, overlaid, suffix):
+def test_video_has_as_many_frames_as_were_put_with_their_times(tmp_path, overlaid, suffix):
     path = tmp_path / f"out{suffix}"
     times = np.cumsum([0, 0.04, 0.04, 0.5, 0.01, 0.04, 1 / 3, 0.04, 0.0123, 2.0, 0.04])
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
@@ -49,7 +49,7 @@ def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, over
     assert [round(image.mean() / 20) for image, _ in film] == list(range(len(times)))
 
 
-def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
+def test_video_duration_includes_the_last_frame(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         for index in range(25):
@@ -63,7 +63,7 @@ def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (1280, 720), (63, 47), (1, 1), (720, 1281)])
-def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
+def test_video_colours_and_sizes_are_preserved_in_both_decoders(tmp_path, overlaid, size):
     width, height = size
     image = smooth_picture(width, height)
     path = tmp_path / "out.mp4"
@@ -88,7 +88,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
         )
 
 
-def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
+def test_video_colours_are_tagged_for_players(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid())
@@ -97,7 +97,7 @@ def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
         assert (codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc) == (6, 1, 1, 1)
 
 
-def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overlaid):
+def test_cameras_have_a_file_each_and_a_single_camera_the_named_file(tmp_path, overlaid):
     with VideoSink(tmp_path / "out.mp4", SinkContext(cameras=("a/b", "a b", "c"))) as sink:
         for camera in ("a/b", "a b", "c", "late"):
             sink.put(overlaid(camera=camera))
@@ -109,7 +109,7 @@ def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overl
     assert names == {"view.first.mp4", "view.second.mp4"}, "where it is not known who comes, no film is nobody's"
 
 
-def test_a_change_of_size_is_fitted_into_the_first_and_said_once(tmp_path, overlaid, caplog):
+def test_changed_size_is_fitted_into_the_first_and_logged_once(tmp_path, overlaid, caplog):
     path = tmp_path / "out.mp4"
     with caplog.at_level(logging.WARNING), VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid(np.full((40, 80, 3), 200, np.uint8), pts_seconds=0.0))
@@ -124,7 +124,7 @@ def test_a_change_of_size_is_fitted_into_the_first_and_said_once(tmp_path, overl
     assert len([r for r in caplog.records if "80x80" in r.message]) == 1
 
 
-def test_fitting_keeps_the_shape_and_centres_it():
+def test_fit_keeps_the_aspect_ratio_and_centres():
     bordered = letterbox(np.full((10, 40, 3), 255, np.uint8), (80, 60))
     assert bordered.shape == (60, 80, 3)
     assert bordered[20:40].all()
@@ -132,7 +132,7 @@ def test_fitting_keeps_the_shape_and_centres_it():
     assert not bordered[40:].any()
 
 
-def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlaid):
+def test_video_without_frames_is_no_file_and_an_old_file_stays(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))):
         pass
@@ -147,7 +147,7 @@ def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlai
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_path, overlaid, suffix, caplog):
+def test_video_never_replaces_an_earlier_one_within_a_second(tmp_path, overlaid, suffix, caplog):
     path = tmp_path / f"out{suffix}"
     path.write_bytes(b"evidence")
     for count in (1, 2):
@@ -162,7 +162,7 @@ def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_p
 
 
 @pytest.mark.parametrize("size", [(20_000, 64), (64, 20_000), (16_385, 3), (40_000, 1), (2, 2), (12_000, 9_000)])
-def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_path, overlaid, size, caplog):
+def test_image_beyond_encoder_limits_is_recorded_smaller_and_logged(tmp_path, overlaid, size, caplog):
     width, height = size
     path = tmp_path / "out.mp4"
     with VideoSink(path, SinkContext(cameras=("line",))) as sink:
@@ -175,7 +175,7 @@ def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_p
     assert (f"images are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
 
 
-def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):
+def test_removed_video_is_reported(tmp_path, overlaid, caplog):
     for name in ("here.mp4", "gone.mp4"):
         with VideoSink(tmp_path / name, SinkContext(cameras=("line",))) as sink:
             sink.put(overlaid())
@@ -183,7 +183,7 @@ def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tmp_path / "gone.mp4")]
 
 
-def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
+def test_path_that_cannot_be_written_is_refused_at_start(tmp_path):
     with pytest.raises(SinkError, match="is a folder"), VideoSink(tmp_path):
         pass
     with (
@@ -195,7 +195,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
         pass
 
 
-def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
+def test_wrong_preset_is_refused_with_a_message(tmp_path, overlaid):
     settings = VideoSettings.model_construct(uri=str(tmp_path / "out.mp4"), preset="fastish")
     with (
         pytest.raises(SinkError, match=r"out\.mp4"),
@@ -204,7 +204,7 @@ def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
         sink.put(overlaid())
 
 
-def test_an_error_in_the_run_still_leaves_a_film_that_plays(tmp_path, overlaid):
+def test_error_in_the_run_leaves_a_playable_video(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
 
     def interrupted():
@@ -219,7 +219,7 @@ def test_an_error_in_the_run_still_leaves_a_film_that_plays(tmp_path, overlaid):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
+def test_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
@@ -245,7 +245,7 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     assert frame_count >= 300 - 3 * 30
 
 
-def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data, tmp_path, overlaid):
+def test_real_video_is_recorded_with_its_frames_colours_and_times(shared_data, tmp_path, overlaid):
     source = shared_data / "videos" / "dog_playing.mp4"
     frames = []
     with av.open(str(source)) as film:

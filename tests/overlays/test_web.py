@@ -108,7 +108,7 @@ def status(link, expected, seconds=LIMIT_SECONDS):
                     return record["cameras"][0]
 
 
-def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(overlaid, wait_until):
+def test_image_and_explanation_belong_to_the_same_frame_and_the_image_is_plain(overlaid, wait_until):
     plain = np.full((48, 64, 3), (10, 200, 30), np.uint8)
     with page() as sink, looking(sink) as link:
         hello = json.loads(link.recv(timeout=LIMIT_SECONDS))
@@ -124,7 +124,7 @@ def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(ov
     assert np.abs(decode_image(image)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
 
 
-def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_the_page(overlaid, wait_until):
+def test_no_image_is_compressed_without_viewers_nor_drawn_for_the_page(overlaid, wait_until):
     with page() as sink:
         for index in range(5):
             sink.put(overlaid(index=index))
@@ -140,7 +140,7 @@ def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_
         assert sink.encoded == 1
 
 
-def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, wait_until):
+def test_late_client_gets_the_last_frame(overlaid, wait_until):
     with page() as sink:
         sink.put(overlaid(index=3))
         with looking(sink) as link:
@@ -149,7 +149,7 @@ def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, wa
             assert frame(link)[0].index == 3
 
 
-def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_newest(overlaid, wait_until):
+def test_client_without_acknowledgement_gets_two_frames_then_the_newest(overlaid, wait_until):
     with page() as sink, looking(sink) as link, looking(sink) as other:
         wait_until(lambda: len(sink._broadcaster.clients) == 2)
         for index in range(50):
@@ -164,7 +164,7 @@ def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_ne
         assert dict(figures(sink))["recipro_page_skipped_total"] == 47
 
 
-def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(overlaid, wait_until):
+def test_client_with_small_images_gets_them_small_and_the_enlarged_one_large(overlaid, wait_until):
     image = np.full((720, 1280, 3), 90, np.uint8)
     with page(cameras=("a", "b")) as sink, looking(sink) as link:
         link.send(json.dumps({"small": True, "large": "b"}))
@@ -186,7 +186,7 @@ def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(
         assert again == {"a": 1280, "b": 640}, "what stands still comes again in its new size"
 
 
-def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, wait_until):
+def test_small_image_is_compressed_once_for_both_sizes(overlaid, wait_until):
     with page() as sink, looking(sink) as first, looking(sink) as other:
         other.send(json.dumps({"small": True, "large": ""}))
         wait_until(
@@ -197,7 +197,7 @@ def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, w
         assert sink.encoded == 1
 
 
-def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, wait_until):
+def test_mjpeg_is_drawn_and_requests_the_renderer(overlaid, wait_until):
     painted = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with page() as sink:
         sink.put(overlaid(painted, index=0))
@@ -226,7 +226,7 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, wait_until):
         assert fetch(sink, "/stream/door.mjpg")[0] == 404
 
 
-def test_the_end_comes_though_people_look_on(overlaid, wait_until):
+def test_server_ends_while_clients_are_connected(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with page() as sink, looking(sink) as link, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -238,7 +238,7 @@ def test_the_end_comes_though_people_look_on(overlaid, wait_until):
             _ = [link.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
 
 
-def test_a_silent_camera_is_told_and_its_return_too(overlaid):
+def test_signal_loss_and_its_end_are_sent(overlaid):
     with page() as sink, looking(sink) as link:
         for index in range(5):
             sink.put(overlaid(index=index))
@@ -254,7 +254,7 @@ def test_a_silent_camera_is_told_and_its_return_too(overlaid):
 # Who may look
 
 
-def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlaid):
+def test_only_login_and_health_are_served_without_the_token(overlaid):
     with page(LOCKED) as sink:
         sink.put(overlaid())
         for path in ("/", "/frames", "/metrics", "/stream/line.mjpg", "/clip/line.mp4", "/static/page.js"):
@@ -275,7 +275,7 @@ def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlai
             assert json.loads(link.recv(timeout=LIMIT_SECONDS))["token"]
 
 
-def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplog):
+def test_login_cookie_is_not_readable_by_scripts_and_other_sites(caplog):
     caplog.set_level("DEBUG")
     with page(LOCKED) as sink:
         code, headers, body = fetch(sink, "/login", "POST", "token=wrong-but-long-enough")
@@ -299,7 +299,7 @@ def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplo
     assert TOKEN not in repr(LOCKED)
 
 
-def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
+def test_unknown_host_and_origin_are_refused(overlaid):
     with page() as sink:
         port = sink.endpoint.rpartition(":")[2]
         sink.put(overlaid())
@@ -317,13 +317,13 @@ def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
         assert refused >= 10
 
 
-def test_names_may_be_added_for_a_proxy():
+def test_allowed_hosts_are_accepted_for_a_proxy():
     with page(allowed_hosts=("cams.example.com",)) as sink:
         assert fetch(sink, "/", Host="cams.example.com")[0] == 200
         assert fetch(sink, "/", Host="other.example.com")[0] == 421
 
 
-def test_every_answer_forbids_what_the_page_does_not_need():
+def test_responses_forbid_unused_browser_features():
     with page() as sink:
         for path in ("/", "/static/page.js", "/nothing", "/metrics", "/static/../guard.py", "/static/guard.py"):
             code, headers, _ = fetch(sink, path)
@@ -335,12 +335,12 @@ def test_every_answer_forbids_what_the_page_does_not_need():
 
 
 @pytest.mark.parametrize("uri", ["http://0.0.0.0:0", "http://[::]:0", "http://192.0.2.1:8000"])
-def test_beyond_this_machine_a_token_is_asked_for_or_said_to_be_waived(uri):
+def test_public_address_requires_a_token_or_insecure(uri):
     with pytest.raises(SinkError, match=r"--page-token-file page.token.*http://127.0.0.1:.*insecure: true"):
         WebSink(uri).__enter__()
 
 
-def test_waived_or_with_a_token_it_serves_others():
+def test_public_address_serves_with_token_or_insecure():
     for secrets, insecure in ((LOCKED, False), ({}, True)):
         settings = WebSettings(uri="http://0.0.0.0:0", insecure=insecure)
         with WebSink(settings, SinkContext(secrets=secrets)) as sink:
@@ -352,7 +352,7 @@ def test_waived_or_with_a_token_it_serves_others():
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a space in the middle", "ünïcödé-ünïcödé-ünïcödé"])
-def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
+def test_weak_or_unsendable_token_is_refused(token):
     with pytest.raises(SinkError, match="openssl rand"):
         WebSink(ANY, SinkContext(secrets={"token_file": Secret(token)}))
     assert check_token(f" {TOKEN}\n") == TOKEN
@@ -361,17 +361,17 @@ def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
 @pytest.mark.parametrize(
     "uri", ["http://127.0.0.1", "http://:80", "http://h:99999", "http://u:p@h:1", "http://h:1/path", "http://h:1?x"]
 )
-def test_an_address_that_is_written_wrong_is_refused(uri):
+def test_misspelled_address_is_refused(uri):
     with pytest.raises(SinkError, match=r"http://127\.0\.0\.1:8000"):
         WebSink(uri)
 
 
-def test_a_port_in_use_is_refused_with_the_cure():
+def test_port_in_use_is_refused_with_the_remedy():
     with page() as sink, pytest.raises(SinkError, match="is in use; choose another port"):
         WebSink(sink.endpoint).__enter__()
 
 
-def test_cookie_is_void_after_its_time_and_under_another_token(monkeypatch):
+def test_cookie_is_invalid_after_expiry_and_with_another_token(monkeypatch):
     clock = SimpleNamespace(now=1000)
     monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: clock.now)
     policy = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
@@ -397,7 +397,7 @@ def test_signature_of_another_purpose_is_no_cookie():
     assert not policy.is_authenticated(Credentials(cookie=TimestampSigner(TOKEN).sign("session").decode()))
 
 
-def test_loopback_is_told_from_the_world():
+def test_loopback_addresses_are_recognised():
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.0.2.1", "no-such.invalid"))  # noqa: S104
     assert parse_page_address("http://[::1]:80/") == PageAddress("::1", 80)
@@ -406,7 +406,7 @@ def test_loopback_is_told_from_the_world():
 # Health, clips
 
 
-def test_ready_means_that_every_camera_is_fresh(overlaid):
+def test_readyz_requires_fresh_frames_of_every_camera(overlaid):
     now = [100.0]
     board = StatusBoard(("a", "b"), lambda: now[0])
     assert readiness(board.snapshot(), 5.0) == (False, dict.fromkeys("ab", "no frame yet, waiting"))
@@ -419,7 +419,7 @@ def test_ready_means_that_every_camera_is_fresh(overlaid):
     assert readiness([], 5.0) == (False, {})
 
 
-def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
+def test_slow_camera_is_not_reported_as_lost(overlaid):
     now = [0.0]
     board = StatusBoard((), lambda: now[0])
     for index in range(5):
@@ -432,7 +432,7 @@ def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
     assert board.snapshot()[0]["rate"] == 0
 
 
-def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
+def test_rate_of_an_image_every_ten_seconds_is_shown(overlaid):
     now = [0.0]
     board = StatusBoard((), lambda: now[0])
     for index, timestamp in enumerate((0.0, 10.1, 20.3, 30.2)):
@@ -443,7 +443,7 @@ def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
     assert (text["state"], text["rate"]) == ("live", pytest.approx(0.1, abs=0.01))
 
 
-def test_the_last_half_minute_is_kept_within_its_bounds():
+def test_clip_buffer_keeps_the_last_half_minute_within_bounds():
     ring = PacketBuffer(limit_bytes=10_000)
     for step in range(1000):
         ring.add("a", step / 30, b"x" * 10)
@@ -456,7 +456,7 @@ def test_the_last_half_minute_is_kept_within_its_bounds():
     assert ring.packets("b") == [b"z"], "a clock that went back starts anew"
 
 
-def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, wait_until):
+def test_clip_contains_the_sent_frames_with_their_times(overlaid, wait_until):
     with page() as sink, looking(sink):
         wait_until(lambda: sink._broadcaster.clients)
         sink._broadcaster.clients[0]._in_flight = {"line": -100}
@@ -475,7 +475,7 @@ def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, wait_until):
     assert abs(float(frames[-1].time - frames[0].time) - 1.4) < 0.02
 
 
-def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(overlaid, wait_until, caplog):
+def test_number_outside_json_skips_the_frame_and_keeps_the_page(overlaid, wait_until, caplog):
     with page(cameras=()) as sink, looking(sink) as link:
         wait_until(lambda: sink._broadcaster.clients)
         for index in range(3):
@@ -486,7 +486,7 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
 
 
-def test_a_number_that_is_none_is_refused_in_words(overlaid, wait_until):
+def test_request_with_an_invalid_number_is_refused_with_a_message(overlaid, wait_until):
     with page() as sink, looking(sink) as link:
         wait_until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         sink.put(overlaid())
@@ -496,21 +496,21 @@ def test_a_number_that_is_none_is_refused_in_words(overlaid, wait_until):
             assert (code, b"Traceback" in body) == (400, False)
 
 
-def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
+def test_credentials_in_the_sink_address_are_not_repeated():
     for address in ("http://ada:canary@127.0.0.1:8000", "tcp://ada:canary@127.0.0.1:5555"):
         with pytest.raises(SinkError, match="write the address as") as refused:
             build_sink(address)
         assert "canary" not in str(refused.value)
 
 
-def test_a_request_that_the_pages_own_end_cuts_short_is_no_line_of_the_log():
+def test_request_interrupted_by_shutdown_is_not_logged():
     cut_short = asyncio.CancelledError("Task cancelled, timeout graceful shutdown exceeded")
     for error, is_said in ((cut_short, False), (ValueError("a mistake"), True)):
         record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception", (), (type(error), error, None))
         assert server.RepeatFilter().filter(record) is is_said
 
 
-def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):
+def test_repeated_invalid_requests_are_logged_once_a_minute(caplog):
     now = [0.0]
     log = logging.getLogger("somebody")
     log.addFilter(server.RepeatFilter(lambda: now[0]))
@@ -521,7 +521,7 @@ def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):
     assert [record.getMessage()[:7] for record in caplog.records] == ["Invalid", "Invalid", "somethi"]
 
 
-def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answered(wait_until):
+def test_idle_connections_are_closed_and_active_ones_answered(wait_until):
     with page() as sink:
         host, port = sink.endpoint.removeprefix("http://").split(":")
         with ExitStack() as stack:
@@ -535,7 +535,7 @@ def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answer
                     assert connection.recv(1) == b""
 
 
-def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkeypatch):
+def test_connection_with_repeated_requests_is_not_idle(monkeypatch):
     monkeypatch.setattr(server, "REQUEST_TIMEOUT_SECONDS", 0.5)
     with page() as sink:
         link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
@@ -551,7 +551,7 @@ def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkey
 # Other sites, proxies, players
 
 
-def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, wait_until):
+def test_clip_is_streamed_with_its_index_first(overlaid, wait_until):
     with page() as sink, looking(sink):
         wait_until(lambda: sink._broadcaster.clients)
         sink._broadcaster.clients[0]._in_flight = {"line": -100}
@@ -582,7 +582,7 @@ def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, wait
         ("bytes=0-1,4-5", None), ("items=0-1", None), ("bytes=a-b", None), ("bytes=9-9", range(9, 10)),
     ],
 )  # fmt: skip
-def test_asked_range_reads_one_range_and_passes_over_the_rest(header, part):
+def test_asked_range_reads_one_range_and_ignores_the_rest(header, part):
     assert requested_range(header, 10) == part
 
 
@@ -592,7 +592,7 @@ def test_asked_range_refuses_bytes_that_do_not_exist(header):
         requested_range(header, 10)
 
 
-def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, wait_until):
+def test_clip_is_available_with_only_an_mjpeg_client(overlaid, wait_until):
     with page() as sink, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_until(lambda: sink.needs_image("line"))
@@ -603,7 +603,7 @@ def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, wait_
     assert (code, headers["content-type"], packed[4:8]) == (200, "video/mp4", b"ftyp")
 
 
-def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_its_address(overlaid):
+def test_token_in_the_address_is_accepted_for_mjpeg_only(overlaid):
     with page(LOCKED) as sink:
         sink.put(overlaid())
         own = sink._page.access.stream_token("line")
@@ -619,7 +619,7 @@ def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_
         assert fetch(sink, "/stream/line.mjpg", Authorization="Basic !")[0] == 401
 
 
-def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(overlaid):
+def test_other_sites_cannot_act_and_embed_streams_only_if_allowed(overlaid):
     dashboard = "https://dashboard.example"
     with page(embed_origins=(dashboard + "/",)) as sink:
         sink.put(overlaid())
@@ -637,14 +637,14 @@ def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(
 
 
 @pytest.mark.parametrize("arguments", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
-def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(arguments):
+def test_invalid_origin_or_path_is_refused_with_an_example(arguments):
     with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
         WebSink(WebSettings(uri=ANY, **arguments))
     assert check_origin("HTTPS://Dash.example:443/") == "https://dash.example"
     assert check_prefix("/cams/") == "/cams"
 
 
-def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
+def test_page_below_a_path_links_only_below_it(overlaid):
     """Whatever a proxy puts before the path: links and redirects are relative."""
     with page(LOCKED) as sink:
         assert fetch(sink, "/", Accept="text/html")[1]["location"] == "login"
@@ -667,7 +667,7 @@ def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
         assert (code, headers["location"]) == (307, "cams/")
 
 
-def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
+def test_own_origin_is_accepted_behind_a_proxy_that_drops_the_port():
     guard = AccessPolicy(PageAddress("127.0.0.1", 8000), TOKEN)
     origin = "http://cams.example:8080"
     assert guard.is_allowed_origin(origin, "cams.example:8080")
@@ -682,7 +682,7 @@ def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
 # Tokens
 
 
-def test_signing_out_ends_the_session_wherever_its_cookie_was_copied(overlaid):
+def test_logout_ends_the_session_for_all_copies_of_its_cookie(overlaid):
     with page(LOCKED) as sink:
         cookie = fetch(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
         other = fetch(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
@@ -694,7 +694,7 @@ def test_signing_out_ends_the_session_wherever_its_cookie_was_copied(overlaid):
         assert fetch(sink, "/", Cookie=other)[0] == 200
 
 
-def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tmp_path, caplog, wait_until):
+def test_changed_token_applies_at_once_and_an_unreadable_one_is_ignored(tmp_path, caplog, wait_until):
     file = tmp_path / "page.token"
     file.write_text(TOKEN)
     file.chmod(0o600)
@@ -717,7 +717,7 @@ def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tm
 # Limits
 
 
-def test_pace_lets_a_burst_through_then_spaces_then_refuses():
+def test_rate_limit_allows_a_burst_then_delays_then_refuses():
     pace = RequestRateLimiter()
     waits = [pace.delay("192.0.2.1", 100.0, is_unauthenticated=True) for _ in range(200)]
     assert waits[: UNAUTHENTICATED.burst] == [0.0] * UNAUTHENTICATED.burst
@@ -731,7 +731,7 @@ def test_pace_lets_a_burst_through_then_spaces_then_refuses():
     assert guesses.count(0.0) == UNAUTHENTICATED.burst // WRONG_TOKEN_COST
 
 
-def test_pace_of_all_strangers_together_is_bounded_and_so_is_its_memory():
+def test_rate_limit_of_unknown_clients_is_bounded_in_total_and_memory():
     pace = RequestRateLimiter()
     waits = [pace.delay(f"192.0.{k // 250}.{k % 250}", 100.0, is_unauthenticated=True) for k in range(9000)]
     assert None in waits
@@ -741,7 +741,7 @@ def test_pace_of_all_strangers_together_is_bounded_and_so_is_its_memory():
     )
 
 
-def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, wait_until, monkeypatch):
+def test_client_that_never_reads_is_disconnected_and_frees_its_slot(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "READ_SECONDS", 0.5)
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with page() as sink, socket.socket() as mute:
@@ -759,7 +759,7 @@ def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, wai
         wait_until(gone)
 
 
-def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(overlaid, wait_until, monkeypatch):
+def test_connection_limit_drops_unauthenticated_before_authenticated_clients(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     asking = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 200  # more than the kernel holds
     with page(LOCKED) as sink, looking(sink, Authorization=f"Bearer {TOKEN}") as link, ExitStack() as stack:
@@ -778,7 +778,7 @@ def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(
         assert frame(link)[0].index == 5
 
 
-def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, wait_until, caplog):
+def test_page_waits_while_no_file_handle_is_free_and_logs_once(overlaid, wait_until, caplog):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with page() as sink, ExitStack() as stack:
@@ -801,7 +801,7 @@ def test_connection_limit_leaves_handles_for_recording(soft, limit, monkeypatch)
     assert file_limits.connection_limit(256, soft) == limit
 
 
-def test_shared_address_takes_an_ipv6_network_for_one_client():
+def test_client_key_groups_an_ipv6_network():
     assert (
         file_limits.shared_address("2001:db8::1") == file_limits.shared_address("2001:db8::ffff:1") == "2001:db8::/64"
     )
@@ -810,14 +810,14 @@ def test_shared_address_takes_an_ipv6_network_for_one_client():
     assert not file_limits.is_loopback_address("nonsense")
 
 
-def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplog):
+def test_forged_forwarded_address_cannot_write_into_the_log(caplog):
     with page(LOCKED) as sink:
         fetch(sink, "/metrics", X_Forwarded_For="1.2.3.4\x1b[2J fake")
     assert "an unknown address" in caplog.text
     assert "\x1b" not in caplog.text
 
 
-def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, wait_until, monkeypatch):
+def test_websockets_without_the_token_hold_no_slot(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     monkeypatch.setattr(pace_of_page, "UNAUTHENTICATED", Rate(0.1, 1))
     for module in (pace_of_page, middleware):  # each is kept waiting for its refusal

@@ -186,7 +186,7 @@ def grey(colour):
     return sum(colour) / 3
 
 
-def test_picture_label_and_number_are_of_one_frame_and_heat_can_be_taken_off(tab):
+def test_page_shows_image_label_and_number_of_one_frame_and_heat_can_be_hidden(tab):
     with fed() as (sink, _):
         page = tab(sink.endpoint)
         seen = [shown(page) for _ in range(12) if page.wait_for_timeout(40) is None]
@@ -207,7 +207,7 @@ def test_picture_label_and_number_are_of_one_frame_and_heat_can_be_taken_off(tab
         assert page.locator(".card .bars li").count() == 2
 
 
-def test_a_lost_camera_shows_and_so_does_its_return(tab):
+def test_page_shows_a_signal_loss_and_its_end(tab):
     with fed("door", "gate") as (sink, feed):
         page = tab(sink.endpoint)
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
@@ -223,7 +223,7 @@ def test_a_lost_camera_shows_and_so_does_its_return(tab):
         page.wait_for_selector('.card[data-camera="door"]:not(.stale)')
 
 
-def test_a_server_that_goes_away_is_seen_and_found_again(tab):
+def test_page_shows_a_lost_server_and_reconnects(tab):
     with fed() as (sink, _):
         endpoint = sink.endpoint
         page = tab(endpoint)
@@ -236,7 +236,7 @@ def test_a_server_that_goes_away_is_seen_and_found_again(tab):
         assert shown(page)["index"] >= 0
 
 
-def test_a_throttled_tab_among_three_raises_nobodys_age(tab):
+def test_throttled_tab_does_not_raise_the_age_in_other_tabs(tab):
     with fed(rate=25.0) as (sink, _):
         pages = [tab(sink.endpoint) for _ in range(3)]
         for page in pages:
@@ -254,7 +254,7 @@ def test_a_throttled_tab_among_three_raises_nobodys_age(tab):
         assert most > 5, "the slow one misses frames"
 
 
-def test_every_camera_can_be_reached_by_keys_and_enlarged(tab):
+def test_page_cameras_are_reachable_by_keyboard_and_enlarge(tab):
     with fed("door", "gate", "yard") as (sink, _):
         page = tab(sink.endpoint)
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(3)
@@ -277,7 +277,7 @@ def test_every_camera_can_be_reached_by_keys_and_enlarged(tab):
         assert page.locator(".card.large").get_attribute("data-camera") == "door"
 
 
-def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it_lies(tab):
+def test_page_grid_loads_small_images_and_enlarged_ones_large(tab):
     # A canvas of a new size is empty until its picture is painted.
     painted = """(wanted) => { const c = document.querySelector('.card[data-camera=door] .view canvas');
       const red = (x, y) => c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data[0];
@@ -294,7 +294,7 @@ def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it
         page.wait_for_function(painted, arg=640)
 
 
-def test_the_token_opens_the_page(tab):
+def test_page_opens_with_the_token(tab):
     token = "correct-horse-battery"  # noqa: S105 - of no page
     with fed(token=token) as (sink, _):
         page = tab(sink.endpoint)
@@ -311,7 +311,7 @@ def test_the_token_opens_the_page(tab):
     tab.errors[:] = [message for message in tab.errors if "401" not in message]
 
 
-def test_what_was_painted_before_it_came_gets_no_second_coat(tab):
+def test_page_draws_no_second_heat_map_on_rendered_frames(tab):
     with fed(painted=True) as (sink, _):
         page = tab(sink.endpoint)
         shown_frame = shown(page)
@@ -327,7 +327,7 @@ def test_what_was_painted_before_it_came_gets_no_second_coat(tab):
         ("phone", {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "is_mobile": True}),
     ],
 )
-def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
+def test_page_has_no_overflow_in_any_layout(tab, tmp_path, name, looks):
     """The pictures go to a folder, for people: PAGE_SHOTS names one that stays."""
     folder = os.environ.get("PAGE_SHOTS", str(tmp_path))
     long = "a camera with quite a long name, near the loading ramp"
@@ -344,7 +344,7 @@ def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
         assert (dark == "rgb(15, 17, 21)") is (looks["color_scheme"] == "dark")
 
 
-def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
+def test_page_shows_problems_while_they_last(tab):
     disk = Recording()
     with fed() as (sink, _):
         sink.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(disk, sink)))
@@ -359,7 +359,7 @@ def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
         page.get_by_role("alert").wait_for(state="hidden")
 
 
-def test_the_reason_of_a_silence_is_told(tab):
+def test_page_shows_the_reason_of_a_signal_loss(tab):
     with fed() as (sink, feed):
         page = tab(sink.endpoint)
         last = shown(page)["index"]
@@ -374,7 +374,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         assert page.locator(".state").inner_text() == "waiting"
 
 
-def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, wait_until):
+def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_until):
     belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
     fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
 
@@ -408,7 +408,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, wait
 
 @pytest.mark.rtsp
 @pytest.mark.slow
-def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
+def test_page_shows_the_loss_and_return_of_a_real_camera(tab):
     """The whole way: a camera over RTSP, the run in a process of its own, the page in a browser."""
     endpoint = f"http://127.0.0.1:{free_port()}"
     with elsewhere(1) as camera:
@@ -448,7 +448,7 @@ def answers(endpoint):
         return False
 
 
-def test_a_dashboard_that_is_named_shows_a_stream_and_another_site_shows_none(tab):
+def test_allowed_dashboard_embeds_a_stream_and_another_site_does_not(tab):
     """The token of one stream in its address, as the page's own link has it."""
     token = "correct-horse-battery"  # noqa: S105 - of no page
     with elsewhere_html() as (dashboard, folder):

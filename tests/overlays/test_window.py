@@ -139,7 +139,7 @@ def colours_on(screen, image):
 
 @pytest.mark.window
 @pytest.mark.parametrize("key", ["q", "Escape"])
-def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, wait_until, key):
+def test_window_shows_the_overlay_and_ends_with_a_key(screen, tmp_path, wait_until, key):
     path = tmp_path / "screen.png"
 
     def on_the_screen():
@@ -161,7 +161,7 @@ def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, wait_u
 
 
 @pytest.mark.window
-def test_closing_the_window_ends_it(screen):
+def test_window_ends_when_closed(screen):
     with shown_window(screen) as child:
         try:
             close_politely(screen, int(call(screen, "xdotool", "search", "--class", WM_CLASS).split()[0]))
@@ -171,13 +171,13 @@ def test_closing_the_window_ends_it(screen):
     assert output == "stopped: window: closed\nleft\n", complaints
 
 
-def test_without_a_display_it_says_so_and_what_to_do():
+def test_window_without_a_display_is_refused_with_the_remedy():
     with pytest.raises(SinkError, match=r"there is no display.*--sink out\.mp4"), WindowSink():
         pass
 
 
 @pytest.mark.window
-def test_a_display_that_does_not_answer_is_an_error_and_not_the_end_of_the_run(monkeypatch):
+def test_display_that_does_not_answer_is_an_error_and_does_not_end_the_run(monkeypatch):
     monkeypatch.setenv("DISPLAY", ":987")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with (
@@ -187,7 +187,7 @@ def test_a_display_that_does_not_answer_is_an_error_and_not_the_end_of_the_run(m
         pass
 
 
-def test_picture_is_fitted_into_a_window_of_any_size_with_its_proportions_kept():
+def test_image_is_fitted_into_a_window_of_any_size_with_its_aspect_ratio():
     image = np.zeros((480, 640, 3), np.uint8)
     assert fitted(image, (640, 480)) is image
     assert fitted(image, (320, 480)).shape == (240, 320, 3)
@@ -196,13 +196,13 @@ def test_picture_is_fitted_into_a_window_of_any_size_with_its_proportions_kept()
     assert fitted(np.zeros((2, 5000, 3), np.uint8), (100, 100)).shape == (1, 100, 3)
 
 
-def test_window_names_the_remedy_where_its_library_is_missing(monkeypatch):
+def test_missing_window_library_error_names_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(SinkError, match=r"pygame-ce cannot be loaded .*uv sync.*--sink out\.mp4"):
         WindowSink(context=SinkContext(display=":1")).__enter__()
 
 
-def test_nothing_but_the_window_loads_a_library_that_opens_windows():
+def test_window_libraries_are_imported_by_the_window_only():
     code = (
         "import sys; import overlays.render.renderer, overlays.sinks.registry, "
         "overlays.sinks.video, overlays.sinks.zeromq; "

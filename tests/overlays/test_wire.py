@@ -71,7 +71,7 @@ def overlays(draw) -> Overlay:
 
 @settings(max_examples=80, deadline=None)
 @given(overlays())
-def test_what_is_sent_arrives(overlay):
+def test_message_round_trips(overlay):
     sent = overlay.explanation
     parts = encode(overlay, sent_at_unix=1.7e9, now_monotonic=sent.frame.captured_at + 0.25)
     header, payload = decode_message(parts)
@@ -95,7 +95,7 @@ def test_what_is_sent_arrives(overlay):
         assert not mine.heat.flags.writeable
 
 
-def test_the_header_has_the_keys_of_the_contract_and_no_others(overlaid):
+def test_header_has_exactly_the_documented_keys(overlaid):
     header = json.loads(encode(overlaid(), sent_at_unix=0.0, now_monotonic=0.0)[1])
     assert set(header) == CONTRACT
     assert set(header["findings"][0]) == {"label", "class_index", "score", "heat_u8", "box"}
@@ -135,12 +135,12 @@ def test_heat_is_one_byte_per_cell_row_by_row(overlaid):
     assert list(base64.b64decode(header["findings"][0]["heat_u8"])) == [0, 128, 255, 0, 1, 255]
 
 
-def test_red_stays_red():
+def test_image_channels_keep_their_order():
     image = decode_image(encode_image(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
     assert np.abs(image[8, 8].astype(int) - (230, 20, 10)).max() <= 4
 
 
-def test_a_smaller_picture_says_so_and_takes_its_boxes_along(overlaid):
+def test_smaller_image_scales_its_boxes(overlaid):
     whole = overlaid(
         np.zeros((80, 120, 3), np.uint8), region=Box(-20, 0, 140, 80), truth=GroundTruth("x", (Box(0, 0, 12, 8),))
     )
@@ -153,13 +153,13 @@ def test_a_smaller_picture_says_so_and_takes_its_boxes_along(overlaid):
     assert arrived.frame.truth.boxes == (Box(0, 0, 6, 4),)
 
 
-def test_a_name_that_is_not_utf8_is_sent_with_a_question_mark(overlaid):
+def test_name_that_is_not_utf8_is_sent_with_a_question_mark(overlaid):
     header, _ = decode_message(encode(overlaid(camera="caf\udce9"), sent_at_unix=0.0, now_monotonic=0.0))
     assert header.camera == "caf?"
 
 
 @pytest.mark.parametrize("wrong", [{"score": math.nan}, {"pts_seconds": math.inf}])
-def test_numbers_that_json_cannot_say_are_refused(wrong, overlaid):
+def test_numbers_outside_json_are_refused(wrong, overlaid):
     with pytest.raises(WireError, match="NaN or infinite"):
         encode(overlaid(**wrong), sent_at_unix=0.0, now_monotonic=0.0)
 
@@ -185,7 +185,7 @@ def test_unknown_keys_are_ignored_and_optional_ones_may_be_missing(explained):
     assert overlay.explanation.region == Box(0, 0, 64, 48)
 
 
-def test_a_newer_version_is_refused_as_such_whatever_else_it_says(explained):
+def test_newer_version_is_refused_as_such_whatever_its_content(explained):
     with pytest.raises(WireVersionError, match=r"version: 2 is newer .* update"):
         decode_header(b'{"version": 2, "camera": 5}')
     with pytest.raises(WireVersionError):
@@ -209,7 +209,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
-def test_a_key_of_the_wrong_kind_is_refused_by_name(key, value, explained):
+def test_key_of_a_wrong_type_is_refused_by_name(key, value, explained):
     explanation = explained()
     payload = encode_image(explanation.frame.image)
     packed = json.dumps(record_of(explanation, **{key: value})).encode()
@@ -218,7 +218,7 @@ def test_a_key_of_the_wrong_kind_is_refused_by_name(key, value, explained):
 
 
 @pytest.mark.parametrize("heat", ["", "AAAA", "A" * 17, "!" * 16, "A" * 14 + "==", 5, None])
-def test_heat_of_the_wrong_length_or_letters_is_refused(heat, explained):
+def test_heat_of_wrong_length_or_alphabet_is_refused(heat, explained):
     record = record_of(explained())
     record["findings"][0]["heat_u8"] = heat
     with pytest.raises(WireError, match=r"findings\[0\]\.heat_u8: .*base64, one per cell"):
@@ -240,12 +240,12 @@ def test_heat_of_the_wrong_length_or_letters_is_refused(heat, explained):
         b"\x80\x04N.",
     ],
 )
-def test_a_header_that_is_no_object_is_refused(packed):
+def test_header_that_is_no_object_is_refused(packed):
     with pytest.raises(WireError):
         decode_header(packed)
 
 
-def test_sizes_are_checked_before_anything_is_decoded(monkeypatch, explained):
+def test_sizes_are_checked_before_decoding(monkeypatch, explained):
     with pytest.raises(WireError, match="more than"):
         decode_header(b" " * (MAX_HEADER_BYTES + 1))
     explanation = explained()
@@ -261,7 +261,7 @@ def test_sizes_are_checked_before_anything_is_decoded(monkeypatch, explained):
         decode_message([b"line", packed, image])
 
 
-def test_a_small_payload_that_claims_a_huge_picture_is_not_decoded():
+def test_small_payload_that_declares_a_huge_image_is_not_decoded():
     image = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8)))
     offset = image.index(b"\xff\xc0")
     image[offset + 5 : offset + 9] = b"\xff\xff\xff\xff"
@@ -270,14 +270,14 @@ def test_a_small_payload_that_claims_a_huge_picture_is_not_decoded():
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG....", b"\xff\xd8" + b"\xff" * 50])
-def test_a_payload_that_is_no_jpeg_is_refused(payload):
+def test_payload_that_is_no_jpeg_is_refused(payload):
     with pytest.raises(WireError):
         jpeg_size(payload)
     with pytest.raises(WireError):
         decode_image(payload)
 
 
-def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
+def test_damaged_message_gives_a_wire_error_or_a_valid_frame(overlaid):
     parts = encode(overlaid(truth=GroundTruth("dent", (Box(1, 2, 3, 4),))), sent_at_unix=0.0, now_monotonic=0.0)
     dice = random.Random(5)
     refused = 0
@@ -302,12 +302,12 @@ def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=5))
 @example([b"", b"{}", b""])
-def test_noise_is_a_wire_error(parts):
+def test_random_bytes_are_a_wire_error(parts):
     with pytest.raises(WireError):
         decode_message(parts)
 
 
-def test_the_name_of_a_frames_file_arrives_and_one_without_has_no_key(overlaid):
+def test_source_file_name_is_sent_and_absent_without_a_file(overlaid):
     sent = encode(overlaid(source_name="ok/1.jpg"), sent_at_unix=0.0, now_monotonic=0.0)
     header, _ = decode_message(sent)
     assert header.source == "ok/1.jpg"
@@ -319,7 +319,7 @@ def test_the_name_of_a_frames_file_arrives_and_one_without_has_no_key(overlaid):
 
 @pytest.mark.parametrize("odd", ["9" * 5000, "9" * 4000, "[" * 50_000 + "]" * 50_000, "1e400", "-1e400", "NaN"])
 @pytest.mark.parametrize("key", ["index", "pts_seconds", "width", "grid", "timings", "anything"])
-def test_numbers_and_nests_beyond_reason_are_refused_or_ignored_in_words(overlaid, key, odd):
+def test_excessive_numbers_and_nesting_are_refused_or_ignored(overlaid, key, odd):
     packed = json.dumps(json.loads(encode(overlaid(), sent_at_unix=0.0, now_monotonic=0.0)[1]) | {key: "ODD"})
     packed = packed.replace('"ODD"', odd).encode()
     if key == "anything" and odd in {"9" * 4000, "1e400", "-1e400"}:

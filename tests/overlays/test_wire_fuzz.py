@@ -153,18 +153,18 @@ def harmless(result, count):
 
 
 @pytest.mark.slow
-def test_no_damage_crashes_the_reader(overlaid):
+def test_fuzzed_messages_never_crash_the_reader(overlaid):
     messages, _ = fuzz(real_messages(overlaid), 20_000)
     harmless(messages, 20_000)
 
 
-def test_no_damage_takes_more_than_its_bound(overlaid, traced):
+def test_fuzzed_messages_stay_within_time_and_memory(overlaid, traced):
     messages, most = fuzz(real_messages(overlaid), 1_500, traced=True)
     harmless(messages, 1_500)
     assert most < BOUND_BYTES
 
 
-def test_an_undamaged_message_of_each_kind_is_read(overlaid):
+def test_undamaged_message_of_each_kind_is_read(overlaid):
     for parts in real_messages(overlaid):
         assert read(parts).explanation.findings
     assert encode_image(np.zeros((4, 4, 3), np.uint8))

@@ -57,7 +57,7 @@ def nothing_comes(viewer, polls=4):
     return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_none(), strict=False))
 
 
-def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, wait_until):
+def test_viewer_receives_the_image_explanation_and_age(sink, overlaid, wait_until):
     image = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with Viewer(sink.endpoint) as viewer:
         joined(sink, wait_until)
@@ -72,7 +72,7 @@ def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, wai
     assert 0.5 <= overlay.explanation.frame.age_seconds() < 5
 
 
-def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, wait_until, monkeypatch):
+def test_no_image_is_compressed_without_viewers_of_the_camera(sink, overlaid, wait_until, monkeypatch):
     packed = []
     genuine = zeromq.encode_image
     monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
@@ -98,7 +98,7 @@ def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, 
     assert not sink.needs_image("door")
 
 
-def test_one_jpeg_serves_all_viewers(sink, overlaid, wait_until, monkeypatch):
+def test_one_jpeg_is_shared_by_all_viewers(sink, overlaid, wait_until, monkeypatch):
     packed = []
     genuine = zeromq.encode_image
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def test_one_jpeg_serves_all_viewers(sink, overlaid, wait_until, monkeypatch):
     assert len(packed) == 2 * len(viewers)
 
 
-def test_a_late_joiner_gets_the_last_frame_at_once_and_who_has_it_not_twice(sink, overlaid, wait_until):
+def test_late_viewer_gets_the_last_frame_at_once_and_others_not_twice(sink, overlaid, wait_until):
     with Viewer(sink.endpoint, ("line",)) as early:
         joined(sink, wait_until, b"line")
         sink.put(overlaid(index=3))
@@ -124,7 +124,7 @@ def test_a_late_joiner_gets_the_last_frame_at_once_and_who_has_it_not_twice(sink
             assert nothing_comes(early)
 
 
-def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, wait_until):
+def test_late_viewer_of_the_same_topic_is_served(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as early:
         joined(sink, wait_until)
         sink.put(overlaid(index=3))
@@ -138,7 +138,7 @@ def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, w
             wait_until(served)
 
 
-def test_frames_drawn_before_anybody_watched_are_held_back_for_a_moment(overlaid, wait_until):
+def test_frames_drawn_before_the_first_viewer_are_held_briefly(overlaid, wait_until):
     now = [0.0]
     with ZeroMqSink(ANY, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(drawn=False, index=0, taken_at=0.0))
@@ -180,7 +180,7 @@ class Publisher:
             self.put += 1
 
 
-def test_a_slow_reader_sees_fresh_frames_and_knows_how_many_it_missed(sink, overlaid):
+def test_slow_viewer_gets_fresh_frames_and_the_number_of_missed_ones(sink, overlaid):
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), np.uint8)
     ages, passed, last = [], 0, None
     pause = threading.Event()
@@ -217,7 +217,7 @@ def test_conflate_delivers_only_the_last_part_of_a_message(overlaid):
     context.term()
 
 
-def test_a_viewer_finds_a_publisher_that_comes_later_and_one_that_comes_back(overlaid):
+def test_viewer_connects_to_a_late_and_a_restarted_publisher(overlaid):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -229,7 +229,7 @@ def test_a_viewer_finds_a_publisher_that_comes_later_and_one_that_comes_back(ove
                 assert first(viewer).header.findings[0].label == f"life {life}"
 
 
-def test_silence_can_be_asked_for(overlaid):
+def test_viewer_timeout_gives_none(overlaid):
     now = [100.0]
     with ZeroMqSink(ANY) as sink, Viewer(sink.endpoint, clock=lambda: now[0]) as viewer:
         now[0] = 107.0
@@ -239,7 +239,7 @@ def test_silence_can_be_asked_for(overlaid):
         assert viewer.silent_seconds == 0.0
 
 
-def test_ipc_works_as_tcp_does(tmp_path, overlaid, wait_until):
+def test_ipc_is_supported(tmp_path, overlaid, wait_until):
     address = f"ipc://{tmp_path}/overlays"
     with ZeroMqSink(address) as sink, Viewer(address) as viewer:
         joined(sink, wait_until)
@@ -247,7 +247,7 @@ def test_ipc_works_as_tcp_does(tmp_path, overlaid, wait_until):
         assert first(viewer).header.index == 4
 
 
-def test_ipv6_works(overlaid, wait_until):
+def test_ipv6_is_supported(overlaid, wait_until):
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -259,19 +259,19 @@ def test_ipv6_works(overlaid, wait_until):
         assert first(viewer).header.index == 4
 
 
-def test_a_port_in_use_is_refused_with_the_cure(sink):
+def test_port_in_use_is_refused_with_the_remedy(sink):
     with pytest.raises(SinkError, match=r"127\.0\.0\.1:\d+: is in use; choose another port"), ZeroMqSink(sink.endpoint):
         pass
 
 
-def test_a_foreign_address_is_refused_with_the_cure():
+def test_address_of_another_machine_is_refused_with_the_remedy():
     for uri in ("tcp://192.0.2.1:5555", "tcp://no-such-host.invalid:5555"):
         sink = ZeroMqSink(ZeroMqSettings(uri=uri, insecure=True))
         with pytest.raises(SinkError, match="is not an address of this machine; bind"), sink:
             pass
 
 
-def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
+def test_ipc_replaces_neither_a_file_nor_the_socket_of_a_live_run(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("do not delete")
     with pytest.raises(SinkError, match="is a file, not a socket"), ZeroMqSink(f"ipc://{precious}"):
@@ -286,7 +286,7 @@ def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
         pass  # once the first has gone, its place is free
 
 
-def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, wait_until):
+def test_leaving_does_not_wait_for_queued_messages(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     with zmq.Context() as context, context.socket(zmq.SUB) as viewer:  # one that never reads
         viewer.setsockopt(zmq.RCVHWM, 1)
@@ -303,7 +303,7 @@ def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, wait_until):
         assert again.endpoint == endpoint, "its door is free again"
 
 
-def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, wait_until):
+def test_frozen_viewer_is_detected_its_camera_paused_and_resumed(overlaid, wait_until):
     code = (
         "import sys; from overlays.wire.viewer import Viewer\n"
         "with Viewer(sys.argv[1]) as viewer:\n"
@@ -366,7 +366,7 @@ def raw():
     context.term()
 
 
-def test_damaged_messages_are_counted_and_left_out(raw, overlaid, caplog):
+def test_damaged_messages_are_counted_and_skipped(raw, overlaid, caplog):
     good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
     with raw.watched() as viewer:
         assert raw.joined()
@@ -380,7 +380,7 @@ def test_damaged_messages_are_counted_and_left_out(raw, overlaid, caplog):
     assert len([r for r in caplog.records if "cannot be decoded" in r.message]) == 1
 
 
-def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):
+def test_viewer_can_raise_errors_and_continue(raw, overlaid):
     good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
     with raw.watched(damaged="raise") as viewer:
         assert raw.joined()
@@ -392,7 +392,7 @@ def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):
         assert first(viewer).header.index == 9
 
 
-def test_a_newer_publisher_is_told_apart_from_damage(raw):
+def test_newer_publisher_is_distinguished_from_damage(raw):
     with raw.watched() as viewer:
         assert raw.joined()
         raw.say([b"line", b'{"version": 2}', b""])
@@ -400,7 +400,7 @@ def test_a_newer_publisher_is_told_apart_from_damage(raw):
             first(viewer)
 
 
-def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, wait_until):
+def test_lost_publisher_is_distinguished_from_an_oversized_message(overlaid, wait_until):
     with Viewer("tcp://127.0.0.1:1") as viewer:
         wait_until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
     sink = ZeroMqSink(ANY)
@@ -418,7 +418,7 @@ def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid
         sink.__enter__()
 
 
-def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, wait_until):
+def test_oversized_message_is_never_stored(raw, overlaid, wait_until):
     now = [0.0]
     with raw.watched(maximum_bytes=10_000, clock=lambda: now[0]) as viewer:
         assert raw.joined()
@@ -443,12 +443,12 @@ def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, wait_until):
     "address",
     ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:70000", "http://x:1"],
 )
-def test_an_address_nobody_can_watch_is_refused_in_words(address):
+def test_unreachable_address_is_refused_with_a_message(address):
     with pytest.raises(SourceError, match="for instance tcp://"):
         Viewer(address)
 
 
-def test_an_unknown_host_is_refused_on_entering():
+def test_unknown_host_is_refused_on_entering():
     with (
         pytest.raises(SourceError, match=r"host 'no-such-host\.invalid' is unknown"),
         Viewer("tcp://no-such-host.invalid:5555"),
@@ -456,7 +456,7 @@ def test_an_unknown_host_is_refused_on_entering():
         pass
 
 
-def test_a_stopped_viewer_ends_within_a_moment(sink):
+def test_stopped_viewer_ends_at_once(sink):
     stop = threading.Event()
     stop.set()
     with Viewer(sink.endpoint) as viewer:
@@ -464,7 +464,7 @@ def test_a_stopped_viewer_ends_within_a_moment(sink):
         assert list(viewer.overlays(stop)) == []
 
 
-def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(sink, overlaid, wait_until):
+def test_oversized_frame_is_sent_smaller_with_its_own_size(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as viewer:
         joined(sink, wait_until)
         sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), camera="scan", index=1))
@@ -474,7 +474,7 @@ def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(
         assert received.overlay().explanation.region.right == pytest.approx(16_384)
 
 
-def test_a_frame_that_cannot_be_told_is_left_out_and_the_next_one_arrives(sink, overlaid, wait_until):
+def test_frame_that_cannot_be_encoded_is_skipped_and_the_next_arrives(sink, overlaid, wait_until):
     with Viewer(sink.endpoint) as viewer:
         joined(sink, wait_until)
         with pytest.raises(WireError, match="explain fewer classes"):

@@ -29,7 +29,7 @@ def seen_by(viewer, polls=6):
     return [each for _, each in zip(range(polls), viewer.messages_or_none(), strict=False) if each is not None]
 
 
-def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, wait_until):
+def test_smaller_image_is_sent_with_scaled_boxes(overlaid, wait_until):
     whole = np.full((80, 120, 3), (200, 30, 60), np.uint8)
     facts = {"region": Box(-20, 0, 140, 80), "truth": GroundTruth("x", (Box(12, 0, 24, 8),))}
     with ZeroMqSink(ZeroMqSettings(uri=ANY, scale=0.5)) as sink, Viewer(sink.endpoint) as viewer:
@@ -45,7 +45,7 @@ def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, wait
     assert np.abs(received.image[20, 30].astype(int) - (200, 30, 60)).max() <= 4
 
 
-def test_a_lower_quality_takes_less_room(overlaid, wait_until):
+def test_lower_quality_is_smaller(overlaid, wait_until):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     sizes = []
     for quality in (90, 10):
@@ -70,7 +70,7 @@ def run_at(sink, overlaid, now, rate, seconds, camera="line", *, drawn=None):
 
 
 @pytest.mark.parametrize(("most", "expected"), [(5.0, 10), (20.0, 40), (100.0, 60), (None, 60)])
-def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expected, overlaid, wait_until):
+def test_rate_limits_sent_and_drawn_frames(most, expected, overlaid, wait_until):
     now = [100.0]
     settings = ZeroMqSettings(uri=ANY, max_rate=most)
     with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
@@ -83,7 +83,7 @@ def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expec
         assert seen_by(viewer, 1)
 
 
-def test_each_camera_has_a_pace_of_its_own():
+def test_rate_applies_to_each_camera():
     pace = RateLimiter(10.0)
     pace.record("a", 5.0)
     assert not pace.is_due("a", 5.09)
@@ -93,7 +93,7 @@ def test_each_camera_has_a_pace_of_its_own():
     assert pace.due_at("a") == pytest.approx(9.1), "after a pause nothing is made up for"
 
 
-def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid, wait_until):
+def test_newest_frame_is_sent_when_the_rate_allows(overlaid, wait_until):
     now = [100.0]
     settings = ZeroMqSettings(uri=ANY, max_rate=1.0)
     with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
@@ -109,7 +109,7 @@ def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid
         assert sink.encoded == 2
 
 
-def test_who_joins_between_two_frames_gets_what_the_others_have_without_compressing_it_again(overlaid, wait_until):
+def test_late_viewer_gets_the_last_frame_without_another_compression(overlaid, wait_until):
     now = [100.0]
     clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
     with (
@@ -128,7 +128,7 @@ def test_who_joins_between_two_frames_gets_what_the_others_have_without_compress
 
 
 @pytest.mark.parametrize("viewers", [0, 1, 6])
-def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewers, overlaid, wait_until):
+def test_frame_is_compressed_once_for_all_viewers_and_never_without(viewers, overlaid, wait_until):
     with ExitStack() as stack:
         sink = stack.enter_context(ZeroMqSink(ANY))
         watching = [stack.enter_context(Viewer(sink.endpoint)) for _ in range(viewers)]

@@ -11,8 +11,8 @@ from tests.support.fakes import FakeSource
 
 def recorded(*moments):
     rate = FrameRate()
-    for moment in moments:
-        rate.record(moment)
+    for timestamp in moments:
+        rate.record(timestamp)
     return rate
 
 

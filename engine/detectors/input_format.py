@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from engine.models.preprocess import BORDER
 from pipeline.frames import Image
@@ -78,12 +78,13 @@ class InputFormat:
     def _prepared(self, image: Image) -> Tensor:
         placement = self.place(image.shape[0], image.shape[1])
         height, width = placement.size
-        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-        resized = resized[:, :, ::-1] if self.order == "bgr" else resized
-        whole = np.empty((*self.size, 3), np.float32)
-        whole[:] = self.border
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+        resized = pixels.contiguous(memory_format=torch.channels_last)
+        if (image.shape[0], image.shape[1]) != placement.size:
+            resized = F.interpolate(resized, size=placement.size, mode="bilinear", antialias=False)
+        resized = resized[0].flip(0) if self.order == "bgr" else resized[0]
+        mean, std, border = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std, self.border))
+        whole = border.expand(3, *self.size).clone()
         left, top = placement.offset
-        whole[top : top + height, left : left + width] = resized
-        prepared = torch.from_numpy(whole).permute(2, 0, 1)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return ((prepared - mean) / std).contiguous()
+        whole[:, top : top + height, left : left + width] = resized
+        return (whole - mean) / std

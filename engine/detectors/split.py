@@ -16,6 +16,9 @@ from torch import Tensor, fx
 from engine.detectors.graph import Network, ancestors
 from pipeline.errors import EngineError, LayerError
 
+MAX_CELL_PX: Final = 32
+"""Largest default side of a region in pixels, unless all maps of the cut are coarser."""
+
 TOLERANCE: Final = 1e-4
 """Largest difference between ``tail(*head(x))`` and the network, as a fraction of the largest output."""
 
@@ -30,6 +33,13 @@ class Cut:
     """Pixels of the input per cell, one for each node: powers of two."""
     kind: str = "complete"
     """``complete`` = found in the graph; ``own level`` = the input of the level's head (the fast cut); ``named``."""
+
+    def cell_px(self, stride: int) -> int:
+        """Return the default side of a region in pixels for a box of a level.
+
+        The level's stride, but at most 32 pixels, and at least one cell of the cut's finest map.
+        """
+        return max(min(stride, MAX_CELL_PX), min(self.strides))
 
 
 @dataclass(frozen=True, eq=False)

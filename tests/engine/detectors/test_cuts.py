@@ -12,7 +12,7 @@ from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.graph import normalise
 from engine.detectors.layouts import RetinanetLayout, YoloxLayout
 from engine.detectors.outputs import Level, Target
-from engine.detectors.split import build_split, prove_complete, with_features
+from engine.detectors.split import Cut, build_split, prove_complete, with_features
 from pipeline.errors import ConfigError, LayerError
 from tests.engine.detectors.conftest import SIZE, with_lively_weights
 
@@ -152,6 +152,14 @@ def test_find_cut_of_a_chain_goes_back_until_the_cone_covers_the_box():
     assert order.index(far.nodes[0]) < order.index(near.nodes[0])
     assert own_level_cut(network, small, 0).strides == (16,)
     build_split(network, far, [0, 2])
+
+
+@pytest.mark.parametrize(
+    ("strides", "level_stride", "expected"),
+    [((8, 16, 32), 8, 8), ((8, 16, 32), 32, 32), ((32,), 512, 32), ((128,), 128, 128)],
+)
+def test_cell_px_is_the_stride_of_the_level_between_the_cut_and_32(strides, level_stride, expected):
+    assert Cut(("n",) * len(strides), strides).cell_px(level_stride) == expected
 
 
 def test_find_cut_needs_a_map_that_is_fine_enough():

@@ -94,7 +94,7 @@ def test_default_boxes_equal_those_of_tensorflow(detector_weights, ssd):
     anchors = torch.from_numpy(np.load(detector_weights / "ssd_mobilenet_v1_anchors.npy")).float()
     grids = [(n, n) for n in (19, 10, 5, 3, 2, 1)]
     found = torch.cat([level.reshape(-1, 4) for level in tensorflow_defaults(grids)])
-    step = 0.0064530373  # the file's values are of 8 bits, multiples of this
+    step = float(anchors.max()) / 255  # the file's values have 8 bits
     assert float((anchors / step - (anchors / step).round()).abs().max()) < 1e-4
     torch.testing.assert_close(found[:, [1, 0, 3, 2]], anchors, atol=step / 2 + 1e-6, rtol=0)
     assert sum(d[..., 0].numel() for d in ssd.layout.defaults) == 1917

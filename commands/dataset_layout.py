@@ -58,7 +58,9 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
     others = [path for path in contents if path not in named and (contents[path].images or contents[path].classes)]
     if not split:
         _check_unlabelled(folder, named, others, contents)
-        _warn_of_parts(folder, {path: found for path, found in contents.items() if found.images or found.classes})
+        _warn_of_parts(
+            folder, {path: content for path, content in contents.items() if content.images or content.classes}
+        )
         return Layout({"": (folder,)})
     if set(split.values()) == {TRAINING} and len(split) == len(contents):
         raise ConfigError(

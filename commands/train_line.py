@@ -109,12 +109,9 @@ def line_config(seed: int, effort: float) -> FinetuneConfig:
         stage="crops of 96 px",
     )  # fmt: skip
     larger = replace(
-        crops, epochs=_scaled(2, effort), batch_size=40, learning_rate=2e-3, crop=160,
-        stage="crops of 160 px",
-    )  # fmt: skip
-    whole = replace(
-        larger, epochs=_scaled(6, effort), batch_size=32, crop=None, stage="whole images"
-    )  # fmt: skip
+        crops, epochs=_scaled(2, effort), batch_size=40, learning_rate=2e-3, crop=160, stage="crops of 160 px"
+    )
+    whole = replace(larger, epochs=_scaled(6, effort), batch_size=32, crop=None, stage="whole images")
     return FinetuneConfig("line_net", RANDOM, augment=("hflip", "vflip"), seed=seed, course=(crops, larger, whole))
 
 

@@ -52,18 +52,18 @@ def keep_split(
     Raises:
         ConfigError: a class has no samples left in a split.
     """
-    given: dict[str, list[Sample]] = {
+    by_split: dict[str, list[Sample]] = {
         split: [sample for sample in samples if sample.split == split] for split in _SPLITS
     }
     seen_groups = {sample.group for sample in samples if sample.digest and sample.digest in seen}
-    train_groups = {sample.group for sample in given[TRAIN]}
-    if given[VALIDATION]:
-        splits = {TRAIN: given[TRAIN], VALIDATION: _without_groups(given[VALIDATION], train_groups, VALIDATION)}
+    train_groups = {sample.group for sample in by_split[TRAIN]}
+    if by_split[VALIDATION]:
+        splits = {TRAIN: by_split[TRAIN], VALIDATION: _without_groups(by_split[VALIDATION], train_groups, VALIDATION)}
     else:
         fractions = {TRAIN: 1.0 - validation_fraction, VALIDATION: validation_fraction}
-        splits = stratified_group_split(given[TRAIN], fractions, seed)
+        splits = stratified_group_split(by_split[TRAIN], fractions, seed)
     used_groups = seen_groups | train_groups | {sample.group for sample in splits[VALIDATION]}
-    splits[TEST] = _without_groups(given[TEST], used_groups, TEST)
+    splits[TEST] = _without_groups(by_split[TEST], used_groups, TEST)
     used_paths = {sample.path for split in splits.values() for sample in split}
     return splits, [sample for sample in samples if sample.path not in used_paths]
 

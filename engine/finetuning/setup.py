@@ -120,7 +120,7 @@ class FinetuneModel:
 
     @property
     def warm_start(self) -> bool:
-        """Whether the checkpoint has all classes: then its state is kept if training does not improve it."""
+        """True if the checkpoint has all classes: its state is kept if training does not improve it."""
         return len(self.known_labels) == len(self.labels)
 
 

@@ -218,9 +218,9 @@ class _Allocation:
 
     def _cost(self, group: str, split: str) -> float:
         """Return the increase of the squared error of a split's class counts, weighted by its fraction."""
-        wanted = self._total * self._fractions[split]
-        before = (self._counts_of_split[split] - wanted) / wanted
-        after = (self._counts_of_split[split] + self.counts[group] - wanted) / wanted
+        target_counts = self._total * self._fractions[split]
+        before = (self._counts_of_split[split] - target_counts) / target_counts
+        after = (self._counts_of_split[split] + self.counts[group] - target_counts) / target_counts
         return float((self._fractions[split] * self._total * (after**2 - before**2) / self._total).sum())
 
 

@@ -59,7 +59,11 @@ class FullFinetuner:
         """Return the last layer and the other layers that are not frozen, with their learning rates."""
         head = self._net.get_submodule(self._head_name)
         head_ids = {id(parameter) for parameter in head.parameters()}
-        others = [one for one in self._net.parameters() if one.requires_grad and id(one) not in head_ids]
+        others = [
+            parameter
+            for parameter in self._net.parameters()
+            if parameter.requires_grad and id(parameter) not in head_ids
+        ]
         groups: list[dict[str, object]] = [
             {"params": list(head.parameters()), "lr": self._stage.head_rate * learning_rate}
         ]
@@ -226,9 +230,10 @@ class LinearProbe:
 
 
 def rate_factor(features: Tensor) -> float:
-    """Return the factor of the learning rate for a layer on features (N, C) of small spread, 1 to ``MAX_RATE_FACTOR``.
+    """Return the factor of the learning rate for features (N, C) of small spread.
 
-    Adam's steps do not grow with the gradient: on features ten times smaller a layer would need ten times as many.
+    It is 1 to ``MAX_RATE_FACTOR``. Adam's steps do not grow with the gradient: on features ten times smaller a layer
+    would need ten times as many.
     """
     spread = float(features.std(0).square().mean().sqrt()) if len(features) > 1 else 0.0
     return 1.0 if spread == 0.0 else min(MAX_RATE_FACTOR, max(1.0, USUAL_SPREAD / spread))

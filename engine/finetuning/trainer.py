@@ -204,7 +204,7 @@ class _Loop:
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if config.max_gradient_norm is not None:
-            parameters = [one for group in self._optimiser.param_groups for one in group["params"]]
+            parameters = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
             nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
         self._optimiser.step()
         self._schedule.step()

@@ -100,6 +100,7 @@ class Pipeline:
         for error in errors:
             if error is not None:
                 raise error
+        self._outputs.complete()
         self.result.collect_errors()
         return self.result
 

@@ -78,6 +78,12 @@ class Outputs:
         """Count the frames that abandoned sinks still hold. Call it once the threads have ended."""
         self._tracker.close()
 
+    def complete(self) -> None:
+        """Let the working sinks complete their accounts. Call it once the threads have ended."""
+        for sink, worker in self._sinks:
+            if not worker.failed:
+                sink.on_run_end()
+
     def _put_timed(self, sink: Sink, overlay: Overlay) -> None:
         started_at = time.monotonic()
         sink.put(overlay)

@@ -263,6 +263,9 @@ class Sink(Part, ABC):
     def on_run_start(self, result: RunResult) -> None:
         """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
 
+    def on_run_end(self) -> None:
+        """Wait, for seconds at most, for what decides the account; called once, after the last frame."""
+
     @property
     def accepted_jpeg_quality(self) -> int | None:
         """JPEG quality, 1 to 100, of images that the engine may encode for it; None: it needs arrays now."""

@@ -297,3 +297,14 @@ def test_pipeline_prepares_a_frame_in_its_cameras_thread():
     run([FakeSource(3, "a"), FakeSource(3, "b")], [sink])
     assert {name for _, name in sink.prepared} == {"queue drawing a", "queue drawing b"}
     assert len(sink.prepared) == len(sink.got) == 6
+
+
+def test_pipeline_lets_working_sinks_complete_their_account_after_the_last_frame():
+    class Completing(FakeSink):
+        def on_run_end(self):
+            self.got.append("end")
+
+    working, failed = Completing(), Completing(fails_after=2)
+    run([FakeSource(5)], [working, failed])
+    assert working.got == [0, 1, 2, 3, 4, "end"]
+    assert failed.got == [0, 1]

@@ -35,6 +35,8 @@ _DEFAULT_RATE: Final = 1.0
 """Findings per second of a live camera whose label does not change, unless ``max_rate`` is set."""
 _OFFLINE_SECONDS: Final = 0.5
 """Maximum time to publish the last messages at the end."""
+_ANSWER_SECONDS: Final = 2.0
+"""How long the last findings of live cameras wait for the broker's answers."""
 _STALL_SECONDS: Final = 10.0
 """How long findings of files wait for a broker that makes no progress, before they are given up."""
 _MIN_RATE: Final = 40.0
@@ -155,12 +157,19 @@ class MqttSink(Sink):
             self._send()
         self._queue.trim(MAX_WAITING, keep_live=bool(self._qos))
 
+    def on_run_end(self) -> None:
+        """Wait for the broker's answers: long for findings of files, which do not come again."""
+        owes_files = self._queue.holds_files or any(f.is_file for f in self._connection.unconfirmed_findings)
+        if owes_files:
+            self._wait_until(lambda: not self._pending, _STALL_SECONDS + self._pending / _MIN_RATE)
+        elif self._connection.is_connected:
+            self._wait_until(lambda: not self._pending or not self._connection.is_connected, _ANSWER_SECONDS)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        owes_files = self._queue.holds_files or any(f.is_file for f in self._connection.unconfirmed_findings)
-        if kind is None and owes_files:
-            self._wait_until(lambda: not self._pending, _STALL_SECONDS + self._pending / _MIN_RATE)
+        if kind is None:
+            self.on_run_end()
         if self._connection.is_connected:
             self._go_offline()
         self._queue.trim(0, keep_live=True)

@@ -15,6 +15,7 @@ from typing import Self
 
 from overlays.sinks.disk import DiskSink
 from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
+from overlays.sinks.locks import open_locked
 from overlays.sinks.paths import check_writable, is_same_file
 from overlays.sinks.settings import JsonlSettings
 from pipeline.errors import DataLossError, SinkError
@@ -84,7 +85,7 @@ class JsonlSink(DiskSink):
         try:
             self._write(line)
         except OSError as error:
-            if error.errno == errno.EPIPE:
+            if error.errno in {errno.EPIPE, errno.EBUSY}:
                 raise SinkError(
                     f"{self._path}: writing failed ({error.strerror or error}); the lines before it are kept"
                 ) from error
@@ -117,7 +118,7 @@ class JsonlSink(DiskSink):
             self._file.close()
             self._file = None
             log.warning("%s: was moved or deleted; it is created again", self._path)
-        file = self._reserve.opened(lambda: FileIO(self._path, "a"))
+        file = self._reserve.opened(lambda: FileIO(self._path, "a", opener=open_locked))
         try:
             if is_regular(file):
                 self._prepare(file)

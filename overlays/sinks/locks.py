@@ -6,6 +6,7 @@ read nor emptied: folders that another user could have prepared are refused.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from overlays.sinks.paths import OWN_FILES, VIDEO_SUFFIXES, path_errors, paths_for, safe_file_name
@@ -24,21 +26,29 @@ log = logging.getLogger(__name__)
 _NAME = "recipro-stream"
 
 
-def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
-    """Return the paths that a run must lock: its output files, and for each camera its clips in a folder.
+@dataclass(frozen=True, slots=True)
+class SharedFolder:
+    """A folder in which several runs may write at once, each for cameras of its own."""
 
-    A recorder of clips deletes the files of its cameras to keep its budget, so they must not belong to another run.
-    Devices and pipes are not locked.
+    path: Path
+
+
+def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path | SharedFolder]:
+    """Return what a run must lock: its output files, and for each camera its clips in a folder.
+
+    A recorder of clips deletes the files of its cameras to keep its budget, so they must not belong to another run. A
+    run whose cameras are not known locks the whole folder. Devices and pipes are not locked.
 
     Raises:
         SinkError: a path cannot be examined.
     """
-    paths: list[Path] = []
+    paths: list[Path | SharedFolder] = []
     for uri in uris:
         if "://" in uri:
             continue
         uri = split_query(uri)[0]  # noqa: PLW2901
         if uri.endswith("/"):
+            paths.append(SharedFolder(Path(uri)) if cameras else Path(uri))
             paths += [Path(uri) / safe_file_name(camera) for camera in cameras]
             continue
         path = Path(uri)
@@ -51,10 +61,12 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
 
 
 @contextmanager
-def claimed(paths: Iterable[Path]) -> Iterator[None]:
-    """Lock files for this run inside the block.
+def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
+    """Lock files and folders for this run inside the block.
 
-    The locks end with the process, however it ends. Without ``fcntl`` (Windows) nothing is locked.
+    A path is locked by its name and by its folder's identity, which a bind mount does not change. A file that another
+    run has open under a second name (a hard link) is refused: sinks lock what they write with ``open_locked``. The
+    locks end with the process, however it ends. Without ``fcntl`` (Windows) nothing is locked.
 
     Raises:
         SinkError: another run has locked one of the files.
@@ -121,23 +133,76 @@ def _closing(descriptor: int) -> Iterator[int]:
 
 
 @contextmanager
-def _locked(path: Path, folder: int) -> Iterator[None]:
-    import fcntl
+def _locked(path: Path | SharedFolder, folder: int) -> Iterator[None]:
+    path, is_shared = (path.path, True) if isinstance(path, SharedFolder) else (path, False)
+    if not is_shared:
+        _refuse_open_elsewhere(path)
+    with ExitStack() as stack:
+        for name in _lock_names(path):
+            try:
+                # Follows no link, empties no file, and does not block on a pipe.
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                lock = stack.enter_context(_closing(os.open(name, flags, 0o600, dir_fd=folder)))
+            except OSError as error:
+                log.warning(
+                    "%s: cannot be locked (%s); another run that writes it is not detected", path, error.strerror
+                )
+                continue
+            if not _lock(lock, shared=is_shared):
+                raise _busy(path)
+        yield
 
+
+def _lock_names(path: Path) -> Iterator[str]:
+    """Yield the names of a path's lock files: by its resolved name, and by the identity of its folder."""
     with path_errors(path):
-        resolved = str(path.resolve()).encode("utf-8", "surrogateescape")
-    name = f"{hashlib.sha256(resolved).hexdigest()[:32]}.lock"
+        resolved = path.resolve()
+    keys = [os.fsencode(resolved)]
+    with suppress(OSError):
+        status = resolved.parent.stat()
+        keys.append(b"%d %d " % (status.st_dev, status.st_ino) + os.fsencode(resolved.name))
+    yield from (f"{hashlib.sha256(key).hexdigest()[:32]}.lock" for key in keys)
+
+
+def _refuse_open_elsewhere(path: Path) -> None:
+    """Raise ``SinkError`` if a run holds the file, perhaps under another name."""
+    with suppress(OSError):
+        if not path.is_file():
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with _closing(descriptor):
+            if not _lock(descriptor):
+                raise _busy(path)
+
+
+def _busy(path: Path) -> SinkError:
+    return SinkError(f"{path}: is being written by another run; choose another file, or stop that run")
+
+
+def open_locked(path: str, flags: int) -> int:
+    """Open a file, lock it for this run, and only then truncate it if the flags ask for that.
+
+    Raises:
+        OSError: another run writes it, possibly under another name.
+    """
+    descriptor = os.open(path, flags & ~os.O_TRUNC, 0o666)
+    is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if is_regular and not _lock(descriptor):
+        os.close(descriptor)
+        raise OSError(errno.EBUSY, "another run writes it; choose another name")
+    if is_regular and flags & os.O_TRUNC:
+        os.truncate(descriptor, 0)
+    return descriptor
+
+
+def _lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file; return False if another run holds it. Without locks in the system or its files: True."""
     try:
-        # Follows no link, empties no file, and does not block on a pipe.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.open(name, flags, 0o600, dir_fd=folder)
-    except OSError as error:
-        log.warning("%s: cannot be locked (%s); another run that writes it is not detected", path, error.strerror)
-        yield
-        return
-    with _closing(lock):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SinkError(f"{path}: is being written by another run; choose another file, or stop that run") from None
-        yield
+        import fcntl
+
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.paths import fresh_paths
 from overlays.sinks.registry import SINKS, build_sink
+from overlays.sinks.settings import JsonlSettings
 from pipeline.errors import SinkError
 from tests.support.logs import log_lines
 
@@ -223,3 +224,56 @@ def test_missing_file_handles_are_reported_and_the_next_line_is_tried(tmp_path, 
         sink.__exit__(None, None, None)
     assert [line["index"] for line in log_lines(path)] == [1]
     assert Path(path).exists()
+
+
+@pytest.mark.parametrize("mode", ["keep", "replace"])
+def test_log_that_another_run_writes_is_not_changed_under_a_second_name(places, tmp_path, overlaid, mode):
+    log, link = tmp_path / "log.jsonl", tmp_path / "link.jsonl"
+    with claimed(to_claim([str(log)], ["a"])), JsonlSink(log) as first, JsonlSink(f"{link}") as late:
+        first.put(overlaid(camera="a"))
+        link.hardlink_to(log)
+        before = log.read_bytes()
+        with pytest.raises(SinkError, match="by another run"), claimed(to_claim([f"{link}?mode={mode}"], ["a"])):
+            pass
+        with (
+            JsonlSink(JsonlSettings(uri=str(link), mode=mode)) as second,
+            pytest.raises(SinkError, match="another run"),
+        ):
+            second.put(overlaid(camera="a"))
+        with pytest.raises(SinkError, match="another run"):
+            late.put(overlaid(camera="a"))
+        assert log.read_bytes() == before
+    with claimed(to_claim([str(link)], ["a"])), JsonlSink(link) as second:
+        second.put(overlaid(camera="a"))
+    assert log.read_bytes().count(b"\n") == 4
+
+
+def test_lock_holds_for_a_folder_under_a_second_name(places, tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "other").symlink_to(tmp_path / "films")
+    with claimed(to_claim([f"{tmp_path}/films/", f"{tmp_path}/films/out.mp4"], ["a"])):
+        for uri in (f"{tmp_path}/other/", f"{tmp_path}/other/out.mp4"):
+            with pytest.raises(SinkError, match="by another run"), claimed(to_claim([uri], ["a"])):
+                pass
+
+
+def test_lock_is_named_by_the_identity_of_the_folder_too(places, tmp_path, monkeypatch):
+    (tmp_path / "films").mkdir()
+    with claimed([tmp_path / "films" / "out.mp4"]):
+        # A bind mount has another name that no link resolves to, and the same identity.
+        monkeypatch.setattr(Path, "resolve", lambda path, strict=False: path)
+        (tmp_path / "mounted").symlink_to(tmp_path / "films")
+        with pytest.raises(SinkError, match="by another run"), claimed([tmp_path / "mounted" / "out.mp4"]):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "meet"),
+    [([], [], True), ([], ["a"], True), (["a"], [], True), (["a"], ["a"], True), (["a"], ["b"], False)],
+)
+def test_folder_of_clips_is_locked_whole_where_the_cameras_are_not_known(places, tmp_path, first, second, meet):
+    uri = f"{tmp_path}/clips/"
+    with claimed(to_claim([uri], first)):
+        expectation = pytest.raises(SinkError, match="by another run") if meet else nullcontext()
+        with expectation, claimed(to_claim([uri], second)):
+            pass

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
-import stat
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
 from overlays.sinks.disk import HandleReserve
+from overlays.sinks.locks import open_locked
 from overlays.sinks.paths import fresh_paths, is_same_file
 
 log = logging.getLogger(__name__)
@@ -89,10 +87,10 @@ class AllOrNothingFile:
 
     def _create(self) -> FileIO:
         if self._kept_since_unix is None or (self.path.exists() and not self.path.is_file()):  # a device, a pipe
-            return FileIO(self.path, "w", opener=_open_locked)
+            return FileIO(self.path, "w", opener=open_locked)
         for path in fresh_paths(self.path, self._kept_since_unix):
             with suppress(FileExistsError):
-                file = FileIO(path, "x", opener=_open_locked)
+                file = FileIO(path, "x", opener=open_locked)
                 if path != self.path:
                     log.warning("%s: exists and is kept; this run writes %s", self.path, path.name)
                 self.path = path
@@ -102,36 +100,6 @@ class AllOrNothingFile:
     def stands_at(self, path: Path) -> bool:
         """Return whether ``path`` still refers to this open file."""
         return self._file is not None and is_same_file(path, self._file)
-
-
-def _open_locked(path: str, flags: int) -> int:
-    """Open a file, lock it for this run, and only then truncate it if the flags ask for that.
-
-    Raises:
-        OSError: another run writes it, possibly under another name.
-    """
-    descriptor = os.open(path, flags & ~os.O_TRUNC, 0o666)
-    try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            _lock(descriptor)
-            if flags & os.O_TRUNC:
-                os.truncate(descriptor, 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _lock(descriptor: int) -> None:
-    """Lock an open file; do nothing if the system or the file system has no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OSError(errno.EBUSY, "another run writes it; choose another name") from None
-    except (ImportError, OSError):
-        return
 
 
 def truncate_to_last_fragment(path: Path) -> bool:

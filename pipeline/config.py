@@ -94,6 +94,31 @@ Fractions = Annotated[
 ]
 
 
+class BoxesConfig(Settings):
+    """Boxes of a detector, and their heat maps."""
+
+    layout: str | None = None
+    """Output layout of an ONNX file: yolox, nanodet, ultralytics or ssd. Default: found by the shapes of its maps."""
+    min_score: float = Field(default=0.3, gt=0, lt=1)
+    """Lowest score of a box."""
+    iou: float = Field(default=0.45, gt=0, le=1)
+    """Boxes of one class that overlap more than this are the same object."""
+    mode: Literal["keep", "drop"] = "keep"
+    """What a cell of a map shows: the score with this cell alone (keep), or what its absence changes (drop)."""
+    cut: Literal["complete", "level"] = "complete"
+    """What is masked: all features that reach the box (complete), or those of its own pyramid level (level: cheap, but
+    blind to evidence far from the box)."""
+    cell_px: int = Field(default=32, ge=8, le=256, multiple_of=8)
+    """Side of a map's cells in pixels of the network's input."""
+    budget: float | None = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
+    """Time for maps as a fraction of the detector's own time: 1 = at most twice the plain time, 0 = no maps, null = no
+    limit. Boxes are always complete; maps take turns, new and changed boxes first."""
+    max_maps: int | None = Field(default=None, ge=1, le=1000)
+    """Maximum number of maps per frame."""
+    when: str | None = None
+    """Boxes that get maps, as a condition on each: label=person and score>0.5. Default: all."""
+
+
 class EngineConfig(Settings):
     """The network and how it is explained and run."""
 
@@ -136,6 +161,7 @@ class EngineConfig(Settings):
     """Time limit for frames of further cameras in a batch; only with several cameras."""
     memory_budget_mib: int = Field(default=1024, ge=16)
     """Memory budget for masked maps, for plans that need them."""
+    boxes: BoxesConfig = BoxesConfig()
     cache: str | None = None
     """A folder of your own that keeps compiled networks between runs; 'off' for none. Default: a folder in your cache
     folder."""

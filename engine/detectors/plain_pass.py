@@ -1,0 +1,100 @@
+"""Compiles the plain pass of a detector with the fastest backend whose outputs equal eager PyTorch's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from engine.backends.registry import AUTOMATIC, BACKENDS, check_backend
+from engine.runtime.compile_cache import CompileCache
+from pipeline.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+TOLERANCE: Final = 1e-3
+"""Largest difference of an output from eager float32, as a fraction of the output's largest value."""
+_ROUNDS: Final = 5
+
+Compiled = Callable[[Tensor], Sequence[Tensor]]
+
+
+def compile_plain_pass(module: nn.Module, example: Tensor, backend: str, cache: CompileCache | None) -> Compiled:
+    """Return the compiled module; it accepts any number of images.
+
+    Args:
+        module: images (N, 3, H, W) float32 to a tuple of maps.
+        example: one image.
+        backend: ``auto`` = the fastest on this machine, or a name.
+        cache: cache of compiled results.
+
+    Raises:
+        ConfigError: the backend is unknown.
+        BackendError: it is not available here, or its outputs differ from eager PyTorch's.
+    """
+    names = AUTOMATIC["cpu"] if check_backend(backend) == "auto" else (backend,)
+    images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)) * 255.0
+    with torch.inference_mode():
+        expected = module(images)
+    timed: list[tuple[float, str, Compiled]] = []
+    refused: list[str] = []
+    for name in names:
+        try:
+            compiled = _compiled(module, example, name, cache)
+            _verify(name, expected, compiled(images))
+        except BackendError as reason:
+            refused.append(str(reason))
+            log.info("skipped: %s", reason)
+        else:
+            timed.append((_seconds(compiled, images) if len(names) > 1 else 0.0, name, compiled))
+    if not timed:
+        raise BackendError("; ".join(refused))
+    seconds, name, best = min(timed, key=lambda entry: entry[0])
+    log.info("backend %s: %.1f ms per image for the plain pass", name, 1e3 * seconds)
+    return best
+
+
+def _compiled(module: nn.Module, example: Tensor, name: str, cache: CompileCache | None) -> Compiled:
+    entry = BACKENDS[name]
+    backend = entry.load()
+    missing = backend.missing("cpu")
+    if missing:
+        raise BackendError(f"backend {name!r}: {missing}")
+    compiled: Callable[[Tensor], Any] = backend.compile(module, example, "fp32", cache)
+    if entry.any_batch:
+        return lambda images: tuple(compiled(images))
+    return lambda images: _image_by_image(compiled, images)
+
+
+def _image_by_image(compiled: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, ...]:
+    """Run a module that is compiled for one image."""
+    if len(images) == 1:
+        return tuple(compiled(images))
+    # A backend may return its own buffers, which the next call overwrites.
+    outputs = [[output.clone() for output in compiled(images[n : n + 1])] for n in range(len(images))]
+    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+
+def _verify(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    for number, (a, b) in enumerate(zip(expected, found, strict=True)):
+        difference, scale = float((a - b).abs().max()), float(a.abs().max())
+        if not difference <= TOLERANCE * scale + 1e-9:
+            raise BackendError(
+                f"backend {name!r}: output {number} of the detector differs from eager PyTorch by {difference:.2g} of "
+                f"{scale:.2g}; use --backend eager"
+            )
+
+
+def _seconds(compiled: Compiled, images: Tensor) -> float:
+    """Return the time of one image: the minimum of some runs, which other load affects least."""
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(_ROUNDS):
+            started_at = time.perf_counter()
+            compiled(images)
+            seconds.append(time.perf_counter() - started_at)
+    return min(seconds)

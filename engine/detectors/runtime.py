@@ -1,0 +1,279 @@
+"""Runs a detector for one input size: the plain pass, its boxes, and the heat of chosen boxes.
+
+A ``BoxEngine`` hides how many stages the detector has. The plain pass of a one-stage detector also returns the features
+at its cuts, so that a map costs only what the masks change.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from engine.detectors.cones.plan import AnchorReads, ConePlan
+from engine.detectors.definition import dense_responses, heat_from_responses
+from engine.detectors.detections import Detections, select
+from engine.detectors.detector import Detector
+from engine.detectors.heat import BoxHeat
+from engine.detectors.outputs import Candidates, Target
+from engine.detectors.regions import Mode, Regions
+from engine.detectors.split import Cut, DetectorSplit, with_features
+from engine.detectors.two_stage import GRID, Proposals, RegionDetector
+from pipeline.errors import ConfigError, LayerError
+
+log = logging.getLogger(__name__)
+
+CutKind = Literal["complete", "level"]
+"""``complete``: all maps through which the image reaches the box; ``level``: the box's own pyramid level alone."""
+CUT_KINDS: tuple[CutKind, ...] = get_args(CutKind)
+
+CompilePlain = Callable[[nn.Module, Tensor], Callable[[Tensor], Any]]
+"""Compiles a module for an example input."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBoxes:
+    """The boxes of one image, and what their heat is computed from."""
+
+    detections: Detections
+    source: Any
+    """For the engine that made it."""
+
+
+class BoxEngine(ABC):
+    """Finds and explains the boxes of images of one size."""
+
+    image_size: tuple[int, int]
+    """Height and width of the input in pixels."""
+    cut: str
+    """What is masked, as text."""
+    plan: str
+    """How maps are computed, as text."""
+
+    @abstractmethod
+    def run(self, images: Tensor) -> list[ImageBoxes]:
+        """Return the boxes of prepared images (N, 3, H, W) float32."""
+
+    @abstractmethod
+    def level(self, boxes: ImageBoxes, index: int) -> int:
+        """Return the pyramid level of a box, on which the cost of its map depends."""
+
+    @abstractmethod
+    def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:
+        """Return the heat of some boxes of an image.
+
+        Args:
+            boxes: the image.
+            indices: which of its boxes.
+            cell_px: side of a region in pixels of the input.
+            mode: ``keep`` or ``drop``.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """How the boxes of one pyramid level are explained."""
+
+    split: DetectorSplit
+    plan: ConePlan | _DensePlan
+    cut: CutKind
+    plan_name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Features:
+    """The result of the plain pass for one image of a batch."""
+
+    maps: tuple[Tensor, ...]
+    """(1, C, h, w) each."""
+    features: dict[str, Tensor]
+    """At the nodes of all cuts, (1, C, h, w)."""
+    candidates: Candidates
+
+
+class OneStageEngine(BoxEngine):
+    """A one-stage detector with proven splits and a plan for each level."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        image_size: tuple[int, int],
+        *,
+        cut: CutKind = "complete",
+        compile_plain: CompilePlain | None = None,
+    ) -> None:
+        """Find the cuts, prove the splits, compile the plain pass, and choose the plans.
+
+        A level whose tail has no cones (group norms, attention) is explained at its own level by the definition,
+        because the definition at the complete cut takes minutes; a warning says so.
+
+        Args:
+            detector: the detector.
+            image_size: height and width of the input in pixels.
+            cut: which features are masked.
+            compile_plain: compiles the plain pass; None = eager.
+
+        Raises:
+            ConfigError: the detector does not accept this size.
+            LayerError: there is no such cut.
+            EngineError: a split differs from the network.
+        """
+        self.image_size, self._detector = image_size, detector
+        self._network, self._layout = detector.network(image_size), detector.layout
+        self._levels = [self._explained_level(level, cut) for level in range(len(self._layout.levels))]
+        strides = {
+            node: stride
+            for level in self._levels
+            for node, stride in zip(level.split.cut.nodes, level.split.cut.strides, strict=True)
+        }
+        self._nodes = tuple(strides)
+        self.cut = ", ".join(dict.fromkeys(level.cut for level in self._levels)) + f" at {', '.join(self._nodes)}"
+        self.plan = ", ".join(dict.fromkeys(level.plan_name for level in self._levels))
+        plain = _FlatOutputs(with_features(self._network, Cut(self._nodes, tuple(strides.values()))))
+        self._plain = compile_plain(plain, torch.zeros(1, 3, *image_size)) if compile_plain else plain
+
+    def _explained_level(self, number: int, cut: CutKind) -> _Level:
+        """Return the split and the plan of one level."""
+        detector, size = self._detector, self.image_size
+        split = detector.split(number, "complete" if cut == "complete" else "own level", size)
+        with torch.inference_mode():
+            features = split.features(torch.zeros(1, 3, *size))
+        try:
+            return _Level(split, ConePlan(split, features), cut, "cones")
+        except LayerError as reason:
+            log.warning(
+                "%s, level %d: maps are made at its own level, without cones: %s", detector.name, number, reason
+            )
+        own = detector.split(number, "own level", size)
+        return _Level(own, _DensePlan(own), "level", "dense")
+
+    def run(self, images: Tensor) -> list[ImageBoxes]:
+        """Return the boxes of each image."""
+        with torch.inference_mode():
+            outputs = self._plain(images)
+            count = len(self._network.outputs)
+            candidates = self._layout.decode(outputs[:count], self.image_size)
+        found = []
+        for n in range(len(images)):
+            part = [output[n : n + 1] for output in outputs]
+            features = dict(zip(self._nodes, part[count:], strict=True))
+            detections = select(candidates, n, score=self._detector.score, iou=self._detector.iou)
+            found.append(ImageBoxes(detections, _Features(tuple(part[:count]), features, candidates)))
+        return found
+
+    def target(self, boxes: ImageBoxes, index: int) -> Target:
+        """Return the anchor and class of a box."""
+        detections, grids = boxes.detections, boxes.source.candidates.grids
+        anchor = self._layout.locate(grids, int(detections.anchors[index]))
+        return Target(anchor, int(detections.classes[index]))
+
+    def level(self, boxes: ImageBoxes, index: int) -> int:
+        """Return the pyramid level of a box."""
+        return self.target(boxes, index).anchor.level
+
+    def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:
+        """Return the heat of some boxes, level by level together."""
+        return self.heat_of_targets(boxes, [self.target(boxes, index) for index in indices], cell_px, mode)
+
+    def heat_of_targets(self, boxes: ImageBoxes, targets: Sequence[Target], cell_px: int, mode: Mode) -> list[BoxHeat]:
+        """Return the heat of any anchors and classes, for example of a missed object."""
+        source: _Features = boxes.source
+        rows, columns = Regions(self.image_size, cell_px).grid
+        rectangle = (0.0, 0.0, float(columns * cell_px), float(rows * cell_px))
+        found: dict[int, BoxHeat] = {}
+        for level, explained in enumerate(self._levels):
+            chosen = [number for number, target in enumerate(targets) if target.anchor.level == level]
+            if not chosen:
+                continue
+            features = [source.features[node] for node in explained.split.cut.nodes]
+            anchors = [AnchorReads(self._layout.reads(targets[number].anchor)) for number in chosen]
+            found_responses = explained.plan.responses(features, anchors, cell_px, mode)
+            for number, responses in zip(chosen, found_responses, strict=True):
+                target = targets[number]
+                plain = [
+                    source.maps[read.map][:, :, read.row, read.column] for read in self._layout.reads(target.anchor)
+                ]
+                values = heat_from_responses(self._layout, responses, plain, target, mode=mode)
+                score = float(self._layout.log_score(plain, target.class_index, target.anchor).exp())
+                found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut)
+        return [found[number] for number in range(len(targets))]
+
+
+class _DensePlan:
+    """The definition: runs the whole tail for each region."""
+
+    def __init__(self, split: DetectorSplit) -> None:
+        self._split = split
+
+    def responses(
+        self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int, mode: Mode
+    ) -> list[list[Tensor]]:
+        """Return the vectors at the reads of each anchor, for the features of one image."""
+        return [dense_responses(self._split, features, anchor.reads, cell_px, mode) for anchor in anchors]
+
+
+class _FlatOutputs(nn.Module):
+    """The plain pass with one flat tuple of outputs, as backends need it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps, features = self.module(images)
+        return (*maps, *features)
+
+
+class TwoStageEngine(BoxEngine):
+    """A two-stage detector: a box is explained on the 7x7 features of its region."""
+
+    def __init__(self, detector: RegionDetector, image_size: tuple[int, int]) -> None:
+        """Store the detector, which runs eager."""
+        self.image_size, self.cut, self.plan, self._detector = image_size, "region", "region features", detector
+
+    def run(self, images: Tensor) -> list[ImageBoxes]:
+        """Return the boxes of each image."""
+        return [ImageBoxes(self._detector.select(found), found) for found in self._detector.proposals(images)]
+
+    def level(self, boxes: ImageBoxes, index: int) -> int:  # noqa: ARG002 - all maps cost the same
+        """Return 0."""
+        return 0
+
+    def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:  # noqa: ARG002
+        """Return the heat of some boxes on the grid of their regions; ``cell_px`` does not matter."""
+        proposals: Proposals = boxes.source
+        detections = boxes.detections
+        numbers = [int(detections.anchors[index]) for index in indices]
+        classes = [int(detections.classes[index]) for index in indices]
+        values = self._detector.heat(proposals, numbers, classes, mode)
+        found = []
+        for index, number, row in zip(indices, numbers, values, strict=True):
+            left, top, right, bottom = proposals.rectangles[number].tolist()
+            score = float(detections.scores[index])
+            found.append(BoxHeat(row.view(GRID), (left, top, right, bottom), score, mode, "region"))
+        return found
+
+
+def build_engine(
+    detector: Detector | RegionDetector,
+    image_size: tuple[int, int] | None = None,
+    *,
+    cut: CutKind = "complete",
+    compile_plain: CompilePlain | None = None,
+) -> BoxEngine:
+    """Return the engine of a detector; arguments and errors are those of ``OneStageEngine``.
+
+    Raises:
+        ConfigError: the cut is unknown, or a two-stage detector is to be explained by a level.
+    """
+    size = image_size or detector.input.size
+    if isinstance(detector, Detector):
+        return OneStageEngine(detector, size, cut=cut, compile_plain=compile_plain)
+    if cut != "complete":
+        raise ConfigError(f"cut {cut!r}: {detector.name} is explained on the features of each region; leave it out")
+    return TwoStageEngine(detector, size)

@@ -1,0 +1,182 @@
+"""Detectors in the stream: every box in every frame, exact maps, within the budget."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from engine.detectors.definition import dense_responses, heat_from_responses
+from engine.detectors.detector import Detector
+from engine.detectors.heat import BoxHeat
+from engine.detectors.input_format import InputFormat
+from engine.detectors.runtime import build_engine
+from engine.explainers.detector import DetectorExplainer
+from pipeline.config import BoxesConfig, EngineConfig
+from pipeline.errors import BackendError, ConfigError
+from pipeline.frames import NO_HEAT, Frame
+from tests.engine.detectors.conftest import SIZE
+
+INPUT = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
+MIN_SCORE = 0.6
+"""The random network gives some boxes above this score."""
+LABELS = ("car", "truck", "bus", "person", "dog", "cat")
+
+
+@pytest.fixture(scope="module")
+def detector(yolox_module, yolox):
+    """Return a random detector whose scores are not saturated: their maps are not flat."""
+    module = copy.deepcopy(yolox_module)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "_preds" in name:
+                weight.mul_(0.03)
+    return Detector("tiny", module, yolox[1], LABELS, INPUT, score=MIN_SCORE)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
+    image = np.kron(coarse, np.ones((30, 30, 1), np.uint8))
+    return [Frame(np.roll(image, 2 * k, axis=1), "north", k, 100.0 + k / 10.0, k / 10.0) for k in range(4)]
+
+
+def explainer(detector, **boxes):
+    settings = BoxesConfig(**{"min_score": MIN_SCORE, "cell_px": 32, "budget": None, **boxes})
+    return DetectorExplainer(detector, EngineConfig(backend="eager", boxes=settings))
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+@pytest.mark.parametrize("cut", ["complete", "level"])
+def test_explainer_maps_are_the_definition(detector, frames, mode, cut):
+    found = explainer(detector, mode=mode, cut=cut, max_maps=3).explain(frames[:1])[0]
+    mapped = [finding for finding in found.findings if finding.box_map]
+    assert len(mapped) == 3
+    images = detector.input.prepare([frames[0].image])
+    engine = build_engine(detector, SIZE, cut=cut)
+    boxes = engine.run(images)[0]
+    choice = "complete" if cut == "complete" else "own level"
+    for index, finding in enumerate(found.findings):
+        if finding.box_map is None:
+            continue
+        target = engine.target(boxes, index)
+        split = detector.split(target.anchor.level, choice, SIZE)
+        reads = detector.layout.reads(target.anchor)
+        responses = dense_responses(split, split.features(images), reads, 32, mode)
+        maps = detector.network(SIZE).module(images)
+        plain = [maps[read.map][:, :, read.row, read.column] for read in reads]
+        values = heat_from_responses(detector.layout, responses, plain, target, mode=mode).view(3, 4)
+        expected = BoxHeat(values, (0, 0, 128, 96), finding.score, mode, cut).normalised()
+        assert finding.heat.max() > 0.0
+        np.testing.assert_allclose(finding.heat, expected.heat.numpy(), atol=1e-4)
+        assert finding.box_map.scale == pytest.approx(expected.scale, rel=1e-3)
+
+
+def test_explainer_gives_all_boxes_of_the_plain_detector(detector, frames):
+    for boxes in ({"budget": 0.0}, {"max_maps": 1}, {}):
+        found = explainer(detector, **boxes).explain(frames[:1])[0].findings
+        plain = build_engine(detector, SIZE).run(detector.input.prepare([frames[0].image]))[0].detections
+        assert len(found) == len(plain) > 3
+        assert [finding.score for finding in found] == sorted((f.score for f in found), reverse=True)
+        for finding in found:
+            assert 0 <= finding.box.left <= finding.box.right <= frames[0].width
+            assert 0 <= finding.box.top <= finding.box.bottom <= frames[0].height
+
+
+def test_explainer_without_budget_makes_no_maps(detector, frames):
+    found = explainer(detector, budget=0.0).explain(frames)
+    assert all(finding.heat is NO_HEAT and finding.box_map is None for f in found for finding in f.findings)
+
+
+def test_explainer_makes_maps_only_of_boxes_that_the_condition_selects(detector, frames):
+    every = explainer(detector).explain(frames[:1])[0].findings
+    label = every[0].label
+    for finding in explainer(detector, when=f"label={label}").explain(frames[:1])[0].findings:
+        assert (finding.box_map is not None) == (finding.label == label)
+
+
+def test_explainer_carries_maps_along_a_track_and_states_their_age(detector, frames):
+    running = explainer(detector, max_maps=1)
+    explained = [running.explain([frame])[0] for frame in frames]
+    seen = {}
+    for frame, explanation in zip(frames, explained, strict=True):
+        fresh = [f for f in explanation.findings if f.box_map and f.box_map.index == frame.index]
+        assert len(fresh) == 1
+        assert fresh[0].box_map.age_seconds == 0.0
+        for finding in explanation.findings:
+            if finding.box_map and finding.box_map.index != frame.index:
+                first = seen[finding.track, finding.box_map.index]
+                np.testing.assert_array_equal(finding.heat, first.heat)
+                age = (frame.index - finding.box_map.index) / 10.0
+                assert finding.box_map.age_seconds == pytest.approx(age)
+                moved = (finding.box.left + finding.box.right - first.box.left - first.box.right) / 2.0
+                assert finding.box_map.region.left - first.box_map.region.left == pytest.approx(moved, abs=1e-3)
+        seen |= {(f.track, frame.index): f for f in fresh}
+    assert len(seen) > 1
+
+
+def test_explainer_starts_tracks_anew_for_each_file(detector, frames):
+    running = explainer(detector, budget=0.0)
+    photos = [Frame(frames[0].image, "photos", k, 100.0 + k, source_name=f"{k}.jpg") for k in range(2)]
+    first, second = (running.explain([photo])[0].findings for photo in photos)
+    assert [f.track for f in first] == [f.track for f in second] == list(range(1, len(first) + 1))
+
+
+def test_explainer_explains_frames_of_two_cameras_as_it_does_each(detector, frames):
+    other = Frame(frames[2].image[:90], "south", 0, 100.0, 0.0)
+    together = explainer(detector, max_maps=2).explain([frames[0], other])
+    alone = [explainer(detector, max_maps=2).explain([frame])[0] for frame in (frames[0], other)]
+    for a, b in zip(together, alone, strict=True):
+        assert [f.label for f in a.findings] == [f.label for f in b.findings]
+        for x, y in zip(a.findings, b.findings, strict=True):
+            np.testing.assert_allclose(x.box, y.box, atol=1e-2)
+            np.testing.assert_allclose(x.heat, y.heat, atol=1e-4)
+
+
+def test_explainer_finds_no_box_in_a_frame_without_any(detector, frames):
+    found = explainer(detector, min_score=0.999999).explain(frames[:1])[0]
+    assert found.findings == ()
+
+
+def test_heat_of_equal_log_scores_is_flat():
+    flat = BoxHeat(torch.full((2, 3), -4.0), (0, 0, 1, 1), 0.5, "keep", "complete").normalised()
+    assert not flat.heat.any()
+    assert flat.scale == 0.0
+
+
+def test_heat_of_drop_keeps_what_speaks_against_the_box():
+    shown = BoxHeat(torch.tensor([[0.3, -0.1, 0.0]]), (0, 0, 1, 1), 0.8, "drop", "complete").normalised()
+    np.testing.assert_allclose(shown.heat, [[1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(shown.against, [[0.0, 1.0 / 3.0, 0.0]], atol=1e-6)
+    assert shown.scale == pytest.approx(0.3)
+    assert shown.lowest_score == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "cuda:0"}, BackendError, "detectors run on the CPU"),
+        ({"precision": "bf16"}, BackendError, "detectors run in fp32"),
+        ({"layer": "head"}, ConfigError, "boxes.cut"),
+        ({"input_size": (100, 128)}, ConfigError, "multiples of 32"),
+        ({"backend": "openvin"}, ConfigError, "Did you mean 'openvino'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_explainer_refuses_options_that_do_not_fit(detector, options, error, message):
+    with pytest.raises(error, match=message):
+        DetectorExplainer(detector, EngineConfig(**{"backend": "eager", **options}))
+
+
+def test_explainer_of_a_backend_equals_eager(detector, frames):
+    settings = BoxesConfig(min_score=MIN_SCORE, max_maps=2, budget=None)
+    found = [
+        DetectorExplainer(detector, EngineConfig(backend=backend, cache="off", boxes=settings)).explain(frames[:1])[0]
+        for backend in ("eager", "openvino")
+    ]
+    for x, y in zip(found[0].findings, found[1].findings, strict=True):
+        np.testing.assert_allclose(x.box, y.box, atol=0.1)
+        np.testing.assert_allclose(x.heat, y.heat, atol=1e-3)

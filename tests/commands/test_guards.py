@@ -21,29 +21,31 @@ def headers(path):
 
 def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path, caplog):
     stamped = LINE.format(60) + "&stamp=1"
-    code, told, errors = command(
+    code, output, errors = command(
         "stream", GUARDED, "--source", stamped, "--weights", SHORTCUT, "--backend", "eager",
         "--sink", "out.jsonl", "--sink", "clips/", "--record-when", "guard=on-the-belt",
     )  # fmt: skip
     assert code == 0, errors
     seen = headers(tmp_path / "out.jsonl")
-    wrong = next(one.pts_seconds for one in seen if one.truth is not None and one.truth.label != "ok")
-    firing = [one for one in seen if any(g.firing and g.name == "on-the-belt" for g in one.guards)]
+    wrong = next(
+        sighting.pts_seconds for sighting in seen if sighting.truth is not None and sighting.truth.label != "ok"
+    )
+    firing = [sighting for sighting in seen if any(g.firing and g.name == "on-the-belt" for g in sighting.guards)]
     assert firing[0].pts_seconds - wrong <= 1.0
     assert firing[0].findings[0].label == firing[0].truth.label
-    assert "guard on-the-belt on line: fired 1 time" in told
+    assert "guard on-the-belt on line: fired 1 time" in output
     assert "line: guard on-the-belt fires: heat_inside(belt) >= 0.6, but is" in caplog.text
     assert list((tmp_path / "clips").glob("*.mp4"))
 
 
 def test_the_shipped_network_is_left_alone(command, tmp_path):
-    code, told, errors = command(
+    code, output, errors = command(
         "stream", GUARDED, "--source", LINE.format(60), "--backend", "eager", "--sink", "out.jsonl"
     )
     assert code == 0, errors
-    assert told.count("fired 0 times") == 3
+    assert output.count("fired 0 times") == 3
     seen = headers(tmp_path / "out.jsonl")
-    assert all(not one.firing for header in seen for one in header.guards)
+    assert all(not state.firing for header in seen for state in header.guards)
     assert seen[-1].regions[0].name == "belt"
     assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
 
@@ -51,9 +53,9 @@ def test_the_shipped_network_is_left_alone(command, tmp_path):
 def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):
     line = LINE.format(90)
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
-    code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
+    code, result, errors = command("baseline", "out.jsonl", "-o", "log.json")
     assert code == 0, errors
-    assert "samples, one per second  (fewer than 30: its drift is not reported)" in told
+    assert "samples, one per second  (fewer than 30: its drift is not reported)" in result
     (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
     assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
     assert "no sink" not in caplog.text
@@ -67,15 +69,15 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
     code, _, errors = command(*again)
     assert code == 0, errors
     assert "none of these classes" not in caplog.text
-    told = json.loads((tmp_path / "run.json").read_text())
-    told["cameras"]["line"] = {f"no {label}": spread for label, spread in told["cameras"]["line"].items()}
-    (tmp_path / "run.json").write_text(json.dumps(told))
+    result = json.loads((tmp_path / "run.json").read_text())
+    result["cameras"]["line"] = {f"no {label}": spread for label, spread in result["cameras"]["line"].items()}
+    (tmp_path / "run.json").write_text(json.dumps(result))
     assert command(*again)[0] == 0
     assert "the network has none of these classes; no drift is reported" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("arguments", "rule"),
     [
         (["--baseline", "none.json"], "baseline 'none.json': cannot be read"),
         (["--baseline", "."], "give a file that `run.py baseline` wrote"),
@@ -84,9 +86,9 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
         (["--sink", "c/", "--record-when", "label=scrach"], "Did you mean 'scratch'"),
     ],
 )
-def test_what_is_not_there_is_refused(command, words, rule):
-    sink = [] if "--sink" in words else ["--sink", "out.jsonl"]
-    code, _, errors = command("stream", GUARDED, "--source", LINE.format(3), *sink, *words)
+def test_what_is_not_there_is_refused(command, arguments, rule):
+    sink = [] if "--sink" in arguments else ["--sink", "out.jsonl"]
+    code, _, errors = command("stream", GUARDED, "--source", LINE.format(3), *sink, *arguments)
     assert code == 2
     assert rule in errors
 
@@ -114,8 +116,8 @@ def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_pat
 
 
 def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
-    words = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
-    code, _, errors = command("stream", *words)
+    arguments = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
+    code, _, errors = command("stream", *arguments)
     assert code == 2
     assert "where a guard's rule uses it" in errors
 

@@ -41,15 +41,15 @@ def frames_of(path):
         return [(frame.time, frame.width, frame.height) for frame in held.decode(video=0)]
 
 
-def squeezenet(*words):
+def squeezenet(*arguments):
     net = ("--model", "squeezenet1_1", "--weights", "random", "--input-size", "64x64", "--backend", "eager")
-    return ("stream", *words, *net)
+    return ("stream", *arguments, *net)
 
 
 def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
-    code, told, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
+    code, output, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
     assert code == 0, errors
-    assert "12 frames received, 12 explained, 12 delivered, 0 dropped" in told
+    assert "12 frames received, 12 explained, 12 delivered, 0 dropped" in output
     assert frames_of(tmp_path / "out.mp4") == frames_of(video)
     lines = log_lines(tmp_path / "out.jsonl")
     assert [line["index"] for line in lines] == list(range(12))
@@ -63,11 +63,11 @@ def test_the_frame_limit_is_kept(command, video, tmp_path):
 
 
 def test_two_sources_go_through_one_engine_into_a_file_each(command, video, tmp_path):
-    code, told, _ = command(
+    code, output, _ = command(
         *squeezenet("--source", video, "--source", LINE.format(7), "--sink", "out.mp4", "--sink", "out.jsonl")
     )
     assert code == 0
-    assert "19 explained, 19 delivered, 0 dropped" in told
+    assert "19 explained, 19 delivered, 0 dropped" in output
     counts = {path.name: len(frames_of(path)) for path in tmp_path.glob("out*.mp4")}
     assert counts == {"out.grey.mp4": 12, "out.line.mp4": 7}
 
@@ -83,22 +83,22 @@ def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_runs_on_the_simulated_line(command, path):
-    code, told, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl")
+    code, output, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl")
     assert code == 0, errors
-    assert "3 frames received, 3 explained" in told
+    assert "3 frames received, 3 explained" in output
 
 
 def test_print_config_shows_every_knob_and_no_password(command):
-    code, told, _ = command("stream", "--source", "rtsp://me:s3cret@host/a?token=t0ken", "--print-config")
+    code, output, _ = command("stream", "--source", "rtsp://me:s3cret@host/a?token=t0ken", "--print-config")
     assert code == 0
-    shown = yaml.safe_load(told)
+    shown = yaml.safe_load(output)
     assert shown["sources"][0]["uri"].startswith("rtsp://")
-    assert "s3cret" not in told
+    assert "s3cret" not in output
     assert {"model", "backend", "precision", "fit"} <= set(shown["engine"])
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("arguments", "rule"),
     [
         (["stream"], "no source"),
         (["stream", "--source", "line:", "--model", "resnet_18x"], "Did you mean 'resnet18'"),
@@ -117,10 +117,10 @@ def test_print_config_shows_every_knob_and_no_password(command):
         (["stream", "missing.yaml"], "no such file"),
         (["view", "tcp://nowhere"], "tcp://nowhere"),
     ],
-    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+    ids=lambda arguments: " ".join(arguments) if isinstance(arguments, list) else "",
 )
-def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_path, words, rule):
-    code, _, errors = command(*words)
+def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_path, arguments, rule):
+    code, _, errors = command(*arguments)
     assert code == 2
     assert rule in errors
     assert "error: " in errors
@@ -189,19 +189,19 @@ def test_a_text_file_named_mp4_is_refused(command, tmp_path):
 
 def test_a_damaged_video_gives_its_good_frames_and_then_says_where_it_broke(command, shared_data, tmp_path):
     path = shared_data / "videos" / "odd" / "corrupted.mp4"
-    code, told, errors = command(*squeezenet("--source", path, "--sink", "out.mp4"))
+    code, output, errors = command(*squeezenet("--source", path, "--sink", "out.mp4"))
     assert code == 2
     assert "error: " in errors
     count = len(frames_of(tmp_path / "out.mp4"))
     assert count > 0
-    assert f"{count} explained" in told
+    assert f"{count} explained" in output
 
 
 def test_a_port_in_use_is_named(command):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         code, _, errors = command(*squeezenet("--source", LINE.format(3), "--sink", address))
     assert code == 2
     assert address in errors
@@ -216,32 +216,34 @@ def test_a_window_without_a_display_is_refused(command, monkeypatch):
 
 
 def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
-    code, told, _ = command("models", "resnet18", "vit_b_16", "mobilenet_v3_small")
+    code, output, _ = command("models", "resnet18", "vit_b_16", "mobilenet_v3_small")
     assert code == 0
-    assert max(map(len, told.splitlines())) <= 80
-    code, told, _ = command("models", "--layers", "mobilenet_v3_small")
+    assert max(map(len, output.splitlines())) <= 80
+    code, output, _ = command("models", "--layers", "mobilenet_v3_small")
     assert code == 0
-    assert "7x7    576  features\n" in told
-    code, _, said = command("models", "resnet81")
+    assert "7x7    576  features\n" in output
+    code, _, errors = command("models", "resnet81")
     assert code == 2
-    assert "Did you mean 'resnet18'" in said
+    assert "Did you mean 'resnet18'" in errors
 
 
 def test_models_and_doctor_answer(command):
-    code, told, _ = command("doctor")
+    code, output, _ = command("doctor")
     assert code == 0
-    assert "backend eager" in told
-    code, told, _ = command("models", "resnet18", "vgg11", "regnet_x_400mf")
+    assert "backend eager" in output
+    code, output, _ = command("models", "resnet18", "vgg11", "regnet_x_400mf")
     assert code == 0
-    assert told.count("7x7") == 3
-    assert "flat" in told
+    assert output.count("7x7") == 3
+    assert "flat" in output
 
 
-@pytest.mark.parametrize("words", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]])
-def test_who_does_not_need_torch_does_not_wait_for_it(words):
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]]
+)
+def test_who_does_not_need_torch_does_not_wait_for_it(arguments):
     program = (
         "import sys, run\n"
-        f"sys.argv = ['run.py', *{words!r}]\n"
+        f"sys.argv = ['run.py', *{arguments!r}]\n"
         "try: run.main()\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'cv2' not in sys.modules, 'imported'"
@@ -251,9 +253,9 @@ def test_who_does_not_need_torch_does_not_wait_for_it(words):
     assert "Usage" in done.stdout or "sources" in done.stdout
 
 
-def start(folder, *words):
+def start(folder, *arguments):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *words],
+        [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
@@ -268,12 +270,12 @@ def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
-    words = ("stream", "--source", "line:?fps=30&size=320x240&seed=3", "--sink", "out.mp4", "--sink", "out.jsonl")
-    with start(tmp_path, *words) as running:
+    arguments = ("stream", "--source", "line:?fps=30&size=320x240&seed=3", "--sink", "out.mp4", "--sink", "out.jsonl")
+    with start(tmp_path, *arguments) as running:
         wait_for_file(tmp_path / "out.jsonl", 20_000)
         running.send_signal(number)
-        told, _ = running.communicate(timeout=PROGRAM_SECONDS)
-    assert running.returncode == 0, told
+        output, _ = running.communicate(timeout=PROGRAM_SECONDS)
+    assert running.returncode == 0, output
     count = len(log_lines(tmp_path / "out.jsonl"))
     assert len(frames_of(tmp_path / "out.mp4")) == count > 0
 
@@ -286,10 +288,10 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
         start(tmp_path, "stream", "--source", "line:?fps=15&size=320x240", "--sink", address) as running,
         start(tmp_path, "view", address, "--sink", "seen.mp4", "--sink", "seen.jsonl", "--frames", "20") as viewing,
     ):
-        told, _ = viewing.communicate(timeout=PROGRAM_SECONDS)
+        output, _ = viewing.communicate(timeout=PROGRAM_SECONDS)
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=PROGRAM_SECONDS)
-    assert viewing.returncode == 0, told
+    assert viewing.returncode == 0, output
     assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
     lines = log_lines(tmp_path / "seen.jsonl")
     assert {line["model"] for line in lines} == {"line_net"}
@@ -333,14 +335,14 @@ def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(comman
             f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 0.5\n"
             "engine: {model: squeezenet1_1, weights: random, input_size: 64x64, backend: eager}\n"
         )
-        told = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
-        words = [sys.executable, ROOT / "run.py", "stream", "run.yaml", "--log", "json"]
-        json_run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-        told.append((json_run.returncode, json_run.stdout, json_run.stderr))
-    assert [code for code, _, _ in told] == [3, 0, 3]
-    assert "connection refused" in told[0][2]
-    assert not any("canary" in text for _, out, errors in told for text in (out, errors))
-    lines = [line for line in told[2][2].splitlines() if line.startswith("{")]
+        values = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
+        arguments = [sys.executable, ROOT / "run.py", "stream", "run.yaml", "--log", "json"]
+        json_run = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+        values.append((json_run.returncode, json_run.stdout, json_run.stderr))
+    assert [code for code, _, _ in values] == [3, 0, 3]
+    assert "connection refused" in values[0][2]
+    assert not any("canary" in text for _, out, errors in values for text in (out, errors))
+    lines = [line for line in values[2][2].splitlines() if line.startswith("{")]
     assert any("connection refused" in json.loads(line)["message"] for line in lines)
 
 
@@ -379,7 +381,7 @@ def test_two_runs_cannot_write_one_file(command, video, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "result"),
     [
         (["--mean", "1,2"], "--mean: '1,2': three numbers, for red, green and blue, or one for all; these are 2"),
         (["--smoothing", "-1"], "--smoothing: -1.0"),
@@ -387,8 +389,8 @@ def test_two_runs_cannot_write_one_file(command, video, tmp_path):
         (["--opacity", "2"], "--opacity: 2.0"),
     ],
 )
-def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, words, told):
-    code, _, errors = command(*squeezenet("--source", "line:", "--frames", "1", *words))
+def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, arguments, result):
+    code, _, errors = command(*squeezenet("--source", "line:", "--frames", "1", *arguments))
     assert code == 2
-    assert told in errors
+    assert result in errors
     assert len(set(errors.splitlines())) == len(errors.splitlines())

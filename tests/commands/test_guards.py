@@ -19,7 +19,7 @@ def headers(path):
     return [decode_header(line) for line in path.read_bytes().splitlines()[1:]]
 
 
-def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path, caplog):
+def test_guard_detects_a_shortcut_within_a_second_of_video(command, tmp_path, caplog):
     stamped = LINE.format(60) + "&stamp=1"
     code, output, errors = command(
         "stream", GUARDED, "--source", stamped, "--weights", SHORTCUT, "--backend", "eager",
@@ -38,7 +38,7 @@ def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path,
     assert list((tmp_path / "clips").glob("*.mp4"))
 
 
-def test_the_shipped_network_is_left_alone(command, tmp_path):
+def test_guard_does_not_fire_for_the_bundled_network(command, tmp_path):
     code, output, errors = command(
         "stream", GUARDED, "--source", LINE.format(60), "--backend", "eager", "--sink", "out.jsonl"
     )
@@ -50,7 +50,7 @@ def test_the_shipped_network_is_left_alone(command, tmp_path):
     assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
 
 
-def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):
+def test_baseline_of_a_run_equals_that_of_its_log_and_drift_is_reported(command, tmp_path, caplog):
     line = LINE.format(90)
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
     code, result, errors = command("baseline", "out.jsonl", "-o", "log.json")
@@ -86,14 +86,14 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
         (["--sink", "c/", "--record-when", "label=scrach"], "Did you mean 'scratch'"),
     ],
 )
-def test_what_is_not_there_is_refused(command, arguments, rule):
+def test_guards_refuse_missing_files_and_names(command, arguments, rule):
     sink = [] if "--sink" in arguments else ["--sink", "out.jsonl"]
     code, _, errors = command("stream", GUARDED, "--source", LINE.format(3), *sink, *arguments)
     assert code == 2
     assert rule in errors
 
 
-def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
+def test_guards_refuse_a_camera_that_the_run_does_not_have(command, tmp_path):
     (tmp_path / "run.yaml").write_text(
         'sources: ["line:"]\nguards:\n  rules:\n    - {name: a, rule: focus_area <= 0.1, cameras: [lime]}\n',
         encoding="utf-8",
@@ -103,7 +103,7 @@ def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
     assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors
 
 
-def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_path):
+def test_guards_refuse_a_class_that_the_network_does_not_have(command, tmp_path):
     (tmp_path / "run.yaml").write_text(
         'sources: ["line:?paced=0&frames=3"]\nengine: {model: line_net, backend: eager}\nguards:\n  rules:\n'
         "    - {name: a, rule: focus_area <= 0.1 when label=schratch}\n",
@@ -115,14 +115,14 @@ def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_pat
     assert "Did you mean 'scratch'" in errors
 
 
-def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
+def test_record_when_refuses_a_check_that_no_rule_requires(command):
     arguments = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
     code, _, errors = command("stream", *arguments)
     assert code == 2
     assert "where a guard's rule uses it" in errors
 
 
-def test_where_there_are_guards_the_host_draws():
+def test_frames_with_guards_are_rendered_on_the_host():
     from commands.wiring.gpu import renders_on_gpu
     from pipeline.config_loader import read_yaml, validate_config
 

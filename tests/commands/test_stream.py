@@ -46,7 +46,7 @@ def squeezenet(*arguments):
     return ("stream", *arguments, *net)
 
 
-def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
+def test_stream_writes_every_frame_of_a_file_in_order_with_its_time(command, video, tmp_path):
     code, output, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
     assert code == 0, errors
     assert "12 frames received, 12 explained, 12 delivered, 0 dropped" in output
@@ -57,12 +57,12 @@ def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
     assert all(line["findings"][0]["heat_u8"] for line in lines)
 
 
-def test_the_frame_limit_is_kept(command, video, tmp_path):
+def test_stream_stops_at_the_frame_limit(command, video, tmp_path):
     assert command(*squeezenet("--source", video, "--sink", "out.mp4", "--frames", 5))[0] == 0
     assert len(frames_of(tmp_path / "out.mp4")) == 5
 
 
-def test_two_sources_go_through_one_engine_into_a_file_each(command, video, tmp_path):
+def test_stream_runs_two_sources_through_one_engine(command, video, tmp_path):
     code, output, _ = command(
         *squeezenet("--source", video, "--source", LINE.format(7), "--sink", "out.mp4", "--sink", "out.jsonl")
     )
@@ -72,7 +72,7 @@ def test_two_sources_go_through_one_engine_into_a_file_each(command, video, tmp_
     assert counts == {"out.grey.mp4": 12, "out.line.mp4": 7}
 
 
-def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
+def test_command_line_options_override_the_configuration_file(command, video, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({
         "sources": [{"uri": str(video), "name": "door"}], "sinks": ["a.jsonl"], "frames": 4,
         "engine": {"model": "squeezenet1_1", "weights": "random", "input_size": "64x64"},
@@ -82,13 +82,13 @@ def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_shipped_config_runs_on_the_simulated_line(command, path):
+def test_shipped_configurations_run_on_the_simulated_line(command, path):
     code, output, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl")
     assert code == 0, errors
     assert "3 frames received, 3 explained" in output
 
 
-def test_print_config_shows_every_knob_and_no_password(command):
+def test_print_config_shows_every_option_and_no_password(command):
     code, output, _ = command("stream", "--source", "rtsp://me:s3cret@host/a?token=t0ken", "--print-config")
     assert code == 0
     shown = yaml.safe_load(output)
@@ -119,7 +119,7 @@ def test_print_config_shows_every_knob_and_no_password(command):
     ],
     ids=lambda arguments: " ".join(arguments) if isinstance(arguments, list) else "",
 )
-def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_path, arguments, rule):
+def test_bad_input_is_refused_with_value_and_remedy_and_leaves_no_file(command, tmp_path, arguments, rule):
     code, _, errors = command(*arguments)
     assert code == 2
     assert rule in errors
@@ -128,7 +128,7 @@ def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_a_single_frame_fails_and_says_who_was_waited_for(command):
+def test_run_without_frames_fails_and_names_the_camera(command):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"rtsp://ada:secret@127.0.0.1:{nobody.getsockname()[1]}/door"
@@ -138,7 +138,7 @@ def test_a_run_without_a_single_frame_fails_and_says_who_was_waited_for(command)
     assert "secret" not in errors
 
 
-def test_a_viewer_that_saw_nothing_says_so(command):
+def test_view_without_frames_reports_it(command):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
@@ -147,14 +147,14 @@ def test_a_viewer_that_saw_nothing_says_so(command):
     assert f"{address}: no frame came" in errors
 
 
-def test_a_sink_that_cannot_be_opened_is_told_before_the_network_is_built(command, monkeypatch):
+def test_sink_that_cannot_be_opened_is_refused_before_the_network_is_built(command, monkeypatch):
     monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("the network was built first"))
     code, _, errors = command("stream", "--source", "line:", "--sink", "no/such/folder/out.mp4")
     assert code == 2
     assert "no/such/folder" in errors
 
 
-def test_a_demo_that_cannot_run_leaves_no_empty_folder(command, monkeypatch, tmp_path):
+def test_failed_demo_leaves_no_empty_folder(command, monkeypatch, tmp_path):
     monkeypatch.setattr("commands.wiring.run.ROOT", tmp_path / "elsewhere")
     code, _, errors = command("demo", "--seconds", "1")
     assert code == 2, errors
@@ -171,7 +171,7 @@ def test_a_demo_that_cannot_run_leaves_no_empty_folder(command, monkeypatch, tmp
         ("sources: ['line:']\nframes: soon", "'soon'"),
     ],
 )
-def test_a_bad_config_names_its_place(command, tmp_path, text, rule):
+def test_bad_configuration_error_names_the_key(command, tmp_path, text, rule):
     (tmp_path / "bad.yaml").write_text(text)
     code, _, errors = command("stream", "bad.yaml")
     assert code == 2
@@ -179,7 +179,7 @@ def test_a_bad_config_names_its_place(command, tmp_path, text, rule):
     assert rule in errors
 
 
-def test_a_text_file_named_mp4_is_refused(command, tmp_path):
+def test_text_file_with_suffix_mp4_is_refused(command, tmp_path):
     (tmp_path / "no.mp4").write_text("hello")
     code, _, errors = command(*squeezenet("--source", "no.mp4", "--sink", "out.mp4"))
     assert code == 2
@@ -187,7 +187,7 @@ def test_a_text_file_named_mp4_is_refused(command, tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_a_damaged_video_gives_its_good_frames_and_then_says_where_it_broke(command, shared_data, tmp_path):
+def test_damaged_video_gives_its_good_frames_and_the_error_position(command, shared_data, tmp_path):
     path = shared_data / "videos" / "odd" / "corrupted.mp4"
     code, output, errors = command(*squeezenet("--source", path, "--sink", "out.mp4"))
     assert code == 2
@@ -197,7 +197,7 @@ def test_a_damaged_video_gives_its_good_frames_and_then_says_where_it_broke(comm
     assert f"{count} explained" in output
 
 
-def test_a_port_in_use_is_named(command):
+def test_port_in_use_is_named(command):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -207,7 +207,7 @@ def test_a_port_in_use_is_named(command):
     assert address in errors
 
 
-def test_a_window_without_a_display_is_refused(command, monkeypatch):
+def test_window_without_a_display_is_refused(command, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     code, _, errors = command(*squeezenet("--source", LINE.format(3), "--sink", "window"))
@@ -227,7 +227,7 @@ def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
     assert "Did you mean 'resnet18'" in errors
 
 
-def test_models_and_doctor_answer(command):
+def test_models_and_doctor_print_tables(command):
     code, output, _ = command("doctor")
     assert code == 0
     assert "backend eager" in output
@@ -240,7 +240,7 @@ def test_models_and_doctor_answer(command):
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]]
 )
-def test_who_does_not_need_torch_does_not_wait_for_it(arguments):
+def test_commands_without_a_network_do_not_import_torch(arguments):
     program = (
         "import sys, run\n"
         f"sys.argv = ['run.py', *{arguments!r}]\n"
@@ -269,7 +269,7 @@ def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
+def test_interrupted_recording_is_closed_and_playable(tmp_path, number):
     arguments = ("stream", "--source", "line:?fps=30&size=320x240&seed=3", "--sink", "out.mp4", "--sink", "out.jsonl")
     with start(tmp_path, *arguments) as running:
         wait_for_file(tmp_path / "out.jsonl", 20_000)
@@ -280,7 +280,7 @@ def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
     assert len(frames_of(tmp_path / "out.mp4")) == count > 0
 
 
-def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
+def test_view_shows_a_stream_of_another_process(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
@@ -300,7 +300,7 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("spelling", ["grey.mp4", "./grey.mp4", "link.mp4", "hard.mp4"])
-def test_a_recording_never_overwrites_its_own_source(command, video, spelling, monkeypatch):
+def test_recording_does_not_overwrite_its_source(command, video, spelling, monkeypatch):
     monkeypatch.chdir(video.parent)
     (video.parent / "link.mp4").symlink_to(video)
     (video.parent / "hard.mp4").hardlink_to(video)
@@ -311,20 +311,20 @@ def test_a_recording_never_overwrites_its_own_source(command, video, spelling, m
     assert video.read_bytes() == before
 
 
-def test_one_file_is_not_given_to_two_sinks_however_it_is_spelled(command, video):
+def test_two_sinks_cannot_share_a_file_by_any_spelling(command, video):
     code, _, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "./out.mp4"))
     assert code == 2
     assert "given twice" in errors
 
 
 @pytest.mark.parametrize("std", ["0", "nan", "-1"])
-def test_a_std_that_cannot_be_divided_by_is_refused(command, video, std):
+def test_std_of_zero_is_refused(command, video, std):
     code, _, errors = command(*squeezenet("--source", video, "--std", std))
     assert code == 2
     assert "--std" in errors
 
 
-def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(command, monkeypatch, tmp_path):
+def test_credentials_come_from_environment_or_file_and_are_not_shown(command, monkeypatch, tmp_path):
     monkeypatch.setenv("CAM_PASSWORD", "canary/42")
     (tmp_path / "door.secret").write_text("ada:canary/42\n")
     with socket.socket() as nobody:
@@ -346,7 +346,7 @@ def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(comman
     assert any("connection refused" in json.loads(line)["message"] for line in lines)
 
 
-def test_a_credentials_file_that_is_missing_is_named_as_one(command, tmp_path):
+def test_missing_credentials_file_is_named(command, tmp_path):
     (tmp_path / "run.yaml").write_text("sources:\n- {uri: 'rtsp://127.0.0.1/x', credentials_file: no.secret}\n")
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
@@ -354,13 +354,13 @@ def test_a_credentials_file_that_is_missing_is_named_as_one(command, tmp_path):
     assert "user:password" in errors
 
 
-def test_a_variable_that_is_missing_is_named(command):
+def test_missing_environment_variable_is_named(command):
     code, _, errors = command("stream", "--source", "rtsp://ada:${NO_SUCH_THING}@127.0.0.1/x")
     assert code == 2
     assert "NO_SUCH_THING" in errors
 
 
-def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp_path):
+def test_camera_name_with_a_slash_is_recorded(command, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"rtsp://127.0.0.1:{nobody.getsockname()[1]}/hall/door"
@@ -369,7 +369,7 @@ def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp
     assert "connection refused" in errors
 
 
-def test_two_runs_cannot_write_one_file(command, video, tmp_path):
+def test_two_runs_cannot_write_the_same_file(command, video, tmp_path):
     from overlays.sinks.locks import claimed
 
     with claimed([tmp_path / "out.jsonl"]):
@@ -389,7 +389,7 @@ def test_two_runs_cannot_write_one_file(command, video, tmp_path):
         (["--opacity", "2"], "--opacity: 2.0"),
     ],
 )
-def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, arguments, result):
+def test_option_error_names_the_command_line_option(command, arguments, result):
     code, _, errors = command(*squeezenet("--source", "line:", "--frames", "1", *arguments))
     assert code == 2
     assert result in errors

@@ -1,4 +1,4 @@
-"""What every test shares: the real input beside the repository, and a watch on what a test leaves behind."""
+"""Fixtures of all tests: the shared data, and a check of what a test leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way of masking a picture gives which Average Drop: readings of the definition, on the same photos and maps.
+"""Compares readings of the definition of Average Drop (ways of masking) on the same photos and maps.
 
     uv run python -m tests.bench.average_drop --photos DIR --weights DIR [DIR ...] --networks resnet50 --limit 100
 
@@ -47,7 +47,7 @@ class Reading:
     enlarged: str = "bilinear"
     """``bilinear`` between the centres of cells, ``corners`` (cells' centres pulled to the border), ``bicubic``."""
     hidden: str = "mean"
-    """What hidden pixels turn to: the ``mean`` colour or ``black``."""
+    """Fill of hidden pixels: the ``mean`` colour or ``black``."""
     scaled: str = "min-max"
     """The map: ``min-max`` normalised, over its ``max`` alone, or ``logits``: min-max of scores before the softmax."""
 

@@ -1,4 +1,4 @@
-"""What explaining frames of many cameras together costs and saves: frames a second, age, and fair shares.
+"""Measures the cost and gain of batches over cameras: frames per second, age, and fair shares.
 
     uv run python -m tests.bench.batches --model resnet18 --cameras 12 --rate 10 --batches 12 4 1
 
@@ -38,7 +38,7 @@ class Camera(FakeSource):
     live = True
 
     def __init__(self, name: str, rate: float) -> None:
-        """Take its name, and frames a second."""
+        """Create a camera with a name and a frame rate."""
         super().__init__(camera=name)
         self.rate = rate
 
@@ -62,11 +62,11 @@ class Stopwatch(Sink):
         self.counts: dict[str, int] = {}
 
     def needs_image(self, camera: str) -> bool:
-        """Say yes: every frame is to be drawn."""
+        """Return True: every frame is rendered."""
         return True
 
     def put(self, overlay: Overlay) -> None:
-        """Take note of a frame."""
+        """Record a frame."""
         frame = overlay.explanation.frame
         if overlay.signal_loss is None:
             self.ages.append(frame.age_seconds())

@@ -1,4 +1,5 @@
-"""What makes a defect's map point at it: ``python tests/bench/defect_maps.py FOLDER --weights FILE [--sizes 224,448]``.
+"""Measures which settings make a map point at a defect: ``python tests/bench/defect_maps.py FOLDER --weights FILE
+[--sizes 224,448]``.
 
 A frozen ResNet-18 ends after layer3 or layer4 and gets a mean and a linear layer; every tile is held out once in four
 folds. The folds part single files (as papers do: other exposures of the same tile are then learned), or whole tiles.
@@ -110,7 +111,7 @@ def heat_of(features: Tensor, layer: nn.Linear, kernel: str, target: int) -> npt
 
 
 def hits(heat: npt.NDArray[np.float64], mask: Mask) -> bool:
-    """Say whether the hottest cell's centre lies on the mask, or no farther than the tolerance from it."""
+    """Return whether the centre of the hottest cell lies on the mask, or within the tolerance."""
     row, column = divmod(int(heat.argmax()), heat.shape[1])
     peak = (column + 0.5) * mask.shape[1] / heat.shape[1], (row + 0.5) * mask.shape[0] / heat.shape[0]
     return distance_to(mask, peak) <= TOLERANCE_PIXELS

@@ -1,5 +1,5 @@
-"""How fast and how fresh frames arrive: ``python -m tests.bench.delivery [--viewers 1 10 50] [--seconds N] [--slow]
-[--page] [--crowd]``.
+"""Measures rate and age of delivered frames: ``python -m tests.bench.delivery [--viewers 1 10 50] [--seconds N]
+[--slow] [--page] [--crowd]``.
 
 One publisher process draws and compresses 720p frames at 30 a second and sends them over the loopback; viewers are
 processes of their own, ten ``Viewer`` each at the most. Every frame carries its number and the time it was made in its
@@ -41,7 +41,7 @@ BITS, SIDE = 16, 16
 """The number in the picture: so many squares, so many pixels each, in the lowest rows."""
 VIEWERS_EACH = 10
 NOISE = {"30 kB": 1.5, "150 kB": 10.0}
-"""How much noise makes a JPEG about so large; the line tells its true size."""
+"""Amount of noise that gives a JPEG of about this size; the output has the true size."""
 
 
 def pixels(height: int, width: int, noise: float) -> Image:

@@ -1,4 +1,4 @@
-"""How far the heat is from the definition's, at inner layers of the networks people use.
+"""Measures the difference of heat maps from the definition, at inner layers of common networks.
 
     uv run python -m tests.bench.exactness --sizes 96x128 224x224 250x190 --cells 64
 

@@ -1,4 +1,4 @@
-"""What an explained frame costs: explained / plain forward, same network, backend and precision, interleaved.
+"""Measures the cost of an explained frame: explained / plain forward, same network, backend and precision, interleaved.
 
     uv run python -m tests.bench.explain_cost --models resnet18 resnet50 --backends eager inductor --rounds 40
 

@@ -1,4 +1,5 @@
-"""What the explanation adds to an exported network: file size and latency, explained / plain, in programs not ours.
+"""Measures the cost of the explanation in an exported network: file size and latency, explained / plain, in other
+runtimes.
 
     uv run python -m tests.bench.export_cost --models resnet50 --rounds 40
 

@@ -89,15 +89,15 @@ class Fault:
     """Makes it happen; returns since when it can be noticed, where that is not the moment of the call."""
     end: Callable[[Scene], object] = lambda _: None
     hold_seconds: tuple[float, float] = (0.3, 0.8)
-    """How long it lasts after it was noticed, drawn evenly."""
+    """Duration after detection, drawn uniformly."""
     cabac: bool = False
-    """Whether the camera codes with CABAC, as most do, or with CAVLC, in which damage shows better."""
+    """True if the camera encodes with CABAC, as most do; False for CAVLC, in which damage is more visible."""
     behind_line: bool = False
-    """Whether the camera is reached through the proxy, which then has the fault."""
+    """True if the camera is reached through the proxy, which then has the fault."""
     on_cable: bool = False
-    """Whether the camera is at the far end of a cable; needs root."""
+    """True if the camera is at the far end of a virtual cable; needs root."""
     noticed: Callable[[Health, Health], bool] | None = lambda _, now: now.state != "live"
-    """What of the health before and now means that it was noticed; None: there is nothing to notice."""
+    """Condition on the health before and now that means detection; None: the fault cannot be detected."""
 
 
 def _bad(scene: Scene, **faults: object) -> None:
@@ -200,7 +200,7 @@ class HealthWatch:
     """Notes each change of a source's health, in a thread."""
 
     def __init__(self, scene: Scene) -> None:
-        """Take the scene whose faulty camera is watched."""
+        """Create a run of the scene whose faulty camera is watched."""
         self._scene = scene
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health watch")
@@ -274,7 +274,7 @@ class Once:
     detect_seconds: float | None
     recover_seconds: float
     age_seconds: float
-    """How old the first picture after it was when it left."""
+    """Age of the first image after the fault when it left."""
     reason: str
     others: tuple[int, int]
     """The healthy camera's picture numbers before and after."""

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, and one JSON line per case with where it was measured."""
+"""Shared by all benchmarks: interleaved timing, and one JSON line per case with its environment."""
 
 from __future__ import annotations
 

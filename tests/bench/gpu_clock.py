@@ -22,13 +22,13 @@ Call = Callable[[int], object]
 
 @dataclass
 class Settings:
-    """What is measured, where, and how much of it."""
+    """Device, size and duration of the measurements."""
 
     device: torch.device
     small: bool = False
-    """Whether to do the least of everything: on a CPU, to see that it all runs."""
+    """True for the smallest run: on a CPU, to check that all code works."""
     seconds: float = 460.0
-    """What the whole run may take."""
+    """Time limit of the whole run."""
     photos: str | None = None
     weights: str | None = None
     begun: float = field(default_factory=time.monotonic)
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def rounds_seconds(self) -> float:
-        """What the rounds of one case may take."""
+        """Time limit of the rounds of one case."""
         return 0.05 if self.small else 0.6
 
 

@@ -1,4 +1,4 @@
-"""What an explained image costs on a GPU beside the plain one: models, backends, batches; last and inner layers."""
+"""Measures the cost of an explained image on a GPU: models, backends, batches; last and inner layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CEILING = {
 }
 """Images a second that the card's measured ceilings of arithmetic and memory allow, fp16, 224x224."""
 SLACK = 5e-2
-"""How far softmax scores of the two ways may be apart: else they are not the same network."""
+"""Maximal difference of softmax scores between both ways: more means different networks."""
 
 
 def cases(settings: Settings, *, late: bool = False) -> list[tuple[str, str]]:

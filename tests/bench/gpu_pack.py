@@ -49,7 +49,7 @@ WHEELS: dict[str, tuple[str, ...]] = {
     ),
     "peers-scipy": ("scipy==1.17.1",),
 }  # fmt: skip
-"""What each pack holds, by name and version: for CPython 3.12 on x86-64."""
+"""Packages of each pack, by name and version: for CPython 3.12 on x86-64."""
 
 RTX = ("torch-tensorrt-rtx==2.11.0", "tensorrt-rtx-cu13-libs==1.4.0.76", "tensorrt-rtx-cu13-bindings==1.4.0.76")
 RTX_SOURCES = ("tensorrt-rtx-cu13==1.4.0.76", "dllist==2.0.0")

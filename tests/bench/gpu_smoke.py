@@ -115,7 +115,7 @@ def capture(settings: Settings) -> str:
 
 
 def failed_capture(settings: Settings) -> str:
-    """What asks the host in between runs call by call, and the next capture works."""
+    """A call that synchronises with the host runs call by call, and the next capture works."""
     lanes = device_streams(settings.device)
     with torch.inference_mode():
         with lanes.stream("compute"):
@@ -204,7 +204,7 @@ def compiled(backend: str, settings: Settings) -> str:
 
 
 def sent(settings: Settings) -> str:
-    """What the agreement needs."""
+    """Return the input of the agreement."""
     if settings.photos is None or settings.weights is None:
         raise AbsentError("no photos or weights: give --photos FILE.npz and --weights FOLDER")
     names = sorted(path.name for path in Path(settings.weights).glob("*.pt"))

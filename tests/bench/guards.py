@@ -1,4 +1,4 @@
-"""What guards cost, and whether they tell right from wrong: ``python tests/bench/guards.py [--frames N ...]``.
+"""Measures cost and correctness of guards: ``python tests/bench/guards.py [--frames N ...]``.
 
 Prints one JSON line. ``cost``: on one frame after the other, explaining alone and explaining behind a guardian take
 turns, and what the guardian adds is timed itself; every answer is compared. ``shortcut``: the stamped line before the
@@ -62,7 +62,7 @@ def images(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
 
 
 def same(first: Explanation, other: Explanation) -> bool:
-    """Whether two explanations say the same of a frame."""
+    """Return whether two explanations of a frame are equal."""
     return first.first.label == other.first.label and bool(np.array_equal(first.first.heat, other.first.heat))
 
 

@@ -1,4 +1,5 @@
-"""What inner layers cost: ``python tests/bench/inner_layers.py [--models ... --sizes ... --rounds N --threads T]``.
+"""Measures the cost of inner layers: ``python tests/bench/inner_layers.py [--models ... --sizes ... --rounds N
+--threads T]``.
 
 Times plan 2 (local: only what masks change) against plan 3 (dense: the definition) and prints one JSON line per case.
 Both go in turn, round after round, so that a disturbance of the machine falls on both alike. Where the dense plan
@@ -105,7 +106,7 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
 
 
 def circumstances(threads: int) -> dict[str, Any]:
-    """Say where and with what this was measured."""
+    """Print device and versions of the measurement."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

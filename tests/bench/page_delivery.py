@@ -1,4 +1,4 @@
-"""How fast and how fresh frames reach browsers: the page's WebSocket, as a browser speaks it.
+"""Measures rate and age of frames in browsers: the page's WebSocket, with the protocol of a browser.
 
 ``python -m tests.bench.delivery --page``. One process serves, others look on, ten WebSockets each. Every one says that
 a frame was shown as soon as it has come, as the page's script does behind its drawing; one of them may be slow.

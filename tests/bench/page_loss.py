@@ -1,4 +1,4 @@
-"""How soon a person sees that a camera, or the server itself, is gone, and that it is back; in a real Chromium.
+"""Measures how soon the page shows the loss and the return of a camera or of the server, in a real Chromium.
 
 ``python -m tests.bench.page_loss [--times N]``. Two cameras at 30 frames a second; one falls silent for three seconds
 and comes back, again and again, and last of all the server goes. The browser notes by itself when each card turns grey
@@ -49,7 +49,7 @@ class Feeder:
     """Puts frames of two cameras into a page, at a rate; knows when it put each camera's last and first ones."""
 
     def __init__(self, sink: WebSink) -> None:
-        """Take the page."""
+        """Create a reader of the page."""
         self.sink = sink
         self.index = 0
         self.last_unix: dict[str, float] = {}

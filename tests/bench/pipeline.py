@@ -1,4 +1,4 @@
-"""What the pipeline keeps of its engine: end to end against each stage alone, and how old frames are when they leave.
+"""Measures the throughput of the pipeline against its single stages, and the age of delivered frames.
 
     uv run python -m tests.bench.pipeline --video VIDEO.mp4 --model resnet18 --frames 200
 

@@ -1,4 +1,4 @@
-"""What half precision and other backends do to verdict and heat: agreement with eager float32, on real photos.
+"""Measures half precision and other backends: agreement of top class and heat map with eager float32, on real photos.
 
     uv run python -m tests.bench.precision --photos FOLDER --model mobilenet_v2 --weights FILE.pt --mean 0.5 --std 0.5
 
@@ -26,7 +26,7 @@ from pipeline.frames import Explanation, Frame
 from tests.bench.figures import environment, print_line
 
 WAYS = (("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
-"""What is compared with eager float32."""
+"""Settings compared with eager float32."""
 
 
 def photos(folder: Path) -> list[Frame]:

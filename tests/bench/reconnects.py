@@ -40,7 +40,7 @@ _LIMIT_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be endured."""
+    """Settings of the run."""
 
     times: int = 300
     every: int = 10
@@ -50,14 +50,14 @@ class Plan:
     size: str = "640x480"
     rate: int = 10
     pictures: int = 3
-    """How many pictures of each connection leave before it is broken."""
+    """Number of images of each connection before it is broken."""
 
 
 class Endurance:
     """One run that is made to reconnect."""
 
     def __init__(self, plan: Plan, cameras: Elsewhere, sources: list[Source], witness: ProbeSink) -> None:
-        """Take what runs."""
+        """Create a run."""
         self._plan = plan
         self._cameras = cameras
         self._sources = sources

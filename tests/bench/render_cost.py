@@ -1,4 +1,5 @@
-"""What drawing one frame costs: ``python tests/bench/render_cost.py [--height H --width W --repeats N --threads T]``.
+"""Measures the cost of drawing a frame: ``python tests/bench/render_cost.py [--height H --width W --repeats N --threads
+T]``.
 
 Prints one JSON line. Every option's picture is checked once before it is timed; options are interleaved, so that a
 disturbance of the machine falls on all alike. Each round draws another frame and another heat map.

@@ -48,7 +48,7 @@ DEAR = ("EigenCAM", "Score-CAM")
 
 @dataclass(frozen=True)
 class Fed:
-    """What a network's weights want."""
+    """Preprocessing of a network's weights."""
 
     file: str
     size: tuple[int, int] = (224, 224)
@@ -100,7 +100,7 @@ def cut(name: str, weights: Sequence[Path]) -> tuple[SplitModel, tuple[str, ...]
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured on which pictures."""
+    """Methods, networks and images of a measurement."""
 
     pictures: Sequence[Path]
     ways: Sequence[str]

@@ -44,7 +44,7 @@ class _Mallinfo2(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be endured."""
+    """Settings of the run."""
 
     seconds: float
     cameras: int = 12
@@ -52,7 +52,7 @@ class Plan:
     rate: int = 10
     every_seconds: float = 10.0
     looks: bool = True
-    """Whether pictures are drawn, as for a viewer."""
+    """True if frames are drawn, as for a viewer."""
 
 
 def shipped() -> NetworkExplainer:

@@ -42,7 +42,7 @@ class Stop:
     after_seconds: float
     signal: signal.Signals
     from_ready: bool = False
-    """Whether the time counts from when the run is ready (network built), not from its start."""
+    """True if the time counts from when the run is ready (network built), not from its start."""
 
 
 def plays(path: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""What the fault matrix and the soak print is what happened."""
+"""The output of the fault matrix and the soak test agrees with the events."""
 
 import json
 import sys

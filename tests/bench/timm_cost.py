@@ -1,4 +1,4 @@
-"""What an explained frame costs for timm's networks: explained / plain forward, eager, interleaved.
+"""Measures the cost of an explained frame with timm's networks: explained / plain forward, eager, interleaved.
 
     uv run python -m tests.bench.timm_cost --rounds 20
 

@@ -1,4 +1,4 @@
-"""What is told on a terminal: whatever becomes of it, nothing else ends for that."""
+"""Console output: failures of the terminal end nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may look in, from the command line."""
+"""Keys on the command line."""
 
 import threading
 

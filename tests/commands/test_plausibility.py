@@ -1,4 +1,4 @@
-"""What is said at the start of a run that is allowed and looks wrong."""
+"""Warnings at the start of a run that is allowed and looks wrong."""
 
 import pytest
 

@@ -63,7 +63,7 @@ def configuration(cameras, page, wire, how):
 
 
 def fetched(url):
-    """What a browser gets: headers and the first bytes, of refusals too."""
+    """Return headers and first bytes of a response, also of refusals."""
     try:
         with urllib.request.urlopen(url, timeout=LIMIT_SECONDS) as answer:  # noqa: S310 - our own page
             return str(answer.headers).encode() + answer.read(20_000)
@@ -72,7 +72,7 @@ def fetched(url):
 
 
 def watched(page, wire):
-    """What the page's every route and the wire tell."""
+    """Return the content of every route of the page, and of the wire."""
     record = {f"page {path}": fetched(f"http://127.0.0.1:{page}{path}") for path in PAGE}
     with connect(f"ws://127.0.0.1:{page}/frames", max_size=None, origin=f"http://127.0.0.1:{page}") as viewer:
         messages = [viewer.recv(20) for _ in range(4)]

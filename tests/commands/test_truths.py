@@ -1,4 +1,4 @@
-"""What a user gives beside the pictures of an evaluation: whole, or refused in one line."""
+"""Annotations of an evaluation: read completely, or refused in one line."""
 
 import json
 import random

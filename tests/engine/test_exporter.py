@@ -131,7 +131,7 @@ def test_exported_file_equals_the_engine_in_other_runtimes_at_any_batch_size(exp
 
 
 def sizes_behind(graph, node_number):
-    """How many elements each value behind a node has, for one image."""
+    """Return the number of elements of each value in the graph, for one image."""
     made_behind = {name for node in graph.node[node_number + 1 :] for name in node.output}
     return [
         math.prod(d.dim_value or 1 for d in value.type.tensor_type.shape.dim)

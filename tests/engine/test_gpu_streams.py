@@ -1,4 +1,4 @@
-"""What CUDA is asked for, with a stand-in for CUDA itself: right names, right order, no call that does not exist."""
+"""Calls of CUDA, checked with a fake: right names, right order, no call that does not exist."""
 
 import functools
 import inspect

@@ -22,7 +22,7 @@ def read(layer: nn.Module, before: Tensor) -> tuple[SpatialOp | None, Tensor]:
 
 
 def seen_rows(layer: nn.Module, before: Tensor, axis: int) -> list[set[int]]:
-    """Which input rows (axis 2) or columns (axis 3) each output row or column looks at."""
+    """Return the input rows (axis 2) or columns (axis 3) that each output row or column depends on."""
     looked: list[set[int]] = []
     for index in range(before.shape[axis]):
         maps = torch.zeros_like(before)

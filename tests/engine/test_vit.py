@@ -109,7 +109,7 @@ def defined(net, layer, grid, images, chosen, kernel, only=None):
 
 
 ROUNDING = 1e-5
-"""What float32 may lose of a score on its way through a network of this size, relative to it."""
+"""Relative rounding error of a score after a network of this size in float32."""
 
 
 def assert_as_defined(net, split, images, chosen, kernel):

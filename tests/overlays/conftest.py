@@ -1,4 +1,4 @@
-"""What the tests of this room share: explanations made by hand, with known answers."""
+"""Fixtures of the overlay tests: explanations with known values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may look in, over real sockets: those with a key on the list, and both ends say why the others do not."""
+"""CURVE over real sockets: viewers with a listed key are admitted; both sides log why others are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where heat falls and what it does to pixels, against slow and obvious loops."""
+"""Geometry and blending of heat maps, compared with slow reference loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said to a broker, and where: addresses, topics, words."""
+"""Messages to a broker: addresses, topics, payloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the run tells Prometheus, the page and the dashboard: its own counters, those of its parts, and its troubles."""
+"""Metrics for Prometheus, the page and the dashboard: counters of the run and of its parts, and problems."""
 
 from __future__ import annotations
 

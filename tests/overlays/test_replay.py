@@ -49,7 +49,7 @@ def frame(index, pts_seconds=None, size=(48, 64)):
 
 
 def result(explanation):
-    """Which line lies on the frame: its heat says so; None: none does."""
+    """Return the record that is drawn on the frame, by its heat; None: no record."""
     return round(float(explanation.findings[0].heat[0, 0]) * 51) if explanation.findings else None
 
 

@@ -1,4 +1,4 @@
-"""Where sinks write: whatever the system says of a path is one sentence, and no other user has a hand in it."""
+"""Paths of sinks: each system error gives one sentence, and files of other users are not touched."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_runs_inside_and_outside_a_session_share_locks(places, tmp_path, monkeyp
 
 @contextmanager
 def no_handles():
-    """Take every file handle that this process may have."""
+    """Open files until this process has no file handle left."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

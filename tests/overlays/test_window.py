@@ -130,7 +130,7 @@ def shown_window(display):
 
 
 def colours_on(screen, image):
-    """How many pixels of a screenshot have the frame's own colour, and how many the hottest heat's."""
+    """Return the numbers of pixels of a screenshot with the frame's colour and with the hottest colour."""
     call(screen, "import", "-window", "root", str(image))
     seen = cv2.imread(str(image), cv2.IMREAD_COLOR_RGB).reshape(-1, 3).astype(int)
     hottest = 0.4 * np.array([20, 40, 200]) + 0.6 * np.array([252, 255, 164])

@@ -199,7 +199,7 @@ def test_slow_viewer_gets_fresh_frames_and_the_number_of_missed_ones(sink, overl
 
 
 def test_conflate_delivers_only_the_last_part_of_a_message(overlaid):
-    """Why the viewer drains by itself; if this fails one day, libzmq has learnt better."""
+    """The viewer drains its socket itself, because libzmq's CONFLATE keeps single parts of a message."""
     context = zmq.Context()
     with context.socket(zmq.PUB) as out, context.socket(zmq.SUB) as into:
         into.setsockopt(zmq.CONFLATE, 1)

@@ -1,4 +1,4 @@
-"""What leaves through the network sink: how large, how often, how many times it is compressed."""
+"""Output of the network sink: size, rate, number of compressions."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Cable:
         self._away()
 
     def pull(self) -> None:
-        """Take the far end down."""
+        """Disable the far end, as if its plug was pulled."""
         _ip("-n", self.name, "link", "set", "far", "down")
 
     def plug(self) -> None:

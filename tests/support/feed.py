@@ -70,7 +70,7 @@ class Feed:
         cabac: bool = False,
         aspect: Fraction = Fraction(1),
     ) -> None:
-        """Take what is encoded.
+        """Add a receiver of encoded images.
 
         A key picture comes each second where ``key_every`` (pictures) is None. ``grain`` is the noise (grey levels)
         of the sensor: with it pictures use up their bit rate, without they are very small. ``cabac``: the entropy

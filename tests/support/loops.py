@@ -15,7 +15,7 @@ class LoopThread:
     """Runs a loop until the block is left, then closes it."""
 
     def __init__(self, name: str) -> None:
-        """Take a name for the thread."""
+        """Create a loop thread with a name."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name)
 

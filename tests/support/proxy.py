@@ -26,7 +26,7 @@ class Proxy:
     """
 
     def __init__(self, port: int) -> None:
-        """Take the server's port."""
+        """Create a proxy for the server's port."""
         self.port = 0
         self.delay_seconds = 0.0
         """Delay of each piece of data."""

@@ -19,7 +19,7 @@ class Reader:
     """Records ``frames``, all in order, and ``error``, in which reading ended, or None."""
 
     def __init__(self, source: Source) -> None:
-        """Take a source that has been entered."""
+        """Create a reader of an entered source."""
         self.source = source
         self.frames: list[Frame] = []
         self.stop = threading.Event()

@@ -59,7 +59,7 @@ class Faults:
     moved_path: bool = False
     """Every path is unknown: 404."""
     keys_on_join: bool = True
-    """Whether a new client causes a keyframe, as with most cameras, or waits for the next."""
+    """True if a new client causes a keyframe, as with most cameras; else it waits for the next."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ class RtspServer:
         host: str = "127.0.0.1",
         namespace: str | None = None,
     ) -> None:
-        """Take the feed, which must run, and credentials where they are to be asked for (digest).
+        """Create a server; ``feed`` must run, credentials are required by digest authentication if given.
 
         ``namespace``: the network namespace where ``host`` is; None: the process's own.
         """

@@ -64,7 +64,10 @@ class InputFormat:
         if self.fit == "stretch":
             return Placement((columns / width, rows / height), (0, 0), self.size)
         scale = min(rows / height, columns / width)
-        size = (max(1, min(rows, int(height * scale))), max(1, min(columns, int(width * scale))))
+        # YOLOX cuts fractions off, ultralytics rounds; the small sum keeps exact products whole.
+        whole = round if self.fit == "centre" else int
+        height, width = (max(1, whole(side * scale + 1e-6)) for side in (height, width))
+        size = (min(rows, height), min(columns, width))
         top, left = ((rows - size[0]) // 2, (columns - size[1]) // 2) if self.fit == "centre" else (0, 0)
         return Placement((scale, scale), (left, top), size)
 

@@ -25,6 +25,13 @@ def test_input_format_normalises_in_the_networks_order():
     assert prepared[0, :, 3, 3].tolist() == [2, 0, 0]
 
 
+@pytest.mark.parametrize(("width", "height"), [(640, 360), (1920, 1080), (1281, 721), (333, 999)])
+def test_input_format_fills_one_side(width, height):
+    placed = InputFormat((416, 416), fit="corner").place(height, width).size
+    assert max(placed) == 416
+    assert abs(placed[0] - height * 416 / max(height, width)) <= 1
+
+
 @pytest.mark.parametrize("fit", ["corner", "centre", "stretch"])
 def test_placement_maps_boxes_there_and_back(fit):
     placement = InputFormat((128, 96), fit=fit).place(60, 100)

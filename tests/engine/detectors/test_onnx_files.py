@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from engine.detectors.cuts import find_cut, named_cut, own_level_cut
+from engine.detectors.detections import missed_anchor
 from engine.detectors.identify import RawMap, identify_layout, tensorflow_defaults
 from engine.detectors.loader import load_detector
 from engine.detectors.onnx_files.operators import OPERATORS
@@ -109,6 +110,15 @@ def test_detectors_find_the_car_in_a_street(request, street, name, label):
     boxes = detector.input.place(*street.shape[:2]).to_image(found.boxes)
     cars = [box for box, k in zip(boxes, found.classes, strict=True) if detector.labels[int(k)] == label]
     assert any(torch.allclose(box, torch.tensor([133.0, 318.0, 233.0, 370.0]), atol=6) for box in cars)
+
+
+def test_missed_anchor_of_a_detected_box_is_its_own(yolox, street):
+    images = yolox.input.prepare([street])
+    candidates, (found,) = yolox.candidates(images), yolox.detect(images)
+    missed = missed_anchor(candidates, found.boxes[0], int(found.classes[0]))
+    assert missed.anchor == int(found.anchors[0])
+    assert missed.score == pytest.approx(float(found.scores[0]), abs=1e-6)
+    assert missed.iou == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])

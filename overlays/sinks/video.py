@@ -22,17 +22,17 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
-from overlays.sinks.disk import HandleReserve, cause
+from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import camera_path, check_writable, paths_for
 from overlays.sinks.settings import EncodingSettings, VideoSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from pipeline.errors import DataLossError, FrameError, SinkError
 from pipeline.frames import Image, Overlay
-from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
@@ -48,15 +48,16 @@ _ONE_THREAD_PIXELS: Final = 1280 * 720
 """Up to this size one encoder thread keeps up with 60 frames per second; more threads would slow down the engine."""
 
 
-class VideoSink(Sink):
+class VideoSink(DiskSink):
     """Writes ``*.mp4`` or ``*.mkv``: every frame, with its own timing.
 
     If more than one camera is possible, each camera gets its file, ``out.<camera>.mp4``. The video of an earlier run is
     kept: the new file gets the time in its name. An image of another size than the first is fitted into the first size
     with a border, an image beyond the encoder's limits is reduced, and odd sides are padded by one pixel.
-    """
 
-    lossless = True
+    A disk that refuses writes does not end the run: the video ends at its last complete fragment, frames are counted as
+    lost, and a new file is begun after one second, then after up to thirty seconds.
+    """
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class VideoSink(Sink):
         context: SinkContext | None = None,
         *,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set the options; nothing is opened yet.
 
@@ -72,15 +74,16 @@ class VideoSink(Sink):
             context: the expected cameras, if known: a single camera gets the named file, all others a file with the
                 camera's name in it.
             wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds.
         """
         self._settings = VideoSettings.of(settings)
-        self.uri = self._settings.uri
-        self._path = Path(self.uri)
+        self._path = Path(self._settings.uri)
+        super().__init__(self._settings.uri, self._path.parent, wall_clock, clock)
         self._paths = paths_for(self._path, (context or SinkContext()).cameras)
         self._replace = self._settings.mode == "replace"
-        self._wall_clock = wall_clock
         self._recordings: dict[str, _Recording] = {}
-        self._reserve = HandleReserve()
+        self._interrupted: set[str] = set()
+        """Cameras whose last recording failed: the next one gets a file of its own."""
 
     def __enter__(self) -> Self:
         for path in self._paths.values() or [self._path]:
@@ -96,39 +99,60 @@ class VideoSink(Sink):
         """Record one frame.
 
         Raises:
-            FrameError: this frame cannot be recorded; the next one is tried.
-            SinkError: the disk is full or no longer there.
+            FrameError: this frame cannot be recorded; the next one is tried. A disk that refuses a write raises no
+                error: recording is tried again later.
+            SinkError: another run writes the file.
         """
+        self._disk.refresh()
+        if self._disk.in_backoff:
+            self._disk.count_lost(1)
+            return
         frame = overlay.explanation.frame
         recording = self._recordings.get(frame.camera)
         if recording is None:
             recording = self._begin(frame.camera, overlay.image)
         lost_seconds = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
         ticks = recording.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=lost_seconds)
-        recording.add(overlay.image, ticks)
+        try:
+            recording.add(overlay.image, ticks)
+        except OSError as error:
+            self._recordings.pop(frame.camera, None)
+            if error.errno == errno.EBUSY:
+                raise SinkError(f"{recording.path}: {error.strerror}") from error
+            self._interrupt(frame.camera, recording, error)
+            return
         self._recordings[frame.camera] = recording
+        if recording.has_fragments:
+            self._disk.record_success()
+
+    def _interrupt(self, camera: str, recording: _Recording, error: OSError) -> None:
+        """End a recording that cannot be written; the camera's next one gets another file."""
+        self._interrupted.add(camera)
+        self._disk.count_lost(recording.pending_frames)
+        self._disk.record_failure(error)
+        recording.discard()
 
     def _begin(self, camera: str, image: Image) -> _Recording:
         """Begin the recording of a camera, in an unused file unless ``replace`` is set."""
         if camera not in self._paths:
             self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
         path = self._paths[camera]
-        file = AllOrNothingFile(path, self._reserve, None if self._replace else self._wall_clock())
+        replaces = self._replace and camera not in self._interrupted
+        file = AllOrNothingFile(path, self._reserve, None if replaces else self._wall_clock())
         return _Recording(file, image, self._settings)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._reserve.close()
-        failures = []
-        for recording in self._recordings.values():
+        for camera, recording in self._recordings.items():
             try:
                 recording.close()
-            except SinkError as failure:
-                failures.append(failure)
+            except OSError as failure:
+                self._interrupt(camera, recording, failure)
         self._recordings.clear()
-        if failures and kind is None:
-            raise failures[0]
+        if self.lost and kind is None:
+            raise DataLossError(f"{self.uri}: {self._disk.losses('frames')}")
 
 
 class _Recording:
@@ -140,7 +164,7 @@ class _Recording:
         self._size = (first.shape[1], first.shape[0])
         self.timeline = Timeline(settings.fallback_rate)
         self._fits = True
-        self._broken = False
+        self._added = self._muxed = self._written = 0  # frames
         if first is not image:
             size = f"{image.shape[1]}x{image.shape[0]}"
             log.warning("%s: images are %s, more than can be encoded; recorded as %dx%d", file.path, size, *self._size)
@@ -158,8 +182,8 @@ class _Recording:
             ticks: presentation time, from ``timeline``.
 
         Raises:
-            FrameError: the image cannot be encoded, or the file cannot be opened.
-            SinkError: the file cannot be written.
+            FrameError: the image cannot be encoded.
+            OSError: the file cannot be written.
         """
         image = bounded_image(image)
         if (image.shape[1], image.shape[0]) != self._size:
@@ -182,48 +206,65 @@ class _Recording:
             raise FrameError(
                 f"{self._file.path}: an image of {size} cannot be encoded ({_reason(error)}); see video_preset"
             ) from error
+        self._added += 1
+        self._mux(packets)
+
+    def _mux(self, packets: list[Packet[VideoStream]]) -> None:
+        """Write packets. Raises ``OSError``."""
         try:
             self._file.open()
-        except OSError as error:
-            self._abandon()
-            raise FrameError(f"{self._file.path}: {cause(error)}") from error
-        try:
+            before = self._file.tell()
             self._container.mux(packets)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            self._broken = True
-            raise SinkError(self._failed(error)) from error
+            raise _as_os_error(error) from error
+        if self._muxed and self._file.tell() > before:  # the frames before this one are on the disk
+            self._written = self._muxed
+        self._muxed += len(packets)
 
-    def _abandon(self) -> None:
-        """Release the container of a file that was never opened."""
-        with suppress(av.error.FFmpegError, OSError, ValueError):
-            self._container.close()
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    @property
+    def has_fragments(self) -> bool:
+        """Whether frames have reached the disk."""
+        return self._written > 0
+
+    @property
+    def pending_frames(self) -> int:
+        """Number of frames that have not reached the disk."""
+        return self._added - self._written
 
     def close(self) -> None:
-        """Write the frames in the encoder, and the index.
-
-        Raises:
-            DataLossError: writing failed for the first time.
-        """
+        """Write the frames in the encoder, and the index. Raises ``OSError``; call ``discard`` then."""
         try:
-            try:
-                self._container.mux(self._stream.encode(None))
-            finally:
-                self._container.close()
+            self._mux(self._stream.encode(None))
+            self._container.close()
         except (av.error.FFmpegError, OSError) as error:
-            was_broken, self._broken = self._broken, True
-            if not was_broken:
-                raise DataLossError(self._failed(error)) from error
-        finally:
-            path = self._file.path
-            if not self._file.stands_at(path):
-                log.warning("%s: was moved or deleted during the recording; the recording is not at this path", path)
-            self._file.close()
-            if self._broken and path.suffix.lower() == ".mp4":
-                with suppress(OSError):  # another program has deleted it
-                    truncate_to_last_fragment(path)
+            raise _as_os_error(error) from error
+        self._written = self._added
+        self._close_file()
 
-    def _failed(self, error: Exception) -> str:
-        return f"{self._file.path}: recording failed: {cause(_as_os_error(error))}; the part before is kept"
+    def discard(self) -> None:
+        """Release a recording whose file cannot be written; keep its complete fragments."""
+        with suppress(av.error.FFmpegError, OSError, ValueError):
+            self._container.close()
+        path = self._file.path
+        is_own = self._file.stands_at(path) and path.is_file()
+        self._close_file()
+        if not is_own:
+            return
+        with suppress(OSError):  # another program has deleted it
+            is_playable = truncate_to_last_fragment(path) if path.suffix.lower() == ".mp4" else self.has_fragments
+            if not is_playable:
+                path.unlink()
+
+    def _close_file(self) -> None:
+        path = self._file.path
+        if self._file.is_open and not self._file.stands_at(path):
+            log.warning("%s: was moved or deleted during the recording; the recording is not at this path", path)
+        self._file.close()
 
     def _log_size_change(self, image: Image) -> None:
         if self._fits:

@@ -398,7 +398,7 @@ def test_file_is_not_truncated_while_another_run_writes_it_by_another_name(tmp_p
             ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))
         (tmp_path / "link.mp4").hardlink_to(tmp_path / "out.a.mp4")
         theirs = VideoSink(VideoSettings(uri=str(tmp_path / name), mode="replace"), SinkContext(("door",)))
-        with theirs, pytest.raises(FrameError, match="another run writes it"):
+        with theirs, pytest.raises(SinkError, match="another run writes it"):
             theirs.put(overlaid(grey(0), camera="door", pts_seconds=0.0))
         for index in range(60, 90):
             ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 
 from overlays.sinks.settings import VideoSettings
 from overlays.sinks.video import VideoSink, letterbox
-from pipeline.errors import SinkError
+from pipeline.errors import DataLossError, SinkError
 from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS
 
@@ -47,6 +49,48 @@ def test_video_has_as_many_frames_as_were_put_with_their_times(tmp_path, overlai
     resolution = 1e-3 if suffix == ".mkv" else 1 / 90000
     assert [time for _, time in film] == pytest.approx(times.tolist(), abs=resolution)
     assert [round(image.mean() / 20) for image, _ in film] == list(range(len(times)))
+
+
+@contextmanager
+def room_for(size):
+    """Let no file of this process grow beyond so many bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("mode", ["keep", "replace"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_video_continues_in_another_file_when_there_is_space_again(tmp_path, overlaid, caplog, suffix, mode):
+    path, now, rng = tmp_path / f"out{suffix}", [0.0], np.random.default_rng(0)
+    images = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(240)]
+    settings = VideoSettings(uri=str(path), mode=mode)
+    sink = VideoSink(settings, SinkContext(cameras=("line",)), clock=lambda: now[0]).__enter__()
+
+    def put(numbers):
+        for index in numbers:
+            sink.put(overlaid(images[index], index=index, pts_seconds=index / 10))
+
+    with room_for(200_000):
+        put(range(120))
+        assert "the disk is full" in sink.problem
+    with room_for(10):
+        now[0] += 2.0
+        put(range(120, 150))
+        assert len(list(tmp_path.iterdir())) == 1, "an attempt without a fragment leaves no file"
+    now[0] += 60.0
+    put(range(150, 240))
+    assert sink.problem == ""
+    with pytest.raises(DataLossError, match="frames were not written: the disk was full"):
+        sink.__exit__(None, None, None)
+    films = [decoded(film) for film in tmp_path.iterdir()]
+    assert len(films) == 2
+    assert max(map(len, films)) >= 90
+    assert sum(map(len, films)) + sink.lost == pytest.approx(240, abs=2 if suffix == ".mp4" else 60)
+    assert [r.getMessage() for r in caplog.records if "there is space again" in r.getMessage()]
 
 
 def test_video_duration_includes_the_last_frame(tmp_path, overlaid):

@@ -43,6 +43,11 @@ class AllOrNothingFile:
         self._file: FileIO | None = None
         self._failed: OSError | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file was opened; also true after ``close``."""
+        return self._file is not None
+
     def open(self) -> None:
         """Open the file if it is not open. Raises ``OSError``."""
         self._opened()

@@ -7,6 +7,7 @@ at its cuts, so that a map costs only what the masks change.
 from __future__ import annotations
 
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.detections import Detections, select
 from engine.detectors.detector import Detector
 from engine.detectors.heat import BoxHeat
-from engine.detectors.outputs import Candidates, Target
+from engine.detectors.outputs import Anchor, Candidates, Target
 from engine.detectors.regions import Mode, Regions
 from engine.detectors.split import Cut, DetectorSplit, with_features
 from engine.detectors.two_stage import GRID, Proposals, RegionDetector
@@ -62,6 +63,10 @@ class BoxEngine(ABC):
     @abstractmethod
     def level(self, boxes: ImageBoxes, index: int) -> int:
         """Return the pyramid level of a box, on which the cost of its map depends."""
+
+    def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:  # noqa: ARG002 - not every engine needs it
+        """Prepare what the first maps would wait for; return the time of a map in seconds, by level."""
+        return {}
 
     @abstractmethod
     def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:
@@ -179,6 +184,20 @@ class OneStageEngine(BoxEngine):
     def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:
         """Return the heat of some boxes, level by level together."""
         return self.heat_of_targets(boxes, [self.target(boxes, index) for index in indices], cell_px, mode)
+
+    def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:
+        """Explain the anchor in the middle of each level twice, and return the time of the second map."""
+        boxes = self.run(torch.zeros(1, 3, *self.image_size))[0]
+        seconds = {}
+        for level, (rows, columns) in enumerate(boxes.source.candidates.grids):
+            if self._levels[level].plan_name != "cones":
+                continue  # the definition has nothing to prepare, and may take minutes
+            target = Target(Anchor(level, rows // 2, columns // 2), 0)
+            for _ in range(2):
+                started_at = time.perf_counter()
+                self.heat_of_targets(boxes, [target], cell_px, mode)
+                seconds[level] = time.perf_counter() - started_at
+        return seconds
 
     def heat_of_targets(self, boxes: ImageBoxes, targets: Sequence[Target], cell_px: int, mode: Mode) -> list[BoxHeat]:
         """Return the heat of any anchors and classes, for example of a missed object."""

@@ -78,6 +78,10 @@ class MapScheduler:
     """Expected seconds of a map, by level."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
 
+    def expect(self, level: int, seconds: float) -> None:
+        """Set the expected time of a map, from a measurement before the run."""
+        self._costs[level] = seconds
+
     def record_plain(self, camera: str, seconds: float) -> None:
         """Add the time that the plain pass of a camera's frame has taken."""
         self.plain_seconds += seconds

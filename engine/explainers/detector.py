@@ -83,13 +83,16 @@ class DetectorExplainer(Explainer):
         )
         self._when: Condition | None = parse_condition(settings.when) if settings.when else None
         self._scheduler = MapScheduler(settings.budget, settings.max_maps)
+        if settings.budget != 0.0:
+            for level, seconds in self._engine.warm_up(settings.cell_px, settings.mode).items():
+                self._scheduler.expect(level, seconds)
         self._cameras: dict[str, _CameraState] = {}
         self._boxes = self._maps = 0
-        seconds = time.perf_counter() - started_at
+        build_seconds = time.perf_counter() - started_at
         grid = Regions(size, settings.cell_px).grid
         plan = PlanInfo(self._engine.plan, "only what a mask changes and a box needs", one_module=False)
         self.info = EngineInfo(
-            detector.name, self._engine.cut, grid, size, plan, config.backend, config.precision, "cpu", seconds
+            detector.name, self._engine.cut, grid, size, plan, config.backend, config.precision, "cpu", build_seconds
         )
         self._method = f"recipro-cam/{settings.mode}"
 

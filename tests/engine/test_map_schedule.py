@@ -32,12 +32,11 @@ def explain(scheduler, camera, requests):
 )
 def test_scheduler_spends_at_most_what_frames_have_earned(frames, fraction):
     scheduler = MapScheduler(fraction)
-    for level, seconds in COSTS.items():  # the costs are known: the first maps may exceed the budget
-        scheduler.record_maps("warm-up", [level], seconds)
-    spent = scheduler.map_seconds
+    for level, seconds in COSTS.items():
+        scheduler.expect(level, seconds)
     for levels in frames:
         explain(scheduler, "a", [request(level) for level in levels])
-    assert scheduler.map_seconds - spent <= fraction * scheduler.plain_seconds + 1e-9
+    assert scheduler.map_seconds <= fraction * scheduler.plain_seconds + 1e-9
 
 
 @pytest.mark.parametrize("new_boxes", [0, 20], ids=["no new boxes", "twenty new boxes in each frame"])
@@ -86,7 +85,7 @@ def test_map_request_is_new_where_its_map_shows_another_state(changed):
 
 def test_scheduler_saves_no_more_than_two_frames_for_later():
     scheduler = MapScheduler(1.0)
-    scheduler.record_maps("warm-up", [0], COSTS[0])
+    scheduler.expect(0, COSTS[0])
     for _ in range(100):
         explain(scheduler, "a", [])
     assert len(explain(scheduler, "a", [request(0)] * 200)) <= 2 * PLAIN_SECONDS / COSTS[0]

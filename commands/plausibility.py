@@ -16,15 +16,21 @@ from pipeline.log_format import escaped
 log = logging.getLogger("recipro-stream")
 
 
-def warn_of_doubts(config: Config, labels: Sequence[str]) -> None:
-    """Log all warnings about a run before it starts."""
-    for doubt in dict.fromkeys([*doubts_of_labels(labels), *doubts_of_guards(config)]):
+def warn_of_doubts(config: Config, labels: Sequence[str], *, exclusive: bool = True) -> None:
+    """Log all warnings about a run before it starts.
+
+    Args:
+        config: the run.
+        labels: the network's class names.
+        exclusive: whether the scores of all classes add up to 1; those of a detector do not.
+    """
+    for doubt in dict.fromkeys([*doubts_of_labels(labels, exclusive=exclusive), *doubts_of_guards(config)]):
         log.warning("%s", doubt)
 
 
-def doubts_of_labels(labels: Sequence[str]) -> Iterator[str]:
+def doubts_of_labels(labels: Sequence[str], *, exclusive: bool = True) -> Iterator[str]:
     """Yield warnings about the network's class names."""
-    if len(labels) == 1:
+    if len(labels) == 1 and exclusive:
         yield (f"the network has one class, {labels[0]!r}: its score is always 1; give a network with at least two")
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:

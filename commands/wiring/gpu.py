@@ -12,7 +12,7 @@ from pipeline.frames import Explanation, Overlay, SignalLoss
 from pipeline.ports import Renderer, Sink
 
 if TYPE_CHECKING:
-    from engine.explainers.base import BaseExplainer
+    from engine.explainers.base import EngineExplainer
     from engine.explainers.gpu import GpuExplainer
     from engine.models.loader import LoadedModel
     from overlays.render.renderer import HeatRenderer
@@ -76,7 +76,7 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
     return GpuExplainer(network, config.engine, table=heat_lut(overlay.colormap, overlay.opacity), together=batch_size)
 
 
-def make_renderer(drawing: HeatRenderer, explainer: BaseExplainer, sinks: Sequence[Sink]) -> Renderer:
+def make_renderer(drawing: HeatRenderer, explainer: EngineExplainer, sinks: Sequence[Sink]) -> Renderer:
     """Return the renderer: the CPU's, or one that downloads the explainer's rendered images."""
     from engine.explainers.gpu import GpuExplainer
 

@@ -17,7 +17,7 @@ from pipeline.guards.parser import parse_condition
 from pipeline.guards.variables import DROP
 
 if TYPE_CHECKING:
-    from engine.explainers.base import BaseExplainer
+    from engine.explainers.base import EngineExplainer
 
 log = logging.getLogger("recipro-stream")
 
@@ -65,7 +65,7 @@ def _read_baseline_text(baseline: str) -> str:
         raise ConfigError(f"baseline {reason}; give a file that `run.py baseline` wrote") from None
 
 
-def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking) -> ExplanationMonitor:
+def build_monitor(config: Config, explainer: EngineExplainer, slow: DriftTracking) -> ExplanationMonitor:
     """Return the explainer wrapped in its guards.
 
     Raises:

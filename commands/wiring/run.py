@@ -24,7 +24,7 @@ from pipeline.result import RunResult
 from pipeline.settings import Secret, SourceContext, SourceSettings
 
 if TYPE_CHECKING:
-    from engine.explainers.base import BaseExplainer
+    from engine.explainers.base import EngineExplainer
     from engine.models.loader import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def run_from_config(
         explainer = make_explainer(config)
         renderer = make_renderer(drawing, explainer, sinks)
         log.info("%s", explainer.info)
-        warn_of_doubts(config, explainer.labels)
+        warn_of_doubts(config, explainer.labels, exclusive=explainer.classes_exclude_each_other)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = choose_batch_size(config, explainer)
         limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
@@ -136,10 +136,13 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
     return sinks
 
 
-def make_explainer(config: Config) -> BaseExplainer:
-    """Return the explainer: an exported file, or a network built for this machine."""
+def make_explainer(config: Config) -> EngineExplainer:
+    """Return the explainer: a detector, an exported file, or a classifier built for this machine."""
+    from commands.wiring.detectors import build_detector_explainer, is_detector
     from engine.export.metadata import is_exported
 
+    if is_detector(config.engine.model):
+        return build_detector_explainer(config.engine)
     if is_exported(config.engine.model):
         from engine.explainers.exported import ExportedExplainer
 
@@ -159,7 +162,7 @@ def make_explainer(config: Config) -> BaseExplainer:
     return NetworkExplainer(network, settings, batch_size=min(cameras, default_batch_size(cameras, device)))
 
 
-def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:
+def choose_batch_size(config: Config, explainer: EngineExplainer) -> int:
     """Return the maximal number of frames per batch."""
     from engine.explainers.base import default_batch_size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -58,7 +59,22 @@ class EngineInfo:
         )
 
 
-class BaseExplainer(Explainer):
+class EngineExplainer(Explainer):
+    """An explainer with a network of this machine: a classifier or a detector."""
+
+    labels: tuple[str, ...]
+    """The class names."""
+    info: EngineInfo
+    """Describes the engine, for the log and metrics."""
+    classes_exclude_each_other: bool = True
+    """Whether the scores of all classes add up to 1."""
+
+    @abstractmethod
+    def worthwhile_batch(self, cameras: int) -> int:
+        """Return the batch size for a number of cameras."""
+
+
+class BaseExplainer(EngineExplainer):
     """Explains frames; a subclass implements ``_images`` and ``_outputs``."""
 
     can_mask = True

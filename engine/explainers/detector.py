@@ -18,7 +18,7 @@ from engine.detectors.regions import Regions
 from engine.detectors.runtime import BoxEngine, ImageBoxes, build_engine
 from engine.detectors.schedule import MapRequest, MapScheduler, MapState
 from engine.detectors.two_stage import RegionDetector
-from engine.explainers.base import EngineInfo
+from engine.explainers.base import EngineExplainer, EngineInfo
 from engine.methods.plan import PlanInfo
 from engine.runtime.compile_cache import CompileCache
 from pipeline.config import EngineConfig
@@ -26,7 +26,7 @@ from pipeline.errors import BackendError, ConfigError
 from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.guards.parser import Condition, parse_condition
-from pipeline.ports import Explainer, MetricSample
+from pipeline.ports import MetricSample
 from pipeline.tracking import BoxTracker
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,10 @@ class _CameraState:
     source_name: str = ""
 
 
-class DetectorExplainer(Explainer):
+class DetectorExplainer(EngineExplainer):
     """Finds, follows and explains the boxes of each frame. Used by one thread; ``metrics`` by any."""
+
+    classes_exclude_each_other = False
 
     def __init__(self, detector: Detector | RegionDetector, config: EngineConfig) -> None:
         """Build the engine of a detector.

@@ -110,6 +110,17 @@ def is_exported(model: str) -> bool:
     return Path(model).suffix.lower() in SUFFIXES
 
 
+def is_foreign_onnx(model: str) -> bool:
+    """Return whether a model is an ONNX file that ``export`` did not write; False for damaged and missing files."""
+    path = Path(model)
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        return False
+    try:
+        return not _of_onnx(path).get("format", "").startswith("recipro-stream")
+    except (OSError, ValueError):
+        return False
+
+
 def read_metadata(path: Path) -> ExportMetadata:
     """Return the metadata of an exported file.
 

@@ -1,0 +1,55 @@
+"""Builds the explainer of a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.detectors.detector import Detector
+    from engine.detectors.two_stage import RegionDetector
+    from engine.explainers.detector import DetectorExplainer
+
+
+def is_detector(model: str) -> bool:
+    """Return whether a model is a detector: one of the known names, or an ONNX file that ``export`` did not write."""
+    from engine.detectors.loader import DETECTORS
+    from engine.export.metadata import is_foreign_onnx
+
+    return model in DETECTORS or is_foreign_onnx(model)
+
+
+def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:
+    """Load the detector of a configuration.
+
+    Raises:
+        ModelError: the file cannot be read, decoded or proven.
+        ConfigError: an option does not fit a detector.
+    """
+    from engine.detectors.loader import load_detector
+
+    labels = None if config.labels is None else Path(config.labels)
+    return load_detector(config.model, config.boxes.layout, labels, weights=config.weights)
+
+
+def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:
+    """Return the explainer of the configuration's detector.
+
+    Raises:
+        ModelError: the file cannot be read, decoded or proven.
+        ConfigError: an option does not fit a detector.
+        BackendError: the device, precision or backend is not available for detectors.
+    """
+    from engine.explainers.detector import DetectorExplainer
+    from engine.runtime.compile_cache import default_folder
+
+    for key in ("mean", "std"):
+        if getattr(config, key) is not None:
+            raise ConfigError(f"engine.{key}: a detector's input format belongs to its layout; leave the key out")
+    if config.target != ["top1"]:
+        raise ConfigError("engine.target: a detector explains its boxes; choose them by engine.boxes.when")
+    cache = config.cache or default_folder()
+    return DetectorExplainer(load_configured_detector(config), config.model_copy(update={"cache": cache}))

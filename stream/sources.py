@@ -14,7 +14,7 @@ from pipeline.settings import SourceContext, SourceSettings
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
 from stream.local_uri import camera_of, expanded, form_of, split_options
 from stream.paths import kind_of
-from stream.redact import authority_of, host_and_path, redact
+from stream.redact import authority_of, has_certain_host, host_and_path, redact
 from stream.settings import (
     BroadcastSettings,
     CameraSettings,
@@ -277,18 +277,27 @@ def _with_host(uri: str) -> str:
     except ValueError:
         valid = False
     behind = uri.partition("://")[2][len(authority) :]
-    if "@" not in authority and "@" in (urlsplit(f"x://h{behind}").fragment if valid else behind):
-        sign = "#" if valid else behind[0]
+    is_path_suspect = not valid or _may_be_credentials(authority)
+    suspect = behind if is_path_suspect else urlsplit(f"x://h{behind}").fragment
+    if "@" not in authority and "@" in suspect:
+        sign = behind[0] if is_path_suspect else "#"
         message = (
             f"{redact(uri)}: its user name or password holds a {sign!r}, which ends the host of an address; write "
             f"{quote(sign, safe='')} in its place (%23 is #, %3F is ?, %2F is /, %40 is @, %25 is %), or put "
             "user:password into a credentials_file"
         )
+        if valid and is_path_suspect:
+            message += "; if the text before it is a host and port, write %40 for the @ behind them"
         raise SourceError(message)
     if not valid:
         message = f"{redact(uri)}: names no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
         raise SourceError(message)
     return uri
+
+
+def _may_be_credentials(authority: str) -> bool:
+    """Return whether ``NAME:DIGITS`` may begin ``USER:PASSWORD`` of which the password has a ``/``, ``?`` or ``#``."""
+    return "." not in authority and not has_certain_host(authority)
 
 
 def open_line(settings: LineSettings, context: SourceContext) -> Source:

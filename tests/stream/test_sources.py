@@ -128,6 +128,18 @@ def test_password_with_a_sign_that_ends_the_host_is_refused_with_its_escape(sche
     assert build_source(f"{scheme}://admin:canary{escape}7f3a@192.0.2.10:554/x").camera == "192.0.2.10:554/x"
 
 
+@pytest.mark.parametrize(("sign", "escape"), [("#", "%23"), ("?", "%3F"), ("/", "%2F")])
+def test_password_that_begins_like_a_port_is_refused_where_the_text_before_it_may_be_a_user(sign, escape):
+    with pytest.raises(SourceError, match=f"write {escape} in its place.*write %40") as caught:
+        build_source(f"rtsp://admin:12{sign}7f3a@cam/x")
+    assert "7f3a" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["rtsp://192.0.2.10:554/a@b", "rtsp://nvr.local:554/a@b", "rtsp://nvr/a@b"])
+def test_address_with_a_sure_host_may_have_an_at_sign_in_its_path(uri):
+    build_source(uri)
+
+
 @pytest.mark.parametrize("uri", ["srt://127.0.0.1:900", "rtp://239.0.0.1:5004", "mms://door/x", "onvif://door/x"])
 def test_scheme_that_cannot_be_read_names_what_to_give_instead(uri):
     with pytest.raises(SourceError, match="rtsp:// address"):

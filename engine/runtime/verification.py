@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from engine.evaluation import metrics
 
 ModelOutputs = tuple[Tensor, Tensor, Tensor]
 """Softmax scores (N, K), the explained classes (N, T), and their heat maps (N, T, h, w)."""
@@ -140,13 +143,11 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
     The correlation of two flat maps is 1; of a flat map and another one, 0.
     """
-    if not len(first):
-        return torch.empty(0, dtype=torch.float64)
-    first_flat, second_flat = first.amax(1) == first.amin(1), second.amax(1) == second.amin(1)
-    ranks = [part.argsort(dim=1, stable=True).argsort(dim=1).double() for part in (first, second)]
-    middle = (first.shape[1] - 1) / 2
-    correlation = torch.nn.functional.cosine_similarity(ranks[0] - middle, ranks[1] - middle, dim=1)
-    return torch.where(first_flat | second_flat, (first_flat & second_flat).double(), correlation)
+    pairs = zip(first.numpy(), second.numpy(), strict=True)
+    return torch.tensor(
+        [1.0 if not np.ptp(a) and not np.ptp(b) else metrics.rank_correlation(a, b) for a, b in pairs],
+        dtype=torch.float64,
+    )
 
 
 def _cosines(first: Tensor, second: Tensor) -> Tensor:

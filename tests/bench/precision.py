@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.evaluation import metrics
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
 from pipeline.config import EngineConfig
@@ -36,18 +37,9 @@ def photos(folder: Path) -> list[Frame]:
     return [Frame(np.asarray(image, np.uint8), "photos", k, 0.0) for k, image in enumerate(images)]
 
 
-def ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return ranks, equal values sharing theirs."""
-    _, place_of, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[place_of.ravel()], np.float64)
-
-
 def rank_correlation(first: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Return Spearman's correlation of two maps; NaN where one of them is flat."""
-    if np.ptp(first) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(np.corrcoef(ranks(first.ravel()), ranks(other.ravel()))[0, 1])
+    return float("nan") if np.ptp(first) == 0 or np.ptp(other) == 0 else metrics.rank_correlation(first, other)
 
 
 def compare(truth: list[Explanation], actual: list[Explanation]) -> dict[str, object]:

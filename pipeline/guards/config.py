@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, Self
 
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.frames import Region
 from pipeline.guards.parser import Rule, parse_rule
+from pipeline.polygons import polygon_area, self_intersects
 
 Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
 Corner = tuple[Coordinate, Coordinate]
@@ -48,10 +48,10 @@ class RegionConfig(_Settings):
     @field_validator("polygon")
     @classmethod
     def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
-        if _self_intersects(polygon):
+        if self_intersects(polygon):
             raise ValueError("its sides cross each other; give the corners in order around it")
         fractions = _are_fractions(polygon)
-        if _area(polygon) < (_MIN_FRACTION if fractions else 1.0):
+        if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
             area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
             raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
         return polygon
@@ -212,27 +212,3 @@ def _position(rule: str, name: str) -> int:
 
 def _are_fractions(polygon: Sequence[Corner]) -> bool:
     return all(max(corner) <= 1.0 for corner in polygon)
-
-
-def _area(polygon: Sequence[Corner]) -> float:
-    (x, y), rest = polygon[0], polygon[1:]
-    return abs(sum(_turn((x, y), corner, following) for corner, following in itertools.pairwise(rest))) / 2.0
-
-
-def _self_intersects(polygon: Sequence[Corner]) -> bool:
-    """Return whether two sides cross that are not adjacent."""
-    sides = [(polygon[index - 1], corner) for index, corner in enumerate(polygon)]
-    for (i, side), (j, other) in itertools.combinations(enumerate(sides), 2):
-        adjacent = j - i in {1, len(sides) - 1}
-        if not adjacent and _cross(side, other):
-            return True
-    return False
-
-
-def _cross(side: tuple[Corner, Corner], other: tuple[Corner, Corner]) -> bool:
-    (a, b), (c, d) = side, other
-    return _turn(a, b, c) * _turn(a, b, d) < 0 and _turn(c, d, a) * _turn(c, d, b) < 0
-
-
-def _turn(a: Corner, b: Corner, c: Corner) -> float:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

@@ -34,12 +34,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Heat, HeatmapStats, Region
+from pipeline.polygons import Flat, cell_weights
 
-Flat = npt.NDArray[np.float32]
-"""One number per cell, float32, (rows * columns,)."""
 Weights = npt.NDArray[np.float32]
 """Weights of the evidence, float32, (2 + regions, rows * columns): see ``region_weights``."""
-Point = tuple[float, float]
 
 PAUSE_SECONDS: Final = 2.0
 """After a longer pause, maps are not compared with the previous ones."""
@@ -100,55 +98,6 @@ def _cell_centres(rows: int, columns: int) -> Weights:
     """Return the cells' centres x and y as fractions of the grid: float32, (2, rows * columns)."""
     down, across = np.indices((rows, columns))
     return np.stack([(across.ravel() + 0.5) / columns, (down.ravel() + 0.5) / rows]).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=256)
-def cell_weights(polygon: tuple[Point, ...], region: Box, grid: tuple[int, int]) -> Flat:
-    """Return the exact fraction of each cell's area inside a polygon: float32 in [0, 1], (rows * columns,).
-
-    Args:
-        polygon: corners in frame pixels, without crossing sides.
-        region: the rectangle of the frame that the grid covers, in pixels.
-        grid: rows and columns.
-    """
-    rows, columns = grid
-    fractions = np.zeros((rows, columns), np.float32)
-    cell_height, cell_width = region.height / rows, region.width / columns
-    for row in range(rows):
-        top = region.top + row * cell_height
-        band = _clip(_clip(list(polygon), 1, top, 1.0), 1, top + cell_height, -1.0)
-        for column in range(columns) if len(band) > 2 else ():
-            left = region.left + column * cell_width
-            piece = _clip(_clip(band, 0, left, 1.0), 0, left + cell_width, -1.0)
-            fractions[row, column] = _area(piece) / (cell_height * cell_width)
-    flat = np.clip(fractions.ravel(), 0.0, 1.0)
-    flat.flags.writeable = False
-    return flat
-
-
-def _clip(points: list[Point], axis: int, bound: float, side: float) -> list[Point]:
-    """Clip a polygon at a line across an axis; ``side`` 1 keeps what lies above the bound, -1 what lies below.
-
-    Source: Sutherland and Hodgman, 1974.
-    """
-    clipped: list[Point] = []
-    for index, point in enumerate(points):
-        before = points[index - 1]
-        now, then = side * (point[axis] - bound), side * (before[axis] - bound)
-        if (now >= 0.0) != (then >= 0.0):
-            fraction = then / (then - now)
-            clipped.append(
-                (before[0] + fraction * (point[0] - before[0]), before[1] + fraction * (point[1] - before[1]))
-            )
-        if now >= 0.0:
-            clipped.append(point)
-    return clipped
-
-
-def _area(points: list[Point]) -> float:
-    """Return the area of a polygon in either orientation (shoelace formula)."""
-    doubled = sum(points[i - 1][0] * points[i][1] - points[i][0] * points[i - 1][1] for i in range(len(points)))
-    return abs(doubled) / 2.0
 
 
 def region_weights(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights:

@@ -16,10 +16,11 @@ from pipeline.frames import Box, DeletionCheck, Explanation, Frame, GuardState, 
 from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardsConfig
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
-from pipeline.guards.heatmap_stats import HeatmapStatsTracker, cell_weights, stream_time
+from pipeline.guards.heatmap_stats import HeatmapStatsTracker, stream_time
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.variables import RuleContext
+from pipeline.polygons import cell_weights
 from pipeline.ports import Explainer, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)

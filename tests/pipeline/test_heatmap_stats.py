@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Region
-from pipeline.guards.heatmap_stats import HeatmapStatsTracker, cell_weights, heatmap_stats, region_weights
+from pipeline.guards.heatmap_stats import HeatmapStatsTracker, heatmap_stats, region_weights
+from pipeline.polygons import cell_weights
 
 WHOLE = Box(0.0, 0.0, 80.0, 60.0)
 

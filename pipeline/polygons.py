@@ -1,0 +1,88 @@
+"""Geometry of polygons: area, crossing sides, and the fractions of a grid's cells inside."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.frames import Box
+
+Point = tuple[float, float]
+Side = tuple[Point, Point]
+Flat = npt.NDArray[np.float32]
+"""One number per cell, float32, (rows * columns,)."""
+
+
+def polygon_area(polygon: Sequence[Point]) -> float:
+    """Return the area of a polygon in either orientation (shoelace formula)."""
+    return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in _sides(polygon))) / 2.0
+
+
+def _sides(polygon: Sequence[Point]) -> list[Side]:
+    return [(polygon[index - 1], corner) for index, corner in enumerate(polygon)]
+
+
+def self_intersects(polygon: Sequence[Point]) -> bool:
+    """Return whether two sides cross that are not adjacent."""
+    sides = _sides(polygon)
+    for (i, side), (j, other) in itertools.combinations(enumerate(sides), 2):
+        adjacent = j - i in {1, len(sides) - 1}
+        if not adjacent and _cross(side, other):
+            return True
+    return False
+
+
+def _cross(side: Side, other: Side) -> bool:
+    (a, b), (c, d) = side, other
+    return _turn(a, b, c) * _turn(a, b, d) < 0 and _turn(c, d, a) * _turn(c, d, b) < 0
+
+
+def _turn(a: Point, b: Point, c: Point) -> float:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+@functools.lru_cache(maxsize=256)
+def cell_weights(polygon: tuple[Point, ...], region: Box, grid: tuple[int, int]) -> Flat:
+    """Return the exact fraction of each cell's area inside a polygon: float32 in [0, 1], (rows * columns,).
+
+    Args:
+        polygon: corners in frame pixels, without crossing sides.
+        region: the rectangle of the frame that the grid covers, in pixels.
+        grid: rows and columns.
+    """
+    rows, columns = grid
+    fractions = np.zeros((rows, columns), np.float32)
+    cell_height, cell_width = region.height / rows, region.width / columns
+    for row in range(rows):
+        top = region.top + row * cell_height
+        band = _clip(_clip(list(polygon), 1, top, 1.0), 1, top + cell_height, -1.0)
+        for column in range(columns) if len(band) > 2 else ():
+            left = region.left + column * cell_width
+            piece = _clip(_clip(band, 0, left, 1.0), 0, left + cell_width, -1.0)
+            fractions[row, column] = polygon_area(piece) / (cell_height * cell_width)
+    flat = np.clip(fractions.ravel(), 0.0, 1.0)
+    flat.flags.writeable = False
+    return flat
+
+
+def _clip(points: list[Point], axis: int, bound: float, side: float) -> list[Point]:
+    """Clip a polygon at a line across an axis; ``side`` 1 keeps what lies above the bound, -1 what lies below.
+
+    Source: Sutherland and Hodgman, 1974.
+    """
+    clipped: list[Point] = []
+    for index, point in enumerate(points):
+        before = points[index - 1]
+        now, then = side * (point[axis] - bound), side * (before[axis] - bound)
+        if (now >= 0.0) != (then >= 0.0):
+            fraction = then / (then - now)
+            clipped.append(
+                (before[0] + fraction * (point[0] - before[0]), before[1] + fraction * (point[1] - before[1]))
+            )
+        if now >= 0.0:
+            clipped.append(point)
+    return clipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -115,17 +115,23 @@ def bytes_per_map(tail: nn.Module, features: Tensor) -> int:
     This is an upper bound on the memory alive at one time for a tail that runs its modules in sequence. The map itself
     counts four times, to cover operations between modules.
     """
-    total = 4 * features[0].numel() * features.element_size()
+    leaves = [module for module in tail.modules() if not any(module.children())]
+    return 4 * features[0].numel() * features.element_size() + output_bytes(leaves, lambda: tail(features))
 
-    def note(_module: nn.Module, _inputs: object, output: object) -> None:
+
+def output_bytes(modules: Iterable[nn.Module], call: Callable[[], object]) -> int:
+    """Return the size in bytes of all tensors that modules output during a call."""
+    total = 0
+
+    def add(_module: nn.Module, _inputs: object, output: object) -> None:
         nonlocal total
-        if isinstance(output, Tensor):
-            total += output.numel() * output.element_size()
+        for part in output if isinstance(output, tuple) else (output,):
+            total += part.numel() * part.element_size() if isinstance(part, Tensor) else 0
 
-    handles = [module.register_forward_hook(note) for module in tail.modules() if not any(module.children())]
+    handles = [module.register_forward_hook(add) for module in modules]
     try:
         with torch.inference_mode():
-            tail(features)
+            call()
     finally:
         for handle in handles:
             handle.remove()

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from engine.methods.dense import output_bytes
 from engine.methods.kernels import STENCILS, Kernel, masks
 from engine.methods.plan import Plan, PlanInfo, ReferenceOutputs, reference_outputs_at, verify_plan
 from engine.split.vit import ViTTail
@@ -93,21 +94,8 @@ def bytes_per_sequence(tail: ViTTail, tokens: Tensor) -> int:
     The sequence itself counts eight times, to cover operations between modules.
     """
     length = tokens.shape[1]
-    total = (8 * tokens.numel() + 2 * getattr(tail.attention, "num_heads", 1) * length**2) * tokens.element_size()
-
-    def note(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal total
-        for part in output if isinstance(output, tuple) else (output,):
-            total += part.numel() * part.element_size() if isinstance(part, Tensor) else 0
-
-    handles = [module.register_forward_hook(note) for module in tail.rest.modules()]
-    try:
-        with torch.inference_mode():
-            tail(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+    own = (8 * tokens.numel() + 2 * getattr(tail.attention, "num_heads", 1) * length**2) * tokens.element_size()
+    return own + output_bytes(tail.rest.modules(), lambda: tail(tokens))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -25,7 +23,9 @@ import torch
 from platformdirs import user_cache_dir
 from torch import fx, nn
 
+from engine.io.atomic import atomic_write
 from engine.vendors import unsafe_way
+from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
 
@@ -81,21 +81,17 @@ class CompileCache:
     def put(self, key: CacheKey, payload: bytes) -> None:
         """Write a compiled result atomically; log a warning if it cannot be written."""
         header = {"format": _FORMAT, "key": dict(key), "sha256": hashlib.sha256(payload).hexdigest()}
-        temporary = None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(header).encode() + b"\n")
-                file.write(payload)
-            temporary.replace(self._path(key))
+            with atomic_write(self._path(key)) as temporary:
+                temporary.touch(mode=0o600)  # an entry that other users can write is not used
+                with temporary.open("wb") as file:
+                    file.write(json.dumps(header).encode() + b"\n")
+                    file.write(payload)
             self.writes += 1
             self._evict()
-        except OSError as reason:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
-            log.warning("compiled results cannot be written to %s: %s", self.folder, reason.strerror or reason)
+        except (OSError, ModelError) as reason:
+            log.warning("compiled results cannot be written to %s: %s", self.folder, reason)
 
     def _path(self, key: CacheKey) -> Path:
         name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()

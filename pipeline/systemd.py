@@ -10,7 +10,6 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Self
 
 log = logging.getLogger(__name__)
@@ -39,9 +38,7 @@ class SystemdNotifier:
             self._notified_at = now
             self._send("WATCHDOG=1")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> None:

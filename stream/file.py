@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from types import TracebackType
 from typing import BinaryIO, Final, Literal, Protocol, Self, cast
 from urllib.parse import urlsplit
 
@@ -123,9 +122,7 @@ class FileSource(Source):
                 raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:

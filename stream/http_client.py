@@ -14,7 +14,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final, Self, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -212,9 +211,7 @@ class Response:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from pipeline.errors import SourceError
@@ -63,9 +62,7 @@ class ImagesSource(Source):
         self.frames_total = len(self._paths)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._paths = []
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:

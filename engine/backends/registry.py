@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -62,9 +62,9 @@ class BackendEntry:
     keeps_order: bool = False
     """True if verification also compares the ranking of classes and cells (see ``verification.Similarity``)."""
 
-    def load(self) -> Any:  # noqa: ANN401 - a module with the functions of the Backend protocol
+    def load(self) -> Backend:
         """Import and return the backend's module."""
-        return importlib.import_module(self.member)
+        return cast("Backend", importlib.import_module(self.member))
 
 
 BACKENDS: Final[dict[str, BackendEntry]] = {

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from pipeline.errors import ConfigError
@@ -44,9 +43,7 @@ class ResultsLog:
             self._lines.truncate(len(whole))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lines is not None:
             with report_write_errors(self.folder):
                 self._lines.close()

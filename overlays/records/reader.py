@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from overlays.wire.fields import Index, SourcePath, Text, Version, WireModel, check_version
@@ -61,9 +60,7 @@ class LogReader(Protocol):
         ...
 
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def open_log(path: Path) -> LogReader:
@@ -122,9 +119,7 @@ class JsonlReader:
             raise _unreadable(self._path, error.strerror or str(error)) from None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -188,9 +183,7 @@ class ParquetReader:
                 rows += size
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._buffer = None
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import subprocess
 import sys
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Final, Self
 
 import cv2
@@ -132,9 +132,7 @@ class WindowSink(Sink):
         for camera in self._windows if needs_redraw else ():
             self._draw(camera)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._windows:
             for window in self._windows.values():
                 window.destroy()

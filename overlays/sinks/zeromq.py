@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import zmq
@@ -208,9 +207,7 @@ class ZeroMqSink(Sink):
                 self._send(camera)
         self._serve_pending()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close(round(self._settings.linger_seconds * 1000))
 
     def _is_watched(self, camera: str) -> bool:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from overlays.render.jpeg import MAX_IMAGE_BYTES, decode_image
@@ -192,9 +191,7 @@ class Viewer:
             except WireError as error:
                 self._handle_damaged(error)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._connection.close()
 
     def _read(self, arrived: LatestMessage) -> ReceivedFrame | None:

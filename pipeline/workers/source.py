@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Final, Self
 
 from pipeline.drops import DropReason, FrameCounts
@@ -101,9 +100,7 @@ class SourceWorker:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         while self._thread.is_alive() and not self._may_be_abandoned():
             self._thread.join(POLL_SECONDS)

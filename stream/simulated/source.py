@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, GroundTruth, Image
@@ -99,7 +98,5 @@ class SimulatedLineSource(Source):
             return index + 1
         return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.health = Health("ended")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from types import TracebackType
 from typing import Final, Self
 
 from tests.support.loops import LoopThread
@@ -49,9 +48,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._server is not None:
             self._thread.call(self._server.close)
         self.close()

@@ -19,7 +19,6 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
@@ -146,9 +145,7 @@ class RtspServer:
         self.feed.listen(self, lambda image: self._thread.soon(self._send, image))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.feed.forget(self)
         self.die()
         self._thread.__exit__(None, None, None)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import av.error
@@ -153,9 +152,7 @@ class ClipSink(DiskSink):
                         self._settings.preroll_bytes >> 20,
                     )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for track in self._tracks.values():
             self._end_clip(track)
             if track.encoder is not None:

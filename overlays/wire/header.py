@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import ConfigDict, FailFast, Field, PrivateAttr
@@ -30,7 +30,18 @@ from overlays.wire.fields import (
     always_sent,
 )
 from pipeline.errors import WireError, WireLimitError
-from pipeline.frames import Box, DeletionCheck, Finding, GroundTruth, GuardState, Heat, HeatmapStats, Region, SignalLoss
+from pipeline.frames import (
+    Box,
+    BoxMap,
+    DeletionCheck,
+    Finding,
+    GroundTruth,
+    GuardState,
+    Heat,
+    HeatmapStats,
+    Region,
+    SignalLoss,
+)
 
 MAX_HEADER_BYTES: Final = 32 << 20
 MAX_FINDINGS: Final = 4096
@@ -54,6 +65,59 @@ class WireStats(WireModel):
         return HeatmapStats(self.focus_area, self.entropy, centre, self.stability, self.heat_inside)
 
 
+class WireBoxMap(WireModel):
+    """The heat map of a detector's box; docs/detectors.md has the definition."""
+
+    mode: Literal["keep", "drop"]
+    """``keep``: scores with one cell of the features alone. ``drop``: scores without one cell."""
+    cut: Text
+    """The masked feature maps: ``complete``, or ``level`` for the box's own pyramid level."""
+    region: Edges
+    """The part of the frame that the grid covers."""
+    scale: float
+    """Decrease of the score (``drop``) or range of the log-scores (``keep``) that a heat of 1 stands for."""
+    grid: Annotated[tuple[GridSide, GridSide], Field(strict=False)]
+    """Rows and columns."""
+    heat_u8: HeatBytes
+    """Heat for the box, as in a finding."""
+    against_u8: HeatBytes | None = None
+    """``drop`` only: heat against the box, on the same grid."""
+    lowest_score: float | None = None
+    """``drop`` only: lowest score without one cell."""
+    index: Index
+    """Index of the frame that was explained."""
+    age_seconds: Seconds
+    """Time from that frame to this one."""
+    _heat: Heat = PrivateAttr()
+    _against: Heat | None = PrivateAttr(default=None)
+
+    @property
+    def heat(self) -> Heat:
+        """The heat map, float32 in [0, 1], (rows, columns), read-only."""
+        return self._heat
+
+    def unpack_heat(self, key: str) -> None:
+        """Set ``heat`` and the evidence against the box; raises ``WireError`` with the key of this object."""
+        if 0 in self.grid:
+            raise WireError(f"{key}.grid: {self.grid}; it must have at least one row and one column")
+        self._heat = _unpacked_heat(self.heat_u8, self.grid, f"{key}.heat_u8")
+        if self.against_u8 is not None:
+            self._against = _unpacked_heat(self.against_u8, self.grid, f"{key}.against_u8")
+
+    def scaled(self, x: float, y: float) -> BoxMap:
+        """Return the map for an image that is ``x`` times as wide and ``y`` times as high."""
+        return BoxMap(
+            mode=self.mode,
+            cut=self.cut,
+            region=scaled_box(self.region, x, y),
+            scale=self.scale,
+            against=self._against,
+            lowest_score=self.lowest_score,
+            index=self.index,
+            age_seconds=self.age_seconds,
+        )
+
+
 class WireFinding(WireModel):
     """An explained class, or a detector's box."""
 
@@ -63,24 +127,29 @@ class WireFinding(WireModel):
     class_index: Annotated[int, Field(ge=-1, le=1 << 31)]
     """Index in the network's output; -1 if there is none."""
     score: float
-    """Softmax score in the plain network."""
+    """Score in the plain network: softmax, or what a detector ranks boxes by."""
     heat_u8: HeatBytes
-    """Rows * columns bytes, row by row: heat in [0, 1] times 255, rounded."""
+    """Rows * columns bytes, row by row: heat in [0, 1] times 255, rounded; zeros for a box with a ``map``."""
     box: Edges | None = None
     """A detector's box."""
     grounds: WireStats | None = None
+    track: Index | None = None
+    """Number of the followed object, unique in its camera."""
+    map: WireBoxMap | None = None
+    """The heat map of the box; absent while it has none."""
     _heat: Heat = PrivateAttr()
 
     @property
     def heat(self) -> Heat:
-        """The heat map, float32 in [0, 1], (rows, columns), read-only."""
+        """The heat map, float32 in [0, 1], (rows, columns), read-only: that of ``map`` where there is one."""
         return self._heat
 
-    def unpack_heat(self, grid: tuple[int, int]) -> None:
-        """Set ``heat`` from its bytes, one per cell of the grid."""
-        heat: Heat = np.frombuffer(self.heat_u8, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
-        heat.flags.writeable = False
-        self._heat = heat
+    def unpack_heat(self, grid: tuple[int, int], key: str) -> None:
+        """Set ``heat`` from its bytes, one per cell; raises ``WireError`` with the key of this finding."""
+        self._heat = _unpacked_heat(self.heat_u8, grid, f"{key}.heat_u8")
+        if self.map is not None:
+            self.map.unpack_heat(f"{key}.map")
+            self._heat = self.map.heat
 
     def scaled(self, x: float, y: float) -> Finding:
         """Return the finding for an image that is ``x`` times as wide and ``y`` times as high."""
@@ -91,6 +160,8 @@ class WireFinding(WireModel):
             class_index=self.class_index,
             box=None if self.box is None else scaled_box(self.box, x, y),
             heatmap_stats=None if self.grounds is None else self.grounds.scaled(x, y),
+            track=self.track,
+            box_map=None if self.map is None else self.map.scaled(x, y),
         )
 
 
@@ -190,11 +261,11 @@ class Header(WireModel):
     method: Text
     layer: Text
     grid: Annotated[tuple[GridSide, GridSide], Field(strict=False)]
-    """Rows and columns of every finding's heat; [0, 0] without findings."""
+    """Rows and columns of the heat of every finding without a ``map``; [0, 0] without findings."""
     heat_region: Edges | None = None
     """The part of the frame that the grid covers; absent: the whole frame."""
     findings: Annotated[tuple[WireFinding, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()]
-    """The explained classes, the most important first."""
+    """The explained classes, the most important first; a detector's boxes, the highest score first."""
     timings: Numbers = Field(default_factory=dict)
     """Seconds by stage."""
     truth: WireTruth | None = None
@@ -209,16 +280,19 @@ class Header(WireModel):
 
     def model_post_init(self, context: object, /) -> None:  # noqa: ARG002 - pydantic's signature
         """Unpack the heat maps; raises ``WireError`` if their sizes are not the grid's."""
-        cells = self.grid[0] * self.grid[1]
-        if self.findings and not cells:
+        if self.findings and 0 in self.grid:
             raise WireError(f"grid: {self.grid}; with findings it must have at least one row and one column")
         for index, finding in enumerate(self.findings):
-            if len(finding.heat_u8) != cells:
-                count = len(finding.heat_u8)
-                raise WireError(
-                    f"findings[{index}].heat_u8: {count} bytes; it must be {cells} bytes in base64, one per cell"
-                )
-            finding.unpack_heat(self.grid)
+            finding.unpack_heat(self.grid, f"findings[{index}]")
+
+
+def _unpacked_heat(levels: bytes, grid: tuple[int, int], key: str) -> Heat:
+    cells = grid[0] * grid[1]
+    if len(levels) != cells:
+        raise WireError(f"{key}: {len(levels)} bytes; it must be {cells} bytes in base64, one per cell")
+    heat: Heat = np.frombuffer(levels, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
+    heat.flags.writeable = False
+    return heat
 
 
 def scaled_box(box: Box, x: float, y: float) -> Box:

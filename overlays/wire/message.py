@@ -17,7 +17,7 @@ from overlays.wire.fields import VERSION
 from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled_box
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
-from pipeline.frames import Box, Explanation, Finding, Frame, HeatmapStats, Image, Overlay
+from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat, HeatmapStats, Image, Overlay
 
 ENCODING: Final = "jpeg"
 _DECIMALS: Final = 5
@@ -32,12 +32,10 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         now_monotonic: current ``time.monotonic()``: the two together turn ``captured_at`` into wall-clock time.
 
     Raises:
-        WireError: a number is NaN or infinite, or the findings' grids differ.
+        WireError: a number is NaN or infinite, or the grids of findings without a map of their own differ.
     """
     frame, region = explanation.frame, explanation.region
-    grids = {finding.heat.shape for finding in explanation.findings}
-    if len(grids) > 1:
-        raise WireError(f"findings: grids {sorted(grids)} differ; all findings of one explanation share the layer's")
+    grid = _shared_grid(explanation.findings)
     age = frame.age_seconds(now_monotonic)
     source = {"source": escaped(frame.source_name)} if frame.source_name else {}
     return {
@@ -54,9 +52,9 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         "model": replace_undecodable(explanation.model),
         "method": replace_undecodable(explanation.method),
         "layer": replace_undecodable(explanation.layer),
-        "grid": list(grids.pop()) if grids else [0, 0],
+        "grid": list(grid),
         "heat_region": [float(edge) for edge in region],
-        "findings": [_finding_record(finding) for finding in explanation.findings],
+        "findings": [_finding_record(finding, grid) for finding in explanation.findings],
         "timings": {replace_undecodable(stage): float(seconds) for stage, seconds in explanation.timings.items()},
         "truth": None
         if frame.truth is None
@@ -68,18 +66,62 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
     }
 
 
-def _finding_record(finding: Finding) -> dict[str, Any]:
-    levels = np.rint(np.clip(finding.heat, 0.0, 1.0) * 255.0).astype(np.uint8)
+def _shared_grid(findings: Sequence[Finding]) -> tuple[int, ...]:
+    """Return rows and columns of the heat of all findings without a map of their own; 1 x 1 if all have one."""
+    if not findings:
+        return 0, 0
+    grids = {finding.heat.shape for finding in findings if finding.box_map is None} or {NO_HEAT.shape}
+    if len(grids) > 1:
+        raise WireError(f"findings: grids {sorted(grids)} differ; all findings without a box_map share the layer's")
+    return grids.pop()
+
+
+def _finding_record(finding: Finding, grid: tuple[int, ...]) -> dict[str, Any]:
+    # A reader without the key "map" gets a heat of zero for a box that has a map.
+    heat = finding.heat if finding.box_map is None else np.zeros(grid, np.float32)
     record = {
         "label": replace_undecodable(finding.label),
         "class_index": int(finding.class_index),
         "score": float(finding.score),
-        "heat_u8": base64.b64encode(levels.tobytes()).decode("ascii"),
+        "heat_u8": _packed_heat(heat),
         "box": None if finding.box is None else [float(edge) for edge in finding.box],
     }
-    if finding.heatmap_stats is None:
-        return record
-    return record | {"grounds": _stats_record(finding.heatmap_stats)}
+    if finding.heatmap_stats is not None:
+        record["grounds"] = _stats_record(finding.heatmap_stats)
+    if finding.track is not None:
+        record["track"] = int(finding.track)
+    if finding.box_map is not None:
+        record["map"] = _box_map_record(finding.heat, finding.box_map)
+    return record
+
+
+def _box_map_record(heat: Heat, box_map: BoxMap) -> dict[str, Any]:
+    """Return the heat map of a box as the JSON value of the key ``map``.
+
+    Raises:
+        WireError: the grid of the evidence against the box differs from that of its heat.
+    """
+    against = box_map.against
+    if against is not None and against.shape != heat.shape:
+        raise WireError(f"against: a grid of {against.shape}; it must be that of the heat, {heat.shape}")
+    return {
+        "mode": box_map.mode,
+        "cut": replace_undecodable(box_map.cut),
+        "region": [float(edge) for edge in box_map.region],
+        "scale": float(box_map.scale),
+        "grid": list(heat.shape),
+        "heat_u8": _packed_heat(heat),
+        **({} if against is None else {"against_u8": _packed_heat(against)}),
+        **({} if box_map.lowest_score is None else {"lowest_score": float(box_map.lowest_score)}),
+        "index": int(box_map.index),
+        "age_seconds": float(box_map.age_seconds),
+    }
+
+
+def _packed_heat(heat: Heat) -> str:
+    """Return heat as one byte per cell, row by row, in base64."""
+    levels = np.rint(np.clip(heat, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return base64.b64encode(levels.tobytes()).decode("ascii")
 
 
 def _stats_record(stats: HeatmapStats) -> dict[str, Any]:

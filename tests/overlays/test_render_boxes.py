@@ -5,26 +5,8 @@ import pytest
 
 from overlays.render.boxes import AGAINST, box_lines, evidence, label_texts, paint_box_heat, place_labels, track_colour
 from overlays.render.renderer import HeatRenderer, legend_lines
-from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame
-
-WIDTH, HEIGHT = 640, 360
-WHOLE = Box(0, 0, WIDTH, HEIGHT)
-
-
-def frame(level=90):
-    return Frame(np.full((HEIGHT, WIDTH, 3), level, np.uint8), "north", 0, 0.0)
-
-
-def box(left, top, *, track=1, label="car", heat=None, mode="keep", **fields):
-    box_map = None if heat is None else BoxMap(mode, "complete", WHOLE, 1.0, **fields)
-    heat = NO_HEAT if heat is None else heat
-    return Finding(label, 0.8, heat, 2, box=Box(left, top, left + 60, top + 40), track=track, box_map=box_map)
-
-
-def hot_cell(row, column, base=0.0):
-    heat = np.full((9, 16), base, np.float32)
-    heat[row, column] = 1.0
-    return heat
+from pipeline.frames import NO_HEAT, Box, Explanation, Finding
+from tests.support.boxes import HEIGHT, WIDTH, box, frame, hot_cell
 
 
 def render(*findings):

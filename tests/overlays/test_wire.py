@@ -121,7 +121,7 @@ def test_schema_command_prints_the_schema_of_the_header(command):
 def test_document_names_every_key_of_the_schema():
     document = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
     schema = wire_schema()
-    tables = [schema, schema["$defs"]["WireFinding"], schema["$defs"]["WireGuard"]]
+    tables = [schema, *(schema["$defs"][name] for name in ("WireFinding", "WireBoxMap", "WireGuard"))]
     for key in (key for table in tables for key in table["properties"]):
         assert re.search(rf"^\| [^|]*`{key}`", document, re.MULTILINE), key
     for name in ("WireStats", "WireTruth", "WireRegion", "WireSignalLoss", "WireDeletion"):

@@ -13,7 +13,18 @@ import pytest
 from overlays.render.jpeg import decode_image, encode_image
 from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.errors import ImageError, WireError, WireLimitError, WireVersionError
-from pipeline.frames import Box, DeletionCheck, Finding, GroundTruth, GuardState, HeatmapStats, Region, SignalLoss
+from pipeline.frames import (
+    Box,
+    DeletionCheck,
+    Finding,
+    GroundTruth,
+    GuardState,
+    HeatmapStats,
+    Overlay,
+    Region,
+    SignalLoss,
+)
+from tests.support.boxes import street
 
 BOUND_BYTES = 16 << 20
 """Of what reading one message of ours (some kilobytes, mutated) may take before its picture is decoded."""
@@ -32,6 +43,7 @@ def real_messages(overlaid):
         overlaid(np.zeros((1, 1, 3), np.uint8), camera="câméra", region=Box(-5, -5, 10, 10)),
     ]
     messages.append(guarded(overlaid(noise)))
+    messages.append(Overlay(noise, street(3, grid=(3, 4), image=noise)))
     silent = overlaid(noise)
     messages.append(type(silent)(silent.image, silent.explanation, SignalLoss(3.0, "stalled", "no packets")))
     return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in messages]

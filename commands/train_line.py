@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHIPPED: Final = ROOT / "configs" / "models" / "line.safetensors"
 SHORTCUT: Final = ROOT / "configs" / "models" / "line-shortcut.safetensors"
 
-TRAINING_BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 400, 60, 12
+TRAINING_BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 700, 60, 12
 EVALUATION_BELTS: Final = {(640, 480): 100, (1280, 720): 30}
 """Number of belts of the evaluation, by the size (width, height) of their images."""
 OBJECT_AREA: Final = 768.0
@@ -104,14 +104,14 @@ def line_config(seed: int, effort: float) -> FinetuneConfig:
     from engine.models.loader import RANDOM
 
     crops = TrainingConfig(
-        epochs=_scaled(36, effort), batch_size=96, learning_rate=5e-3, patience=36, balance="none",
+        epochs=_scaled(20, effort), batch_size=96, learning_rate=5e-3, patience=100, balance="none",
         label_smoothing=0.0, head_rate=1.0, max_gradient_norm=5.0, crop=96, object_area=OBJECT_AREA,
         stage="crops of 96 px",
     )  # fmt: skip
     larger = replace(
-        crops, epochs=_scaled(2, effort), batch_size=40, learning_rate=2e-3, crop=160, stage="crops of 160 px"
+        crops, epochs=_scaled(1, effort), batch_size=40, learning_rate=2e-3, crop=160, stage="crops of 160 px"
     )
-    whole = replace(larger, epochs=_scaled(6, effort), batch_size=32, crop=None, stage="whole images")
+    whole = replace(larger, epochs=_scaled(4, effort), batch_size=32, crop=None, stage="whole images")
     return FinetuneConfig("line_net", RANDOM, augment=("hflip", "vflip"), seed=seed, course=(crops, larger, whole))
 
 

@@ -20,7 +20,7 @@ from pipeline.frames import Box, GroundTruth
 from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, Belt, frame_reader, scored_frames
 from stream.simulated.schedule import LABELS, OK
 
-TINY = 0.0005
+TINY = 0.0001
 
 
 def test_line_data_has_other_belts_for_validation():

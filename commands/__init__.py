@@ -1,1 +1,1 @@
-"""The command line's words: one file each, joined in app.py."""
+"""Commands of the command line, one file each; app.py joins them."""

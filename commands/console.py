@@ -109,7 +109,7 @@ def read_text_file(path: Path) -> str:
     else:
         if "\0" not in text:  # UTF-16 without a byte-order mark holds null bytes
             return text
-    raise ConfigError(f"{str(path)!r}: cannot be read ({why})")
+    raise ConfigError(f"{str(path)!r}: cannot be read ({why}); check the path and its permissions")
 
 
 def write_text(path: Path, text: str) -> None:

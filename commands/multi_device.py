@@ -35,9 +35,9 @@ def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "te
     """
     shards = shard_config(_named(config), devices)
     for number, shard in enumerate(shards):
-        doors = ", ".join(sink.uri for sink in shard.sinks) or "no sink"
+        addresses = ", ".join(sink.uri for sink in shard.sinks) or "no sink"
         cameras = ", ".join(str(source.name) for source in shard.sources)
-        print_line(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
+        print_line(f"process {number} on {shard.engine.device}: {cameras}; {addresses}")
     started = threading.Event()
     started.set()
     with shutdown_on_signal(started) as stop, SystemdNotifier(os.environ) as supervisor, _lifeline() as lifeline:

@@ -113,8 +113,8 @@ def of_path(error: OSError) -> str | None:
         errno.ENAMETOOLONG: "give it a name of 255 bytes at most",
         errno.ELOOP: "its links lead in a circle; name the file itself",
         errno.EROFS: "the file system is read-only; name another place",
-        errno.ENOSPC: "make room there, or name another place",
-        errno.EDQUOT: "make room there, or name another place",
+        errno.ENOSPC: "free space there, or name another folder",
+        errno.EDQUOT: "free space there, or name another folder",
     }
     hint = hints.get(error.errno or 0, "check the path")
     return f"{shown}: cannot be used ({error.strerror or error}); {hint}"

@@ -221,7 +221,7 @@ class KindRegistry(Generic[S]):
                 others = [name for other in self.all_kinds() for name in other.settings.model_fields]
                 near = did_you_mean(option, kind.settings.model_fields) or did_you_mean(option, others)
                 message = f"unknown key.{near}"
-            reason = PydanticCustomError(UNKNOWN_OPTION, "{said}", {"said": message})
+            reason = PydanticCustomError(UNKNOWN_OPTION, "{message}", {"message": message})
         return InitErrorDetails(type=reason, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
     def _kind_of_plugin(self, entry: EntryPoint) -> Kind[S]:

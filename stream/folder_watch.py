@@ -177,7 +177,7 @@ class WatchedFolder(Source):
     def _images(self) -> Iterator[str]:
         """Yield the paths of the images; raises ``SourceError``."""
         if kind_of(self._pattern) == "missing" and not is_pattern(self._pattern):
-            raise SourceError(f"{self.uri}: the folder no longer exists")
+            raise SourceError(f"{self.uri}: the folder no longer exists; create it again")
         for path in files_of(self._pattern):
             name = os.path.basename(path)  # noqa: PTH119
             if os.path.splitext(name)[1].lower() in self._suffixes and not name.startswith("."):  # noqa: PTH122

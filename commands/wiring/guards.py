@@ -42,7 +42,7 @@ def load_drift_tracking(
     drift = DriftDetector(read_baseline(_read_baseline_text(guards.baseline), guards.baseline), guards.drift_seconds)
     for camera in cameras:
         if camera not in drift.cameras:
-            known = ", ".join(sorted(drift.cameras)) or "nobody"
+            known = ", ".join(sorted(drift.cameras)) or "no camera"
             log.warning(
                 "%s: has no baseline of camera %s, only of %s; its drift is not reported",
                 guards.baseline,

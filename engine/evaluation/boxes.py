@@ -91,7 +91,8 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
             truths[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         raise ConfigError(
-            f"{where}: not a COCO JSON with images, annotations and categories ({_why(reason)})"
+            f"{where}: not a COCO JSON with images, annotations and categories ({_why(reason)}); give a COCO "
+            "instances file"
         ) from None
     if twin is not None:
         raise ConfigError(f"{where}: two images have the name {twin!r}; write file_name with its folder: a/{twin}")
@@ -114,7 +115,9 @@ def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
             )
             truths.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
     except (ET.ParseError, ValueError, RecursionError) as reason:
-        raise ConfigError(f"{where}: not a Pascal VOC XML with object/bndbox ({reason})") from None
+        raise ConfigError(
+            f"{where}: not a Pascal VOC XML with object/bndbox ({reason}); correct or remove the file"
+        ) from None
     return tuple(truths)
 
 

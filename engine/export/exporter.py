@@ -89,7 +89,7 @@ def check_format(name: str | None, path: Path) -> str:
         raise ConfigError(f"format {name!r} is unknown; choose onnx or torch.{did_you_mean(name, SUFFIXES.values())}")
     suffix = {kind: suffix for suffix, kind in SUFFIXES.items()}.get(name or "")
     if ending is None or (name is not None and ending != name):
-        raise ConfigError(f"output {str(path)!r}: its name must end in {suffix or '.onnx or .pt2'}")
+        raise ConfigError(f"output {str(path)!r}: its name must end in {suffix or '.onnx or .pt2'}; rename it")
     lacking = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if ending == "onnx" and lacking:
         raise ConfigError(

@@ -178,7 +178,7 @@ def _of_archive(path: Path) -> dict[str, str]:
             raise ValueError(f"{EXTRA} is larger than {MAX_EXTRA_BYTES >> 20} MiB")
         fields = json.loads(archive.read(held[0])) if held else {}
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
-        raise ValueError(f"{EXTRA} is no map of words")
+        raise ValueError(f"{EXTRA} is not a map of strings")
     return fields
 
 

@@ -68,7 +68,9 @@ def recipro_cam(
     if isinstance(split.tail, ViTTail) and tuple(images.shape[2:]) != split.image_size:
         height, width = images.shape[2:]
         takes = "{}x{}".format(*split.image_size)
-        raise EngineError(f"a vision transformer takes images of one size, {takes} here, not {height}x{width}")
+        raise EngineError(
+            f"a vision transformer takes images of one size, {takes} here, not {height}x{width}; resize the images"
+        )
     with torch.inference_mode():
         features = split.head(images)
         scores, cell_logits = plan_for(split, features, kernel)(features)

@@ -32,7 +32,9 @@ def _package() -> Any:  # noqa: ANN401 - the vendor's own module
     try:
         return importlib.import_module("torch_tensorrt")
     except Exception as reason:  # without a GPU it raises Exception, RuntimeError or ImportError
-        raise BackendError(f"backend 'tensorrt': torch-tensorrt cannot be loaded ({first_line(reason)})") from reason
+        raise BackendError(
+            f"backend 'tensorrt': torch-tensorrt cannot be loaded ({first_line(reason)}); use another --backend"
+        ) from reason
 
 
 def build(module: nn.Module, example: Tensor) -> bytes:
@@ -57,7 +59,8 @@ def build(module: nn.Module, example: Tensor) -> bytes:
             return path.read_bytes()
     except Exception as reason:  # torch-tensorrt has many kinds of exceptions
         raise BackendError(
-            f"backend 'tensorrt': torch-tensorrt cannot compile this network ({first_line(reason)})"
+            f"backend 'tensorrt': torch-tensorrt cannot compile this network ({first_line(reason)}); use another "
+            "--backend"
         ) from reason
 
 
@@ -75,7 +78,8 @@ def load(payload: bytes, example: Tensor) -> Compiled:
             module = vendor.load(str(path)).module()
     except Exception as reason:  # torch and torch-tensorrt have many kinds of exceptions
         raise BackendError(
-            f"backend 'tensorrt': a module saved by torch-tensorrt is not readable ({first_line(reason)})"
+            f"backend 'tensorrt': a module saved by torch-tensorrt is not readable ({first_line(reason)}); use "
+            "another --backend"
         ) from (reason)
 
     def run(images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module

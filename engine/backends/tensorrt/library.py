@@ -114,10 +114,14 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     if not parser.parse(graph):
         errors = "; ".join(first_line(Exception(str(parser.get_error(k)))) for k in range(parser.num_errors))
         raise BackendError(
-            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot read this network ({errors})"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot read this network ({errors}); use another "
+            "--backend"
         )
     if half and (wide := wide_convolutions(api, network)):
-        raise BackendError(f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision")
+        raise BackendError(
+            f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision; use --precision "
+            "fp32 or another --backend"
+        )
     settings = builder.create_builder_config()
     if not half:
         keep_float32(api, settings)
@@ -128,7 +132,7 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     if blob is None:
         raise BackendError(
             f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot build this network"
-            f"{f' for {target}' if target else ''} ({_why(tensorrt)})"
+            f"{f' for {target}' if target else ''} ({_why(tensorrt)}); use another --backend"
         )
     return bytes(blob)
 
@@ -147,7 +151,8 @@ def create(kind: Any, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's 
         raise BackendError(f"backend 'tensorrt': {message}") from reason
     if instance is None:
         raise BackendError(
-            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work here ({_why(tensorrt)})"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work here ({_why(tensorrt)}); use "
+            "another --backend"
         )
     return instance
 

@@ -50,7 +50,8 @@ def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
             packed: bytes = getattr(written, "model_proto", graph).SerializeToString()
         except Exception as reason:  # torch, onnxscript and protobuf have many kinds of exceptions
             raise BackendError(
-                f"backend 'tensorrt': this network cannot be exported to ONNX ({first_line(reason)})"
+                f"backend 'tensorrt': this network cannot be exported to ONNX ({first_line(reason)}); use another "
+                "--backend"
             ) from reason
     return packed, names
 
@@ -140,7 +141,7 @@ class Program:
     def _run(self, images: Tensor, stream: torch.cuda.Stream) -> None:
         self._context.set_tensor_address(self._input, images.data_ptr())
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise BackendError("backend 'tensorrt': an engine failed to run")
+            raise BackendError("backend 'tensorrt': an engine failed to run; use another --backend")
 
 
 def _deserialize(blob: bytes, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's own type
@@ -150,7 +151,8 @@ def _deserialize(blob: bytes, tensorrt: Library) -> Any:  # noqa: ANN401 - the v
     if engine is None:
         why = tensorrt.logger.errors[0][:200] if tensorrt.logger.errors else "no error message"
         raise BackendError(
-            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot load the engine here ({why})"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot load the engine here ({why}); use another "
+            "--backend"
         )
     return engine
 
@@ -159,4 +161,7 @@ def _dtype(api: Any, data_type: Any) -> torch.dtype:  # noqa: ANN401 - the vendo
     for name, dtype in _DTYPES.items():
         if data_type == getattr(api.DataType, name, None):
             return dtype
-    raise BackendError(f"backend 'tensorrt': the engine has an output of type {data_type}, which torch does not have")
+    raise BackendError(
+        f"backend 'tensorrt': the engine has an output of type {data_type}, which torch does not have; use another "
+        "--backend"
+    )

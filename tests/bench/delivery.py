@@ -44,15 +44,15 @@ NOISE = {"30 kB": 1.5, "150 kB": 10.0}
 """Amount of noise that gives a JPEG of about this size; the output has the true size."""
 
 
-def pixels(height: int, width: int, noise: float) -> Image:
-    """Return a picture whose JPEG is the larger the more noise it has."""
+def noise_image(height: int, width: int, noise: float) -> Image:
+    """Return an image; more noise gives a larger JPEG."""
     rows = np.linspace(40, 200, height)[:, None, None] + np.zeros((1, width, 3))
     grain = np.random.default_rng(0).normal(0, noise, (height, width, 3))
     return np.clip(rows + grain, 0, 255).astype(np.uint8)
 
 
 def numbered(image: Image, number: int) -> Image:
-    """Return the picture with its number painted into the lowest rows."""
+    """Return the image with its number drawn into the lowest rows."""
     marked = image.copy()
     for bit in range(BITS):
         marked[-SIDE:, bit * SIDE : (bit + 1) * SIDE] = 255 * (number >> bit & 1)
@@ -141,7 +141,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run one case and return its figures; one group of viewers per pace."""
     spawn = multiprocessing.get_context("spawn")
-    image = pixels(720, 1280, noise)
+    image = noise_image(720, 1280, noise)
     with tempfile.TemporaryDirectory() as folder:
         settings, keys = ZeroMqSettings(uri="tcp://127.0.0.1:0"), {}
         if curve:
@@ -210,7 +210,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         slow = partial(measure, 1, curve=False, seconds=options.seconds, paces=(0.0, 0.2))
         cases += [(f"slow beside fast, {name}", partial(slow, noise=noise)) for name, noise in NOISE.items()]
     if options.page:
-        looked = partial(measure_page, seconds=options.seconds, image=pixels(720, 1280, 8.0))
+        looked = partial(measure_page, seconds=options.seconds, image=noise_image(720, 1280, 8.0))
         cases += [(f"page, {count} viewers", partial(looked, count)) for count in options.viewers]
         cases.append(("page, slow beside fast", partial(looked, 2, slow=1)))
     if options.crowd:

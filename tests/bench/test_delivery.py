@@ -14,16 +14,16 @@ from tests.bench.page_delivery import measure_page
 def test_the_number_in_a_picture_is_read_back_through_jpeg(number):
     from overlays.render.jpeg import decode_image, encode_image
 
-    image = delivery.numbered(delivery.picture(96, 320, 8.0), number)
+    image = delivery.numbered(delivery.noise_image(96, 320, 8.0), number)
     assert delivery.number_of(decode_image(encode_image(image))) == number
 
 
 def test_noise_makes_a_jpeg_larger():
     from overlays.render.jpeg import encode_image
 
-    sizes = [len(encode_image(delivery.picture(180, 320, noise))) for noise in delivery.NOISE.values()]
+    sizes = [len(encode_image(delivery.noise_image(180, 320, noise))) for noise in delivery.NOISE.values()]
     assert sizes[1] > 2 * sizes[0]
-    assert delivery.picture(18, 32, 1.0).dtype == np.uint8
+    assert delivery.noise_image(18, 32, 1.0).dtype == np.uint8
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_one_line_a_case_and_every_frame_is_accounted_for(capsys):
 
 @pytest.mark.slow
 def test_browsers_are_timed_as_viewers_are_and_a_slow_one_gets_few_frames():
-    image = delivery.picture(72, 128, 8.0)
+    image = delivery.noise_image(72, 128, 8.0)
     many, beside = measure_page(3, seconds=2.0, image=image), measure_page(2, seconds=2.0, image=image, slow=1)
     assert many["fast"]["viewers"] == 3
     for line in (many, beside):

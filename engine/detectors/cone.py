@@ -25,7 +25,7 @@ _ELEMENTWISE: Final = {
 _ELEMENTWISE_METHODS: Final = {"add", "sub", "mul", "div", "sigmoid", "relu", "clamp", "chunk", "split", "contiguous"}
 _ELEMENTWISE_MODULES: Final = (
     nn.SiLU, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.Tanh,
-    nn.Hardtanh, nn.Identity, nn.Dropout, nn.BatchNorm2d, nn.ELU, nn.Mish,
+    nn.Hardtanh, nn.Identity, nn.ChannelShuffle, nn.Dropout, nn.BatchNorm2d, nn.ELU, nn.Mish,
 )  # fmt: skip
 
 

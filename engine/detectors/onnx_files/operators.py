@@ -253,9 +253,7 @@ def _slice(builder: GraphBuilder, name: str, operands: Sequence[Operand], attrib
     return builder.apply(name, operator.getitem, source, tuple(window))
 
 
-def _split(
-    builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes
-) -> list[Value]:  # fmt: skip
+def _split(builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes) -> list[Value]:
     source, axis = computed(operands[0]), int(attributes.get("axis", 0))
     sizes = constant(operands, 1)
     sizes = np.array(attributes.get("split", [])) if sizes is None else sizes
@@ -277,7 +275,19 @@ def _gather(builder: GraphBuilder, name: str, operands: Sequence[Operand], attri
     indices = constant(operands, 1)
     if indices is None or indices.ndim != 1:
         raise ModelError("a Gather has no list of indices")
-    return builder.apply(name, torch.index_select, source, axis, indices.astype(np.int64) % source.probe.shape[axis])
+    indices = indices.astype(np.int64) % source.probe.shape[axis]
+    if axis == 1 and (groups := _shuffled_groups(indices)):
+        # OpenVINO 2026.4 computes a 1x1 convolution after a Gather of channels wrongly, and this form correctly.
+        return builder.call(name, nn.ChannelShuffle(groups), source)
+    return builder.apply(name, torch.index_select, source, axis, indices)
+
+
+def _shuffled_groups(indices: NDArray[np.int64]) -> int:
+    """Return the number of groups whose channels alternate in ``indices``, as in ShuffleNet; 0 = another order."""
+    groups = len(indices) // int(indices[1]) if len(indices) > 1 and indices[1] > 1 else 0
+    if groups < 2 or len(indices) % groups:
+        return 0
+    return groups if np.array_equal(indices, np.arange(len(indices)).reshape(groups, -1).T.ravel()) else 0
 
 
 def _resize(builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes) -> Value:
@@ -328,9 +338,7 @@ def _leaky_relu(builder: GraphBuilder, name: str, operands: Sequence[Operand], a
 
 
 def _module(make: Callable[[], nn.Module]) -> Translate:
-    def translate(
-        builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes
-    ) -> Value:  # fmt: skip
+    def translate(builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes) -> Value:
         del attributes
         return builder.call(name, make(), computed(operands[0]))
 
@@ -338,9 +346,7 @@ def _module(make: Callable[[], nn.Module]) -> Translate:
 
 
 def _function(function: Callable[..., Any]) -> Translate:
-    def translate(
-        builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes
-    ) -> Value:  # fmt: skip
+    def translate(builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes) -> Value:
         del attributes
         return builder.apply(name, function, *operands)
 

@@ -296,6 +296,23 @@ def test_split_gives_one_value_per_part(tmp_path):
     assert prove_against_runtime(path, read_onnx(path)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("order", "groups"),
+    [([0, 3, 1, 4, 2, 5], 2), ([0, 2, 4, 1, 3, 5], 3), ([0, 3, 1, 5, 2, 4], 0), ([1, 0], 0), ([0], 0)],
+)
+def test_gather_of_alternating_channels_is_a_shuffle(tmp_path, order, groups):
+    weight = np.random.default_rng(2).normal(size=(len(order), 3, 1, 1)).astype(_F)
+    nodes = [
+        helper.make_node("Conv", ["images", "first"], ["a"]),
+        helper.make_node("Gather", ["a", "order"], ["x"], axis=1),
+    ]
+    path = _with_conv(tmp_path, nodes, "x", len(order), {"first": weight, "order": np.array(order)})
+    found = read_onnx(path)
+    assert prove_against_runtime(path, found) < 1e-5
+    shuffles = [part.groups for part in found.module.modules() if isinstance(part, torch.nn.ChannelShuffle)]
+    assert shuffles == ([groups] if groups else [])
+
+
 class _Ultralytics(torch.nn.Module):
     """A head of YOLOv8's form with its decoding: distributions, a convolution that counts bins, joined outputs."""
 

@@ -381,7 +381,7 @@ def test_findings_refused_by_the_broker_are_counted_logged_and_an_error(tmp_path
     assert len([r for r in caplog.records if "refuses messages" in r.getMessage()]) == 1
 
 
-def test_account_at_the_end_of_a_run_contains_the_last_refusals(tmp_path, overlaid, until):
+def test_account_at_the_end_of_a_run_contains_the_last_refusals(tmp_path, overlaid, wait_until):
     access = tmp_path / "access"
     access.write_text("topic write plant/status\n")
     access.chmod(0o644)
@@ -389,7 +389,7 @@ def test_account_at_the_end_of_a_run_contains_the_last_refusals(tmp_path, overla
     with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
         sink = MqttSink(MqttSettings.model_construct(uri=place.uri, max_rate=1e9), SinkContext(cameras=("line",)))
         with pytest.raises(DataLossError), sink:  # noqa: PT012 - it is raised on leaving
-            connected(sink, until)
+            connected(sink, wait_until)
             for index in range(10):
                 sink.put(overlaid(index=index))
             sink.on_run_end()

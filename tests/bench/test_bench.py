@@ -10,14 +10,14 @@ from tests.bench import batches, exactness, explain_cost, peers, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 
 
-def test_cases_run_in_turn_and_warm_up_is_not_counted():
+def test_interleaved_runs_cases_in_turn_without_counting_warm_up():
     order = []
     seconds = interleaved({"a": lambda k: order.append(("a", k)), "b": lambda k: order.append(("b", k))}, 4, warmup=2)
     assert order == [(name, k) for k in range(6) for name in "ab"]
     assert [len(durations) for durations in seconds.values()] == [4, 4]
 
 
-def test_figures_are_in_milliseconds_and_ratios_in_pairs():
+def test_quantiles_are_in_milliseconds_and_ratios_in_pairs():
     assert quantiles([0.001 * k for k in range(1, 102)]) == {"p50_ms": 51, "p95_ms": 96, "p99_ms": 100, "min_ms": 1}
     ratio = paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert ratio == {"ratio_of_medians": 2.0, "ratio_median": 2.0, "ratio_quartiles": [2.0, 2.0]}
@@ -40,7 +40,7 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
         explain_cost.measure("resnet18", "eager", "fp32", 1, 2)
 
 
-def test_batches_tells_the_age_and_the_shares_of_every_batch_size(monkeypatch, capsys):
+def test_batches_prints_age_and_shares_of_every_batch_size(monkeypatch, capsys):
     arguments = [
         "--model",
         "squeezenet1_1",
@@ -65,7 +65,7 @@ def test_batches_tells_the_age_and_the_shares_of_every_batch_size(monkeypatch, c
         assert 0 <= line["least_to_most_share"] <= 1
 
 
-def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):
+def test_peers_that_are_not_installed_are_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(peers, "PEERS", ("no_such_peer",))
     monkeypatch.setattr(sys, "argv", ["peers"])
     with pytest.raises(SystemExit, match=r"no_such_peer.*--group bench"):
@@ -79,7 +79,7 @@ def test_rank_correlation_is_one_for_the_same_order_and_nan_for_a_flat_map():
     assert np.isnan(precision.rank_correlation(first, np.zeros_like(first)))
 
 
-def test_exactness_tells_a_plan_that_is_not_the_definition(monkeypatch):
+def test_exactness_detects_a_plan_that_is_not_the_definition(monkeypatch):
     net = exactness.network("shufflenet_v2_x1_0")
     case = exactness.Case("shufflenet_v2_x1_0", "stage4", (64, 64), "point", 4)
     assert exactness.measure(net, case)["heat_error"] < 1e-3

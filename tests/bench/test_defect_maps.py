@@ -11,7 +11,7 @@ from tests.bench.defect_maps import folds_of, heat_of, hits, linear
 
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
-def test_the_closed_form_gives_the_same_map_as_the_definition(kernel):
+def test_closed_form_gives_the_same_map_as_the_definition(kernel):
     torch.manual_seed(0)
     layer = nn.Linear(8, 3).requires_grad_(requires_grad=False)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), layer).eval()
@@ -24,7 +24,7 @@ def test_the_closed_form_gives_the_same_map_as_the_definition(kernel):
     assert np.allclose(closed_form, heat[0].numpy(), atol=1e-4)
 
 
-def test_folds_keep_sources_whole_and_share_out_the_classes():
+def test_folds_keep_groups_whole_and_distribute_the_classes():
     rng = np.random.default_rng(1)
     sources = [f"s{k // 3}" for k in range(240)]
     classes = rng.integers(0, 3, 80).repeat(3)
@@ -35,7 +35,7 @@ def test_folds_keep_sources_whole_and_share_out_the_classes():
     assert np.ptp(counts.sum(1)) <= 9
 
 
-def test_a_hit_is_within_fifteen_pixels_of_the_picture():
+def test_hit_is_within_fifteen_pixels_of_the_image():
     heat = np.zeros((4, 4))
     heat[1, 1] = 1.0
     mask = np.zeros((80, 80), bool)
@@ -46,7 +46,7 @@ def test_a_hit_is_within_fifteen_pixels_of_the_picture():
     assert not hits(heat, mask)
 
 
-def test_the_linear_layer_separates_what_can_be_separated():
+def test_linear_layer_separates_separable_features():
     features = torch.randn(60, 4)
     classes = (features[:, 0] > 0).long().numpy()
     layer = linear(features, classes)

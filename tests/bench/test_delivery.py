@@ -11,7 +11,7 @@ from tests.bench.page_delivery import measure_page
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
-def test_the_number_in_a_picture_is_read_back_through_jpeg(number):
+def test_number_in_an_image_is_read_back_through_jpeg(number):
     from overlays.render.jpeg import decode_image, encode_image
 
     image = delivery.numbered(delivery.noise_image(96, 320, 8.0), number)
@@ -27,7 +27,7 @@ def test_noise_makes_a_jpeg_larger():
 
 
 @pytest.mark.slow
-def test_one_line_a_case_and_every_frame_is_accounted_for(capsys):
+def test_delivery_prints_one_line_per_case_and_accounts_for_every_frame(capsys):
     (plain, locked) = delivery.main(["--viewers", "1", "--seconds", "1.5"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == [plain["case"], locked["case"]] == [
@@ -41,7 +41,7 @@ def test_one_line_a_case_and_every_frame_is_accounted_for(capsys):
 
 
 @pytest.mark.slow
-def test_browsers_are_timed_as_viewers_are_and_a_slow_one_gets_few_frames():
+def test_delivery_times_browsers_like_viewers_and_a_slow_one_gets_few_frames():
     image = delivery.noise_image(72, 128, 8.0)
     many, beside = measure_page(3, seconds=2.0, image=image), measure_page(2, seconds=2.0, image=image, slow=1)
     assert many["fast"]["viewers"] == 3
@@ -53,7 +53,7 @@ def test_browsers_are_timed_as_viewers_are_and_a_slow_one_gets_few_frames():
 
 
 @pytest.mark.slow
-def test_whatever_becomes_of_some_viewers_the_others_see_and_the_publisher_holds_no_more():
+def test_crowd_of_failing_viewers_does_not_affect_others_or_the_publisher():
     line = crowd(1.0, size=(72, 128))
     scenes = line["scenes"]
     assert [scenes[name]["viewers"] for name in scenes] == [50, 30, 40, 40]

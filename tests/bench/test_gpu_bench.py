@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.slow
 @pytest.mark.leaves_things  # torch keeps its threads
-def test_all_of_it_runs_on_a_cpu_and_says_not_measured(tmp_path, capsys):
+def test_gpu_bench_runs_on_a_cpu_and_reports_not_measured(tmp_path, capsys):
     photos = tmp_path / "photos.npz"
     np.savez(photos, images=np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8))
     out = tmp_path / "gpu.json"
@@ -38,7 +38,7 @@ def test_all_of_it_runs_on_a_cpu_and_says_not_measured(tmp_path, capsys):
     assert "squeezenet1_1.pt was not sent along" in capsys.readouterr().out
 
 
-def test_a_section_that_fails_costs_no_other(monkeypatch):
+def test_failed_section_does_not_end_the_others(monkeypatch):
     def broken():
         yield {"fine": 1}
         raise RuntimeError("the card fell out")
@@ -51,7 +51,7 @@ def test_a_section_that_fails_costs_no_other(monkeypatch):
     assert len(saved) == 3
 
 
-def test_out_of_time_is_said_and_not_measured(monkeypatch):
+def test_missing_time_is_reported_as_not_measured(monkeypatch):
     monkeypatch.setattr(gpu, "sections", lambda settings, **_: {"cost": lambda: iter([{"fine": 2}])})
     result = gpu.measured(Settings(CPU, small=True, seconds=1.0), lambda result: None)
     assert result["cost"] == [{"skipped": "out of time"}]
@@ -59,7 +59,7 @@ def test_out_of_time_is_said_and_not_measured(monkeypatch):
     assert late["skipped"] == "out of time"
 
 
-def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(monkeypatch):
+def test_slow_section_ends_with_its_results_and_does_not_delay_the_others(monkeypatch):
     def endless():
         yield {"fine": 1}
         while True:
@@ -73,7 +73,7 @@ def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(m
     assert result["cost"] == [{"fine": 2}]
 
 
-def test_what_the_goals_need_comes_before_what_compiles_for_long():
+def test_sections_for_goals_run_before_slow_compilation():
     settings = Settings(CPU)
     assert list(gpu.sections(settings)) == list(gpu.LIMITS)
     assert sorted(gpu.LIMITS.values()) == list(gpu.LIMITS.values())
@@ -83,7 +83,7 @@ def test_what_the_goals_need_comes_before_what_compiles_for_long():
     assert len(all_cases) == len(set(all_cases))
 
 
-def test_every_piece_is_tried_and_what_fails_is_named_and_not_tried_again(monkeypatch):
+def test_smoke_tries_every_piece_and_names_failures_once(monkeypatch):
     settings = Settings(CPU, small=True)
 
     def broken():
@@ -96,15 +96,15 @@ def test_every_piece_is_tried_and_what_fails_is_named_and_not_tried_again(monkey
 
 
 @pytest.mark.parametrize("piece", ["upload", "graph capture", "a capture that fails", "inner layer, local and dense"])
-def test_the_smallest_pieces_hold_on_a_cpu_too(piece):
+def test_smallest_pieces_pass_on_a_cpu(piece):
     assert gpu_smoke.pieces(Settings(CPU, small=True))[piece]()
 
 
-def test_overlay_and_jpeg_hold_on_a_cpu_too():
+def test_overlay_and_jpeg_pass_on_a_cpu():
     assert "levels off" in gpu_smoke.overlay(Settings(CPU, small=True))
 
 
-def test_goals_are_told_beside_their_figures():
+def test_goals_are_printed_beside_their_measurements():
     cost = {"plain": {"p50_ms": 1.0, "images_per_second": 900.0}, "model": "resnet50", "batch": 1, "way": "tensorrt"}
     cost |= {"explained": {"p50_ms": 0.5, "images_per_second": 22000.0}, "ratio_of_medians": 1.02}
     measured = {row["what"]: row["measured"] for row in gpu.goals({"device": {"kind": "cuda"}, "cost": [cost]})}
@@ -113,7 +113,7 @@ def test_goals_are_told_beside_their_figures():
     assert measured["frame to JPEG 720p, p50"] == "not measured"
 
 
-def test_two_ways_take_turns_and_each_is_called_as_often():
+def test_timed_cases_take_turns_and_run_equally_often():
     called = []
     settings = timed(
         {"a": lambda k: called.append("a"), "b": lambda k: called.append("b")}, Settings(CPU, small=True), 8
@@ -123,7 +123,7 @@ def test_two_ways_take_turns_and_each_is_called_as_often():
     assert captured(str, torch.zeros(1), Settings(CPU)) is str
 
 
-def test_without_a_gpu_it_refuses_to_measure_one(capsys):
+def test_gpu_bench_refuses_to_run_without_a_gpu(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(SystemExit):
@@ -131,7 +131,7 @@ def test_without_a_gpu_it_refuses_to_measure_one(capsys):
     assert "no GPU here" in capsys.readouterr().err
 
 
-def test_the_pack_names_every_wheel_once_and_photos_are_arrays(tmp_path, shared_data):
+def test_pack_names_every_wheel_once_and_photos_are_arrays(tmp_path, shared_data):
     names = [name.partition("==")[0] for wheels in gpu_pack.WHEELS.values() for name in wheels]
     assert len(names) == len(set(names))
     target = tmp_path / "photos.npz"
@@ -143,6 +143,6 @@ def test_the_pack_names_every_wheel_once_and_photos_are_arrays(tmp_path, shared_
 
 
 @pytest.mark.parametrize("script", ["gpu_run.sh"])
-def test_the_scripts_parse(script):
+def test_scripts_are_valid_shell(script):
     assert subprocess.run(["bash", "-n", ROOT / "tests" / "bench" / script], check=False).returncode == 0
     assert sys.executable

@@ -9,7 +9,7 @@ import pytest
 from tests.bench import guards
 
 
-def test_a_short_run_tells_cost_alarm_and_silence(capsys):
+def test_guards_bench_prints_cost_alarm_and_delay(capsys):
     result = guards.main(
         ["--backend", "eager", "--frames", "4", "--shortcut-frames", "20", "--honest-seconds", "0.5", "--seeds", "7"]
     )
@@ -22,7 +22,7 @@ def test_a_short_run_tells_cost_alarm_and_silence(capsys):
 
 
 @pytest.mark.slow
-def test_the_honest_network_raises_no_alarm():
+def test_bundled_network_raises_no_alarm():
     """On ten seconds of two belts; ``python -m tests.bench.guards --honest-seconds 300`` looks at five minutes."""
     result = guards.honest(guards.configured("auto", None), [7, 11], 10.0)
     assert result["defect_verdicts"] > 60

@@ -6,7 +6,7 @@ import numpy as np
 from tests.bench.pcb_patches import CLEAN, KINDS, boxes_of, cut, met, patches
 
 
-def test_a_patch_meets_boxes_of_its_kind_alone_and_holds_one_wholly():
+def test_patch_contains_one_whole_box_of_its_class_only():
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 580, (8, 2))
     boxes = np.hstack([corners, corners + rng.integers(10, 50, (8, 2)), rng.integers(1, 7, (8, 1))])
@@ -23,7 +23,7 @@ def test_a_patch_meets_boxes_of_its_kind_alone_and_holds_one_wholly():
             assert whole.any()
 
 
-def test_patches_and_masks_lie_where_train_and_evaluate_find_them(tmp_path):
+def test_patches_and_masks_are_written_where_train_and_evaluate_read_them(tmp_path):
     board = np.zeros((640, 640), np.uint8)
     board[100:120, 200:230] = 255
     (tmp_path / "boards").mkdir()

@@ -10,7 +10,7 @@ from tests.support.footage import Mark
 from tests.support.probes import NullExplainer, Observation
 
 
-def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(monkeypatch, capsys):
+def test_fault_matrix_prints_time_to_detect_and_to_recover(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["faults", "--faults", "close", "--repeats", "2", "--table"])
     faults.main()
     line, *table = capsys.readouterr().out.splitlines()
@@ -22,7 +22,7 @@ def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(mo
     assert table[2].startswith("| close | ")
 
 
-def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
+def test_undetected_fault_has_no_time_to_detect():
     result = faults.measure("none", 1, {})
     assert result["detect_s"] is None
     assert result["reconnects"] == 0
@@ -30,13 +30,13 @@ def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_every_fault_of_the_matrix_says_what_it_does(name):
+def test_faults_of_the_matrix_have_a_description(name):
     fault = faults.FAULTS[name]
     assert callable(fault.submit)
     assert fault.hold_seconds[0] <= fault.hold_seconds[1]
 
 
-def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
+def test_short_soak_prints_its_intervals_and_the_summary(capsys):
     soak.soak(soak.Plan(3.5, cameras=3, flapping=1, every_seconds=1.0), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(rows) >= 2
@@ -47,7 +47,7 @@ def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
     assert len(whole["faults"]) == 1
 
 
-def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
+def test_reconnects_are_counted_with_their_memory(capsys):
     reconnects.endure(reconnects.Plan(3, every=1, warm_up=1, size="320x240", pictures=1), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
     assert [row["reconnects"] for row in rows] == [1, 2, 3]
@@ -56,7 +56,7 @@ def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
     assert whole["rss_growth_mb"] == round(rows[-1]["rss_mb"] - rows[0]["rss_mb"], 1)
 
 
-def test_shares_count_what_left_of_what_was_taken():
+def test_shares_are_the_fraction_of_captured_frames_that_left():
     seen = [Observation("a", Mark(n, 0), 1.0, (1, 1)) for n in range(10, 20)]
     seen += [Observation("b", Mark(n, 0), 2.0, (1, 1)) for n in range(10, 15)]
     assert soak.shares(seen, ["a", "b", "c"]) == {"a": 1.0, "b": 0.5, "c": 0.0}
@@ -65,7 +65,7 @@ def test_shares_count_what_left_of_what_was_taken():
     assert soak.ages([Observation("a", None, 1.0, (1, 1))]) is None
 
 
-def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_same():
+def test_overload_accounts_for_every_frame_as_the_images_do():
     result = overload.measure(2.0, engine_rate=10.0, times=4.0)
     assert result["every_frame_is_accounted_for"]
     assert result["dropped"] > 0
@@ -73,7 +73,7 @@ def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_sa
     assert result["unreadable"] == 0
 
 
-def test_whatever_is_damaged_ends_in_pictures_or_a_typed_error():
+def test_fuzz_of_media_gives_images_or_a_typed_error():
     counts = fuzz.measure(60, 3, None)
     assert counts["escaped"] == []
     assert sum(counts["endings"].values()) == 60

@@ -20,7 +20,7 @@ from tests.bench import authors_table, average_drop, pointing
 from tests.bench.side_by_side import Remembering, values_of, with_error
 
 
-def test_a_head_that_remembers_runs_once_for_a_picture_and_each_of_its_masked_ones():
+def test_cached_head_runs_once_per_image_and_masked_image():
     ran = []
 
     class Head(nn.Module):
@@ -37,13 +37,13 @@ def test_a_head_that_remembers_runs_once_for_a_picture_and_each_of_its_masked_on
     assert head(torch.tensor([1.0])) == 2.0
 
 
-def test_errors_are_standard_errors_in_per_cent():
+def test_errors_are_standard_errors_in_percent():
     assert with_error([0.0, 1.0, 1.0, 0.0]) == [50.0, pytest.approx(100 * math.sqrt(1 / 3) / 2, abs=0.01)]
     assert with_error([0.25]) == [25.0, 0.0]
     assert values_of([{"a": True}, {"a": None}, {}, {"a": 0.5}], "a") == [1.0, 0.5]
 
 
-def test_differences_are_taken_picture_by_picture():
+def test_differences_are_paired_by_image():
     ours = [{"pointing": hit} for hit in (True, True, False, None, True)]
     theirs = [{"pointing": hit} for hit in (True, False, True, None, False)]
     result = pointing.against(ours, theirs, "pointing")
@@ -52,12 +52,12 @@ def test_differences_are_taken_picture_by_picture():
     assert result["points"] == [25.0, pytest.approx(100 * math.sqrt(11 / 12) / 2, abs=0.01)]
 
 
-def test_the_centre_is_a_game_too():
+def test_centre_is_a_pointing_game():
     record = {"pointing": True, "region": [0, 0, 100, 50], "boxes": [[40, 20, 60, 30]]}
     assert pointing.centre_hits([record, record | {"boxes": [[0, 0, 9, 9]]}, record | {"pointing": None}]) == [1.0, 0.0]
 
 
-def test_the_table_has_a_row_for_each_method_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+def test_table_has_a_row_per_method_and_continues(tmp_path, monkeypatch, capsys):
     torch.save(build_untrained(MODELS["squeezenet1_1"]).state_dict(), tmp_path / "squeezenet1_1.pt")
     (tmp_path / "photos").mkdir()
     for number in range(3):
@@ -81,12 +81,12 @@ def test_the_table_has_a_row_for_each_method_and_goes_on_where_it_was(tmp_path, 
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
 
 
-def test_weights_that_are_missing_are_named(tmp_path):
+def test_missing_weights_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"resnet18\.pth"):
         authors_table.find_weights([tmp_path], "resnet18.pth")
 
 
-def test_our_reading_of_average_drop_is_the_examiners_on_the_same_photo(tmp_path):
+def test_average_drop_equals_the_evaluators_on_the_same_photo(tmp_path):
     torch.save(build_untrained(MODELS["squeezenet1_1"]).state_dict(), tmp_path / "squeezenet1_1.pt")
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     reader = average_drop.Reader("squeezenet1_1", [tmp_path])

@@ -18,7 +18,7 @@ def cable():
 
 
 @pytest.mark.parametrize("seconds_down", [0.0, 4.0])
-def test_a_pulled_cable_is_noticed_and_the_camera_is_seen_again_once_it_is_back(cable, seconds_down):
+def test_pulled_cable_is_detected_and_the_camera_returns(cable, seconds_down):
     options = {"read_timeout_seconds": 1.0}
     with (
         Feed() as feed,

@@ -55,7 +55,7 @@ def failing(url):
     return str(caught.value)
 
 
-def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
+def test_ffprobe_sees_h264_of_the_right_size(server):
     arguments = ["ffprobe", "-v", "error", "-rtsp_transport", "tcp", "-show_entries", "stream=codec_name,width,height"]
     done = subprocess.run(
         [*arguments, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
@@ -63,7 +63,7 @@ def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
     assert (done.stdout.strip(), done.stderr) == ("h264,160,120", "")
 
 
-def test_pictures_are_read_back_exactly_and_in_order(server):
+def test_images_are_read_back_exactly_and_in_order(server):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 40)
     marks = reader.marks
@@ -78,14 +78,14 @@ def test_pictures_are_read_back_exactly_and_in_order(server):
     assert values == pytest.approx(painted, abs=0.1)  # FFmpeg evens out the first few
 
 
-def test_anamorphic_pictures_come_in_the_shape_they_are_shown_in():
+def test_anamorphic_images_have_their_display_size():
     with Feed((160, 120), rate=20, aspect=Fraction(2)) as feed, RtspServer(feed) as server:
         with reading(server.url()) as reader:
             reader.until(lambda: len(reader.frames) >= 3)
         assert {(frame.width, frame.height) for frame in reader.frames} == {(320, 120)}
 
 
-def test_pictures_larger_than_a_packet_are_put_together_again():
+def test_images_larger_than_a_packet_are_reassembled():
     with Feed((640, 480), rate=10, bit_rate=4_000_000, grain=20) as feed, RtspServer(feed) as server:
         sizes = []
         feed.listen("sizes", lambda image: sizes.append(max(map(len, image.units))))
@@ -95,7 +95,7 @@ def test_pictures_larger_than_a_packet_are_put_together_again():
         assert None not in reader.marks
 
 
-def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server):
+def test_two_viewers_share_one_encoder_and_each_begins_with_a_keyframe(server):
     with reading(server.url()) as first:
         first.until(lambda: len(first.frames) >= 3)
         with reading(server.url()) as other:
@@ -105,7 +105,7 @@ def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server
     assert first.health.corrupt == other.health.corrupt == 0
 
 
-def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, feed):
+def test_stall_is_detected_and_reported_and_fresh_images_follow(server, feed):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         server.faults.stalled = True
@@ -119,7 +119,7 @@ def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, fe
     assert None not in reader.marks
 
 
-def test_a_death_is_said_and_a_return_yields_fresh_pictures(server, feed):
+def test_lost_camera_is_reported_and_fresh_images_follow_its_return(server, feed):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         port = server.port
@@ -138,7 +138,7 @@ def test_a_death_is_said_and_a_return_yields_fresh_pictures(server, feed):
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_broken_connection_is_made_anew(server, feed, how):
+def test_broken_connection_is_reopened(server, feed, how):
     with reading(server.url()) as reader:
         for times in (1, 2, 3):
             reader.until_number(feed.number)
@@ -150,7 +150,7 @@ def test_a_broken_connection_is_made_anew(server, feed, how):
     assert numbers == sorted(set(numbers))
 
 
-def test_a_camera_may_come_back_in_another_size(server, feed):
+def test_camera_may_return_with_another_size(server, feed):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         server.die()
@@ -163,7 +163,7 @@ def test_a_camera_may_come_back_in_another_size(server, feed):
     assert None not in reader.marks
 
 
-def test_a_camera_may_change_its_size_without_a_word(server, feed):
+def test_camera_may_change_its_size_without_notice(server, feed):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         feed.size = (240, 160)
@@ -173,7 +173,7 @@ def test_a_camera_may_change_its_size_without_a_word(server, feed):
 
 
 @pytest.mark.parametrize("shift", [-40_000.0, -5.0, 5.0, 47_000.0])
-def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
+def test_time_increases_whatever_the_cameras_clock_does(server, feed, shift):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
         server.faults.time_shift_seconds = shift
@@ -185,7 +185,7 @@ def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
     assert None not in reader.marks
 
 
-def test_pictures_lost_as_a_whole_break_none_of_those_that_are_shown():
+def test_lost_images_corrupt_no_shown_image():
     with Feed((320, 240), rate=25, key_every=10) as feed, RtspServer(feed, seed=3) as server:
         with reading(server.url()) as reader:
             reader.until(lambda: len(reader.frames) >= 5)
@@ -197,7 +197,7 @@ def test_pictures_lost_as_a_whole_break_none_of_those_that_are_shown():
     assert None not in reader.marks
 
 
-def test_packets_lost_within_pictures_break_hardly_any_of_those_that_are_shown():
+def test_lost_packets_within_images_corrupt_hardly_any_shown_image():
     grainy = Feed((320, 240), rate=25, bit_rate=1_500_000, grain=20)  # five packets or more to a picture
     with grainy as feed, RtspServer(feed, seed=3) as server:
         with reading(server.url()) as reader:
@@ -212,7 +212,7 @@ def test_packets_lost_within_pictures_break_hardly_any_of_those_that_are_shown()
 
 
 @pytest.mark.parametrize("name", ["wrong password", "no password"])
-def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
+def test_wrong_password_is_recognised_and_not_logged(feed, caplog, name):
     caplog.set_level(logging.DEBUG)
     with RtspServer(feed, user="eye", password=RIGHT) as server:
         wrong = name == "wrong password"
@@ -265,11 +265,11 @@ def test_challenge_that_cannot_be_answered_is_not_called_a_wrong_password(offere
     assert "canary" not in text
 
 
-def test_a_wrong_path_is_told_apart(server):
+def test_wrong_path_is_recognised(server):
     assert "check the path (404" in failing(server.url("/nothing"))
 
 
-def test_a_password_changed_while_it_runs_is_said_and_mended(feed, monkeypatch):
+def test_changed_password_is_reported_and_recovers(feed, monkeypatch):
     monkeypatch.setattr("stream.reconnect.Backoff.delay_seconds", lambda *_, **__: 0.1)
     with RtspServer(feed, user="eye", password=RIGHT) as server, reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 2)
@@ -323,14 +323,14 @@ def test_description_without_video_ends_in_a_typed_error(server, name):
     assert server.url() in failing(server.url())
 
 
-def test_description_with_invalid_parameters_gives_pictures(server):
+def test_description_with_invalid_parameters_gives_images(server):
     server.faults.description = DESCRIPTIONS["wrong parameters"]
     with reading(server.url(), ONCE) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
     assert None not in reader.marks
 
 
-def test_a_codec_nobody_knows_is_said_at_once(server):
+def test_unknown_codec_is_reported_at_once(server):
     server.faults.description = DESCRIPTIONS["unknown codec"]
     assert "codec of its video is unknown" in failing(server.url())
 
@@ -347,7 +347,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_a_wrong_answer_ends_in_a_typed_error(server, name):
+def test_wrong_answer_ends_in_a_typed_error(server, name):
     server.faults.answer = ANSWERS[name]
     assert server.url() in failing(server.url())
 
@@ -363,30 +363,30 @@ def test_damaged_descriptions_and_answers_end_in_typed_errors_only(server):
         assert server.url() in failing(server.url())
 
 
-def test_a_silent_camera_is_given_up_after_the_open_timeout(server):
+def test_silent_camera_fails_after_the_open_timeout(server):
     server.faults.silent = True
     assert "no answer for 2 s" in failing(server.url())
 
 
-def test_an_answer_that_comes_too_late_is_called_so(server):
+def test_late_answer_is_reported_as_late(server):
     server.faults.answer_delay_seconds = 0.7  # four of them take longer than the open timeout
     assert "no answer for 2 s" in failing(server.url())
 
 
-def test_a_name_in_another_encoding_is_no_fault(server):
+def test_name_in_another_encoding_is_accepted(server):
     server.faults.description = server.description().replace(b"s=ground", b"s=T\xfcr \xe3")
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 2)
 
 
-def test_a_slow_camera_is_waited_for(server, feed):
+def test_slow_camera_is_waited_for(server, feed):
     server.faults.answer_delay_seconds = 0.2
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 2)
         assert reader.health == reader.health.__class__("live")
 
 
-def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
+def test_connection_without_data_is_detected_like_a_stall(server, feed):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             reader.until(lambda: len(reader.frames) >= 3)
@@ -398,7 +398,7 @@ def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
         assert None not in reader.marks
 
 
-def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, feed):
+def test_camera_that_closes_before_answering_is_retried_soon(server, feed):
     with Proxy(server.port) as line, reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         server.die()  # the line still takes connections, and drops them
@@ -409,7 +409,7 @@ def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, fe
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_line_that_breaks_is_taken_up_again(server, feed, how):
+def test_broken_connection_is_resumed(server, feed, how):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             reader.until(lambda: len(reader.frames) >= 3)
@@ -419,7 +419,7 @@ def test_a_line_that_breaks_is_taken_up_again(server, feed, how):
         assert None not in reader.marks
 
 
-def test_a_line_cut_in_the_middle_of_a_picture_shows_no_broken_one(server, feed):
+def test_connection_cut_within_an_image_shows_no_broken_image(server, feed):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             for cut in (100, 777, 2000):
@@ -431,7 +431,7 @@ def test_a_line_cut_in_the_middle_of_a_picture_shows_no_broken_one(server, feed)
         assert None not in reader.marks
 
 
-def test_a_late_line_delivers_everything_later(server, feed):
+def test_delayed_connection_delivers_everything_later(server, feed):
     with Proxy(server.port) as line:
         line.delay_seconds = 0.1
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
@@ -440,7 +440,7 @@ def test_a_late_line_delivers_everything_later(server, feed):
         assert min(ages[-5:]) > 0.09
 
 
-def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
+def test_slow_connection_makes_the_camera_skip_images():
     grainy = Feed((320, 240), rate=25, bit_rate=6_000_000, grain=20)
     with grainy as feed, RtspServer(feed) as server, Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
@@ -451,7 +451,7 @@ def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
         assert None not in reader.marks
 
 
-def test_many_cameras_cost_one_encoder():
+def test_many_cameras_share_one_encoder():
     with contextlib.ExitStack() as stack:
         feed = stack.enter_context(Feed((160, 120), rate=10))
         servers = [stack.enter_context(RtspServer(feed)) for _ in range(4)]
@@ -463,7 +463,7 @@ def test_many_cameras_cost_one_encoder():
     assert all(isinstance(mark, Mark) for mark in shared)
 
 
-def test_the_painted_time_is_the_clock_of_this_machine(feed):
+def test_painted_time_is_the_clock_of_this_machine(feed):
     seen = []
     feed.listen("test", lambda image: seen.append(millis_now() - image.millis))
     deadline = time.monotonic() + LIMIT_SECONDS

@@ -17,6 +17,7 @@ from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve import connection_limit
 from overlays.wire.curve.allowlist import AllowList
+from overlays.wire.curve.authenticator import CurveAuthenticator
 from overlays.wire.curve.connection_limit import ConnectionTable
 from overlays.wire.curve.handshake_errors import RateLimitedLog, refusal, refused_because
 from overlays.wire.curve.keys import create_keyring, is_key, make_pair, public_of, read_pair, read_public, viewer_keys
@@ -409,3 +410,23 @@ def test_connection_counts_as_viewer_when_its_message_is_read_before_its_accepta
     now[0] = 2.0
     table.accept(5, "192.0.2.1")
     assert table.viewers == 0
+
+
+def test_key_removed_during_its_handshake_receives_nothing_afterwards(ring, scene, monkeypatch):
+    at = scene(locked(ring))
+    admits, admitted = CurveAuthenticator._admits, []
+
+    def admit_and_remove(authenticator, *request):
+        answer = admits(authenticator, *request)
+        if answer:  # the list changes between the decision and the answer
+            admitted.append(at.index)
+            for path in (ring / "allowed").glob("viewer*"):
+                path.unlink()
+        return answer
+
+    monkeypatch.setattr(CurveAuthenticator, "_admits", admit_and_remove)
+    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+        at.until(lambda: at.pulse(viewer) is not None and bool(admitted))
+        at.until(lambda: at.pulse(viewer) is not None and "unknown key" in at.sink.refused)
+        assert [seen for _ in range(20) for seen in at.pulse(viewer)] == []
+    assert len(admitted) == 1

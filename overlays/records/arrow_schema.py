@@ -27,6 +27,20 @@ _HEATMAP_STATS: Final = pa.struct(
         pa.field("heat_inside", pa.map_(pa.string(), pa.float64())),
     ]
 )
+_BOX_MAP: Final = pa.struct(
+    [
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("cut", pa.string(), nullable=False),
+        pa.field("region", _BOX),
+        pa.field("scale", pa.float64(), nullable=False),
+        pa.field("grid", pa.list_(pa.int32(), 2)),
+        pa.field("heat_u8", pa.binary(), nullable=False),
+        pa.field("against_u8", pa.binary()),
+        pa.field("lowest_score", pa.float64()),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("age_seconds", pa.float64(), nullable=False),
+    ]
+)
 _FINDING: Final = pa.struct(
     [
         pa.field("label", pa.string(), nullable=False),
@@ -35,6 +49,8 @@ _FINDING: Final = pa.struct(
         pa.field("heat_u8", pa.binary(), nullable=False),
         pa.field("box", _BOX),
         pa.field("grounds", _HEATMAP_STATS),
+        pa.field("track", pa.int64()),
+        pa.field("map", _BOX_MAP),
     ]
 )
 _TRUTH: Final = pa.struct(
@@ -68,6 +84,8 @@ SCHEMA: Final = pa.schema(
 )
 ADDED: Final = frozenset({"source"})
 """Columns that were added later: a table of an older version lacks them."""
+_HEATS: Final = frozenset({"heat_u8", "against_u8"})
+"""Keys with heat: base64 in a record, bytes in a row."""
 _DERIVED: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
 """Columns that are no keys of a record."""
 _KNOWN_KEYS: Final = frozenset(SCHEMA.names) - _DERIVED | {"grid"}
@@ -76,10 +94,7 @@ _KNOWN_KEYS: Final = frozenset(SCHEMA.names) - _DERIVED | {"grid"}
 def to_row(record: Record) -> dict[str, Any]:
     """Return a record as a row of ``SCHEMA``."""
     row = {name: record.get(name) for name in SCHEMA.names if name not in _DERIVED}
-    findings = [
-        each | {"heat_u8": base64.b64decode(each["heat_u8"]), "grounds": _stats_row(each.get("grounds"))}
-        for each in record["findings"]
-    ]
+    findings = [_finding_row(each) for each in record["findings"]]
     top = max(findings, key=lambda each: each["score"], default={"label": None, "score": None})
     more = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
     return row | {
@@ -103,12 +118,37 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return record | {"findings": findings, "grid": grid, "timings": dict(row["timings"])} | more
 
 
+def _finding_row(finding: Record) -> dict[str, Any]:
+    box_map = finding.get("map")
+    return {
+        **_decoded(finding),
+        "grounds": _stats_row(finding.get("grounds")),
+        "map": None if box_map is None else _decoded(box_map),
+    }
+
+
+def _decoded(record: Record) -> dict[str, Any]:
+    """Return a record with its heat as bytes."""
+    return {key: base64.b64decode(value) if key in _HEATS else value for key, value in record.items()}
+
+
+def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its heat in base64."""
+    return {key: base64.b64encode(value).decode("ascii") if key in _HEATS else value for key, value in row.items()}
+
+
 def _stats_row(stats: Record | None) -> dict[str, Any] | None:
     return None if stats is None else {**stats, "heat_inside": list(stats["heat_inside"].items())}
 
 
 def _finding_record(finding: Mapping[str, Any]) -> dict[str, Any]:
-    record = {**finding, "heat_u8": base64.b64encode(finding["heat_u8"]).decode("ascii")}
-    # Tables of older versions have no column "grounds".
-    stats = record.pop("grounds", None)
-    return record if stats is None else record | {"grounds": {**stats, "heat_inside": dict(stats["heat_inside"])}}
+    record = _encoded(finding)
+    # Absent keys are null in a table, and tables of older versions have no such columns.
+    added = {key: record.pop(key, None) for key in ("grounds", "track", "map")}
+    if (stats := added["grounds"]) is not None:
+        record["grounds"] = {**stats, "heat_inside": dict(stats["heat_inside"])}
+    if added["track"] is not None:
+        record["track"] = added["track"]
+    if (box_map := added["map"]) is not None:
+        record["map"] = _encoded({key: value for key, value in box_map.items() if value is not None})
+    return record

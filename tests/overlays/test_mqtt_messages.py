@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlays.sinks.mqtt.messages import colliding_cameras, finding_message, parse_broker, topic_level
+from overlays.sinks.mqtt.messages import (
+    MAX_FINDINGS,
+    colliding_cameras,
+    finding_message,
+    parse_broker,
+    topic_level,
+)
 from pipeline.frames import Box
 from tests.overlays.conftest import explain
+from tests.support.boxes import box, explained_boxes, hot_cell, street
 
 
 @pytest.mark.parametrize(
@@ -68,3 +75,33 @@ def test_finding_is_published_without_heat_but_with_its_peak():
     assert (record["version"], record["camera"], record["model"]) == (1, "line", "resnet50")
     flat = explain(heat=np.zeros((3, 4), np.float32))
     assert json.loads(finding_message(flat, sent_at_unix=0.0, now_monotonic=0.0))["findings"][0]["peak"] is None
+
+
+def published(explanation):
+    return json.loads(finding_message(explanation, sent_at_unix=1e9, now_monotonic=1.0))
+
+
+def test_box_is_published_with_its_track_and_the_peak_and_key_figures_of_its_map():
+    region = Box(100, 50, 260, 140)
+    drop = box(
+        200, 100, track=7, heat=hot_cell(2, 4), mode="drop", region=region, scale=0.3, against=hot_cell(0, 0),
+        lowest_score=0.5, index=3, age_seconds=0.2,
+    )  # fmt: skip
+    bare = box(10, 20, track=8)
+    first, second = published(explained_boxes(drop, bare))["findings"]
+    assert first == {
+        "label": "car", "class_index": 2, "score": 0.8, "box": [200, 100, 260, 140], "track": 7, "peak": [145.0, 75.0],
+        "map": {"mode": "drop", "cut": "complete", "scale": 0.3, "lowest_score": 0.5, "index": 3, "age_seconds": 0.2},
+    }  # fmt: skip
+    assert (second["track"], second["peak"], second.get("map")) == (8, None, None)
+    assert published(explained_boxes())["findings"] == []
+
+
+def test_message_has_at_most_a_hundred_findings_of_the_highest_scores():
+    explanation = street(300, grid=(45, 80))
+    message = published(explanation)
+    scores = sorted((finding.score for finding in explanation.findings), reverse=True)
+    assert [finding["score"] for finding in message["findings"]] == scores[:MAX_FINDINGS]
+    assert message["omitted"] == 300 - MAX_FINDINGS
+    assert len(finding_message(explanation, sent_at_unix=1e9, now_monotonic=1.0)) < 48_000
+    assert "omitted" not in published(street(MAX_FINDINGS))

@@ -29,6 +29,7 @@ from overlays.wire.message import explanation_record  # noqa: E402
 from pipeline.errors import DataLossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, SignalLoss  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
+from tests.support.boxes import box, explained_boxes, street  # noqa: E402
 from tests.support.limits import PROGRAM_SECONDS  # noqa: E402
 from tests.support.logs import log_lines  # noqa: E402
 
@@ -72,6 +73,26 @@ def test_row_restores_its_record_with_keys_without_a_column(explanation, more):
 
     record = explanation_record(explanation, sent_at_unix=1e9, now_monotonic=2.0) | more
     [row] = pa.Table.from_pylist([to_row(record)], SCHEMA).to_pylist()
+    assert from_row(row) == record
+
+
+@pytest.mark.parametrize("mode", ["keep", "drop"])
+def test_table_restores_boxes_with_their_tracks_and_maps(tmp_path, mode):
+    import pyarrow as pa
+
+    explanations = [street(9, mode=mode), street(1), explained_boxes(), explained_boxes(box(0, 0, track=None))]
+    records = [explanation_record(each, sent_at_unix=1e9, now_monotonic=2.0) for each in explanations]
+    pq.write_table(pa.Table.from_pylist([to_row(record) for record in records], SCHEMA), tmp_path / "t.parquet")
+    rows = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    assert [from_row(row) for row in rows] == records
+    heat = rows[0]["findings"][0]["map"]["heat_u8"]
+    assert np.abs(np.frombuffer(heat, np.uint8).reshape(9, 16) / 255 - explanations[0].first.heat).max() < 0.002
+
+
+def test_table_without_tracks_and_maps_of_an_older_version_is_read():
+    record = explanation_record(explain(), sent_at_unix=1e9, now_monotonic=2.0)
+    row = to_row(record)
+    row["findings"] = [{k: v for k, v in each.items() if k not in {"track", "map"}} for each in row["findings"]]
     assert from_row(row) == record
 
 

@@ -21,6 +21,7 @@ from pipeline.frames import Box, Frame, GroundTruth, Overlay
 from pipeline.ports import Explainer, Source
 from pipeline.settings import SinkContext
 from tests.overlays.conftest import explain
+from tests.support.boxes import box, explained_boxes, hot_cell, street
 from tests.support.logs import log_lines
 
 RATE = 30
@@ -294,3 +295,39 @@ def test_log_beside_a_clip_matches_the_clips_images(tmp_path, overlaid):
         with LoggedExplainer(film.with_suffix(".jsonl"), video=film) as explainer:
             seen = [result(each) for each in explainer.explain(frames)]
         assert seen == [(30 * number + k) % 50 for k in range(len(frames))]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_replay_draws_the_logged_boxes_and_maps_as_the_live_frame(tmp_path, suffix):
+    path = tmp_path / f"log.{suffix}"
+    live = explained_boxes(
+        box(100, 100, track=1, heat=hot_cell(3, 3)),
+        box(400, 200, track=2, heat=hot_cell(6, 11), mode="drop", against=hot_cell(1, 14), age_seconds=0.4),
+        box(500, 20, track=3),
+    )
+    sink = JsonlSink(path)
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        from overlays.sinks.parquet import ParquetSink
+
+        sink = ParquetSink(path)
+    with sink:
+        sink.put(Overlay(live.frame.image, live))
+    with LoggedExplainer(path) as explainer:
+        [shown] = explainer.explain([live.frame])
+    assert [finding.track for finding in shown.findings] == [finding.track for finding in live.findings]
+    assert [finding.box for finding in shown.findings] == [finding.box for finding in live.findings]
+    drawn, replayed = (HeatRenderer(legend=False).render(each).image.astype(int) for each in (live, shown))
+    assert (drawn != live.frame.image).any()
+    assert np.abs(drawn - replayed).max() <= 3
+
+
+def test_replay_scales_boxes_and_their_maps_to_a_smaller_video(tmp_path):
+    path, live = tmp_path / "log.jsonl", street(3)
+    with JsonlSink(path) as sink:
+        sink.put(Overlay(live.frame.image, live))
+    with LoggedExplainer(path) as explainer:
+        [shown] = explainer.explain([replace(live.frame, image=np.zeros((180, 320, 3), np.uint8))])
+    for small, large in zip(shown.findings, live.findings, strict=True):
+        assert small.box == pytest.approx([edge / 2 for edge in large.box])
+        assert shown.region_of(small) == Box(0, 0, 320, 180)

@@ -6,12 +6,13 @@ import ipaddress
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from overlays.wire.message import explanation_record
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import WireError
-from pipeline.frames import Explanation
+from pipeline.frames import Box, Explanation, Finding
 
 DEFAULT_TOPIC: Final = "recipro-stream"
 ONLINE: Final = b"online"
@@ -23,6 +24,9 @@ _BROKER: Final = re.compile(
     re.IGNORECASE,
 )
 _UNFIT: Final = re.compile(r"[+#/\x00-\x1f\x7f]+")
+MAX_FINDINGS: Final = 100
+"""Maximum number of findings in a message: it then has about 40 kB."""
+_HEAT_KEYS: Final = frozenset({"heat_u8", "against_u8", "region", "grid"})
 _MAX_TOPIC_BYTES: Final = 60_000
 """MQTT allows 65535 bytes for the whole topic; a camera's name follows this part."""
 
@@ -102,18 +106,35 @@ def colliding_cameras(cameras: Sequence[str]) -> tuple[str, str] | None:
 def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> bytes:
     """Return the message of a frame's findings: the log record with the hottest point instead of the heat map.
 
-    ``peak`` is in frame pixels.
+    ``peak`` is in frame pixels. Of more than ``MAX_FINDINGS`` findings, those with the highest scores are sent, and
+    ``omitted`` is the number of the others.
 
     Raises:
         WireError: a number is NaN or infinite.
     """
-    record = explanation_record(explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
-    findings = []
-    for finding, fields in zip(explanation.findings, record["findings"], strict=True):
-        peak = finding.peak(explanation.region)
-        plain = {key: value for key, value in fields.items() if key != "heat_u8"}
-        findings.append(plain | {"peak": None if peak is None else [round(edge, 1) for edge in peak]})
-    return to_json(record | {"findings": findings})
+    findings = explanation.findings
+    if len(findings) > MAX_FINDINGS:
+        findings = tuple(sorted(findings, key=lambda finding: finding.score, reverse=True)[:MAX_FINDINGS])
+    shortened = replace(explanation, findings=findings)
+    record = explanation_record(shortened, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    record["findings"] = [
+        _without_heat(fields) | {"peak": _peak(finding, explanation.region_of(finding))}
+        for finding, fields in zip(findings, record["findings"], strict=True)
+    ]
+    if omitted := len(explanation.findings) - len(findings):
+        record["omitted"] = omitted
+    return to_json(record)
+
+
+def _peak(finding: Finding, region: Box) -> list[float] | None:
+    peak = finding.peak(region)
+    return None if peak is None else [round(edge, 1) for edge in peak]
+
+
+def _without_heat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a finding's record without its heat, and without the position and size of the heat."""
+    plain = {key: value for key, value in fields.items() if key not in _HEAT_KEYS}
+    return plain | {"map": _without_heat(plain["map"])} if "map" in plain else plain
 
 
 def state_message(camera_status: dict[str, Any], unix: float, status: str) -> bytes:

@@ -84,7 +84,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.records.reader import open_log
     from overlays.wire.message import as_overlay
 
-    # # Use the statistics that the record already has.
+    # Use the statistics that the record already has; a box without a map has none.
     heatmap_stats, damaged = ExplanationMonitor(_NoExplainer()), 0
     with open_log(path) as opened:
         for key in opened.iter_keys():
@@ -94,7 +94,9 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
             header = opened.read_header(key.offset)
             black = np.broadcast_to(np.zeros(1, np.uint8), (header.height, header.width, 3))
             explanation = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
-            has_stats = all(finding.heatmap_stats is not None for finding in explanation.findings)
+            has_stats = all(
+                finding.heatmap_stats is not None or finding.box is not None for finding in explanation.findings
+            )
             recorder.add(explanation if has_stats else heatmap_stats.process(explanation))
     if damaged:
         print_line(f"damaged lines skipped: {damaged}")

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.frames import Region
+from pipeline.guards.box_stats import BOX
 from pipeline.guards.parser import Rule, parse_rule
 from pipeline.polygons import polygon_area, self_intersects
 
@@ -44,6 +45,13 @@ class RegionConfig(_Settings):
     """Corners [x, y]: fractions of the frame where no number is above 1, such as [0.5, 1], else pixels."""
     cameras: Cameras = None
     """The cameras that have it. Default: all cameras."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name == BOX:
+            raise ValueError(f"{BOX!r} stands for the rectangle of a detector's box; give the region another name")
+        return name
 
     @field_validator("polygon")
     @classmethod

@@ -1,6 +1,7 @@
 """Statistics of heat maps.
 
-Pure but for ``HeatmapStatsTracker``, which keeps each camera's last maps.
+Pure but for ``HeatmapStatsTracker``, which keeps each camera's last maps. ``pipeline.guards.box_stats`` has those of a
+detector's boxes.
 
 Recipro-CAM's heat map is min-max normalised: its coldest cell is 0 and its hottest is 1, and irrelevant cells have some
 level between. Sums over raw heat mostly sum this level: 0.03 on 1200 cells outweighs a defect of 12. All statistics
@@ -28,7 +29,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,8 @@ from pipeline.polygons import Flat, cell_weights
 
 Weights = npt.NDArray[np.float32]
 """Weights of the evidence, float32, (2 + regions, rows * columns): see ``region_weights``."""
+CentredMap = tuple[Flat, float]
+"""The heat of a map minus its mean, and the norm of that vector."""
 
 PAUSE_SECONDS: Final = 2.0
 """After a longer pause, maps are not compared with the previous ones."""
@@ -49,7 +52,13 @@ def stream_time(frame: Frame) -> float:
 
 
 def heatmap_stats(
-    heat: Heat, region: Box, names: Sequence[str] = (), weights: Weights | None = None, stability: float | None = None
+    heat: Heat,
+    region: Box,
+    names: Sequence[str] = (),
+    weights: Weights | None = None,
+    stability: float | None = None,
+    *,
+    floor_level: Literal["median", "zero"] = "median",
 ) -> HeatmapStats:
     """Compute the statistics of a heat map; the module docstring has the formulas.
 
@@ -59,13 +68,14 @@ def heatmap_stats(
         names: the regions in ``weights``.
         weights: from ``region_weights`` for those regions; None without regions.
         stability: from ``HeatmapStatsTracker``.
+        floor_level: the heat of a cell without influence, which is subtracted: ``zero`` where it is known to be 0.
     """
     flat: Flat = heat.ravel()
     count = flat.size
     ordered = flat.copy()
     ordered.sort()
     floor = ordered[(count - 1) // 2]
-    if ordered[-1] <= floor:
+    if ordered[-1] <= floor or floor_level == "zero":
         floor = np.float32(0.0)
     hot = ordered[ordered.searchsorted(floor, "right") :] - floor
     if not hot.size:
@@ -117,8 +127,8 @@ class _CameraMaps:
     regions: tuple[Region, ...] = ()
     names: tuple[str, ...] = ()
     weights: Weights | None = None
-    maps: dict[tuple[int, str], tuple[Flat, float]] = field(default_factory=dict)
-    """By class: heat of the last frame minus its mean, and the norm of that vector."""
+    maps: dict[tuple[int, str], CentredMap] = field(default_factory=dict)
+    """By class: the map of the last frame."""
 
 
 RegionsOf = Callable[[str, int, int], tuple[Region, ...]]
@@ -142,12 +152,12 @@ class HeatmapStatsTracker:
         state.timestamp = stream_time(frame)
         self._update_weights(state, explanation)
         before = state.maps if 0.0 <= passed <= PAUSE_SECONDS else {}
-        maps: dict[tuple[int, str], tuple[Flat, float]] = {}
+        maps: dict[tuple[int, str], CentredMap] = {}
         measured = []
         for finding in explanation.findings:
             key = (finding.class_index, finding.label)
-            maps[key] = centred = _centred(finding.heat)
-            stability = _correlation(centred, before.get(key))
+            maps[key] = current = centred(finding.heat)
+            stability = correlation(current, before.get(key))
             stats = heatmap_stats(finding.heat, explanation.region, state.names, state.weights, stability)
             measured.append(replace(finding, heatmap_stats=stats))
         state.maps = maps
@@ -166,7 +176,8 @@ class HeatmapStatsTracker:
         state.weights = region_weights(state.regions, region, (int(grid[0]), int(grid[1])))
 
 
-def _centred(heat: Heat) -> tuple[Flat, float]:
+def centred(heat: Heat) -> CentredMap:
+    """Return the heat minus its mean, and the norm of that vector."""
     flat: Flat = heat.ravel()
     flat = flat - np.float32(float(flat @ _ones(flat.size)) / flat.size)
     return flat, math.sqrt(float(flat @ flat))
@@ -177,7 +188,8 @@ def _ones(count: int) -> Flat:
     return np.ones(count, np.float32)
 
 
-def _correlation(now: tuple[Flat, float], before: tuple[Flat, float] | None) -> float | None:
+def correlation(now: CentredMap, before: CentredMap | None) -> float | None:
+    """Return Pearson's correlation of two maps; None where one is flat or missing, or the grids differ."""
     if before is None or before[0].shape != now[0].shape or not now[1] or not before[1]:
         return None
     return min(max(float(now[0] @ before[0]) / (now[1] * before[1]), -1.0), 1.0)

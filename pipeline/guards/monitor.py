@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.finite import find_non_finite
 from pipeline.frames import Box, DeletionCheck, Explanation, Frame, GuardState, Region, top_scoring
 from pipeline.guards.alert import AlertState
+from pipeline.guards.box_stats import BoxStatsTracker, has_boxes
 from pipeline.guards.config import GuardsConfig
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.heatmap_stats import HeatmapStatsTracker, stream_time
@@ -68,7 +69,8 @@ class ExplanationMonitor(Explainer):
         """
         self._explainer, self.asynchronous = explainer, explainer.asynchronous
         self._guards = guards or GuardsConfig()
-        self._heatmap_stats = HeatmapStatsTracker(self._regions if self._guards.regions else None)
+        regions_of = self._regions if self._guards.regions else None
+        self._heatmap_stats, self._box_stats = HeatmapStatsTracker(regions_of), BoxStatsTracker(regions_of)
         self._camera_states: dict[str, _CameraState] = {}
         self._drift_tracking = slow or DriftTracking()
         self._clock = clock
@@ -126,7 +128,8 @@ class ExplanationMonitor(Explainer):
         if state is None:
             alerts = [AlertState(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
             state = self._camera_states[frame.camera] = _CameraState(alerts)
-        findings, regions = self._heatmap_stats.measure(explanation)
+        tracker = self._box_stats if has_boxes(explanation) else self._heatmap_stats
+        findings, regions = tracker.measure(explanation)
         deletion = self._recent_check(state, stream_time(frame))
         facts = RuleContext(explanation, top_scoring(findings), deletion)
         states = self._update_alerts(state, facts) if state.alerts else ()

@@ -1,0 +1,152 @@
+"""Statistics of the heat maps of a detector's boxes.
+
+Each box has its own grid and region of the frame. The formulas are those of ``pipeline.guards.heatmap_stats`` with two
+additions:
+
+- A cell of a ``drop`` map that changes nothing is 0, so the evidence of its cells is their heat; only ``keep`` maps,
+  whose level is arbitrary, are measured above their median.
+- ``heat_inside`` has one more entry, ``BOX``, for the rectangle of the box itself.
+
+A box without a map has no statistics. A map that was made in an earlier frame keeps the statistics of that frame: they
+describe where the evidence was when the map was made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from pipeline.frames import Box, BoxMap, Explanation, Finding, Frame, HeatmapStats, Region
+from pipeline.guards.heatmap_stats import (
+    PAUSE_SECONDS,
+    CentredMap,
+    RegionsOf,
+    centred,
+    correlation,
+    heatmap_stats,
+    region_weights,
+    stream_time,
+)
+from pipeline.polygons import Flat
+
+BOX: Final = "box"
+"""The name of a box's own rectangle among the regions."""
+MAX_TRACKS: Final = 256
+"""Number of tracks of a camera whose statistics are kept while they are out of sight."""
+
+
+def has_boxes(explanation: Explanation) -> bool:
+    """Return whether an explanation is that of a detector; a classifier's always has findings."""
+    return not explanation.findings or explanation.findings[0].box is not None
+
+
+def track_key(frame: Frame, finding: Finding) -> Hashable:
+    """Return what identifies the object of a box in later frames: its track, or its class where it has none.
+
+    Each file of a folder has its own tracks.
+    """
+    return frame.source_name, finding.label if finding.track is None else finding.track
+
+
+def box_weights(box: Box, region: Box, grid: tuple[int, int]) -> Flat:
+    """Return the exact fraction of each cell's area inside a box: float32 in [0, 1], (rows * columns,).
+
+    Args:
+        box: in frame pixels.
+        region: the rectangle of the frame that the grid covers, in pixels.
+        grid: rows and columns.
+    """
+    rows, columns = grid
+    down = _covered(box.top, box.bottom, region.top, region.height / rows, rows)
+    across = _covered(box.left, box.right, region.left, region.width / columns, columns)
+    fractions: Flat = np.outer(down, across).ravel()
+    return fractions
+
+
+def _covered(low: float, high: float, start: float, size: float, count: int) -> Flat:
+    """Return the fraction of each of ``count`` intervals of a size that lies between two bounds."""
+    cells = np.arange(count)
+    shared = np.minimum((high - start) / size, cells + 1) - np.maximum((low - start) / size, cells)
+    return np.clip(shared, 0.0, 1.0).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Measured:
+    """Statistics of the newest map of a track."""
+
+    index: int
+    """Index of the frame of that map."""
+    timestamp: float
+    stats: HeatmapStats
+    centred: CentredMap
+
+
+@dataclass(slots=True)
+class _CameraBoxes:
+    """Regions and measured maps of one camera."""
+
+    size: tuple[int, int] = (0, 0)
+    regions: tuple[Region, ...] = ()
+    names: tuple[str, ...] = (BOX,)
+    measured: dict[Hashable, _Measured] = field(default_factory=dict)
+    """By track, the most recently seen last."""
+
+
+class BoxStatsTracker:
+    """Computes the statistics of the boxes of consecutive explanations. Used by one thread."""
+
+    def __init__(self, regions_of: RegionsOf | None = None) -> None:
+        """Set the function that returns a camera's regions; None: no regions."""
+        self._regions_of = regions_of
+        self._cameras: dict[str, _CameraBoxes] = {}
+
+    def measure(self, explanation: Explanation) -> tuple[tuple[Finding, ...], tuple[Region, ...]]:
+        """Return the findings with statistics, and the camera's regions in pixels of this frame."""
+        frame, state = explanation.frame, self._cameras.setdefault(explanation.frame.camera, _CameraBoxes())
+        size = (frame.width, frame.height)
+        if self._regions_of is not None and state.size != size:
+            state.size, state.regions = size, self._regions_of(frame.camera, *size)
+            state.names = (*(region.name for region in state.regions), BOX)
+        measured = tuple([self._with_stats(finding, state, frame) for finding in explanation.findings])
+        for key in list(state.measured)[: max(len(state.measured) - max(MAX_TRACKS, len(measured)), 0)]:
+            del state.measured[key]
+        return measured, state.regions
+
+    def _with_stats(self, finding: Finding, state: _CameraBoxes, frame: Frame) -> Finding:
+        """Return a finding with the statistics of its map."""
+        if finding.box is None or finding.box_map is None:
+            return finding
+        key, index = track_key(frame, finding), finding.box_map.index
+        last = state.measured.pop(key, None)
+        if last is None or last.index != index or finding.track is None:
+            last = _measure(finding, finding.box, finding.box_map, state, (last, stream_time(frame)))
+        state.measured[key] = last
+        return replace(finding, heatmap_stats=last.stats)
+
+
+def _measure(
+    finding: Finding, box: Box, box_map: BoxMap, state: _CameraBoxes, before: tuple[_Measured | None, float]
+) -> _Measured:
+    """Measure a new map.
+
+    Args:
+        finding: the box with the map.
+        box: its rectangle.
+        box_map: how its map was made.
+        state: with the regions of the camera.
+        before: the last measured map of the track, and the time of this frame.
+    """
+    last, now = before
+    timestamp = now - box_map.age_seconds
+    current, passed = centred(finding.heat), math.inf if last is None else timestamp - last.timestamp
+    stability = correlation(current, None if last is None or not 0.0 <= passed <= PAUSE_SECONDS else last.centred)
+    rows, columns = finding.heat.shape
+    grid, region = (int(rows), int(columns)), box_map.region
+    weights = np.concatenate([region_weights(state.regions, region, grid), box_weights(box, region, grid)[None]])
+    floor_level: Literal["median", "zero"] = "zero" if box_map.mode == "drop" else "median"
+    stats = heatmap_stats(finding.heat, region, state.names, weights, stability, floor_level=floor_level)
+    return _Measured(box_map.index, timestamp, stats, current)

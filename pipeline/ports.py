@@ -202,6 +202,8 @@ class Explainer(Part, ABC):
     """Whether ``submit`` starts a batch before the previous one is finished, because a device works in parallel."""
     can_mask: bool = False
     """Whether ``score_when_masked`` is implemented: deletion checks need it."""
+    box_mode: Literal["keep", "drop"] | None = None
+    """Mode of the heat maps of a detector's boxes; None for a classifier."""
 
     @abstractmethod
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:

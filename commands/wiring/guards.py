@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.console import print_line, read_text_file
+from commands.wiring.detectors import is_detector
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.guards.config import check_cameras, check_labels
+from pipeline.guards.box_stats import BOX
+from pipeline.guards.config import check_boxes, check_cameras, check_labels
 from pipeline.guards.drift import BaselineRecorder, DriftDetector, read_baseline
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
@@ -33,9 +35,13 @@ def load_drift_tracking(
     guards = config.guards
     names = [*cameras, *config.external_cameras]
     check_cameras(guards, names)
+    detects = is_detector(config.engine.model)
+    if not detects:
+        check_boxes(guards)
+    measures_drop = config.engine.boxes.mode == "drop" if detects else guards.needs_deletion
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
-        "camera": names, "check": {DROP} if guards.needs_deletion else set(),
+        "camera": names, "check": {DROP} if measures_drop else set(), "box": {BOX} if detects else set(),
     })  # fmt: skip
     if guards.baseline is None:
         return DriftTracking(recorder=recorder)

@@ -73,6 +73,7 @@ class DetectorExplainer(EngineExplainer):
         if config.threads:
             torch.set_num_threads(config.threads)
         self._settings = settings = config.boxes
+        self.box_mode = settings.mode
         self.labels = detector.labels
         size = config.input_size or detector.input.size
         self._input: InputFormat = replace(detector.input, size=size)

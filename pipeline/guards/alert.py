@@ -5,17 +5,47 @@ requirement is false. In all other frames it is met, also where the condition is
 fires after its rule was violated in every frame for ``hold_seconds``. It ends after the rule was met in every frame for
 ``clear_seconds``, with bounds made stricter by ``margin``. Both times start again after a pause, or when the clock goes
 back. The message of a state describes that frame.
+
+A detector's boxes are followed one by one: each track has its own times and its own margin, and a frame without the
+track violates nothing. The guard fires while it fires for at least one track.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import heapq
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from pipeline.frames import GuardState
+from pipeline.guards.box_stats import track_key
 from pipeline.guards.config import GuardConfig
 from pipeline.guards.heatmap_stats import PAUSE_SECONDS
 from pipeline.guards.parser import Rule
-from pipeline.guards.variables import DROP, RuleContext
+from pipeline.guards.variables import BOXES, DROP, TRACK, BoundVariable, RuleContext
+
+MAX_TRACKS: Final = 1000
+"""Number of tracks per guard that are followed after a violation; those that violated it most recently are kept."""
+OF_THIS_FRAME: Final = frozenset({"score", BOXES, TRACK})
+"""The numbers of a box that do not depend on its map."""
+_TOP_CLASS: Final = "top class"
+"""The only subject of a classifier's guard."""
+_NO_BOX: Final = "no box"
+"""The subject of a guard on the number of boxes, in frames without boxes."""
+
+
+@dataclass(slots=True)
+class _Subject:
+    """A top class or a track that violates a rule, or has violated it."""
+
+    firing: bool = False
+    pending_since: float | None = None
+    """Time of the first frame since which every frame calls for a change of state."""
+    met_seconds: float = 0.0
+    """Time since the last frame that violated the rule."""
+    name: str = ""
+    """In messages: label and track; empty for a classifier."""
 
 
 class AlertState:
@@ -29,57 +59,142 @@ class AlertState:
         self.firing = False
         self._hold_seconds, self._clear_seconds = guard.hold_seconds, guard.clear_seconds
         self._hysteresis = guard.margin
+        self._counts_boxes = any(number.name == BOXES for number in self.rule.numbers)
+        self._subjects: dict[Hashable, _Subject] = {}
+        """Those for which it fires or will fire; the others are not kept."""
         self._last: float | None = None
-        self._pending_since: float | None = None
-        """Time of the first frame since which every frame calls for a change of state."""
         self._seconds = 0.0
-        self._met_seconds = 0.0
-        """Time since the last frame that violated the rule."""
         self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
     def update(self, context: RuleContext, timestamp: float) -> GuardState:
-        """Evaluate a frame, at its time in seconds, and return the state of the guard."""
+        """Evaluate the top class of a frame, at its time in seconds, and return the state of the guard."""
+        return self._update({_TOP_CLASS: [context]}, timestamp)
+
+    def update_boxes(self, frame: RuleContext, boxes: Sequence[RuleContext], timestamp: float) -> GuardState:
+        """Evaluate all boxes of a frame, at its time in seconds, and return the state of the guard.
+
+        Args:
+            frame: without a finding: for guards on the number of boxes, where there are none.
+            boxes: each with its finding.
+            timestamp: of the frame, in seconds on the stream's clock.
+        """
+        by_track: dict[Hashable, list[RuleContext]] = {}
+        for context in boxes:
+            if context.finding is not None:
+                by_track.setdefault(track_key(context.explanation.frame, context.finding), []).append(context)
+        if not boxes and self._counts_boxes:
+            by_track[_NO_BOX] = [frame]
+        return self._update(by_track, timestamp)
+
+    def _update(self, contexts: Mapping[Hashable, Sequence[RuleContext]], timestamp: float) -> GuardState:
+        """Evaluate the subjects of a frame; a subject violates the rule if one of its findings does."""
         passed = 0.0 if self._last is None else timestamp - self._last
         self._last = timestamp
         if not 0.0 <= passed <= PAUSE_SECONDS:
-            self._pending_since = None
+            for subject in self._subjects.values():
+                subject.pending_since = None
         if self.firing:
             self._seconds += max(passed, 0.0)
-        violated = (
-            self.condition_holds(context)
-            and self.rule.requirement(context, self._hysteresis if self.firing else 0.0) is False
-        )
-        self._met_seconds = 0.0 if violated else self._met_seconds + max(passed, 0.0)
-        if violated == self.firing:
-            self._pending_since = None
-        else:
-            self._pending_since = timestamp if self._pending_since is None else self._pending_since
-            required_seconds = self._clear_seconds if self.firing else self._hold_seconds
-            # Half a microsecond for rounding: sums of frame times may be slightly too small.
-            if timestamp - self._pending_since >= required_seconds - 5e-7:
-                self._toggle()
+        violations = {key: found for key, each in contexts.items() if (found := self._violations(key, each))}
+        for key in [*self._subjects, *(key for key in violations if key not in self._subjects)]:
+            self._advance(key, violations.get(key), timestamp, max(passed, 0.0))
+        self._forget_oldest()
+        self._toggle(firing=any(subject.firing for subject in self._subjects.values()))
         if not self.firing:
             return self._quiet_state
-        message = describe_violation(self.rule, context, self._hysteresis) if violated else self._describe_met(context)
+        message = self._describe(contexts, violations)
         return GuardState(
             self.name, firing=True, seconds=round(self._seconds, 3), message=message, fire_count=self.fire_count
         )
 
-    def _describe_met(self, context: RuleContext) -> str:
+    def _violations(self, key: Hashable, contexts: Sequence[RuleContext]) -> list[RuleContext]:
+        """Return the findings of a subject that violate the rule."""
+        subject = self._subjects.get(key)
+        margin = self._hysteresis if subject is not None and subject.firing else 0.0
+        requirement = self.rule.requirement
+        return [each for each in contexts if self.condition_holds(each) and requirement(each, margin) is False]
+
+    def _advance(
+        self, key: Hashable, violations: Sequence[RuleContext] | None, timestamp: float, passed: float
+    ) -> None:
+        """Advance the times of a subject by a frame."""
+        subject = self._subjects.setdefault(key, _Subject())
+        subject.met_seconds += passed
+        if violations:
+            subject.met_seconds, subject.name = 0.0, _name_of(violations[0])
+        if bool(violations) == subject.firing:
+            subject.pending_since = None
+        else:
+            subject.pending_since = timestamp if subject.pending_since is None else subject.pending_since
+            required_seconds = self._clear_seconds if subject.firing else self._hold_seconds
+            # Half a microsecond for rounding: sums of frame times may be slightly too small.
+            if timestamp - subject.pending_since >= required_seconds - 5e-7:
+                subject.firing, subject.pending_since = not subject.firing, None
+        if not subject.firing and subject.pending_since is None:
+            del self._subjects[key]
+
+    def _forget_oldest(self) -> None:
+        surplus = len(self._subjects) - MAX_TRACKS
+        if surplus > 0:
+            for key in heapq.nlargest(surplus, self._subjects, key=lambda key: self._subjects[key].met_seconds):
+                del self._subjects[key]
+
+    def _describe(
+        self, contexts: Mapping[Hashable, Sequence[RuleContext]], violations: Mapping[Hashable, Sequence[RuleContext]]
+    ) -> str:
+        """Return the message of this frame: of the worst track that the guard fires for."""
+        firing = {key: subject for key, subject in self._subjects.items() if subject.firing}
+        found = [context for key in firing for context in violations.get(key, ())]
+        if found:
+            worst = min(found, key=lambda context: slack(self.rule, context)) if len(found) > 1 else found[0]
+            more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+            name = _name_of(worst)
+            return f"{f'{name}: ' if name else ''}{describe_violation(self.rule, worst, self._hysteresis)}{more}"
+        key, latest = min(firing.items(), key=lambda item: item[1].met_seconds)
+        message = self._describe_met(contexts.get(key, ()), latest)
+        return f"{latest.name}: {message}" if latest.name else message
+
+    def _describe_met(self, contexts: Sequence[RuleContext], subject: _Subject) -> str:
         """Return the message for a frame that meets the rule while the guard still fires."""
-        numbers = seen_numbers(self.rule, context) if self.condition_holds(context) else ""
+        numbers = next((seen_numbers(self.rule, each) for each in contexts if self.condition_holds(each)), "")
         status = f"is met again: {numbers}" if numbers else "does not apply to this frame"
-        return f"{self.rule.text}; {status}; last violated {self._met_seconds:.1f} s ago"
+        if not contexts:
+            status = "is not in this frame"
+        return f"{self.rule.text}; {status}; last violated {subject.met_seconds:.1f} s ago"
 
     def condition_holds(self, context: RuleContext) -> bool:
         """Return whether the rule's condition is true for a finding."""
         return self.rule.condition(context, 0.0) is True
 
-    def _toggle(self) -> None:
-        self.firing = not self.firing
-        self.fire_count += self.firing
-        self._pending_since, self._seconds = None, 0.0
+    def _toggle(self, *, firing: bool) -> None:
+        if firing == self.firing:
+            return
+        self.firing = firing
+        self.fire_count += firing
+        self._seconds = 0.0
         self._quiet_state = replace(self._quiet_state, fire_count=self.fire_count)
+
+
+def _name_of(context: RuleContext) -> str:
+    """Return the label and track of a box as text; empty for a classifier."""
+    finding = context.finding
+    if finding is None or finding.box is None:
+        return ""
+    return finding.label if finding.track is None else f"{finding.label} #{finding.track}"
+
+
+def slack(rule: Rule, context: RuleContext) -> float:
+    """Return the largest margin with which a finding meets a rule; negative where the rule is violated."""
+    distances = [
+        abs(value - number.bound)
+        for number in rule.numbers
+        if number.bound is not None and (value := number.read(context)) is not None
+    ]
+    # The rule changes its value only where a bound passes a number.
+    for margin in sorted({sign * distance for distance in distances for sign in (1.0, -1.0)}, reverse=True):
+        if rule.requirement(context, margin - 1e-9) is not False:
+            return margin
+    return -math.inf
 
 
 def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) -> str:
@@ -99,24 +214,31 @@ def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) ->
 
 def seen_numbers(rule: Rule, context: RuleContext) -> str:
     """Return the values of a rule's numbers in a frame as text, without unknown ones."""
-    seen = {number.name: (number.read(context), number.bound) for number in rule.numbers}
-    known = {name: (value, bound) for name, (value, bound) in seen.items() if value is not None}
+    seen = {number.name: number for number in rule.numbers}
+    known = {name: value for name, number in seen.items() if (value := number.read(context)) is not None}
     return ", ".join(
-        f"{'' if len(seen) == 1 else f'{name} '}is {_format(value, bound)}{_format_age(name, context)}"
-        for name, (value, bound) in known.items()
+        f"{'' if len(seen) == 1 else f'{name} '}is {_format(value, seen[name])}{_format_age(name, context)}"
+        for name, value in known.items()
     )
 
 
 def _format_age(name: str, context: RuleContext) -> str:
     """Return the age of a number that was measured on an earlier frame, as text."""
+    finding = context.finding
+    if finding is not None and finding.box_map is not None:
+        age_seconds = finding.box_map.age_seconds
+        return f" (measured {age_seconds:.1f} s ago)" if age_seconds >= 0.05 and name not in OF_THIS_FRAME else ""
     checked = context.deletion
     if name != DROP or checked is None or checked.age_seconds <= 0:
         return ""
     return f" (measured {checked.age_seconds:.1f} s ago)"
 
 
-def _format(value: float, bound: float | None) -> str:
+def _format(value: float, number: BoundVariable) -> str:
     """Return a number with two decimals, or with more where it would look like 0 or like its bound."""
+    if number.variable.is_count:
+        return f"{value:.0f}"
+    bound = number.bound
     if 0 < abs(value) < 0.005:
         return f"{value:.1g}"
     for decimals in range(2, 7):

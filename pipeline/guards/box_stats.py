@@ -71,7 +71,8 @@ def _covered(low: float, high: float, start: float, size: float, count: int) -> 
     """Return the fraction of each of ``count`` intervals of a size that lies between two bounds."""
     cells = np.arange(count)
     shared = np.minimum((high - start) / size, cells + 1) - np.maximum((low - start) / size, cells)
-    return np.clip(shared, 0.0, 1.0).astype(np.float32)
+    fractions: Flat = np.clip(shared, 0.0, 1.0).astype(np.float32)
+    return fractions
 
 
 @dataclass(frozen=True, slots=True, eq=False)

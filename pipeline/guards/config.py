@@ -40,7 +40,7 @@ class RegionConfig(_Settings):
     """A named part of the image."""
 
     name: Name
-    """Its name in rules: heat_inside(NAME)."""
+    """Its name in rules: heat_inside(NAME). Not `box`, which stands for a detector's box."""
     polygon: list[Corner] = Field(min_length=3, max_length=_MAX_CORNERS)
     """Corners [x, y]: fractions of the frame where no number is above 1, such as [0.5, 1], else pixels."""
     cameras: Cameras = None
@@ -80,15 +80,16 @@ class GuardConfig(_Settings):
     name: Name
     """Its name in images, metrics and logs."""
     rule: str
-    """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5"""
+    """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5; on each box of a
+    detector, such as evidence_outside_box <= 0.5 when label=person"""
     cameras: Cameras = None
     """The cameras that it watches. Default: all cameras."""
     hold_seconds: float = Field(default=0.5, ge=0, le=3600)
-    """It fires when every frame has violated the rule for this time."""
+    """It fires when every frame has violated the rule for this time; for a detector, every frame of one track."""
     clear_seconds: float = Field(default=1.0, ge=0, le=3600)
     """It ends when no frame has violated the rule for this time."""
     margin: float = Field(default=0.0, ge=0, lt=1)
-    """While it fires, bounds are stricter by this much: 0.6 becomes 0.65 with 0.05."""
+    """While it fires, bounds are stricter by this much: 0.6 becomes 0.65 with 0.05. For a detector, by track."""
 
     @field_validator("rule")
     @classmethod
@@ -198,6 +199,20 @@ def check_labels(guards: GuardsConfig, labels: Collection[str]) -> None:
     """
     for index, guard in enumerate(guards.rules):
         _check_named(index, guard, "class", guard.parsed.labels - {""}, labels)
+
+
+def check_boxes(guards: GuardsConfig) -> None:
+    """Check that no rule uses a number of a detector's boxes: for a classifier it is never known.
+
+    Raises:
+        ConfigError: with the rule and the number.
+    """
+    for index, guard in enumerate(guards.rules):
+        for name in guard.parsed.needs_boxes:
+            raise ConfigError(
+                f"guards.rules[{index}].rule: {guard.rule!r}: {name} is known for the boxes of a detector only, "
+                "and the network is a classifier; give a detector, or use another number, such as heat_inside(REGION)"
+            )
 
 
 def _check_named(index: int, guard: GuardConfig, kind: str, named: Collection[str], known: Collection[str]) -> None:

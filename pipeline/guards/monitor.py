@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.finite import find_non_finite
-from pipeline.frames import Box, DeletionCheck, Explanation, Frame, GuardState, Region, top_scoring
+from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GuardState, Region, top_scoring
 from pipeline.guards.alert import AlertState
 from pipeline.guards.box_stats import BoxStatsTracker, has_boxes
 from pipeline.guards.config import GuardsConfig
@@ -38,6 +38,13 @@ class _CameraState:
     seen: Explanation | None = None
     """The newest explanation, for metrics."""
     states: tuple[GuardState, ...] = ()
+
+
+def _reason_unknown(explainer: Explainer) -> str:
+    """Return why the drop of a score is not measured."""
+    if explainer.box_mode is None:
+        return "this explainer has no deletion check"
+    return f"unknown for boxes in mode {explainer.box_mode}; set engine.boxes.mode: drop"
 
 
 @dataclass(slots=True)
@@ -78,8 +85,8 @@ class ExplanationMonitor(Explainer):
         self._masking = MaskingOptions(settings.area, settings.fill)
         needs_deletion = self._guards.needs_deletion
         self.overhead_budget = OverheadBudget(settings.budget) if needs_deletion and explainer.can_mask else None
-        if needs_deletion and self.overhead_budget is None:
-            log.warning("score_drop_when_masked: this explainer has no deletion check; rules with it never fire")
+        if needs_deletion and self.overhead_budget is None and explainer.box_mode != "drop":
+            log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
         self._pending_checks: list[Explanation] = []
         """Explanations of the last batch that a rule needs a check for."""
         self._checked_camera = ""
@@ -132,7 +139,7 @@ class ExplanationMonitor(Explainer):
         findings, regions = tracker.measure(explanation)
         deletion = self._recent_check(state, stream_time(frame))
         facts = RuleContext(explanation, top_scoring(findings), deletion)
-        states = self._update_alerts(state, facts) if state.alerts else ()
+        states = self._update_alerts(state, facts, findings) if state.alerts else ()
         draw = self._guards.draw
         shown = regions if draw == "always" or (draw == "firing" and any(guard.firing for guard in states)) else ()
         measured = replace(explanation, findings=findings, deletion=deletion, guards=states, regions=shown)
@@ -148,10 +155,15 @@ class ExplanationMonitor(Explainer):
         return measured
 
     @staticmethod
-    def _update_alerts(state: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
+    def _update_alerts(state: _CameraState, facts: RuleContext, findings: Sequence[Finding]) -> tuple[GuardState, ...]:
         frame, before = facts.explanation.frame, state.states
         timestamp = stream_time(frame)
-        state.states = states = tuple([alert.update(facts, timestamp) for alert in state.alerts])
+        if has_boxes(facts.explanation):
+            boxes = [facts._replace(finding=finding) for finding in findings]
+            states = tuple([alert.update_boxes(facts, boxes, timestamp) for alert in state.alerts])
+        else:
+            states = tuple([alert.update(facts, timestamp) for alert in state.alerts])
+        state.states = states
         # The guards of a camera keep their order.
         for guard, old in zip(states, before or (None,) * len(states), strict=True):
             if guard.firing and (old is None or not old.firing):

@@ -8,7 +8,8 @@
              | number ("=" | "!=" | "<" | "<=" | ">" | ">=") value
              | "guard" [ ("=" | "!=") words ]
     number   = "score" | "focus_area" | "entropy" | "stability" | "centre_x" | "centre_y"
-             | "score_drop_when_masked" | "heat_inside" "(" words ")"
+             | "score_drop_when_masked" | "evidence_outside_box" | "track" | "boxes"
+             | "heat_inside" "(" words ")"
     words    = a bare word, or anything in single or double quotes
 
 A test of an unknown number (a flat map has no centre) is neither true nor false, and so is what depends on it (Kleene's
@@ -29,9 +30,10 @@ from typing import Any, Final
 
 from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.frames import Explanation
+from pipeline.guards.box_stats import BOX
 from pipeline.guards.lexer import Token, TokenStream
 from pipeline.guards.satisfiability import Domain
-from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext, heat_inside
+from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext, Variable, heat_inside
 
 Condition = Callable[[Explanation], bool]
 """Returns whether a frame is to be recorded."""
@@ -70,7 +72,7 @@ class Rule:
     numbers: tuple[BoundVariable, ...]
     """The numbers in the requirement."""
     regions: frozenset[str]
-    """All regions that it names."""
+    """All regions that it names, without a box's own."""
     labels: frozenset[str] = frozenset()
     """All classes that it names."""
     cameras: frozenset[str] = frozenset()
@@ -82,6 +84,11 @@ class Rule:
     def needs_deletion(self) -> bool:
         """True if the requirement uses the deletion check."""
         return any(number.name == DROP for number in self.numbers)
+
+    @property
+    def needs_boxes(self) -> tuple[str, ...]:
+        """The numbers that only the boxes of a detector have, by name."""
+        return tuple(dict.fromkeys(each.name for each in self.domain.numbers if each.variable.of_boxes))
 
     def impossible(self, cameras: Collection[str] | None = None) -> str:
         """Return why the rule can never or always fire, as text; empty where both are possible.
@@ -111,7 +118,8 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
     Args:
         text: such as ``label=scratch and score>0.8``.
         known: the known names by kind (``guard``, ``region``, ``label``, ``camera``), and under ``check``
-            ``score_drop_when_masked`` where it is measured; names of a missing kind are not checked.
+            ``score_drop_when_masked`` where it is measured, under ``box`` a name where the network is a detector;
+            names of a missing kind are not checked.
 
     Raises:
         ConfigError: it cannot be parsed; the message names the character.
@@ -267,13 +275,17 @@ class _Parser:
         return lambda context, _margin: compare("" if context.finding is None else context.finding.label, text)
 
     def _number(self, field: str) -> Predicate:
+        name = self._tokens.previous
         if field == DROP and DROP not in self._known.get("check", {DROP}):
             hint = f"is measured only where a guard's rule uses it, and none does; add one, such as '{DROP} >= 0.2'"
-            self._tokens.fail(self._tokens.previous, hint)
+            if self._known.get("box"):
+                hint = "is unknown for boxes in mode keep; set engine.boxes.mode: drop"
+            self._tokens.fail(name, hint)
         seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
-        least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].minimum
+        if seen.variable.of_boxes and not self._known.get("box", {BOX}):
+            self._tokens.fail(name, "is known for the boxes of a detector only; this network is a classifier")
         sign = self._sign(seen.name)
-        bound = self._bound(field, self._value(field), least)
+        bound = self._bound(field, self._value(field), seen.variable)
         self._seen.append(replace(seen, bound=bound))
         compare, direction, read = _COMPARE[sign.text], _STRICTER.get(sign.text, 0.0), seen.read
 
@@ -289,9 +301,10 @@ class _Parser:
             self._tokens.fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
         value = self._value("heat_inside(")
         region = value.unquoted
-        self._check("region", value)
+        if region != BOX:
+            self._check("region", value)
+            self._regions.add(region)
         self._close(opened)
-        self._regions.add(region)
         return heat_inside(region)
 
     def _close(self, opened: Token) -> None:
@@ -311,13 +324,14 @@ class _Parser:
             self._tokens.fail(value, f"expected a value for {field!r}; quote a keyword")
         return value
 
-    def _bound(self, field: str, value: Token, least: float) -> float:
+    def _bound(self, field: str, value: Token, variable: Variable) -> float:
         try:
             number = float(value.text) if value.kind == "word" else float("nan")
         except ValueError:
             number = float("nan")
-        if not least <= number <= 1.0:
-            self._tokens.fail(value, f"a {field} is a number from {least:g} to 1")
+        if not variable.minimum <= number <= variable.maximum:
+            limits = f"from {variable.minimum:g} to {variable.maximum:.10g}"
+            self._tokens.fail(value, f"{field} is a number {limits}")
         return number
 
     def _suggest_joint(self, token: Token) -> str:

@@ -9,13 +9,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardState, HeatmapStats
-from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext
+from pipeline.frames import Box, BoxMap, DeletionCheck, Explanation, Finding, Frame, GuardState, HeatmapStats
+from pipeline.guards.box_stats import BOX
+from pipeline.guards.variables import (
+    BOXES,
+    DROP,
+    HEAT_INSIDE,
+    OUTSIDE_BOX,
+    TRACK,
+    BoundVariable,
+    RuleContext,
+    Variable,
+    heat_inside,
+)
 
 MAX_CASES: Final = 4096
 """Rules that distinguish more cases are not checked."""
@@ -23,6 +34,8 @@ _OTHER: Final = "\0another"
 """A name that no rule can contain."""
 _PIXEL: Final = np.zeros((1, 1, 3), np.uint8)
 _FLAT: Final = np.zeros((1, 1), np.float32)
+_HOT: Final = np.ones((1, 1), np.float32)
+_UNIT: Final = Box(0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,10 @@ class Domain:
         Args:
             cameras: the cameras of the run; None: any.
         """
-        names = sorted({number.name for number in self.numbers})
-        levels = [_levels(name, [number.bound for number in self.numbers if number.name == name]) for name in names]
+        numbers = [_independent(number) for number in self.numbers]
+        kinds = {number.name: number.variable for number in numbers}
+        names = sorted(kinds)
+        levels = [_levels(kinds[name], [number.bound for number in numbers if number.name == name]) for name in names]
         labels = [*sorted(self.labels), _OTHER]
         known = [*sorted(self.cameras), _OTHER] if cameras is None else sorted(cameras)
         firing = _subsets([*sorted(self.guards), _OTHER]) if self.guards is not None else [()]
@@ -56,10 +71,20 @@ class Domain:
         )
 
 
-def _levels(name: str, bounds: Sequence[float | None]) -> list[float]:
+def _independent(number: BoundVariable) -> BoundVariable:
+    """Return a number that depends on another as that one."""
+    if number.name != OUTSIDE_BOX:
+        return number
+    return replace(heat_inside(BOX), bound=None if number.bound is None else 1.0 - number.bound)
+
+
+def _levels(variable: Variable, bounds: Sequence[float | None]) -> list[float]:
     """Return each bound and limit of a number, and a value between each two of them."""
-    minimum = 0.0 if name.startswith(HEAT_INSIDE) else NUMBERS[name].minimum
-    edges = sorted({minimum, 1.0, *(bound for bound in bounds if bound is not None)})
+    minimum, maximum = variable.minimum, variable.maximum
+    edges = sorted({minimum, maximum, *(bound for bound in bounds if bound is not None)})
+    if variable.is_count:
+        around = {math.floor(edge) + step for edge in edges for step in (-1, 0, 1)}
+        return sorted(float(value) for value in around if minimum <= value <= maximum)
     return sorted({*edges, *((low + high) / 2 for low, high in itertools.pairwise(edges))})
 
 
@@ -83,8 +108,20 @@ def _make_context(label: str, camera: str, guards: Sequence[str], numbers: dict[
         stability=numbers.get("stability"),
         heat_inside=inside,
     )
+    states = tuple(GuardState(name, firing=True, seconds=0.0, message="", fire_count=1) for name in guards)
     finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, heatmap_stats=stats)
     deletion = DeletionCheck(label, numbers[DROP], 0.0, 0, 0.0) if DROP in numbers else None
-    states = tuple(GuardState(name, firing=True, seconds=0.0, message="", fire_count=1) for name in guards)
-    explanation = Explanation(Frame(_PIXEL, camera, 0, 0.0), (finding,), "", "", deletion=deletion, guards=states)
-    return RuleContext(explanation, finding, deletion)
+    findings: tuple[Finding, ...] = (finding,)
+    if BOXES in numbers or TRACK in numbers:
+        finding = _make_box(finding, numbers)
+        findings = (finding,) * int(numbers.get(BOXES, 1.0))
+    explanation = Explanation(Frame(_PIXEL, camera, 0, 0.0), findings, "", "", deletion=deletion, guards=states)
+    return RuleContext(explanation, finding if findings else None, deletion)
+
+
+def _make_box(finding: Finding, numbers: dict[str, float]) -> Finding:
+    """Return a finding as that of a detector."""
+    drop = numbers.get(DROP, 0.0)
+    box_map = BoxMap("drop", "", _UNIT, abs(drop), against=_FLAT if drop > 0.0 else _HOT)
+    heat = _HOT if drop > 0.0 else _FLAT
+    return replace(finding, box=_UNIT, box_map=box_map, heat=heat, track=int(numbers.get(TRACK, 1.0)))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from pipeline.frames import DeletionCheck, Explanation, Finding
+from pipeline.guards.box_stats import BOX, has_boxes
 
 
 class RuleContext(NamedTuple):
@@ -43,9 +44,35 @@ def _read_statistic(name: str) -> Callable[[RuleContext], float | None]:
 
 
 def _read_drop(context: RuleContext) -> float | None:
+    if context.finding is not None and context.finding.box is not None:
+        return _read_box_drop(context.finding)
     checked = context.deletion
     same = checked is not None and context.finding is not None and checked.label == context.finding.label
     return checked.drop if checked is not None and same else None
+
+
+def _read_box_drop(finding: Finding) -> float | None:
+    """Return how much of a box's score was lost without one cell, in the frame in which its map was made."""
+    box_map = finding.box_map
+    if box_map is None or box_map.against is None:
+        return None
+    most = float(finding.heat.max())
+    return box_map.scale * (most if most > 0.0 else -float(box_map.against.min()))
+
+
+def _read_outside(context: RuleContext) -> float | None:
+    stats = None if context.finding is None else context.finding.heatmap_stats
+    inside = None if stats is None else stats.heat_inside.get(BOX)
+    return None if inside is None else 1.0 - inside
+
+
+def _read_track(context: RuleContext) -> float | None:
+    return None if context.finding is None else context.finding.track
+
+
+def _read_count(context: RuleContext) -> float | None:
+    explanation = context.explanation
+    return len(explanation.findings) if has_boxes(explanation) else None
 
 
 class Variable(NamedTuple):
@@ -54,11 +81,22 @@ class Variable(NamedTuple):
     read: Callable[[RuleContext], float | None]
     """Returns None where the number is not known."""
     minimum: float = 0.0
-    """Its lower limit; the upper limit is 1."""
+    """Its lower limit."""
+    maximum: float = 1.0
+    """Its upper limit."""
+    is_count: bool = False
+    """Whether it is a whole number."""
+    of_boxes: bool = False
+    """Whether it is known for the boxes of a detector only."""
 
 
 DROP: Final = "score_drop_when_masked"
 HEAT_INSIDE: Final = "heat_inside"
+OUTSIDE_BOX: Final = "evidence_outside_box"
+BOXES: Final = "boxes"
+TRACK: Final = "track"
+MAX_BOXES: Final = 1000
+MAX_TRACK: Final = 10**9
 
 NUMBERS: Final[Mapping[str, Variable]] = MappingProxyType(
     {
@@ -69,6 +107,9 @@ NUMBERS: Final[Mapping[str, Variable]] = MappingProxyType(
         "centre_x": Variable(_read_centre(0)),
         "centre_y": Variable(_read_centre(1)),
         DROP: Variable(_read_drop, -1.0),
+        OUTSIDE_BOX: Variable(_read_outside, of_boxes=True),
+        TRACK: Variable(_read_track, maximum=MAX_TRACK, is_count=True, of_boxes=True),
+        BOXES: Variable(_read_count, maximum=MAX_BOXES, is_count=True, of_boxes=True),
     }
 )
 """All numbers but ``heat_inside``, of which each region has one."""
@@ -84,6 +125,13 @@ class BoundVariable:
     region: str | None = None
     bound: float | None = None
     """The number that the rule compares it with."""
+
+    @property
+    def variable(self) -> Variable:
+        """The number's range and kind."""
+        if self.region is None:
+            return NUMBERS[self.name]
+        return Variable(self.read, of_boxes=self.region == BOX)
 
 
 def heat_inside(region: str) -> BoundVariable:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.bench import guards
+from tests.bench import box_guards, guards
 
 
 def test_guards_bench_prints_cost_alarm_and_delay(capsys):
@@ -19,6 +19,12 @@ def test_guards_bench_prints_cost_alarm_and_delay(capsys):
     assert result["shortcut"]["latest_after_seconds"] <= 1.0
     assert result["honest"]["fired"] == {}
     assert result["honest"]["video_seconds"] == 0.5
+
+
+def test_box_guards_bench_prints_the_time_of_each_case(capsys):
+    result = box_guards.main(["--boxes", "3", "--frames", "20"])
+    assert json.loads(capsys.readouterr().out) == result
+    assert all(0 < result[case]["min_ms"] <= result[case]["p50_ms"] for case in ("older", "fresh", "firing", "finite"))
 
 
 @pytest.mark.slow

@@ -244,6 +244,11 @@ class AxisCones:
         self.separate, self.pitches, self.steps = self._layouts()
         self.cache: dict[tuple[int, int, int], AxisCone] = {}
         self.kinds: dict[bytes, AxisCone] = {}
+        self.firsts = [marks.argmax(1) for marks in self.needed]
+        self.stops = [
+            np.where(m.any(1), m.shape[1] - m[:, ::-1].argmax(1), f)
+            for m, f in zip(self.needed, self.firsts, strict=True)
+        ]
 
     @classmethod
     def of_whole_map(cls, wiring: Wiring, axis: int) -> AxisCones:
@@ -278,6 +283,10 @@ class AxisCones:
             steps.append(slide.extent if separate[-1] else slide.stride)
         return separate, pitches, steps
 
+    def span(self, operation: int, anchor: int) -> slice:
+        """Return the positions of an operation that an anchor needs, from the first to the last."""
+        return slice(int(self.firsts[operation][anchor]), int(self.stops[operation][anchor]))
+
     def active(self, anchor: int, band: tuple[int, int]) -> list[Marks]:
         """Return the entries of each operation as marks (regions, size)."""
         found = []
@@ -298,7 +307,7 @@ class AxisCones:
     def _build(self, anchor: int, band: tuple[int, int]) -> AxisCone:
         active = self.active(anchor, band)
         reads = self.anchors[anchor]
-        origins = np.array([int(marks[anchor].argmax()) for marks in self.needed])
+        origins = np.array([int(firsts[anchor]) for firsts in self.firsts])
         cells: list[Positions] = []
         positions: list[Positions] = []
         slots: list[Positions] = []

@@ -21,6 +21,9 @@ from engine.detectors.cones.graph import (
     Resampling,
 )
 
+MAX_WINDOWS = 0.5
+"""Only the windows that anchors need are stored if their area is at most this fraction of a map."""
+
 
 class Buffers:
     """Memory for the values of all operations, for one mode and one number of images; grows as needed."""
@@ -60,14 +63,18 @@ class Buffers:
             self.scratch[slot] = memory = self._empty(1, size + size // 2)[0]
         return memory[:size].view(rows, width)
 
-    def write_features(self, features: Sequence[Tensor]) -> None:
-        """Store the features of a batch."""
-        for number, operation in enumerate(self.wiring.operations):
-            if isinstance(operation, Entry):
-                feature = features[operation.index]
-                cells = feature.shape[2] * feature.shape[3]
-                rows = self.tables[number][: len(feature) * cells].view(len(feature), cells, -1)
-                rows.copy_(feature.flatten(2).transpose(1, 2))
+    def write_features(self, number: int, feature: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> None:
+        """Store a feature map (N, C, h, w), at least in some windows: (image, rows, columns)."""
+        images, _, height, width = feature.shape
+        table = self.tables[number][: images * height * width].view(images, height, width, -1)
+        moved = feature.permute(0, 2, 3, 1)
+        area = sum((rows.stop - rows.start) * (columns.stop - columns.start) for _, rows, columns in windows)
+        if area > MAX_WINDOWS * height * width:
+            table.copy_(moved)
+            return
+        for image, rows, columns in windows:
+            if rows.stop > rows.start and columns.stop > columns.start:
+                table[image, rows, columns] = moved[image, rows, columns]
 
 
 def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[Operation, Tensor]) -> None:

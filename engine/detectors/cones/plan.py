@@ -9,6 +9,7 @@ all-zero features (``keep``; computed once) or the plain pass (``drop``; compute
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from engine.detectors.cones.assembly import PADDING, Assembler, Assembly, Store
 from engine.detectors.cones.axes import AxisCones, Marks, changed_positions, region_marks, wire
 from engine.detectors.cones.execute import Buffers, execute, tap_matrices
-from engine.detectors.cones.graph import Entry
+from engine.detectors.cones.graph import Entry, Positions
 from engine.detectors.cones.rewrite import simplify
 from engine.detectors.cones.tables import Job
 from engine.detectors.cones.tracing import build_graph
@@ -46,12 +47,35 @@ class AnchorReads(NamedTuple):
     """Index in the batch."""
 
 
-class _Place(NamedTuple):
-    """One request: an anchor, its cones, and the responses to fill."""
+@dataclass(frozen=True, eq=False)
+class AnchorResponses:
+    """Responses of one anchor: those of a window of regions, and the response of all regions outside of it."""
+
+    grid: tuple[int, int]
+    """Rows and columns of regions of the image."""
+    first: tuple[int, int]
+    """Row and column of the window's first region."""
+    size: tuple[int, int]
+    """Rows and columns of regions in the window; all others do not reach the anchor."""
+    vectors: list[Tensor]
+    """For each read, (1 + regions in the window, C): the response outside, then the window's, row by row."""
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return values of all regions, row by row, from values in the order of ``vectors``: (regions, ...)."""
+        rows, columns = self.grid
+        (top, left), (height, width) = self.first, self.size
+        spread = values[:1].repeat(rows * columns, *[1] * (values.dim() - 1))
+        window = spread.view(rows, columns, *values.shape[1:])[top : top + height, left : left + width]
+        window.copy_(values[1:].view(height, width, *values.shape[1:]))
+        return spread
+
+
+class _Request(NamedTuple):
+    """An anchor, its cones, and the responses to fill."""
 
     anchor: AnchorReads
     job: Job
-    responses: list[Tensor]
+    responses: AnchorResponses
 
 
 class ConePlan:
@@ -83,18 +107,28 @@ class ConePlan:
         self.buffers: dict[Store, Buffers] = {}
 
     def responses(
-        self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int, mode: Mode
+        self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int | Sequence[int], mode: Mode
     ) -> list[list[Tensor]]:
         """Return the vectors at the reads of each anchor, for each region.
+
+        Args and errors are those of ``windows``.
+
+        Returns:
+            For each anchor, for each of its reads: (regions, C of its map), regions row by row.
+        """
+        found = self.windows(features, anchors, cell_px, mode)
+        return [[responses.spread(vectors) for vectors in responses.vectors] for responses in found]
+
+    def windows(
+        self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int | Sequence[int], mode: Mode
+    ) -> list[AnchorResponses]:
+        """Return the responses of each anchor for the regions that reach it, and for the others together.
 
         Args:
             features: the features at the cut, each (N, C, h, w), of any number of images.
             anchors: the explained anchors.
-            cell_px: side of the regions in pixels.
+            cell_px: side of the regions in pixels: of all anchors, or one for each.
             mode: ``keep`` or ``drop``.
-
-        Returns:
-            For each anchor, for each of its reads: (regions, C of its map), regions row by row.
 
         Raises:
             ConfigError: the features have other shapes than those of the plan, a read lies outside its map, or the mode
@@ -105,20 +139,28 @@ class ConePlan:
             shapes = [tuple(feature.shape[1:]) for feature in features]
             raise ConfigError(f"features of shapes {shapes}: the plan is for {self.shapes}; build a plan for this size")
         with torch.inference_mode():
-            buffers = self._prepare(features, mode)
-            places = [_Place(anchor, self._job(anchor, cell_px), []) for anchor in anchors]
-            ordered = sorted(places, key=lambda place: id(place.job.families))
+            sides = [cell_px] * len(anchors) if isinstance(cell_px, int) else cell_px
+            requests = [self._request(anchor, side) for anchor, side in zip(anchors, sides, strict=True)]
+            ordered = sorted(requests, key=lambda request: id(request.job.families))
+            buffers = self._prepare(features, mode, [request.job for request in ordered])
             if mode == "drop":
-                for chunk in self._chunks([self._plain_job(place.job) for place in ordered]):
+                for chunk in self._chunks([self._plain_job(request.job) for request in ordered]):
                     self._fill_plain(buffers, [job for _, job in chunk])
-            for place in places:
-                place.responses.extend(self._base_responses(buffers, place.anchor, cell_px))
-            for chunk in self._chunks([place.job for place in ordered]):
+            for chunk in self._chunks([request.job for request in ordered]):
                 assembly = self.assembler.assemble([job for _, job in chunk], buffers.store)
                 execute(self.wiring, buffers, assembly, self.matrices)
-                for number, (i, job) in enumerate(chunk):
-                    self._fill_responses(buffers, assembly, number, ordered[i], job)
-            return [place.responses for place in places]
+                self._fill_responses(buffers, assembly, [(ordered[i], job) for i, job in chunk])
+            return [request.responses for request in requests]
+
+    def warm_up(self, reads: Sequence[Read], cell_px: int) -> None:
+        """Build the index tables along both axes for all anchors of a level, given the reads of one of them.
+
+        Otherwise they are built when an anchor is explained for the first time, which takes some milliseconds.
+        """
+        job = self._job(AnchorReads(tuple(reads)), cell_px)
+        for family in job.families:
+            for anchor in range(len(family.anchors)):
+                family.cone(anchor, (0, len(family.changed[0])))
 
     def macs(self, anchors: Sequence[AnchorReads], cell_px: int, mode: Mode = "keep") -> int:
         """Return the number of multiply-adds of ``responses`` for some anchors, without the plain pass of ``drop``."""
@@ -129,7 +171,7 @@ class ConePlan:
             for chunk in self._chunks(jobs)
         )
 
-    def _prepare(self, features: Sequence[Tensor], mode: Mode) -> Buffers:
+    def _prepare(self, features: Sequence[Tensor], mode: Mode, jobs: Sequence[Job]) -> Buffers:
         """Return the buffers for a batch, with its features and, for ``keep``, the base values."""
         store = Store(len(features[0]), mode == "drop")
         buffers = self.buffers.pop(store, None)
@@ -140,7 +182,14 @@ class ConePlan:
         self.buffers[store] = buffers
         if len(self.buffers) > MAX_STORES:
             del self.buffers[next(iter(self.buffers))]
-        buffers.write_features(features)
+        for number, operation in enumerate(self.wiring.operations):
+            if isinstance(operation, Entry):
+                windows = [
+                    (job.image, rows.span(number, job.anchors[0]), columns.span(number, job.anchors[1]))
+                    for job in jobs
+                    for rows, columns in [job.families]
+                ]
+                buffers.write_features(number, features[operation.index], windows)
         return buffers
 
     def _fill_zero_responses(self, buffers: Buffers) -> None:
@@ -249,32 +298,50 @@ class ConePlan:
             self.changed[cell_px] = changed_positions(self.wiring, 0, rows), changed_positions(self.wiring, 1, columns)
         return self.changed[cell_px]
 
-    def _base_responses(self, buffers: Buffers, anchor: AnchorReads, cell_px: int) -> list[Tensor]:
-        """Return the vectors of an anchor that no region reaches."""
-        regions = len(Regions(self.split.image_size, cell_px))
-        found = []
-        for output, read_row, read_column in map(self._output, anchor.reads):
-            operation, rows, columns = self.wiring.outputs[output]
-            row, column, table = int(rows[read_row]), int(columns[read_column]), buffers.tables[operation]
-            height, width = self.wiring.operations[operation].grid
-            image = anchor.image if buffers.store.drop else 0
-            inside = row >= 0 and column >= 0
-            zeros = table.new_zeros(table.shape[1])
-            found.append((table[(image * height + row) * width + column] if inside else zeros).repeat(regions, 1))
-        return found
+    def _request(self, anchor: AnchorReads, cell_px: int) -> _Request:
+        job = self._job(anchor, cell_px)
+        first, size = [], []
+        for cone in job.cones:
+            first.append(cone.first_region)
+            size.append(max((int(regions[-1]) + 1 for regions, _ in cone.reads if len(regions)), default=0))
+        grid = Regions(self.split.image_size, cell_px).grid
+        return _Request(anchor, job, AnchorResponses(grid, (first[0], first[1]), (size[0], size[1]), []))
 
-    def _fill_responses(self, buffers: Buffers, assembly: Assembly, number: int, place: _Place, job: Job) -> None:
-        """Write the vectors of the regions that reach an anchor."""
-        first_row, first_column = (cone.first_region for cone in job.cones)
-        width = len(job.families[1].changed[0])
-        template = assembly.templates[number]
-        for read, responses, (rows, columns), slots in zip(
-            place.anchor.reads, place.responses, template.regions, template.reads, strict=True
-        ):
-            if len(slots) == 0:
-                continue
-            operation = self.wiring.outputs[self._output(read)[0]][0]
-            start = buffers.bases[operation] + PADDING + int(assembly.offsets[number, operation])
-            targets = torch.from_numpy(((rows[:, None] + first_row) * width + columns + first_column).ravel())
-            vectors = buffers.tables[operation].index_select(0, torch.from_numpy(slots + start).to(responses.device))
-            responses.index_copy_(0, targets.to(responses.device), vectors)
+    def _fill_responses(self, buffers: Buffers, assembly: Assembly, pieces: Sequence[tuple[_Request, Job]]) -> None:
+        """Write the vectors of some jobs to the responses of their requests, with one gather for each map."""
+        found: dict[int, list[tuple[Positions, Positions, tuple[AnchorResponses, int, bool]]]] = {}
+        for number, ((anchor, whole, responses), job) in enumerate(pieces):
+            top = job.cones[0].first_region - responses.first[0]
+            height, width = responses.size
+            template = assembly.templates[number]
+            for read, ((rows, columns), slots) in enumerate(zip(template.regions, template.reads, strict=True)):
+                operation, base = self._base_index(buffers, anchor, read)
+                vectors = slots + (buffers.bases[operation] + PADDING + int(assembly.offsets[number, operation]))
+                if len(slots) == height * width:
+                    targets, indices = slots[:0], np.append(base, vectors)
+                else:
+                    targets = (1 + (rows[:, None] + top) * width + columns).ravel()
+                    indices = np.full(1 + height * width, base)
+                    indices[targets] = vectors
+                target = (responses, read, job.band == whole.band)
+                found.setdefault(operation, []).append((indices, targets, target))
+        for operation, parts in found.items():
+            rows_of_values = torch.from_numpy(np.concatenate([part[0] for part in parts])).to(self.example.device)
+            gathered = buffers.tables[operation].index_select(0, rows_of_values)
+            pieces_of_gathered = torch.split(gathered, [len(part[0]) for part in parts])
+            for piece, (_, targets, (responses, read, complete)) in zip(pieces_of_gathered, parts, strict=True):
+                if complete or len(responses.vectors) == read:
+                    responses.vectors.append(piece)
+                else:
+                    responses.vectors[read][targets] = piece[targets]
+
+    def _base_index(self, buffers: Buffers, anchor: AnchorReads, number_of_read: int) -> tuple[int, int]:
+        """Return a read's operation, and the row of its values that holds the response of all other regions."""
+        output, read_row, read_column = self._output(anchor.reads[number_of_read])
+        operation, rows, columns = self.wiring.outputs[output]
+        row, column = int(rows[read_row]), int(columns[read_column])
+        if row < 0 or column < 0:
+            return operation, buffers.bases[operation]
+        height, width = self.wiring.operations[operation].grid
+        image = anchor.image if buffers.store.drop else 0
+        return operation, (image * height + row) * width + column

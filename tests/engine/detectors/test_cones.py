@@ -152,7 +152,8 @@ def test_cone_plan_gives_the_same_in_several_chunks_and_bands(monkeypatch):
     whole = plan.responses(features, anchors, 32, "drop")
     monkeypatch.setattr(cone_plan, "MAX_VALUES", 4000)
     for expected, found in zip(whole, plan.responses(features, anchors, 32, "drop"), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for whole_response, response in zip(expected, found, strict=True):
+            assert float((whole_response - response).abs().max()) <= 1e-5 * float(whole_response.abs().max())
 
 
 def test_cone_plan_follows_new_features_and_batch_sizes():

@@ -305,7 +305,8 @@ class ConePlan:
             first.append(cone.first_region)
             size.append(max((int(regions[-1]) + 1 for regions, _ in cone.reads if len(regions)), default=0))
         grid = Regions(self.split.image_size, cell_px).grid
-        return _Request(anchor, job, AnchorResponses(grid, (first[0], first[1]), (size[0], size[1]), []))
+        vectors = [self.example.new_empty(0)] * len(anchor.reads)
+        return _Request(anchor, job, AnchorResponses(grid, (first[0], first[1]), (size[0], size[1]), vectors))
 
     def _fill_responses(self, buffers: Buffers, assembly: Assembly, pieces: Sequence[tuple[_Request, Job]]) -> None:
         """Write the vectors of some jobs to the responses of their requests, with one gather for each map."""
@@ -330,8 +331,8 @@ class ConePlan:
             gathered = buffers.tables[operation].index_select(0, rows_of_values)
             pieces_of_gathered = torch.split(gathered, [len(part[0]) for part in parts])
             for piece, (_, targets, (responses, read, complete)) in zip(pieces_of_gathered, parts, strict=True):
-                if complete or len(responses.vectors) == read:
-                    responses.vectors.append(piece)
+                if complete or not responses.vectors[read].numel():
+                    responses.vectors[read] = piece
                 else:
                     responses.vectors[read][targets] = piece[targets]
 

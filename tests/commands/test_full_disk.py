@@ -35,7 +35,8 @@ def run_where_files_stay_small(tmp_path):
 def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where_files_stay_small, tmp_path):
     ended = run_where_files_stay_small("out.mp4", "free.jsonl")
     assert ended.returncode == 4, ended.stderr
-    assert "out.mp4 closed: " in ended.stderr
+    assert "out.mp4: the disk is full" in ended.stderr
+    assert "frames were not written" in ended.stderr
     assert "File too large" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert f"free.jsonl: {FRAMES} delivered" in ended.stdout

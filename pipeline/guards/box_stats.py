@@ -5,7 +5,8 @@ additions:
 
 - A cell of a ``drop`` map that changes nothing is 0, so the evidence of its cells is their heat; only ``keep`` maps,
   whose level is arbitrary, are measured above their median.
-- ``heat_inside`` has one more entry, ``BOX``, for the rectangle of the box itself.
+- ``heat_inside`` has one more entry, ``BOX``, for the box itself, widened by a cell on each side: a map cannot place
+  evidence more exactly, and most of the area of the cells at a small box lies outside it.
 
 A box without a map has no statistics. A map that was made in an earlier frame keeps the statistics of that frame: they
 describe where the evidence was when the map was made.
@@ -73,6 +74,12 @@ def _covered(low: float, high: float, start: float, size: float, count: int) -> 
     shared = np.minimum((high - start) / size, cells + 1) - np.maximum((low - start) / size, cells)
     fractions: Flat = np.clip(shared, 0.0, 1.0).astype(np.float32)
     return fractions
+
+
+def _widened(box: Box, region: Box, grid: tuple[int, int]) -> Box:
+    """Return a box widened by a cell on each side, so that every cell that it touches lies inside."""
+    x, y = region.width / grid[1], region.height / grid[0]
+    return Box(box.left - x, box.top - y, box.right + x, box.bottom + y)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,7 +154,8 @@ def _measure(
     stability = correlation(current, None if last is None or not 0.0 <= passed <= PAUSE_SECONDS else last.centred)
     rows, columns = finding.heat.shape
     grid, region = (int(rows), int(columns)), box_map.region
-    weights = np.concatenate([region_weights(state.regions, region, grid), box_weights(box, region, grid)[None]])
+    own = box_weights(_widened(box, region, grid), region, grid)
+    weights = np.concatenate([region_weights(state.regions, region, grid), own[None]])
     floor_level: Literal["median", "zero"] = "zero" if box_map.mode == "drop" else "median"
     stats = heatmap_stats(finding.heat, region, state.names, weights, stability, floor_level=floor_level)
     return _Measured(box_map.index, timestamp, stats, current)

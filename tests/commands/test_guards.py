@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from commands.baseline import _NoExplainer
 from overlays.wire.header import decode_header
+from pipeline.errors import ConfigError
+from pipeline.frames import Box, Overlay
+from pipeline.guards.monitor import ExplanationMonitor
+from tests.support.detections import detection, detection_frame, detections, heat_at
 
 ROOT = Path(__file__).resolve().parents[2]
 GUARDED = ROOT / "configs" / "guards.yaml"
@@ -129,3 +134,57 @@ def test_frames_with_guards_are_rendered_on_the_host():
     assert not renders_on_gpu(
         validate_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "position"),
+    [
+        (
+            ["--sink", "c/", "--record-when", "evidence_outside_box>0.5"],
+            "character 1, 'evidence_outside_box': is known",
+        ),
+        (["--sink", "c/", "--record-when", "heat_inside(box)>0.5"], "character 1, 'heat_inside': is known"),
+    ],
+)
+def test_record_when_refuses_the_numbers_of_boxes_for_a_classifier(command, arguments, position):
+    code, _, errors = command("stream", "--source", LINE.format(3), *arguments)
+    assert code == 2
+    assert position in errors
+    assert "for the boxes of a detector only; this network is a classifier" in errors
+
+
+def test_guards_on_boxes_need_a_detector_and_its_mode():
+    from commands.wiring.guards import load_drift_tracking
+    from commands.wiring.kinds import load_config
+
+    def load(model, mode="keep", record_when="boxes>3", rule="heat_inside(box) >= 0.5 when score>0.5"):
+        settings = {"engine": {"model": model, "boxes": {"mode": mode}}, "sources": ["line:"]}
+        settings["guards"] = {"rules": [{"name": "own", "rule": rule}]}
+        settings["sinks"] = [{"uri": "c/", "record_when": record_when}]
+        load_drift_tracking(load_config(settings, "run.yaml", {}), ["line"])
+
+    load("yolox_nano")
+    load("yolox_nano", "drop", "score_drop_when_masked < 0.1")
+    with pytest.raises(ConfigError, match=r"in mode keep; set engine\.boxes\.mode: drop"):
+        load("yolox_nano", "keep", "score_drop_when_masked < 0.1")
+    with pytest.raises(
+        ConfigError, match=r"rules\[0\].rule: .*: heat_inside\(box\) is known for the boxes of a detector"
+    ):
+        load("line_net")
+
+
+def test_baseline_reads_a_log_with_boxes_with_and_without_maps(command, tmp_path):
+    from overlays.sinks.jsonl import JsonlSink
+
+    heat = heat_at(Box(100, 10, 140, 50))
+    monitor = ExplanationMonitor(_NoExplainer())
+    with JsonlSink(tmp_path / "boxes.jsonl") as log:
+        for index in range(12):
+            boxes = [detection(Box(100, 10, 140, 50), heat=heat if index % 3 else None, index=index)][: index % 4]
+            explanation = monitor.process(detections(detection_frame(index, rate=1.0), boxes))
+            log.put(Overlay(explanation.frame.image, explanation))
+    code, output, errors = command("baseline", "boxes.jsonl", "-o", "boxes.json")
+    assert code == 0, errors
+    assert "road  car: 9 samples" in output
+    statistics = json.loads((tmp_path / "boxes.json").read_text())["cameras"]["road"]["car"]["statistics"]
+    assert (statistics["score"]["count"], statistics["heat_inside(box)"]["count"]) == (9, 6)

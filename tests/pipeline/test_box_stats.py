@@ -63,6 +63,17 @@ def test_each_box_is_measured_by_its_own_map_and_rectangle():
     assert inside(second) == pytest.approx({"lane": 1.0, BOX: 0.0})
 
 
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_evidence_in_the_cells_that_a_small_box_touches_is_inside(left, top, width, height):
+    box = Box(60 + 10 * left, 50 + 10 * top, 60 + 10 * (left + width), 50 + 10 * (top + height))
+    touched = np.zeros(GRID, np.float32)
+    touched[5 : 6 + (box.bottom > 60), 6 : 7 + (box.right > 70)] = 1.0
+    (own,) = measured(BoxStatsTracker(), 0, detection(box, heat=touched))
+    assert inside(own)[BOX] == pytest.approx(1.0, abs=1e-5)
+    (far,) = measured(BoxStatsTracker(), 0, detection(box, heat=np.roll(touched, 4, axis=1)))
+    assert inside(far)[BOX] == pytest.approx(0.0, abs=1e-5)
+
+
 def test_heat_inside_uses_the_region_of_the_map():
     # The same grid over the left half of the frame: its hot cells lie elsewhere.
     finding = detection(Box(5, 10, 25, 50), heat=heat_at(LEFT))
@@ -83,7 +94,7 @@ def test_a_flat_map_has_no_evidence():
     assert (result.heatmap_stats.focus_area, inside(result)) == (None, {})
 
 
-@pytest.mark.parametrize(("mode", "share"), [("keep", 0.0), ("drop", 1.6 / (0.1 * 132 + 60))])
+@pytest.mark.parametrize(("mode", "share"), [("keep", 0.0), ("drop", 3.6 / (0.1 * 132 + 60))])
 def test_evidence_of_a_drop_map_is_its_heat_and_of_a_keep_map_its_heat_above_the_median(mode, share):
     heat = np.maximum(heat_at(Box(60, 0, 120, 100)), np.float32(0.1))
     (result,) = measured(BoxStatsTracker(), 0, detection(LEFT, heat=heat, mode=mode))

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +28,7 @@ from pipeline.settings import Secret, SinkContext
 from pipeline.stats import RunStats
 from tests.overlays.conftest import explain
 from tests.support.broker import free_port
-from tests.support.browser import CHROMIUM, browsing
+from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
 from tests.support.cameras import elsewhere
 from tests.support.limits import LIMIT_SECONDS
 
@@ -48,23 +48,8 @@ def chromium():
 @pytest.fixture
 def tab(chromium):
     """Open tabs; fail when one writes an error to its console."""
-    errors = []
-    with ExitStack() as stack:
-
-        def opened(url, **looks):
-            context = chromium.new_context(**({"viewport": {"width": 1200, "height": 800}} | looks))
-            stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(1000 * LIMIT_SECONDS)
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-            page.goto(url)
-            return page
-
-        opened.errors = errors
+    with console_checked_tabs(chromium) as opened:
         yield opened
-    # At a test's end its server goes before the tabs do, and they notice: refused, reset, or a socket not connected.
-    assert [message for message in errors if "net::ERR_" not in message] == []
 
 
 def shade(index):

@@ -1,9 +1,13 @@
 // One camera: the image with the heat map over it, and the data of the same frame.
+import { BoxPanel } from "./box-panel.js";
+import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
 import { Chart } from "./chart.js";
 import { Alarm, drawRegions, describeHeatmap } from "./guards.js";
 import { decodeBase64, heatmapRectangle, renderHeatmap } from "./heat.js";
 
 const OLD_SECONDS = 1;
+const DEFAULT_OPACITY = 0.6;
+const MAX_COUNTS = 3;
 const KINDS = { live: "good", ended: "ended", connecting: "waiting", waiting: "waiting" };
 
 export class Card {
@@ -18,6 +22,7 @@ export class Card {
     this.canvas = this.at(".view canvas");
     this.tile = document.createElement("canvas");
     this.chart = new Chart(this.at(".chart"));
+    this.boxes = new BoxPanel(this.root, this.canvas, (text) => announce(`${camera}: ${text}`), () => this.paint());
     this.alarm = new Alarm(this.root, camera, announce);
     this.at("h2").textContent = this.at("h2").title = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
@@ -60,14 +65,17 @@ export class Card {
 
   show() {
     const header = this.header;
+    this.boxes.show(header);
     this.paint();
+    const { isDetector } = this.boxes;
     const top = topFinding(header);
     this.root.dataset.index = header.index;
     this.root.dataset.age = this.age().toFixed(4);
-    this.at(".label").textContent = top?.label ?? "nothing found";
-    this.at(".score").textContent = top ? percent(top.score) : "";
+    const [summary, measure] = isDetector ? countBoxes(header.findings) : [top?.label, percent(top?.score ?? 0)];
+    this.at(".label").textContent = top ? summary : "nothing found";
+    this.at(".score").textContent = top ? measure : "";
     this.at(".index").textContent = header.index;
-    this.showScores(header.findings.toSorted((a, b) => b.score - a.score).slice(0, 5));
+    this.showScores(isDetector ? [] : header.findings.toSorted((a, b) => b.score - a.score).slice(0, 5));
     const truth = this.at(".truth");
     truth.hidden = !header.truth;
     if (header.truth) {
@@ -78,7 +86,7 @@ export class Card {
     this.alarm.show(header);
     this.at(".stats").textContent = describeHeatmap(header);
     this.at(".model").textContent = header.model || "–";
-    this.at(".layer").textContent = `${header.layer} (${header.grid.join(" × ")})`;
+    this.at(".layer").textContent = isDetector ? header.layer : `${header.layer} (${header.grid.join(" × ")})`;
     const explainSeconds = header.timings.explain;
     this.at(".cost").textContent = explainSeconds === undefined ? "–" : formatSeconds(explainSeconds);
     this.chart.add(top?.score ?? 0, this.age(), top?.label);
@@ -95,24 +103,25 @@ export class Card {
     }
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
+    const selected = this.boxes.selected;
+    if (style.palette) this.paintHeat(context, selected);
+    drawRegions(context, header);
+    drawBoxes(context, this.boxes.boxes, selected, canvas.width / Math.max(canvas.clientWidth, 1));
+  }
+
+  // Draw the heat of the selected box; without one, that of all boxes, or of a classifier's first class.
+  paintHeat(context, selected) {
+    const { header, style, tile } = this;
     const top = header.findings[0];
-    if (style.heat && style.palette && top && header.grid[0]) {
+    if (selected) drawOneHeat(context, selected, style.palette, style.heat ? style.opacity : DEFAULT_OPACITY, tile);
+    else if (!style.heat) return;
+    else if (top?.box) drawAllHeat(context, this.boxes.boxes, style.opacity, tile);
+    else if (top && header.grid[0]) {
       const [rows, columns] = header.grid;
-      const levels = decodeBase64(top.heat_u8);
-      const tile = renderHeatmap(levels, rows, columns, style.palette, style.opacity, this.tile);
+      renderHeatmap(decodeBase64(top.heat_u8), rows, columns, style.palette, style.opacity, tile);
       context.imageSmoothingEnabled = true;
       context.imageSmoothingQuality = "high";
       context.drawImage(tile, ...heatmapRectangle(header));
-    }
-    drawRegions(context, header);
-    const scaleX = header.width / (header.frame_width ?? header.width);
-    const scaleY = header.height / (header.frame_height ?? header.height);
-    for (const { box } of header.findings) {
-      if (!box) continue;
-      const [left, top, right, bottom] = box;
-      context.strokeStyle = "#fff";
-      context.lineWidth = Math.max(2, image.width / 400);
-      context.strokeRect(left * scaleX, top * scaleY, (right - left) * scaleX, (bottom - top) * scaleY);
     }
   }
 
@@ -225,6 +234,17 @@ function save(blob, name) {
 // Return the finding with the highest score, the first of equals.
 function topFinding(header) {
   return header.findings.reduce((best, next) => (best && best.score >= next.score ? best : next), undefined);
+}
+
+// Return a detector's boxes by label, and the number of those with a map.
+function countBoxes(findings) {
+  const counts = new Map();
+  for (const { label } of findings) counts.set(label, (counts.get(label) ?? 0) + 1);
+  const sorted = [...counts].toSorted((a, b) => b[1] - a[1]);
+  const texts = sorted.slice(0, MAX_COUNTS).map(([label, count]) => `${count} ${label}`);
+  const others = sorted.slice(MAX_COUNTS).reduce((sum, [, count]) => sum + count, 0);
+  if (others) texts.push(`${others} others`);
+  return [texts.join(" · "), `${findings.filter((finding) => finding.map).length} of ${findings.length} explained`];
 }
 
 function percent(score) {

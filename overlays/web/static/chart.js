@@ -65,3 +65,32 @@ export class Chart {
     context.restore();
   }
 }
+
+// Draw the scores [{ seconds, score }] of a box as a line on a scale from 0 to 1; the newest is at the right edge.
+export function drawSparkline(canvas, points, seconds) {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  if (!width) return;
+  const scale = devicePixelRatio || 1;
+  Object.assign(canvas, { width: Math.round(width * scale), height: Math.round(height * scale) });
+  const context = canvas.getContext("2d");
+  const css = getComputedStyle(canvas);
+  context.scale(scale, scale);
+  context.strokeStyle = css.getPropertyValue("--line").trim();
+  context.strokeRect(0.5, 0.5, width - 1, height - 1);
+  const newest = points.at(-1);
+  if (!newest) return;
+  const x = (point) => (width - 3) * (1 - (newest.seconds - point.seconds) / seconds);
+  const y = (point) => 2 + (height - 4) * (1 - Math.min(Math.max(point.score, 0), 1));
+  context.beginPath();
+  points.forEach((point, index) => {
+    const gap = index === 0 || point.seconds - points[index - 1].seconds > 2; // no line across a gap
+    context[gap ? "moveTo" : "lineTo"](x(point), y(point));
+  });
+  context.strokeStyle = css.getPropertyValue("--accent").trim();
+  context.lineWidth = 1.5;
+  context.stroke();
+  context.beginPath();
+  context.arc(x(newest), y(newest), 2, 0, 2 * Math.PI);
+  context.fillStyle = context.strokeStyle;
+  context.fill();
+}

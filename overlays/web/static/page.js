@@ -74,7 +74,9 @@ function cardOf(camera) {
   let card = cards.get(camera);
   if (!card) {
     card = new Card(camera, style, link, announce);
-    card.at(".view").onclick = () => enlarge(card.root.classList.contains("large") ? null : camera);
+    card.at(".view").onclick = (event) => {
+      if (!card.boxes.pick(event)) enlarge(card.root.classList.contains("large") ? null : camera);
+    };
     cards.set(camera, card);
     at("cameras").append(card.root);
     at("cameras").classList.toggle("many", cards.size > MANY);
@@ -127,7 +129,8 @@ document.addEventListener("keydown", (event) => {
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
   const hovered = document.querySelector(".card:hover")?.dataset.camera;
   const chosen = large ?? focused ?? hovered ?? (all.length === 1 ? all[0] : undefined);
-  if (event.key === "Escape" && large !== undefined) enlarge(null);
+  if (event.key === "Escape" && releaseBoxes()) event.preventDefault();
+  else if (event.key === "Escape" && large !== undefined) enlarge(null);
   else if (event.key === "h") {
     setStyle(!style.heat, style.opacity);
     storeStyle();
@@ -144,6 +147,11 @@ document.addEventListener("keydown", (event) => {
   } else return;
   event.preventDefault();
 });
+
+// End the selection of boxes of all cameras; return false if there is none.
+function releaseBoxes() {
+  return [...cards.values()].filter((card) => card.boxes.release()).length > 0;
+}
 
 // Request small images where large ones would look the same, or take this machine too long to decode.
 function requestSizes() {
@@ -165,5 +173,6 @@ setInterval(() => {
   for (const card of cards.values()) {
     card.updateAge(disconnected);
     card.chart.draw();
+    card.boxes.updateList();
   }
 }, 200);

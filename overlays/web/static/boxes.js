@@ -1,0 +1,151 @@
+// Boxes of a detector in the image: outlines, labels, and the heat maps of all boxes or of one.
+import { decodeBase64, evidence, imageRectangle, plainPalette, renderHeatmap } from "./heat.js";
+
+const AGAINST = plainPalette([40, 110, 255]); // evidence against a box; no track has a blue colour
+const DARK = "#101216";
+const GOLDEN_ANGLE = 0.381966;
+const MAX_HUE = 0.52;
+const SMALL_TILE_PIXELS = 32; // longer side of a map when all are shown
+const REDUCED_PIXELS = 160; // longer side of the image in which the maps of all boxes are composed
+
+// Return the boxes of a frame, in pixels of its image: { key, finding, colour, rectangle, region }.
+export function boxesOf(header) {
+  return header.findings.flatMap((finding, index) => {
+    if (!finding.box) return [];
+    const { track, map } = finding;
+    return [{
+      key: track === undefined ? `${finding.label} ${index}` : `#${track}`,
+      finding,
+      colour: colourOf(track ?? finding.class_index),
+      rectangle: imageRectangle(header, finding.box),
+      region: map && imageRectangle(header, map.region),
+    }];
+  });
+}
+
+// Return the colour of a track as [red, green, blue]: the same as in drawn images.
+function colourOf(number) {
+  const positive = (value, modulus) => ((value % modulus) + modulus) % modulus;
+  const hue = MAX_HUE * positive(number * GOLDEN_ANGLE, 1);
+  const lightness = [0.62, 0.5, 0.72][positive(number, 3)];
+  const amplitude = 0.95 * Math.min(lightness, 1 - lightness);
+  return [0, 8, 4].map((offset) => {
+    const turn = (offset + 12 * hue) % 12;
+    return Math.round(255 * (lightness - amplitude * Math.max(-1, Math.min(turn - 3, 9 - turn, 1))));
+  });
+}
+
+export function cssColour(colour) {
+  return `rgb(${colour.join(" ")})`;
+}
+
+// Return the smallest box at a point of the image; undefined where there is none.
+export function boxAt(boxes, x, y) {
+  const area = ({ rectangle: [, , width, height] }) => width * height;
+  return boxes
+    .filter(({ rectangle: [left, top, width, height] }) => x >= left && y >= top && x < left + width && y < top + height)
+    .reduce((best, next) => (best && area(best) <= area(next) ? best : next), undefined);
+}
+
+// Draw the heat maps of all boxes, each in the colour of its track; where several overlap, the strongest.
+export function drawAllHeat(context, boxes, opacity, tile) {
+  const { width, height } = context.canvas;
+  const scale = REDUCED_PIXELS / Math.max(width, height);
+  const reduced = reducedContext(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
+  const [columns, rows] = [reduced.canvas.width, reduced.canvas.height];
+  const strongest = reduced.createImageData(columns, rows);
+  const target = new Uint32Array(strongest.data.buffer);
+  for (const { finding, colour, region } of boxes) {
+    for (const [levels, palette] of region ? heats(finding.map, plainPalette(colour)) : []) {
+      reduced.clearRect(0, 0, columns, rows);
+      drawLevels(reduced, levels, finding.map.grid, region.map((edge) => edge * scale), palette, 1, tile, SMALL_TILE_PIXELS);
+      const { data } = reduced.getImageData(0, 0, columns, rows);
+      const pixels = new Uint32Array(data.buffer);
+      for (let index = 0; index < pixels.length; index++) {
+        if (data[4 * index + 3] > strongest.data[4 * index + 3]) target[index] = pixels[index];
+      }
+    }
+  }
+  reduced.putImageData(strongest, 0, 0);
+  context.globalAlpha = opacity;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(reduced.canvas, 0, 0, width, height);
+  context.globalAlpha = 1;
+}
+
+// Draw the heat map of one box.
+export function drawOneHeat(context, { finding, region }, palette, opacity, tile) {
+  for (const [levels, colours] of region ? heats(finding.map, palette) : []) {
+    drawLevels(context, levels, finding.map.grid, region, colours, opacity, tile);
+  }
+}
+
+// Return the evidence for and against a box as [levels, palette].
+function heats(map, palette) {
+  const levels = decodeBase64(map.heat_u8);
+  // A map of mode drop is zero where a cell makes no difference; one of mode keep has a base level.
+  const shown = [[map.mode === "drop" ? levels : evidence(levels), palette]];
+  return map.against_u8 ? [...shown, [decodeBase64(map.against_u8), AGAINST]] : shown;
+}
+
+function drawLevels(context, levels, [rows, columns], region, palette, opacity, tile, pixels) {
+  context.imageSmoothingEnabled = true;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(renderHeatmap(levels, rows, columns, palette, opacity, tile, pixels), ...region);
+}
+
+let reduced = null; // shared by all cards
+
+function reducedContext(width, height) {
+  reduced ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  if (reduced.canvas.width !== width || reduced.canvas.height !== height) Object.assign(reduced.canvas, { width, height });
+  return reduced;
+}
+
+// Draw outlines and labels, the highest scores first; with a selected box, the others faintly and without labels.
+export function drawBoxes(context, boxes, selected, pixelsPerCss) {
+  const stroke = Math.max(1, 1.5 * pixelsPerCss);
+  for (const box of boxes.toReversed()) {
+    if (box !== selected) outline(context, box, box.finding.map ? stroke : stroke / 2, selected ? 0.35 : 1);
+  }
+  if (selected) outline(context, selected, 2 * stroke, 1);
+  const placed = [];
+  for (const box of selected ? [selected] : boxes) drawLabel(context, box, 11.5 * pixelsPerCss, placed);
+}
+
+function outline(context, { rectangle, colour }, width, alpha) {
+  context.globalAlpha = alpha;
+  for (const [style, lineWidth] of [[DARK, 2 * width], [cssColour(colour), width]]) {
+    context.strokeStyle = style;
+    context.lineWidth = lineWidth;
+    context.strokeRect(...rectangle);
+  }
+  context.globalAlpha = 1;
+}
+
+// Draw a label where it covers no other one: shortened to the score, or left out, where there is no room.
+function drawLabel(context, { finding, rectangle, colour }, size, placed) {
+  const [left, top, boxWidth, boxHeight] = rectangle;
+  const height = Math.round(1.35 * size);
+  const { width: columns, height: rows } = context.canvas;
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  const score = `${Math.round(100 * finding.score)} %`;
+  for (const text of [`${finding.label} ${score}`, score]) {
+    const width = context.measureText(text).width + 0.6 * size;
+    const right = left + boxWidth - width;
+    const bottom = top + boxHeight;
+    const places = [[left, top - height], [right, top - height], [left, bottom], [right, bottom], [left, top]];
+    const free = places.find(([x, y]) => x >= 0 && y >= 0 && x + width <= columns && y + height <= rows &&
+      !placed.some((other) => x < other.right && other.x < x + width && y < other.bottom && other.y < y + height));
+    if (!free) continue;
+    const [x, y] = free;
+    placed.push({ x, y, right: x + width, bottom: y + height });
+    context.fillStyle = cssColour(colour);
+    context.fillRect(x, y, width, height);
+    context.fillStyle = DARK;
+    context.textAlign = "left";
+    context.textBaseline = "middle";
+    context.fillText(text, x + 0.3 * size, y + height / 2);
+    return;
+  }
+}

@@ -1,0 +1,224 @@
+"""Boxes of a detector on the page, in a real Chromium: pointing, tapping and the keyboard show one box's evidence."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from overlays.sinks.settings import WebSettings
+from overlays.sinks.web import WebSink
+from pipeline.frames import Overlay
+from pipeline.settings import SinkContext
+from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, hot_cell, street
+from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
+
+pytest.importorskip("playwright.sync_api")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+GREY = 90
+FIRST = box(100, 80, track=4, label="car", heat=hot_cell(2, 3), mode="drop", against=hot_cell(7, 13), lowest_score=0.49)
+SECOND = box(400, 200, track=9, label="truck", score=0.6, heat=hot_cell(5, 10), age_seconds=1.23)
+BARE = box(500, 40, track=11, label="person", score=0.3)
+CELLS = {"first": (140, 100), "second": (420, 220), "against": (540, 300)}
+"""Centres of the hot cells of the first and the second box, and of the evidence against the first."""
+PIXELS = """(points) => {
+  const canvas = document.querySelector('.view canvas'), pen = canvas.getContext('2d');
+  return Object.fromEntries(Object.entries(points).map(([name, [x, y]]) =>
+    [name, [...pen.getImageData(x, y, 1, 1).data].slice(0, 3)]));
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(chromium):
+    with console_checked_tabs(chromium) as opened:
+        yield opened
+
+
+class Camera:
+    """Puts explanations of boxes into a sink, each as a new frame."""
+
+    def __init__(self, sink):
+        self.sink, self.index, self.page = sink, 0, None
+
+    def show(self, *findings):
+        """Put a frame with these boxes; wait until the open page shows it."""
+        made = explained_boxes(*findings, camera="north", index=self.index, captured_at=time.monotonic())
+        self.sink.put(Overlay(made.frame.image, made))
+        self.sink.idle()
+        if self.page is not None:
+            self.page.wait_for_selector(f'.card[data-index="{self.index}"]')
+        self.index += 1
+
+
+@contextmanager
+def page_of(tab, *findings, **looks):
+    """Yield a page that shows the boxes, and its camera."""
+    with WebSink(WebSettings(uri="http://127.0.0.1:0"), SinkContext(("north",))) as sink:
+        camera = Camera(sink)
+        page = tab(sink.endpoint, **looks)
+        page.locator("#link", has_text="live").wait_for()
+        camera.page = page
+        camera.show(*findings)
+        page.wait_for_selector(".boxes li")
+        yield page, camera
+
+
+def at_box(page, finding):
+    """Return the position of a box's centre in the tab."""
+    area = page.locator(".view canvas").bounding_box()
+    scale = min(area["width"] / WIDTH, area["height"] / HEIGHT)  # the image is centred in the canvas element
+    x, y = (finding.box.left + finding.box.right - WIDTH) / 2, (finding.box.top + finding.box.bottom - HEIGHT) / 2
+    return area["x"] + area["width"] / 2 + scale * x, area["y"] + area["height"] / 2 + scale * y
+
+
+def is_painted(pixel):
+    return max(abs(level - GREY) for level in pixel) > 25
+
+
+def painted(page):
+    """Return which of the hot cells are painted."""
+    return {name for name, pixel in page.evaluate(PIXELS, CELLS).items() if is_painted(pixel)}
+
+
+def facts(page):
+    return page.locator(".box-panel").inner_text()
+
+
+def test_pointing_at_a_box_shows_its_facts_and_its_evidence_alone(tab):
+    with page_of(tab, FIRST, SECOND, BARE) as (page, _):
+        assert painted(page) == {"first", "second", "against"}
+        assert page.locator(".label").first.inner_text() == "1 car · 1 truck · 1 person"
+        assert page.locator(".prediction .score").inner_text() == "2 of 3 explained"
+        page.mouse.move(*at_box(page, FIRST))
+        assert painted(page) == {"first", "against"}
+        against = page.evaluate(PIXELS, CELLS)["against"]
+        assert against[2] > against[0] + 60, "evidence against the box is blue"
+        seen = facts(page)
+        for text in ("car", "80 %", "#4", "drop, complete cut", "0.0 s", "49 %", "evidence against the box"):
+            assert text in seen
+        page.mouse.move(*at_box(page, SECOND))
+        assert painted(page) == {"second"}
+        assert "keep, complete cut" in facts(page)
+        assert "1.2 s" in facts(page)
+        assert "evidence against" not in facts(page)
+        page.mouse.move(*at_box(page, BARE))
+        assert painted(page) == set()
+        assert "no map yet" in facts(page)
+        page.mouse.move(5, 5)
+        assert painted(page) == {"first", "second", "against"}
+        assert "Point at a box" in facts(page)
+
+
+def test_pinned_box_stays_selected_through_frames_until_escape(tab):
+    with page_of(tab, FIRST, SECOND) as (page, camera):
+        page.mouse.click(*at_box(page, SECOND))
+        page.mouse.move(5, 5)
+        assert page.locator(".card.large").count() == 0
+        camera.show(FIRST, replace(SECOND, score=0.7))
+        assert painted(page) == {"second"}
+        assert "70 %" in facts(page)
+        assert page.get_by_role("option", selected=True).get_attribute("data-key") == "#9"
+        camera.show(FIRST)
+        assert "no longer in the image" in facts(page)
+        assert painted(page) == {"first", "against"}
+        page.keyboard.press("Escape")
+        assert "Point at a box" in facts(page)
+
+
+def test_click_beside_boxes_releases_the_pinned_one_and_then_enlarges(tab):
+    with page_of(tab, FIRST) as (page, _):
+        page.mouse.click(*at_box(page, FIRST))
+        page.mouse.click(*at_box(page, BARE))
+        assert "Point at a box" in facts(page)
+        assert page.locator(".card.large").count() == 0
+        page.mouse.click(*at_box(page, BARE))
+        assert page.locator(".card.large").count() == 1
+        page.mouse.move(*at_box(page, FIRST))
+        assert page.locator(".box-label").inner_text() == "car"
+        page.keyboard.press("Escape")
+        assert page.locator(".card.large").count() == 1, "the first Escape releases the box"
+        page.keyboard.press("Escape")
+        assert page.locator(".card.large").count() == 0
+
+
+def test_keyboard_selects_boxes_in_the_list(tab):
+    with page_of(tab, SECOND, FIRST, BARE) as (page, camera):
+        options = page.get_by_role("option")
+        assert [options.nth(k).get_attribute("aria-label") for k in range(3)] == [
+            "car, 80 %, track 4, map drop",
+            "truck, 60 %, track 9, map keep",
+            "person, 30 %, track 11, no map",
+        ]
+        assert page.get_by_role("listbox", name="Boxes").locator("[tabindex='0']").count() == 1
+        page.get_by_role("button", name="north: enlarge").focus()
+        page.keyboard.press("Tab")
+        assert painted(page) == {"first", "against"}
+        page.keyboard.press("ArrowDown")
+        assert painted(page) == {"second"}
+        page.keyboard.press("Enter")
+        assert "truck" in page.locator("#announcement").inner_text()
+        page.keyboard.press("End")
+        assert painted(page) == {"second"}, "the pinned box stays selected"
+        page.keyboard.press("Escape")
+        assert painted(page) == {"first", "second", "against"}
+        page.keyboard.press("Home")
+        camera.show(SECOND, BARE)
+        page.wait_for_selector(".boxes li.gone")
+        assert page.evaluate("document.activeElement.dataset.key") == "#4", "the focus stays on a box that has gone"
+        page.keyboard.press("ArrowDown")
+        assert painted(page) == {"second"}
+
+
+def test_tap_selects_a_box_on_a_phone(tab):
+    looks = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
+    with page_of(tab, FIRST, SECOND, **looks) as (page, _):
+        page.touchscreen.tap(*at_box(page, FIRST))
+        page.wait_for_selector(".box-facts:not([hidden])")
+        assert painted(page) == {"first", "against"}
+        page.touchscreen.tap(*at_box(page, SECOND))
+        assert page.locator(".box-label").inner_text() == "truck"
+        page.get_by_role("button", name="All boxes").tap()
+        assert painted(page) == {"first", "second", "against"}
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_history_of_a_box_is_drawn_while_it_is_selected(tab):
+    ink = "[...document.querySelector('.history').getContext('2d').getImageData(0, 4, 1e4, 1).data].some((v) => v > 0)"
+    with page_of(tab, FIRST) as (page, camera):
+        page.mouse.click(*at_box(page, FIRST))
+        before = page.evaluate("document.querySelector('.history').toDataURL()")
+        for score in (0.2, 0.9, 0.4):
+            page.wait_for_timeout(210)
+            camera.show(replace(FIRST, score=score))
+        assert page.evaluate("document.querySelector('.history').toDataURL()") != before
+        assert page.evaluate(ink.replace("1e4", "document.querySelector('.history').width"))
+
+
+def test_three_hundred_boxes_are_listed_and_can_be_selected(tab):
+    findings = street(300, grid=(12, 20)).findings
+    with page_of(tab, *findings) as (page, camera):
+        camera.show(*findings)
+        page.locator(".boxes li").nth(299).wait_for(state="attached")
+        page.locator(".boxes li").nth(250).click()
+        assert page.locator(".box-track").inner_text() == "#251"
+
+
+def test_labels_are_text_whatever_they_contain(tab):
+    name = "<img src=x onerror=alert(1)>"
+    with page_of(tab, replace(FIRST, label=name)) as (page, _):
+        page.mouse.move(*at_box(page, FIRST))
+        assert page.locator(".box-label").inner_text() == name
+        assert page.locator(".card .facts img").count() == 0
+
+
+def test_grey_of_the_frame_is_that_of_the_tests():
+    assert np.all(explained_boxes(FIRST).frame.image == GREY)

@@ -331,3 +331,17 @@ def test_replay_scales_boxes_and_their_maps_to_a_smaller_video(tmp_path):
     for small, large in zip(shown.findings, live.findings, strict=True):
         assert small.box == pytest.approx([edge / 2 for edge in large.box])
         assert shown.region_of(small) == Box(0, 0, 320, 180)
+
+
+def test_log_beside_a_clip_has_boxes_tracks_and_maps(tmp_path):
+    with ClipSink(ClipSettings(uri=f"{tmp_path}/"), SinkContext(cameras=("north",))) as sink:
+        for index in range(5):
+            live = street(12, index=index, captured_at=index / RATE, pts_seconds=index / RATE)
+            sink.put(Overlay(live.frame.image, live))
+    [path] = tmp_path.glob("*.jsonl")
+    lines = log_lines(path)
+    assert len(lines) == 5
+    for line in lines:
+        assert [each["track"] for each in line["findings"]] == list(range(1, 13))
+        assert [each["box"] for each in line["findings"]] == [list(finding.box) for finding in live.findings]
+        assert sum("map" in each for each in line["findings"]) == 8

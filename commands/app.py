@@ -15,6 +15,7 @@ from commands.stream import demo, stream
 from commands.train import train
 from commands.train_line import train_line
 from commands.view import view
+from commands.why import why
 
 app = typer.Typer(
     name="recipro-stream",
@@ -26,7 +27,9 @@ app = typer.Typer(
     "Without a command, the demo runs for 30 seconds: a simulated inspection line, without a camera or a GPU.",
 )
 app.add_typer(keys_app, name="keys")
-for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema):
+for command in (
+    demo, stream, why, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -27,8 +27,8 @@ _DARK: Final[Colour] = (16, 18, 22)
 _REDUCTION: Final = 4
 """Heat is composed at this fraction of the frame's size: cells are larger than that."""
 _GOLDEN_ANGLE: Final = 0.381966
-_HUES: Final = (0.0, 0.52)
-"""Hues of tracks: red over yellow and green to turquoise; the blues are left to ``AGAINST``."""
+_BLUES: Final = (0.52, 0.76)
+"""Hues that no track has: they are left to ``AGAINST``."""
 _STALE_SECONDS: Final = 0.05
 """A label gives the age of its map above this."""
 _MAX_COUNTS: Final = 4
@@ -38,8 +38,9 @@ _MAX_COUNTS: Final = 4
 def track_colour(finding: Finding) -> Colour:
     """Return the colour of a box: that of its track, or of its class where boxes are not followed."""
     number = finding.class_index if finding.track is None else finding.track
-    low, high = _HUES
-    hue = low + (high - low) * (number * _GOLDEN_ANGLE % 1.0)
+    first, last = _BLUES
+    hue = (number * _GOLDEN_ANGLE % 1.0) * (1.0 - last + first)
+    hue = hue if hue < first else hue + last - first
     lightness = (0.62, 0.5, 0.72)[number % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,129 @@
+"""`run.py why`: explains why a detector sees an object at a place of an image, or why it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands import options
+from commands.console import print_line, relative_path
+from commands.options import NETWORK, RUN, drop_none, option
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.detectors.why import Answer, Influence
+    from pipeline.frames import Box, Image
+
+
+def why(
+    image: Annotated[str, typer.Argument(help="The image, or a video with --at.", show_default=False)],
+    box: Annotated[str, option(RUN, "The place: LEFT,TOP,WIDTH,HEIGHT in pixels of the image.", "--box")],
+    label: Annotated[str, option(RUN, "The class that is or should be there.", "--class")],
+    model: options.Model = "yolox_nano",
+    weights: options.Weights = None,
+    labels: options.Labels = None,
+    layout: Annotated[str | None, option(NETWORK, "Output layout of an ONNX file. Default: found.", "--layout")] = None,
+    cell_px: Annotated[int | None, option(RUN, "Side of a cell in input pixels. Default: by level.", "--cell")] = None,
+    at: Annotated[float | None, option(RUN, "Time of the frame in a video, in seconds.", "--at", min=0)] = None,
+    output: Annotated[Path | None, option(RUN, "The picture to write. Default: why.jpg.", "--output")] = None,
+) -> None:
+    """Explain a detector's score at a place of an image: what supports it, and what suppresses it."""
+    from commands.wiring.detectors import is_detector, load_configured_detector
+    from pipeline.config_loader import validate_config
+
+    if not is_detector(model):
+        raise ConfigError(f"model {model!r} is no detector; give an ONNX file of one, or a name such as yolox_nano")
+    place = parse_box(box)
+    boxes = drop_none({"layout": layout, "cell_px": cell_px})
+    engine = drop_none({"model": model, "weights": weights, "labels": labels, "boxes": boxes or None})
+    config = validate_config({}, "command line", {"engine": engine}).engine
+    pixels = read_frame(image, at)
+    from engine.detectors.why import explain_place
+
+    answer = explain_place(load_configured_detector(config), pixels, place, label, cell_px=cell_px)
+    target = output or Path("why.jpg")
+    _write(target, pixels, answer, image)
+    print_line("\n".join(answer_lines(answer, label)))
+    print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue speaks against)")
+
+
+def parse_box(text: str) -> Box:
+    """Read LEFT,TOP,WIDTH,HEIGHT.
+
+    Raises:
+        ConfigError: the text is no box with an area.
+    """
+    from pipeline.frames import Box
+
+    try:
+        left, top, width, height = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"box {text!r}: give LEFT,TOP,WIDTH,HEIGHT in pixels, such as 120,80,40,60") from None
+    if not (0.0 < width < 1e6 and 0.0 < height < 1e6 and abs(left) < 1e6 and abs(top) < 1e6):
+        raise ConfigError(f"box {text!r}: width and height are above 0; give LEFT,TOP,WIDTH,HEIGHT in pixels")
+    return Box(left, top, left + width, top + height)
+
+
+def read_frame(location: str, at: float | None) -> Image:
+    """Return an image file, or the first frame of a video at or after a time in seconds.
+
+    Raises:
+        SourceError: the file cannot be read, or the video ends before.
+    """
+    import threading
+
+    from commands.images import open_images
+    from pipeline.errors import SourceError
+    from stream.sources import build_source
+
+    if at is None:
+        path, read, _ = open_images(location)
+        return read(Path(path))
+    with build_source(location) as source:
+        for frame in source.frames(threading.Event()):
+            if frame.pts_seconds is not None and frame.pts_seconds >= at:
+                return frame.image
+    raise SourceError(f"{location}: has no frame at {at:g} s; give an earlier --at")
+
+
+def answer_lines(answer: Answer, label: str) -> list[str]:
+    """Return the answer as lines of text."""
+    shown = "is shown" if answer.score >= answer.threshold else f"is not shown: below {answer.threshold:g}"
+    anchor = f"the best anchor here (stride {answer.stride}, overlap {answer.overlap:.2f})"
+    lines = [f"{label}: score {answer.score:.3f} at {anchor}, which {shown}"]
+    if answer.supporting is not None:
+        lines.append(f"supported most by the place {_influence_text(answer.supporting)}")
+    if answer.suppressing is not None:
+        lines.append(f"suppressed most by the place {_influence_text(answer.suppressing)}")
+    return lines
+
+
+def _influence_text(influence: Influence) -> str:
+    box = influence.box
+    return (
+        f"{box.left:.0f},{box.top:.0f},{box.width:.0f},{box.height:.0f}: without it the score is "
+        f"{influence.score_without:.3f}"
+    )
+
+
+def _write(target: Path, image: Image, answer: Answer, name: str) -> None:
+    """Write the image with both maps side by side."""
+    import time
+
+    import numpy as np
+
+    from engine.io.atomic import atomic_write
+    from overlays.render.jpeg import encode_image
+    from overlays.render.renderer import HeatRenderer
+    from pipeline.frames import Explanation, Frame
+
+    frame = Frame(image, Path(name).name, 0, time.monotonic())
+    renderer = HeatRenderer(legend=False)
+    pictures = [
+        renderer.render(Explanation(frame, (finding,), f"recipro-cam/{mode}", "complete")).image
+        for mode, finding in (("keep", answer.keep), ("drop", answer.drop))
+    ]
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(encode_image(np.concatenate(pictures, axis=1), 90))

@@ -162,6 +162,7 @@ class EngineConfig(Settings):
     memory_budget_mib: int = Field(default=1024, ge=16)
     """Memory budget for masked maps, for plans that need them."""
     boxes: BoxesConfig = BoxesConfig()
+    """Boxes of a detector, and their heat maps."""
     cache: str | None = None
     """A folder of your own that keeps compiled networks between runs; 'off' for none. Default: a folder in your cache
     folder."""

@@ -1,0 +1,110 @@
+"""`run.py why`: the score of a class at a place, what supports it and what suppresses it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from commands.why import answer_lines, parse_box, read_frame
+from engine.detectors.definition import dense_responses
+from engine.detectors.detections import missed_anchor
+from engine.detectors.detector import Detector
+from engine.detectors.input_format import InputFormat
+from engine.detectors.layouts import YoloxLayout
+from engine.detectors.networks.yolox import STRIDES, Yolox, YoloxSize
+from engine.detectors.outputs import Level
+from engine.detectors.why import explain_place
+from pipeline.errors import ConfigError, SourceError
+from pipeline.frames import Box
+from tests.engine.detectors.conftest import SIZE, with_lively_weights
+
+LABELS = ("car", "truck", "bus", "person", "dog", "cat")
+PLACE = Box(60, 40, 120, 100)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    net = with_lively_weights(Yolox(YoloxSize(0.33, 0.125, depthwise=True), classes=6))
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if "_preds" in name:
+                weight.mul_(0.03)
+    levels = [Level(stride, 3 * k, 3 * k + 1, 3 * k + 2) for k, stride in enumerate(STRIDES)]
+    layout = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
+    return Detector("tiny", net, YoloxLayout(levels, 6), LABELS, layout, score=0.999)
+
+
+@pytest.fixture(scope="module")
+def image():
+    coarse = np.random.default_rng(5).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.kron(coarse, np.ones((30, 30, 1), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def answer(detector, image):
+    return explain_place(detector, image, PLACE, "dog", cell_px=32)
+
+
+def test_explain_place_explains_the_anchor_with_the_highest_score_and_overlap(detector, image, answer):
+    candidates = detector.candidates(detector.input.prepare([image]))
+    place = detector.input.place(*image.shape[:2]).to_input(torch.tensor(tuple(map(float, PLACE))))
+    missed = missed_anchor(candidates, place, LABELS.index("dog"))
+    assert answer.score == pytest.approx(missed.score)
+    assert answer.overlap == pytest.approx(missed.iou)
+    assert answer.keep.box.iou(PLACE) == pytest.approx(missed.iou, abs=1e-3)
+
+
+def test_explain_place_states_the_score_without_a_region_as_a_masked_run_gives_it(detector, image, answer):
+    images = detector.input.prepare([image])
+    candidates = detector.candidates(images)
+    place = detector.input.place(*image.shape[:2]).to_input(torch.tensor(tuple(map(float, PLACE))))
+    anchor = detector.layout.locate(candidates.grids, missed_anchor(candidates, place, LABELS.index("dog")).anchor)
+    split = detector.split(anchor.level, "complete", SIZE)
+    reads = detector.layout.reads(anchor)
+    responses = dense_responses(split, split.features(images), reads, 32, "drop")
+    scores = detector.layout.log_score(responses, LABELS.index("dog"), anchor).exp()
+    assert float(scores.max() - scores.min()) > 1e-3
+    if answer.supporting is not None:
+        assert answer.supporting.score_without == pytest.approx(float(scores.min()), abs=1e-4)
+    if answer.suppressing is not None:
+        assert answer.suppressing.score_without == pytest.approx(float(scores.max()), abs=1e-4)
+    assert answer.supporting is not None or answer.suppressing is not None
+
+
+def test_answer_lines_name_score_threshold_and_places(answer):
+    text = "\n".join(answer_lines(answer, "dog"))
+    assert f"dog: score {answer.score:.3f}" in text
+    assert "is not shown: below 0.999" in text
+    assert text.count("without it the score is") == (answer.supporting is not None) + (answer.suppressing is not None)
+
+
+@pytest.mark.parametrize(
+    ("box", "label", "message"),
+    [
+        (Box(500, 500, 600, 600), "dog", "outside the image of 240x180"),
+        (PLACE, "dgo", "Did you mean 'dog'"),
+    ],
+)
+def test_explain_place_refuses_what_is_not_there(detector, image, box, label, message):
+    with pytest.raises(ConfigError, match=message):
+        explain_place(detector, image, box, label)
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,0,5", "a,b,c,d", "1,2,nan,4", "1,2,inf,4", "1,2,3,4,5"])
+def test_parse_box_refuses_what_is_no_box(text):
+    with pytest.raises(ConfigError, match="LEFT,TOP,WIDTH,HEIGHT"):
+        parse_box(text)
+
+
+def test_parse_box_reads_left_top_width_height():
+    assert parse_box("10, 20,30,40.5") == Box(10, 20, 40, 60.5)
+
+
+def test_read_frame_reads_an_image_and_names_a_missing_one(tmp_path, image):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    np.testing.assert_array_equal(read_frame(str(path), None), image)
+    with pytest.raises(SourceError, match="missing"):
+        read_frame(str(tmp_path / "missing.png"), None)

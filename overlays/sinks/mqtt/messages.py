@@ -25,7 +25,7 @@ _BROKER: Final = re.compile(
 )
 _UNFIT: Final = re.compile(r"[+#/\x00-\x1f\x7f]+")
 MAX_FINDINGS: Final = 100
-"""Maximum number of findings in a message: it then has about 40 kB."""
+"""Maximum number of findings in a message: it then has about 25 kB."""
 _HEAT_KEYS: Final = frozenset({"heat_u8", "against_u8", "region", "grid"})
 _MAX_TOPIC_BYTES: Final = 60_000
 """MQTT allows 65535 bytes for the whole topic; a camera's name follows this part."""

@@ -24,7 +24,7 @@ BoxLookup = Callable[[Path, tuple[int, int]], tuple[GroundTruth, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Look-up of the boxes or the mask of an image; None where there are no such annotations."""
+    """Look-up of the boxes or the mask of an image; None if there are no such annotations."""
 
     place_of: Callable[[Path], Path | None] | None = None
     """Returns the annotation file of an image, or its key in a common file; unique per image."""

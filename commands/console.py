@@ -149,7 +149,7 @@ def relative_path(path: Path) -> str:
 
 
 def display_name() -> str | None:
-    """Return the display that windows open on; None where the system has no display."""
+    """Return the display that windows open on; None if the system has no display."""
     if sys.platform in {"darwin", "win32"}:
         return "the system's screen"
     return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None

@@ -34,7 +34,7 @@ class Layout:
     """The folders that contain the class folders of a data set."""
 
     parts: Mapping[str, tuple[Path, ...]]
-    """By part of the split; a data set without a split has one folder under the key ""."""
+    """By split; a data set without a split has one folder under the key ""."""
     left_out: tuple[str, ...] = ()
     """Unused folders, a line each."""
 
@@ -64,14 +64,14 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
         return Layout({"": (folder,)})
     if set(split.values()) == {TRAINING} and len(split) == len(contents):
         raise ConfigError(
-            f"{folder}: has only {_listed(split)}, the name of a part of a split; its folders "
+            f"{folder}: contains only {_listed(split)}, which is the name of a split; the folders in it "
             f"({_some(contents[next(iter(split))].classes)}) are the classes: give {next(iter(split))}"
         )
     if _is_class_with_folders(split, others, contents):
         return Layout({"": (folder,)})
     _check_split(folder, split, others, contents)
     class_parents = {path: _class_parent(path, suffixes) for path in split}
-    left_out = [f"{path}: is neither a part of the split nor needed" for path in others]
+    left_out = [f"{path}: is neither a split nor needed" for path in others]
     left_out += [
         f"{path}: {contents[path].images} images without class folders, so their classes are unknown"
         for path in named
@@ -100,23 +100,23 @@ def _repeated_classes(split: Mapping[Path, str], others: Sequence[Path], content
 def _check_split(
     folder: Path, split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]
 ) -> None:
-    """Refuse a split of one part, a split without a training part, and a data set for object detection."""
+    """Refuse a single split, splits without a training split, and a data set for object detection."""
     if len(set(split.values())) < 2:
         raise ConfigError(
-            f"{folder}: {_listed(split)} has the name of a part of a split and contains "
+            f"{folder}: {_listed(split)} has the name of a split and contains "
             f"{_some(contents[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
             "that contains the classes, or train and val (or test) with the same classes in each"
         )
     if TRAINING not in split.values():
         raise ConfigError(
-            f"{folder}: has {_listed(split)}, parts of a split, but no training part; add a folder train with the "
+            f"{folder}: has the splits {_listed(split)}, but no training split; add a folder train with the "
             "same classes, or give one of them alone: then it is split anew"
         )
     _check_detection(folder, split, contents)
 
 
 def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[str]] | None:
-    """Return the part of each image where class folders are split inside, as ``ok/train``, ``ok/val``; else None.
+    """Return the split of each image if the class folders contain split folders (``ok/train``, ``ok/val``), else None.
 
     Args:
         folder: the folder that the user named.
@@ -153,7 +153,7 @@ def _class_parent(folder: Path, suffixes: frozenset[str]) -> Path:
 
 
 def part_called(name: str) -> str | None:
-    """Return the part of a split that a folder's name means, such as ``Train_set`` or ``val2017``; else None."""
+    """Return the split that a folder's name means, such as ``Train_set`` or ``val2017``; else None."""
     words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
     joined = "".join(words)
     if joined.endswith("set") and joined[:-3] in _SPLIT_WORDS:
@@ -233,7 +233,7 @@ def _check_unlabelled(
     if len(set(named.values())) > 1 and TRAINING in named.values() and not list(others):
         training = next(path for path in named if named[path] == TRAINING)
         raise ConfigError(
-            f"{folder}: {_listed(named)} have the names of parts of a split, and contain images without class folders; "
+            f"{folder}: {_listed(named)} have the names of splits, and contain images without class folders; "
             f"put the images into folders such as {training}/ok, or give a CSV with the columns path,label"
         )
     used = [path for path, content in contents.items() if content.images or content.classes]

@@ -89,10 +89,10 @@ def evaluate(
             "that was exported, or the .safetensors file of `train`"
         )
     if kernel and method not in {None, "recipro-cam"}:
-        raise ConfigError(f"--kernel {kernel!r}: an option of recipro-cam, not of {method}; leave one of them out")
+        raise ConfigError(f"--kernel {kernel!r}: an option of recipro-cam, not of {method}; omit --kernel or --method")
     if masks and boxes:
         raise ConfigError(
-            f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: only one of them can be used; leave one out"
+            f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: only one of them can be used; omit the other"
         )
     if steps > MAX_STEPS:
         raise ConfigError(

@@ -82,7 +82,7 @@ def open_input(location: str, limit: int | None, annotations: Annotations, train
     paths = writable_names(found_images(location, IMAGE_SUFFIXES))
     by_name = {path.name if in_folder else str(path): path for path in paths}
     if not by_name:
-        raise ConfigError(f"{location}: no image has a name that a list can hold (UTF-8, one line); rename the images")
+        raise ConfigError(f"{location}: no image has a name of one line of valid UTF-8; rename the images")
     return ImageInput(by_name, limit, annotations, trained, read)
 
 
@@ -133,7 +133,7 @@ class ImageInput:
                 results.add({"image": name, "source": frame.source_name, **record, **digest})
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
-        """Read the files again."""
+        """Return the images by name, read again from their files."""
         return {name: self._read(self._paths[name]) for name in names}
 
     def _digest(self, name: str) -> str:

@@ -24,7 +24,7 @@ class ShutdownEvent(threading.Event):
 
     @property
     def other_signal(self) -> signal.Signals:
-        """A signal for child processes that may have received the first one: another kind is no second request."""
+        """A signal of another kind, for child processes that may have received the first one already."""
         return signal.SIGINT if signal.SIGTERM in self.signals else signal.SIGTERM
 
 

@@ -33,7 +33,7 @@ def view(
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:
-    """Watch a stream over the network: in a window, or in a file where there is no screen."""
+    """Watch a stream over the network: in a window, or in a file if there is no screen."""
     from rich.console import Console
 
     from overlays.progress import Progress, summary

@@ -122,11 +122,11 @@ def check_declared(entries: Iterable[zipfile.ZipInfo], size: int) -> int:
 
 
 def _other_archive(names: list[str]) -> str | None:
-    """Return a description, with the remedy, of a zip archive that is no checkpoint; None for a checkpoint."""
+    """Return a description, with the remedy, of a zip archive that is not a checkpoint; None for a checkpoint."""
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         return (
-            "it is a TorchScript program, and code of a file is not run; save its weights in Python: "
+            "it is a TorchScript program; code in a file is never run; save its weights in Python: "
             "torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'weights.pth')"
         )
     if any(name.startswith(("models/", "data/weights/")) for name in inner) or "archive_format" in inner:
@@ -162,7 +162,7 @@ def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
             yield f"{module}.{name}"
         if count > MAX_OPERATIONS or depth > MAX_DEPTH:
             raise CheckpointError(
-                "its objects are nested deeper, or are more, than in any checkpoint; save net.state_dict() alone"
+                "it has too many or too deeply nested objects for a checkpoint; save net.state_dict() alone"
             )
 
 
@@ -172,7 +172,7 @@ def _refuse_forbidden(names: set[str]) -> None:
         root = module.partition(".")[0]
         if root in _FORBIDDEN_MODULES or (root == "builtins" and last not in _HARMLESS_BUILTINS):
             raise CheckpointError(
-                f"it calls {name}, which no weights need, and code of a file is not run; do not trust it"
+                f"it calls {name}, which weights do not need; code in a file is never run; do not trust this file"
             )
 
 

@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal: a live table, or lines at intervals where output is no terminal."""
+"""Progress of a run on the terminal: a live table, or lines at intervals if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.stats import CameraStats
 from pipeline.workers.source import SourceWorker
 
 PLAIN_INTERVAL_SECONDS = 5.0
-"""Interval between lines where output is no terminal."""
+"""Interval between lines if the output is not a terminal."""
 _SILENT_SECONDS = 2.0
 """After this time without a frame, the age of a camera's frames is no longer shown."""
 

@@ -42,7 +42,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text.strip()[:40]!r} is no number; give three, such as 0.485,0.456,0.406") from None
+        raise ValueError(f"{text.strip()[:40]!r} is not a number; give three, such as 0.485,0.456,0.406") from None
 
 
 def _word_list(value: object) -> object:
@@ -61,7 +61,7 @@ def _as_list(value: object) -> object:
 
 
 def _uri_map(value: object) -> object:
-    """Read a bare URI; ``line:`` without quotes, which YAML takes for a map of one key, is one too."""
+    """Read a URI; YAML parses ``line:`` without quotes as a map of one key, which is read as that URI."""
     if isinstance(value, Mapping) and len(value) == 1 and "uri" not in value:
         (scheme, nothing), *_ = value.items()
         if nothing is None and re.fullmatch(r"[a-z][a-z0-9+.-]*", str(scheme)):
@@ -75,7 +75,7 @@ MAX_INPUT_PIXELS: Final = 1 << 24
 
 def _area(size: tuple[int, int]) -> tuple[int, int]:
     if size[0] * size[1] > MAX_INPUT_PIXELS:
-        raise ValueError(f"a network's input has at most {MAX_INPUT_PIXELS} pixels, such as 4096x4096; give a smaller")
+        raise ValueError(f"a network's input has at most {MAX_INPUT_PIXELS} pixels, such as 4096x4096; reduce it")
     return size
 
 

@@ -53,10 +53,12 @@ class _Reader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values of an expanded node."""
+    """Return the number of values of a node after its aliases are expanded."""
     if id(node) in known:
         if known[id(node)] == 0:
-            raise yaml.constructor.ConstructorError(None, None, "an alias refers to what holds it", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "an alias refers to a node that contains it", node.start_mark
+            )
         return known[id(node)]
     known[id(node)] = 0
     parts = node.value if isinstance(node, yaml.CollectionNode) else []

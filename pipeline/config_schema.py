@@ -94,7 +94,7 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def _table(model: type[BaseModel], *, without: set[str] | None = None) -> list[str]:
-    """Return the rows of a model's options, those of nested models included; none where it has no options."""
+    """Return the rows of a model's options, those of nested models included; none if it has no options."""
     rows = list(_rows(model, "", without or set()))
     return ["| option | values | default | meaning |", "|---|---|---|---|", *rows] if rows else []
 

@@ -27,7 +27,7 @@ def to_documented_yaml(config: Config, kinds: Kinds = BASE_KINDS) -> str:
 def _lines(
     values: BaseModel | None, model: type[BaseModel], depth: int, kinds: Kinds, *, off: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of a model's keys; ``off``: as comments, for an entry that is not there."""
+    """Yield the lines of a model's keys; ``off``: as comments, if the configuration has no such entry."""
     indent = "  " * depth
     for name, field in model.model_fields.items():
         description = " ".join((field.description or "").split())
@@ -72,7 +72,7 @@ def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a default is anything
 
 
 def _text(value: object) -> str:
-    """Return a value as YAML on one line, behind a space; nothing for none."""
+    """Return a space and the value as YAML on one line; an empty string for None."""
     if value is None:
         return ""
     plain = value
@@ -83,7 +83,7 @@ def _text(value: object) -> str:
 
 
 def model_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a key's entries or values; None where it holds plain ones."""
+    """Return the model of a key's entries or values; None if it holds plain ones."""
     waiting: list[Any] = [field.annotation]
     while waiting:
         kind = waiting.pop()

@@ -109,7 +109,7 @@ class CameraStream:
         return overlay
 
     def _check_signal(self) -> None:
-        """Show a signal loss: as the source does, or else the last frame, once the source gives none."""
+        """Show a signal loss: the image that the source has for it, or else the camera's last frame as stale."""
         overlay = self._worker.source.take_stale()
         if overlay is None:
             self._loss_detector.check()

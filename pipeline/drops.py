@@ -132,7 +132,7 @@ class DeliveryTracker:
             self._pending[id(overlay)] = _Pending(overlay, sinks)
 
     def settle(self, overlay: Overlay, reason: DropReason | None) -> None:
-        """Note that one sink is done with an overlay; ``reason`` is None where the sink delivered it.
+        """Note that one sink is done with an overlay; ``reason`` is None if the sink delivered it.
 
         Overlays that were not registered (repeated images of a camera without signal) are ignored.
         """

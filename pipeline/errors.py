@@ -34,7 +34,7 @@ _MAX_PATH: Final = 200
 
 
 class ReciproStreamError(Exception):
-    """The base class: something that the user can fix."""
+    """Base class of the errors that the user can fix."""
 
     exit_code = 2
 
@@ -102,7 +102,7 @@ class ImageError(WireError):
 
 
 def of_path(error: OSError) -> str | None:
-    """Return the message for an ``OSError`` about a path; None where the error names no path."""
+    """Return the message for an ``OSError`` about a path; None if the error names no path."""
     if error.filename is None:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)

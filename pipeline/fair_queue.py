@@ -85,7 +85,7 @@ class FairQueue(Generic[T]):
         queue.held_bytes += self._size_of(item)
 
     def take(self) -> T | None:
-        """Remove and return the next item; None where the queue is empty."""
+        """Remove and return the next item; None if the queue is empty."""
         waiting = [queue for queue in self._queues.values() if queue.items]
         if not waiting:
             return None

@@ -13,7 +13,7 @@ Numbers = Iterable[tuple[str, float | None]]
 
 
 def find_non_finite(explanation: Explanation) -> str:
-    """Return which number is NaN or infinite, as text; empty where all are finite.
+    """Return which number is NaN or infinite, as text; empty if all are finite.
 
     JSON and many readers have no such numbers, so no sink publishes them.
     """

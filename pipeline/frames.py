@@ -84,7 +84,7 @@ class Frame:
     captured_at: float
     """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None
-    """The stream's own clock, rebased to start near 0; None where the stream has none."""
+    """The stream's own clock, rebased to start near 0; None if the stream has none."""
     truth: GroundTruth | None = None
     """Ground truth of the frame; None for a real camera."""
     source_name: str = ""
@@ -131,7 +131,7 @@ class HeatmapStats:
     """Pearson correlation with the map of the same class in the camera's previous frame, -1 to 1; None without such a
     map."""
     heat_inside: Mapping[str, float] = field(default_factory=dict)
-    """Fraction of the evidence in each of the camera's regions; empty where the map is flat."""
+    """Fraction of the evidence in each of the camera's regions; empty if the map is flat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +231,7 @@ class Finding:
     box: Box | None = None
     """A detector's box; None for a classifier."""
     heatmap_stats: HeatmapStats | None = None
-    """Statistics of the heat map; None where they were not computed."""
+    """Statistics of the heat map; None if they were not computed."""
     track: int | None = None
     """Number of the followed object, unique in its camera; None without tracking."""
     box_map: BoxMap | None = None
@@ -308,7 +308,7 @@ class Explanation:
 
     @property
     def top_scoring(self) -> Finding | None:
-        """The finding with the highest score, the first of equals; None where there is none."""
+        """The finding with the highest score, the first of equals; None if there is none."""
         return top_scoring(self.findings)
 
     @property
@@ -319,12 +319,12 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class SignalLoss:
-    """A camera gives no frames, and why."""
+    """State of a camera that gives no frames, with the reason."""
 
     seconds: float
     """Time since its last frame was decoded."""
     state: str = ""
-    """State of the source (``pipeline.ports.State``); empty where it is not known."""
+    """State of the source (``pipeline.ports.State``); empty if it is not known."""
     reason: str = ""
     """As text, without credentials."""
 

@@ -181,7 +181,7 @@ class KindRegistry(Generic[S]):
         if not isinstance(settings, kind.settings):  # made without the registry
             settings = self.parse(settings.model_dump(exclude_unset=True))
         made = self._make(kind, settings, context)
-        fault = "" if isinstance(made, self.product) else f", which is no recipro_stream.{self.product.__name__}"
+        fault = "" if isinstance(made, self.product) else f", which is not a recipro_stream.{self.product.__name__}"
         fault = fault or "".join(
             f" without {name}" for name in self.product.__annotations__ if getattr(made, name, "") == ""
         )
@@ -229,7 +229,7 @@ class KindRegistry(Generic[S]):
         try:
             model = getattr(entry.load(), "settings_model", self.base)
             if not issubclass(model, self.base):
-                raise TypeError(f"settings_model is no subclass of pipeline.settings.{self.base.__name__}")  # noqa: TRY301
+                raise TypeError(f"settings_model is not a subclass of pipeline.settings.{self.base.__name__}")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - a package raises anything
             raise self.error(
                 f"{self.word} {entry.name}: package {package} cannot be used ({type(error).__name__}: {error})"

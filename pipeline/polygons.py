@@ -27,7 +27,7 @@ def _sides(polygon: Sequence[Point]) -> list[Side]:
 
 
 def self_intersects(polygon: Sequence[Point]) -> bool:
-    """Return whether two sides cross that are not adjacent."""
+    """Return whether two non-adjacent sides cross."""
     sides = _sides(polygon)
     for (i, side), (j, other) in itertools.combinations(enumerate(sides), 2):
         adjacent = j - i in {1, len(sides) - 1}

@@ -81,7 +81,7 @@ class Source(ABC):
     frames_total: int | None = None
     """Number of frames of a file where it is known, for progress; None for a live source."""
     rate: float | None = None
-    """Declared frames per second, None where it is not declared. For pacing only: declared rates may be wrong."""
+    """Declared frames per second, None if it is not declared. For pacing only: declared rates may be wrong."""
     overflow: Overflow | None = None
     """What a full queue does unless the configuration says it; None: by ``live``."""
     health: Health = Health()
@@ -165,7 +165,7 @@ class MetricSample:
 
 
 class Part:
-    """A part of a run that may report on itself. All its members here are for any thread, and must not wait."""
+    """A part of a run that may report on itself. Any thread may use these members; they must not block."""
 
     uri: str = ""
     """Where a sink writes to; empty for other parts."""
@@ -176,7 +176,7 @@ class Part:
 
     @property
     def problem(self) -> str:
-        """Why it does not do its whole work, without credentials: a full disk, a lost broker; empty while it does."""
+        """Reason why the part does not work fully, without credentials: a full disk, a lost broker; else empty."""
         return ""
 
     @property
@@ -247,7 +247,7 @@ class Sink(Part, ABC):
 
     @abstractmethod
     def put(self, overlay: Overlay) -> None:
-        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` where the sink has failed."""
+        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` if the sink has failed."""
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - for subclasses
         """Return whether a drawn image of this camera is needed now; without any such sink no image is drawn."""
@@ -266,11 +266,11 @@ class Sink(Part, ABC):
         """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
 
     def on_run_end(self) -> None:
-        """Wait, for seconds at most, for what decides the account; called once, after the last frame."""
+        """Wait, for a few seconds at most, until ``account`` is final; called once, after the last frame."""
 
     @property
     def accepted_jpeg_quality(self) -> int | None:
-        """JPEG quality, 1 to 100, of images that the engine may encode for it; None: it needs arrays now."""
+        """JPEG quality, 1 to 100, at which the engine may encode images for this sink; None: the sink needs arrays."""
         return None
 
     def __enter__(self) -> Self:

@@ -27,7 +27,7 @@ def read_devices(text: str) -> tuple[str, ...]:
     devices = tuple(part.strip() for part in text.split(","))
     for name in devices:
         if not _DEVICE.fullmatch(name):
-            raise ConfigError(f"--devices: {name!r} is no device; such as cuda:0,cuda:1")
+            raise ConfigError(f"--devices: {name!r} is not a device; give devices such as cuda:0,cuda:1")
     return devices
 
 
@@ -83,7 +83,7 @@ def shard_uri(sink: SinkSettings, index: int) -> str:
     if network:
         port = int(network["port"])
         if port + index > 65535:
-            raise ConfigError(f"sink {uri}: shard {index} would listen on port {port + index}; choose a lower one")
+            raise ConfigError(f"sink {uri}: shard {index} would listen on port {port + index}; choose a lower port")
         return f"{network['before']}{port + index if port else 0}{network['after']}"
     if uri.startswith("ipc://"):
         return f"{uri}.{index}"

@@ -17,7 +17,7 @@ EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 
 
 _SILENT_SECONDS: Final = 2.0
-"""Explained frames come in batches: a shorter gap is no silence."""
+"""Explained frames come in batches: a shorter gap does not count as silence."""
 
 
 class Histogram:

@@ -40,7 +40,7 @@ class CameraMode:
 
 
 class CameraSource(LiveSource):
-    """Frames of ``/dev/videoN``; ``SourceError`` where it cannot be opened."""
+    """Frames of ``/dev/videoN``; ``SourceError`` if it cannot be opened."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Reader:
 
 
 def _descriptor_of(device: Path) -> int | None:
-    """Return the open file descriptor of ``device``; None where it is unknown."""
+    """Return the open file descriptor of ``device``; None if it is unknown."""
     listing = Path("/proc/self/fd")
     real = device.resolve()
     for entry in sorted(listing.iterdir() if listing.is_dir() else [], key=lambda p: int(p.name), reverse=True):

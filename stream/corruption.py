@@ -21,7 +21,7 @@ class PacketInfo:
 
 
 class CorruptionTracker:
-    """Tells which decoded frames are intact, from the packets sent."""
+    """Determines which decoded frames are intact, from the packets sent."""
 
     def __init__(self, *, window_packets: int | None = None) -> None:
         """Create a tracker.

@@ -25,7 +25,7 @@ _MAX_FAILED_READS: Final = 32  # consecutive damaged positions that a file is re
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """Return FFmpeg's best video stream; None where there is none."""
+    """Return FFmpeg's best video stream; None if there is none."""
     try:
         best = container.streams.best("video")
     except IndexError:  # with a damaged header FFmpeg finds a stream that PyAV does not have
@@ -36,7 +36,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def drop_bad_extradata(context: VideoCodecContext) -> bool:
-    """Remove parameter sets that do not open the decoder; return whether removed.
+    """Remove parameter sets with which the decoder does not open; return whether any were removed.
 
     Some cameras describe their stream with wrong parameter sets and send the right ones with each keyframe. With
     ``err_detect=explode`` the decoder does not open with wrong sets, and no packet is decoded. The sets are tested in a
@@ -162,7 +162,7 @@ class VideoDecoder:
         check_size(context.width, context.height, self.max_pixels)
 
     def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:
-        """Raise ``ImageTooLargeError`` where the size is the cause of ``error``."""
+        """Raise ``ImageTooLargeError`` if the size is the cause of ``error``."""
         if self.max_pixels is None:
             return
         size_was_reset = isinstance(error, av.error.ArgumentError) and context.width * context.height == 0

@@ -39,7 +39,7 @@ from stream.mpegts_splices import begins_anew, only_padding_behind, without_corr
 from stream.paths import PipeReader, check_file, kind_of, opened, shown
 from stream.redact import redact
 
-# A part of a longer stream in these formats may begin between two keyframes; undecodable frames there are no damage.
+# A part of a longer stream in these formats may begin between two keyframes; undecodable frames there are not damage.
 _BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}
 # FFmpeg estimates the duration of these formats from their last timestamps.
 _WITHOUT_DURATION: Final = _BEGINS_ANYWHERE - {"flv", "hls"}
@@ -62,7 +62,7 @@ class FileOptions:
     open_timeout_seconds: float | None = None
     read_timeout_seconds: float | None = None
     loop: bool = False
-    """Repeat the file without end."""
+    """Repeat the file endlessly."""
     open_remote: Callable[[threading.Event], RemoteFile] | None = None
     """Opens a remote recording, whose waits end when the event is set; None: FFmpeg opens it."""
 
@@ -298,7 +298,7 @@ class FileSource(Source):
             raise SourceError(message) from None
 
     def _packets(self) -> Iterator[VideoPacket]:
-        """Yield the video's packets; joints and padding are no damage."""
+        """Yield the video's packets; joints and padding are not reported as damage."""
         assert self._container is not None  # noqa: S101 - _open comes first
         is_joinable = self._is_local and "mpegts" in self._formats
         last = 0
@@ -333,7 +333,7 @@ class FileSource(Source):
         raise CorruptMediaError(message)
 
     def _truncation(self) -> str:
-        """Return what is missing, as part of a message; empty where nothing is."""
+        """Return what is missing, as part of a message; empty if nothing is."""
         assert self._container is not None  # noqa: S101 - _open comes first
         if self._is_cut_gif:
             return ", cut off: its trailer is missing"

@@ -86,7 +86,7 @@ class NewFileTracker:
         return sorted(ready, key=lambda path: (*self._age(path), natural(path)))
 
     def record_read(self, path: str, *, is_whole: bool, now: float) -> bool:
-        """Record a read of ``path``; return False where to read it again."""
+        """Record a read of ``path``; return False if it must be read again."""
         pending = self._pending[path]
         if is_whole or now - pending.since > _UNFINISHED_SECONDS:
             self._done[path] = self._pending.pop(path).state
@@ -99,7 +99,7 @@ class NewFileTracker:
 
 
 class WatchedFolder(Source):
-    """Frames of the images that appear in a folder, or match a glob, without end.
+    """Frames of the images that appear in a folder, or match a glob; the source never ends.
 
     No image is lost, however slow the reader: the files stay on disk. An image that never decodes is logged, skipped
     and counted.
@@ -185,7 +185,7 @@ class WatchedFolder(Source):
 
 
 def _file_state(path: str) -> _FileState | None:
-    """Return the state of the file; None where it no longer exists."""
+    """Return the state of the file; None if it no longer exists."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:

@@ -26,7 +26,7 @@ class _Numbering:
 
 
 class FrameNumbers:
-    """Follows one stream's packets (Annex B), a picture each."""
+    """Follows ``frame_num`` in one stream's packets (Annex B); each packet holds one picture."""
 
     def __init__(self, extradata: bytes | None = None) -> None:
         """Create a tracker with the container's parameter sets, if any."""

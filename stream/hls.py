@@ -130,7 +130,7 @@ class HlsFollower:
         self._failures = 0
 
     def check_whole(self) -> None:
-        """Raise ``FailureError`` where a finite stream lacks segments."""
+        """Raise ``FailureError`` if a finite stream lacks segments."""
         if self._missing and not self.is_live:
             message = f"{self._missing} segments of its playlist could not be fetched"
             raise FailureError(Failure(message, "never", "not found", hint="check the server"))
@@ -198,7 +198,7 @@ class HlsPart:
         self._header = b""
 
     def submit(self) -> bool:
-        """Open the first segment; return False where there is none. Raises ``OSError``."""
+        """Open the first segment; return False if there is none. Raises ``OSError``."""
         return self._advance()
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ class WebSource(SourceWrapper):
     """Frames of an HTTP address.
 
     The server's answer tells, before the first frame, whether the address is live; until then ``live`` is a guess from
-    the address. ``frames`` raises ``SourceError`` where the address cannot be read, and ``CorruptMediaError`` for a
+    the address. ``frames`` raises ``SourceError`` if the address cannot be read, and ``CorruptMediaError`` for a
     recording that is not complete.
     """
 

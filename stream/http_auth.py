@@ -52,7 +52,7 @@ def challenges(headers: Sequence[str]) -> list[Challenge]:
 
 
 def strongest(offered: Sequence[Challenge]) -> Challenge | None:
-    """Return the strongest supported challenge; None where none is supported."""
+    """Return the strongest supported challenge; None if none is supported."""
     supported = [challenge for challenge in offered if challenge.scheme == "basic" or _is_digest(challenge)]
     return min(supported, key=_rank, default=None)
 

@@ -123,7 +123,7 @@ class WebClient:
         return failure_of_status(response.status)
 
     def _check(self, url: str) -> Origin:
-        """Return the origin of ``url``. Raises ``FailureError`` where it is not allowed."""
+        """Return the origin of ``url``. Raises ``FailureError`` if it is not allowed."""
         origin = Origin.of(url)
         self._allowed.check(origin)
         return origin

@@ -24,7 +24,7 @@ class WebFile:
 
     def __init__(self, client: WebClient, url: str, *, answer_seconds: float, read_seconds: float,
                  stop: threading.Event) -> None:  # fmt: skip
-        """Open ``url``; raises ``OSError`` where it cannot be opened."""
+        """Open ``url``; raises ``OSError`` if it cannot be opened."""
         self._client = client
         self._url = url
         self._answer_seconds = answer_seconds

@@ -125,7 +125,7 @@ class DecoderSelector:
         return self._choice.startswith("cuda")
 
     def check(self) -> None:
-        """Raise ``SourceError`` where a GPU is required and none is available."""
+        """Raise ``SourceError`` if a GPU is required and none is available."""
         self._hwaccel()
 
     def open(

@@ -215,11 +215,11 @@ def jpeg_is_whole(content: bytes) -> bool:
         scans += in_scan
         if scans > _MAX_JPEG_SCANS or gap_bytes > _MAX_JPEG_GAP_BYTES:
             break
-    raise SourceError("a JPEG with more segments than cameras and programs write; save it again")
+    raise SourceError("the JPEG has too many scans or too many bytes between its segments; save it again")
 
 
 def _header(content: bytes) -> _Header | None:
-    """Return the header; None where the format is unknown or the header is damaged."""
+    """Return the header; None if the format is unknown or the header is damaged."""
     Pillow.MAX_IMAGE_PIXELS = None  # ``max_pixels`` is the limit; Pillow's would refuse sizes that it allows
     try:
         with Pillow.open(io.BytesIO(content), formats=_known_formats()) as image:
@@ -276,7 +276,7 @@ def _register_heif() -> None:
 
 
 def _decode_by_pillow(content: bytes) -> Image | None:
-    """Return an oriented HEIC or AVIF image; None where it is damaged."""
+    """Return an oriented HEIC or AVIF image; None if it is damaged."""
     try:
         with Pillow.open(io.BytesIO(content), formats=_known_formats()) as image:
             return np.asarray(exif_transpose(image).convert("RGB"), dtype=np.uint8)

@@ -66,7 +66,7 @@ class ImagesSource(Source):
         self._paths = []
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield every image that decodes; raises ``SourceError`` where none does."""
+        """Yield every image that decodes; raises ``SourceError`` if none does."""
         assert self.rate is not None  # noqa: S101 - set in __init__
         self.health = Health("live")
         folder = folder_of(self._pattern)

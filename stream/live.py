@@ -76,8 +76,8 @@ class SourceConnectionLostError(Exception):
 class LiveSource(Source):
     """Frames of a live stream, across any number of connections.
 
-    Entering raises ``SourceError`` where a GPU is required for decoding and none is available; ``frames`` raises
-    ``ConnectionLostError`` where the stream cannot be read, or after the last attempt. Frame indices and times continue
+    Entering raises ``SourceError`` if a GPU is required for decoding and none is available; ``frames`` raises
+    ``ConnectionLostError`` if the stream cannot be read, or after the last attempt. Frame indices and times continue
     across connections.
     """
 

@@ -19,7 +19,7 @@ _KINDS: Final = {"http": "http", "https": "http", "rtsp": "rtsp", "rtsps": "rtsp
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port of a URL; credentials belong to one origin."""
+    """Scheme, host and port of a URL; credentials are sent to one origin only."""
 
     scheme: str
     host: str
@@ -66,7 +66,7 @@ class Origin:
         """Return a connection, with TLS where the scheme requires it.
 
         Raises:
-            OSError: no connection within ``seconds``; a ``FailureError`` where the cause is known.
+            OSError: no connection within ``seconds``; a ``FailureError`` if the cause is known.
         """
         try:
             connected = socket.create_connection((self.host, self.port), timeout=seconds)
@@ -94,7 +94,7 @@ class AllowedHosts:
         self._names = {name.lower().rstrip(".") for name in names}
 
     def check(self, origin: Origin) -> None:
-        """Raise ``FailureError`` where the camera may not refer to ``origin``."""
+        """Raise ``FailureError`` if the camera may not refer to ``origin``."""
         upgraded = origin.host == self._own.host and (origin.port, self._own.port) == (443, 80)
         if origin == self._own or upgraded or self.has(origin.host, origin.host_port):
             return
@@ -110,7 +110,7 @@ class AllowedHosts:
 
 
 def _tls() -> ssl.SSLContext:
-    """Return a context that verifies no certificate: cameras sign their own."""
+    """Return a TLS context without certificate verification: cameras use self-signed certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

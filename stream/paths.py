@@ -106,7 +106,7 @@ def opened(path: str) -> str | BinaryIO:
 
 
 def check_file(path: str) -> None:
-    """Raise ``SourceError`` where ``path`` is not a readable file, or is empty."""
+    """Raise ``SourceError`` if ``path`` is not a readable file, or is empty."""
     kind = kind_of(path)
     if kind == "missing":
         raise SourceError(f"{shown(path)}: no such file; check the path")

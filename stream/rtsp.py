@@ -42,7 +42,7 @@ def rtsp_source(
 
 
 class _Connections:
-    """Opens one camera by way of a relay; one connection at a time."""
+    """Opens one camera through a relay; one connection at a time."""
 
     def __init__(self, camera: RtspCamera, options: dict[str, str], decoder: DecoderSelector) -> None:
         self._camera = camera

@@ -28,7 +28,7 @@ class RtspCamera:
         self._count = 0
 
     def authorization(self, method: str, target: str) -> str:
-        """Return the value of ``Authorization``; empty where none is required."""
+        """Return the value of ``Authorization``; empty if none is required."""
         if self._challenge is None:
             return ""
         self._count += 1

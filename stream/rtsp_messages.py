@@ -75,7 +75,7 @@ class MessageReader:
         self._buffer += data
 
     def next(self) -> Message | bytes | None:
-        """Return the next message or packet; None where it is incomplete.
+        """Return the next message or packet; None if it is incomplete.
 
         Raises:
             FailureError: a message exceeds the limits.

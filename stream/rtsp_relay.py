@@ -29,7 +29,7 @@ def rtsp_relay(camera: RtspCamera, *, seconds: float) -> Iterator[RtspRelay]:
     """Connect to a camera within ``seconds``; yield the relay that serves it to FFmpeg.
 
     Raises:
-        OSError: the camera cannot be reached; a ``FailureError`` where the cause is known.
+        OSError: the camera cannot be reached; a ``FailureError`` if the cause is known.
     """
     with ExitStack() as stack:
         connected = stack.enter_context(closing(camera.own.connect(seconds)))
@@ -46,7 +46,7 @@ class RtspRelay:
 
     def __init__(self, camera: RtspCamera, listener: socket.socket, connected: socket.socket, seconds: float) -> None:
         self.failure: Failure | None = None
-        """Why the connection ended, where that is known."""
+        """Reason why the connection ended, if it is known."""
         host, port = listener.getsockname()[:2]
         self.url = f"rtsp://{f'[{host}]' if ':' in host else host}:{port}/{secrets.token_hex(16)}"
         """The address for FFmpeg: on the loopback interface, with a secret path."""
@@ -66,7 +66,7 @@ class RtspRelay:
         self._wake.send(b"x")
 
     def close(self) -> None:
-        """Release what wakes ``run``."""
+        """Close the socket pair that wakes ``run``."""
         self._wake.close()
         self._woken.close()
 

@@ -90,7 +90,7 @@ class Session:
         self._requests.feed(data)
 
     def _exchange(self, request: Message) -> Message | None:
-        """Return the camera's response as FFmpeg may read it; None where the camera closed the connection."""
+        """Return the camera's response as FFmpeg may read it; None if the camera closed the connection."""
         while True:
             response = self._ask(request)
             if response is not None and response.status == 401 and self._origin == self._camera.own:
@@ -106,7 +106,7 @@ class Session:
             self._follow(request, response.get("location"))
 
     def _ask(self, request: Message) -> Message | None:
-        """Send a request; return the response, or None where the connection is closed."""
+        """Send a request; return the response, or None if the connection is closed."""
         self._send(self._for_camera(request))
         while True:
             item = self._received.next()
@@ -128,7 +128,7 @@ class Session:
         return Message(f"{request.method} {target} RTSP/1.0", headers, request.body).encode()
 
     def _rebuilt(self, request: Message, response: Message) -> Message:
-        """Return a response with FFmpeg's sequence number, and without what it must not act on."""
+        """Return a response with FFmpeg's sequence number, and without the headers that FFmpeg must not act on."""
         changed = {"CSeq": request.get("cseq")}
         transport = response.get("transport")
         if transport and "TCP" not in transport.upper():
@@ -142,7 +142,7 @@ class Session:
         return Message(f"RTSP/1.0 {response.status} {reason}", headers, response.body)
 
     def _follow(self, request: Message, location: str) -> None:
-        """Connect to the address of a redirect. Raises ``FailureError`` where it is not allowed."""
+        """Connect to the address of a redirect. Raises ``FailureError`` if it is not allowed."""
         self._redirects += 1
         if self._redirects > MAX_REDIRECTS:
             raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
@@ -183,7 +183,7 @@ class Session:
                 tail = self._renew(tail + data)
 
     def _renew(self, data: bytes) -> bytes:
-        """Adopt a new nonce from the camera's answer to a keep-alive request; return what the next call needs."""
+        """Adopt a new nonce from the answer to a keep-alive request; return the bytes to prepend at the next call."""
         match = _UNAUTHORISED.search(data)
         if match:
             reader = MessageReader()
@@ -207,7 +207,7 @@ class Session:
         return not data
 
     def _receive(self) -> bytes | None:
-        """Return the camera's next bytes, None at the end; raise ``_ClientClosedError`` where FFmpeg closes first."""
+        """Return the camera's next bytes, None at the end; raise ``_ClientClosedError`` if FFmpeg closes first."""
         poll = _both(self._client, self._socket)
         while True:
             ready = {self._socket.fileno()} if _pending(self._socket) else {number for number, _ in poll.poll()}

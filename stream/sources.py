@@ -93,7 +93,7 @@ def path_of(uri: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a name taken from an address as one may be stated: a line of utf-8 that is not too long.
+    """Return a name taken from an address, as one line of valid UTF-8 of limited length.
 
     It stands in logs, legends, topics and figures, and a file may be called by any bytes.
     """
@@ -155,7 +155,7 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
         raise ValueError("write line: or line:?key=value&...; for example line:?fps=30&size=1280x720&seed=7")
     split = split_query(f"line:?{tail}", _exists) if tail else ("line:", {})
     if mark and tail and not split[1]:
-        raise ValueError("every option reads key=value, with & between them")
+        raise ValueError("write options as key=value, separated by &")
     return split
 
 
@@ -199,7 +199,7 @@ def open_rtsp(settings: RtspSettings, context: SourceContext) -> Source:
 
 
 def open_http(settings: HttpSettings, context: SourceContext) -> Source:
-    """Return what an HTTP address gives."""
+    """Return the source of an HTTP address."""
     from stream.http import WebSource
     from stream.http_probe import WebOptions
 

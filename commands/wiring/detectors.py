@@ -48,7 +48,7 @@ def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:
 
     for key in ("mean", "std"):
         if getattr(config, key) is not None:
-            raise ConfigError(f"engine.{key}: a detector's input format belongs to its layout; leave the key out")
+            raise ConfigError(f"engine.{key}: a detector's input format belongs to its layout; remove the key")
     if config.target != ["top1"]:
         raise ConfigError("engine.target: a detector explains its boxes; choose them by engine.boxes.when")
     cache = config.cache or default_folder()

@@ -24,7 +24,13 @@ class GpuRenderer(Renderer):
     """Renderer for frames that the engine has rendered on the GPU: adds the text and downloads the image."""
 
     def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
-        """Create a renderer; ``drawing`` draws text, ``explainer`` holds the images, ``sinks`` use them."""
+        """Create a renderer.
+
+        Args:
+            drawing: draws the text.
+            explainer: holds the rendered images on the GPU.
+            sinks: the sinks, which decide between JPEG and arrays.
+        """
         self._drawing = drawing
         self._explainer = explainer
         self._sinks = tuple(sinks)
@@ -77,7 +83,7 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
 
 
 def make_renderer(drawing: HeatRenderer, explainer: EngineExplainer, sinks: Sequence[Sink]) -> Renderer:
-    """Return the renderer: the CPU's, or one that downloads the explainer's rendered images."""
+    """Return ``drawing``, or a renderer that downloads the images if the explainer renders them on the GPU."""
     from engine.explainers.gpu import GpuExplainer
 
     return GpuRenderer(drawing, explainer, sinks) if isinstance(explainer, GpuExplainer) else drawing

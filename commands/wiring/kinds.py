@@ -21,7 +21,7 @@ class RegisteredKinds:
     """Reads entries of ``sources`` and ``sinks`` with the registries."""
 
     def source(self, entry: Mapping[str, Any]) -> SourceSettings:
-        """Return the settings of one source; a URI that is a variable has the kind of the variable's value."""
+        """Return the settings of one source; if the URI is ``${NAME}``, the variable's value selects the kind."""
         uri = entry.get("uri")
         if not isinstance(uri, str):
             return SOURCES.parse(entry)

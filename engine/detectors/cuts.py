@@ -38,7 +38,7 @@ _MAX_LISTED: Final = 8
 
 
 def stride_of(network: Network, node: fx.Node) -> int | None:
-    """Return the pixels per cell of a node's map, a power of two; None if it is no map or has another size."""
+    """Return the pixels per cell of a node's map, a power of two; None if it is not a map or has another size."""
     if not network.is_map(node):
         return None
     rows, columns = network.shapes[node.name][2:]
@@ -265,11 +265,11 @@ def _is_wide_enough(network: Network, layout: Layout, level: int, nodes: Sequenc
 def own_level_cut(network: Network, layout: Layout, level: int) -> Cut:
     """Return the fast cut of a level: the input of its head.
 
-    It is complete for the level's anchors, but its cone never leaves their neighbourhood: what the network gathered
-    from elsewhere in the image is already inside the masked vectors.
+    The cut contains every path to the level's anchors, but it masks only features near them. Those features already
+    contain information from the rest of the image, which the map therefore does not show.
 
     Raises:
-        LayerError: the input of the head is no map whose stride is a power of two.
+        LayerError: the input of the head is not a map whose stride is a power of two.
     """
     every = [_head_paths(network, layout, number) for number in range(len(layout.levels))]
     ends = [paths.last_common(paths.reads) for paths in every]
@@ -283,7 +283,7 @@ def own_level_cut(network: Network, layout: Layout, level: int) -> Cut:
     paths, node = every[level], ends[level]
     usable = node if paths.stride(node) is not None and node not in paths.reads else paths.before(node)
     if usable is None:
-        raise LayerError(f"level {level} of the detector: the input of its head is no map; use the complete cut")
+        raise LayerError(f"level {level} of the detector: the input of its head is not a map; use the complete cut")
     return _cut(paths, [usable], "own level")
 
 
@@ -314,7 +314,7 @@ def named_cut(network: Network, names: Collection[str]) -> Cut:
         names: names of graph nodes, of tensors of an ONNX file, or of modules, whose last node is used.
 
     Raises:
-        LayerError: a node is unknown, or its output is no map whose stride is a power of two.
+        LayerError: a node is unknown, or its output is not a map whose stride is a power of two.
     """
     found: list[tuple[int, str]] = []
     for name in names:

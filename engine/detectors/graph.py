@@ -124,7 +124,7 @@ def _calls(module: fx.GraphModule, target: str) -> int:
 
 
 def _fold_constants(module: fx.GraphModule, image_size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Replace what does not depend on the image's content by its value; return the other nodes' shapes.
+    """Replace nodes that do not depend on the image's content by their values; return the other nodes' shapes.
 
     Sizes become numbers, and tensors computed from weights become buffers.
     """

@@ -151,7 +151,7 @@ def _ssd(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
             return f"needs 4 x {count} channels for the boxes of level {len(found)}"
         rest = next(m for m in level if m is not boxes[0])
         if rest.channels % count:
-            return f"{rest.name} has {rest.channels} channels, which are no multiple of {count}"
+            return f"{rest.name} has {rest.channels} channels, which is not a multiple of {count}"
         columns.add(rest.channels // count)
         sigmoid = sigmoid or "Sigmoid" in rest.activations
         found.append(Level(_stride(level, image_size), rest.index, None, boxes[0].index, count))
@@ -198,7 +198,7 @@ def tensorflow_defaults(grids: Sequence[tuple[int, int]]) -> list[Tensor]:
 def _with_defaults(layout: Layout, defaults: Tensor) -> Layout:
     """Return the layout with other default boxes, given as in TensorFlow: centre y, centre x, height, width."""
     if not isinstance(layout, SsdLayout):
-        raise ModelError(f"layout {layout.name!r} has no default boxes; leave them out")
+        raise ModelError(f"layout {layout.name!r} has no default boxes; omit the anchors")
     expected = sum(int(level[..., 0].numel()) for level in layout.defaults)
     if tuple(defaults.shape) != (expected, 4):
         raise ModelError(f"default boxes of the shape {tuple(defaults.shape)}: the network has {expected} of them")

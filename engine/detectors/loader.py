@@ -63,10 +63,10 @@ def load_detector(
     name = str(model)
     if name.endswith(".onnx"):
         if weights is not None:
-            raise ConfigError(f"weights {str(weights)!r}: {name} has its own weights; leave them out")
+            raise ConfigError(f"weights {str(weights)!r}: {name} has its own weights; omit --weights")
         return _from_onnx(Path(name), layout, classes, anchors)
     if layout is not None:
-        raise ConfigError(f"layout {check_layout(layout)!r}: {name} has its own layout; leave it out")
+        raise ConfigError(f"layout {check_layout(layout)!r}: {name} has its own layout; omit --layout")
     if name in YOLOX_SIZES:
         return _from_yolox(name, weights, classes)
     if name in TORCHVISION_DETECTORS:

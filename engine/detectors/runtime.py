@@ -39,7 +39,7 @@ CompilePlain = Callable[[nn.Module, Tensor], Callable[[Tensor], Any]]
 
 @dataclass(frozen=True, eq=False)
 class ImageBoxes:
-    """The boxes of one image, and what their heat is computed from."""
+    """The boxes of one image, and the data from which their heat is computed."""
 
     detections: Detections
     source: Any
@@ -65,7 +65,7 @@ class BoxEngine(ABC):
         """Return the pyramid level of a box, on which the cost of its map depends."""
 
     def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:  # noqa: ARG002 - not every engine needs it
-        """Prepare what the first maps would wait for; return the time of a map in seconds, by level."""
+        """Compute maps once, because the first ones are slow; return the time of a map in seconds, by level."""
         return {}
 
     @abstractmethod
@@ -82,7 +82,7 @@ class BoxEngine(ABC):
 
 @dataclass(frozen=True, eq=False)
 class _Level:
-    """How the boxes of one pyramid level are explained."""
+    """The split and the plan that explain the boxes of one pyramid level."""
 
     split: DetectorSplit
     plan: ConePlan | _DensePlan
@@ -224,7 +224,7 @@ class OneStageEngine(BoxEngine):
 
 
 class _DensePlan:
-    """The definition: runs the whole tail for each region."""
+    """Computes the method's definition: runs the whole tail for each region."""
 
     def __init__(self, split: DetectorSplit) -> None:
         self._split = split
@@ -294,5 +294,5 @@ def build_engine(
     if isinstance(detector, Detector):
         return OneStageEngine(detector, size, cut=cut, compile_plain=compile_plain)
     if cut != "complete":
-        raise ConfigError(f"cut {cut!r}: {detector.name} is explained on the features of each region; leave it out")
+        raise ConfigError(f"cut {cut!r}: {detector.name} is explained on the features of each region; omit the cut")
     return TwoStageEngine(detector, size)

@@ -48,7 +48,7 @@ class MapRequest:
 
     @property
     def is_new(self) -> bool:
-        """Whether there is no map of its present state."""
+        """Whether the track has no map of its present state."""
         last = self.last
         return last is None or last.class_index != self.class_index or last.box.iou(self.box) < CHANGED_IOU
 

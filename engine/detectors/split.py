@@ -98,7 +98,7 @@ def prove_complete(network: Network, cut: Cut, maps: Sequence[int]) -> None:
             raise LayerError(
                 f"cut {', '.join(cut.nodes)} is not complete: with all of its features masked, the map "
                 f"{network.outputs[index].name} still changes by {difference:.2g} with the image, through "
-                f"{_around(network, cut, index)}; use the complete cut that is found by itself, or name that node too"
+                f"{_around(network, cut, index)}; use the default complete cut, or name that node too"
             )
 
 
@@ -124,7 +124,7 @@ def _masked(network: Network, cut: Cut, maps: Sequence[int]) -> fx.GraphModule:
 
 
 def _around(network: Network, cut: Cut, index: int) -> str:
-    """Return the name of the last map that reaches a raw map around the cut and does not depend on the cut."""
+    """Return the name of the last map that affects a raw map and does not depend on the cut."""
     stops = {network.nodes[name] for name in cut.nodes}
     needed = ancestors([network.outputs[index]], stops)
     masked, last = set(stops), network.image

@@ -77,7 +77,7 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
     """Read a COCO instances file: the boxes by the image's ``file_name``, which may contain folders.
 
     Raises:
-        ConfigError: it is no such JSON, or two images have the same name.
+        ConfigError: it is not such a JSON file, or two images have the same name.
     """
     try:
         coco: Mapping[str, Any] = json.loads(text)
@@ -103,7 +103,7 @@ def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
     """Read a Pascal VOC annotation; its corners count from 1 and belong to the object.
 
     Raises:
-        ConfigError: it is no such XML, or declares entities.
+        ConfigError: it is not such an XML file, or declares entities.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError(f"{where}: has a document type declaration, which VOC annotations do not need; remove it")

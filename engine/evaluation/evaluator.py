@@ -240,7 +240,7 @@ def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> I
 
 
 def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
-    """Give batches of limited size, to bound the memory."""
+    """Yield batches of limited size, to limit the memory."""
     while some := list(itertools.islice(images, count)):
         yield some
 

@@ -101,7 +101,7 @@ def report_write_errors(folder: Path) -> Iterator[None]:
 
 
 def _settings_in(path: Path) -> dict[str, Any] | None:
-    """Return the settings of an evaluation; None where the file is missing or incomplete."""
+    """Return the settings of an evaluation; None if the file is missing or incomplete."""
     try:
         settings = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):

@@ -60,7 +60,7 @@ class EngineInfo:
 
 
 class EngineExplainer(Explainer):
-    """An explainer with a network of this machine: a classifier or a detector."""
+    """An explainer that runs its network on this machine: a classifier or a detector."""
 
     labels: tuple[str, ...]
     """The class names."""

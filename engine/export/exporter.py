@@ -59,7 +59,7 @@ class ExportResult:
 
 
 class ExportableDensePlan(Plan):
-    """The definition of the method in one graph: the tail runs on the plain map and on all masked maps of an image."""
+    """Computes the method's definition in one graph: the tail runs on the plain and all masked maps of an image."""
 
     masks: Tensor
 
@@ -140,7 +140,7 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     if isinstance(split.tail, ViTTail):
         raise EngineError(
             f"layer {split.layer!r}: a file can hold only the closed form of ViT-ReciproCAM, which this layer "
-            f"does not have ({facts.reason}); leave --layer out, or use `stream`, which needs no file"
+            f"does not have ({facts.reason}); omit --layer, or use `stream`, which needs no file"
         )
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))
@@ -150,7 +150,7 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
         raise ConfigError(
             f"layer {split.layer!r}: an exported file would hold all {rows * columns} masked maps of an image at once, "
             f"up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {hint}; a smaller "
-            f"--input-size or a larger --memory-budget-mib also do, and `stream --layer {split.layer}` needs no file"
+            f"--input-size or a larger --memory-budget-mib also works, and `stream --layer {split.layer}` needs no file"
         )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         split.tail(example)

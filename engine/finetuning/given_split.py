@@ -12,7 +12,7 @@ _NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
 def check_given(samples: Sequence[Sample]) -> None:
-    """Check that all parts of a split have the same classes.
+    """Check that all splits have the same classes.
 
     Raises:
         ConfigError: a part lacks a class; the message names both.
@@ -23,12 +23,12 @@ def check_given(samples: Sequence[Sample]) -> None:
             continue
         for label in sorted(labels[split] - labels[TRAIN]):
             raise ConfigError(
-                f"class {label!r}: has images in the {_NAMES[split]} part of the split and none in the training "
-                "part; add images there, or remove the class"
+                f"class {label!r}: has images in the {_NAMES[split]} split and none in the training "
+                "split; add images there, or remove the class"
             )
         for label in sorted(labels[TRAIN] - labels[split]):
             raise ConfigError(
-                f"class {label!r}: has no images in the {_NAMES[split]} part of the split; add some, or give the "
+                f"class {label!r}: has no images in the {_NAMES[split]} split; add some, or give the "
                 "training folder alone to split its images"
             )
     if not labels[VALIDATION]:
@@ -73,7 +73,7 @@ def _without_groups(samples: Sequence[Sample], groups: Collection[str], split: s
     remaining = [sample for sample in samples if sample.group not in groups]
     for label in sorted({sample.label for sample in samples} - {sample.label for sample in remaining}):
         raise ConfigError(
-            f"class {label!r}: every image of it in the {_NAMES[split]} part belongs to a group of the training "
-            "part; add images of other groups"
+            f"class {label!r}: every image of it in the {_NAMES[split]} split is in a group of the training "
+            "split; add images of other groups"
         )
     return remaining

@@ -220,7 +220,7 @@ def _explained_layer(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, 
         if config.layer is None:
             raise
         raise LayerError(
-            f"--layer {config.layer!r}: a network that ends with {config.truncate_at!r} is explained there; "
+            f"--layer {config.layer!r}: a network truncated at {config.truncate_at!r} is explained at that layer; "
             "omit --layer"
         ) from reason
 

@@ -1,6 +1,6 @@
 """Groups labelled images by the part that they show, and splits them into train, validation and test.
 
-Two images of one part, in other light or a second apart, are no independent samples: a network that was trained on one
+Two images of one part, in other light or a second apart, are not independent samples: a network that was trained on one
 knows the other. So no group of images is in two splits. This module reads no files.
 """
 
@@ -74,7 +74,7 @@ def _join_successive(numbers: Sequence[str], pattern: str, gap: int) -> list[str
     wrong = next((text for text in numbers if not text.isdecimal()), None)
     if wrong is not None:
         raise ConfigError(
-            f"--group-gap: {pattern!r} gives {wrong!r}, which is not a number; put one group around the digits"
+            f"--group-gap: {pattern!r} gives {wrong!r}, which is not a number; enclose only the digits in parentheses"
         )
     first_of: dict[int, int] = {}
     previous = None

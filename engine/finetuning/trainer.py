@@ -165,7 +165,7 @@ def train(
 def _restore_after_divergence(
     trainable: Trainable, history: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
 ) -> list[EpochStats]:
-    """Restore the best state; raise ``ModelError`` where there is none."""
+    """Restore the best state; raise ``ModelError`` if there is none."""
     if not history or not (warm_start or any(epoch.best for epoch in history)):
         raise ModelError("the loss is not finite in the first epoch; choose a lower --learning-rate")
     log.warning("the loss is not finite in epoch %d: the best state before it is kept", len(history) + 1)

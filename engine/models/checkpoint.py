@@ -93,8 +93,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file that ``save_checkpoint`` wrote.
 
     Raises:
-        ModelError: the file is missing, is no safetensors file, or lacks the metadata of a checkpoint (plain weights,
-            which need a model name).
+        ModelError: the file is missing, is not a safetensors file, or lacks the metadata of a checkpoint (plain
+            weights, which need a model name).
     """
     path = Path(path)
     if not path.is_file():
@@ -105,10 +105,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path}: is no readable safetensors file ({error}); give a file that recipro-stream wrote"
+            f"{path}: is not a readable safetensors file ({error}); give a file that recipro-stream wrote"
         ) from error
     return Checkpoint(
         state=state,
@@ -148,6 +148,6 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
     if file_format and file_format.startswith("recipro-stream"):
         raise ModelError(f"{path}: has format {file_format!r}, this version reads {_FORMAT!r}; update recipro-stream")
     raise ModelError(
-        f"{path}: has weights but no labels and input size, so it is no checkpoint of recipro-stream; "
+        f"{path}: has weights but no labels and input size, so it is not a checkpoint of recipro-stream; "
         "name the network of the weights: --model NAME --weights FILE"
     )

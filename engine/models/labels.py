@@ -109,7 +109,7 @@ def _name(path: Path, value: object) -> str:
         value = value[-1]
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
         return str(value).strip()
-    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is no class name; give a string")
+    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is not a class name; give a string")
 
 
 def _lines(path: Path, text: str) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> in
         raise ConfigError(f"target {word!r}: the network's classes are 0 to {len(labels) - 1}; give one of these")
     hint = _suggestion(word, labels, folded)
     raise ConfigError(
-        f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
+        f"target {word!r} is not a class of this network.{hint} Give top1, top5, names or indices, by commas"
     )
 
 

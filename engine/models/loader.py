@@ -122,7 +122,7 @@ def _warn_of_labels(network: LoadedModel, count: int) -> None:
             "such as good parts", network.name, network.labels[0],
         )  # fmt: skip
     repeated = [(label, number) for label, number in Counter(network.labels).items() if number > 1]
-    # ImageNet's labels have two duplicates ("crane", "maillot"), which are no mistake of the user.
+    # ImageNet's labels have two duplicates ("crane", "maillot"), which are not the user's mistake.
     if repeated and (network.labels_from or count != _IMAGENET_CLASSES):
         listed = ", ".join(f"{label!r} {number} times" for label, number in repeated[:_MAX_LISTED])
         log.warning(
@@ -150,8 +150,8 @@ def _entry_by_builder(model: str) -> ModelEntry:
         return ModelEntry(model, size, mean, std)
     if Path(model).is_file():
         raise ModelError(
-            f"model {model!r} is a file but no checkpoint of `run.py train`; name its network: --model NAME --weights "
-            "FILE"
+            f"model {model!r} is a file but not a checkpoint of `run.py train`; name its network: "
+            "--model NAME --weights FILE"
         )
     plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
     stop_telemetry()

@@ -43,7 +43,7 @@ def truncate(net: nn.Module, layer: str, image_size: tuple[int, int], class_coun
         class_count: outputs of the linear layer.
 
     Raises:
-        LayerError: there is no such layer, its output is no grid, or the network cannot be traced.
+        LayerError: there is no such layer, its output is not a grid, or the network cannot be traced.
     """
     outputs, _ = trace_layer_outputs(net.eval(), torch.zeros(1, 3, *image_size))
     grids = [name for name, output in outputs.items() if output.is_grid]

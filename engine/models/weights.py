@@ -1,7 +1,7 @@
 """Loads state dicts from files into networks, and reports what does not fit.
 
 Containers of training scripts (``{"state_dict": ...}``) and prefixes (``module.``, ``model.``) are removed, the number
-of classes is read from the last layer, and auxiliary classifiers for training are ignored. No code of a file is run:
+of classes is read from the last layer, and auxiliary classifiers for training are ignored. Code in a file is never run:
 see ``engine.checkpoints``. ``engine.fitting`` converts older names, other heads and other first convolutions.
 """
 
@@ -88,12 +88,12 @@ def read_state(path: Path) -> StateDict:
 
 
 def _no_state(content: object) -> str:
-    """Return a description of a file's content that is no state dict, with the remedy."""
+    """Return a description of a file's content that is not a state dict, with the remedy."""
     inside = content.values() if isinstance(content, Mapping) else ()
     objects = [value for value in (content, *inside) if isinstance(value, StandIn)]
     if objects:
         return (
-            f"has an object of {class_name(objects[0])}, perhaps a whole network, and code of a file is not run; save "
+            f"has an object of {class_name(objects[0])}, perhaps a whole network; code in a file is never run; save "
             "its weights where that class is installed: torch.save(net.state_dict(), FILE)"
         )
     kind = class_name(content)
@@ -106,7 +106,7 @@ def _check_tensors(state: StateDict, path: Path) -> None:
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(
-                f"weights {str(path)!r}: {name!r} is no plain tensor (sparse, quantised, without data, or expanded "
+                f"weights {str(path)!r}: {name!r} is not a plain tensor (sparse, quantised, without data, or expanded "
                 "from fewer values); save net.state_dict() of the float network"
             )
 
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path) -> StateDict:
             )
         if is_checkpoint:
             log.warning("%s is a checkpoint with its own network, classes and input size: use --model %s", path, path)
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
 
 
 def _find_state(content: object, depth: int = 0) -> StateDict | None:

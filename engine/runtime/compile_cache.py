@@ -116,7 +116,7 @@ def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
     except (ValueError, RecursionError):
         return b"", "its first line is damaged"
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        return b"", "it is no compiled result of this version"
+        return b"", "it is not a compiled result of this version"
     if header.get("key") != dict(key):
         return b"", "it has another key"
     if header.get("sha256") != hashlib.sha256(payload).hexdigest():
@@ -190,7 +190,7 @@ def _bytes_of(tensor: torch.Tensor) -> Iterator[bytes]:
 
 
 def _versions(module: nn.Module) -> str:
-    """Return the versions of the packages of the module's classes; for ``engine`` a digest of its source files."""
+    """Return the versions of the packages that define the module's classes, and a digest of ``engine``'s sources."""
     roots = {type(part).__module__.partition(".")[0] for part in module.modules()} | {"torch"}
     versions = []
     for root in sorted(roots - {"engine"}):

@@ -73,7 +73,8 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
         images: (N, 3, H, W), normalised.
 
     Returns:
-        Each module's output by qualified name (modules whose output is no tensor are left out), and the scores (N, K).
+        Each module's output by qualified name (without the modules whose output is not a tensor), and the scores
+        (N, K).
 
     Raises:
         EngineError: the network does not accept images of this size, or does not return scores (N, K).
@@ -156,7 +157,7 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
     """Return the last executed layer whose output is a grid with more channels than rows and columns.
 
     Raises:
-        LayerError: there is no such layer, or the network is a transformer and the grid is only its input.
+        LayerError: there is no such layer, or the network is a transformer, whose only grid is its patch embedding.
     """
     name = last_grid(outputs)
     if name is None:
@@ -184,8 +185,8 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
     """Return ``layer`` if its output can be masked cell by cell.
 
     Raises:
-        LayerError: there is no such layer (the message has the nearest name), it does not run, its output is no grid,
-            or it is the input of a transformer.
+        LayerError: there is no such layer (the message has the nearest name), it does not run, its output is not a
+            grid, or it is the input of a transformer.
     """
     if layer not in outputs:
         traced = {name for name, _ in net.named_modules() if name}
@@ -202,7 +203,7 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
     output = outputs[layer]
     if not output.is_grid:
         raise LayerError(
-            f"layer {layer!r} outputs {_shape(output.shape)}, which is no grid of cells; choose a layer before the "
+            f"layer {layer!r} outputs {_shape(output.shape)}, which is not a grid of cells; choose a layer before the "
             f"pooling, such as {_last_grid(outputs)!r}"
         )
     if output.tokens_follow:

@@ -82,8 +82,8 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
         The split network.
 
     Raises:
-        LayerError: there is no such layer, its output is no grid, another path leads around it to the scores (a
-            layer inside a residual branch), or the network is a transformer without a class token or of unknown form.
+        LayerError: there is no such layer, its output is not a grid, a path to the scores bypasses it (a layer inside
+            a residual branch), or the network is a transformer without a class token or of unknown form.
         EngineError: the network does not return scores (N, K) with K > 1, or does not accept this image size.
     """
     copied = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
@@ -153,8 +153,8 @@ def _split(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple
         enclosing = _enclosing_layer(net, layer, outputs)
         hint = f"; choose the whole block: --layer {enclosing}" if enclosing else "; choose a whole block"
         raise LayerError(
-            f"layer {layer!r}: another path (by {bypassing[0].name!r}) leads around this layer to the scores; masks "
-            f"would not change that path{hint}"
+            f"layer {layer!r}: the scores also depend on a path that bypasses this layer (through "
+            f"{bypassing[0].name!r}), which masks would not change{hint}"
         )
     return build_head(net, graph, nodes[0]), build_tail(net, graph, [nodes[0]]), True
 

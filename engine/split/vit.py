@@ -163,7 +163,9 @@ def _halves(net: nn.Module, norm: str, attention: str, split_point: ViTSplitPoin
     entry, normed, attended = calls[norm].all_input_nodes[0], calls[norm], _tensor_of(calls[attention])
     after = nodes_after(graph, [entry, normed]) | nodes_after(graph, [entry, attended])
     if any(node.op == "placeholder" for node in after):
-        raise LayerError(f"layer {norm!r}: a path around this block leads to the scores; use another --layer")
+        raise LayerError(
+            f"layer {norm!r}: the scores also depend on a path that bypasses this block; use another --layer"
+        )
     tail = ViTTail(
         net.get_submodule(norm), build_tail(net, graph, [entry, normed]), build_tail(net, graph, [entry, attended]),
         net.get_submodule(attention),

@@ -87,7 +87,7 @@ ADDED: Final = frozenset({"source"})
 _HEATS: Final = frozenset({"heat_u8", "against_u8"})
 """Keys with heat: base64 in a record, bytes in a row."""
 _DERIVED: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
-"""Columns that are no keys of a record."""
+"""Columns that are not keys of a record."""
 _KNOWN_KEYS: Final = frozenset(SCHEMA.names) - _DERIVED | {"grid"}
 
 
@@ -109,7 +109,7 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record that a row was made of."""
+    """Return the record that a row was made from."""
     record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     findings = [_finding_record(each) for each in row["findings"]]

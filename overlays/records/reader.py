@@ -264,7 +264,7 @@ def _row_key(row: Mapping[str, Any], offset: int) -> RecordKey | WireError:
 
 
 def _group_rows(file: Path) -> list[int]:
-    """Return the number of rows of each group of a table. Raises ``SourceError`` if the table is no log."""
+    """Return the number of rows of each group of a table. Raises ``SourceError`` if the table is not a log."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

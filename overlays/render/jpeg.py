@@ -73,14 +73,14 @@ def decode_image(payload: bytes) -> Image:
     """Decode a JPEG whose size ``jpeg_size`` has checked: uint8 RGB, (height, width, 3), read-only.
 
     Raises:
-        ImageError: the bytes are no JPEG.
+        ImageError: the bytes are not a JPEG.
     """
     try:
         decoded = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ImageError(f"payload: {len(payload)} bytes are no JPEG image") from error
+        raise ImageError(f"payload: {len(payload)} bytes are not a JPEG image") from error
     if decoded is None:
-        raise ImageError(f"payload: {len(payload)} bytes are no JPEG image")
+        raise ImageError(f"payload: {len(payload)} bytes are not a JPEG image")
     image: Image = decoded.astype(np.uint8, copy=False)
     image.flags.writeable = False
     return image
@@ -92,13 +92,13 @@ def jpeg_size(payload: bytes) -> tuple[int, int]:
     A few hundred bytes may declare an image of gigabytes, so the size is checked before the decoder allocates.
 
     Raises:
-        ImageError: the bytes are no JPEG.
+        ImageError: the bytes are not a JPEG.
         WireLimitError: the image exceeds a limit.
     """
     if len(payload) > MAX_IMAGE_BYTES:
         raise WireLimitError(f"payload: {len(payload)} bytes, more than {MAX_IMAGE_BYTES}")
     if payload[:2] != b"\xff\xd8":
-        raise ImageError(f"payload: {payload[:4]!r}… is no JPEG image")
+        raise ImageError(f"payload: {payload[:4]!r}… is not a JPEG image")
     offset = _size_segment(payload)
     if offset is None:
         raise ImageError(f"payload: a JPEG of {len(payload)} bytes without a size; it is truncated or damaged")

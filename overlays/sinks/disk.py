@@ -101,7 +101,7 @@ class DiskMonitor:
 
     @property
     def problem(self) -> str:
-        """Why nothing is recorded; empty while writing works."""
+        """Reason why nothing is recorded; empty while writing works."""
         if self._retry_at is None:
             return ""
         return f"{self._cause}; {self._lost_since} frames were not recorded so far"
@@ -179,7 +179,7 @@ class DiskSink(Sink):
         self._reserve = HandleReserve()
 
     def _record(self, overlay: Overlay) -> tuple[dict[str, object], bytes]:
-        """Return the record of an explanation, and its JSON form. Raises ``WireError`` where it has none."""
+        """Return the record of an explanation, and its JSON form. Raises ``WireError`` if it has none."""
         record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         return record, record_bytes(record)
 
@@ -190,7 +190,7 @@ class DiskSink(Sink):
 
     @property
     def problem(self) -> str:
-        """Why nothing is written now; empty while writing works."""
+        """Reason why nothing is written; empty while writing works."""
         return self._disk.problem
 
     def metrics(self) -> list[MetricSample]:

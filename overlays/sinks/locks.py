@@ -196,7 +196,7 @@ def open_locked(path: str, flags: int) -> int:
 
 
 def _lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file; return False if another run holds it. Without locks in the system or its files: True."""
+    """Lock an open file; return False if another run holds it. True if the system or file system has no locks."""
     try:
         import fcntl
 

@@ -38,14 +38,14 @@ def path_errors(path: Path | str) -> Iterator[None]:
         SinkError: the block raised an ``OSError``, or a ``ValueError`` because of an invalid path.
     """
     if "\0" in str(path):
-        raise SinkError(f"{str(path)!r}: is no path (it holds a null character); choose another name")
+        raise SinkError(f"{str(path)!r}: is not a path (it holds a null character); choose another name")
     try:
         yield
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "choose another path or change its permissions")
         raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
     except (ValueError, RuntimeError) as error:  # pathlib raises RuntimeError for a loop of symbolic links
-        raise SinkError(f"{str(path)!r}: is no path ({error}); choose another name") from None
+        raise SinkError(f"{str(path)!r}: is not a path ({error}); choose another name") from None
 
 
 def check_writable(path: Path) -> None:
@@ -84,7 +84,7 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
         path = Path(split_query(uri)[0])
         outputs = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
         if any(same_place(output, Path(source)) for output in outputs for source in inputs):
-            raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")
+            raise ConfigError(f"sink {uri!r} would overwrite an input of this run; choose another file")
         if any(same_place(path, other) for other in written):
             raise ConfigError(f"sink {uri!r} is given twice; give each sink its own address or file")
         written.append(path)

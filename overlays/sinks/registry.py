@@ -41,7 +41,7 @@ def _key(uri: str) -> str:
 
 
 def _shown(uri: str) -> str:
-    """Return a URI as messages may show it: an address may hold a password."""
+    """Return a URI for messages: of an address only the scheme, because it may hold a password."""
     return f"{_key(uri)}…" if "://" in uri else uri
 
 

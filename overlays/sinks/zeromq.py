@@ -296,7 +296,7 @@ class ZeroMqSink(Sink):
                 self._send_if_rendered(camera)
 
     def _send_if_rendered(self, camera: str) -> None:
-        """Send the newest frame; one without a heat map only after waiting for a rendered one."""
+        """Send the newest frame; a frame without a heat map is sent only after a wait."""
         waited = self._clock() - max(self._watched_since[camera], self._rate_limiter.due_at(camera))
         if waited > _PLAIN_SECONDS or not _is_plain(self._last[camera]):
             self._send(camera)

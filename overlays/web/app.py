@@ -238,7 +238,7 @@ class _Handlers:
 
     def _unknown(self, camera: str, path: str) -> Response:
         known = ", ".join(self.page.status.cameras) or "none yet"
-        text = f"{camera[:80]!r} is no camera of this run; request {path}, the cameras are: {known}"
+        text = f"{camera[:80]!r} is not a camera of this run; request {path}, the cameras are: {known}"
         return Response(text, 404, media_type="text/plain")
 
 

@@ -79,7 +79,7 @@ def check_origin(origin: str) -> str:
     """Return an origin in the form that browsers send: ``https://host`` or ``https://host:port``, in lower case.
 
     Raises:
-        ValueError: it is no origin.
+        ValueError: it is not an origin.
     """
     try:
         parts = urlsplit(origin.strip().rstrip("/"))
@@ -87,7 +87,7 @@ def check_origin(origin: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path or parts.query or parts.username:
-        raise ValueError(f"{origin!r} is no origin; write SCHEME://HOST or SCHEME://HOST:PORT, without a path")
+        raise ValueError(f"{origin!r} is not an origin; write SCHEME://HOST or SCHEME://HOST:PORT, without a path")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}" + ("" if port in {None, _standard_port(parts.scheme)} else f":{port}")
 
@@ -96,11 +96,11 @@ def check_prefix(prefix: str) -> str:
     """Return the path under which a proxy serves the page: "" or ``/cams``, without a trailing slash.
 
     Raises:
-        ValueError: it is no such path.
+        ValueError: it is not such a path.
     """
     prefix = prefix.rstrip("/")
     if prefix and not _PREFIX.fullmatch(prefix):
-        raise ValueError(f"root_path {prefix!r} is no path; write for instance /cams")
+        raise ValueError(f"root_path {prefix!r} is not a path; write for instance /cams")
     return prefix
 
 

@@ -56,7 +56,7 @@ class WebClient:
         self._event = asyncio.Event()
 
     def set_view(self, *, small: bool, large: str) -> None:
-        """Set the sizes that the client takes; the newest frames are sent again in their new size."""
+        """Set the image sizes that the client requests; if they changed, send the newest frames again."""
         if (small, large) != (self.small, self.large):
             self.small, self.large = small, large
             self._offered.clear()

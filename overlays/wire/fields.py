@@ -49,7 +49,7 @@ def _is_coordinate(value: Any) -> bool:  # noqa: ANN401 - JSON gives anything
 
 def _read_coordinates(value: object, names: str) -> list[float]:
     if not isinstance(value, list) or len(value) != names.count(",") + 1 or not all(map(_is_coordinate, value)):
-        raise _error(f"{names} in pixels, each at most {MAX_COORDINATE} either way")
+        raise _error(f"{names} in pixels, each from -{MAX_COORDINATE} to {MAX_COORDINATE}")
     return [float(each) for each in value]
 
 
@@ -140,7 +140,7 @@ class WireModel(BaseModel):
         """Parse a JSON object in UTF-8.
 
         Raises:
-            WireError: the bytes are no JSON object, or a value has the wrong type or range.
+            WireError: the bytes are not a JSON object, or a value has the wrong type or range.
         """
         try:
             # Not by pydantic's parser, which takes a kilobyte for each empty object of a hostile header.

@@ -1,7 +1,7 @@
 """ZeroMQ subscriber: keeps the newest message of each topic, and knows why none arrives.
 
-It reconnects without end. A separate thread reads all the time: messages that wait in libzmq are old, and a pipe that
-is full when its connection is made again can abort the process (libzmq issue 3937).
+It tries to reconnect until it is closed. A separate thread reads all the time: messages that wait in libzmq are old,
+and a pipe that is full when its connection is made again can abort the process (libzmq issue 3937).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Viewer: receives overlays from a publisher and returns the newest frame of each camera.
 
 libzmq cannot keep only the newest message of several parts, so the viewer reads all messages and returns the last of
-each camera. It reconnects without end.
+each camera. It tries to reconnect until it is closed.
 """
 
 from __future__ import annotations

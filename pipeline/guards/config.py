@@ -25,7 +25,7 @@ _MIN_FRACTION: Final = 1e-6
 
 def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
     if cameras is not None and not cameras:
-        raise ValueError("names no camera; name one, or leave the key out for all cameras")
+        raise ValueError("names no camera; name a camera, or remove the key to apply to all cameras")
     return cameras
 
 

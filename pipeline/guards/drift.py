@@ -127,7 +127,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Tracker:
-    """Distribution of a number of one camera and label: in the baseline, and now."""
+    """Distributions of one statistic for one camera and label: the baseline's and the current one."""
 
     baseline_count: int
     baseline_mean: float

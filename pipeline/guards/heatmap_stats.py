@@ -189,7 +189,7 @@ def _ones(count: int) -> Flat:
 
 
 def correlation(now: CentredMap, before: CentredMap | None) -> float | None:
-    """Return Pearson's correlation of two maps; None where one is flat or missing, or the grids differ."""
+    """Return Pearson's correlation of two maps; None if one is flat or missing, or the grids differ."""
     if before is None or before[0].shape != now[0].shape or not now[1] or not before[1]:
         return None
     return min(max(float(now[0] @ before[0]) / (now[1] * before[1]), -1.0), 1.0)

@@ -36,7 +36,7 @@ class TokenStream:
         """Split ``text``; errors begin with ``where`` and show ``example``.
 
         Raises:
-            ConfigError: the text is too long, or has a character that no condition has.
+            ConfigError: the text is too long, or has a character that is not allowed in conditions.
         """
         self._where, self._example = where, example
         if len(text) > MAX_CHARACTERS:

@@ -91,7 +91,7 @@ class Rule:
         return tuple(dict.fromkeys(each.name for each in self.domain.numbers if each.variable.of_boxes))
 
     def impossible(self, cameras: Collection[str] | None = None) -> str:
-        """Return why the rule can never or always fire, as text; empty where both are possible.
+        """Return why the rule can never or always fire, as text; empty if both are possible.
 
         Args:
             cameras: the cameras it is evaluated for; None: any.
@@ -251,7 +251,7 @@ class _Parser:
         return lambda context, _margin: expected == any(guard.name == name for guard in context.explanation.firing)
 
     def _check(self, kind: str, value: Token) -> None:
-        """Fail for an unknown name: such a test would be never true, or always."""
+        """Fail for an unknown name: such a test would never or always be true."""
         name, known = value.unquoted, self._known.get(kind)
         if known is not None and name and name not in known:
             self._tokens.fail(value, unknown_name_message(kind, name, known))

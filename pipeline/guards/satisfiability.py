@@ -47,10 +47,10 @@ class Domain:
     labels: frozenset[str] = frozenset()
     cameras: frozenset[str] = frozenset()
     guards: frozenset[str] | None = None
-    """The guards that it names; None where it has no test of guards."""
+    """The guards that it names; None if it has no test of guards."""
 
     def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
-        """Return a context for every case that the rule distinguishes; None where there are too many.
+        """Return a context for every case that the rule distinguishes; None if there are too many.
 
         Args:
             cameras: the cameras of the run; None: any.
@@ -72,14 +72,14 @@ class Domain:
 
 
 def _independent(number: BoundVariable) -> BoundVariable:
-    """Return a number that depends on another as that one."""
+    """Return the number that a dependent number is computed from, with its bound; other numbers unchanged."""
     if number.name != OUTSIDE_BOX:
         return number
     return replace(heat_inside(BOX), bound=None if number.bound is None else 1.0 - number.bound)
 
 
 def _levels(variable: Variable, bounds: Sequence[float | None]) -> list[float]:
-    """Return each bound and limit of a number, and a value between each two of them."""
+    """Return the bounds and limits of a number, and a value between each two neighbours."""
     minimum, maximum = variable.minimum, variable.maximum
     edges = sorted({minimum, maximum, *(bound for bound in bounds if bound is not None)})
     if variable.is_count:

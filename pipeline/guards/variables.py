@@ -79,7 +79,7 @@ class Variable(NamedTuple):
     """A number: the function that reads it, and its range."""
 
     read: Callable[[RuleContext], float | None]
-    """Returns None where the number is not known."""
+    """Returns None if the number is not known."""
     minimum: float = 0.0
     """Its lower limit."""
     maximum: float = 1.0

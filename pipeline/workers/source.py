@@ -60,7 +60,7 @@ class SourceWorker:
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._crowded_at: int | None = None
-        """The number of received frames when ``pop`` last found several queued; None where it found at most one."""
+        """The number of received frames when ``pop`` last found several queued; None if it found at most one."""
         self._max_age_seconds = max_age_seconds
         self._stop = threading.Event()
         self._stopped_at = 0.0

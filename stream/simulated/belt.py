@@ -77,7 +77,7 @@ def rails(width: int, scale: float) -> Image:
 
 @lru_cache(maxsize=8)
 def _weave(scale: float) -> Field:
-    """Return the belt's brightness over four slots, near 1, seamless."""
+    """Return factors near 1 for the belt's texture, with a period of four slots."""
     rows, columns = round(HEIGHT_UNITS * scale), _PERIOD_SLOTS * round(SLOT_UNITS * scale)
     rng = np.random.default_rng(9)
     x = np.arange(columns, dtype=np.float32)[None] / columns * (2 * math.pi)

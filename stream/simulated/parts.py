@@ -101,7 +101,7 @@ SHAPES = {
 
 @dataclass(slots=True)
 class PartCanvas:
-    """A part while it is painted: square arrays in pixels."""
+    """The arrays of a part on which it is painted: square, in pixels."""
 
     solid: Mask
     """255 on metal, 0 in holes and outside."""

@@ -23,7 +23,7 @@ _GAP_FRAMES = 18
 
 @dataclass(frozen=True, slots=True)
 class Belt:
-    """A belt of the line, as seen by its camera."""
+    """A conveyor belt of the simulated line, in the images of one camera."""
 
     seed: int
     size: tuple[int, int]
@@ -43,7 +43,7 @@ class Belt:
 
 @dataclass(frozen=True, slots=True)
 class LabelledFrame:
-    """A scored frame of a belt; not drawn yet."""
+    """A frame of a belt with its ground truth; ``frame_reader`` draws the image."""
 
     belt: Belt
     index: int

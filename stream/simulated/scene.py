@@ -105,7 +105,7 @@ class Scene:
 
 
 def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
-    """Return frame ``index`` and its ground truth, None where not scored.
+    """Return frame ``index`` and its ground truth, which is None if the frame is not scored.
 
     The image is a new uint8 RGB array, (height, width, 3).
     """
@@ -182,7 +182,7 @@ def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
 
 
 def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
-    """Paint an inspector's dot on the metal: a distractor, not a defect."""
+    """Paint a dot of an inspector's pen on the metal: it looks like a defect but is not a defect."""
     rows, columns = np.nonzero(
         cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * canvas.scale)))
     )
@@ -198,7 +198,7 @@ def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
 
 
 def _grown(box: Box, left: int, top: int, scale: float) -> Box:
-    """Return a tight box moved, padded, and at least ``MIN_UNITS`` wide."""
+    """Return a tight box, moved by (left, top) and enlarged by the padding to at least ``MIN_UNITS``."""
     half_width = max(box.width / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     half_height = max(box.height / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     x, y = left + (box.left + box.right) / 2, top + (box.top + box.bottom) / 2

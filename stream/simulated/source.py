@@ -47,14 +47,14 @@ class SimulatedLineSource(Source):
             seed: selects the belt; 0 or more.
             camera: the camera's name.
             paced: whether frames come in real time.
-            frames: number of frames; None: without end.
+            frames: number of frames; None: no limit.
             stamp: whether images of defects have a square that reveals the label (see ``shortcut``).
 
         Raises:
             SourceError: a value is out of range.
         """
         if frames is not None and frames < 1:
-            raise SourceError(f"line: frames={frames}: it must be 1 or more; remove it for a line without end")
+            raise SourceError(f"line: frames={frames}: it must be 1 or more; omit it for an endless line")
         self.camera = camera
         self.uri = f"line:?fps={fps:g}&size={size[0]}x{size[1]}&seed={seed}&paced={int(paced)}"
         if frames is not None:

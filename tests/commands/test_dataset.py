@@ -143,13 +143,13 @@ def test_list_samples_ignores_hidden_folders_and_files(tmp_path):
     [
         (("train/ok", "train/scratch"), "are the classes: give "),
         (("images/ok", "images/scratch"), "if those are the classes, give "),
-        (("val/ok", "val/scratch", "test/ok", "test/scratch"), "no training part"),
+        (("val/ok", "val/scratch", "test/ok", "test/scratch"), "no training split"),
         (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that contains the classes"),
         (
             ("train/ok", "train/scratch", "test/ok", "test/scratch", "test/dent"),
             "class 'dent': has images in the test",
         ),
-        (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no images in the test part"),
+        (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no images in the test split"),
         (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
         (("train", "test"), "images without class folders"),
         (("train/images", "val/images"), "contains the images of all classes"),

@@ -70,7 +70,7 @@ def test_shard_refuses_a_port_out_of_range():
 
 def test_parse_devices_reads_devices_and_refuses_others():
     assert read_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
-    with pytest.raises(ConfigError, match="'gpu1' is no device; such as cuda:0,cuda:1"):
+    with pytest.raises(ConfigError, match="'gpu1' is not a device; give devices such as cuda:0,cuda:1"):
         read_devices("cuda:0,gpu1")
 
 

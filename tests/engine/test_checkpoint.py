@@ -72,7 +72,7 @@ def test_load_checkpoint_of_a_missing_file_names_the_command(tmp_path):
         (b"hello, this is no model\n" * 9, "is text, which begins 'hello, this is no model'"),
         (b"\n <!DOCTYPE html><title>404</title>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
-        (b"\x00" * 64, "no readable safetensors"),
+        (b"\x00" * 64, "not a readable safetensors"),
     ],
 )
 def test_load_checkpoint_refuses_other_file_formats(tmp_path, payload, rule):
@@ -92,14 +92,14 @@ def test_load_checkpoint_refuses_a_truncated_file(tmp_path, content):
     path = tmp_path / "x.safetensors"
     save_checkpoint(path, content)
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ModelError, match="no readable safetensors"):
+    with pytest.raises(ModelError, match="not a readable safetensors"):
         load_checkpoint(path)
 
 
 def test_load_checkpoint_refuses_weights_without_metadata(tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ModelError, match=r"is no checkpoint.*--weights"):
+    with pytest.raises(ModelError, match=r"is not a checkpoint.*--weights"):
         load_checkpoint(path)
 
 

@@ -108,7 +108,7 @@ class Calls:
 def test_read_state_refuses_a_checkpoint_that_calls_functions(tmp_path, monkeypatch, call, legacy):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": STATE, "x": call}, "w.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ModelError, match="no weights need, and code of a file is not run"):
+    with pytest.raises(ModelError, match="which weights do not need; code in a file is never run"):
         read_state(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -126,7 +126,7 @@ def _note(path):
 def test_read_state_refuses_a_whole_network_and_names_its_class(tmp_path):
     torch.save({"epoch": 1, "model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
     with pytest.raises(
-        ModelError, match=r"torch\.nn\.modules\.linear\.Linear, perhaps a whole network, and code of a file is not"
+        ModelError, match=r"torch\.nn\.modules\.linear\.Linear, perhaps a whole network; code in a file is never"
     ):
         read_state(tmp_path / "w.pt")
 

@@ -154,7 +154,7 @@ def test_truncated_checkpoint_is_not_the_weights_of_a_whole_network(tmp_path):
         match="has its own weights; omit --weights",
     ):
         build_model(FinetuneConfig(path, "w.pth"), "rgb")
-    with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):
+    with pytest.raises(LayerError, match="--layer 'layer1': a network truncated at 'layer2' is explained at"):
         build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer1"), "rgb")
     assert (
         build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer2"), "rgb").layer

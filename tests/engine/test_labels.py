@@ -59,7 +59,7 @@ def test_read_labels_keeps_numbers_that_distinguish_labels(tmp_path):
         (b'{"a": 0, "b": 0}', "from 0 to 1"),
         (b"[" * 50_000, "neither JSON nor a Python literal"),
         (b"{0: __import__('os')}", "neither JSON nor a Python literal"),
-        (b"[1, {}]", "is no class name"),
+        (b"[1, {}]", "is not a class name"),
         (b"[" + b"9" * 5000 + b"]", "labels"),
         (b"\xff\xfe\xff", "UTF-8"),
         (b"\xef\xbb\xbf\n", "has no names"),

@@ -102,7 +102,7 @@ class Evil:
         (
             "w.pth",
             lambda path: torch.save(torch.nn.Linear(1, 1), path),
-            "whole network, and code of a file is not run",
+            "whole network; code in a file is never run",
         ),
         ("w.safetensors", lambda path: path.write_bytes(b"\x08" + bytes(40)), "not readable as a state dict"),
         ("w.pth", lambda path: torch.save([1, 2], path), "has a list and no state dict"),

@@ -118,7 +118,7 @@ def test_built_in_kinds_cannot_be_replaced(installed):
     ("uri", "message"),
     [
         ("half://x", r"acme-sinks fails to make it .TypeError: Can't instantiate abstract class Half .*put"),
-        ("alien://x", r"acme-sinks gives a Alien, which is no recipro_stream\.Sink; see docs/python"),
+        ("alien://x", r"acme-sinks gives a Alien, which is not a recipro_stream\.Sink; see docs/python"),
         ("nameless://x", "acme-sinks gives a Nameless without uri; see docs/python"),
         ("angry://secret", "acme-sinks fails to make it .*no licence"),
         ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError: its message is left out"),

@@ -194,7 +194,7 @@ def test_no_option_takes_a_number_that_is_not_finite(value):
         ({"std": "1e-40"}, "greater than or equal to 0.0001"),
         ({"std": [0, 0, 0]}, "greater than or equal to 0.0001"),
         ({"mean": "nan"}, "finite number"),
-        ({"mean": "a,b,c"}, "'a' is no number"),
+        ({"mean": "a,b,c"}, "'a' is not a number"),
         ({"input_size": "16384x16384"}, "at most 16777216 pixels"),
         ({"threads": int("9" * 4000)}, "a number of 13288 bits"),
     ],
@@ -219,7 +219,7 @@ MERGES = "a: &a {k: v}\n" + "".join(
     [
         (BOMB + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
         (MERGES + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
-        ("a: &a [*a]\n", "an alias refers to what holds it"),
+        ("a: &a [*a]\n", "an alias refers to a node that contains it"),
         ("a: " + "[" * 5000, "levels deep"),
         ("seconds: " + "9" * 5000, "4300 digits"),
         ("a: \x01", "#x0001"),

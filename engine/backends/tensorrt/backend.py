@@ -70,7 +70,7 @@ def compile(  # noqa: A001 - the protocol's name
         try:
             return compile_by(name, module, example, precision, cache)
         except BackendError as reason:
-            log.info("TensorRT by way of %s: %s", name, reason)
+            log.info("TensorRT through %s: %s", name, reason)
             refused.append(f"by {name}: {first_line(reason)}")
     raise BackendError(f"backend 'tensorrt': {'; '.join(refused)}; use --backend inductor or eager")
 

@@ -24,7 +24,7 @@ PADDING = 2
 
 @dataclass(frozen=True)
 class Store:
-    """Meaning of the base values."""
+    """Number and meaning of the base values."""
 
     images: int
     """Number of images of the batch."""

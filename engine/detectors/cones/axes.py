@@ -399,7 +399,7 @@ def spans(slide: Slide, lengths: Positions, *, separate: bool = False) -> Positi
 
 
 def _content(cone: AxisCone) -> bytes:
-    """Return everything but the place of a cone."""
+    """Return the content of a cone without its position."""
     parts: list[bytes] = [repr(cone.counts).encode()]
     for gather in cone.gathers:
         if gather is not None:

@@ -175,7 +175,7 @@ class _Step:
             self.out.add_(operation.bias)
 
     def laid_out(self, operation: Convolution | Maximum) -> None:
-        """Compute windows that are laid out as images."""
+        """Compute an operation on windows that are laid out as images."""
         (edge,) = self.edges
         table = self.buffers.tables[edge.root]
         width = table.shape[1]

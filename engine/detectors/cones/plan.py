@@ -40,7 +40,7 @@ Families = tuple[AxisCones, AxisCones]
 
 
 class AnchorReads(NamedTuple):
-    """What the explained scalar of one anchor is computed from."""
+    """The vectors from which the explained scalar of one anchor is computed."""
 
     reads: tuple[Read, ...]
     image: int = 0
@@ -172,7 +172,7 @@ class ConePlan:
         )
 
     def _prepare(self, features: Sequence[Tensor], mode: Mode, jobs: Sequence[Job]) -> Buffers:
-        """Return the buffers for a batch, with its features and, for ``keep``, the base values."""
+        """Return the buffers of a batch that hold its features and, in mode ``keep``, the zero responses."""
         store = Store(len(features[0]), mode == "drop")
         buffers = self.buffers.pop(store, None)
         if buffers is None:

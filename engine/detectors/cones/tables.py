@@ -127,7 +127,7 @@ class Templates:
 
 
 class _Source(NamedTuple):
-    """How the indices of one edge are computed."""
+    """The values from which the indices of one edge are computed."""
 
     kinds: int
     """The first kind of the edge."""

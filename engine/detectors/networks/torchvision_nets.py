@@ -107,7 +107,7 @@ def _fcos(model: Any, maps: nn.Module, size: tuple[int, int]) -> Layout:  # noqa
 
 @dataclass(frozen=True, slots=True)
 class TorchvisionDetector:
-    """How a network of torchvision is normalised."""
+    """The raw maps, the layout and the input size of a network of torchvision."""
 
     maps: Callable[[Any], nn.Module]
     layout: Callable[[Any, nn.Module, tuple[int, int]], Layout]

@@ -20,7 +20,7 @@ _EPS: Final = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class YoloxSize:
-    """The factors that make one network of the family."""
+    """Factors for the depth and width of a YOLOX network."""
 
     depth: float
     """Multiplies the number of bottlenecks."""

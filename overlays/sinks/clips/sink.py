@@ -225,7 +225,7 @@ class ClipSink(DiskSink):
         return image
 
     def _in_lasting_size(self, track: _Track, image: Image, seconds: float, camera: str) -> Image:
-        """Return the image, fitted into the size of the images before it if that has changed recently.
+        """Return the image, scaled to the previous size if the size has changed only recently.
 
         Each change of size begins a clip: a camera that changes it with every image would fill the folder with clips.
         """
@@ -278,7 +278,7 @@ class ClipSink(DiskSink):
             self._disk.record_success()
 
     def _buffer(self, track: _Track, frames: list[EncodedFrame]) -> None:
-        """Buffer frames that no clip took for the next clip, if it can begin with the first of them."""
+        """Buffer frames that belong to no clip for the next clip, if a clip can begin with the first of them."""
         if frames and frames[0].packet.is_keyframe and not track.ring:
             for frame in frames:
                 track.ring.add(frame)

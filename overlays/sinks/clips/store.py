@@ -53,7 +53,9 @@ class ClipStore:
         """
         with path_errors(f"{self.folder}/"):
             if self.folder.exists() and not self.folder.is_dir():
-                raise SinkError(f"{self.folder}/: is a file; name a folder, or leave out the slash for a single video")
+                raise SinkError(
+                    f"{self.folder}/: is a file; name a folder, or remove the slash to write a single video"
+                )
             try:
                 self.folder.mkdir(exist_ok=True)
                 probe = self.folder / ".recorder.part"

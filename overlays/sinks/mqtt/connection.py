@@ -71,7 +71,7 @@ class BrokerConnection:
         self.is_connected = False
         self.is_v5 = True
         self.reason = "not yet connected"
-        """Why there is no connection; empty while an attempt is under way."""
+        """Reason why there is no connection; empty while an attempt is under way."""
         self._uri, self._broker, self._counts = settings.uri, broker, counts
         self._settings, self._login = settings, login
         self._on_connect, self._clock = on_connect, clock
@@ -139,7 +139,7 @@ class BrokerConnection:
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
     def publish(self, topic: str, message: bytes, *, qos: int, retain: bool = False) -> None:
-        """Publish a message that is no finding."""
+        """Publish a message that is not a finding."""
         number = self._publish(topic, message, qos=qos, retain=retain)
         if number is not None:
             self._unconfirmed_notices.add(number)
@@ -197,7 +197,7 @@ class BrokerConnection:
         self._client = self._make_client()
 
     def _connect(self, now: float) -> None:
-        """Start an attempt, with the other version of MQTT or with a new client if the last attempts call for it."""
+        """Start an attempt; depending on the last attempts, with the other version of MQTT or a new client."""
         if self._switch_version:
             self.is_v5, self._switch_version = not self.is_v5, False
             self._replace_client()

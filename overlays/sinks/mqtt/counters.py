@@ -27,7 +27,7 @@ class MqttCounts:
     refused: int = 0
     """Of ``published``, those that the broker refused."""
     refusal: str = ""
-    """Why the broker refuses findings now; empty while it accepts them."""
+    """Reason why the broker refuses findings; empty while it accepts them."""
     left_out: int = 0
     """Findings omitted by the rate limit."""
     lost: int = 0

@@ -70,7 +70,7 @@ def parse_broker(uri: str) -> BrokerAddress:
     """
     if "@" in uri:
         raise ValueError(
-            "a list of processes shows the address to all users; remove user and password from it and write them to "
+            "the process list shows the address to all users; remove user and password from it and write them to "
             "a file, user:password: --mqtt-credentials FILE, or credentials_file in the configuration"
         )
     match = _BROKER.fullmatch(uri)
@@ -85,7 +85,7 @@ def parse_broker(uri: str) -> BrokerAddress:
             "an address has no settings after a '?'; set them beside the address in the configuration, docs/mqtt.md"
         )
     if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MAX_TOPIC_BYTES:
-        raise ValueError(f"topic {topic[:80]!r}: a topic to publish under has no + and no #, and no empty level")
+        raise ValueError(f"topic {topic[:80]!r}: a topic must not contain +, # or an empty level")
     return BrokerAddress(match["host"].strip("[]"), port, scheme == "mqtts", topic)
 
 

@@ -117,7 +117,7 @@ class MqttSink(Sink):
 
     @property
     def problem(self) -> str:
-        """Why findings do not reach the broker; empty while they do."""
+        """Reason why findings do not reach the broker; empty while they do."""
         if self._connection.is_connected:
             refusal, refused = self._counts.refusal, self._counts.refused
             return refusal and f"the broker refuses findings ({refusal}); {refused} so far"
@@ -141,7 +141,7 @@ class MqttSink(Sink):
         return self._counts.metrics(self.uri, is_connected=self._connection.is_connected)
 
     def put(self, overlay: Overlay) -> None:
-        """Queue the finding of a frame if it is due; wait for a slow broker if the queue is full of a file's."""
+        """Queue the finding of a frame if it is due; wait for a slow broker if findings of files fill the queue."""
         self._status_board.update(overlay)
         if overlay.signal_loss is None:
             self._queue_finding(overlay)
@@ -150,7 +150,7 @@ class MqttSink(Sink):
             self._wait_until(lambda: len(self._queue) < MAX_WAITING)
 
     def idle(self) -> None:
-        """Serve the connection and publish what waits."""
+        """Serve the connection and publish the queued findings."""
         self._connection.serve()
         if self._connection.is_connected:
             self._publish_states()
@@ -158,7 +158,7 @@ class MqttSink(Sink):
         self._queue.trim(MAX_WAITING, keep_live=bool(self._qos))
 
     def on_run_end(self) -> None:
-        """Wait for the broker's answers: long for findings of files, which do not come again."""
+        """Wait for the broker's answers: longer for findings of files, which are not repeated."""
         owes_files = self._queue.holds_files or any(f.is_file for f in self._connection.unconfirmed_findings)
         if owes_files:
             self._wait_until(lambda: not self._pending, _STALL_SECONDS + self._pending / _MIN_RATE)
@@ -202,7 +202,7 @@ class MqttSink(Sink):
             log.debug("%s: %s", self.uri, error)
 
     def _is_file(self, frame: Frame) -> bool:
-        """Return whether a frame is of a file or a folder: its findings do not come again."""
+        """Return whether a frame is of a file or a folder, whose findings are not repeated."""
         workers = () if self._status_board.outcome is None else self._status_board.outcome.source_workers
         return bool(frame.source_name) or any(p.camera == frame.camera and not p.source.live for p in workers)
 

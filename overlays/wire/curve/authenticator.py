@@ -116,7 +116,7 @@ class CurveAuthenticator:
             self._rate_limited_log.flush(now)
 
     def _read_monitor(self, now: float) -> None:
-        """Read all events before any connection is ended: some of the surplus connections have ended by then."""
+        """Read all events, then end the surplus connections that are still open."""
         surplus: dict[int, None] = {}
         for event, value in self._events or ():
             if event == zmq.EVENT_ACCEPTED:

@@ -151,7 +151,7 @@ def shut_down(descriptor: int, is_ours: Callable[[socket.socket], bool]) -> bool
 
 
 def _borrow(descriptor: int, use: Callable[[socket.socket], T], otherwise: T) -> T:
-    """Return the result of ``use`` on another thread's socket; ``otherwise`` if it is no socket, or closed."""
+    """Return the result of ``use`` on another thread's socket; ``otherwise`` if it is not a socket, or closed."""
     try:
         held = os.dup(descriptor)  # the duplicate stays the same file, even if the original is closed and reused
     except OSError as error:

@@ -60,7 +60,7 @@ def refused_because(event: int, value: int, *, keys: bool) -> str:
         return "the server does not know this viewer's key; have its public key added to the server's list"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if keys:
-            return "the server uses no keys; leave out --key and --server-key if that is intended"
+            return "the server uses no keys; omit --key and --server-key if that is intended"
         return "the server admits only viewers with keys; give --key and --server-key"
     if value == errno.ETIMEDOUT:
         return "a server accepts the connection, but does not answer with ZeroMQ's handshake"

@@ -118,7 +118,7 @@ def test_split_network_uses_hooks_for_an_untraceable_network():
 
 @pytest.mark.parametrize("layer", ["layer4.1.bn2", "layer4.1.conv2", "layer2.0.downsample"])
 def test_split_network_refuses_a_layer_in_a_residual_branch(layer):
-    with pytest.raises(LayerError, match=r"around this layer.*--layer layer\d.\d"):
+    with pytest.raises(LayerError, match=r"bypasses this layer.*--layer layer\d.\d"):
         split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
 
 
@@ -126,8 +126,8 @@ def test_split_network_refuses_a_layer_in_a_residual_branch(layer):
     ("layer", "rule"),
     [
         ("layr4", "Did you mean 'layer4'"),
-        ("avgpool", "no grid of cells"),
-        ("fc", "no grid of cells"),
+        ("avgpool", "not a grid of cells"),
+        ("fc", "not a grid of cells"),
         ("layer4.1.relu", "runs 2 times"),
     ],
 )

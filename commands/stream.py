@@ -139,6 +139,9 @@ def stream(
     frames: Annotated[int | None, option(RUN, "Stop after this number of explained frames.")] = None,
     seconds: Annotated[float | None, option(RUN, "Stop after this time.")] = None,
     log_format: Annotated[str, option(RUN, "Format of log lines: text (default) or json.", "--log")] = "text",
+    log_drops: Annotated[
+        bool, option(RUN, "Log each frame that is not delivered, with its reason.", "--log-drops")
+    ] = False,
     print_config: Annotated[bool, option(RUN, "Print the configuration, and stop.", "--print-config")] = False,
     every: Annotated[bool, option(RUN, "With --print-config: every key with its description.", "--all")] = False,
 ) -> None:
@@ -148,6 +151,7 @@ def stream(
     for handler in logging.getLogger().handlers:
         if getattr(handler, "stream", None) is sys.stderr:
             handler.setFormatter(make_formatter(log_format))
+    logging.getLogger("pipeline.drops").setLevel(logging.DEBUG if log_drops else logging.NOTSET)
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,

@@ -80,7 +80,8 @@ class Frame:
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
-    """Number of frames that the camera gave before this one: a gap is the number of dropped frames."""
+    """Number of frames that the camera gave before this one: a gap is a number of frames that were dropped, or
+    that the camera's driver skipped."""
     captured_at: float
     """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None

@@ -130,10 +130,10 @@ def _scheme(uri: str) -> str:
 def _key(uri: str) -> str:
     """Return the key of the registry for ``uri``."""
     scheme = _scheme(uri)
-    if scheme in {"camera", "line"}:
-        return f"{scheme}:"
     if scheme not in {"", "file"}:
-        return f"{scheme}://"
+        word, known = f"{scheme}:", [key for kind in SOURCES.kinds for key in kind.keys]
+        is_word = word in known or any(entry.name == word for entry in SOURCES.plugins())
+        return word if is_word else f"{scheme}://"
     path = expanded(_local(uri) if scheme else uri)
     try:
         form = form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)

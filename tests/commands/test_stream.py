@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -394,3 +395,11 @@ def test_option_error_names_the_command_line_option(command, arguments, result):
     assert code == 2
     assert result in errors
     assert len(set(errors.splitlines())) == len(errors.splitlines())
+
+
+def test_log_drops_names_each_dropped_frame_with_its_reason(command, caplog):
+    code, output, errors = command("stream", "--source", "line:?frames=12&fps=200", "--log-drops")
+    assert code == 0, errors
+    dropped = re.search(r"(\d+) dropped", output)
+    named = [record for record in caplog.records if re.search(r"frame \d+ dropped: \w+", record.getMessage())]
+    assert len(named) == int(dropped[1]) > 0

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -6,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
+from pipeline.kinds import Kind
 from pipeline.ports import Source
 from pipeline.settings import SourceSettings
+from stream import sources
 from stream.sources import SOURCES, build_source, is_live, plain_name, unique_names
 
 
@@ -149,3 +152,11 @@ def test_scheme_that_cannot_be_read_names_what_to_give_instead(uri):
 def test_udp_address_without_a_port_is_refused():
     with pytest.raises(SourceError, match="udp://@GROUP:PORT"):
         build_source("udp://239.0.0.1")
+
+
+def test_source_of_a_new_word_needs_its_registry_line_only(monkeypatch):
+    line = Kind("noise", ("noise:",), SourceSettings, "stream.sources:open_line")
+    monkeypatch.setattr("stream.sources.SOURCES", dataclasses.replace(SOURCES, kinds=(*SOURCES.kinds, line)))
+    assert sources.SOURCES.find("noise:").name == "noise"
+    with pytest.raises(SourceError, match="unknown scheme 'static'"):
+        sources.SOURCES.find("static:")

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from engine.detectors.cones.plan import AnchorReads, ConePlan
+from engine.detectors.cones.plan import AnchorReads, AnchorResponses, ConePlan
 from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.detections import Detections, select
 from engine.detectors.detector import Detector
@@ -186,13 +186,15 @@ class OneStageEngine(BoxEngine):
         return self.heat_of_targets(boxes, [self.target(boxes, index) for index in indices], cell_px, mode)
 
     def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:
-        """Explain the anchor in the middle of each level twice, and return the time of the second map."""
+        """Build the tables of all anchors; return the time of the second map of each level's middle anchor."""
         boxes = self.run(torch.zeros(1, 3, *self.image_size))[0]
         seconds = {}
         for level, (rows, columns) in enumerate(boxes.source.candidates.grids):
-            if self._levels[level].plan_name != "cones":
+            plan = self._levels[level].plan
+            if not isinstance(plan, ConePlan):
                 continue  # the definition has nothing to prepare, and may take minutes
             target = Target(Anchor(level, rows // 2, columns // 2), 0)
+            plan.warm_up(self._layout.reads(target.anchor), cell_px)
             for _ in range(2):
                 started_at = time.perf_counter()
                 self.heat_of_targets(boxes, [target], cell_px, mode)
@@ -211,13 +213,14 @@ class OneStageEngine(BoxEngine):
                 continue
             features = [source.features[node] for node in explained.split.cut.nodes]
             anchors = [AnchorReads(self._layout.reads(targets[number].anchor)) for number in chosen]
-            found_responses = explained.plan.responses(features, anchors, cell_px, mode)
-            for number, responses in zip(chosen, found_responses, strict=True):
+            windows = explained.plan.windows(features, anchors, cell_px, mode)
+            for number, window in zip(chosen, windows, strict=True):
                 target = targets[number]
                 plain = [
                     source.maps[read.map][:, :, read.row, read.column] for read in self._layout.reads(target.anchor)
                 ]
-                values = heat_from_responses(self._layout, responses, plain, target, mode=mode)
+                reached = heat_from_responses(self._layout, window.vectors, plain, target, mode=mode)
+                values = window.spread(reached)
                 score = float(self._layout.log_score(plain, target.class_index, target.anchor).exp())
                 found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut)
         return [found[number] for number in range(len(targets))]
@@ -229,11 +232,17 @@ class _DensePlan:
     def __init__(self, split: DetectorSplit) -> None:
         self._split = split
 
-    def responses(
+    def windows(
         self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int, mode: Mode
-    ) -> list[list[Tensor]]:
-        """Return the vectors at the reads of each anchor, for the features of one image."""
-        return [dense_responses(self._split, features, anchor.reads, cell_px, mode) for anchor in anchors]
+    ) -> list[AnchorResponses]:
+        """Return the responses of each anchor for all regions of one image."""
+        grid = Regions(self._split.image_size, cell_px).grid
+        found = []
+        for anchor in anchors:
+            responses = dense_responses(self._split, features, anchor.reads, cell_px, mode)
+            vectors = [torch.cat([vector[:1], vector]) for vector in responses]  # all regions are in the window
+            found.append(AnchorResponses(grid, (0, 0), grid, vectors))
+        return found
 
 
 class _FlatOutputs(nn.Module):

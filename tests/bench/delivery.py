@@ -40,6 +40,7 @@ RATE = 30.0
 BITS, SIDE = 16, 16
 """The number in the picture: so many squares, so many pixels each, in the lowest rows."""
 VIEWERS_EACH = 10
+CONNECT_SECONDS = 120.0
 NOISE = {"30 kB": 1.5, "150 kB": 10.0}
 """Amount of noise that gives a JPEG of about this size; the output has the true size."""
 
@@ -65,8 +66,8 @@ def number_of(image: Image) -> int:
     return sum(int(image[-half, bit * SIDE + half].mean() > 127) << bit for bit in range(BITS))
 
 
-def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float) -> None:
-    """Draw and send at the rate until told to stop; answer with what it took."""
+def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float, viewers: int) -> None:
+    """Draw and send at the rate once all viewers have subscribed; send what it took."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -76,9 +77,10 @@ def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float) -
     drawing = sending = 0.0
     with ZeroMqSink(settings) as sink:
         pipe.send(sink.endpoint)
-        while not pipe.poll(0.02):
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while sink.viewers < viewers and time.monotonic() < deadline:
             sink.idle()
-        pipe.recv()
+            time.sleep(0.02)
         settled = most = 0.0
         started_at, cpu = time.monotonic(), time.process_time()
         frames = 0
@@ -153,7 +155,7 @@ def measure(
             settings = settings.model_copy(update={"curve": curve})
             keys = {"key": str(ring / "viewer.key_secret"), "server_key": str(ring / "server.key")}
         ours, theirs = spawn.Pipe()
-        server = spawn.Process(target=publish, args=(theirs, settings, image, seconds))
+        server = spawn.Process(target=publish, args=(theirs, settings, image, seconds, viewers * len(paces)))
         server.start()
         endpoint = ours.recv()
         lookers = []
@@ -164,8 +166,6 @@ def measure(
                 process = spawn.Process(target=look, args=(other, endpoint, keys, count, pace))
                 process.start()
                 lookers.append((pace, mine, process))
-        time.sleep(3.0 + 0.5 * len(lookers))
-        ours.send("go")
         measured = ours.recv()
         figures = {}
         wrong = 0

@@ -23,6 +23,7 @@ from tests.bench.figures import quantiles, resident_mib
 
 RATE = 30.0
 EACH = 10
+CONNECT_SECONDS = 120.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -59,10 +60,12 @@ def look(pipe: Any, endpoint: str, paces: list[float]) -> None:
 
     ages: list[list[float]] = [[] for _ in paces]
     stop = threading.Event()
+    connected = threading.Barrier(len(paces) + 1)
 
     def watch(k: int, pace: float) -> None:
         address = endpoint.replace("http://", "ws://") + "/frames"
         with connect(address, compression=None, max_size=None, proxy=None) as link:
+            connected.wait(CONNECT_SECONDS)
             while not stop.is_set():
                 try:
                     received = link.recv(timeout=0.5)
@@ -79,6 +82,8 @@ def look(pipe: Any, endpoint: str, paces: list[float]) -> None:
     threads = [threading.Thread(target=watch, args=(k, pace)) for k, pace in enumerate(paces)]
     for thread in threads:
         thread.start()
+    connected.wait(CONNECT_SECONDS)
+    pipe.send("connected")
     pipe.recv()
     stop.set()
     for thread in threads:
@@ -99,7 +104,8 @@ def measure_page(viewers: int, *, seconds: float, image: Image, slow: int = 0) -
         process = SPAWN.Process(target=look, args=(other, endpoint, paces[first : first + EACH]))
         process.start()
         lookers.append((mine, process))
-    time.sleep(2.0 + 0.5 * len(lookers))
+    for mine, _ in lookers:
+        mine.recv()
     ours.send("go")
     measured = ours.recv()
     answers: list[list[float]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -84,7 +85,7 @@ class DetectorExplainer(EngineExplainer):
             cut=settings.cut,
             compile_plain=lambda module, example: compile_plain_pass(module, example, config.backend, cache),
         )
-        self._when: Condition | None = parse_condition(settings.when) if settings.when else None
+        self._when = _parse_when(settings.when, detector.labels) if settings.when else None
         self._scheduler = MapScheduler(settings.budget, settings.max_maps)
         if settings.budget != 0.0:
             for level, seconds in self._engine.warm_up(settings.cell_px, settings.mode).items():
@@ -205,6 +206,19 @@ class DetectorExplainer(EngineExplainer):
             MetricSample("box_map_time_ratio", spent / plain if plain else 0.0,
                          "Time for heat maps of boxes as a fraction of the time of plain passes."),
         ]  # fmt: skip
+
+
+def _parse_when(text: str, labels: Sequence[str]) -> Condition:
+    """Parse the condition on boxes that get maps, which cannot depend on their maps."""
+    measured = re.search(
+        r"\b(heat_inside|evidence_outside_box|focus_area|entropy|stability|centre_[xy]|score_drop\w*)\b", text
+    )
+    if measured is not None:
+        raise ConfigError(
+            f"engine.boxes.when: {text!r}: {measured[0]} is measured on maps, but this decides which are made; use "
+            "label, score and camera"
+        )
+    return parse_condition(text, {"label": labels, "box": ("box",)}, option="engine.boxes.when")
 
 
 def _check_device(config: EngineConfig) -> None:

@@ -109,7 +109,9 @@ class Rule:
         return ""
 
 
-def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingProxyType({})) -> Condition:
+def parse_condition(
+    text: str, known: Mapping[str, Collection[str]] = MappingProxyType({}), *, option: str = "record_when"
+) -> Condition:
     """Parse a condition.
 
     It holds for a frame when it holds for one of its findings, with the label and the numbers of that finding. A frame
@@ -120,11 +122,12 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
         known: the known names by kind (``guard``, ``region``, ``label``, ``camera``), and under ``check``
             ``score_drop_when_masked`` where it is measured, under ``box`` a name where the network is a detector;
             names of a missing kind are not checked.
+        option: the option that holds the text, for errors.
 
     Raises:
         ConfigError: it cannot be parsed; the message names the character.
     """
-    holds = _Parser(text, f"record_when: {text!r}: ", "label=scratch and score>0.8", known).condition()
+    holds = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known).condition()
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)

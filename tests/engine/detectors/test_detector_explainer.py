@@ -162,6 +162,8 @@ def test_heat_of_drop_keeps_what_speaks_against_the_box():
         ({"precision": "bf16"}, BackendError, "detectors run in fp32"),
         ({"layer": "head"}, ConfigError, "boxes.cut"),
         ({"input_size": (100, 128)}, ConfigError, "multiples of 32"),
+        ({"boxes": BoxesConfig(when="heat_inside(box)>0.5")}, ConfigError, "heat_inside is measured on maps"),
+        ({"boxes": BoxesConfig(when="label=cra")}, ConfigError, "engine.boxes.when: 'label=cra'.*unknown label"),
         ({"backend": "openvin"}, ConfigError, "Did you mean 'openvino'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

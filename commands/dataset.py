@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 MAX_SUFFIXES: Final = 8
-"""How many kinds of other files a warning names."""
+"""Number of kinds of other files a warning names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class Listing:
 
     samples: list[Sample]
     grouped: bool
-    """Whether it is known which images show the same part."""
+    """True if it is known which images show the same part."""
     divided: bool = False
-    """Whether the data set has a split of its own."""
+    """True if the data set has a split of its own."""
     left_out: tuple[str, ...] = ()
     """Unused folders and files, a line each."""
 

@@ -44,7 +44,7 @@ UNGROUPED: Final = (
 )
 CROSSING: Final = "shows a part that training images show (a copy, or another image of the same group)"
 MAX_PAIRS: Final = 3
-"""How many pairs of images a message names."""
+"""Number of pairs of images a message names."""
 
 
 def train(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 SHOWN_MISTAKES: Final = 24
-"""How many misclassified images a report shows, those with the highest score first."""
+"""Number of misclassified images a report shows, those with the highest score first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,7 @@ class Trained:
     left_out: Sequence[str]
     similar: Sequence[NearDuplicate]
     grouped: bool
-    """Whether it is known which images show the same part."""
+    """True if it is known which images show the same part."""
 
 
 def files_beside(output: Path) -> dict[str, Path]:

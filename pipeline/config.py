@@ -104,10 +104,10 @@ class BoxesConfig(Settings):
     iou: float = Field(default=0.45, gt=0, le=1)
     """Boxes of one class that overlap more than this are the same object."""
     mode: Literal["keep", "drop"] = "keep"
-    """What a cell of a map shows: the score with this cell alone (keep), or what its absence changes (drop)."""
+    """Meaning of a map's cell: the score with this cell alone (keep), or what its absence changes (drop)."""
     cut: Literal["complete", "level"] = "complete"
-    """What is masked: all features that reach the box (complete), or those of its own pyramid level (level: cheap, but
-    blind to evidence far from the box)."""
+    """Masked features: all that reach the box (complete), or those of its own pyramid level (level: cheap, but blind to
+    evidence far from the box)."""
     cell_px: int = Field(default=32, ge=8, le=256, multiple_of=8)
     """Side of a map's cells in pixels of the network's input."""
     budget: float | None = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)

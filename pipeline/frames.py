@@ -181,7 +181,7 @@ class GuardState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoxMap:
-    """How the heat map of a detector's box was made, and what it refers to.
+    """Describes how the heat map of a detector's box was made, and what it refers to.
 
     The input is divided into square cells, and the box's score is computed once for each cell: ``keep`` with only this
     cell of the features and zeros elsewhere, ``drop`` with all features but this cell. ``docs/detectors.md`` has the
@@ -196,7 +196,7 @@ class BoxMap:
     region: Box
     """The rectangle of the frame, in pixels, that the grid of the heat map covers."""
     scale: float
-    """What a heat of 1 stands for. ``drop``: a decrease of the score; ``keep``: the range of the log-scores."""
+    """Meaning of a heat of 1. ``drop``: a decrease of the score; ``keep``: the range of the log-scores."""
     against: Heat | None = None
     """``drop`` only: the increase of the score without the cell, divided by ``scale``: evidence against the box."""
     lowest_score: float | None = None
@@ -236,7 +236,7 @@ class Finding:
     track: int | None = None
     """Number of the followed object, unique in its camera; None without tracking."""
     box_map: BoxMap | None = None
-    """How the heat map of ``box`` was made; None for a classifier, and for a box that has no map yet."""
+    """Describes how the heat map of ``box`` was made; None for a classifier, and for a box that has no map yet."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat", read_only(self.heat))

@@ -76,7 +76,7 @@ class Pipeline:
         for source, overflow in sources:
             self._add_camera(source, overflow)
         self._has_appeared = discovery is not None
-        """Whether ``discovery`` may have further sources."""
+        """True if ``discovery`` may have further sources."""
         if discovery is not None:
             discovery.notify = self._wake
         self._finishing: QueueWorker[_Batch] = QueueWorker(

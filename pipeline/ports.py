@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.result import RunResult
 
 Overflow = Literal["drop-oldest", "wait"]
-"""What a full queue does: ``drop-oldest`` keeps the newest frames (live), ``wait`` keeps all frames (files)."""
+"""Behaviour of a full queue: ``drop-oldest`` keeps the newest frames (live), ``wait`` keeps all frames (files)."""
 
 State = Literal["connecting", "live", "stalled", "waiting", "failed", "ended"]
 """State of a source. ``waiting``: for the next attempt to connect; ``failed``: there are no more attempts."""
@@ -41,7 +41,7 @@ Cause = Literal[
     "unreachable",
     "server",
 ]
-"""Why a source is not live, as a category for counters and alerts; empty while it is live."""
+"""Reason that a source is not live, as a category for counters and alerts; empty while it is live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Health:
 
     state: State = "connecting"
     reason: str = ""
-    """Why it is not live, as text without credentials."""
+    """Reason that it is not live, as text without credentials."""
     reconnects: int = 0
-    """How often it was opened again after its connection was lost."""
+    """Number of times that it was opened again after its connection was lost."""
     corrupt: int = 0
-    """How many damaged frames were left out."""
+    """Number of damaged frames were left out."""
     missed: int = 0
-    """How many frames of another run did not arrive, or were replaced by newer ones before they were read."""
+    """Number of frames of another run did not arrive, or were replaced by newer ones before they were read."""
     cause: Cause = ""
     """Category of ``reason``."""
 
@@ -72,9 +72,9 @@ class Source(ABC):
     camera: str
     """The camera's name; unique in a run."""
     uri: str
-    """Where it reads from, credentials redacted."""
+    """Address that it reads from, credentials redacted."""
     live: bool = False
-    """Whether frames are lost while they are not read (cameras, streams), or wait (files).
+    """True if frames are lost while they are not read (cameras, streams), or wait (files).
 
     May change until the first frame: the kind of a web address is known once the server has replied.
     """
@@ -83,7 +83,7 @@ class Source(ABC):
     rate: float | None = None
     """Declared frames per second, None if it is not declared. For pacing only: declared rates may be wrong."""
     overflow: Overflow | None = None
-    """What a full queue does unless the configuration says it; None: by ``live``."""
+    """Behaviour of a full queue unless the configuration says it; None: by ``live``."""
     health: Health = Health()
     """The current state; the thread of ``frames`` replaces it."""
     min_silence_seconds: float = 0.0
@@ -117,7 +117,7 @@ class SourceWrapper(Source):
 
     @property
     def live(self) -> bool:  # type: ignore[override]
-        """Whether the inner source is live."""
+        """True if the inner source is live."""
         return self.inner.live
 
     @property
@@ -158,7 +158,7 @@ class MetricSample:
     """Snake case, with its unit: ``viewers``, ``recorder_bytes``; it is published as ``recipro_<name>``."""
     value: float
     help: str
-    """What it measures, in one sentence; the same for all samples of that name."""
+    """The measured quantity, in one sentence; the same for all samples of that name."""
     kind: Literal["gauge", "counter"] = "gauge"
     labels: tuple[tuple[str, str], ...] = ()
     """(name, value) pairs that distinguish samples of one name; never a credential."""
@@ -168,7 +168,7 @@ class Part:
     """A part of a run that may report on itself. Any thread may use these members; they must not block."""
 
     uri: str = ""
-    """Where a sink writes to; empty for other parts."""
+    """Address that a sink writes to; empty for other parts."""
 
     def metrics(self) -> Sequence[MetricSample]:
         """Return the current values of its own metrics."""
@@ -187,21 +187,21 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class MaskingOptions:
-    """What a deletion check masks in a frame to see whether the score depends on it."""
+    """The masked part of a frame in a deletion check, which shows whether the score depends on it."""
 
     area: float = 0.05
     """Fraction of the grid's cells that are masked, the hottest first; cells without heat are not masked."""
     fill: Literal["mean", "blur"] = "mean"
-    """What replaces them: the mean colour of the input, or the blurred input."""
+    """Their replacement: the mean colour of the input, or the blurred input."""
 
 
 class Explainer(Part, ABC):
     """Gives each frame its classes, their scores and their heat maps."""
 
     asynchronous: bool = False
-    """Whether ``submit`` starts a batch before the previous one is finished, because a device works in parallel."""
+    """True if ``submit`` starts a batch before the previous one is finished, because a device works in parallel."""
     can_mask: bool = False
-    """Whether ``score_when_masked`` is implemented: deletion checks need it."""
+    """True if ``score_when_masked`` is implemented: deletion checks need it."""
     box_mode: Literal["keep", "drop"] | None = None
     """Mode of the heat maps of a detector's boxes; None for a classifier."""
 
@@ -241,9 +241,9 @@ class Sink(Part, ABC):
     """
 
     uri: str
-    """Where it writes to, as configured, credentials redacted."""
+    """Address that it writes to, as configured, credentials redacted."""
     lossless: bool = False
-    """Whether every frame counts (recorder, log) or the newest frame is enough (window, network)."""
+    """True if every frame counts (recorder, log) or the newest frame is enough (window, network)."""
 
     @abstractmethod
     def put(self, overlay: Overlay) -> None:

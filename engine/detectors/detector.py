@@ -33,7 +33,7 @@ class Detector:
     """One name per class."""
     input: InputFormat
     fixed_size: bool = False
-    """Whether the network accepts its own input size only."""
+    """True if the network accepts its own input size only."""
     score: float = 0.3
     """Lowest score of a detection, 0 to 1."""
     iou: float = 0.45

@@ -22,7 +22,7 @@ class NormalisedHeat(NamedTuple):
     against: Tensor | None
     """Mode ``drop``: the same for evidence against the box; None for ``keep``."""
     scale: float
-    """What a heat of 1 stands for: the range of the log-scores, or a difference of the score."""
+    """Meaning of a heat of 1: the range of the log-scores, or a difference of the score."""
     lowest_score: float | None
     """Mode ``drop``: the lowest score without one region; None for ``keep``."""
 
@@ -35,12 +35,12 @@ class BoxHeat:
     """(rows, columns) float32. ``keep``: the log-score with this region only. ``drop``: the plain score less the score
     without this region."""
     rectangle: tuple[float, float, float, float]
-    """What the grid covers: left, top, right, bottom in pixels of the network's input."""
+    """The rectangle that the grid covers: left, top, right, bottom in pixels of the network's input."""
     plain_score: float
     """The score of the box, 0 to 1."""
     mode: Mode
     cut: str
-    """What was masked: ``complete``, ``level`` or ``region``."""
+    """The masked features: ``complete``, ``level`` or ``region``."""
 
     def normalised(self) -> NormalisedHeat:
         """Return the heat in [0, 1]: min-max for ``keep``, divided by the largest difference for ``drop``."""

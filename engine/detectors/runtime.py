@@ -52,9 +52,9 @@ class BoxEngine(ABC):
     image_size: tuple[int, int]
     """Height and width of the input in pixels."""
     cut: str
-    """What is masked, as text."""
+    """The masked features, as text."""
     plan: str
-    """How maps are computed, as text."""
+    """The way in which maps are computed, as text."""
 
     @abstractmethod
     def run(self, images: Tensor) -> list[ImageBoxes]:

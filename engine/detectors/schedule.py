@@ -48,7 +48,7 @@ class MapRequest:
 
     @property
     def is_new(self) -> bool:
-        """Whether the track has no map of its present state."""
+        """True if the track has no map of its present state."""
         last = self.last
         return last is None or last.class_index != self.class_index or last.box.iou(self.box) < CHANGED_IOU
 
@@ -59,7 +59,7 @@ class _Account:
 
     saved_seconds: float = 0.0
     earned_seconds: float = 0.0
-    """What the last frame earned."""
+    """Time that the last frame earned."""
 
 
 @dataclass(slots=True)

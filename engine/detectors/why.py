@@ -23,7 +23,7 @@ from pipeline.frames import Box, BoxMap, Finding, Image
 
 @dataclass(frozen=True, slots=True)
 class Influence:
-    """What a region of the image does to the score."""
+    """Effect of a region of the image on the score."""
 
     box: Box
     """The region in pixels of the image."""

@@ -67,7 +67,7 @@ class EngineExplainer(Explainer):
     info: EngineInfo
     """Describes the engine, for the log and metrics."""
     classes_exclude_each_other: bool = True
-    """Whether the scores of all classes add up to 1."""
+    """True if the scores of all classes add up to 1."""
 
     @abstractmethod
     def worthwhile_batch(self, cameras: int) -> int:

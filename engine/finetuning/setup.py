@@ -46,13 +46,13 @@ class FinetuneConfig:
     input_size: tuple[int, int] | None = None
     """Height and width in pixels."""
     fit: Fit | None = None
-    """How images are resized to the input; None = as the checkpoint has it, or ``stretch``."""
+    """Method by which images are resized to the input; None = as the checkpoint has it, or ``stretch``."""
     layer: str | None = None
     """The layer to explain."""
     truncate_at: str | None = None
     """The layer after which the network is truncated; None = not truncated."""
     linear_probe: bool = False
-    """Whether only the last layer is trained."""
+    """True if only the last layer is trained."""
     freeze_until: str | None = None
     """This layer and all layers before it are frozen."""
     augment: Sequence[str] = DEFAULT_AUGMENTATIONS
@@ -110,7 +110,7 @@ class FinetuneModel:
     known_labels: tuple[str, ...] = ()
     """Classes of the checkpoint that the network continues from."""
     warm_up_head: bool = True
-    """Whether the last layer is trained alone before the whole network."""
+    """True if the last layer is trained alone before the whole network."""
     trained_digests: frozenset[str] = frozenset()
     """Digests of the images of earlier trainings."""
     trained_hashes: tuple[KnownImages, ...] = ()

@@ -63,9 +63,9 @@ class TrainingConfig:
     patience: int
     """Number of epochs without improvement on the validation images after which the stage ends."""
     improve_on_loss: bool = False
-    """Whether a smaller loss counts as an improvement as well as a better recall."""
+    """True if a smaller loss counts as an improvement as well as a better recall."""
     balance: Balance = "sampler"
-    """Whether rare classes are drawn as often as common ones, have a larger weight in the loss, or neither."""
+    """True if rare classes are drawn as often as common ones, have a larger weight in the loss, or neither."""
     label_smoothing: float = 0.05
     weight_decay: float = 0.01
     head_rate: float = 4.0

@@ -29,7 +29,7 @@ _RESERVED_HANDLES: Final = 4
 RETRY_SECONDS: Final = (1.0, 30.0)
 """Wait before a full disk is tried again: first and maximum."""
 _REFRESH_SECONDS: Final = 5.0
-"""How often the free space is read."""
+"""Interval between two readings of the free space."""
 
 
 def cause(error: OSError) -> str:
@@ -96,7 +96,7 @@ class DiskMonitor:
 
     @property
     def in_backoff(self) -> bool:
-        """Whether writing has failed and the next attempt is not due yet."""
+        """True if writing has failed and the next attempt is not due yet."""
         return self._retry_at is not None and self._clock() < self._retry_at
 
     @property

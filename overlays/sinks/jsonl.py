@@ -57,7 +57,7 @@ class JsonlSink(DiskSink):
         self._replace = settings.mode == "replace"
         self._file: FileIO | None = None
         self._has_run_record = False
-        """Whether the open file has this run's record."""
+        """True if the open file has this run's record."""
         self._run_id = new_run_id()
         self._began_at_unix = 0.0
 

@@ -228,7 +228,7 @@ class _Recording:
 
     @property
     def has_fragments(self) -> bool:
-        """Whether frames have reached the disk."""
+        """True if frames have reached the disk."""
         return self._written > 0
 
     @property

@@ -85,9 +85,9 @@ class Variable(NamedTuple):
     maximum: float = 1.0
     """Its upper limit."""
     is_count: bool = False
-    """Whether it is a whole number."""
+    """True if it is a whole number."""
     of_boxes: bool = False
-    """Whether it is known for the boxes of a detector only."""
+    """True if it is known for the boxes of a detector only."""
 
 
 DROP: Final = "score_drop_when_masked"

@@ -204,7 +204,7 @@ class Gather:
     """Laid out windows: the output index of each entry of the reader; else empty."""
     weights: Factors | None
     in_order: bool = False
-    """Whether the edge reads all entries of the root in their order, and nothing else."""
+    """True if the edge reads all entries of the root in their order, and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,7 @@ class Windowed(Operation):
 
     @property
     def laid_out(self) -> bool:
-        """Whether the windows are laid out as one image, instead of read tap by tap."""
+        """True if the windows are laid out as one image, instead of read tap by tap."""
         return False
 
 
@@ -95,12 +95,12 @@ class Convolution(Windowed):
 
     @property
     def depthwise(self) -> bool:
-        """Whether each channel is convolved alone."""
+        """True if each channel is convolved alone."""
         return self.groups == self.width == self.sources[0].width
 
     @property
     def laid_out(self) -> bool:
-        """Whether the windows are laid out: each value is used for few products, so gathering would cost most."""
+        """True if the windows are laid out: each value is used for few products, so gathering would cost most."""
         return self.depthwise and self.slides is not None
 
 
@@ -110,7 +110,7 @@ class Maximum(Windowed):
 
     @property
     def laid_out(self) -> bool:
-        """Whether the windows are laid out as one image."""
+        """True if the windows are laid out as one image."""
         return self.slides is not None
 
 

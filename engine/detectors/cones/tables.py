@@ -132,7 +132,7 @@ class _Source(NamedTuple):
     kinds: int
     """The first kind of the edge."""
     lowest: bool
-    """Whether positions outside the map read -inf instead of zeros."""
+    """True if positions outside the map read -inf instead of zeros."""
     columns: int
     """Column entries of the root; 0 for an entry of the graph, whose vectors are addressed by position."""
     width: int

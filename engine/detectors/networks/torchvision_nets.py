@@ -114,7 +114,7 @@ class TorchvisionDetector:
     input_size: tuple[int, int]
     """Height and width in pixels."""
     fixed_size: bool = False
-    """Whether only this size fits the default boxes."""
+    """True if only this size fits the default boxes."""
 
 
 TORCHVISION_DETECTORS: Final[dict[str, TorchvisionDetector]] = {

@@ -41,7 +41,7 @@ class OnnxDetector:
     image_size: tuple[int, int]
     """Height and width in pixels of the file's own input, or the given ones where the file leaves them free."""
     fixed_size: bool
-    """Whether the file states its input size."""
+    """True if the file states its input size."""
 
 
 def read_onnx(path: Path, image_size: tuple[int, int] | None = None) -> OnnxDetector:

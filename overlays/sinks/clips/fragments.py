@@ -45,7 +45,7 @@ class AllOrNothingFile:
 
     @property
     def is_open(self) -> bool:
-        """Whether the file was opened; also true after ``close``."""
+        """True if the file was opened; also true after ``close``."""
         return self._file is not None
 
     def open(self) -> None:

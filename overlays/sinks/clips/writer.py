@@ -52,7 +52,7 @@ class EncodedFrame:
     """None for the repeated image of a camera with signal loss: nothing was explained."""
     record_bytes: int = 0
     missed: bool = False
-    """Whether it was counted as lost because the disk refused it when it arrived."""
+    """True if it was counted as lost because the disk refused it when it arrived."""
 
     @property
     def size_bytes(self) -> int:
@@ -197,7 +197,7 @@ class PreRollBuffer:
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
         self.overran = False
-        """Whether frames younger than ``seconds`` were dropped to keep the bound in bytes."""
+        """True if frames younger than ``seconds`` were dropped to keep the bound in bytes."""
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._bytes = 0

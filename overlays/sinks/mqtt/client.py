@@ -56,7 +56,7 @@ class GuardedClient(Client):
     """Ends the connection to a broker that sends more than a publisher expects, before the data is stored."""
 
     violation = ""
-    """What the broker sent against the rules; empty if nothing."""
+    """Message that the broker sent against the rules; empty if nothing."""
 
     def _packet_handle(self) -> MQTTErrorCode:
         command = self._in_packet["command"] >> 4

@@ -86,7 +86,7 @@ class BrokerConnection:
         self._logged_reason = ""
         self._limits = BrokerLimits()
         self._switch_version = False
-        """Whether the next attempt uses the other version of MQTT."""
+        """True if the next attempt uses the other version of MQTT."""
         self._connected_at = float("-inf")
         self._failed_connections = 0
         """Connections in a row that ended before anything was confirmed."""
@@ -106,12 +106,12 @@ class BrokerConnection:
 
     @property
     def has_unsent_bytes(self) -> bool:
-        """Whether the socket has not taken all published messages yet."""
+        """True if the socket has not taken all published messages yet."""
         return self._client.want_write()
 
     @property
     def is_ready(self) -> bool:
-        """Whether a finding can be published now."""
+        """True if a finding can be published now."""
         return self.is_connected and self.unconfirmed < self._limits.in_flight and not self.has_unsent_bytes
 
     def serve(self) -> None:

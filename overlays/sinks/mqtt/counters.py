@@ -15,7 +15,7 @@ class QueuedFinding(NamedTuple):
     topic: str
     message: bytes
     is_file: bool
-    """Whether its frame is of a file or a folder: then it waits for the broker, because it does not come again."""
+    """True if its frame is of a file or a folder: then it waits for the broker, because it does not come again."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class FindingQueue:
 
     @property
     def holds_files(self) -> bool:
-        """Whether the queue holds a finding of a file or a folder."""
+        """True if the queue holds a finding of a file or a folder."""
         return any(finding.is_file for finding in self._queue)
 
     def add(self, finding: QueuedFinding) -> None:

@@ -43,7 +43,7 @@ class BrokerAddress(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether the messages stay on this machine."""
+        """True if the messages stay on this machine."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:

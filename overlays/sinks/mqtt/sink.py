@@ -36,15 +36,15 @@ _DEFAULT_RATE: Final = 1.0
 _OFFLINE_SECONDS: Final = 0.5
 """Maximum time to publish the last messages at the end."""
 _ANSWER_SECONDS: Final = 2.0
-"""How long the last findings of live cameras wait for the broker's answers."""
+"""Time that the last findings of live cameras wait for the broker's answers."""
 _STALL_SECONDS: Final = 10.0
-"""How long findings of files wait for a broker that makes no progress, before they are given up."""
+"""Time that findings of files wait for a broker that makes no progress, before they are given up."""
 _MIN_RATE: Final = 40.0
 """Findings per second that a broker must accept at the end of a run; a slower one is not waited for."""
 MAX_WAITING: Final = 1000
 """Maximum number of findings that wait for the broker; the oldest are dropped."""
 _STATE_SECONDS: Final = 0.2
-"""How often the states of the cameras are checked."""
+"""Interval between two checks of the cameras' states."""
 _WAIT_SECONDS: Final = 0.02
 
 
@@ -103,7 +103,7 @@ class MqttSink(Sink):
         """The last published state of each camera on this connection."""
         self._states_checked_at = float("-inf")
         self._has_given_up = False
-        """Whether findings of files were given up since the last connection."""
+        """True if findings of files were given up since the last connection."""
         self._pause = threading.Event()
         self._connection = BrokerConnection(
             self._settings, self._broker, login, self._counts, on_connect=self._handle_connect, clock=clock

@@ -332,7 +332,9 @@ def test_findings_of_a_folder_are_all_published_at_any_speed(broker, overlaid, w
             for index in range(60):  # long before the broker has answered
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
         wait_until(lambda: len(listener.told("/finding")) == 60)
-        assert [json.loads(result)["source"] for result in listener.told("/finding")] == [f"{k}.jpg" for k in range(60)]
+        # Brokers keep the order of messages of one QoS; the first findings have QoS 1, until one is accepted.
+        published = sorted(json.loads(result)["source"] for result in listener.told("/finding"))
+        assert published == sorted(f"{k}.jpg" for k in range(60))
     assert sink.account == "60 findings accepted by the broker, 0 lost"
 
 
@@ -344,7 +346,7 @@ def test_findings_of_a_file_beyond_the_queue_are_all_published(broker, overlaid,
             for index in range(300):
                 sink.put(overlaid(camera="film", index=index, source_name="film.mp4"))
         wait_until(lambda: len(listener.told("/finding")) == 300)
-        assert listener.indices() == list(range(300))
+        assert sorted(listener.indices()) == list(range(300))  # brokers keep the order of one QoS only
 
 
 def test_findings_skipped_by_the_rate_are_counted_as_skipped(broker, overlaid, wait_until):

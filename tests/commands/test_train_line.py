@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
 
@@ -15,6 +16,7 @@ from commands.train_line import (
     shortcut_config,
     shortcut_data,
 )
+from engine.finetuning.finetune import finetune
 from engine.models.checkpoint import load_checkpoint
 from pipeline.frames import Box, GroundTruth
 from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, Belt, frame_reader, scored_frames
@@ -92,6 +94,19 @@ def test_train_line_shortcut_continues_from_the_shipped_network(command, tmp_pat
     assert file.labels == shipped.labels
     assert file.provenance["command"] == shipped.provenance["command"]
     assert file.provenance["began_with"]["file"] == SHIPPED.name
+
+
+def test_train_line_writes_nothing_when_interrupted(command, tmp_path, monkeypatch):
+    def interrupted(model, parts, read, callbacks, **_options):
+        signal.raise_signal(signal.SIGINT)
+        return finetune(model, parts, read, callbacks, boxes={})
+
+    monkeypatch.setattr("engine.finetuning.finetune.finetune", interrupted)
+    (tmp_path / "line.safetensors").write_bytes(b"an older network")
+    code, _, errors = command("train-line", "--effort", str(TINY), "--output", "line.safetensors")
+    assert code == 2
+    assert "training interrupted: nothing is written" in errors
+    assert (tmp_path / "line.safetensors").read_bytes() == b"an older network"
 
 
 def test_train_line_refuses_an_output_that_cannot_be_written(command, tmp_path):

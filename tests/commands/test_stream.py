@@ -83,11 +83,11 @@ def test_command_line_options_override_the_configuration_file(command, video, tm
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_configurations_run_on_the_simulated_line(command, path):
-    weights = ROOT.parent / "shared/data/weights/detectors/yolox_nano.onnx"
-    if path.name == "detector.yaml" and not weights.is_file():
-        pytest.skip("the weights of a detector are not beside the repository")
-    model = ("--model", weights) if path.name == "detector.yaml" else ()
+def test_shipped_configurations_run_on_the_simulated_line(command, path, request):
+    model = ()
+    if path.name == "detector.yaml":
+        weights = request.getfixturevalue("shared_data") / "weights" / "detectors" / "yolox_nano.onnx"
+        model = ("--model", weights)
     code, output, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl", *model)
     assert code == 0, errors
     assert "3 frames received, 3 explained" in output

@@ -26,17 +26,9 @@ def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
 
 
 def legend_patch(height: int, width: int, lines: Sequence[TextLine]) -> ImagePatch | None:
-    """Return the legend of an image of this size as a patch; None if no line fits.
-
-    Drawing on black gives what the legend adds; drawing on white, minus that, gives the factor it keeps.
-    """
+    """Return the legend of an image of this size as a patch; None if no line fits."""
     plate = legend_plate(height, width, lines)
     if plate is None:
         return None
-    black = np.zeros((plate.height, plate.width, 3), np.uint8)
-    white = np.full_like(black, 255)
-    plate.fill(black)
-    plate.fill(white)
-    keep = np.clip(white.astype(np.int16) - black, 0, 255).max(axis=2, keepdims=True).astype(np.uint8)
     rows, columns = max(height - plate.margin, 0), max(width - plate.margin, 0)
-    return ImagePatch(plate.margin, plate.margin, np.concatenate([black, keep], axis=2)[:rows, :columns])
+    return ImagePatch(plate.margin, plate.margin, plate.effect()[:rows, :columns])

@@ -11,7 +11,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from overlays.render.text import RED, WHITE, LegendLayout, TextLine, text_size, text_tile
+from overlays.render.text import RED, WHITE, LegendLayout, TextLine, plate_tile, text_size
 from pipeline.frames import Explanation, GuardState, Image, Region
 
 ALARM: Final = (255, 59, 48)
@@ -65,9 +65,9 @@ def _draw_name(image: Image, region: Region, size: int, colour: tuple[int, int, 
     height, width = image.shape[:2]
     right = min(max(x for x, _ in region.polygon), width)
     top = max(min(y for _, y in region.polygon), 0.0)
-    tile = text_tile(region.name, max(9, round(0.75 * size)), 500, max(width // 3, 1))
+    tile = plate_tile(region.name, max(9, round(0.75 * size)), 500, max(width // 3, 1), colour)
     margin = max(1, size // 6)
-    plate = LegendLayout(((tile, colour),), margin)
+    plate = LegendLayout((tile,), margin)
     left, row = round(right) - plate.width - margin, round(top) + margin
     if tile.shape[1] and left >= 0 and row + plate.height <= height:
         plate.fill(image[row : row + plate.height, left : left + plate.width])
@@ -88,12 +88,12 @@ def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
     max_width = max(width - 4 * margin, 1)
     tiles, used = [], 2 * margin
     for line in lines:
-        tile = text_tile(line.text, max(9, round(size * line.scale)), line.weight, max_width)
+        tile = plate_tile(line.text, max(9, round(size * line.scale)), line.weight, max_width, line.colour)
         used += tile.shape[0]
         if used > height // 3:
             break
         if tile.shape[1]:
-            tiles.append((tile, line.colour))
+            tiles.append(tile)
     if not tiles:
         return
     plate = LegendLayout(tuple(tiles), margin)

@@ -10,6 +10,7 @@ from typing import Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from overlays.render.heatmap import Levels
 from pipeline.frames import Image
@@ -19,10 +20,13 @@ GREY: Final = (190, 190, 190)
 GREEN: Final = (120, 230, 140)
 RED: Final = (255, 130, 110)
 
-_PLATE_KEEP: Final = 0.3
-"""Remaining brightness of the image under the plate: white text stays readable on a white image."""
+_PLATE_KEEP: Final = 77
+"""Remaining brightness of the image under the plate, in 1/255: white text stays readable on a white image."""
 _MIN_TEXT_SIZE: Final = 9
 """Minimum text size in pixels; smaller letters are not readable."""
+
+PackedTile = npt.NDArray[np.uint32]
+"""Effect of text on the pixels of a plate, (rows, columns): four bytes each, RGB to add and the part to keep of 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +106,60 @@ def text_tile(text: str, size: int, weight: int, max_width: int) -> Levels:
     return tile
 
 
+@functools.lru_cache(maxsize=256)
+def plate_tile(text: str, size: int, weight: int, max_width: int, colour: tuple[int, int, int]) -> PackedTile:
+    """Render one line of a plate; see ``text_tile``."""
+    tile = _blend_table(colour)[text_tile(text, size, weight, max_width)]
+    tile.flags.writeable = False
+    return tile
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LegendLayout:
     """A legend before it is drawn: its rendered lines on a dark plate."""
 
-    tiles: tuple[tuple[Levels, tuple[int, int, int]], ...]
-    """The coverage and the RGB colour of each line."""
+    tiles: tuple[PackedTile, ...]
+    """The lines, from ``plate_tile``."""
     margin: int
     """Pixels from the image's upper left corner to the plate, and from the plate's edge to the text."""
 
     @property
     def width(self) -> int:
         """Width in pixels."""
-        return int(max(tile.shape[1] for tile, _ in self.tiles)) + 2 * self.margin
+        return int(max(tile.shape[1] for tile in self.tiles)) + 2 * self.margin
 
     @property
     def height(self) -> int:
         """Height in pixels."""
-        return int(sum(tile.shape[0] for tile, _ in self.tiles)) + self.margin
+        return int(sum(tile.shape[0] for tile in self.tiles)) + self.margin
+
+    def effect(self) -> npt.NDArray[np.uint8]:
+        """Return the effect on the pixels under the legend, uint8 (height, width, 4): RGB to add, part to keep of 255.
+
+        A pixel becomes ``pixel * keep / 255 + add``.
+        """
+        plate = np.full((self.height, self.width), _blend_table(WHITE)[0])
+        top, left = self.margin // 2, self.margin
+        for tile in self.tiles:
+            rows, columns = tile.shape
+            plate[top : top + rows, left : left + columns] = tile
+            top += rows
+        return plate.view(np.uint8).reshape(self.height, self.width, 4)
 
     def fill(self, area: Image) -> None:
         """Darken ``area``, the part of an image under the plate, and draw the text on it."""
-        area[...] = cv2.convertScaleAbs(np.ascontiguousarray(area), alpha=_PLATE_KEEP)
-        top = self.margin // 2
-        for tile, colour in self.tiles:
-            _draw_tile(area[top : top + tile.shape[0], self.margin : self.margin + tile.shape[1]], tile, colour)
-            top += tile.shape[0]
+        effect = self.effect()[: area.shape[0], : area.shape[1]]
+        keep = cv2.cvtColor(cv2.extractChannel(effect, 3), cv2.COLOR_GRAY2RGB)
+        kept = cv2.multiply(area, keep, scale=1.0 / 255.0)
+        np.add(kept, cv2.cvtColor(effect, cv2.COLOR_RGBA2RGB), out=area)
+
+
+@functools.lru_cache(maxsize=64)
+def _blend_table(colour: tuple[int, int, int]) -> npt.NDArray[np.uint32]:
+    """Return the effect of text in a colour on a plate, by coverage: (256,), packed as in ``PackedTile``."""
+    coverage = np.arange(256)[:, None] / 255.0
+    table = np.rint(np.hstack([coverage * colour, (1.0 - coverage) * _PLATE_KEEP])).astype(np.uint8)
+    return np.ascontiguousarray(table).view(np.uint32)[:, 0]
 
 
 def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:
@@ -142,12 +174,13 @@ def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLa
     tiles = []
     used = 2 * margin
     for line in lines:
-        tile = text_tile(line.text, max(_MIN_TEXT_SIZE, round(size * line.scale)), line.weight, max_width)
+        line_size = max(_MIN_TEXT_SIZE, round(size * line.scale))
+        tile = plate_tile(line.text, line_size, line.weight, max_width, line.colour)
         used += tile.shape[0]
         if used > height // 2:
             break
         if tile.shape[1]:
-            tiles.append((tile, line.colour))
+            tiles.append(tile)
     return LegendLayout(tuple(tiles), margin) if tiles else None
 
 
@@ -175,7 +208,7 @@ def draw_banner(image: Image, lines: Sequence[TextLine]) -> None:
     total = sum(tile.shape[0] for tile, _ in tiles) + size
     top = max(0, (height - total) // 2)
     band = image[top : top + total]
-    band[...] = cv2.convertScaleAbs(np.ascontiguousarray(band), alpha=_PLATE_KEEP)
+    band[...] = cv2.convertScaleAbs(np.ascontiguousarray(band), alpha=_PLATE_KEEP / 255.0)
     row = top + size // 2
     for tile, colour in tiles:
         left = (width - tile.shape[1]) // 2

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overlays.render.text import TextLine, draw_legend, ellipsize, printable, text_size, text_tile, text_width
+from overlays.render.gpu_tables import legend_patch
+from overlays.render.text import (
+    GREEN,
+    LegendLayout,
+    TextLine,
+    draw_legend,
+    ellipsize,
+    legend_plate,
+    printable,
+    text_size,
+    text_tile,
+    text_width,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,3 +85,49 @@ def test_legend_is_readable_on_any_background(ground):
 def test_legend_grows_with_the_frame():
     assert text_size(1080, 1920) > text_size(720, 1280) > text_size(480, 640) > text_size(64, 64)
     assert text_size(720, 1280) == text_size(1280, 720)
+
+
+LEGEND = [TextLine("97%  water bottle", weight=700), TextLine("✓ correct", GREEN, scale=0.75)]
+
+
+def exact_legend(image, lines):
+    """Blend each line's colour by its coverage over the darkened image, in float64, without tables."""
+    height, width = image.shape[:2]
+    size, expected = text_size(height, width), image.astype(float)
+    margin = size // 2
+    tiles = [text_tile(line.text, round(size * line.scale), line.weight, width // 2) for line in lines]
+    rows, columns = sum(len(tile) for tile in tiles) + margin, max(tile.shape[1] for tile in tiles) + 2 * margin
+    plate = expected[margin : margin + rows, margin : margin + columns]
+    plate *= 77 / 255
+    top = margin // 2
+    for line, tile in zip(lines, tiles, strict=True):
+        area, coverage = plate[top : top + len(tile), margin : margin + tile.shape[1]], tile[..., None] / 255
+        area[...] = area * (1 - coverage) + coverage * np.array(line.colour)
+        top += len(tile)
+    return expected
+
+
+def test_legend_and_its_patch_equal_the_exact_blend_within_a_level():
+    image = np.random.default_rng(1).integers(0, 256, (480, 640, 3), np.uint8)
+    expected, drawn = exact_legend(image, LEGEND), image.copy()
+    draw_legend(drawn, LEGEND)
+    assert np.abs(drawn - expected).max() <= 1.5, "one level, and the rounding to whole levels"
+    patch = legend_patch(480, 640, LEGEND)
+    rows, columns = patch.tile.shape[:2]
+    area = image[patch.top : patch.top + rows, patch.left : patch.left + columns]
+    stamped = np.rint(area * (patch.tile[..., 3:] / 255)) + patch.tile[..., :3]
+    seen = drawn[patch.top : patch.top + rows, patch.left : patch.left + columns]
+    assert (drawn != image).any(axis=2).sum() > 0.9 * rows * columns
+    assert np.abs(stamped - seen).max() <= 1
+
+
+def test_legend_patch_is_made_without_drawing(monkeypatch):
+    monkeypatch.setattr(LegendLayout, "fill", lambda *_: pytest.fail("drawing costs fifty times as much"))
+    assert legend_patch(480, 640, LEGEND).tile.any()
+
+
+def test_legend_renders_each_text_once():
+    line = TextLine("0.123%  a text of this test only")
+    (first,), (second,) = (legend_plate(480, 640, [line]).tiles for _ in range(2))
+    assert first is second
+    assert not first.flags.writeable

@@ -92,10 +92,9 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
         )
     _, count, channels = outputs[name].shape
     first = outputs[next(iter(blocks))].order
-    grids = [(out.order, out.grid) for out in outputs.values() if len(out.shape) == 4 and out.order < first]
-    rows, columns = max(grids)[1] if grids else (0, 0)
+    rows, columns = _patch_grid([out for out in outputs.values() if out.order < first], count)
     prefix_tokens = count - rows * columns
-    if not grids or prefix_tokens < 1:
+    if rows == 0 or prefix_tokens < 1:
         raise LayerError(
             f"layer {name!r}: this vision transformer has {count} tokens there for {rows}x{columns} patches; "
             "ViT-ReciproCAM needs a class token and one token for each patch; use a model such as vit_b_16, or a CNN"
@@ -108,6 +107,20 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
                 "use a model such as vit_b_16, or a CNN"
             )
     return ViTSplitPoint(name, blocks[name], (last, blocks[last]), (rows, columns), prefix_tokens, channels)
+
+
+def _patch_grid(outputs: list[LayerOutput], count: int) -> tuple[int, int]:
+    """Return rows and columns of the patches; (0, 0) if no module before the blocks returns a map.
+
+    The last map may have its channels first or last. Of the two layouts, the grid that is nearest to the number of
+    tokens ``count`` is the patches'.
+    """
+    maps = [out for out in outputs if len(out.shape) == 4]
+    if not maps:
+        return 0, 0
+    _, *sizes = max(maps, key=lambda out: out.order).shape
+    grids = [(sizes[1], sizes[2]), (sizes[0], sizes[1])]
+    return min(grids, key=lambda grid: abs(count - grid[0] * grid[1]))
 
 
 def _tokens(output: LayerOutput) -> str:

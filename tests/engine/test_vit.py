@@ -238,6 +238,18 @@ def test_split_network_refuses_a_transformer_without_class_token_scores(make, ru
         split_network(make(), None, (32, 48))
 
 
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        ({}, "its code branches on its inputs"),
+        ({"class_token": False, "global_pool": "avg"}, "24 tokens there for 4x6 patches"),
+    ],
+)
+def test_find_vit_split_reads_the_grid_of_patches_with_channels_last(more, rule):
+    with pytest.raises(LayerError, match=rule):
+        split_network(of_timm(dynamic_img_size=True, **more), None, (32, 48))
+
+
 @pytest.mark.parametrize("family", ["xcit", "cait"])
 def test_split_network_refuses_class_attention_and_names_a_remedy(family):
     timm = pytest.importorskip("timm")

@@ -106,7 +106,7 @@ def stream(
         option(
             IMAGE,
             "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, FILE.mp4, FOLDER/, FILE.jsonl, "
-            "FILE.parquet. Options behind a path: FILE.mp4?crf=28. Repeatable.",
+            "FILE.parquet, FILE.mcap. Options behind a path: FILE.mp4?crf=28. Repeatable.",
         ),
     ] = None,
     record_when: Annotated[

@@ -29,6 +29,7 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
             "web page", present=True, detail=f"starlette {version('starlette')} on uvicorn {version('uvicorn')}"
         ),
         _extra("Parquet", "pyarrow", ".parquet", "parquet"),
+        _extra("MCAP", "mcap", ".mcap", "mcap"),
         _extra("MQTT", "paho-mqtt", "mqtt://", "mqtt"),
         *([Diagnostic("sinks of packages", present=True, detail=plugins)] if plugins else []),
         Diagnostic("OpenCV", present=True, detail=f"{cv2.__version__} (numpy {version('numpy')})"),

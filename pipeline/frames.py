@@ -91,6 +91,9 @@ class Frame:
     source_name: str = ""
     """The file of the frame, as a path relative to the configured source; empty for a live source. It identifies a
     photo, and together with ``pts_seconds`` a frame of a video file."""
+    stamp_ns: int | None = None
+    """Unix time of the capture in nanoseconds, by the camera's own clock (a bag's header stamp); None where the source
+    does not give it."""
 
     def __post_init__(self) -> None:
         image = self.image

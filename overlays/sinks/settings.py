@@ -105,6 +105,31 @@ class EncodingSettings(SinkSettings):
 Mode = Literal["keep", "replace"]
 
 
+class McapSettings(SinkSettings):
+    """An MCAP file for Foxglove, Rerun and other viewers of robots' recordings."""
+
+    mode: Mode = "keep"
+    """keep: a file of an earlier run stays, and the new one is put beside it; replace: it is replaced."""
+    quality: Quality = 80
+    """JPEG quality of the images."""
+    rotate_mib: float = Field(default=1024.0, ge=0.1, le=1e6)
+    """The size at which a file is completed and the next one is begun."""
+    disk_budget_mib: float | None = Field(default=None, ge=1, le=1e12)
+    """The size of all files of this name, those of earlier runs included; the oldest files are removed. Default: no
+    limit."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """``disk_budget_mib`` in bytes."""
+        return None if self.disk_budget_mib is None else round(self.disk_budget_mib * MIB)
+
+    @property
+    def rotate_bytes(self) -> int:
+        """The size of a file at most: ``rotate_mib``, or a quarter of the budget where that is less."""
+        limit = round(self.rotate_mib * MIB)
+        return limit if self.budget_bytes is None else min(limit, self.budget_bytes // 4)
+
+
 class VideoSettings(EncodingSettings):
     """A video file for each camera."""
 

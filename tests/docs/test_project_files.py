@@ -12,7 +12,7 @@ from commands.wiring.kinds import load_config
 from pipeline.config_loader import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").glob("*.md")])
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
 YAML = ["compose.yaml", "mkdocs.yml", ".pre-commit-config.yaml", *(f".github/workflows/{n}" for n in ("ci.yml",))]
 

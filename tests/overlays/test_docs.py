@@ -142,3 +142,17 @@ def test_documentation_example_of_the_viewer_prints_findings(example, tmp_path, 
             stop.set()
             putting.join()
     assert printed[0].startswith("door")
+
+
+DRIVING = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs/integrations/driving.md").read_text("utf-8"), re.DOTALL)
+
+
+def test_documentation_reader_of_mcap_prints_each_heat_map(tmp_path, monkeypatch, overlaid, capsys):
+    pytest.importorskip("mcap_protobuf")
+    [example] = [block for kind, block in DRIVING if kind == "python"]
+    monkeypatch.chdir(tmp_path)
+    with build_sink("out.mcap") as sink:
+        for index in range(3):
+            sink.put(overlaid(index=index, taken_at=float(index)))
+    exec(compile(example, "driving.md", "exec"), {})  # noqa: S102 - our own document
+    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [["4", "3", "48"]] * 3

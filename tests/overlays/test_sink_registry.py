@@ -39,6 +39,7 @@ ADDRESSES = {
         ("OUT.MKV", "VideoSink", True),
         ("out.jsonl", "JsonlSink", True),
         ("out.parquet", "ParquetSink", True),
+        ("out.mcap", "McapSink", True),
         ("clips/", "ClipSink", True),
         ("some/where.mp4/", "ClipSink", True),
     ],
@@ -184,7 +185,7 @@ class TextSink(Sink):
 def test_importing_the_registry_imports_no_vendor():
     code = (
         "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
-        "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"
+        "print([m for m in ('zmq', 'cv2', 'av', 'torch', 'mcap', 'google.protobuf') if m in sys.modules])"
     )
     completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS

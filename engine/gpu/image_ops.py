@@ -7,9 +7,9 @@ Images are planar, uint8 (N, 3, H, W); frames are interleaved as cameras give th
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from torch.nn import functional as F
 
 from engine.models.preprocess import BORDER, Preprocessing, fit_geometry
 from pipeline.frames import Box, ImagePatch
+
+_HALF_UP = 2.0**-10
+"""Added to levels before they are rounded, as the renderer does: without it a level of n + 0.5 would depend on the last
+bit of a sum, and be another one than the host's."""
 
 LevelTable = npt.NDArray[np.uint8]
 """Effect of each of 256 heat levels on a pixel, uint8 (256, 4): red, green and blue to add, and the kept part of
@@ -60,8 +64,19 @@ class FramePreprocessor(nn.Module):
         return self.levels(frames) * self.scale + self.shift
 
 
-def upsample_heat(near: float, far: float, cells: int, pixels: int) -> Tensor:
-    """Return the weight of each cell's heat for each pixel of one axis: (pixels, cells), float32.
+class AxisWeights(NamedTuple):
+    """The two cells around each pixel of one axis, and their weights; both weights are 0 outside the grid."""
+
+    lower: Tensor
+    """int64 (pixels,)."""
+    upper: Tensor
+    lower_weight: Tensor
+    """float32 (pixels,)."""
+    upper_weight: Tensor
+
+
+def axis_weights(near: float, far: float, cells: int, pixels: int) -> AxisWeights:
+    """Return how each pixel of one axis is interpolated from cells.
 
     Bilinear between the centres of cells, constant beyond the outermost centre, 0 for pixels whose centre lies outside
     the grid.
@@ -72,25 +87,26 @@ def upsample_heat(near: float, far: float, cells: int, pixels: int) -> Tensor:
         cells: number of cells along the axis.
         pixels: number of pixels along the axis.
     """
-    start = min(max(math.ceil(near - 0.5), 0), pixels)
-    stop = max(min(math.ceil(far - 0.5), pixels), start)
-    centres = np.arange(start, stop, dtype=np.float64) + 0.5
-    where = np.clip((centres - near) * (cells / max(far - near, 1e-9)) - 0.5, 0.0, cells - 1.0)
-    before = np.floor(where).astype(np.intp)
-    after = np.minimum(before + 1, cells - 1)
-    fraction = (where - before).astype(np.float32)
-    fractions = np.zeros((pixels, cells), np.float32)
-    rows = np.arange(start, stop)
-    np.add.at(fractions, (rows, before), 1.0 - fraction)
-    np.add.at(fractions, (rows, after), fraction)
-    return torch.from_numpy(fractions)
+    centres = np.arange(pixels, dtype=np.float64) + 0.5
+    position = np.clip((centres - near) * (cells / max(far - near, 1e-9)) - 0.5, 0.0, cells - 1.0)
+    lower = np.floor(position).astype(np.int64)
+    fraction = (position - lower).astype(np.float32)
+    inside = ((centres >= near) & (centres < far)).astype(np.float32)
+    return AxisWeights(
+        torch.from_numpy(lower),
+        torch.from_numpy(np.minimum(lower + 1, cells - 1)),
+        torch.from_numpy(inside * (np.float32(1.0) - fraction)),
+        torch.from_numpy(inside * fraction),
+    )
 
 
 class HeatmapBlender(nn.Module):
-    """Overlays heat maps on frames of one size."""
+    """Overlays heat maps on frames of one size.
 
-    down: Tensor
-    across: Tensor
+    The heat is interpolated by selecting cells, not by matrix products: in half precision a GPU rounds the factors of
+    float32 products to 10 bits (TF32), which is up to 5 levels of a pixel.
+    """
+
     table: Tensor
 
     def __init__(self, table: LevelTable, region: Box, grid: tuple[int, int], frame: tuple[int, int]) -> None:
@@ -99,17 +115,28 @@ class HeatmapBlender(nn.Module):
         if table.shape != (256, 4) or table.dtype != np.uint8:
             message = f"the level table is {table.dtype} {table.shape}; it must be uint8 (256, 4)"
             raise ValueError(message)
-        self.register_buffer("down", upsample_heat(region.top, region.bottom, grid[0], frame[0]))
-        self.register_buffer("across", upsample_heat(region.left, region.right, grid[1], frame[1]).t().contiguous())
+        down = axis_weights(region.top, region.bottom, grid[0], frame[0])
+        across = axis_weights(region.left, region.right, grid[1], frame[1])
+        for axis, weights in (("down", down), ("across", across)):
+            for name, tensor in weights._asdict().items():
+                self.register_buffer(f"{axis}_{name}", tensor)
         self.register_buffer("table", torch.from_numpy(table.copy()))
 
     def forward(self, frames: Tensor, heat: Tensor) -> Tensor:
         """Return frames (N, H, W, 3) with their heat maps (N, h, w) overlaid: uint8 (N, 3, H, W)."""
-        wide = torch.matmul(heat.clamp(0.0, 1.0) * 255.0, self.across)
-        levels = torch.matmul(self.down, wide).round().to(torch.int32)
+        wide = self._interpolate(heat.clamp(0.0, 1.0) * 255.0, "across", 2)
+        wide = self._interpolate(wide, "down", 1) + _HALF_UP
+        levels = wide.round().clamp(0.0, 255.0).to(torch.int32)
         effects = self.table.index_select(0, levels.flatten()).view(*levels.shape, 4).permute(0, 3, 1, 2)
         kept_part = frames.permute(0, 3, 1, 2).to(torch.float32) * effects[:, 3:].to(torch.float32) * (1.0 / 255.0)
         return (kept_part.round() + effects[:, :3]).clamp(0.0, 255.0).to(torch.uint8).contiguous()
+
+    def _interpolate(self, values: Tensor, axis: str, dimension: int) -> Tensor:
+        """Interpolate one dimension of (N, rows, columns) by the weights of an axis."""
+        shape = (-1, 1) if dimension == 1 else (-1,)
+        weights = AxisWeights(*(getattr(self, f"{axis}_{name}") for name in AxisWeights._fields))
+        first = values.index_select(dimension, weights.lower) * weights.lower_weight.view(shape)
+        return first + values.index_select(dimension, weights.upper) * weights.upper_weight.view(shape)
 
 
 def blend_patch(image: Tensor, tile: Tensor, stamp: ImagePatch) -> Tensor:

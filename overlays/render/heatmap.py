@@ -27,6 +27,10 @@ from pipeline.frames import Box, Heat, Image
 _STRIP_ROWS: Final = 64
 """Rows processed at a time: at 1280 columns the buffers of a strip fit the second-level cache."""
 
+_HALF_UP: Final = 2.0**-10
+"""Added to levels before they are rounded: levels of n + 0.5, which an even heat map has, become n + 1 on every device,
+however its sums are rounded."""
+
 Levels = npt.NDArray[np.uint8]
 """Heat in 256 levels, uint8, (rows, columns) of frame pixels."""
 
@@ -120,7 +124,7 @@ def _level_strips(heat: Heat, region: Box, height: int, width: int) -> Iterator[
     for strip in _strips(region.top, region.bottom, heat.shape[0], height):
         for pixels, cells, weights in strip.bands:
             np.matmul(weights, wide[cells], out=spread[pixels])
-        cv2.convertScaleAbs(spread[: strip.rows], dst=levels[: strip.rows])
+        cv2.convertScaleAbs(spread[: strip.rows], dst=levels[: strip.rows], beta=_HALF_UP)
         yield first_row + strip.start, across.start, levels[: strip.rows]
 
 

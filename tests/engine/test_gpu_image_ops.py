@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patch, encode_jpeg, upsample_heat
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, axis_weights, blend_patch, encode_jpeg
 from engine.models.preprocess import Preprocessing, fit_geometry
 from overlays.render.colormaps import COLORMAPS, palette
 from overlays.render.gpu_tables import heat_lut, legend_patch
@@ -54,7 +55,10 @@ def test_gpu_input_equals_the_hosts_within_one_level(fit, size, device):
 def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
     heat = np.random.default_rng(cells).random((1, cells), np.float32)
     expected = heat_levels(heat, Box(near, 0, near + extent, 1), 1, pixels)[0].astype(float)
-    result = (upsample_heat(near, near + extent, cells, pixels).numpy() @ (255.0 * heat[0])).round()
+    lower, upper, lower_weight, upper_weight = (
+        part.numpy() for part in axis_weights(near, near + extent, cells, pixels)
+    )
+    result = (255.0 * (heat[0, lower] * lower_weight + heat[0, upper] * upper_weight)).round()
     assert np.abs(result - expected).max() <= 1.0
 
 
@@ -72,6 +76,45 @@ def test_gpu_overlay_equals_the_renderers_within_two_levels(fit, size, grid, dev
     for n in range(2):
         expected = paint_heat(images[n], heat[n], region, palette("inferno", 0.6)).astype(int)
         assert np.abs(result[n].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+
+
+class EmulatedTf32(TorchDispatchMode):
+    """Rounds the factors of float32 matrix products to TF32's 10 bits, as tensor cores do."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in {"mm", "bmm", "addmm", "baddbmm"}:
+            self.products += 1
+            args = tuple(self.rounded(part) if isinstance(part, torch.Tensor) else part for part in args)
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(tensor):
+        bits = tensor.contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("opacity", [0.6, 1.0])
+def test_gpu_overlay_keeps_its_accuracy_where_products_use_tf32(opacity):
+    size, grid, region = (90, 160), (7, 7), Box(0, 0, 160, 90)
+    image, heat = pixels(*size), np.random.default_rng(5).random(grid).astype(np.float32)
+    painter = HeatmapBlender(heat_lut("inferno", opacity), region, grid, size)
+    with EmulatedTf32() as tf32:
+        assert float((torch.full((2, 2), 1 / 3) @ torch.eye(2) - 1 / 3).abs().max()) > 1e-5, "the emulation rounds"
+        result = painter(torch.from_numpy(image)[None], torch.from_numpy(heat)[None])[0]
+    expected = paint_heat(image, heat, region, palette("inferno", opacity)).astype(int)
+    assert np.abs(result.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+    assert tf32.products == 1, "only that of the check above"
+
+
+def test_gpu_overlay_of_heat_beyond_its_range_uses_the_last_level():
+    image, region = pixels(8, 8), Box(0, 0, 8, 8)
+    painter = HeatmapBlender(heat_lut("inferno", 1.0), region, (2, 2), (8, 8))
+    hottest, beyond = (painter(torch.from_numpy(image)[None], torch.full((1, 2, 2), value)) for value in (1.0, 9.0))
+    assert torch.equal(hottest, beyond)
+    painter.across_lower_weight.mul_(1.01)  # rounding of a device: a sum of weights above 1
+    assert torch.equal(painter(torch.from_numpy(image)[None], torch.ones(1, 2, 2)), hottest)
 
 
 @pytest.mark.parametrize("colormap", COLORMAPS)

@@ -13,8 +13,8 @@ from commands.options import NETWORK, RUN, drop_none, option
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.detectors.why import Answer, Influence
     from pipeline.frames import Box, Image
+    from pipeline.queries import Influence, PlaceAnswer
 
 
 def why(
@@ -88,15 +88,14 @@ def read_frame(location: str, at: float | None) -> Image:
     raise SourceError(f"{location}: has no frame at {at:g} s; give an earlier --at")
 
 
-def answer_lines(answer: Answer, label: str) -> list[str]:
+def answer_lines(answer: PlaceAnswer, label: str) -> list[str]:
     """Return the answer as lines of text."""
     shown = "is shown" if answer.score >= answer.threshold else f"is not shown: below {answer.threshold:g}"
     anchor = f"the best anchor here (stride {answer.stride}, overlap {answer.overlap:.2f})"
     lines = [f"{label}: score {answer.score:.3f} at {anchor}, which {shown}"]
-    if answer.supporting is not None:
-        lines.append(f"supported most by the place {_influence_text(answer.supporting)}")
-    if answer.suppressing is not None:
-        lines.append(f"suppressed most by the place {_influence_text(answer.suppressing)}")
+    for verb, places in (("supported", answer.supporting), ("suppressed", answer.suppressing)):
+        for rank, place in zip(("most", "also", "also"), places, strict=False):
+            lines.append(f"{verb} {rank} by the place {_influence_text(place)}")
     return lines
 
 
@@ -108,7 +107,7 @@ def _influence_text(influence: Influence) -> str:
     )
 
 
-def _write(target: Path, image: Image, answer: Answer, name: str) -> None:
+def _write(target: Path, image: Image, answer: PlaceAnswer, name: str) -> None:
     """Write the image with both maps side by side."""
     import time
 
@@ -123,7 +122,7 @@ def _write(target: Path, image: Image, answer: Answer, name: str) -> None:
     renderer = HeatRenderer(legend=False)
     pictures = [
         renderer.render(Explanation(frame, (finding,), f"recipro-cam/{mode}", "complete")).image
-        for mode, finding in (("keep", answer.keep), ("drop", answer.drop))
+        for mode, finding in zip(("keep", "drop"), answer.maps, strict=True)
     ]
     with atomic_write(target) as temporary:
         temporary.write_bytes(encode_image(np.concatenate(pictures, axis=1), 90))

@@ -8,7 +8,8 @@
     ├── EngineError          a network cannot be loaded, split, compiled or run
     │   ├── ModelError       no such model, or weights that do not fit
     │   ├── LayerError       the layer is missing or its output has no grid
-    │   └── BackendError     the backend is not installed, or disagrees with eager
+    │   ├── BackendError     the backend is not installed, or disagrees with eager
+    │   └── FrameGoneError   a question is about a frame that is not kept any more
     ├── SinkError            a sink cannot be opened or written
     │   ├── FrameError       one frame cannot be delivered; the sink continues
     │   └── DataLossError        it ran, and lost frames
@@ -69,6 +70,10 @@ class LayerError(EngineError):
 
 class BackendError(EngineError):
     """The backend is not installed, or its results differ from those of eager mode."""
+
+
+class FrameGoneError(EngineError):
+    """A question is about a frame that is not kept any more."""
 
 
 class SinkError(ReciproStreamError):

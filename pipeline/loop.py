@@ -71,6 +71,8 @@ class Pipeline:
         self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames)
         self._workers: list[SourceWorker] = []
         self._streams: dict[str, CameraStream] = {}
+        self._is_busy = False
+        """True if a batch was explained since the last call of ``_observe``."""
         self._drawing, self._reading = ExitStack(), ExitStack()
         """The running threads of ``_streams`` and ``_workers``."""
         for source, overflow in sources:
@@ -167,13 +169,16 @@ class Pipeline:
                 return
 
     def _observe(self) -> None:
-        """Add the cameras that have appeared, and show the state of the run."""
+        """Add the cameras that have appeared, and show the state of the run; use the time if no frame came."""
         self._has_appeared = False
         for source in () if self._discovery is None else self._discovery.take():
             self._add_camera(source)
             self._start_camera(self._workers[-1])
         if self._watch:
             self._watch(self.result)
+        if not self._is_busy and not self._explainer.asynchronous:
+            self._explainer.idle()
+        self._is_busy = False
 
     def _wake(self) -> None:
         with self._condition:
@@ -192,6 +197,7 @@ class Pipeline:
 
     def _explain(self, frames: Sequence[Frame]) -> None:
         """Explain a batch, here or in the thread of ``_finishing``, and queue the explanations for drawing."""
+        self._is_busy = True
         for frame in frames:
             self._streams[frame.camera].begin()
         self._stats.count_batch(len(frames))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 
 if TYPE_CHECKING:
+    from pipeline.queries import PlaceQueries
     from pipeline.result import RunResult
 
 Overflow = Literal["drop-oldest", "wait"]
@@ -215,6 +216,12 @@ class Explainer(Part, ABC):
 
     def after_batch(self) -> None:
         """Do what is due after a batch, in the thread that explains; the next frames wait for it."""
+
+    def idle(self) -> None:
+        """Do what waits while no frame comes; called several times a second, not for asynchronous explainers."""
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Answer questions from now on, in the thread that explains; explainers without boxes leave them refused."""
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
         """Return the score of the finding's class in the plain network with the frame's hottest area masked."""

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import did_you_mean
 from pipeline.ports import Overflow
+from pipeline.queries import PlaceQueries
 
 
 class Settings(BaseModel):
@@ -140,5 +141,7 @@ class SinkContext:
     """The colormap of heat maps that are drawn later, in the browser."""
     opacity: float = 0.6
     """The opacity of the hottest spot there, as long as the viewer does not change it."""
+    queries: PlaceQueries | None = None
+    """Takes the questions of viewers to the detector; None: the explanations come from another run."""
     painted: bool = False
     """True if received images already contain heat maps, drawn by another run."""

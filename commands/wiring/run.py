@@ -20,6 +20,7 @@ from commands.wiring.sinks import open_sinks, read_secrets
 from pipeline.config import Config
 from pipeline.guards.drift import BaselineRecorder
 from pipeline.ports import Overflow, Sink, Source
+from pipeline.queries import PlaceQueries
 from pipeline.result import RunResult
 from pipeline.settings import Secret, SourceContext, SourceSettings
 
@@ -62,7 +63,9 @@ def run_from_config(
         slow = load_drift_tracking(config, cameras, recorder)
         if not config.sinks and recorder is None:
             log.warning("%s", NO_SINK)
-        sinks = make_sinks(config, cameras)
+        queries = PlaceQueries()
+        stack.callback(queries.close)
+        sinks = make_sinks(config, cameras, queries)
         drawing = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
@@ -70,6 +73,7 @@ def run_from_config(
         for sink in sinks:
             stack.enter_context(sink)
         explainer = make_explainer(config)
+        explainer.accept(queries)
         renderer = make_renderer(drawing, explainer, sinks)
         log.info("%s", explainer.info)
         warn_of_doubts(config, explainer.labels, exclusive=explainer.classes_exclude_each_other)
@@ -124,14 +128,14 @@ def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
     return uri if secret is None else with_credentials(uri, secret.text.strip("\r\n"), secret.path)
 
 
-def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
+def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None = None) -> list[Sink]:
     """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
     from overlays.sinks.paths import check_outputs
     from stream.sources import path_of
 
     engine = config.engine
     inputs = [*(path_of(source.uri) for source in config.sources), engine.model, engine.weights, engine.labels]
-    sinks = open_sinks(config.sinks, cameras, config.overlay)
+    sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries)
     check_outputs([source.uri for source in config.sinks], cameras, [source for source in inputs if source])
     return sinks
 

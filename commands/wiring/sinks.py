@@ -17,6 +17,7 @@ from pipeline.config import OverlayConfig
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 from pipeline.ports import Sink
+from pipeline.queries import PlaceQueries
 from pipeline.settings import EntrySettings, Secret, SecretFile, SinkContext, SinkSettings
 
 log = logging.getLogger("recipro-stream")
@@ -25,14 +26,27 @@ Sinks = list[SinkSettings]
 
 
 def open_sinks(
-    sinks: Sequence[SinkSettings], cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
+    sinks: Sequence[SinkSettings],
+    cameras: Sequence[str],
+    overlay: OverlayConfig,
+    *,
+    painted: bool = False,
+    queries: PlaceQueries | None = None,
 ) -> list[Sink]:
     """Return the sinks of a configuration, with their secret files read; nothing is opened yet."""
-    return [build_sink(sink, context=make_sink_context(sink, cameras, overlay, painted=painted)) for sink in sinks]
+    return [
+        build_sink(sink, context=make_sink_context(sink, cameras, overlay, painted=painted, queries=queries))
+        for sink in sinks
+    ]
 
 
 def make_sink_context(
-    sink: SinkSettings, cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
+    sink: SinkSettings,
+    cameras: Sequence[str],
+    overlay: OverlayConfig,
+    *,
+    painted: bool = False,
+    queries: PlaceQueries | None = None,
 ) -> SinkContext:
     """Return the run's data that a sink needs beside its settings."""
     return SinkContext(
@@ -41,6 +55,7 @@ def make_sink_context(
         display=display_name(),
         colormap=overlay.colormap,
         opacity=overlay.opacity,
+        queries=queries,
         painted=painted,
     )
 

@@ -171,6 +171,10 @@ class OneStageEngine(BoxEngine):
             found.append(ImageBoxes(detections, _Features(tuple(part[:count]), features, candidates)))
         return found
 
+    def has_cones(self, level: int) -> bool:
+        """Return whether maps of a level cost only what a mask changes, not one run of the tail per region."""
+        return isinstance(self._levels[level].plan, ConePlan)
+
     def target(self, boxes: ImageBoxes, index: int) -> Target:
         """Return the anchor and class of a box."""
         detections, grids = boxes.detections, boxes.source.candidates.grids

@@ -19,6 +19,8 @@ CHANGED_IOU: Final = 0.5
 """Below this IoU of a box with the box that its track's map was made for, the object has changed."""
 SAVED_FRAMES: Final = 2.0
 """Maximum of saved time, as a multiple of what a frame earns or of the cost of a map: no burst follows a pause."""
+MIN_ANSWER_FRACTION: Final = 0.25
+"""Fraction of the time of the plain pass that answers to viewers may take, however small that for maps is."""
 COST_WEIGHT: Final = 0.2
 """Weight of the newest measurement in the expected cost of a map."""
 
@@ -74,6 +76,8 @@ class MapScheduler:
     """Time of all plain passes so far."""
     map_seconds: float = 0.0
     """Time of all maps so far."""
+    _answer_debt_seconds: float = 0.0
+    """Time of answers that frames have not earned yet."""
     _costs: dict[int, float] = field(default_factory=dict)
     """Expected seconds of a map, by level."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
@@ -87,6 +91,8 @@ class MapScheduler:
         self.plain_seconds += seconds
         account = self._accounts.setdefault(camera, _Account())
         account.earned_seconds = (self.fraction or 0.0) * seconds
+        earned = math.inf if self.fraction is None else max(self.fraction, MIN_ANSWER_FRACTION) * seconds
+        self._answer_debt_seconds = max(self._answer_debt_seconds - earned, 0.0)
         most = SAVED_FRAMES * max(account.earned_seconds, max(self._costs.values(), default=0.0))
         account.saved_seconds = min(account.saved_seconds + account.earned_seconds, most)
 
@@ -107,6 +113,17 @@ class MapScheduler:
         for level, cost in dict(zip(levels, expected, strict=True)).items():
             part = seconds * cost / total if all(expected) else seconds / len(levels)
             self._costs[level] = cost + COST_WEIGHT * (part - cost) if cost else part
+
+    @property
+    def may_answer(self) -> bool:
+        """True if the frames have earned the time of all answers so far."""
+        return self._answer_debt_seconds == 0.0
+
+    def record_answer(self, camera: str, seconds: float) -> None:
+        """Add time that was spent on the answer to a viewer's question; the camera's other maps wait for it."""
+        self.map_seconds += seconds
+        self._accounts.setdefault(camera, _Account()).saved_seconds -= seconds
+        self._answer_debt_seconds += seconds
 
     def choose(self, camera: str, requests: Sequence[MapRequest]) -> list[int]:
         """Return the indices of the boxes that get a map in this frame, at most ``max_boxes``.

@@ -6,49 +6,34 @@ with one region of the input only (``keep``), and by what the score loses or gai
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
-from engine.detectors.detections import missed_anchor
+from engine.detectors.detections import Missed, missed_anchor
 from engine.detectors.detector import Detector
 from engine.detectors.heat import BoxHeat
+from engine.detectors.input_format import InputFormat
 from engine.detectors.outputs import Target
-from engine.detectors.regions import Regions
-from engine.detectors.runtime import CutKind, OneStageEngine
+from engine.detectors.runtime import BoxEngine, CutKind, ImageBoxes, OneStageEngine
 from engine.detectors.two_stage import RegionDetector
 from pipeline.errors import ConfigError, unknown_name_message
 from pipeline.frames import Box, BoxMap, Finding, Image
+from pipeline.queries import Influence, MapMode, PlaceAnswer
 
+MAX_INFLUENCES: Final = 3
+"""Largest number of regions that an answer names in each direction."""
+MIN_INFLUENCE: Final = 0.1
+"""Smallest effect of a named region, as a fraction of the strongest one."""
+SAME_BOX_IOU: Final = 0.99
+"""A place that overlaps a detection of its class by this IoU or more is this detection."""
+_BOTH: Final[tuple[MapMode, ...]] = ("keep", "drop")
 
-@dataclass(frozen=True, slots=True)
-class Influence:
-    """Effect of a region of the image on the score."""
-
-    box: Box
-    """The region in pixels of the image."""
-    score_without: float
-    """The score with this region masked."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """The explanation of one place and class."""
-
-    score: float
-    """The score of the class at the best anchor, 0 to 1."""
-    threshold: float
-    """The lowest score of a detection."""
-    overlap: float
-    """IoU of the anchor's box with the given box."""
-    stride: int
-    """Pixels of the network's input per cell of the anchor's level."""
-    keep: Finding
-    drop: Finding
-    supporting: Influence | None
-    """The region without which the score is lowest; None if none lowers it."""
-    suppressing: Influence | None
-    """The region without which the score is highest; None if none raises it."""
+Steps = Generator[None, None, PlaceAnswer]
+"""Yields after each costly step; returns the answer."""
 
 
 def class_number(labels: tuple[str, ...], name: str) -> int:
@@ -58,7 +43,7 @@ def class_number(labels: tuple[str, ...], name: str) -> int:
         ConfigError: there is no class of this name.
     """
     if name not in labels:
-        raise ConfigError(unknown_name_message("class", name, labels))
+        raise ConfigError(f"class {name!r}: {unknown_name_message('class', name, labels)}")
     return labels.index(name)
 
 
@@ -70,7 +55,7 @@ def explain_place(
     *,
     cut: CutKind = "complete",
     cell_px: int | None = None,
-) -> Answer:
+) -> PlaceAnswer:
     """Explain the score of a class at a place of an image.
 
     Args:
@@ -82,40 +67,136 @@ def explain_place(
         cell_px: side of a region in pixels of the network's input; None = the stride of the anchor's level, at least
             16: finer regions take seconds.
 
+    Returns:
+        The answer, with maps of ``keep`` and ``drop``.
+
     Raises:
         ConfigError: the class is unknown, the box lies outside the image or has no area, or the detector has two
             stages.
     """
     if isinstance(detector, RegionDetector):
         raise ConfigError(f"{detector.name}: its first stage chooses regions, so a missed place has none; use YOLOX")
+    check_place(detector.labels, image, box, label)
+    engine = OneStageEngine(detector, detector.input.size, cut=cut)
+    steps = PlaceExplainer(engine, detector, detector.input, cell_px).steps(image, box, label)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            answer: PlaceAnswer = end.value
+            return answer
+
+
+def check_place(labels: tuple[str, ...], image: Image, box: Box, label: str) -> None:
+    """Check a question before anything is computed.
+
+    Raises:
+        ConfigError: the class is unknown, or the box is not a rectangle or lies outside the image.
+    """
+    class_number(labels, label)
+    if not (all(map(math.isfinite, box)) and box.width > 0.0 and box.height > 0.0):
+        raise ConfigError(f"box {_text(box)}: has no area; give a width and a height above 0")
     height, width = image.shape[:2]
     if box.left >= width or box.top >= height or box.right <= 0 or box.bottom <= 0:
         raise ConfigError(f"box {_text(box)}: lies outside the image of {width}x{height} pixels; give a place inside")
-    class_index = class_number(detector.labels, label)
-    engine = OneStageEngine(detector, detector.input.size, cut=cut)
-    boxes = engine.run(detector.input.prepare([image]))[0]
-    placement = detector.input.place(height, width)
-    place = placement.to_input(torch.tensor(tuple(box), dtype=torch.float32))
-    candidates = boxes.source.candidates
-    missed = missed_anchor(candidates, place, class_index)
-    anchor = detector.layout.locate(candidates.grids, missed.anchor)
-    stride = detector.layout.levels[anchor.level].stride
-    cell = cell_px or max(16, stride)
-    target = Target(anchor, class_index)
-    edges = Box(*placement.to_image(candidates.boxes[0, missed.anchor]).tolist())
-    keep, drop = (engine.heat_of_targets(boxes, [target], cell, mode)[0] for mode in ("keep", "drop"))
-    region = Box(*placement.to_image(torch.tensor(keep.rectangle)).tolist())
-    size = (detector.input.size, cell)
-    return Answer(
-        score=missed.score,
-        threshold=detector.score,
-        overlap=missed.iou,
-        stride=stride,
-        keep=_finding(keep, edges, label, class_index, region),
-        drop=_finding(drop, edges, label, class_index, region),
-        supporting=_influence(drop, region, size, largest=True),
-        suppressing=_influence(drop, region, size, largest=False),
-    )
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceExplainer:
+    """Explains places of images with the engine of a detector."""
+
+    engine: BoxEngine
+    detector: Detector | RegionDetector
+    """Its labels, thresholds and layout."""
+    input: InputFormat
+    cell_px: int | None = None
+    """Side of a region in pixels of the network's input; None = the stride of the anchor's level, at least 16."""
+    needs_cones: bool = False
+    """Refuses levels without cones, whose maps take seconds to minutes."""
+
+    def steps(self, image: Image, box: Box, label: str, modes: Sequence[MapMode] = _BOTH) -> Steps:
+        """Explain a place step by step: the plain pass, then one map for each mode.
+
+        A box of the frame, as the engine gave it, is explained at its own anchor.
+
+        Raises:
+            ConfigError: the class is unknown, the box lies outside the image or has no area, or the detector has two
+                stages and the place is no box of the frame.
+        """
+        check_place(self.detector.labels, image, box, label)
+        class_index = class_number(self.detector.labels, label)
+        boxes = self.engine.run(self.input.prepare([image]))[0]
+        placement = self.input.place(*image.shape[:2])
+        chosen = self._chosen(boxes, image, box, class_index)
+        heats = []
+        for mode in modes:
+            yield
+            heats.append(chosen.heat(mode))
+        region = Box(*placement.to_image(torch.tensor(heats[0].rectangle)).tolist())
+        drop = next((heat for heat in heats if heat.mode == "drop"), None)
+        named = [] if drop is None else _influences(drop, region, image)
+        return PlaceAnswer(
+            score=chosen.found.score,
+            threshold=self.detector.score,
+            overlap=chosen.found.iou,
+            stride=chosen.stride,
+            maps=tuple(_finding(heat, chosen.edges, label, class_index, region) for heat in heats),
+            supporting=_strongest([(change, place) for change, place in named if change > 0.0]),
+            suppressing=_strongest([(-change, place) for change, place in named if change < 0.0]),
+        )
+
+    def _chosen(self, boxes: ImageBoxes, image: Image, box: Box, class_index: int) -> _Chosen:
+        """Return the detection that is the given box, else the best anchor at this place."""
+        index, overlap = self._detection(boxes, image, box, class_index)
+        detections, engine, detector = boxes.detections, self.engine, self.detector
+        if not isinstance(engine, OneStageEngine) or isinstance(detector, RegionDetector):
+            if index is None:
+                raise ConfigError(
+                    f"{detector.name}: its first stage chooses regions, so a place without a box has none; ask about "
+                    "a box, or use a one-stage detector such as YOLOX"
+                )
+            found = Missed(int(detections.anchors[index]), float(detections.scores[index]), overlap)
+            return _Chosen(found, box, 0, lambda mode: engine.heat(boxes, [index], self.cell_px or 32, mode)[0])
+        placement, candidates = self.input.place(*image.shape[:2]), boxes.source.candidates
+        if index is None:
+            place = placement.to_input(torch.tensor(tuple(box), dtype=torch.float32))
+            found = missed_anchor(candidates, place, class_index)
+        else:
+            found = Missed(int(detections.anchors[index]), float(detections.scores[index]), overlap)
+        target = Target(detector.layout.locate(candidates.grids, found.anchor), class_index)
+        edges = Box(*placement.to_image(candidates.boxes[0, found.anchor]).tolist())
+        stride = detector.layout.levels[target.anchor.level].stride
+        if self.needs_cones and not engine.has_cones(target.anchor.level):
+            raise ConfigError(
+                f"{detector.name}: the layers of stride {stride} have no cones, so this map takes too long for a "
+                "running stream; use `run.py why` on an image"
+            )
+        cell = self.cell_px or max(16, stride)
+        return _Chosen(found, edges, stride, lambda mode: engine.heat_of_targets(boxes, [target], cell, mode)[0])
+
+    def _detection(
+        self, boxes: ImageBoxes, image: Image, box: Box, class_index: int
+    ) -> tuple[int | None, float]:  # fmt: skip
+        """Return the index of the detection that is the given box, and their overlap; None without one."""
+        height, width = image.shape[:2]
+        edges = self.input.place(height, width).to_image(boxes.detections.boxes)
+        clipped = torch.minimum(edges.clamp(min=0.0), torch.tensor([width, height] * 2, dtype=edges.dtype))
+        classes = boxes.detections.classes.tolist()
+        overlaps = [Box(*corners).iou(box) for corners in clipped.tolist()]
+        same = [index for index, number in enumerate(classes) if number == class_index]
+        best = max(same, key=overlaps.__getitem__, default=None)
+        return (None, 0.0) if best is None or overlaps[best] < SAME_BOX_IOU else (best, overlaps[best])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """The anchor that answers a question."""
+
+    found: Missed
+    edges: Box
+    """Its box in pixels of the image, not clipped."""
+    stride: int
+    heat: Callable[[MapMode], BoxHeat]
 
 
 def _text(box: Box) -> str:
@@ -129,15 +210,23 @@ def _finding(heat: BoxHeat, edges: Box, label: str, class_index: int, region: Bo
     return Finding(label, heat.plain_score, shown.heat.numpy(), class_index, box=edges, box_map=box_map)
 
 
-def _influence(drop: BoxHeat, region: Box, size: tuple[tuple[int, int], int], *, largest: bool) -> Influence | None:
-    """Return the region that lowers or raises the score most when it is masked."""
-    values = drop.values
-    index = int(values.argmax() if largest else values.argmin())
-    change = float(values.flatten()[index])
-    if (change <= 0.0) if largest else (change >= 0.0):
-        return None
-    rows, columns = Regions(*size).grid
-    row, column = divmod(index, columns)
-    width, height = region.width / columns, region.height / rows
-    left, top = region.left + column * width, region.top + row * height
-    return Influence(Box(left, top, left + width, top + height), drop.plain_score - change)
+def _influences(drop: BoxHeat, region: Box, image: Image) -> list[tuple[float, Influence]]:
+    """Return the decrease of the score without each region that lies in the image, with the region."""
+    height, width = image.shape[:2]
+    rows, columns = drop.values.shape
+    found = []
+    for number, change in enumerate(drop.values.flatten().tolist()):
+        row, column = divmod(number, columns)
+        left = max(region.left + column * region.width / columns, 0.0)
+        right = min(region.left + (column + 1) * region.width / columns, float(width))
+        top = max(region.top + row * region.height / rows, 0.0)
+        bottom = min(region.top + (row + 1) * region.height / rows, float(height))
+        if right > left and bottom > top:
+            found.append((change, Influence(Box(left, top, right, bottom), drop.plain_score - change)))
+    return found
+
+
+def _strongest(named: list[tuple[float, Influence]]) -> tuple[Influence, ...]:
+    """Return the regions with the largest positive effects, at most ``MAX_INFLUENCES``."""
+    ranked = sorted(named, key=lambda entry: -entry[0])[:MAX_INFLUENCES]
+    return tuple(place for effect, place in ranked if effect >= MIN_INFLUENCE * ranked[0][0])

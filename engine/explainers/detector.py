@@ -19,6 +19,8 @@ from engine.detectors.regions import Regions
 from engine.detectors.runtime import BoxEngine, ImageBoxes, build_engine
 from engine.detectors.schedule import MapRequest, MapScheduler, MapState
 from engine.detectors.two_stage import RegionDetector
+from engine.detectors.why import PlaceExplainer
+from engine.explainers.answers import PlaceAnswers
 from engine.explainers.base import EngineExplainer, EngineInfo
 from engine.methods.plan import PlanInfo
 from engine.runtime.compile_cache import CompileCache
@@ -28,6 +30,7 @@ from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, H
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.guards.parser import Condition, parse_condition
 from pipeline.ports import MetricSample
+from pipeline.queries import PlaceQueries
 from pipeline.tracking import BoxTracker
 
 log = logging.getLogger(__name__)
@@ -77,10 +80,11 @@ class DetectorExplainer(EngineExplainer):
         self.box_mode = settings.mode
         self.labels = detector.labels
         size = config.input_size or detector.input.size
+        self._detector = replace(detector, score=settings.min_score, iou=settings.iou)
         self._input: InputFormat = replace(detector.input, size=size)
         cache = None if config.cache in {None, "off"} else CompileCache(Path(config.cache or ""))
         self._engine: BoxEngine = build_engine(
-            replace(detector, score=settings.min_score, iou=settings.iou),
+            self._detector,
             size,
             cut=settings.cut,
             compile_plain=lambda module, example: compile_plain_pass(module, example, config.backend, cache),
@@ -99,6 +103,22 @@ class DetectorExplainer(EngineExplainer):
             detector.name, self._engine.cut, grid, size, plan, config.backend, config.precision, "cpu", build_seconds
         )
         self._method = f"recipro-cam/{settings.mode}"
+        self._answers: PlaceAnswers | None = None
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Answer questions about boxes and places, with cells of the configured size."""
+        places = PlaceExplainer(self._engine, self._detector, self._input, self._settings.cell_px, needs_cones=True)
+        self._answers = PlaceAnswers(queries, places, self._scheduler)
+
+    def after_batch(self) -> None:
+        """Make a step of an answer if the frames have earned its time."""
+        if self._answers is not None:
+            self._answers.after_batch()
+
+    def idle(self) -> None:
+        """Make a step of an answer."""
+        if self._answers is not None:
+            self._answers.step()
 
     def worthwhile_batch(self, cameras: int) -> int:  # noqa: ARG002 - the signature of the other explainers
         """Return 1: a batch of frames saves nothing on a CPU."""
@@ -118,6 +138,8 @@ class DetectorExplainer(EngineExplainer):
 
     def _explained(self, frame: Frame, boxes: ImageBoxes, timings: dict[str, float]) -> Explanation:
         started_at = time.perf_counter()
+        if self._answers is not None:
+            self._answers.remember(frame)
         self._scheduler.record_plain(frame.camera, timings["detect"])
         state = self._state(frame)
         findings = self._findings(frame, boxes)

@@ -23,6 +23,7 @@ from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.variables import RuleContext
 from pipeline.polygons import cell_weights
 from pipeline.ports import Explainer, MaskingOptions, MetricSample
+from pipeline.queries import PlaceQueries
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class ExplanationMonitor(Explainer):
 
     def after_batch(self) -> None:
         """Make one deletion check where a rule needs it and the budget allows it."""
+        self._explainer.after_batch()
         budget = self.overhead_budget
         if budget is None or not self._pending_checks or not budget.can_run:
             return
@@ -127,6 +129,14 @@ class ExplanationMonitor(Explainer):
         state = self._camera_states[self._checked_camera]
         state.last_check = DeletionCheck(verdict.label, verdict.score, masked_score, chosen.frame.index, 0.0)
         state.checked_at = stream_time(chosen.frame)
+
+    def idle(self) -> None:
+        """Do what the explainer has to do while no frame comes."""
+        self._explainer.idle()
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Pass questions to the explainer."""
+        self._explainer.accept(queries)
 
     def process(self, explanation: Explanation) -> Explanation:
         """Return an explanation with statistics and the state of the guards."""

@@ -53,7 +53,7 @@ def test_explain_place_explains_the_anchor_with_the_highest_score_and_overlap(de
     missed = missed_anchor(candidates, place, LABELS.index("dog"))
     assert answer.score == pytest.approx(missed.score)
     assert answer.overlap == pytest.approx(missed.iou)
-    assert answer.keep.box.iou(PLACE) == pytest.approx(missed.iou, abs=1e-3)
+    assert answer.maps[0].box.iou(PLACE) == pytest.approx(missed.iou, abs=1e-3)
 
 
 def test_explain_place_states_the_score_without_a_region_as_a_masked_run_gives_it(detector, image, answer):
@@ -66,18 +66,18 @@ def test_explain_place_states_the_score_without_a_region_as_a_masked_run_gives_i
     responses = dense_responses(split, split.features(images), reads, 32, "drop")
     scores = detector.layout.log_score(responses, LABELS.index("dog"), anchor).exp()
     assert float(scores.max() - scores.min()) > 1e-3
-    if answer.supporting is not None:
-        assert answer.supporting.score_without == pytest.approx(float(scores.min()), abs=1e-4)
-    if answer.suppressing is not None:
-        assert answer.suppressing.score_without == pytest.approx(float(scores.max()), abs=1e-4)
-    assert answer.supporting is not None or answer.suppressing is not None
+    if answer.supporting:
+        assert answer.supporting[0].score_without == pytest.approx(float(scores.min()), abs=1e-4)
+    if answer.suppressing:
+        assert answer.suppressing[0].score_without == pytest.approx(float(scores.max()), abs=1e-4)
+    assert answer.supporting or answer.suppressing
 
 
 def test_answer_lines_name_score_threshold_and_places(answer):
     text = "\n".join(answer_lines(answer, "dog"))
     assert f"dog: score {answer.score:.3f}" in text
     assert "is not shown: below 0.999" in text
-    assert text.count("without it the score is") == (answer.supporting is not None) + (answer.suppressing is not None)
+    assert text.count("without it the score is") == len(answer.supporting) + len(answer.suppressing)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,215 @@
+"""Questions of viewers to a running detector: why does it see an object of a class at a place of a frame, or none.
+
+A viewer asks from any thread; the thread that explains takes the questions between two batches, one at a time. Frames
+are kept for a short time, so that an answer is about the frame that the viewer sees. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pipeline.errors import EngineError, FrameGoneError
+from pipeline.frames import Box, Finding, Frame
+
+MapMode = Literal["keep", "drop"]
+
+MAX_WAITING: Final = 16
+"""Maximum number of questions that wait for the engine."""
+RECENT_BYTES: Final = 128 << 20
+"""Maximum memory of the recent frames of all cameras."""
+RECENT_SECONDS: Final = 5.0
+MAX_HELD: Final = 16
+"""Maximum number of held frames; a further one replaces that which was held first."""
+HELD_SECONDS: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceQuery:
+    """Asks for the evidence of a class at a place of a frame."""
+
+    camera: str
+    index: int
+    """Index of the frame."""
+    box: Box
+    """The place in frame pixels: a box of the frame, or any other rectangle."""
+    label: str
+    """The class."""
+    modes: tuple[MapMode, ...] = ("keep", "drop")
+    """The wanted maps; only ``drop`` names places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """Effect of a region of the image on a score."""
+
+    box: Box
+    """The region in pixels of the frame."""
+    score_without: float
+    """The score with this region masked."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceAnswer:
+    """The explanation of one place and class."""
+
+    score: float
+    """The score of the class at the best anchor, 0 to 1."""
+    threshold: float
+    """The lowest score of a detection."""
+    overlap: float
+    """IoU of the anchor's box with the place."""
+    stride: int
+    """Pixels of the network's input per cell of the anchor's level; 0 for a detector with two stages."""
+    maps: tuple[Finding, ...]
+    """The anchor's box with its map, once for each mode of the query."""
+    supporting: tuple[Influence, ...] = ()
+    """The regions without which the score is lower, the strongest first."""
+    suppressing: tuple[Influence, ...] = ()
+    """The regions without which the score is higher, the strongest first."""
+
+
+class RecentFrames:
+    """The newest frames of all cameras within limits of memory and age, and frames that viewers hold."""
+
+    def __init__(self, max_bytes: int = RECENT_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without frames."""
+        self._max_bytes, self._clock = max_bytes, clock
+        # Guards all frames: the engine adds and finds them, viewers hold them.
+        self._lock = threading.Lock()
+        self._recent: deque[tuple[float, Frame]] = deque()
+        self._bytes = 0
+        self._held: OrderedDict[Hashable, tuple[float, Frame]] = OrderedDict()
+
+    def add(self, frame: Frame) -> None:
+        """Keep a frame; forget the oldest ones beyond the limits."""
+        with self._lock:
+            now = self._clock()
+            self._recent.append((now, frame))
+            self._bytes += frame.image.nbytes
+            while self._recent and (self._bytes > self._max_bytes or now - self._recent[0][0] > RECENT_SECONDS):
+                self._bytes -= self._recent.popleft()[1].image.nbytes
+            self._expire(now)
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        with self._lock:
+            self._recent.clear()
+            self._held.clear()
+            self._bytes = 0
+
+    def find(self, camera: str, index: int) -> Frame:
+        """Return a frame.
+
+        Raises:
+            FrameGoneError: it is not kept any more.
+        """
+        with self._lock:
+            for _, frame in (*self._recent, *self._held.values()):
+                if frame.index == index and frame.camera == camera:
+                    return frame
+        raise FrameGoneError(f"frame {index} of {camera}: is not kept any more; ask about a newer frame")
+
+    def hold(self, viewer: Hashable, camera: str, index: int) -> None:
+        """Keep a frame for a viewer until it releases it or holds another one, for ``HELD_SECONDS`` at most.
+
+        Raises:
+            FrameGoneError: the frame is not kept any more.
+        """
+        frame = self.find(camera, index)
+        with self._lock:
+            self._held.pop(viewer, None)
+            self._held[viewer] = (self._clock(), frame)
+            if len(self._held) > MAX_HELD:
+                self._held.popitem(last=False)
+
+    def release(self, viewer: Hashable) -> None:
+        """Forget the frame that a viewer holds."""
+        with self._lock:
+            self._held.pop(viewer, None)
+
+    def _expire(self, now: float) -> None:
+        for viewer, (since, _) in list(self._held.items()):
+            if now - since > HELD_SECONDS:
+                del self._held[viewer]
+
+
+class PlaceQueries:
+    """Passes questions to the thread that explains. Any thread may use it."""
+
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        """Begin without questions; they are refused until ``open``."""
+        self._max_waiting = max_waiting
+        # Guards the waiting questions and the number of viewers.
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[PlaceQuery, Future[PlaceAnswer]]] = deque()
+        self._viewers = 0
+        self._refusal = "the run has no detector, or builds it; use a detector, or ask again later"
+        self.labels: tuple[str, ...] = ()
+        """The class names; empty until ``open``."""
+        self.frames = RecentFrames()
+
+    def open(self, labels: tuple[str, ...]) -> None:
+        """Accept questions about these classes."""
+        self.labels, self._refusal = labels, ""
+
+    def close(self) -> None:
+        """Refuse all questions, because the run has ended."""
+        with self._lock:
+            self._refusal = "the run has ended"
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for _, future in waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError(self._refusal))
+        self.frames.clear()
+
+    @contextmanager
+    def viewing(self) -> Iterator[None]:
+        """Have frames kept within the block."""
+        with self._lock:
+            self._viewers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._viewers -= 1
+                is_last = not self._viewers
+            if is_last:
+                self.frames.clear()
+
+    def ask(self, query: PlaceQuery) -> Future[PlaceAnswer]:
+        """Return the future answer; cancel it when it is not needed any more.
+
+        Raises:
+            EngineError: there is no detector, or too many questions wait.
+        """
+        future: Future[PlaceAnswer] = Future()
+        with self._lock:
+            if self._refusal:
+                raise EngineError(self._refusal)
+            if len(self._waiting) >= self._max_waiting:
+                raise EngineError(f"{len(self._waiting)} questions wait for the detector; ask again later")
+            self._waiting.append((query, future))
+        return future
+
+    def remember(self, frame: Frame) -> None:
+        """Keep an explained frame while anyone views."""
+        if self._viewers:
+            self.frames.add(frame)
+
+    def take(self) -> tuple[PlaceQuery, Future[PlaceAnswer]] | None:
+        """Return the next question that was not cancelled; its future runs from now on."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return None
+                query, future = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                return query, future

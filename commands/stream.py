@@ -105,8 +105,9 @@ def stream(
         list[str] | None,
         option(
             IMAGE,
-            "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, FILE.mp4, FOLDER/, FILE.jsonl, "
-            "FILE.parquet, FILE.mcap. Options behind a path: FILE.mp4?crf=28. Repeatable.",
+            "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, foxglove://HOST:PORT, "
+            "FILE.mp4, FOLDER/, FILE.jsonl, FILE.parquet, FILE.mcap. Options behind a path: "
+            "FILE.mp4?crf=28. Repeatable.",
         ),
     ] = None,
     record_when: Annotated[

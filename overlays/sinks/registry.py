@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from overlays.sinks.settings import (
     ClipSettings,
+    FoxgloveSettings,
     JsonlSettings,
     McapSettings,
     MqttSettings,
@@ -28,7 +29,7 @@ from pipeline.settings import SinkContext, SinkSettings
 
 _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
-    "out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
+    "foxglove://127.0.0.1:8765, out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
 )
 
 
@@ -67,6 +68,13 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
         Kind("JSON log", (".jsonl",), JsonlSettings, "overlays.sinks.jsonl:JsonlSink"),
         Kind("table", (".parquet",), ParquetSettings, "overlays.sinks.parquet:ParquetSink", extra="parquet"),
+        Kind(
+            "Foxglove server",
+            ("foxglove://",),
+            FoxgloveSettings,
+            "overlays.sinks.foxglove.live:FoxgloveSink",
+            extra="foxglove",
+        ),
         Kind("MCAP file", (".mcap",), McapSettings, "overlays.sinks.foxglove.mcap_file:McapSink", extra="mcap"),
     ),
     key_of=_key,
@@ -87,8 +95,8 @@ def build_sink(
 
     Args:
         given: settings, or a URI: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``,
-            ``mqtt://host:port/topic``, ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``, ``*.mcap`` or a folder of
-            clips, ``FOLDER/``; options may stand behind a path: ``out.mp4?crf=28``.
+            ``mqtt://host:port/topic``, ``foxglove://host:port``, ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``,
+            ``*.mcap`` or a folder of clips, ``FOLDER/``; options may stand behind a path: ``out.mp4?crf=28``.
         cameras: the names of the cameras, where they are known and ``context`` is not given.
         context: what the run adds.
         options: the options of a URI's kind.

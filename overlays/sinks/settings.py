@@ -172,6 +172,13 @@ class ClipSettings(EncodingSettings):
         return round(self.preroll_memory_mib * MIB)
 
 
+class FoxgloveSettings(SinkSettings):
+    """A server that Foxglove connects to."""
+
+    quality: Quality = 80
+    """JPEG quality of the images."""
+
+
 class JsonlSettings(SinkSettings):
     """A log with one JSON line for each explanation."""
 

@@ -20,6 +20,7 @@ ADDRESSES = {
     "tcp://": "tcp://127.0.0.1:5555",
     "ipc://": "ipc:///tmp/o",
     "http://": "http://127.0.0.1:8000",
+    "foxglove://": "foxglove://127.0.0.1:8765",
     "mqtt://": "mqtt://127.0.0.1/plant",
     "mqtts://": "mqtts://127.0.0.1/plant",
     "/": "clips/",
@@ -40,6 +41,7 @@ ADDRESSES = {
         ("out.jsonl", "JsonlSink", True),
         ("out.parquet", "ParquetSink", True),
         ("out.mcap", "McapSink", True),
+        ("foxglove://127.0.0.1:0", "FoxgloveSink", False),
         ("clips/", "ClipSink", True),
         ("some/where.mp4/", "ClipSink", True),
     ],
@@ -185,7 +187,7 @@ class TextSink(Sink):
 def test_importing_the_registry_imports_no_vendor():
     code = (
         "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
-        "print([m for m in ('zmq', 'cv2', 'av', 'torch', 'mcap', 'google.protobuf') if m in sys.modules])"
+        "print([m for m in ('zmq', 'cv2', 'av', 'torch', 'mcap', 'google.protobuf', 'foxglove') if m in sys.modules])"
     )
     completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS

@@ -18,6 +18,14 @@ from tests.support.limits import LIMIT_SECONDS
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
+if sys.dont_write_bytecode:
+    # Without bytecode each program that a test starts compiles PyTorch's sources again. A folder of the checkout that
+    # Git ignores keeps it for the workers, the programs and the next run; the sources' folders stay as they are.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -19,10 +19,11 @@ from commands.parent_process import VARIABLE
 from commands.signals import shutdown_on_signal
 from pipeline.config import Config
 from pipeline.config_loader import to_yaml
-from pipeline.sharding import shard_config
+from pipeline.sharding import isolate_gpus, shard_config
 from pipeline.systemd import SystemdNotifier
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.2
 _END_SECONDS = 15.0
 log = logging.getLogger("recipro-stream")
@@ -72,6 +73,9 @@ def _lifeline() -> Iterator[int | None]:
 def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess.Popen[bytes]:
     """Start a shard that ends with this process; its configuration goes through a pipe: it may hold credentials."""
     environment = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
+    shard, gpus = isolate_gpus(shard, os.environ.get(_VISIBLE))
+    if gpus is not None:
+        environment[_VISIBLE] = gpus
     if lifeline is not None:
         environment[VARIABLE] = str(lifeline)
     command = [sys.executable, str(RUN), "stream", "/dev/stdin", "--log", log_format]

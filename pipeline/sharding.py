@@ -66,6 +66,61 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
     return shards
 
 
+def isolate_gpus(shard: Config, visible: str | None) -> tuple[Config, str | None]:
+    """Return a shard for a process that sees only the GPUs it uses.
+
+    A library that has no device set uses the first GPU that it sees, and opens a context of hundreds of MB there.
+
+    Args:
+        shard: a configuration of ``shard_config``.
+        visible: ``CUDA_VISIBLE_DEVICES`` of this process; None if it is not set.
+
+    Returns:
+        The configuration with the process's own numbers of the GPUs (the first is ``cuda:0``), and its
+        ``CUDA_VISIBLE_DEVICES``; the shard itself and None for a shard on a CPU.
+
+    Raises:
+        ConfigError: a GPU is not among the visible ones.
+    """
+    if not shard.engine.device.startswith("cuda"):
+        return shard, None
+    decoders = [shard.decoder, *(getattr(source, "decoder", None) or "" for source in shard.sources)]
+    numbers = [_gpu_number(shard.engine.device), *(_gpu_number(name) for name in decoders if name.startswith("cuda:"))]
+    own = list(dict.fromkeys(numbers))
+    update: dict[str, object] = {
+        "engine": shard.engine.model_copy(update={"device": "cuda:0"}),
+        "decoder": _renumbered(shard.decoder, own),
+        "sources": [
+            source.model_copy(update={"decoder": _renumbered(decoder, own)})
+            if isinstance(decoder := getattr(source, "decoder", None), str)
+            else source
+            for source in shard.sources
+        ],
+    }
+    return shard.model_copy(update=update), ",".join(_visible_gpu(number, visible) for number in own)
+
+
+def _gpu_number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+def _renumbered(decoder: str, own: Sequence[int]) -> str:
+    return f"cuda:{own.index(_gpu_number(decoder))}" if decoder.startswith("cuda:") else decoder
+
+
+def _visible_gpu(number: int, visible: str | None) -> str:
+    """Return the name in ``CUDA_VISIBLE_DEVICES`` of ``cuda:number``."""
+    if visible is None:
+        return str(number)
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if number >= len(names):
+        raise ConfigError(
+            f"--devices: cuda:{number} is not visible: CUDA_VISIBLE_DEVICES={visible} has {len(names)} GPUs; unset it, "
+            "or name fewer devices"
+        )
+    return names[number]
+
+
 def _shard_sink(sink: SinkSettings, index: int) -> SinkSettings:
     """Return the settings of a sink in the shard with this index."""
     update = {"uri": shard_uri(sink, index)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, Literal, Protocol
@@ -32,6 +33,8 @@ class DeviceStreams(Protocol):
     """Streams of one device. Each is used from one thread at a time; events from any thread."""
 
     device: torch.device
+    failed_captures: list[tuple[object, str]]
+    """Graphs whose capture failed, with the reason; some torch versions poll them later."""
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
         """Run the block's operations on this stream."""
@@ -71,6 +74,7 @@ class CpuStreams:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
+        self.failed_captures: list[tuple[object, str]] = []
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
         """Run the block at once."""
@@ -124,7 +128,6 @@ class CudaStreams:
         with _encoders_lock:
             self._encoder = _encoders.setdefault(str(device), stream(device=device, priority=-1))
         self.failed_captures: list[tuple[object, str]] = []
-        """Graphs whose capture failed, with the reason; some torch versions poll them later."""
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
         """Make the stream current."""
@@ -166,7 +169,16 @@ class CudaStreams:
         """Run the call a few times, so that lazy initialisation is done, then capture it as one CUDA graph.
 
         A call that cannot be captured because it synchronises with the host runs call by call, with a warning.
+
+        Raises:
+            torch.OutOfMemoryError: the device has not enough memory for the call.
         """
+        # Capturing synchronises the current device and empties its cache: it must be this one, or the process opens a
+        # context of hundreds of MB on another GPU.
+        with torch.cuda.device(self.device):
+            return self._capture(call, name)
+
+    def _capture(self, call: Call, name: str) -> Call:
         compute, exact = self._streams["compute"], not torch.backends.cudnn.allow_tf32
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         # Shapes are fixed: cuDNN searches the fastest convolutions once, here.
@@ -180,9 +192,11 @@ class CudaStreams:
                 with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
                     outputs = call()
             except (RuntimeError, BackendError) as reason:
-                log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
                 self.failed_captures.append((graph, str(reason)))
                 self._reset_after_failure(before)
+                if isinstance(reason, torch.OutOfMemoryError):
+                    raise
+                log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
                 return call
 
         def replay() -> Outputs:
@@ -192,11 +206,21 @@ class CudaStreams:
         return replay
 
     def _reset_after_failure(self, before: Any) -> None:  # noqa: ANN401 - a stream
-        """Clean up after a failed capture: torch leaves its stream current and its allocator in capture mode."""
+        """Clean up after a failed capture.
+
+        torch leaves its stream current, its allocator and its random number generator in capture mode. A capture that
+        succeeds ends the generator's.
+        """
         torch.cuda.set_stream(before)
         self._pool, pool = torch.cuda.graph_pool_handle(), self._pool
         with suppress(RuntimeError, AttributeError):  # some versions have ended it already
             torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does
+        empty, compute = torch.cuda.CUDAGraph(), self._streams["compute"]
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the graph is empty
+            with torch.cuda.graph(empty, stream=compute, capture_error_mode="thread_local"):
+                pass
+        torch.cuda.set_stream(before)
 
 
 def device_streams(device: torch.device) -> DeviceStreams:

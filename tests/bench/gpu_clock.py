@@ -150,8 +150,8 @@ def captured(call: Callable[[Tensor], object], example: Tensor, settings: Settin
     settle(settings.device)  # the capture's stream is another one than the copy's
     with torch.inference_mode():
         replay = lanes.capture_graph(lambda: call(static), "what is measured")
-    if refused := getattr(lanes, "given_up", None):
-        raise RuntimeError(f"it cannot be captured: {refused[-1][1]}")
+    if lanes.failed_captures:
+        raise RuntimeError(f"it cannot be captured: {lanes.failed_captures[-1][1]}")
 
     def run(images: Tensor) -> object:
         static.copy_(images)

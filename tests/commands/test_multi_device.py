@@ -1,5 +1,6 @@
 """Cameras over several devices: dealt out, every door its own, one process each; a failing one ends alone."""
 
+import io
 import itertools
 import json
 import subprocess
@@ -10,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import multi_device
 from commands.wiring.kinds import load_config
 from overlays.sinks.registry import SINKS
 from pipeline.config_loader import to_yaml
 from pipeline.errors import ConfigError
-from pipeline.sharding import read_devices, shard_config, shard_uri
+from pipeline.sharding import isolate_gpus, read_devices, shard_config, shard_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +35,51 @@ def test_shards_contain_every_camera_once_and_evenly(count, cards):
     assert max(sizes) - min(sizes) <= 1
     assert len(shards) == min(count, cards)
     assert [shard.engine.device for shard in shards] == [f"cuda:{k}" for k in range(len(shards))]
+
+
+@pytest.mark.parametrize(("visible", "first", "second"), [(None, "0", "1"), ("4,GPU-5a", "4", "GPU-5a")])
+def test_shard_sees_its_own_gpu_only_and_calls_it_the_first(visible, first, second):
+    shards = shard_config(config(2), ["cuda:0", "cuda:1"])
+    isolated = [isolate_gpus(shard, visible) for shard in shards]
+    assert [gpus for _, gpus in isolated] == [first, second]
+    assert [shard.engine.device for shard, _ in isolated] == ["cuda:0", "cuda:0"]
+    assert isolated[1][0].sources == shards[1].sources
+
+
+def test_shard_also_sees_the_gpus_that_decode_for_it():
+    shard = shard_config(load_config({"sources": [
+        {"uri": "a.mp4", "name": "a", "decoder": "cuda:3"}, {"uri": "b.mp4", "name": "b", "decoder": "cuda"},
+        {"uri": "c.mp4", "name": "c", "decoder": "cuda:1"},
+    ], "decoder": "auto"}, "test"), ["cuda:1"])[0]  # fmt: skip
+    isolated, gpus = isolate_gpus(shard, None)
+    assert gpus == "1,3"
+    assert [source.decoder for source in isolated.sources] == ["cuda:1", "cuda", "cuda:0"]
+    assert isolated.decoder == "auto"
+
+
+def test_shard_on_a_cpu_keeps_the_visible_gpus():
+    (shard,) = shard_config(config(1), ["cpu"])
+    assert isolate_gpus(shard, "2") == (shard, None)
+
+
+def test_shard_on_a_gpu_that_is_not_visible_is_refused():
+    (shard,) = shard_config(config(1), ["cuda:2"])
+    with pytest.raises(ConfigError, match=r"cuda:2 is not visible: CUDA_VISIBLE_DEVICES=0,1 has 2 GPUs; unset it"):
+        isolate_gpus(shard, "0,1")
+
+
+def test_shard_process_gets_its_gpu_in_its_environment(monkeypatch):
+    started = {}
+
+    class Process:
+        def __init__(self, command, *, env, **_):
+            started.update(env)
+            self.stdin = io.BytesIO()
+
+    monkeypatch.setattr(multi_device.subprocess, "Popen", Process)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    multi_device._started(shard_config(config(2), ["cuda:0", "cuda:1"])[1], "text", None)
+    assert started["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize(("uri", "second"), [

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import itertools
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,8 +28,13 @@ class FakeCuda:
 
     def __init__(self, monkeypatch, capture_fails=False):
         self.told = []
-        self.capture_fails = capture_fails
+        self.error = RuntimeError("operation not permitted when stream is capturing") if capture_fails else None
+        """Raised by the next capture."""
         self.now = "default"
+        self.current = torch.device("cuda", 0)
+        self.synchronised = []
+        """The current devices that captures have synchronised."""
+        self.generator_captures = False
         empty = torch.empty
 
         def roomy(*arguments, pin_memory=False, **more):
@@ -38,7 +43,7 @@ class FakeCuda:
         fakes = {
             "Stream": functools.partial(FakeStream, self), "Event": functools.partial(FakeEvent, self),
             "CUDAGraph": lambda: FakeGraph(self), "graph": self.graph, "stream": self.stream,
-            "device": lambda _: nullcontext(), "graph_pool_handle": object,
+            "device": self.device, "graph_pool_handle": object,
             "current_stream": lambda device=None: SimpleNamespace(name=self.now),
             "synchronize": lambda device=None: self.told.append(("synchronize device",)),
             "set_stream": lambda stream: setattr(self, "now", stream.name),
@@ -53,12 +58,22 @@ class FakeCuda:
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: self.told.append(("lend", stream.name)))
 
     @contextmanager
+    def device(self, device):
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+    @contextmanager
     def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
         self.told.append(("capture", stream.name, capture_error_mode))
-        if self.capture_fails:
-            self.now = stream.name  # as torch does: a capture that cannot be ended leaves its stream the current one
-            raise RuntimeError("operation not permitted when stream is capturing")
+        self.synchronised.append(self.current)
+        self.generator_captures = True
         yield
+        if self.error is not None:
+            self.now = stream.name  # as torch does: a capture that cannot be ended leaves its stream the current one
+            error, self.error = self.error, None
+            raise error
+        self.generator_captures = False
 
     @contextmanager
     def stream(self, chosen):
@@ -161,6 +176,30 @@ def test_capture_failure_runs_call_by_call_with_a_warning(monkeypatch, caplog):
     assert not any(entry[0] == "replay" for entry in cuda.told)
     assert cuda.now == "default"
     assert [entry[0] for entry in cuda.told].count("let go") == 1
+
+
+def test_capture_failure_ends_the_capture_mode_of_the_random_number_generator(monkeypatch):
+    cuda = FakeCuda(monkeypatch, capture_fails=True)
+    streams = CudaStreams(CPU)
+    streams.capture_graph(lambda: (torch.zeros(1),), "a call that asks")
+    assert len(streams.failed_captures) == 1
+    assert not cuda.generator_captures
+    assert cuda.now == "default"
+
+
+def test_capture_out_of_memory_is_raised_and_not_run_call_by_call(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    cuda.error = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaStreams(CPU).capture_graph(lambda: (torch.zeros(1),), "too large")
+    assert cuda.now == "default"
+
+
+def test_capture_synchronises_its_own_device_only(cuda):
+    streams = CudaStreams(torch.device("cuda", 1))
+    streams.capture_graph(lambda: (torch.zeros(1),), "on the second GPU")
+    assert cuda.synchronised == [torch.device("cuda", 1)]
+    assert cuda.current == torch.device("cuda", 0)
 
 
 def test_explainers_of_a_process_share_the_jpeg_encoder_stream(cuda):

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -295,7 +296,8 @@ def test_runner_compiles_batch_sizes_before_use(monkeypatch):
 def test_onnx_graph_has_half_precision_and_float32_softmax():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    payload, names = tensorrt_onnx.graph_of(explained(), IMAGE.half())
+    payload, names, wide = tensorrt_onnx.graph_of(explained(), IMAGE.half())
+    assert wide == 0
     graph = onnx.load_from_string(payload).graph
     assert [value.name for value in graph.output] == names
     assert len(names) == 3
@@ -308,6 +310,37 @@ def test_onnx_graph_has_half_precision_and_float32_softmax():
     assert {inner[node.output[0]] for node in softmaxes} == {onnx.TensorProto.FLOAT}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert {inner[node.output[0]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+
+
+def pooled_with_convolution():
+    """A network whose pooled tail has a 1x1 convolution of its own before the mean; its head in half precision."""
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU())
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    split = split_network(net, "1", (32, 32))
+    with torch.inference_mode():
+        plan = plan_for(split, split.head(IMAGE), "point")
+    module = copy.deepcopy(ExplainedNetwork(split.head, plan, Target(), split.grid)).eval()
+    module.head.half()
+    return module
+
+
+def test_float32_convolutions_of_a_pooled_tail_are_not_counted_as_lost_precision():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    module = pooled_with_convolution()
+    graph, _, intended = tensorrt_onnx.graph_of(module, IMAGE.half())
+    assert graph
+    assert intended > 0
+    kind = SimpleNamespace(CONVOLUTION=1)
+    float32, half = (SimpleNamespace(type=1, get_output=lambda _, d=d: SimpleNamespace(dtype=d)) for d in ("f", "h"))
+    api = SimpleNamespace(LayerType=kind, DataType=SimpleNamespace(FLOAT="f"))
+    layers = [half] + [float32] * intended
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda k: layers[k])
+    assert tensorrt_library.wide_convolutions(api, network) == intended
+    tensorrt_library.check_half(api, network, intended)
+    with pytest.raises(BackendError, match="1 convolutions would run in float32"):
+        tensorrt_library.check_half(api, network, intended - 1)
 
 
 @pytest.fixture
@@ -333,7 +366,8 @@ def test_build_works_without_a_gpu(rtx):
 
 @pytest.mark.tensorrt
 def test_build_refuses_a_half_precision_engine_in_float32(rtx):
-    graph, _ = tensorrt_onnx.graph_of(explained(half=False), IMAGE)
+    graph, _, wide = tensorrt_onnx.graph_of(explained(half=False), IMAGE)
+    assert wide == 2
     with pytest.raises(BackendError, match="2 convolutions would run in float32"):
         tensorrt_library.build_engine(graph, half=True, using=rtx)
     assert tensorrt_library.build_engine(graph, using=rtx)
@@ -350,6 +384,65 @@ def test_build_engine_refuses_an_invalid_graph(rtx):
 def test_program_without_a_gpu_raises_backend_error(rtx):
     with pytest.raises(BackendError, match="cannot load the engine here"):
         backend.compile_by("onnx", explained(), IMAGE.half(), "fp16")
+
+
+class FakeCurrentDevice:
+    """The current device, and a TensorRT that notes on which one it is called."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.seen = 0, []
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        stream = SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+        monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: None)
+        monkeypatch.setattr(tensorrt_onnx, "_new_stream", lambda device: stream)
+        monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: torch.zeros(shape, dtype=dtype))
+
+    @contextmanager
+    def device(self, device):
+        before, self.now = self.now, device.index
+        yield
+        self.now = before
+
+    def note(self, what, result):
+        self.seen.append((what, self.now))
+        return result
+
+    def library(self):
+        mode, kinds = SimpleNamespace(INPUT=0, OUTPUT=1), SimpleNamespace(FLOAT=1)
+        context = SimpleNamespace(
+            set_tensor_address=lambda name, address: None,
+            execute_async_v3=lambda stream: self.note("run", True),
+        )
+        engine = SimpleNamespace(
+            num_io_tensors=2, get_tensor_name=lambda k: ("images", "scores")[k],
+            get_tensor_mode=lambda name: int(name == "scores"), get_tensor_shape=lambda name: (1, 3, 32, 32),
+            get_tensor_dtype=lambda name: kinds.FLOAT,
+            create_execution_context=lambda: self.note("context", context),
+        )  # fmt: skip
+        runtime = SimpleNamespace(deserialize_cuda_engine=lambda blob: self.note("load", engine))
+        api = SimpleNamespace(Runtime=lambda logger: self.note("runtime", runtime), TensorIOMode=mode, DataType=kinds)
+        return tensorrt_library.Library("tensorrt", "11.0", api, SimpleNamespace(errors=[]))
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that reports to be on the second GPU."""
+
+    device = torch.device("cuda", 1)
+    is_cuda = True
+
+
+def test_engine_is_built_loaded_and_run_on_the_device_of_its_input(monkeypatch):
+    cuda = FakeCurrentDevice(monkeypatch)
+    library, example = cuda.library(), IMAGE.as_subclass(OnGpu)
+    monkeypatch.setattr(tensorrt_onnx, "graph_of", lambda module, example: (b"graph", ["scores"], 0))
+    monkeypatch.setattr(tensorrt_onnx, "build_engine", lambda graph, **_: cuda.note("build", b"engine"))
+    payload = tensorrt_onnx.build(nn.Identity(), example, library)
+    program = tensorrt_onnx.Program(payload, example, library)
+    program(example)
+    assert [what for what, _ in cuda.seen] == ["build", "runtime", "load", "runtime", "load", "context", "run"]
+    assert {number for _, number in cuda.seen} == {1}
+    assert cuda.now == 0
 
 
 class FakeDriver:

@@ -90,7 +90,9 @@ def _logger(api: Any) -> Any:  # noqa: ANN401 - the vendor's own type
     return logger
 
 
-def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: Library | None = None) -> bytes:
+def build_engine(
+    graph: bytes, *, target: str = "", half: bool = False, float32: int = 0, using: Library | None = None
+) -> bytes:
     """Build a strongly typed engine: every tensor has the type that the graph defines.
 
     Args:
@@ -98,6 +100,7 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
         target: one of ``Library.targets``.
         half: True = convolutions must run in half precision, otherwise an error is raised. False = float32 without
             TF32, which TensorRT uses by default.
+        float32: with ``half``, the number of convolutions that the module itself has in float32.
         using: the library; None = the installed one.
 
     Returns:
@@ -117,11 +120,8 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
             f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot read this network ({errors}); use another "
             "--backend"
         )
-    if half and (wide := wide_convolutions(api, network)):
-        raise BackendError(
-            f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision; use --precision "
-            "fp32 or another --backend"
-        )
+    if half:
+        check_half(api, network, float32)
     settings = builder.create_builder_config()
     if not half:
         keep_float32(api, settings)
@@ -161,6 +161,15 @@ def keep_float32(api: Any, settings: Any) -> None:  # noqa: ANN401 - the vendor'
     """Disable TF32, the rounding of float32 factors to 10 bits."""
     if hasattr(api.BuilderFlag, "TF32"):
         settings.clear_flag(api.BuilderFlag.TF32)
+
+
+def check_half(api: Any, network: Any, float32: int) -> None:  # noqa: ANN401 - the vendor's own types
+    """Raise BackendError if more convolutions of a network have float32 output than the module has in float32."""
+    if (wide := wide_convolutions(api, network) - float32) > 0:
+        raise BackendError(
+            f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision; use --precision "
+            "fp32 or another --backend"
+        )
 
 
 def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vendor's own types

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,8 +32,12 @@ def lacking() -> str:
     return f"{' and '.join(missing)} missing: uv sync --extra export, or pip install onnx onnxscript" if missing else ""
 
 
-def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
-    """Return the module as an ONNX model with fixed shapes, and the names of its outputs in order.
+def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str], int]:
+    """Return the module as an ONNX model with fixed shapes.
+
+    Returns:
+        The model, the names of its outputs in order, and the number of convolutions that the module has in float32: in
+        half precision those of a pooled tail, which is computed in float32.
 
     Raises:
         BackendError: torch cannot export the module.
@@ -53,7 +58,16 @@ def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
                 f"backend 'tensorrt': this network cannot be exported to ONNX ({first_line(reason)}); use another "
                 "--backend"
             ) from reason
-    return packed, names
+    return packed, names, _float32_convolutions(program)
+
+
+def _float32_convolutions(program: torch.export.ExportedProgram) -> int:
+    weights = [
+        node.args[1].meta["val"]
+        for node in program.graph.nodes
+        if node.op == "call_function" and "conv" in str(node.target) and isinstance(node.args[1], torch.fx.Node)
+    ]
+    return sum(weight.dtype == torch.float32 for weight in weights)
 
 
 def build(module: nn.Module, example: Tensor, using: Library | None = None) -> bytes:
@@ -63,14 +77,15 @@ def build(module: nn.Module, example: Tensor, using: Library | None = None) -> b
         BackendError: the engine cannot be built for any target.
     """
     tensorrt = using or library()
-    graph, names = graph_of(module, example)
+    graph, names, float32 = graph_of(module, example)
     half = any(parameter.dtype in _HALVES for parameter in module.parameters())
     refused: list[str] = []
     for target in tensorrt.targets if example.is_cuda else tensorrt.targets[-1:]:
         try:
-            blob = build_engine(graph, target=target, half=half, using=tensorrt)
-            if example.is_cuda:
-                _deserialize(blob, tensorrt)  # raises BackendError if this GPU cannot run the engine
+            with _current(example.device):
+                blob = build_engine(graph, target=target, half=half, float32=float32, using=tensorrt)
+                if example.is_cuda:
+                    _deserialize(blob, tensorrt)  # raises BackendError if this GPU cannot run the engine
         except BackendError as reason:
             refused.append(str(reason))
         else:
@@ -94,8 +109,10 @@ class Program:
         """
         tensorrt = using or library()
         self._names, blob = unpack(payload)
-        self._engine = _deserialize(blob, tensorrt)
-        self._context = self._engine.create_execution_context()
+        self._device = example.device
+        with _current(self._device):
+            self._engine = _deserialize(blob, tensorrt)
+            self._context = self._engine.create_execution_context()
         if self._context is None:
             raise BackendError(f"backend 'tensorrt': no execution context ({'; '.join(tensorrt.logger.errors)[:200]})")
         (self._input,) = (
@@ -126,6 +143,10 @@ class Program:
         if tuple(images.shape) != self._shape:
             message = f"an engine for {self._shape} was given {tuple(images.shape)}"
             raise ValueError(message)
+        with _current(self._device):
+            return self._outputs_for(images)
+
+    def _outputs_for(self, images: Tensor) -> Any:  # noqa: ANN401 - the same
         current = torch.cuda.current_stream(images.device)
         if current == torch.cuda.default_stream(images.device):
             # On the default stream TensorRT synchronizes at every call.
@@ -142,6 +163,11 @@ class Program:
         self._context.set_tensor_address(self._input, images.data_ptr())
         if not self._context.execute_async_v3(stream.cuda_stream):
             raise BackendError("backend 'tensorrt': an engine failed to run; use another --backend")
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a GPU current: TensorRT builds, loads and runs engines on the current one, whatever the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _deserialize(blob: bytes, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's own type

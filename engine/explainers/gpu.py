@@ -7,6 +7,7 @@ returns it as JPEG or array.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.backends.registry import first_line
 from engine.explainers.network import NetworkExplainer
 from engine.gpu.batch_pipeline import BatchPipeline, InFlightBatch, buckets_up_to
 from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patch, encode_jpeg
@@ -25,6 +27,8 @@ from engine.models.preprocess import fit_geometry
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
 from pipeline.ports import MaskingOptions
+
+log = logging.getLogger(__name__)
 
 
 class DeviceImage(NamedTuple):
@@ -73,7 +77,8 @@ class GpuExplainer(NetworkExplainer):
         super().__init__(network, config, batch_size=buckets[-1], batch_sizes=buckets)
         self._heat_lut = table
         self._streams = streams(self._runner.config.device)
-        self._batches = BatchPipeline(self._streams, buckets, self._capture_graph)
+        self._batches = BatchPipeline(self._streams, buckets, self._to_capture)
+        self._encodes_on_device = True
         # Serialises use of the network: one thread submits batches, another runs deletion checks.
         self._network_lock = threading.Lock()
 
@@ -100,6 +105,7 @@ class GpuExplainer(NetworkExplainer):
                     for index in range(batch.count):
                         number = next(remaining)
                         explanations[number] = self._explanation(frames[number], batch, index, timings)
+                    self._batches.release(batch)
             return [explanations[number] for number in range(len(frames))]
 
         return finish
@@ -140,8 +146,7 @@ class GpuExplainer(NetworkExplainer):
                 tile = streams.pinned_empty(patch.tile.shape, torch.uint8).copy_(torch.from_numpy(patch.tile))
                 rendered = blend_patch(rendered, tile.to(streams.device, non_blocking=True), patch)
             if jpeg_quality is not None:
-                with streams.encoder_stream():
-                    jpeg = Jpeg(encode_jpeg([rendered], jpeg_quality)[0], jpeg_quality)
+                jpeg = Jpeg(self._encode(rendered, jpeg_quality), jpeg_quality)
             if as_array:
                 rows = rendered.permute(1, 2, 0).contiguous()
                 host = streams.pinned_empty(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
@@ -150,13 +155,25 @@ class GpuExplainer(NetworkExplainer):
                 image.flags.writeable = False
         return jpeg, image
 
-    def _capture_graph(self, size: tuple[int, int], bucket: int) -> tuple[Tensor, Callable[[], Outputs]]:
-        """Return the input of one CUDA graph, and its function: preprocess, network, explanation, colour map, blend."""
+    def _encode(self, image: Tensor, quality: int) -> bytes:
+        """Encode an image (3, H, W) on the device, or on the host once the device's encoder has failed."""
+        if self._encodes_on_device:
+            try:
+                with self._streams.encoder_stream():
+                    return encode_jpeg([image], quality)[0]
+            except RuntimeError as reason:  # torchvision raises nothing more specific for nvJPEG
+                log.warning("the GPU's JPEG encoder fails (%s); images are encoded on the host", first_line(reason))
+                self._encodes_on_device = False
+        return encode_jpeg([image.cpu()], quality)[0]
+
+    def _to_capture(self, frames: Tensor) -> Callable[[], Outputs]:
+        """Return the function of one CUDA graph: preprocess, network, explanation, colour map, blend."""
         build, device = self._runner.config, self._streams.device
-        region = fit_geometry(size, self._preprocessing.input_size, self._preprocessing.fit).region
-        to_input = FramePreprocessor(self._preprocessing, size).to(device)
-        paint = HeatmapBlender(self._heat_lut, region, self.info.grid, size).to(device)
-        frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8, device=device)
+        bucket, *size, _ = frames.shape
+        frame_size = (size[0], size[1])
+        region = fit_geometry(frame_size, self._preprocessing.input_size, self._preprocessing.fit).region
+        to_input = FramePreprocessor(self._preprocessing, frame_size).to(device)
+        paint = HeatmapBlender(self._heat_lut, region, self.info.grid, frame_size).to(device)
         images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
         # The memory format that the network is compiled for; resizing may change it.
         images = images.contiguous(memory_format=torch.channels_last)
@@ -166,7 +183,7 @@ class GpuExplainer(NetworkExplainer):
             scores, classes, heat = self._runner(images)
             return scores, classes, heat, paint(frames, heat[:, 0])
 
-        return frames, call
+        return call
 
     def _explanation(self, frame: Frame, batch: InFlightBatch, index: int, timings: dict[str, float]) -> Explanation:
         scores, classes, heat = (part[index].numpy() for part in batch.outputs)

@@ -2,14 +2,19 @@
 
 The host fills the next slot of a ring while the previous slot is copied. The copy stream uploads batch n + 1 while the
 compute stream explains batch n. A reader waits only for the batch it reads.
+
+Memory is bounded: one ring for all frame sizes, host memory for results that is reused, and graphs of the frame sizes
+used last. All graphs of a frame size are captured at its first frame, so that no later batch waits for a capture.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +23,22 @@ from torch import Tensor
 from engine.gpu.streams import Call, DeviceStreams
 from pipeline.frames import Image
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Size = tuple[int, int]
+"""Height and width of a frame."""
+
 SLOTS: Final = 3
-"""Slots per frame size: one is filled, one copied, one explained."""
+"""Slots of the ring: one is filled, one copied, one explained."""
+MAX_SLOT_BYTES: Final = 256 << 20
+"""Largest slot of the ring; larger batches are split into smaller buckets."""
+MAX_GRAPH_BYTES: Final = 4 << 30
+"""Memory of all frame sizes' inputs and images; above it the sizes used least recently are released."""
 
 _POWERS_UP_TO: Final = 8
+_LAUNCH_FRAMES: Final = 8
+"""Time that a batch takes in addition to its frames, in frames of a large batch: small batches do not fill a GPU."""
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
@@ -34,29 +51,46 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def split_into_buckets(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
-    """Split a batch into (frames, bucket): full buckets of the largest size, the rest in the smallest that holds it."""
-    largest = max(buckets)
-    parts = [(largest, largest)] * (count // largest)
-    rest = count % largest
-    if rest:
-        parts.append((rest, min(size for size in buckets if size >= rest)))
-    return parts
+@functools.lru_cache(maxsize=1024)
+def split_into_buckets(count: int, buckets: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Split a batch into (frames, bucket) so that it takes the least time; only the last bucket may not be full.
+
+    A bucket of b takes the time of ``b + _LAUNCH_FRAMES`` frames.
+    """
+    best: list[tuple[int, int]] = [(0, 0)]
+    """For each number of frames: the least time, and the first bucket."""
+    for frames in range(1, count + 1):
+        times = ((size + _LAUNCH_FRAMES + best[max(frames - size, 0)][0], -size) for size in buckets)
+        time, size = min(times)
+        best.append((time, -size))
+    parts = []
+    while count:
+        bucket = best[count][1]
+        parts.append((min(count, bucket), bucket))
+        count -= parts[-1][0]
+    return tuple(parts)
 
 
 @dataclass(eq=False)
-class CapturedGraph:
-    """A captured graph over fixed memory, for one frame size and one batch size."""
+class CapturedSize:
+    """The captured graphs of one frame size, over fixed memory."""
 
     frames: Tensor
-    """The graph's input on the device, uint8 (bucket, H, W, 3)."""
-    run: Call
-    """Explains and renders ``frames``: scores, classes, heat maps, images; always in the same memory."""
+    """The graphs' input on the device, uint8 (largest bucket, H, W, 3); each graph reads the first rows."""
+    graphs: dict[int, Call]
+    """By bucket: explains and renders ``frames``: scores, classes, heat maps, images; always in the same memory."""
+    last_used: object = None
+    """Reached when no graph runs any more."""
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory of the frames and of the images of all graphs."""
+        return self.frames.nbytes + self.frames[0].nbytes * sum(self.graphs)
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A slot of the ring."""
+    """A slot of the ring: bytes for frames of any size."""
 
     host: Tensor
     device: Tensor
@@ -71,82 +105,152 @@ class InFlightBatch:
     """A submitted batch."""
 
     count: int
+    bucket: int
     outputs: tuple[Tensor, ...]
-    """Scores, classes and heat maps in host memory; valid after ``done``."""
+    """Scores, classes and heat maps in host memory; valid from ``done`` until ``BatchPipeline.release``."""
     images: tuple[Tensor, ...]
     """The rendered frames on the device, uint8 (3, H, W), each in its own memory, so that a kept frame does not hold
     the others. Valid after ``done``."""
     done: object
+    memory: tuple[Tensor, ...]
+    """The host memory of the outputs."""
 
 
 class BatchPipeline:
-    """Submits frames of any size. One thread submits; any thread may wait for a batch."""
+    """Submits frames of any size. One thread submits; any thread may wait for a batch and release it."""
 
-    def __init__(
-        self,
-        streams: DeviceStreams,
-        buckets: Sequence[int],
-        capture: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
-    ) -> None:
-        """Create a pipeline; ``prepare`` returns (input, call) for a frame size and a bucket."""
+    def __init__(self, streams: DeviceStreams, buckets: Sequence[int], capture: Callable[[Tensor], Call]) -> None:
+        """Create a pipeline.
+
+        Args:
+            streams: the device's streams.
+            buckets: batch sizes to capture.
+            capture: returns the function to capture for frames in device memory, uint8 (bucket, H, W, 3).
+        """
         self.streams = streams
         self.buckets = tuple(sorted(buckets))
         self._capture = capture
-        self._graphs: dict[tuple[tuple[int, int], int], CapturedGraph] = {}
-        self._slots: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
+        self._sizes: dict[Size, CapturedSize] = {}
+        """The captured sizes, the one used last at the end."""
+        nothing = torch.empty(0, dtype=torch.uint8)
+        self._ring = itertools.cycle([_Slot(nothing, nothing) for _ in range(SLOTS)])
+        self._answers: dict[int, list[tuple[Tensor, ...]]] = {size: [] for size in self.buckets}
+        """Free host memory for the results of a bucket."""
 
     def submit(self, images: Sequence[Image]) -> list[InFlightBatch]:
         """Submit frames of one size and return at once; the batches are in order."""
+        if not images:
+            return []
+        captured = self.prepare((images[0].shape[0], images[0].shape[1]))
         flights = []
         start = 0
-        for count, bucket in split_into_buckets(len(images), self.buckets):
-            flights.append(self._submit(images[start : start + count], bucket))
+        for count, bucket in split_into_buckets(len(images), tuple(captured.graphs)):
+            flights.append(self._submit(images[start : start + count], bucket, captured))
             start += count
         return flights
 
-    def warm_up(self, size: tuple[int, int], bucket: int) -> CapturedGraph:
-        """Capture the graph for this frame size and bucket, unless it is captured already."""
-        key = (size, bucket)
-        if key not in self._graphs:
-            with self.streams.stream("compute"):
-                frames, call = self._capture(size, bucket)
-            run = self.streams.capture_graph(call, f"{bucket} frames of {size[1]}x{size[0]}")
-            self._graphs[key] = CapturedGraph(frames, run)
-        return self._graphs[key]
+    def release(self, batch: InFlightBatch) -> None:
+        """Reuse the host memory of a batch whose outputs have been read."""
+        self._answers[batch.bucket].append(batch.memory)
 
-    def _submit(self, images: Sequence[Image], bucket: int) -> InFlightBatch:
-        size = (images[0].shape[0], images[0].shape[1])
-        capture, slot, streams = self.warm_up(size, bucket), self._next_slot(size), self.streams
-        count = len(images)
+    def prepare(self, size: Size) -> CapturedSize:
+        """Return the graphs for this frame size; captures those of all buckets at the first call.
+
+        Raises:
+            torch.OutOfMemoryError: the device has not enough memory for the smallest bucket.
+        """
+        captured = self._sizes.pop(size, None)
+        if captured is None:
+            captured = self._captured(size)
+            held = captured.nbytes + sum(other.nbytes for other in self._sizes.values())
+            while held > MAX_GRAPH_BYTES and self._sizes:
+                held -= self._release_oldest()
+        self._sizes[size] = captured
+        return captured
+
+    def _captured(self, size: Size) -> CapturedSize:
+        frame_bytes = size[0] * size[1] * 3
+        buckets = [bucket for bucket in self.buckets if bucket * frame_bytes <= MAX_SLOT_BYTES] or [self.buckets[0]]
+        captured = CapturedSize(self._with_room(lambda: self._zeros((buckets[-1], *size, 3))), {})
+        for bucket in buckets:
+            try:
+                captured.graphs[bucket] = self._with_room(functools.partial(self._graph, captured.frames[:bucket]))
+            except torch.OutOfMemoryError:
+                if not captured.graphs:
+                    raise
+                most = max(captured.graphs)
+                log.warning(
+                    "the GPU has no memory for %d frames of %dx%d at once: batches of at most %d are used; a smaller "
+                    "--batch leaves more memory", bucket, size[1], size[0], most,
+                )  # fmt: skip
+                break
+        return captured
+
+    def _graph(self, frames: Tensor) -> Call:
+        with self.streams.stream("compute"):
+            call = self._capture(frames)
+        return self.streams.capture_graph(call, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        with self.streams.stream("compute"):
+            return torch.zeros(shape, dtype=torch.uint8, device=self.streams.device)
+
+    def _with_room(self, make: Callable[[], T]) -> T:
+        """Call a function; while the device has not enough memory, release other frame sizes and call it again."""
+        while True:
+            try:
+                return make()
+            except torch.OutOfMemoryError:
+                if not self._release_oldest():
+                    raise
+
+    def _release_oldest(self) -> int:
+        """Release the graphs of the frame size used least recently; return their memory in bytes, 0 without one."""
+        if not self._sizes:
+            return 0
+        size = next(iter(self._sizes))
+        captured = self._sizes.pop(size)
+        self.streams.synchronize(captured.last_used)
+        log.info("graphs for %dx%d are released", size[1], size[0])
+        return captured.nbytes
+
+    def _submit(self, images: Sequence[Image], bucket: int, captured: CapturedSize) -> InFlightBatch:
+        streams, count = self.streams, len(images)
+        part = captured.frames[:count]
+        slot = self._next_slot(captured.frames[: max(captured.graphs)].nbytes)
         streams.synchronize(slot.host_free)
-        rows = slot.host.numpy()
+        rows = slot.host[: part.nbytes].view(part.shape).numpy()
         for row, image in enumerate(images):
             np.copyto(rows[row], image)
         streams.wait_event("copy", slot.device_free)
         with streams.stream("copy"):
-            slot.device[:count].copy_(slot.host[:count], non_blocking=True)
+            slot.device[: part.nbytes].copy_(slot.host[: part.nbytes], non_blocking=True)
         slot.host_free = streams.record_event("copy")
         streams.wait_event("compute", slot.host_free)
         with streams.stream("compute"):
             # The rest of a bucket keeps old frames: their results are cut off.
-            capture.frames.copy_(slot.device[:bucket])
+            part.copy_(slot.device[: part.nbytes].view(part.shape))
             slot.device_free = streams.record_event("compute")
-            *answers, rendered = capture.run()
+            *answers, rendered = captured.graphs[bucket]()
             clones = tuple(image.clone() for image in rendered[:count])
-            parts = tuple(self._to_host(part[:count]) for part in answers)
-        return InFlightBatch(count, parts, clones, streams.record_event("compute"))
+            memory = self._host_memory(answers, bucket)
+            for host, answer in zip(memory, answers, strict=True):
+                host[:count].copy_(answer[:count], non_blocking=True)
+        captured.last_used = done = streams.record_event("compute")
+        return InFlightBatch(count, bucket, tuple(host[:count] for host in memory), clones, done, memory)
 
-    def _to_host(self, part: Tensor) -> Tensor:
-        host = self.streams.pinned_empty(tuple(part.shape), part.dtype)
-        return host.copy_(part, non_blocking=True)
+    def _host_memory(self, answers: Sequence[Tensor], bucket: int) -> tuple[Tensor, ...]:
+        """Return free pinned memory for the results of a bucket: allocating it makes the host wait for the device."""
+        free = self._answers[bucket]
+        return free.pop() if free else tuple(self.streams.pinned_empty(tuple(a.shape), a.dtype) for a in answers)
 
-    def _next_slot(self, size: tuple[int, int]) -> _Slot:
-        if size not in self._slots:
-            shape = (max(self.buckets), *size, 3)
-            # The stream that writes first also allocates, so that the zeros are written before the frames.
-            with self.streams.stream("copy"):
-                device = [torch.zeros(shape, dtype=torch.uint8, device=self.streams.device) for _ in range(SLOTS)]
-            self._slots[size] = itertools.cycle(
-                [_Slot(self.streams.pinned_empty(shape, torch.uint8), tensor) for tensor in device]
-            )
-        return next(self._slots[size])
+    def _next_slot(self, nbytes: int) -> _Slot:
+        """Return the next slot of the ring, with room for this many bytes."""
+        slot, streams = next(self._ring), self.streams
+        if slot.host.nbytes < nbytes:
+            streams.synchronize(slot.device_free)
+            # The stream that writes first also allocates.
+            with streams.stream("copy"):
+                slot.device = torch.empty(nbytes, dtype=torch.uint8, device=streams.device)
+            slot.host = streams.pinned_empty((nbytes,), torch.uint8)
+        return slot

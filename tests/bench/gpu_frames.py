@@ -15,7 +15,7 @@ import torch
 from commands.wiring.gpu import GpuRenderer
 from engine.backends.registry import first_line
 from engine.explainers.gpu import GpuExplainer
-from engine.gpu.image_ops import blend_patch, encode_jpeg
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patch, encode_jpeg
 from engine.models.loader import load_network
 from overlays.render.gpu_tables import heat_lut
 from overlays.render.renderer import HeatRenderer
@@ -130,8 +130,9 @@ def _hand_to(encode: QueueWorker[Any]) -> Any:
 def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict[str, float]:
     """Time each stage by itself, from an idle device to an idle device; together they overlap."""
     frame = frames[0]
-    journey = card._batches.warm_up((frame.height, frame.width), 1)
-    slot = card._batches._next_slot((frame.height, frame.width))
+    journey = card._batches.prepare((frame.height, frame.width))
+    part = journey.frames[:1]
+    slot = card._batches._next_slot(part.nbytes)
     (explanation,) = card.explain([frame])
     drawing = HeatRenderer()
     stamp = drawing.render_legend(explanation)
@@ -143,11 +144,18 @@ def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict
         with card._streams.encoder_stream():
             encode_jpeg([image], QUALITY)
 
+    region, fit = explanation.region, card._preprocessing
+    resize = FramePreprocessor(fit, (frame.height, frame.width)).to(settings.device)
+    paint = HeatmapBlender(TABLE, region, card.info.grid, (frame.height, frame.width)).to(settings.device)
+    with torch.inference_mode(), card._streams.stream("compute"):
+        answers = journey.graphs[1]()[:3]  # before the clock: only their way to the host is timed
     stages = {
-        "fill pinned memory": lambda: np.copyto(slot.host.numpy()[0], frame.image),
-        "upload": lambda: slot.device[:1].copy_(slot.host[:1], non_blocking=True),
-        "graph: preprocess, network, explanation, heat, blend": journey.run,
-        "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
+        "fill pinned memory": lambda: np.copyto(slot.host[: part.nbytes].view(part.shape).numpy()[0], frame.image),
+        "upload": lambda: slot.device[: part.nbytes].copy_(slot.host[: part.nbytes], non_blocking=True),
+        "graph: preprocess, network, explanation, heat, blend": journey.graphs[1],
+        "of that, resize and normalise, call by call": lambda: resize(part),
+        "of that, paint, call by call": lambda: paint(part, answers[2][:, 0]),
+        "answers to host": lambda: [answer.cpu() for answer in answers],
         "legend on the host": lambda: drawing.render_legend(explanation),
         "stamp": lambda: blend_patch(image, tile, stamp),
         "JPEG and its way to the host": lambda: encode(image),
@@ -244,8 +252,7 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
     images = make_images(size)
     batch = 2 if settings.small else 32
     card = explainer(settings, batch)
-    for bucket in card._batches.buckets:
-        warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
+    warm = card.explain([Frame(images[0], "warm", 0, 0.0)])
     card.download(warm[0], None, jpeg_quality=QUALITY, as_array=False)
     for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
         case = {"cameras_of": "720p30" if not settings.small else "tiny", "decode": decoded, "batch": batch}

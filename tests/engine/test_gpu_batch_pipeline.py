@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.explainers import gpu as gpu_explainer
 from engine.explainers.gpu import GpuExplainer, RenderedExplanation
 from engine.explainers.network import NetworkExplainer
+from engine.gpu import batch_pipeline
 from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, buckets_up_to, split_into_buckets
 from engine.gpu.streams import CpuStreams, device_streams
 from engine.models.loader import load_network
@@ -57,15 +59,14 @@ class FakeLanes(CpuStreams):
         return call
 
 
-def doubling(size, bucket):
+def doubling(frames):
     """A journey whose answer tells which frames it saw."""
-    frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8)
 
     def call():
         first = frames[:, 0, 0, 0].float()
         return first[:, None] * 2, first[:, None].long(), first[:, None, None, None], frames.permute(0, 3, 1, 2)
 
-    return frames, call
+    return call
 
 
 def image(value, size=(4, 6)):
@@ -74,11 +75,21 @@ def image(value, size=(4, 6)):
 
 @given(st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=5))
 def test_split_into_buckets_uses_compiled_sizes_and_loses_no_frame(count, others):
-    buckets = sorted({1, *others})
+    buckets = tuple(sorted({1, *others}))
     result = split_into_buckets(count, buckets)
     assert sum(frames for frames, _ in result) == count
     assert all(frames <= bucket and bucket in buckets for frames, bucket in result)
     assert all(frames == bucket for frames, bucket in result[:-1])
+
+
+@pytest.mark.parametrize("most", [6, 32, 96])
+def test_split_into_buckets_computes_less_than_twice_the_frames(most):
+    buckets = buckets_up_to(most)
+    for count in range(1, 2 * most):
+        computed = sum(bucket for _, bucket in split_into_buckets(count, buckets))
+        assert computed < 2 * count
+    assert [bucket for _, bucket in split_into_buckets(33, buckets_up_to(96))] == [32, 1]
+    assert split_into_buckets(95, buckets_up_to(96)) == ((95, 96),), "one launch is faster than eight"
 
 
 def test_buckets_grow_to_the_largest_batch():
@@ -111,14 +122,109 @@ def test_graph_is_captured_once_per_size_and_bucket():
     for _ in range(2):
         for count, size in ((1, (4, 6)), (2, (4, 6)), (1, (8, 6))):
             flights.submit([image(1, size)] * count)
-    assert lanes.captures == ["1 frames of 6x4", "2 frames of 6x4", "1 frames of 6x8"]
+    assert lanes.captures == ["1 frames of 6x4", "2 frames of 6x4", "1 frames of 6x8", "2 frames of 6x8"]
+
+
+def test_graphs_of_all_buckets_are_captured_at_the_first_frame_of_a_size():
+    lanes = FakeLanes()
+    flights = BatchPipeline(lanes, (1, 2, 4), doubling)
+    flights.submit([image(1)])
+    assert len(lanes.captures) == 3
+    lanes.captures.clear()
+    flights.submit([image(1)] * 7)
+    assert lanes.captures == []
+
+
+def test_host_memory_of_results_is_reused_after_its_release():
+    lanes = FakeLanes()
+    flights = BatchPipeline(lanes, (1,), doubling)
+    memory = []
+    for value in range(5):
+        (flight,) = flights.submit([image(value)])
+        assert flight.outputs[0].item() == 2.0 * value
+        memory.append(flight.memory[0].data_ptr())
+        flights.release(flight)
+    assert len(set(memory)) == 1
+
+
+def test_all_frame_sizes_share_one_ring():
+    flights = BatchPipeline(CpuStreams(), (1, 2), doubling)
+    slots = set()
+    for size in ((4, 6), (8, 6), (2, 2)):
+        for _ in range(SLOTS):
+            flights.submit([image(3, size)] * 2)
+            slots.add(id(slot := flights._next_slot(1)))
+            assert slot.host.nbytes <= 2 * 8 * 6 * 3
+    assert len(slots) == SLOTS
+
+
+def test_sizes_used_least_recently_are_released(monkeypatch):
+    lanes = FakeLanes()
+    frame_bytes = 4 * 6 * 3
+    monkeypatch.setattr(batch_pipeline, "MAX_GRAPH_BYTES", 4 * frame_bytes)
+    flights = BatchPipeline(lanes, (1,), doubling)
+    for size in ((4, 6), (6, 4), (4, 6), (3, 8)):
+        flights.submit([image(1, size)])
+    assert list(flights._sizes) == [(4, 6), (3, 8)]
+    flights.submit([image(1, (6, 4))])
+    assert lanes.captures.count("1 frames of 4x6") == 2
+
+
+def test_large_frames_use_the_buckets_that_fit_a_slot(monkeypatch):
+    monkeypatch.setattr(batch_pipeline, "MAX_SLOT_BYTES", 5 * 4 * 6 * 3)
+    flights = BatchPipeline(CpuStreams(), (1, 2, 4, 8), doubling)
+    assert [flight.bucket for flight in flights.submit([image(1)] * 8)] == [4, 4]
+    assert [flight.bucket for flight in flights.submit([image(1, (40, 60))])] == [1]
+
+
+class SmallMemory(FakeLanes):
+    """A device on which the graphs of a size with more than ``most`` frames do not fit."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def capture_graph(self, call, name):
+        if int(name.split()[0]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().capture_graph(call, name)
+
+
+def test_out_of_memory_reduces_the_batches_and_says_so(caplog):
+    flights = BatchPipeline(SmallMemory(2), (1, 2, 4, 8), doubling)
+    values = [3, 5, 7, 9, 11]
+    launched = flights.submit([image(value) for value in values])
+    assert {flight.bucket for flight in launched} <= {1, 2}
+    assert torch.cat([flight.outputs[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
+    assert "no memory for 4 frames of 6x4 at once: batches of at most 2 are used; a smaller --batch" in caplog.text
+
+
+def test_out_of_memory_releases_other_sizes_first():
+    lanes = SmallMemory(8)
+    flights = BatchPipeline(lanes, (1, 2), doubling)
+    flights.submit([image(1)])
+    lanes.most, honest = 1, lanes.capture_graph
+
+    def roomy_once_released(call, name):
+        lanes.most = 1 if flights._sizes else 2
+        return honest(call, name)
+
+    lanes.capture_graph = roomy_once_released
+    assert [flight.bucket for flight in flights.submit([image(1, (8, 6))] * 2)] == [2]
+    assert list(flights._sizes) == [(8, 6)]
+
+
+def test_out_of_memory_for_one_frame_is_raised():
+    with pytest.raises(torch.OutOfMemoryError):
+        BatchPipeline(SmallMemory(0), (1, 2), doubling).submit([image(1)])
 
 
 def test_pipeline_overwrites_no_unread_memory_and_waits_for_nothing_else():
     lanes = FakeLanes()
     flights = BatchPipeline(lanes, (1,), doubling)
-    flights.warm_up((4, 6), 1)
-    flights._next_slot((4, 6))
+    flights.prepare((4, 6))
+    for _ in range(SLOTS):
+        flights._next_slot(4 * 6 * 3)
     marks = []
     for launch in range(2 * SLOTS):
         lanes.told.clear()
@@ -141,7 +247,7 @@ def test_memory_is_made_by_the_lane_that_writes_there_first():
     lanes = FakeLanes()
     BatchPipeline(lanes, (1,), doubling).submit([image(1)])
     assert [entry for entry in lanes.told if entry[0] == "on"] == [
-        ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
+        ("on", "compute"), ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
     ]  # fmt: skip
 
 
@@ -207,6 +313,36 @@ def test_encode_stream_waits_for_rendering_and_rendering_for_nothing(network):
     lanes.told.clear()
     card.download(explanation, None, jpeg_quality=50, as_array=False)
     assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
+
+
+def test_jpeg_is_encoded_on_the_host_after_the_encoder_of_the_gpu_failed(network, monkeypatch, caplog):
+    lanes, attempts = FakeLanes(), []
+    card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
+    honest = gpu_explainer.encode_jpeg
+
+    def failing(images, quality):
+        attempts.append(lanes.told[-1])
+        if attempts[-1] == ("encoding",) and len(attempts) == 1:
+            raise RuntimeError("nvjpeg: unsupported")
+        return honest(images, quality)
+
+    monkeypatch.setattr(gpu_explainer, "encode_jpeg", failing)
+    for number in range(3):
+        (explanation,) = card.explain([frame(number)])
+        jpeg, _ = card.download(explanation, None, jpeg_quality=80, as_array=False)
+        assert decode_image(jpeg.payload).shape == (60, 90, 3)
+    assert caplog.text.count("JPEG encoder fails (nvjpeg: unsupported); images are encoded on the host") == 1
+    assert lanes.told.count(("encoding",)) == 1
+
+
+def test_results_of_a_batch_are_released_once_they_are_read(network):
+    card = GpuExplainer(network, options(device="cpu", batch=2), table=TABLE)
+    first = card.explain([frame(1), frame(2)])
+    kept = [explanation.first.heat.copy() for explanation in first]
+    for number in range(3, 6):
+        card.explain([frame(number), frame(number + 1)])
+    assert len(card._batches._answers[2]) == 1
+    assert all(np.array_equal(e.first.heat, heat) for e, heat in zip(first, kept, strict=True))
 
 
 @pytest.mark.gpu

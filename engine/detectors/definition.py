@@ -97,7 +97,12 @@ def heat_from_responses(
         without this region, positive where the region speaks for the box, negative where it speaks against it.
     """
     check_mode(mode)
-    log_scores = layout.log_score(responses, target.class_index, target.anchor)
+    log_scores, plain_log_score = (layout.log_score(v, target.class_index, target.anchor) for v in (responses, plain))
+    return heat_from_log_scores(log_scores, plain_log_score, mode, raw=raw)
+
+
+def heat_from_log_scores(log_scores: Tensor, plain: Tensor, mode: Mode, *, raw: bool = False) -> Tensor:
+    """Return the heat of each region from the log-scores of the masked images and of the plain pass."""
     if mode == "keep":
         return log_scores.exp() if raw else log_scores
-    return layout.log_score(plain, target.class_index, target.anchor).exp() - log_scores.exp()
+    return plain.exp() - log_scores.exp()

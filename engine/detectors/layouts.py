@@ -187,6 +187,11 @@ class SsdLayout(Layout):
         """The classes and the background."""
         return self.classes + 1
 
+    @property
+    def classes_compete(self) -> bool:
+        """True for a softmax."""
+        return not self.sigmoid
+
     def activate(self, class_logits: Tensor, objectness: Tensor | None) -> Tensor:  # noqa: ARG002
         """Return the log-scores without the background's column."""
         scores = F.logsigmoid(class_logits) if self.sigmoid else F.log_softmax(class_logits, dim=-1)

@@ -156,6 +156,40 @@ class Layout(ABC):
         level = self.levels[anchor.level]
         return tuple(Read(m, anchor.row, anchor.column) for m in level.score_maps)
 
+    @property
+    def classes_compete(self) -> bool:
+        """True if the score of a class depends on the logits of all classes, as with a softmax."""
+        return False
+
+    def score_channels(self, target: Target, class_map_channels: int) -> tuple[tuple[int, ...], ...]:
+        """Return, for each of ``reads(target.anchor)``, the channels that the log-score is computed from.
+
+        Args:
+            target: the anchor and the class.
+            class_map_channels: number of channels of the level's class map.
+        """
+        anchor = target.anchor
+        width = class_map_channels // self.levels[anchor.level].anchors_per_cell
+        start, background = anchor.index * width, self.class_channels - self.classes
+        logits = tuple(range(start, start + self.class_channels))
+        if not self.classes_compete:
+            logits = (*logits[:background], logits[background + target.class_index])
+        return logits, *((anchor.index,) for _ in self.reads(anchor)[1:])
+
+    def log_score_of_channels(self, vectors: Sequence[Tensor], target: Target) -> Tensor:
+        """Return the log-score of a target from the channels that it depends on.
+
+        Args:
+            vectors: for each of ``reads(target.anchor)``, (cells, channels): those of ``score_channels``.
+            target: the anchor and the class.
+
+        Returns:
+            (cells,) float32.
+        """
+        objectness = vectors[1].float()[:, 0] if len(vectors) > 1 else None
+        scores = self.activate(vectors[0].float(), objectness)
+        return scores[:, target.class_index if self.classes_compete else 0]
+
     def log_score(self, vectors: Sequence[Tensor], class_index: int, anchor: Anchor) -> Tensor:
         """Return the log-score of one anchor and class.
 
@@ -167,11 +201,10 @@ class Layout(ABC):
         Returns:
             (cells,) float32.
         """
-        width = vectors[0].shape[1] // self.levels[anchor.level].anchors_per_cell
-        start = anchor.index * width
-        logits = vectors[0].float()[:, start : start + self.class_channels]
-        objectness = vectors[1].float()[:, anchor.index] if len(vectors) > 1 else None
-        return self.activate(logits, objectness)[:, class_index]
+        target = Target(anchor, class_index)
+        channels = self.score_channels(target, vectors[0].shape[1])
+        chosen = [vector[:, list(part)] for vector, part in zip(vectors, channels, strict=True)]
+        return self.log_score_of_channels(chosen, target)
 
     def decode(self, maps: Sequence[Tensor], image_size: tuple[int, int]) -> Candidates:
         """Return all boxes and log-scores of a batch.

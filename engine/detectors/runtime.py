@@ -16,14 +16,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from engine.detectors.cones.plan import AnchorReads, AnchorResponses, ConePlan
-from engine.detectors.definition import dense_responses, heat_from_responses
+from engine.detectors.cones.plan import ConePlan
+from engine.detectors.cones.responses import AnchorReads, AnchorResponses
+from engine.detectors.definition import dense_responses, heat_from_log_scores
 from engine.detectors.detections import Detections, select
 from engine.detectors.detector import Detector
 from engine.detectors.heat import BoxHeat
 from engine.detectors.outputs import Anchor, Candidates, Target
 from engine.detectors.regions import Mode, Regions
-from engine.detectors.split import Cut, DetectorSplit, with_features
+from engine.detectors.split import DetectorSplit, with_features
 from engine.detectors.two_stage import GRID, Proposals, RegionDetector
 from pipeline.errors import ConfigError, LayerError
 
@@ -131,15 +132,11 @@ class OneStageEngine(BoxEngine):
         self.image_size, self._detector = image_size, detector
         self._network, self._layout = detector.network(image_size), detector.layout
         self._levels = [self._explained_level(level, cut) for level in range(len(self._layout.levels))]
-        strides = {
-            node: stride
-            for level in self._levels
-            for node, stride in zip(level.split.cut.nodes, level.split.cut.strides, strict=True)
-        }
-        self._nodes = tuple(strides)
-        self.cut = ", ".join(dict.fromkeys(level.cut for level in self._levels)) + f" at {', '.join(self._nodes)}"
+        cut_nodes = dict.fromkeys(node for level in self._levels for node in level.split.cut.nodes)
+        self._nodes = tuple(dict.fromkeys(node for level in self._levels for node in level.plan.nodes))
+        self.cut = ", ".join(dict.fromkeys(level.cut for level in self._levels)) + f" at {', '.join(cut_nodes)}"
         self.plan = ", ".join(dict.fromkeys(level.plan_name for level in self._levels))
-        plain = _FlatOutputs(with_features(self._network, Cut(self._nodes, tuple(strides.values()))))
+        plain = _FlatOutputs(with_features(self._network, self._nodes))
         self._plain = compile_plain(plain, torch.zeros(1, 3, *image_size)) if compile_plain else plain
 
     def _explained_level(self, number: int, cut: CutKind) -> _Level:
@@ -215,19 +212,26 @@ class OneStageEngine(BoxEngine):
             chosen = [number for number, target in enumerate(targets) if target.anchor.level == level]
             if not chosen:
                 continue
-            features = [source.features[node] for node in explained.split.cut.nodes]
-            anchors = [AnchorReads(self._layout.reads(targets[number].anchor)) for number in chosen]
+            features = [source.features[node] for node in explained.plan.nodes]
+            anchors = [self._reads(targets[number]) for number in chosen]
             windows = explained.plan.windows(features, anchors, cell_px, mode)
             for number, window in zip(chosen, windows, strict=True):
                 target = targets[number]
                 plain = [
                     source.maps[read.map][:, :, read.row, read.column] for read in self._layout.reads(target.anchor)
                 ]
-                reached = heat_from_responses(self._layout, window.vectors, plain, target, mode=mode)
-                values = window.spread(reached)
-                score = float(self._layout.log_score(plain, target.class_index, target.anchor).exp())
+                log_score = self._layout.log_score(plain, target.class_index, target.anchor)
+                masked = self._layout.log_score_of_channels(window.vectors, target)
+                values = window.spread(heat_from_log_scores(masked, log_score, mode))
+                score = float(log_score.exp())
                 found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut)
         return [found[number] for number in range(len(targets))]
+
+    def _reads(self, target: Target) -> AnchorReads:
+        """Return the vectors and channels from which the score of a target is computed."""
+        class_map = self._network.outputs[self._layout.levels[target.anchor.level].class_map]
+        width = self._network.shapes[class_map.name][1]
+        return AnchorReads(self._layout.reads(target.anchor), channels=self._layout.score_channels(target, width))
 
 
 class _DensePlan:
@@ -235,6 +239,7 @@ class _DensePlan:
 
     def __init__(self, split: DetectorSplit) -> None:
         self._split = split
+        self.nodes = split.cut.nodes
 
     def windows(
         self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int, mode: Mode
@@ -244,6 +249,8 @@ class _DensePlan:
         found = []
         for anchor in anchors:
             responses = dense_responses(self._split, features, anchor.reads, cell_px, mode)
+            if anchor.channels is not None:
+                responses = [v[:, list(chosen)] for v, chosen in zip(responses, anchor.channels, strict=True)]
             vectors = [torch.cat([vector[:1], vector]) for vector in responses]  # all regions are in the window
             found.append(AnchorResponses(grid, (0, 0), grid, vectors))
         return found

@@ -171,13 +171,13 @@ def _prove_equal(network: Network, split: DetectorSplit) -> None:
             )
 
 
-def with_features(network: Network, cut: Cut) -> fx.GraphModule:
-    """Return the plain pass that also returns a cut's features: images to (all maps, features)."""
+def with_features(network: Network, nodes: Sequence[str]) -> fx.GraphModule:
+    """Return the plain pass that also returns some nodes' maps: images to (all maps, features)."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in network.module.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
     maps = tuple(copies[node] for node in network.outputs)
-    graph.output((maps, tuple(copies[network.nodes[name]] for name in cut.nodes)))
+    graph.output((maps, tuple(copies[network.nodes[name]] for name in nodes)))
     return fx.GraphModule(network.module, graph, "PlainPass")

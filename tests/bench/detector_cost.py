@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.detectors.cones.plan import AnchorReads, ConePlan
+from engine.detectors.cones.plan import ConePlan
+from engine.detectors.cones.responses import AnchorReads
 from engine.detectors.cuts import find_cut, own_level_cut
 from engine.detectors.graph import Network, normalise
 from engine.detectors.layouts import YoloxLayout
 from engine.detectors.networks.yolox import STRIDES, YOLOX_SIZES, Yolox
 from engine.detectors.networks.yolox_weights import load_yolox
-from engine.detectors.outputs import Level, Read
+from engine.detectors.outputs import Anchor, Level, Read, Target
 from engine.detectors.regions import Mode, Regions
 from engine.detectors.split import Cut, DetectorSplit, build_split, with_features
 from tests.bench.figures import ROOT, environment, interleaved, paired_ratio, print_line, quantiles
@@ -35,6 +36,8 @@ WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "detectors" / "yolox_nan
 LAYOUT = YoloxLayout([Level(stride, 3 * k, 3 * k + 1, 3 * k + 2) for k, stride in enumerate(STRIDES)], 80)
 SCORE_MAPS = tuple(index for level in LAYOUT.levels for index in level.score_maps)
 ANCHOR_SETS = 16
+CLASSES = (0, 1, 2, 5, 7, 9)
+"""Classes of the boxes: person, bicycle, car, bus, truck and traffic light."""
 CHECKED_REGIONS = 3
 TOLERANCE = 1e-4
 
@@ -60,10 +63,11 @@ class Measured:
 
     def __init__(self, network: Network, cut: Cut, image: Tensor) -> None:
         self.split: DetectorSplit = build_split(network, cut, SCORE_MAPS)
-        self.plain = with_features(network, cut)
         self.image = image
+        self.cut_features = self.split.features(image)
+        self.plan = ConePlan(self.split, self.cut_features)
+        self.plain = with_features(network, self.plan.nodes)
         _, self.features = self.plain(image)
-        self.plan = ConePlan(self.split, self.features)
 
     def explained(self, anchors: Sequence[AnchorReads], sides: Sequence[int], mode: Mode) -> object:
         """Return the raw maps and the responses of some anchors."""
@@ -81,13 +85,13 @@ class Measured:
             chosen = [row * regions.grid[1] + left + width // 2 for row in sorted(rows)][:CHECKED_REGIONS]
             masks = [
                 regions.mask(stride, (f.shape[2], f.shape[3]))[chosen][:, None]
-                for f, stride in zip(self.features, self.split.cut.strides, strict=True)
+                for f, stride in zip(self.cut_features, self.split.cut.strides, strict=True)
             ]
             maps = self.split.tail(
-                *(f * (m if mode == "keep" else ~m) for f, m in zip(self.features, masks, strict=True))
+                *(f * (m if mode == "keep" else ~m) for f, m in zip(self.cut_features, masks, strict=True))
             )
-            for read, vectors in zip(anchor.reads, response.vectors, strict=True):
-                expected = maps[self.split.maps.index(read.map)][:, :, read.row, read.column]
+            for read, channels, vectors in zip(anchor.reads, anchor.channels or (), response.vectors, strict=True):
+                expected = maps[self.split.maps.index(read.map)][:, list(channels), read.row, read.column]
                 found = response.spread(vectors)[chosen]
                 spread = float((vectors.amax(0) - vectors.amin(0)).max())
                 difference = float((found - expected).abs().max())
@@ -102,7 +106,9 @@ def anchors_of(case: Case, size: tuple[int, int], source: random.Random) -> tupl
     for level, (count, stride) in enumerate(zip(case.boxes, STRIDES, strict=True)):
         for _ in range(count):
             row, column = (source.randrange(side // stride) for side in size)
-            anchors.append(AnchorReads(tuple(Read(m, row, column) for m in LAYOUT.levels[level].score_maps)))
+            reads = tuple(Read(m, row, column) for m in LAYOUT.levels[level].score_maps)
+            target = Target(Anchor(level, row, column), source.choice(CLASSES))
+            anchors.append(AnchorReads(reads, channels=LAYOUT.score_channels(target, LAYOUT.classes)))
             sides.append(stride if case.own_level else 32)
     return anchors, sides
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.detectors.cones.axes import AxisCones, Edge, Wiring
-from engine.detectors.cones.graph import Affine, Convolution, Entry, Positions, Resampling
+from engine.detectors.cones.axes import AxisCones
+from engine.detectors.cones.graph import Affine, Convolution, Entry, Operation, Positions, Resampling
 from engine.detectors.cones.tables import BASE, CHANGED, KINDS, LOWEST, ZERO, Indices, Job, Template, Templates
+from engine.detectors.cones.wiring import Edge, Wiring
 
 PADDING = 2
 """Rows of zeros and of -inf between the base values and the changed vectors."""
@@ -68,32 +70,54 @@ class Assembly:
     """Vectors of each operation."""
     offsets: Positions
     """First vector of each job in each operation: (jobs, operations)."""
+    runs: list[Run]
+    """The runs of jobs with one template."""
     inputs: list[Tensor | None]
     """Indices of each edge; None = the edge reads all changed vectors of its root in order."""
     groups: list[list[Group]]
     """The images of each edge with laid out windows."""
     weights: list[Tensor | None]
     """Factors of the indices of each edge of a resampling."""
-    templates: list[Template]
-    """One for each job."""
+    picks: dict[int, list[tuple[slice, tuple[int, ...]]]]
+    """Vectors and channels to compute of the operations of which not all channels are read."""
 
     def multiply_adds(self, wiring: Wiring) -> int:
         """Return the number of multiply-adds of the vectors of this assembly."""
         total = 0
         for number, operation in enumerate(wiring.operations):
             count = self.counts[number]
-            if isinstance(operation, Affine):
-                total += count * sum(weight.numel() for weight in operation.weights if weight is not None)
+            if number in self.picks:
+                values = sum((rows.stop - rows.start) * len(channels) for rows, channels in self.picks[number])
+                total += values * _products(operation) // operation.width
             elif isinstance(operation, Convolution) and operation.laid_out:
                 (edge,) = wiring.incoming[number]
-                count = sum(group.positions(edge) for group in self.groups[edge.number])
-                total += count * operation.weight.numel()
-            elif isinstance(operation, Convolution):
-                total += count * operation.weight.numel()
+                total += sum(group.positions(edge) for group in self.groups[edge.number]) * operation.weight.numel()
             elif isinstance(operation, Resampling):
                 weights = [self.weights[edge.number] for edge in wiring.incoming[number]]
                 total += operation.width * sum(w.numel() for w in weights if w is not None)
+            else:
+                total += count * _products(operation)
         return total
+
+
+def _products(operation: Operation) -> int:
+    """Return the number of multiply-adds of one vector of a convolution."""
+    if isinstance(operation, Affine):
+        return sum(weight.numel() for weight in operation.weights if weight is not None)
+    return operation.weight.numel() if isinstance(operation, Convolution) else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Jobs with one template that follow each other."""
+
+    jobs: slice
+    template: Template
+    flat: Indices
+    """Absolute indices of each job: (jobs, indices)."""
+
+    def __len__(self) -> int:
+        return int(self.jobs.stop - self.jobs.start)
 
 
 class Assembler:
@@ -105,95 +129,164 @@ class Assembler:
         self.columns = np.array([operation.grid[1] for operation in wiring.operations])
         self.cells = np.array([operation.grid[0] * operation.grid[1] for operation in wiring.operations])
         self.is_entry = np.array([isinstance(operation, Entry) for operation in wiring.operations])
-        self.roots = np.array([edge.root for edge in wiring.edges])
 
     def assemble(self, jobs: Sequence[Job], store: Store, *, plain: bool = False) -> Assembly:
         """Return the absolute tables of some anchors.
 
         Args:
-            jobs: the anchors; those of one family follow each other.
+            jobs: the anchors, in the order of ``Job.order``.
             store: the base values.
             plain: the regions show the features in both modes. This computes base values.
         """
-        templates = [self.templates.get(job) for job in jobs]
-        counts = np.stack([template.counts for template in templates])
+        parts, templates = self._runs(jobs)
+        lengths = [part.stop - part.start for part in parts]
+        counts = np.stack([template.counts for template in templates]).repeat(lengths, 0)
         offsets = np.cumsum(counts, 0) - counts
-        hides = store.drop and not plain
-        flat = [
-            template.indices + self._shifts(job, offset, store, hides=hides)[template.kinds]
-            for job, template, offset in zip(jobs, templates, offsets, strict=True)
+        shifts = self._shifts(jobs, offsets, store, hides=store.drop and not plain)
+        runs = [
+            Run(part, template, template.indices + shifts[part][:, template.kinds])
+            for part, template in zip(parts, templates, strict=True)
         ]
-        total: list[int] = counts.sum(0).tolist()
-        count = len(self.wiring.edges)
-        assembly = Assembly(total, offsets, [None] * count, [[] for _ in range(count)], [None] * count, templates)
+        edges = len(self.wiring.edges)
+        assembly = Assembly(
+            counts.sum(0).tolist(), offsets, runs, [None] * edges, [[] for _ in range(edges)], [None] * edges,
+            self._picks(jobs, counts, offsets),
+        )  # fmt: skip
         bases = np.where(self.is_entry, self.cells * (store.images + 1), self.cells * store.base_rows(1)) + PADDING
-        users_of = [[j for j, n in enumerate(column) if n] for column in counts.T.tolist()]
+        known: dict[tuple[object, ...], Tensor] = {}
         for edge in self.wiring.edges:
-            users = users_of[edge.reader]
-            if not users:
-                continue
-            number = edge.number
-            if edge.slides:
-                assembly.groups[number].extend(
-                    self._group(edge, part, jobs, flat, assembly) for part in _parts(users, jobs)
-                )
-                continue
-            in_order = [templates[j].in_order[number] for j in users]
-            if not all(in_order) or total[edge.root] != total[edge.reader]:
-                tables = []
-                for j, ordered in zip(users, in_order, strict=True):
-                    start = int(bases[edge.root] + offsets[j, edge.root])
-                    table = np.arange(start, start + int(counts[j, edge.root]), dtype=np.int32)
-                    tables.append(table if ordered else flat[j][templates[j].inputs[number]])
-                assembly.inputs[number] = self._joined(tables)
-            if edge.weights is not None:
-                assembly.weights[number] = self._joined([templates[j].weights[number] for j in users])
+            users = [run for run in runs if run.template.counts[edge.reader]]
+            if users:
+                self._add_edge(edge, users, jobs, (assembly, int(bases[edge.root])), known)
         return assembly
 
-    def _shifts(self, job: Job, offset: Positions, store: Store, *, hides: bool) -> Indices:
-        """Return what to add to the relative indices of each kind of each edge: (edges * KINDS,)."""
-        rows, columns = job.cones
-        origin = rows.origins * self.columns + columns.origins
+    def _runs(self, jobs: Sequence[Job]) -> tuple[list[slice], list[Template]]:
+        """Return the runs of jobs with one template, and their templates."""
+        keys = [job.order[:4] for job in jobs]
+        starts = [n for n in range(len(jobs)) if n == 0 or keys[n] != keys[n - 1]]
+        parts = [slice(start, stop) for start, stop in pairwise([*starts, len(jobs)])]
+        return parts, [self.templates.get(jobs[start]) for start in starts]
+
+    def _add_edge(
+        self,
+        edge: Edge,
+        users: Sequence[Run],
+        jobs: Sequence[Job],
+        target: tuple[Assembly, int],
+        known: dict[tuple[object, ...], Tensor],
+    ) -> None:
+        """Add the tables of one edge; edges that read the same values share one table."""
+        assembly, base = target
+        number = edge.number
+        if edge.slides:
+            for part in _families(users, jobs):
+                assembly.groups[number].append(self._group(edge, part, jobs, assembly, known))
+            return
+        in_order = all(run.template.in_order[number] for run in users)
+        if not in_order or assembly.counts[edge.root] != assembly.counts[edge.reader]:
+            assembly.inputs[number] = self._inputs(edge, users, (assembly, base), known)
+        if edge.weights is not None:
+            weights = [run.template.weights[number] for run in users for _ in range(len(run))]
+            assembly.weights[number] = self._joined(weights)
+
+    def _inputs(
+        self, edge: Edge, users: Sequence[Run], target: tuple[Assembly, int], known: dict[tuple[object, ...], Tensor]
+    ) -> Tensor:
+        assembly, base = target
+        key: list[object] = [edge.root]
+        for run in users:
+            part = run.template.inputs[edge.number]
+            key.append((run.jobs.start, run.template.in_order[edge.number] or (part.start, part.stop)))
+        if tuple(key) not in known:
+            tables = []
+            for run in users:
+                first = base + int(assembly.offsets[run.jobs.start, edge.root])
+                if run.template.in_order[edge.number]:
+                    count = len(run) * int(run.template.counts[edge.root])
+                    tables.append(np.arange(first, first + count, dtype=np.int32))
+                else:
+                    tables.append(run.flat[:, run.template.inputs[edge.number]].ravel())
+            known[tuple(key)] = self._joined(tables)
+        return known[tuple(key)]
+
+    def _picks(
+        self, jobs: Sequence[Job], counts: Positions, offsets: Positions
+    ) -> dict[int, list[tuple[slice, tuple[int, ...]]]]:
+        """Return the channels to compute of each operation of which only some are read."""
+        found: dict[int, list[tuple[slice, tuple[int, ...]]]] = {}
+        if any(job.channels is None for job in jobs):
+            return found
+        for number, job in enumerate(jobs):
+            outputs = [output for output, _ in job.families[0].anchors[job.anchors[0]]]
+            for output, channels in zip(outputs, job.channels or (), strict=True):
+                operation = self.wiring.outputs[output][0]
+                if operation not in self.wiring.selectable:
+                    continue
+                start = int(offsets[number, operation])
+                stop = start + int(counts[number, operation])
+                parts = found.setdefault(operation, [])
+                if parts and parts[-1][1] == channels and parts[-1][0].stop == start:
+                    parts[-1] = slice(parts[-1][0].start, stop), channels
+                elif stop > start:
+                    parts.append((slice(start, stop), channels))
+        return found
+
+    def _shifts(self, jobs: Sequence[Job], offsets: Positions, store: Store, *, hides: bool) -> Indices:
+        """Return what to add to the relative indices of each kind of each operation: (jobs, operations * KINDS)."""
+        origins = np.stack([job.cones[0].origins for job in jobs]) * self.columns
+        origins += np.stack([job.cones[1].origins for job in jobs])
+        images = np.array([job.image for job in jobs])[:, None]
         base = self.cells * store.base_rows(1)
-        shown = job.image * self.cells + origin
-        blank = store.images * self.cells + origin
-        changed = np.where(self.is_entry, blank if hides else shown, base + PADDING + offset)
-        unchanged = np.where(self.is_entry, shown if hides else blank, shown if store.drop else origin)
+        shown = images * self.cells + origins
+        blank = store.images * self.cells + origins
         zeros = np.where(self.is_entry, (store.images + 1) * self.cells, base)
-        shifts = np.zeros((len(self.roots), KINDS), np.int32)
-        shifts[:, CHANGED], shifts[:, BASE] = changed[self.roots], unchanged[self.roots]
-        shifts[:, ZERO], shifts[:, LOWEST] = zeros[self.roots], zeros[self.roots] + 1
-        return shifts.ravel()
+        shifts = np.zeros((*origins.shape, KINDS), np.int32)
+        shifts[:, :, CHANGED] = np.where(self.is_entry, blank if hides else shown, base + PADDING + offsets)
+        unchanged = shown if store.drop else origins
+        shifts[:, :, BASE] = np.where(self.is_entry, shown if hides else blank, unchanged)
+        shifts[:, :, ZERO], shifts[:, :, LOWEST] = zeros, zeros + 1
+        return shifts.reshape(len(jobs), -1)
 
     def _group(
-        self, edge: Edge, users: list[int], jobs: Sequence[Job], flat: Sequence[Indices], assembly: Assembly
+        self,
+        edge: Edge,
+        users: Sequence[Run],
+        jobs: Sequence[Job],
+        assembly: Assembly,
+        known: dict[tuple[object, ...], Tensor],
     ) -> Group:
-        rows, columns = jobs[users[0]].families
         number, reader = edge.number, edge.reader
+        rows, columns = jobs[users[0].jobs.start].families
         strides = (rows.steps[number], columns.steps[number])
         pitch = columns.pitches[number]
         width = (pitch - edge.slides[1].extent) // strides[1] + 1
         height, inputs, results = 0, [], []
-        for j in users:
-            template = assembly.templates[j]
-            inputs.append(flat[j][template.inputs[number]])
-            results.append(flat[j][template.results[number]] + np.int32(height // strides[0] * width))
-            height += template.heights[number]
-        start, last = int(assembly.offsets[users[0], reader]), users[-1]
-        stop = int(assembly.offsets[last, reader] + assembly.templates[last].counts[reader])
-        return Group(slice(start, stop), (height, pitch), strides, self._joined(inputs), self._joined(results))
+        key: list[object] = [edge.root]
+        for run in users:
+            part, step = run.template.inputs[number], run.template.heights[number]
+            tops = height + step * np.arange(len(run), dtype=np.int32)
+            inputs.append(run.flat[:, part])
+            results.append((run.flat[:, run.template.results[number]] + tops[:, None] // strides[0] * width).ravel())
+            height += step * len(run)
+            key.append((run.jobs.start, part.start, part.stop))
+        if tuple(key) not in known:
+            known[tuple(key)] = self._joined([table.ravel() for table in inputs])
+        first, last = users[0].jobs.start, users[-1].jobs.stop - 1
+        start = int(assembly.offsets[first, reader])
+        stop = int(assembly.offsets[last, reader] + users[-1].template.counts[reader])
+        return Group(slice(start, stop), (height, pitch), strides, known[tuple(key)], self._joined(results))
 
     def _joined(self, tables: Sequence[npt.NDArray[np.int32] | npt.NDArray[np.float32]]) -> Tensor:
         return torch.from_numpy(tables[0] if len(tables) == 1 else np.concatenate(tables)).to(self.device)
 
 
-def _parts(users: list[int], jobs: Sequence[Job]) -> list[list[int]]:
-    """Return the runs of jobs of one family."""
-    parts: list[list[int]] = []
+def _families(users: Sequence[Run], jobs: Sequence[Job]) -> list[list[Run]]:
+    """Return the runs of each family of anchors."""
+    parts: list[list[Run]] = []
     families: tuple[AxisCones, AxisCones] | None = None
-    for j in users:
-        if jobs[j].families is not families:
+    for run in users:
+        if jobs[run.jobs.start].families is not families:
             parts.append([])
-            families = jobs[j].families
-        parts[-1].append(j)
+            families = jobs[run.jobs.start].families
+        parts[-1].append(run)
     return parts

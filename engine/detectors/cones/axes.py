@@ -13,23 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.detectors.cones.graph import (
-    Affine,
-    Cellwise,
-    ConeGraph,
-    Copy,
-    Entry,
-    Factors,
-    Operation,
-    Positions,
-    Slide,
-    Windowed,
-)
+from engine.detectors.cones.graph import ConeGraph, Entry, Factors, Operation, Positions, Slide
+from engine.detectors.cones.wiring import Edge, Wiring, wire
 
 Marks = npt.NDArray[np.bool_]
 Reads = tuple[tuple[int, int], ...]
@@ -39,85 +28,6 @@ Reads = tuple[tuple[int, int], ...]
 MAX_SEPARATE = 1.5
 """Each output gets a window of its own if that lengthens the images by at most this factor: then no output is computed
 that belongs to no region, otherwise windows of neighbouring outputs overlap."""
-
-
-@dataclass(frozen=True, eq=False)
-class Edge:
-    """One source of an operation, with copies between them resolved."""
-
-    number: int
-    reader: int
-    """Index of the reading operation."""
-    root: int
-    """Index of the operation whose vectors are read."""
-    taps: tuple[Positions, Positions]
-    """Rows of the root that each row reads (h', k), and the same for columns; -1 = outside."""
-    inputs: tuple[Positions, Positions]
-    """Rows of the root that equal each row of the operation's direct input, and the same for columns."""
-    slides: tuple[Slide, ...]
-    """The windows along rows and columns to lay out as images; empty = read by table."""
-    weights: tuple[Factors, Factors] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Wiring:
-    """The operations of a graph without copies, and the edges between them."""
-
-    operations: tuple[Operation, ...]
-    edges: tuple[Edge, ...]
-    outputs: tuple[tuple[int, Positions, Positions], ...]
-    """For each raw map: its operation, and the row and column of it that each row and column is."""
-    independent: tuple[bool, ...]
-    """``is_cell_independent`` of each operation."""
-
-    @cached_property
-    def incoming(self) -> list[list[Edge]]:
-        """The edges of each operation, in the order of its sources."""
-        found: list[list[Edge]] = [[] for _ in self.operations]
-        for edge in self.edges:
-            found[edge.reader].append(edge)
-        return found
-
-
-def wire(graph: ConeGraph) -> Wiring:
-    """Return the operations of a graph with all copies resolved."""
-    operations = [operation for operation in graph.operations() if not isinstance(operation, Copy)]
-    index = {operation: number for number, operation in enumerate(operations)}
-    edges: list[Edge] = []
-    for reader, operation in enumerate(operations):
-        for source in operation.sources:
-            root, rows, columns = resolve(source)
-            taps = (rows[:, None], columns[:, None])
-            slides: tuple[Slide, ...] = ()
-            weights: tuple[Factors, Factors] | None = None
-            if isinstance(operation, Windowed):
-                taps = (_through(operation.taps[0], rows), _through(operation.taps[1], columns))
-                slides = operation.slides if operation.laid_out and operation.slides else ()
-                weights = operation.tap_weights
-            edges.append(Edge(len(edges), reader, index[root], taps, (rows, columns), slides, weights))
-    outputs = tuple((index[root], rows, columns) for root, rows, columns in map(resolve, graph.outputs))
-    return Wiring(tuple(operations), tuple(edges), outputs, tuple(map(is_cell_independent, operations)))
-
-
-def resolve(operation: Operation) -> tuple[Operation, Positions, Positions]:
-    """Return the operation that a chain of copies reads, and its row and column for each row and column."""
-    rows, columns = np.arange(operation.grid[0]), np.arange(operation.grid[1])
-    while isinstance(operation, Copy):
-        rows, columns = _through(rows, operation.taps[0]), _through(columns, operation.taps[1])
-        operation = operation.sources[0]
-    return operation, rows, columns
-
-
-def _through(positions: Positions, table: Positions) -> Positions:
-    return np.where(positions >= 0, table[positions], -1)
-
-
-def is_cell_independent(operation: Operation) -> bool:
-    """Return whether a position's changed value is the same for all masks: it depends on a single feature cell."""
-    if isinstance(operation, Entry):
-        return True
-    single = isinstance(operation, Affine | Cellwise) and len(operation.sources) == 1
-    return single and is_cell_independent(operation.sources[0])
 
 
 def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:
@@ -220,6 +130,8 @@ class AxisCone:
     origins: Positions
     """First needed position of each operation. All positions in ``gathers`` are relative to it."""
     first_region: int
+    places: tuple[Positions, ...] = ()
+    """Position of each entry of each operation, relative to its origin."""
     key: int = 0
     """Equal for cones that differ by a translation only."""
 
@@ -345,7 +257,8 @@ class AxisCones:
             found.append((reaching, slots[number][reaching, root]))
         first = min((int(reaching[0]) for reaching, _ in found if len(reaching)), default=0)
         found = [(reaching - first, chosen) for reaching, chosen in found]
-        return self._interned(AxisCone(tuple(map(len, cells)), tuple(gathers), tuple(found), origins, first))
+        places = tuple(where - origin for where, origin in zip(positions, origins, strict=True))
+        return self._interned(AxisCone(tuple(map(len, cells)), tuple(gathers), tuple(found), origins, first, places))
 
     def _interned(self, cone: AxisCone) -> AxisCone:
         """Return the cone with the gathers and the key of an equal one, if there is one."""
@@ -407,4 +320,5 @@ def _content(cone: AxisCone) -> bytes:
             parts.extend(repr(a.shape).encode() + a.tobytes() for a in arrays if a is not None)
         parts.append(b"|")
     parts.extend(a.tobytes() + b"/" + b.tobytes() for a, b in cone.reads)
+    parts.extend(places.tobytes() for places in cone.places)
     return hashlib.sha256(b";".join(parts)).digest()

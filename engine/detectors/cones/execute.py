@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.detectors.cones.assembly import PADDING, Assembly, Group, Store
-from engine.detectors.cones.axes import Edge, Wiring
 from engine.detectors.cones.graph import (
     Affine,
     Cellwise,
@@ -20,9 +20,12 @@ from engine.detectors.cones.graph import (
     Operation,
     Resampling,
 )
+from engine.detectors.cones.wiring import Edge, Wiring
 
 MAX_WINDOWS = 0.5
 """Only the windows that anchors need are stored if their area is at most this fraction of a map."""
+FIRST_IMAGE = 100
+"""Temporary memory from this number on holds images; operations have fewer sources."""
 
 
 class Buffers:
@@ -33,14 +36,19 @@ class Buffers:
         self.example = example
         self.tables: list[Tensor] = []
         self.bases: list[int] = []
+        self.cells = [operation.grid[0] * operation.grid[1] for operation in wiring.operations]
         for operation in wiring.operations:
             cells = operation.grid[0] * operation.grid[1]
             rows = cells * (store.images + 1) if isinstance(operation, Entry) else store.base_rows(cells)
             self.bases.append(rows)
             self.tables.append(self._empty(rows + PADDING, operation.width))
             self.tables[-1].zero_()
+            if isinstance(operation, Entry) and operation.blank is not None:
+                self.tables[-1][:rows] = operation.blank
             self.tables[-1][rows + 1] = -torch.inf
         self.scratch: dict[int, Tensor] = {}
+        self.gathered: dict[int, tuple[Tensor, Tensor]] = {}
+        """Indices and values of the images that the last operation with laid out windows has read, by slot."""
 
     def _empty(self, rows: int, width: int) -> Tensor:
         return torch.empty((rows, width), dtype=self.example.dtype, device=self.example.device)
@@ -58,10 +66,21 @@ class Buffers:
     def temporary(self, slot: int, rows: int, width: int) -> Tensor:
         """Return memory that is valid until the next call with this slot: (rows, width)."""
         size = rows * width
+        self.gathered.pop(slot, None)
         memory = self.scratch.get(slot)
         if memory is None or memory.numel() < size:
             self.scratch[slot] = memory = self._empty(1, size + size // 2)[0]
         return memory[:size].view(rows, width)
+
+    def image(self, slot: int, root: int, indices: Tensor) -> Tensor:
+        """Return rows of an operation's values; a table that was gathered last is not gathered again."""
+        known = self.gathered.get(slot)
+        if known is not None and known[0] is indices:
+            return known[1]
+        table = self.tables[root]
+        rows = torch.index_select(table, 0, indices, out=self.temporary(slot, len(indices), table.shape[1]))
+        self.gathered[slot] = indices, rows
+        return rows
 
     def write_features(self, number: int, feature: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> None:
         """Store a feature map (N, C, h, w), at least in some windows: (image, rows, columns)."""
@@ -86,26 +105,17 @@ def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[
         assembly: the index tables.
         weights: matrices of the convolutions that read their taps by table (``tap_matrices``).
     """
+    buffers.gathered.clear()
     for number, operation in enumerate(wiring.operations):
         count = assembly.counts[number]
         if count == 0 or isinstance(operation, Entry):
             continue
         step = _Step(wiring, buffers, assembly, number, count)
-        if isinstance(operation, Affine):
-            step.affine(operation)
-        elif isinstance(operation, Convolution) and not operation.laid_out:
-            step.convolution(operation, weights[operation])
-        elif isinstance(operation, Convolution | Maximum):
-            step.laid_out(operation)
-        elif isinstance(operation, Resampling):
-            step.weighted_sum()
-        elif isinstance(operation, Concatenation):
-            torch.cat([step.gather(edge, slot) for slot, edge in enumerate(step.edges)], 1, out=step.out)
-        elif isinstance(operation, Cellwise):
-            parts = [step.gather(edge, slot)[:, :, None, None] for slot, edge in enumerate(step.edges)]
-            step.out.copy_(operation.part(*parts).flatten(1))
+        if number in assembly.picks:
+            for rows, channels in assembly.picks[number]:
+                step.channels(operation, rows, list(channels), weights.get(operation))
         else:
-            step.maximum()
+            step.run(operation, weights.get(operation))
         for activation in operation.activations:
             activation(step.out)
 
@@ -130,11 +140,32 @@ class _Step:
         self.out = buffers.vectors(number, count)
         self.count = count
 
-    def gather(self, edge: Edge, slot: int) -> Tensor:
-        """Return the vectors that an edge reads, one for each index."""
+    def run(self, operation: Operation, matrix: Tensor | None) -> None:
+        """Compute all vectors; ``matrix`` are the weights of a convolution that reads its taps by table."""
+        if isinstance(operation, Affine):
+            self.affine(operation)
+        elif isinstance(operation, Convolution) and matrix is not None:
+            self.convolution(operation, matrix)
+        elif isinstance(operation, Convolution | Maximum) and operation.laid_out:
+            self.laid_out(operation)
+        elif isinstance(operation, Resampling):
+            self.weighted_sum()
+        elif isinstance(operation, Concatenation):
+            torch.cat([self.gather(edge, slot) for slot, edge in enumerate(self.edges)], 1, out=self.out)
+        elif isinstance(operation, Cellwise):
+            parts = [self.gather(edge, slot)[:, :, None, None] for slot, edge in enumerate(self.edges)]
+            self.out.copy_(operation.part(*parts).flatten(1))
+        else:
+            self.maximum()
+
+    def gather(self, edge: Edge, slot: int, rows: slice | None = None) -> Tensor:
+        """Return the vectors that an edge reads, one for each index; ``rows`` = those of some vectors only."""
         indices = self.assembly.inputs[edge.number]
         if indices is None:
-            return self.buffers.vectors(edge.root, self.count)
+            vectors = self.buffers.vectors(edge.root, self.count)
+            return vectors if rows is None else vectors[rows]
+        if rows is not None:
+            indices = indices.view(self.count, -1)[rows].flatten()
         table = self.buffers.tables[edge.root]
         return torch.index_select(table, 0, indices, out=self.buffers.temporary(slot, len(indices), table.shape[1]))
 
@@ -161,6 +192,18 @@ class _Step:
         if bias is not None:
             self.out.add_(bias)
 
+    def channels(self, operation: Operation, rows: slice, channels: list[int], matrix: Tensor | None) -> None:
+        """Compute some channels of some vectors of a convolution."""
+        total = self.out.new_zeros(rows.stop - rows.start, len(channels))
+        if isinstance(operation, Affine):
+            for edge, weight in zip(self.edges, operation.weights, strict=True):
+                if weight is not None:
+                    total.addmm_(self.gather(edge, 0, rows), weight[:, channels])
+        elif matrix is not None:
+            total.addmm_(self.gather(self.edges[0], 0, rows).view(len(total), -1), matrix[0][:, channels])
+        bias = cast("Affine | Convolution", operation).bias
+        self.out[rows, channels] = total if bias is None else total.add_(bias[channels])
+
     def convolution(self, operation: Convolution, matrix: Tensor) -> None:
         """Compute a convolution from its taps, gathered by table."""
         (edge,) = self.edges
@@ -177,11 +220,9 @@ class _Step:
     def laid_out(self, operation: Convolution | Maximum) -> None:
         """Compute an operation on windows that are laid out as images."""
         (edge,) = self.edges
-        table = self.buffers.tables[edge.root]
-        width = table.shape[1]
-        for group in self.assembly.groups[edge.number]:
-            rows = self.buffers.temporary(0, len(group.inputs), width)
-            torch.index_select(table, 0, group.inputs, out=rows)
+        width = self.buffers.tables[edge.root].shape[1]
+        for slot, group in enumerate(self.assembly.groups[edge.number]):
+            rows = self.buffers.image(FIRST_IMAGE + slot, edge.root, group.inputs)
             image = rows.view(1, *group.size, width).permute(0, 3, 1, 2)
             result = _slide(operation, image, edge, group).permute(0, 2, 3, 1)
             torch.index_select(result.reshape(-1, width), 0, group.results, out=self.out[group.vectors])

@@ -26,13 +26,20 @@ class Operation:
     sources: tuple[Operation, ...] = ()
     activations: list[Function] = field(default_factory=list)
     """Applied in place to the result, in this order."""
+    node: str = ""
+    """Graph node with these values, if it is not ``name``."""
 
 
 @dataclass(eq=False)
 class Entry(Operation):
-    """One feature map of the cut."""
+    """A map that is given: a feature map of the cut, or the result of layers of single cells of one."""
 
     index: int = 0
+    """Among the given maps."""
+    feature: int = 0
+    """Index in the cut."""
+    blank: Tensor | None = None
+    """(width,): the value of a masked cell; None = zeros."""
 
 
 @dataclass(eq=False)

@@ -9,21 +9,22 @@ all-zero features (``keep``; computed once) or the plain pass (``drop``; compute
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from engine.detectors.cones.assembly import PADDING, Assembler, Assembly, Store
-from engine.detectors.cones.axes import AxisCones, Marks, changed_positions, region_marks, wire
+from engine.detectors.cones.assembly import Assembler, Store
+from engine.detectors.cones.axes import AxisCones, Marks, changed_positions, region_marks
 from engine.detectors.cones.execute import Buffers, execute, tap_matrices
-from engine.detectors.cones.graph import Entry, Positions
-from engine.detectors.cones.rewrite import simplify
+from engine.detectors.cones.graph import Entry
+from engine.detectors.cones.responses import AnchorReads, AnchorResponses, Place, Request, fill_responses
+from engine.detectors.cones.rewrite import simplify, without_leading
 from engine.detectors.cones.tables import Job
 from engine.detectors.cones.tracing import build_graph
+from engine.detectors.cones.wiring import wire
 from engine.detectors.definition import check_mode
 from engine.detectors.outputs import Read
 from engine.detectors.regions import Mode, Regions
@@ -37,45 +38,6 @@ MAX_STORES = 4
 """Batch sizes and modes whose base values are kept."""
 
 Families = tuple[AxisCones, AxisCones]
-
-
-class AnchorReads(NamedTuple):
-    """The vectors from which the explained scalar of one anchor is computed."""
-
-    reads: tuple[Read, ...]
-    image: int = 0
-    """Index in the batch."""
-
-
-@dataclass(frozen=True, eq=False)
-class AnchorResponses:
-    """Responses of one anchor: those of a window of regions, and the response of all regions outside of it."""
-
-    grid: tuple[int, int]
-    """Rows and columns of regions of the image."""
-    first: tuple[int, int]
-    """Row and column of the window's first region."""
-    size: tuple[int, int]
-    """Rows and columns of regions in the window; all others do not reach the anchor."""
-    vectors: list[Tensor]
-    """For each read, (1 + regions in the window, C): the response outside, then the window's, row by row."""
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Return values of all regions, row by row, from values in the order of ``vectors``: (regions, ...)."""
-        rows, columns = self.grid
-        (top, left), (height, width) = self.first, self.size
-        spread = values[:1].repeat(rows * columns, *[1] * (values.dim() - 1))
-        window = spread.view(rows, columns, *values.shape[1:])[top : top + height, left : left + width]
-        window.copy_(values[1:].view(height, width, *values.shape[1:]))
-        return spread
-
-
-class _Request(NamedTuple):
-    """An anchor, its cones, and the responses to fill."""
-
-    anchor: AnchorReads
-    job: Job
-    responses: AnchorResponses
 
 
 class ConePlan:
@@ -95,8 +57,16 @@ class ConePlan:
             LayerError: the tail has a layer without cones; the message names it.
         """
         self.split = split
-        self.shapes = [tuple(feature.shape[1:]) for feature in features]
-        self.wiring = wire(simplify(build_graph(split.tail, features), split.cut.strides))
+        graph = without_leading(simplify(build_graph(split.tail, features), split.cut.strides))
+        self.nodes = tuple(
+            entry.node or entry.name if entry.blank is not None else split.cut.nodes[entry.feature]
+            for entry in graph.entries
+        )
+        """Names of the network's maps that the plan reads: those of the cut, or the layers of single cells on them."""
+        self.strides = tuple(split.cut.strides[entry.feature] for entry in graph.entries)
+        self.given = _part_up_to(split.tail, [entry.node or entry.name for entry in graph.entries])
+        self.shapes = [(entry.width, *entry.grid) for entry in graph.entries]
+        self.wiring = wire(graph)
         self.matrices = tap_matrices(self.wiring)
         self.assembler = Assembler(self.wiring, features[0].device)
         self.widths = np.array([operation.width for operation in self.wiring.operations])
@@ -105,18 +75,21 @@ class ConePlan:
         self.changed: dict[int, tuple[list[Marks], list[Marks]]] = {}
         self.plain: dict[int, Families] = {}
         self.buffers: dict[Store, Buffers] = {}
+        self.places: dict[tuple[tuple[Read, ...], int], Place] = {}
+        self.largest: dict[tuple[object, ...], int] = {}
 
     def responses(
         self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int | Sequence[int], mode: Mode
     ) -> list[list[Tensor]]:
         """Return the vectors at the reads of each anchor, for each region.
 
-        Args and errors are those of ``windows``.
+        Args and errors are those of ``windows``, but ``features`` are those at the cut.
 
         Returns:
-            For each anchor, for each of its reads: (regions, C of its map), regions row by row.
+            For each anchor, for each of its reads: (regions, channels), regions row by row.
         """
-        found = self.windows(features, anchors, cell_px, mode)
+        with torch.inference_mode():
+            found = self.windows(self.given(*features), anchors, cell_px, mode)
         return [[responses.spread(vectors) for vectors in responses.vectors] for responses in found]
 
     def windows(
@@ -125,7 +98,7 @@ class ConePlan:
         """Return the responses of each anchor for the regions that reach it, and for the others together.
 
         Args:
-            features: the features at the cut, each (N, C, h, w), of any number of images.
+            features: the network's maps at ``nodes``, each (N, C, h, w), of any number of images.
             anchors: the explained anchors.
             cell_px: side of the regions in pixels: of all anchors, or one for each.
             mode: ``keep`` or ``drop``.
@@ -141,7 +114,7 @@ class ConePlan:
         with torch.inference_mode():
             sides = [cell_px] * len(anchors) if isinstance(cell_px, int) else cell_px
             requests = [self._request(anchor, side) for anchor, side in zip(anchors, sides, strict=True)]
-            ordered = sorted(requests, key=lambda request: id(request.job.families))
+            ordered = sorted(requests, key=lambda request: request.job.order)
             buffers = self._prepare(features, mode, [request.job for request in ordered])
             if mode == "drop":
                 for chunk in self._chunks([self._plain_job(request.job) for request in ordered]):
@@ -149,7 +122,7 @@ class ConePlan:
             for chunk in self._chunks([request.job for request in ordered]):
                 assembly = self.assembler.assemble([job for _, job in chunk], buffers.store)
                 execute(self.wiring, buffers, assembly, self.matrices)
-                self._fill_responses(buffers, assembly, [(ordered[i], job) for i, job in chunk])
+                fill_responses(buffers, assembly, [(ordered[i], job) for i, job in chunk])
             return [request.responses for request in requests]
 
     def warm_up(self, reads: Sequence[Read], cell_px: int) -> None:
@@ -157,15 +130,14 @@ class ConePlan:
 
         Otherwise they are built when an anchor is explained for the first time, which takes some milliseconds.
         """
-        job = self._job(AnchorReads(tuple(reads)), cell_px)
-        for family in job.families:
+        for family in self._place(tuple(reads), cell_px).job.families:
             for anchor in range(len(family.anchors)):
                 family.cone(anchor, (0, len(family.changed[0])))
 
     def macs(self, anchors: Sequence[AnchorReads], cell_px: int, mode: Mode = "keep") -> int:
         """Return the number of multiply-adds of ``responses`` for some anchors, without the plain pass of ``drop``."""
         store = Store(1 + max((anchor.image for anchor in anchors), default=0), mode == "drop")
-        jobs = sorted((self._job(anchor, cell_px) for anchor in anchors), key=lambda job: id(job.families))
+        jobs = sorted((self._request(anchor, cell_px).job for anchor in anchors), key=lambda job: job.order)
         return sum(
             self.assembler.assemble([job for _, job in chunk], store).multiply_adds(self.wiring)
             for chunk in self._chunks(jobs)
@@ -213,22 +185,24 @@ class ConePlan:
         assembly = self.assembler.assemble(jobs, buffers.store, plain=True)
         execute(self.wiring, buffers, assembly, self.matrices)
         for number, operation in enumerate(self.wiring.operations):
-            if operation.sources and assembly.counts[number]:
-                height, width = operation.grid
-                targets = []
-                for job in jobs:
-                    rows, columns = (
-                        np.flatnonzero(family.needed[number][anchor])
-                        for family, anchor in zip(job.families, job.anchors, strict=True)
-                    )
-                    targets.append(((job.image * height + rows[:, None]) * width + columns).ravel())
-                vectors = buffers.vectors(number, assembly.counts[number])
-                base = buffers.tables[number][: buffers.bases[number]]
-                base.index_copy_(0, torch.from_numpy(np.concatenate(targets)).to(base.device), vectors)
+            if not operation.sources or not assembly.counts[number]:
+                continue
+            height, width = operation.grid
+            targets = []
+            for run in assembly.runs:
+                rows, columns = (cone.places[number] for cone in run.template.cones)
+                first = [
+                    (job.image * height + int(job.cones[0].origins[number])) * width + int(job.cones[1].origins[number])
+                    for job in jobs[run.jobs]
+                ]
+                targets.append((np.array(first)[:, None, None] + rows[:, None] * width + columns).ravel())
+            vectors = buffers.vectors(number, assembly.counts[number])
+            base = buffers.tables[number][: buffers.bases[number]]
+            base.index_copy_(0, torch.from_numpy(np.concatenate(targets)).to(base.device), vectors)
 
     def _plain_job(self, job: Job) -> Job:
         families = self.plain.get(id(job.families))
-        if families is None:
+        if families is None:  # ``job.families`` are kept, so that their identity stays theirs
             self.plain[id(job.families)] = families = (job.families[0].plain(), job.families[1].plain())
         return Job(families, job.anchors, (0, 1), job.image)
 
@@ -241,7 +215,7 @@ class ConePlan:
             parts = min(-(-self._values(whole) // MAX_VALUES), max(stop - start, 1))
             edges = [start + (stop - start) * i // max(parts, 1) for i in range(max(parts, 1) + 1)]
             for band in pairwise(edges):
-                job = whole._replace(band=band)
+                job = whole if band == whole.band else replace(whole, band=band)
                 values = self._values(job)
                 if chunk and total + values > MAX_VALUES:
                     yield chunk
@@ -253,19 +227,40 @@ class ConePlan:
 
     def _values(self, job: Job) -> int:
         """Return the largest number of values of one operation."""
-        rows, columns = job.cones
-        return int((np.array(rows.counts) * np.array(columns.counts) * self.widths).max())
+        key = job.order[:4]
+        if key not in self.largest:
+            rows, columns = job.cones
+            self.largest[key] = int((np.array(rows.counts) * np.array(columns.counts) * self.widths).max())
+        return self.largest[key]
 
-    def _job(self, anchor: AnchorReads, cell_px: int) -> Job:
-        reads = [self._output(read) for read in anchor.reads]
-        _, row, column = reads[0]
-        key = tuple((output, r - row, c - column) for output, r, c in reads)
+    def _place(self, reads: tuple[Read, ...], cell_px: int) -> Place:
+        """Return the cones of an anchor, and the window of regions that reach it."""
+        known = self.places.get((reads, cell_px))
+        if known is not None:
+            return known
+        outputs = [self._output(read) for read in reads]
+        _, row, column = outputs[0]
+        key = tuple((output, r - row, c - column) for output, r, c in outputs)
         families = self.families.get((cell_px, key))
         if families is None:
             rows, columns = (self._family(cell_px, axis, tuple((k[0], k[1 + axis]) for k in key)) for axis in (0, 1))
             self.families[cell_px, key] = families = (rows, columns)
         first_row, first_column = (family.anchors[0][0][1] for family in families)
-        return Job(families, (row - first_row, column - first_column), (0, len(families[0].changed[0])), anchor.image)
+        job = Job(families, (row - first_row, column - first_column), (0, len(families[0].changed[0])))
+        first = [cone.first_region for cone in job.cones]
+        size = [
+            max((int(regions[-1]) + 1 for regions, _ in cone.reads if len(regions)), default=0) for cone in job.cones
+        ]
+        outside = tuple(self._position(*output) for output in outputs)
+        place = Place(job, (first[0], first[1]), (size[0], size[1]), outside)
+        self.places[reads, cell_px] = place
+        return place
+
+    def _position(self, output: int, row: int, column: int) -> tuple[int, int]:
+        """Return the operation of a raw map's position and the position in its map; -1 = zeros."""
+        operation, rows, columns = self.wiring.outputs[output]
+        row, column = int(rows[row]), int(columns[column])
+        return operation, -1 if min(row, column) < 0 else row * self.wiring.operations[operation].grid[1] + column
 
     def _output(self, read: Read) -> tuple[int, int, int]:
         """Return the index of a read's map in the tail's output, the row and the column."""
@@ -288,7 +283,7 @@ class ConePlan:
     def _changed(self, cell_px: int) -> tuple[list[Marks], list[Marks]]:
         """Return the positions that each row and each column of regions changes."""
         if cell_px not in self.changed:
-            strides = self.split.cut.strides
+            strides = self.strides
             entries = [operation for operation in self.wiring.operations if isinstance(operation, Entry)]
             regions = Regions(self.split.image_size, cell_px).grid
             rows, columns = (
@@ -298,51 +293,24 @@ class ConePlan:
             self.changed[cell_px] = changed_positions(self.wiring, 0, rows), changed_positions(self.wiring, 1, columns)
         return self.changed[cell_px]
 
-    def _request(self, anchor: AnchorReads, cell_px: int) -> _Request:
-        job = self._job(anchor, cell_px)
-        first, size = [], []
-        for cone in job.cones:
-            first.append(cone.first_region)
-            size.append(max((int(regions[-1]) + 1 for regions, _ in cone.reads if len(regions)), default=0))
+    def _request(self, anchor: AnchorReads, cell_px: int) -> Request:
+        place = self._place(anchor.reads, cell_px)
+        job = replace(place.job, image=anchor.image, channels=anchor.channels)
         grid = Regions(self.split.image_size, cell_px).grid
         vectors = [self.example.new_empty(0)] * len(anchor.reads)
-        return _Request(anchor, job, AnchorResponses(grid, (first[0], first[1]), (size[0], size[1]), vectors))
+        return Request(place, job, AnchorResponses(grid, place.first, place.size, vectors))
 
-    def _fill_responses(self, buffers: Buffers, assembly: Assembly, pieces: Sequence[tuple[_Request, Job]]) -> None:
-        """Write the vectors of some jobs to the responses of their requests, with one gather for each map."""
-        found: dict[int, list[tuple[Positions, Positions, tuple[AnchorResponses, int, bool]]]] = {}
-        for number, ((anchor, whole, responses), job) in enumerate(pieces):
-            top = job.cones[0].first_region - responses.first[0]
-            height, width = responses.size
-            template = assembly.templates[number]
-            for read, ((rows, columns), slots) in enumerate(zip(template.regions, template.reads, strict=True)):
-                operation, base = self._base_index(buffers, anchor, read)
-                vectors = slots + (buffers.bases[operation] + PADDING + int(assembly.offsets[number, operation]))
-                if len(slots) == height * width:
-                    targets, indices = slots[:0], np.append(base, vectors)
-                else:
-                    targets = (1 + (rows[:, None] + top) * width + columns).ravel()
-                    indices = np.full(1 + height * width, base)
-                    indices[targets] = vectors
-                target = (responses, read, job.band == whole.band)
-                found.setdefault(operation, []).append((indices, targets, target))
-        for operation, parts in found.items():
-            rows_of_values = torch.from_numpy(np.concatenate([part[0] for part in parts])).to(self.example.device)
-            gathered = buffers.tables[operation].index_select(0, rows_of_values)
-            pieces_of_gathered = torch.split(gathered, [len(part[0]) for part in parts])
-            for piece, (_, targets, (responses, read, complete)) in zip(pieces_of_gathered, parts, strict=True):
-                if complete or not responses.vectors[read].numel():
-                    responses.vectors[read] = piece
-                else:
-                    responses.vectors[read][targets] = piece[targets]
 
-    def _base_index(self, buffers: Buffers, anchor: AnchorReads, number_of_read: int) -> tuple[int, int]:
-        """Return a read's operation, and the row of its values that holds the response of all other regions."""
-        output, read_row, read_column = self._output(anchor.reads[number_of_read])
-        operation, rows, columns = self.wiring.outputs[output]
-        row, column = int(rows[read_row]), int(columns[read_column])
-        if row < 0 or column < 0:
-            return operation, buffers.bases[operation]
-        height, width = self.wiring.operations[operation].grid
-        image = anchor.image if buffers.store.drop else 0
-        return operation, (image * height + row) * width + column
+def _part_up_to(tail: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """Return the part of a tail from the features of the cut to some of its nodes."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in tail.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    graph.output(tuple(by_name[name] for name in names))
+    part = fx.GraphModule(tail, graph, "Given")
+    part.graph.eliminate_dead_code()
+    part.recompile()
+    return part

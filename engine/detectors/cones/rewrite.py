@@ -3,6 +3,7 @@
 - An activation is applied by the operation before it, if nothing else reads that operation.
 - A 1x1 convolution of a concatenation is the sum of 1x1 convolutions of its parts.
 - A 1x1 convolution commutes with nearest upsampling, so it runs before: a quarter of the positions.
+- Layers of single cells at the start are left out, where the plain pass has their results.
 - A 1x1 convolution of a part that fewer positions of a mask can change runs on that part, and its result is added.
 """
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from engine.detectors.cones.axes import changed_counts
-from engine.detectors.cones.graph import Affine, Concatenation, ConeGraph, Copy, Entry, Operation
+from engine.detectors.cones.graph import Affine, Cellwise, Concatenation, ConeGraph, Copy, Entry, Operation
+from engine.detectors.cones.wiring import resolve
 
 FEWER = 0.6
 """A 1x1 convolution moves to its source if the source has at most this fraction of the changed positions."""
@@ -44,6 +46,7 @@ def _fuse_activations(graph: ConeGraph) -> dict[Operation, Operation]:
         alone = len(readers[operation.sources[0]]) == 1 and operation.sources[0] not in graph.outputs
         if alone and not isinstance(source, Entry | Copy):
             source.activations.extend(operation.activations)
+            source.node = operation.node or operation.name
             replaced[operation] = source
     return replaced
 
@@ -89,3 +92,55 @@ def _move_before_copies(operation: Affine, counts: dict[Operation, float]) -> No
             moved = Copy(f"{copied.name}.{number}", copied.grid, operation.width, (moved,), taps=copied.taps)
         sources[number], weights[number] = moved, None
     operation.sources, operation.weights = tuple(sources), tuple(weights)
+
+
+def without_leading(graph: ConeGraph) -> ConeGraph:
+    """Return the graph from the results of the layers of single cells that every path from a feature begins with.
+
+    The value of such a layer at a cell depends on this cell alone, so it is the plain pass's or that of a masked cell.
+    """
+    readers = graph.readers()
+    ends = {resolve(output)[0] for output in graph.outputs}
+    entries: list[Entry] = []
+    replaced: dict[Operation, Operation] = {}
+    for entry in graph.entries:
+        for value, blank in _leading(entry, torch.zeros(1, entry.width), readers, ends):
+            if value is entry:
+                found = replace(entry, index=len(entries))
+            else:
+                found = Entry(
+                    value.name, value.grid, value.width, node=value.node,
+                    index=len(entries), feature=entry.index, blank=blank[0],
+                )  # fmt: skip
+            entries.append(found)
+            replaced[value] = found
+    return replace(_replace(graph, replaced), entries=tuple(entries))
+
+
+def _leading(
+    value: Operation, blank: Tensor, readers: dict[Operation, list[Operation]], ends: set[Operation]
+) -> list[tuple[Operation, Tensor]]:
+    """Return the last operations of single cells that compute all readers of a value, and their masked values."""
+    users = readers.get(value, [])
+    if not users or not all(_is_leading(user, value) and user not in ends for user in users):
+        return [(value, blank)]
+    return [found for user in users for found in _leading(user, _of_cell(user, blank), readers, ends)]
+
+
+def _is_leading(operation: Operation, source: Operation) -> bool:
+    single = isinstance(operation, Affine | Cellwise) and operation.sources == (source,)
+    return single and operation.grid == source.grid and "." not in operation.name
+
+
+def _of_cell(operation: Operation, value: Tensor) -> Tensor:
+    """Return the result of an operation of single cells for one vector (1, C)."""
+    if isinstance(operation, Cellwise):
+        result: Tensor = operation.part(value[:, :, None, None]).flatten(1).clone()
+    else:
+        assert isinstance(operation, Affine)  # noqa: S101 - no other operation is leading
+        (weight,) = operation.weights
+        result = value.clone() if weight is None else value.to(weight) @ weight
+        result = result if operation.bias is None else result + operation.bias
+    for activation in operation.activations:
+        activation(result)
+    return result

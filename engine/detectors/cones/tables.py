@@ -7,19 +7,20 @@ a translation. ``Assembler`` turns the templates of several anchors into absolut
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.detectors.cones.axes import AxisCone, AxisCones, Edge, Gather, Wiring
+from engine.detectors.cones.axes import AxisCone, AxisCones, Gather
 from engine.detectors.cones.graph import Entry, Factors, Maximum, Positions
+from engine.detectors.cones.wiring import Wiring
 
 Indices = npt.NDArray[np.int32]
 
 CHANGED, BASE, ZERO, LOWEST, RESULT = range(5)
-"""Kinds of indices: each has an offset of its own for each edge."""
+"""Kinds of indices: each has an offset of its own for each operation that is read."""
 KINDS = 5
 MAX_CACHED_INDICES = 1 << 24
 """Largest number of indices in all cached templates, 5 bytes each."""
@@ -32,7 +33,7 @@ class Template:
     indices: Indices
     """All tables, one after another."""
     kinds: npt.NDArray[np.uint16]
-    """``edge * KINDS + kind`` of each index."""
+    """``root * KINDS + kind`` of each index, with the operation that the edge reads."""
     inputs: list[slice]
     """The table of each edge in ``indices``; empty = the edge reads nothing, or reads its root in order."""
     results: list[slice]
@@ -49,9 +50,15 @@ class Template:
     """For each read, the rows and the columns of regions that reach it, relative to the first."""
     reads: tuple[Positions, ...]
     """For each read, the vector of its operation for each of these regions: (rows * columns,)."""
+    cones: tuple[AxisCone, AxisCone]
+    """One pair of the cones along rows and columns that have these tables."""
 
 
-class Job(NamedTuple):
+Channels = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
     """The cones of one anchor: its families along both axes, its place in them, and the regions to compute."""
 
     families: tuple[AxisCones, AxisCones]
@@ -59,13 +66,20 @@ class Job(NamedTuple):
     band: tuple[int, int]
     """Rows of regions."""
     image: int = 0
+    channels: Channels | None = None
+    """For each read, the channels to compute; None = all."""
+    cones: tuple[AxisCone, AxisCone] = field(init=False)
+    """The cones along rows and columns."""
+    order: tuple[object, ...] = field(init=False)
+    """Equal for jobs with equal tables and channels."""
 
-    @property
-    def cones(self) -> tuple[AxisCone, AxisCone]:
-        """Return the cones along rows and columns."""
+    def __post_init__(self) -> None:
         rows, columns = self.families
         everything = (0, len(columns.changed[0]))
-        return rows.cone(self.anchors[0], self.band), columns.cone(self.anchors[1], everything)
+        cones = rows.cone(self.anchors[0], self.band), columns.cone(self.anchors[1], everything)
+        object.__setattr__(self, "cones", cones)
+        order = (id(rows), id(columns), cones[0].key, cones[1].key, self.channels or ())
+        object.__setattr__(self, "order", order)
 
 
 class Templates:
@@ -78,11 +92,10 @@ class Templates:
 
     def get(self, job: Job) -> Template:
         """Return the template of an anchor."""
-        rows, columns = job.cones
-        key = (id(job.families[0]), id(job.families[1]), rows.key, columns.key)
+        key = job.order[:4]
         found = self.cache.pop(key, None)
         if found is None:
-            found = self._build(job, rows, columns)
+            found = self._build(job, *job.cones)
             self.cached_indices += len(found.indices)
         self.cache[key] = found
         while self.cached_indices > MAX_CACHED_INDICES and len(self.cache) > 1:
@@ -95,6 +108,7 @@ class Templates:
         weights = [np.zeros(0, np.float32)] * len(edges)
         in_order, heights = [False] * len(edges), [0] * len(edges)
         tables = _Tables()
+        known: dict[tuple[object, ...], slice] = {}
         for edge, row, column in zip(edges, rows.gathers, columns.gathers, strict=True):
             if row is None or column is None:
                 continue
@@ -104,12 +118,15 @@ class Templates:
                 heights[number] = len(row.slots)
                 family = job.families[1]
                 width = (family.pitches[number] - edge.slides[1].extent) // family.steps[number] + 1
-                results[number] = tables.add_results(number * KINDS + RESULT, row.results * width, column.results)
+                results[number] = tables.add_results(edge.root * KINDS + RESULT, row.results * width, column.results)
             if not in_order[number]:
                 lowest = isinstance(self.wiring.operations[edge.reader], Maximum)
                 root_columns = 0 if isinstance(root, Entry) else columns.counts[edge.root]
-                source = _Source(number * KINDS, lowest, root_columns, root.grid[1])
-                inputs[number] = tables.add(source, row, column)
+                source = _Source(edge.root * KINDS, lowest, root_columns, root.grid[1])
+                content = (source, *map(_content, (row.slots, row.positions, column.slots, column.positions)))
+                if content not in known:
+                    known[content] = tables.add(source, row, column)
+                inputs[number] = known[content]
             if row.weights is not None and column.weights is not None:
                 weights[number] = (row.weights[:, None, :, None] * column.weights[None, :, None]).ravel()
         regions, reads = [], []
@@ -122,7 +139,7 @@ class Templates:
             reads.append((row_slots[:, None] * stride + column_slots[None]).ravel())
         return Template(
             *tables.build(), inputs, results, np.array(rows.counts) * np.array(columns.counts), in_order, heights,
-            weights, tuple(regions), tuple(reads),
+            weights, tuple(regions), tuple(reads), (rows, columns),
         )  # fmt: skip
 
 
@@ -130,7 +147,7 @@ class _Source(NamedTuple):
     """The values from which the indices of one edge are computed."""
 
     kinds: int
-    """The first kind of the edge."""
+    """The first kind of the edge's root."""
     lowest: bool
     """True if positions outside the map read -inf instead of zeros."""
     columns: int
@@ -215,7 +232,5 @@ class _Tables:
         return slice(start, self.length)
 
 
-def output_length(edge: Edge, axis: int, length: int, *, separate: bool) -> int:
-    """Return the number of output positions of a laid out image along one axis."""
-    slide = edge.slides[axis]
-    return (length - slide.extent) // (slide.extent if separate else slide.stride) + 1
+def _content(table: Positions) -> tuple[tuple[int, ...], bytes]:
+    return table.shape, table.tobytes()

@@ -110,7 +110,7 @@ class _Builder:
                 example = remaining.pop(0)
                 self.maps[node] = self._random((1, *example.shape[1:])).to(example)
                 _, width, height, columns = self.maps[node].shape
-                entries.append(Entry(node.name, (height, columns), width, index=len(entries)))
+                entries.append(Entry(node.name, (height, columns), width, index=len(entries), feature=len(entries)))
                 self._record(node, entries[-1])
             else:
                 self._step(node)
@@ -163,6 +163,7 @@ class _Builder:
             return False
         if not isinstance(self.operations[source], Convolution | Affine) or not self._is_convolution(source):
             return False
+        self.operations[source].node = node.name
         self._record(node, self.operations[source])
         return True
 

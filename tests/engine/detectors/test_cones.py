@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.detectors.cones import plan as cone_plan
-from engine.detectors.cones.plan import AnchorReads, ConePlan
+from engine.detectors.cones.assembly import Store
+from engine.detectors.cones.plan import ConePlan
+from engine.detectors.cones.responses import AnchorReads
 from engine.detectors.definition import dense_responses
 from engine.detectors.outputs import Read
 from engine.detectors.split import DetectorSplit
@@ -54,7 +56,9 @@ def assert_exact(
     for anchor, found in zip(anchors, plan.responses(features, anchors, cell_px, mode), strict=True):
         own = [feature[anchor.image : anchor.image + 1] for feature in features]
         expected = dense_responses(split, own, anchor.reads, cell_px, mode)
-        for response, reference in zip(found, expected, strict=True):
+        channels = anchor.channels or tuple(tuple(range(reference.shape[1])) for reference in expected)
+        for response, whole, chosen in zip(found, expected, channels, strict=True):
+            reference = whole[:, list(chosen)]
             spread = float((reference.amax(0) - reference.amin(0)).max())
             assert response.shape == reference.shape
             assert float((response - reference).abs().max()) <= TOLERANCE * max(
@@ -90,7 +94,12 @@ def test_cone_plan_equals_the_definition_for_any_reads(data):
             Read, st.just(index), st.integers(0, sizes[index][0] - 1), st.integers(0, sizes[index][1] - 1)
         )
     )
-    anchor = st.builds(AnchorReads, st.lists(read, min_size=1, max_size=3).map(tuple), st.integers(0, 1))
+    channels = st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True).map(tuple)
+    anchor = st.lists(read, min_size=1, max_size=3).flatmap(
+        lambda reads: st.builds(
+            AnchorReads, st.just(tuple(reads)), st.integers(0, 1), st.none() | st.tuples(*[channels] * len(reads))
+        )
+    )
     anchors = data.draw(st.lists(anchor, min_size=1, max_size=4))
     cell_px, mode = data.draw(st.sampled_from((*CELLS, 24))), data.draw(st.sampled_from(MODES))
     assert_exact(split, plan, features, anchors, cell_px, mode)
@@ -207,6 +216,31 @@ def test_macs_counts_a_1x1_convolution_once_for_each_needed_position():
     assert plan.macs([AnchorReads((Read(0, 3, 3),))], 8) == 8 * 3
 
 
+def test_macs_counts_the_wanted_channels_only():
+    plan = ConePlan(split_of(_Spread), random_features(1))
+    reads = (Read(0, 5, 6),)
+    assert plan.macs([AnchorReads(reads, channels=((1,),))], 8) == 9 * (9 * 8 + 8)
+
+
+def test_cone_plan_reads_layers_of_single_cells_from_the_plain_pass():
+    split, features = split_of(_Stem), random_features(1)
+    plan = ConePlan(split, features)
+    assert plan.nodes == ("relu", "b", "c")
+    anchors = [AnchorReads((Read(0, 5, 6),)), AnchorReads((Read(0, 0, 15),))]
+    # The stem's six products of 8 x 4 are those of the plain pass.
+    assert plan.macs(anchors[:1], 8) == 9 * (9 * 4 + 4 * 3)
+    for mode in MODES:
+        assert assert_exact(split, plan, features, anchors, 8, mode) > 0.1
+
+
+def test_cone_plan_gathers_the_same_windows_once():
+    plan = ConePlan(split_of(_Twins), random_features(1))
+    jobs = [plan._request(AnchorReads((Read(0, 5, 6), Read(1, 5, 6))), 8).job]
+    assembly = plan.assembler.assemble(jobs, Store(1, drop=False))
+    (first,), (second,) = (groups for groups in assembly.groups if groups)
+    assert first.inputs is second.inputs
+
+
 def test_macs_counts_positions_that_are_changed_and_needed():
     plan = ConePlan(split_of(_Spread), random_features(1))
     # Nine regions reach the anchor, each at one position: nine products for each of eight channels, then the head.
@@ -223,6 +257,33 @@ class _Point(nn.Module):
     def forward(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         del b, c
         return (self.head(a),)
+
+
+class _Stem(nn.Module):
+    """A 1x1 convolution with an activation before a depthwise one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(8, 4, 1)
+        self.spread = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        del b, c
+        return (self.head(torch.relu(self.spread(torch.relu(self.stem(a))))),)
+
+
+class _Twins(nn.Module):
+    """Two depthwise convolutions of one map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        del b, c
+        return self.first(a), self.second(a)
 
 
 class _Spread(nn.Module):

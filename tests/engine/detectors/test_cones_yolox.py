@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.detectors.cones.plan import AnchorReads, ConePlan
+from engine.detectors.cones.plan import ConePlan
+from engine.detectors.cones.responses import AnchorReads
 from engine.detectors.cuts import find_cut, own_level_cut
 from engine.detectors.graph import Network, normalise
 from engine.detectors.layouts import YoloxLayout

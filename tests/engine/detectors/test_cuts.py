@@ -112,7 +112,7 @@ def test_heat_of_keep_has_the_raw_score_as_an_option(yolox, image):
 def test_with_features_returns_maps_and_features_of_one_pass(yolox, image):
     network, layout = yolox
     cut = find_cut(network, layout, 1)
-    maps, features = with_features(network, cut)(image)
+    maps, features = with_features(network, cut.nodes)(image)
     split = build_split(network, cut, layout.levels[1].score_maps)
     for expected, actual in zip(network.module(image), maps, strict=True):
         torch.testing.assert_close(actual, expected)

@@ -105,8 +105,9 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -
 
 def _named(config: Config) -> Config:
     """Name every camera as a single process would."""
-    from commands.wiring.run import make_sources
+    from commands.wiring.run import make_sources, with_all_cameras
 
+    config = with_all_cameras(config)
     sources = [
         settings.model_copy(update={"name": source.camera})
         for settings, (source, _) in zip(config.sources, make_sources(config), strict=True)

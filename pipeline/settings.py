@@ -89,8 +89,8 @@ class SourceSettings(EntrySettings):
 
     uri: Uri
     """The source: camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of images,
-    line: (the simulated line), or a kind of an installed package (docs/python.md). ${NAME} stands for an environment
-    variable."""
+    a bag (.mcap, .db3, .bag or a bag folder), line: (the simulated line), or a kind of an installed package
+    (docs/python.md). ${NAME} stands for an environment variable."""
     name: Name | None = None
     """The camera's name in topics, legends and file names. Default: from the URI."""
     overflow: Overflow | None = None

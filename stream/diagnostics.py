@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import av
@@ -21,8 +22,19 @@ def diagnostics() -> list[Diagnostic]:
             "webcams", bool(webcams), ", ".join(webcams) or "none", "only for camera:N: connect a camera, or use line:"
         ),
         Diagnostic("decoders", not missing, ", ".join(name for name in _CODECS if name not in missing), "uv sync"),
+        _bags(),
         _on_gpu(),
     ]
+
+
+def _bags() -> Diagnostic:
+    """Return whether the packages that read bags are installed."""
+    try:
+        detail = f"rosbags {version('rosbags')}, mcap {version('mcap')}"
+    except PackageNotFoundError:
+        hint = "only for .mcap, .db3, .bag and bag folders: uv sync --extra bags"
+        return Diagnostic("bags", present=False, detail="not installed", hint=hint)
+    return Diagnostic("bags", present=True, detail=detail)
 
 
 def _on_gpu() -> Diagnostic:

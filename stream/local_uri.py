@@ -6,6 +6,7 @@ import os
 from typing import Final, Literal
 
 from pipeline.kinds import split_query
+from stream.bags.paths import with_quoted_topic
 from stream.paths import kind_of, refuse_missing
 
 _VIDEO_BRANDS: Final = (b"avis", b"msf1", b"hevc", b"hevx")
@@ -20,7 +21,9 @@ def split_options(uri: str) -> tuple[str, dict[str, str]]:
     Raises:
         ValueError: an option is repeated.
     """
-    return split_query(uri, lambda path: kind_of(path) != "missing")
+    if "?" in uri and kind_of(uri) != "missing":
+        return uri, {}
+    return split_query(with_quoted_topic(uri), lambda path: kind_of(path) != "missing")
 
 
 def expanded(path: str) -> str:

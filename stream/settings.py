@@ -94,6 +94,15 @@ class FileSettings(SourceSettings):
     """The pixels of an image at most; larger ones are refused. Default: 128 million."""
 
 
+class BagSettings(SourceSettings):
+    """A recording of ROS or Foxglove."""
+
+    topic: str | None = Field(default=None, min_length=1)
+    """The topic to read, such as /camera/image_raw. Default: every topic with images, each as a camera."""
+    max_pixels: MaxPixels | None = None
+    """The pixels of an image at most; larger ones are refused. Default: 128 million."""
+
+
 def _watch(value: object) -> object:
     spellings = {"0": "no", "1": "new", "False": "no", "True": "new", "false": "no", "true": "new"}
     return spellings.get(str(value), value)

@@ -11,11 +11,13 @@ from pipeline.errors import SourceError, did_you_mean
 from pipeline.kinds import Kind, KindRegistry, split_query
 from pipeline.ports import Source
 from pipeline.settings import SourceContext, SourceSettings
+from stream.bags.paths import is_bag
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
 from stream.local_uri import camera_of, expanded, form_of, split_options
 from stream.paths import kind_of
 from stream.redact import authority_of, has_certain_host, host_and_path, redact
 from stream.settings import (
+    BagSettings,
     BroadcastSettings,
     CameraSettings,
     FileSettings,
@@ -44,7 +46,7 @@ _MAX_NAME: Final = 56
 """Characters of a name that comes from an address; a given name may have 64, and ``-2`` may follow it."""
 EXAMPLES: Final = (
     "camera:0, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
-    "a folder or glob of images, line:"
+    "a folder or glob of images, a bag (.mcap, .db3, .bag), line:"
 )
 
 
@@ -135,6 +137,8 @@ def _key(uri: str) -> str:
         is_word = word in known or any(entry.name == word for entry in SOURCES.plugins())
         return word if is_word else f"{scheme}://"
     path = expanded(_local(uri) if scheme else uri)
+    if is_bag(path):
+        return "BAG"
     try:
         form = form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)
     except SourceError:  # there is nothing: building the source says so
@@ -373,20 +377,19 @@ def _unknown(uri: str, known: list[str]) -> str:
     return f"{redact(uri)}: unknown scheme {scheme!r}.{did_you_mean(scheme, schemes)} Known: {EXAMPLES}"
 
 
-_HERE: Final = "stream.sources"
-
 SOURCES: Final = KindRegistry[SourceSettings](
     "source",
     SourceSettings,
     Source,
     (
-        Kind("webcam", ("camera:",), CameraSettings, f"{_HERE}:open_camera"),
-        Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, f"{_HERE}:open_rtsp"),
-        Kind("web address", ("http://", "https://"), HttpSettings, f"{_HERE}:open_http"),
-        Kind("broadcast", ("rtmp://", "rtmps://", "udp://"), BroadcastSettings, f"{_HERE}:open_broadcast"),
-        Kind("video file", ("VIDEO",), FileSettings, f"{_HERE}:open_file"),
-        Kind("folder of images", ("FOLDER", "IMAGE", "GLOB"), ImagesSettings, f"{_HERE}:open_images"),
-        Kind("simulated line", ("line:",), LineSettings, f"{_HERE}:open_line"),
+        Kind("webcam", ("camera:",), CameraSettings, "stream.sources:open_camera"),
+        Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, "stream.sources:open_rtsp"),
+        Kind("web address", ("http://", "https://"), HttpSettings, "stream.sources:open_http"),
+        Kind("broadcast", ("rtmp://", "rtmps://", "udp://"), BroadcastSettings, "stream.sources:open_broadcast"),
+        Kind("video file", ("VIDEO",), FileSettings, "stream.sources:open_file"),
+        Kind("bag", ("BAG",), BagSettings, "stream.bags.source:open_bag", extra="bags"),
+        Kind("folder of images", ("FOLDER", "IMAGE", "GLOB"), ImagesSettings, "stream.sources:open_images"),
+        Kind("simulated line", ("line:",), LineSettings, "stream.sources:open_line"),
     ),
     key_of=_key,
     unknown=_unknown,

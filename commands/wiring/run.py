@@ -58,6 +58,7 @@ def run_from_config(
 
     started = threading.Event()
     with shutdown_on_signal(started) as stop, ExitStack() as stack:
+        config = with_all_cameras(config)
         sources = make_sources(config)
         cameras = [source.camera for source, _ in sources]
         slow = load_drift_tracking(config, cameras, recorder)
@@ -97,6 +98,15 @@ def run_from_config(
         )
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
     return outcome
+
+
+def with_all_cameras(config: Config) -> Config:
+    """Return the configuration with an entry for each camera of a source that has several, such as a bag."""
+    from stream.cameras import cameras_of
+    from stream.credentials import expand_env
+
+    sources = [each for entry in config.sources for each in cameras_of(entry, expand_env(entry.uri, os.environ))]
+    return config.model_copy(update={"sources": sources})
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:

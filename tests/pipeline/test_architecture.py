@@ -9,7 +9,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("stream", "engine", "overlays")
 LIBRARIES = {
     "pipeline": {"numpy", "pydantic", "pydantic_core", "scipy", "yaml"},
-    "stream": {"numpy", "av", "cv2", "PIL", "pi_heif", "pydantic"},
+    "stream": {
+        "numpy",
+        "av",
+        "cv2",
+        "PIL",
+        "pi_heif",
+        "pydantic",
+        "mcap",
+        "rosbags",
+        "foxglove_schemas_protobuf",
+        "zstandard",
+        "lz4",
+    },
     "engine": {
         "numpy",
         "torch",

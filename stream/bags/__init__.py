@@ -1,0 +1,1 @@
+"""Recordings of ROS and Foxglove: MCAP, ROS 2 bags (SQLite), bag folders and ROS 1 bags."""

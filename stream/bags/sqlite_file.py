@@ -1,0 +1,61 @@
+"""Reader of ROS 2 bags in SQLite: ``*.db3``."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Final
+from urllib.parse import quote
+
+import zstandard
+
+from stream.bags.container import MAX_RECORD_BYTES, BagDamageError, BagMessage, BagReader, Topic
+
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+"""Magic number of a compressed message; a message in CDR begins with 00."""
+_RECOVER: Final = "try `sqlite3 FILE.db3 .recover | sqlite3 REPAIRED.db3`"
+
+
+class SqliteBag(BagReader):
+    """Reads ``*.db3``; messages may be compressed, each for itself."""
+
+    def topics(self) -> list[Topic]:
+        """Return the topics of the table."""
+        with self._connection() as database, _damage():
+            rows = database.execute("SELECT name, type, serialization_format FROM topics ORDER BY id").fetchall()
+        return [Topic(str(name), str(type_name), str(encoding)) for name, type_name, encoding in rows]
+
+    def messages(self, topic: str | None = None) -> Iterator[BagMessage]:
+        """Yield the messages in the order in which they were written, until the first damaged page."""
+        query = (
+            "SELECT topics.name, messages.timestamp, messages.data FROM messages "
+            "JOIN topics ON messages.topic_id = topics.id WHERE ? IS NULL OR topics.name = ? ORDER BY messages.id"
+        )
+        with self._connection() as database, _damage():
+            for name, log_ns, data in database.execute(query, (topic, topic)):
+                yield BagMessage(str(name), int(log_ns), _unpacked(bytes(data)))
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        address = f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as database:
+            database.execute("PRAGMA writable_schema=ON")  # otherwise SQLite refuses a file that is cut
+            yield database
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, zstandard.ZstdError, ValueError, TypeError, OverflowError) as error:
+        raise BagDamageError(f"cut off or damaged ({error}); {_RECOVER}") from None
+
+
+def _unpacked(data: bytes) -> bytes:
+    if not data.startswith(_ZSTD):
+        return data
+    size = zstandard.frame_content_size(data)
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"a message of {size} bytes, more than {MAX_RECORD_BYTES}")
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_RECORD_BYTES if size < 0 else 0)

@@ -1,0 +1,38 @@
+"""The cameras of a source that has several: one entry of a configuration becomes one for each camera."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.settings import SourceSettings
+from stream.local_uri import expanded
+from stream.settings import BagSettings
+
+_MAX_NAME: Final = 64
+
+
+def cameras_of(settings: SourceSettings, address: str) -> list[SourceSettings]:
+    """Return the settings of each camera of a source; of a source with one camera, ``settings`` alone.
+
+    Args:
+        settings: the entry of the configuration.
+        address: its URI with environment variables expanded.
+
+    Raises:
+        SourceError: a bag cannot be read, or has no topic with images.
+    """
+    if not isinstance(settings, BagSettings) or settings.topic is not None:
+        return [settings]
+    try:
+        from stream.bags.source import camera_topics
+    except ModuleNotFoundError:  # building the source names the missing package
+        return [settings]
+    topics = camera_topics(expanded(address))
+    return [settings.model_copy(update={"topic": topic, "name": _name(settings, topic, topics)}) for topic in topics]
+
+
+def _name(settings: SourceSettings, topic: str, topics: list[str]) -> str | None:
+    """Return the camera's name: the topic's where none is given, behind the given one where there are several."""
+    if settings.name is None or len(topics) == 1:
+        return settings.name
+    return f"{settings.name}/{topic.strip('/')}"[:_MAX_NAME]

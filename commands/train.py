@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import threading
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -20,16 +17,26 @@ from commands.dataset import drop_unreadable, list_samples
 from commands.images import open_images
 from commands.options import NETWORK, RUN, drop_none, option
 from commands.signals import shutdown_on_signal
+from commands.train_detector import SplitOptions, is_trainable_detector, train_detector
+from commands.train_messages import (
+    CROSSING,
+    UNGROUPED,
+    command_line,
+    print_epoch,
+    print_features,
+    print_split,
+    print_splits,
+    warn_of_label_conflicts,
+    warn_of_near_duplicates,
+)
 from commands.train_report import Trained, files_beside, write_checked, write_report
 from commands.wiring.run import bundled_weights
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.finetuning.near_duplicates import NearDuplicate
     from engine.finetuning.setup import FinetuneModel, Precision
-    from engine.finetuning.splits import Sample
-    from engine.finetuning.trainer import Balance, EpochStats
+    from engine.finetuning.trainer import Balance
 
 log = logging.getLogger("recipro-stream")
 
@@ -37,27 +44,22 @@ TRAINING, SPLIT = "Training", "Data split"
 BALANCES = ("sampler", "weights", "none")
 PRECISIONS = ("fp32", "bf16")
 
-UNGROUPED: Final = (
-    r"which images show the same part is not known: if several do, the test accuracy is too high, and it does not hold "
-    r"for other parts. Give the part by the images' names, --group-pattern 'part(\d+)', or by the column 'group' of a "
-    r"CSV; where every image shows another part, give --group-pattern '.+'"
-)
-CROSSING: Final = "shows a part that training images show (a copy, or another image of the same group)"
-MAX_PAIRS: Final = 3
-"""Number of pairs of images a message names."""
-
 
 def train(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="A folder with one folder of images for each class, or a CSV: path,label[,group]."
+            metavar="FOLDER",
+            help="A folder with one folder of images for each class, or a CSV: path,label[,group]. For a detector: "
+            "a data.yaml (YOLO), a COCO JSON, or a folder with one of them or with Pascal VOC files.",
         ),
     ],
     model: Annotated[
         str,
         option(
-            NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a file of `train` to continue from."
+            NETWORK,
+            "A name of `run.py models`, any torchvision or timm CNN, a detector (yolox_nano, yolox_tiny, yolox_s, "
+            "line_detector), or a file of `train` to continue from.",
         ),
     ],
     output: Annotated[Path, option(RUN, "The file to write: NAME.safetensors.")],
@@ -79,8 +81,13 @@ def train(
     ] = False,
     freeze_until: Annotated[str | None, option(TRAINING, "Freeze this layer and all layers before it.")] = None,
     augment: Annotated[
-        str, option(TRAINING, "Some of hflip, vflip, rotate, crop, colour, blur; or none. [default: hflip,crop,colour]")
-    ] = "hflip,crop,colour",
+        str | None,
+        option(
+            TRAINING,
+            "Some of hflip, vflip, rotate, crop, colour, blur; or none. [default: hflip,crop,colour] "
+            "For a detector: hflip, vflip, colour, blur, scale, mosaic. [default: hflip,colour,scale,mosaic]",
+        ),
+    ] = None,
     balance: Annotated[
         str, option(TRAINING, "Rare classes: sampler (drawn more often, default), weights (higher loss weight), none.")
     ] = "sampler",
@@ -136,11 +143,15 @@ def train(
     _check_fractions(test_fraction, val_fraction)
     config = FinetuneConfig(
         engine.model, weights or bundled_weights(engine.model), engine.input_size, engine.fit if fit else None,
-        engine.layer, truncate_at, linear_probe=linear_probe, freeze_until=freeze_until, augment=_words(augment),
+        engine.layer, truncate_at, linear_probe=linear_probe, freeze_until=freeze_until,
+        augment=_words(augment, model),
         balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
         threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
     fractions = {TRAIN: 1.0 - test_fraction - val_fraction, VALIDATION: val_fraction, TEST: test_fraction}
+    if is_trainable_detector(model):
+        train_detector(folder, output, config, SplitOptions(fractions, group_pattern, group_gap))
+        return
     data, read, uri_options = open_images(str(folder))
     listing = list_samples(Path(data), pictures, group_pattern, group_gap)
     if not listing.divided:
@@ -156,17 +167,17 @@ def train(
     else:
         parts, crossing = stratified_group_split(samples, fractions, seed, network.trained_digests), []
     trained_before = sum(sample.digest in network.trained_digests for sample in samples)
-    _print_splits(parts, len(unreadable), copies, trained_before)
-    _print_split(crossing, divided=listing.divided)
+    print_splits(parts, len(unreadable), copies, trained_before)
+    print_split(crossing, divided=listing.divided)
     similar, hashes = near_duplicates(parts, spectra, network.trained_hashes)
-    _warn_of_near_duplicates(similar)
-    _warn_of_label_conflicts(similar)
+    warn_of_near_duplicates(similar)
+    warn_of_label_conflicts(similar)
     if not listing.grouped:
         log.warning("%s", UNGROUPED)
     started = threading.Event()
     started.set()
     with shutdown_on_signal(started) as stop:
-        callbacks = Callbacks(_print_features, print_epoch, stop.is_set)
+        callbacks = Callbacks(print_features, print_epoch, stop.is_set)
         result = finetune(
             network, parts, lambda path: read(Path(path)), callbacks,
             grouped=listing.grouped, look_alikes={pair.path for pair in similar},
@@ -175,7 +186,7 @@ def train(
             log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
     if not result.epochs:
         raise ConfigError("interrupted before the end of the first epoch: nothing is written")
-    run = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
+    run = {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}
     file = replace(
         result.checkpoint,
         provenance={**result.checkpoint.provenance, **run},
@@ -209,7 +220,12 @@ def _check_fractions(test: float, validation: float) -> None:
         )
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _words(text: str | None, model: str) -> tuple[str, ...]:
+    from engine.finetuning.dataset import DEFAULT_AUGMENTATIONS
+    from engine.finetuning.detection.augmentation import DEFAULT_AUGMENTATIONS as DETECTOR_AUGMENTATIONS
+
+    if text is None:
+        return DETECTOR_AUGMENTATIONS if is_trainable_detector(model) else DEFAULT_AUGMENTATIONS
     return () if text.strip() == "none" else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
@@ -227,70 +243,3 @@ def _print_start(model: FinetuneModel) -> None:
             "%s does not list its training images: if some of them are in this data set, the test accuracy may be too "
             "high", model.config.model,
         )  # fmt: skip
-
-
-def _print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies: int, trained_before: int) -> None:
-    for part, samples in parts.items():
-        groups = len({sample.group for sample in samples})
-        print_line(f"{part:9} {len(samples):5} images of {groups} groups")
-    if unreadable:
-        print_line(f"left out  {unreadable:5} images that cannot be decoded")
-    if copies:
-        print_line(f"copies    {copies:5} images have the same pixels as another one, and belong to its group")
-    if trained_before:
-        print_line(f"seen      {trained_before:5} images of an earlier training; none of them is in the test split")
-
-
-def _print_split(crossing: Sequence[Sample], *, divided: bool) -> None:
-    if divided:
-        print_line("The folders are split already: the split is kept, and --test-fraction has no effect.")
-    if crossing:
-        first = crossing[0].path
-        log.warning("%d images are left out of the test split, such as %s: %s", len(crossing), first, CROSSING)
-
-
-def _warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
-    """Warn of images that look nearly like an image in another split."""
-    if not similar:
-        return
-    in_test = sum(pair.split == "test" for pair in similar)
-    pairs = "; ".join(f"{pair.path} and {pair.learned}" for pair in similar[:MAX_PAIRS])
-    log.warning(
-        "%d test images and %d validation images look nearly like a training image: %s%s. If they show the same part, "
-        "the test accuracy is too high: give the images of a part one group, by --group-pattern or by the column "
-        "'group' of a CSV", in_test, len(similar) - in_test, pairs,
-        f"; and {len(similar) - MAX_PAIRS} more, in the report" if len(similar) > MAX_PAIRS else "",
-    )  # fmt: skip
-
-
-def _warn_of_label_conflicts(similar: Sequence[NearDuplicate]) -> None:
-    """Warn of images that look nearly alike and have different labels."""
-    conflicts = [pair for pair in similar if pair.labels[0] != pair.labels[1]]
-    if conflicts:
-        pairs = "; ".join(
-            f"{pair.path} ({pair.labels[0]}) and {pair.learned} ({pair.labels[1]})" for pair in conflicts[:MAX_PAIRS]
-        )
-        log.warning(
-            "%d of these look nearly like an image of another class: %s%s; check the labels of both",
-            len(conflicts), pairs,
-            f"; and {len(conflicts) - MAX_PAIRS} more, in the report" if len(conflicts) > MAX_PAIRS else "",
-        )  # fmt: skip
-
-
-def _print_features(done: int, total: int) -> None:
-    if done % 160 < 16 or done == total:
-        print_line(f"features: {done} of {total} images")
-
-
-def print_epoch(stats: EpochStats) -> None:
-    """Print the results of an epoch; of a long training, of every tenth one."""
-    if stats.epochs <= 24 or stats.epoch % 10 == 0:
-        print_line(
-            f"{stats.stage + ', ' if stats.stage else ''}epoch {stats.epoch} of {stats.epochs}: loss {stats.loss:.3f}, "
-            f"validation loss {stats.validation_loss:.3f}, validation mean recall {stats.validation_recall:.1%}"
-            f"{' (best)' if stats.best else ''}, {stats.seconds:.0f} s"
-        )
-
-
-def _command() -> str:
-    return shlex.join(["uv", "run", "run.py", *sys.argv[1:]])

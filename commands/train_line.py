@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from commands.console import check_writable, print_line, relative_path
 from commands.options import RUN, option
 from commands.signals import shutdown_on_signal
-from commands.train import print_epoch
+from commands.train_messages import print_epoch
 from commands.train_report import write_checked
 from commands.wiring.run import ROOT
 from pipeline.errors import ConfigError

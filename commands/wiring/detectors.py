@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def is_detector(model: str) -> bool:
-    """Return whether a model is a detector: one of the known names, or an ONNX file that ``export`` did not write."""
+    """Return whether a model is a detector: a known name, a file of ``train``, or an ONNX file of others."""
+    from engine.detectors.checkpoint import is_detector_file
     from engine.detectors.loader import DETECTORS
     from engine.export.metadata import is_foreign_onnx
 
-    return model in DETECTORS or is_foreign_onnx(model)
+    return model in DETECTORS or is_detector_file(model) or is_foreign_onnx(model)
 
 
 def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:

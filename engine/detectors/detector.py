@@ -34,6 +34,8 @@ class Detector:
     input: InputFormat
     fixed_size: bool = False
     """True if the network accepts its own input size only."""
+    size_step: int = 32
+    """Both sides of the input are multiples of this many pixels."""
     score: float = 0.3
     """Lowest score of a detection, 0 to 1."""
     iou: float = 0.45
@@ -63,8 +65,9 @@ class Detector:
         own = "{}x{}".format(*self.input.size)
         if self.fixed_size and size != self.input.size:
             raise ConfigError(f"input size {size[0]}x{size[1]}: {self.name} takes {own} only")
-        if not self.fixed_size and any(side < 32 or side % 32 for side in size):
-            raise ConfigError(f"input size {size[0]}x{size[1]}: both sides are multiples of 32, such as {own}")
+        step = self.size_step
+        if not self.fixed_size and any(side < step or side % step for side in size):
+            raise ConfigError(f"input size {size[0]}x{size[1]}: both sides are multiples of {step}, such as {own}")
 
     def candidates(self, images: Tensor) -> Candidates:
         """Return all boxes and log-scores of prepared images (N, 3, H, W)."""

@@ -78,16 +78,37 @@ class InputFormat:
         """
         return torch.stack([self._prepared(image) for image in images])
 
+    def placed(self, image: Image) -> Tensor:
+        """Return an image (RGB, uint8) at its position in the input, before normalisation: (3, H, W) uint8, RGB."""
+        placement = self.place(image.shape[0], image.shape[1])
+        border = torch.tensor(self.border[::-1] if self.order == "bgr" else self.border).round().to(torch.uint8)
+        whole = border[:, None, None].expand(3, *self.size).clone()
+        (height, width), (left, top) = placement.size, placement.offset
+        whole[:, top : top + height, left : left + width] = _resized(image, placement.size)
+        return whole
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return the network's input for placed images: (N, 3, H, W) uint8, RGB, to float32."""
+        ordered = pixels.flip(1) if self.order == "bgr" else pixels
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (ordered.float() - mean) / std
+
     def _prepared(self, image: Image) -> Tensor:
         placement = self.place(image.shape[0], image.shape[1])
         height, width = placement.size
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-        resized = pixels.contiguous(memory_format=torch.channels_last)
-        if (image.shape[0], image.shape[1]) != placement.size:
-            resized = F.interpolate(resized, size=placement.size, mode="bilinear", antialias=False)
-        resized = resized[0].flip(0) if self.order == "bgr" else resized[0]
+        resized = _resized(image, placement.size)
+        resized = resized.flip(0) if self.order == "bgr" else resized
         mean, std, border = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std, self.border))
         whole = border.expand(3, *self.size).clone()
         left, top = placement.offset
         whole[:, top : top + height, left : left + width] = resized
         return (whole - mean) / std
+
+
+def _resized(image: Image, size: tuple[int, int]) -> Tensor:
+    """Return an image in another size: (3, height, width) uint8."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = pixels.contiguous(memory_format=torch.channels_last)
+    if (image.shape[0], image.shape[1]) != size:
+        resized = F.interpolate(resized, size=size, mode="bilinear", antialias=False)
+    return resized[0]

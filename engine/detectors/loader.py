@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
 from engine.detectors.detector import Detector
 from engine.detectors.identify import RawMap, identify_layout
 from engine.detectors.input_format import InputFormat
-from engine.detectors.layouts import YoloxLayout, check_layout
-from engine.detectors.networks.state import fit_classes
+from engine.detectors.layouts import check_layout
+from engine.detectors.networks.registry import OWN_DETECTORS
+from engine.detectors.networks.state import fit_classes, load_state
 from engine.detectors.networks.torchvision_nets import TORCHVISION_DETECTORS, TWO_STAGE, unfrozen
-from engine.detectors.networks.yolox import STRIDES, YOLOX_SIZES, Yolox
+from engine.detectors.networks.yolox import Yolox
 from engine.detectors.networks.yolox_weights import load_yolox
 from engine.detectors.onnx_files.reader import prove_against_runtime, read_onnx
-from engine.detectors.outputs import Layout, Level
+from engine.detectors.outputs import Layout
 from engine.detectors.two_stage import RegionDetector
 from engine.models.labels import read_labels
 from engine.models.weights import read_state
@@ -29,7 +31,7 @@ from pipeline.errors import ConfigError, ModelError, did_you_mean
 RANDOM: Final = "random"
 """Value of ``weights`` for an untrained network, to measure cost."""
 
-DETECTORS: Final = (*YOLOX_SIZES, *TORCHVISION_DETECTORS, *TWO_STAGE)
+DETECTORS: Final = (*OWN_DETECTORS, *TORCHVISION_DETECTORS, *TWO_STAGE)
 """The detectors by name."""
 
 _NANODET_MEAN: Final = (103.53, 116.28, 123.675)
@@ -47,7 +49,7 @@ def load_detector(
     """Load a detector.
 
     Args:
-        model: a name of ``DETECTORS``, or an ONNX file.
+        model: a name of ``DETECTORS``, a file that ``run.py train`` wrote, or an ONNX file.
         layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None = found by
             the shapes of its maps.
         classes: class names, or a labels file; None = COCO's names where their number fits.
@@ -65,9 +67,13 @@ def load_detector(
         if weights is not None:
             raise ConfigError(f"weights {str(weights)!r}: {name} has its own weights; omit --weights")
         return _from_onnx(Path(name), layout, classes, anchors)
+    if is_detector_file(name):
+        if weights is not None:
+            raise ConfigError(f"weights {str(weights)!r}: {name} has its own weights; omit --weights")
+        return _from_checkpoint(Path(name), classes)
     if layout is not None:
         raise ConfigError(f"layout {check_layout(layout)!r}: {name} has its own layout; omit --layout")
-    if name in YOLOX_SIZES:
+    if name in OWN_DETECTORS:
         return _from_yolox(name, weights, classes)
     if name in TORCHVISION_DETECTORS:
         return _from_torchvision(name, weights, classes)
@@ -87,13 +93,27 @@ def load_detector(
 
 def _from_yolox(name: str, weights: str | Path | None, classes: Sequence[str] | Path | None) -> Detector:
     if weights is None:
-        raise ModelError(f"detector {name!r}: give its weights: the authors' checkpoint (.pth) or an ONNX file")
-    size = YOLOX_SIZES[name]
-    net: Yolox = _seeded(lambda: Yolox(size).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
+        raise ModelError(f"detector {name!r}: give its weights: a checkpoint (.pth, .safetensors) or an ONNX file")
+    entry = OWN_DETECTORS[name]
+    if weights != RANDOM and is_detector_file(weights):
+        return _from_checkpoint(Path(weights), classes)
+    net: Yolox = _seeded(lambda: entry.build(80).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
     count = net.head.classes
-    levels = [Level(stride, 3 * k, 3 * k + 1, 3 * k + 2) for k, stride in enumerate(STRIDES)]
-    input_format = InputFormat(size.input_size, "bgr")
-    return Detector(name, net, YoloxLayout(levels, count), _names(count, classes, name), input_format)
+    return Detector(
+        name, net, entry.layout(count), _names(count, classes, name), entry.input, size_step=max(entry.strides)
+    )
+
+
+def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detector:
+    """Return a detector that ``run.py train`` wrote."""
+    file = load_detector_checkpoint(path)
+    if file.model not in OWN_DETECTORS:
+        raise ModelError(f"{path}: its network {file.model!r} is unknown; update recipro-stream")
+    count = len(file.labels)
+    entry = OWN_DETECTORS[file.model]
+    net = load_state(entry.build(count).eval(), file.state, file.model, path)
+    labels = _names(count, classes or file.labels, path.name)
+    return Detector(path.stem, net, entry.layout(count), labels, file.input, size_step=max(entry.strides))
 
 
 def _seeded(build: Any) -> Any:  # noqa: ANN401 - networks of several libraries

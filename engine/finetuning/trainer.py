@@ -1,6 +1,7 @@
 """The training loop: balanced batches, a one-cycle learning rate, and early stopping.
 
-The state of the best epoch is kept: the best mean recall of the classes on the validation images, then the least loss.
+The loop trains a ``Learner``: a network with its data, its loss and its measure. The state of the best epoch is kept:
+the best measure on the validation images (for classifiers the mean recall of the classes), then the least loss.
 """
 
 from __future__ import annotations
@@ -51,6 +52,44 @@ class Trainable(Protocol):
         ...
 
 
+class Learner(Protocol):
+    """A network with its training and validation images, its loss and its measure."""
+
+    measure: str
+    """Name of what ``evaluate`` measures; more is better."""
+    train_count: int
+    """Number of training images."""
+
+    def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
+        """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
+        ...
+
+    def epoch_order(self, rng: np.random.Generator) -> Indices:
+        """Return the training images of an epoch in order, ``train_count`` in all."""
+        ...
+
+    def loss(self, indices: Indices, epoch: int) -> Tensor:
+        """Return the loss of a batch, which is augmented.
+
+        Args:
+            indices: the images.
+            epoch: number of the epoch, from 1.
+        """
+        ...
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return loss and measure of the validation images."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the trained weights."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a copy."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """Schedule and loss of one stage of a training."""
@@ -88,14 +127,16 @@ class EpochStats:
     epoch: int
     epochs: int
     loss: float
-    """Mean cross-entropy of the training images."""
+    """Mean loss of the training images."""
     validation_loss: float
-    validation_recall: float
-    """Mean recall of the classes on the validation images."""
+    validation_score: float
+    """Measure of the validation images, 0 to 1."""
     best: bool
     seconds: float
     """Since the start of the stage."""
     stage: str
+    measure: str = "mean recall"
+    """Name of the measure."""
 
 
 def train(
@@ -110,7 +151,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     warm_start: bool = False,
 ) -> list[EpochStats]:
-    """Train, and restore the state of the best epoch.
+    """Train a classifier, and restore the state of the best epoch.
 
     Args:
         trainable: the network.
@@ -118,6 +159,27 @@ def train(
         train_indices: the training images.
         validation_indices: the validation images.
         config: schedule and loss.
+        seed: see ``train_learner``, as for the other arguments.
+        on_epoch: called after every epoch.
+        stop: called before every batch.
+        warm_start: whether the initial state counts as a result.
+
+    Raises:
+        ModelError: the loss was not finite in the first epoch.
+    """
+    learner = _Classification(trainable, classes, config, train_indices, validation_indices)
+    return train_learner(learner, config, seed=seed, on_epoch=on_epoch, stop=stop, warm_start=warm_start)
+
+
+def train_learner(
+    learner: Learner, config: TrainingConfig, *, seed: int, on_epoch: Callable[[EpochStats], None],
+    stop: Callable[[], bool] = lambda: False, warm_start: bool = False,
+) -> list[EpochStats]:  # fmt: skip
+    """Train, and restore the state of the best epoch.
+
+    Args:
+        learner: the network, its images and its loss.
+        config: the schedule.
         seed: seed of the order of the images.
         on_epoch: called after every epoch.
         stop: called before every batch; True ends the training with the best state so far.
@@ -128,59 +190,89 @@ def train(
     """
     started_at = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
-    loop = _Loop(trainable, classes, config, train_indices)
+    loop = _Loop(learner, config)
     history: list[EpochStats] = []
-    best, epochs_since_best, state = (-1.0, 0.0), 0, trainable.state_dict()
+    best, epochs_since_best, state = (-1.0, 0.0), 0, learner.state_dict()
     least_loss = math.inf
     if warm_start:
-        loss, recall = evaluate(trainable, classes, validation_indices)
-        best = (recall, -loss)
+        loss, score = learner.evaluate()
+        best = (score, -loss)
     for epoch in range(1, config.epochs + 1):
         losses = []
         for batch in loop.batches(rng):
             if stop():
-                trainable.load_state_dict(state)
+                learner.load_state_dict(state)
                 return history
-            losses.append(loop.step(batch))
+            losses.append(loop.step(batch, epoch))
         if not math.isfinite(losses[-1]):
-            return _restore_after_divergence(trainable, history, state, warm_start=warm_start)
-        loss, recall = evaluate(trainable, classes, validation_indices)
-        is_best = (recall, -loss) > best
+            return _restore_after_divergence(learner, history, state, warm_start=warm_start)
+        loss, score = learner.evaluate()
+        is_best = (score, -loss) > best
         improved = is_best or (config.improve_on_loss and loss < least_loss)
-        best, least_loss = max(best, (recall, -loss)), min(least_loss, loss)
+        best, least_loss = max(best, (score, -loss)), min(least_loss, loss)
         epochs_since_best = 0 if improved else epochs_since_best + 1
         if is_best:
-            state = trainable.state_dict()
+            state = learner.state_dict()
         seconds = time.perf_counter() - started_at
+        mean_loss = float(np.mean(losses))
         history.append(
-            EpochStats(epoch, config.epochs, float(np.mean(losses)), loss, recall, is_best, seconds, config.stage)
+            EpochStats(epoch, config.epochs, mean_loss, loss, score, is_best, seconds, config.stage, learner.measure)
         )
         on_epoch(history[-1])
         if epochs_since_best >= config.patience:
             break
-    trainable.load_state_dict(state)
+    learner.load_state_dict(state)
     return history
 
 
 def _restore_after_divergence(
-    trainable: Trainable, history: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
+    learner: Learner, history: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
 ) -> list[EpochStats]:
     """Restore the best state; raise ``ModelError`` if there is none."""
     if not history or not (warm_start or any(epoch.best for epoch in history)):
         raise ModelError("the loss is not finite in the first epoch; choose a lower --learning-rate")
     log.warning("the loss is not finite in epoch %d: the best state before it is kept", len(history) + 1)
-    trainable.load_state_dict(state)
+    learner.load_state_dict(state)
     return history
 
 
-class _Loop:
-    """Optimiser, schedule and loss of a stage."""
+class _Classification:
+    """A classifier that learns by cross-entropy."""
 
-    def __init__(self, trainable: Trainable, classes: Indices, config: TrainingConfig, train_indices: Indices) -> None:
-        self._trainable, self._classes, self._config, self._train_indices = trainable, classes, config, train_indices
+    measure = "mean recall"
+
+    def __init__(
+        self, trainable: Trainable, classes: Indices, config: TrainingConfig, train_indices: Indices,
+        validation_indices: Indices,
+    ) -> None:  # fmt: skip
+        self._trainable, self._classes, self._config = trainable, classes, config
+        self._train_indices, self._validation_indices = train_indices, validation_indices
         self._weights = class_weights(classes[train_indices], config.balance)
-        self._batch_count = max(1, math.ceil(len(train_indices) / config.batch_size))
-        groups = trainable.param_groups(config.learning_rate)
+        self.train_count = len(train_indices)
+        self.param_groups = trainable.param_groups
+        self.state_dict, self.load_state_dict = trainable.state_dict, trainable.load_state_dict
+
+    def epoch_order(self, rng: np.random.Generator) -> Indices:
+        train_indices = self._train_indices
+        return _epoch_order(self._classes[train_indices], train_indices, self._config.balance, rng)
+
+    def loss(self, indices: Indices, epoch: int) -> Tensor:  # noqa: ARG002
+        logits = self._trainable.logits(indices, augment=True)
+        targets = torch.from_numpy(self._classes[indices]).to(logits.device)
+        smoothing = self._config.label_smoothing
+        return F.cross_entropy(logits, targets, weight=self._weights, label_smoothing=smoothing)
+
+    def evaluate(self) -> tuple[float, float]:
+        return evaluate(self._trainable, self._classes, self._validation_indices)
+
+
+class _Loop:
+    """Optimiser and schedule of a stage."""
+
+    def __init__(self, learner: Learner, config: TrainingConfig) -> None:
+        self._learner, self._config = learner, config
+        self._batch_count = max(1, math.ceil(learner.train_count / config.batch_size))
+        groups = learner.param_groups(config.learning_rate)
         self._optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimiser,
@@ -191,16 +283,12 @@ class _Loop:
 
     def batches(self, rng: np.random.Generator) -> list[Indices]:
         """Return the batches of one epoch."""
-        train_indices = self._train_indices
-        order = _epoch_order(self._classes[train_indices], train_indices, self._config.balance, rng)
-        return np.array_split(order, self._batch_count)
+        return np.array_split(self._learner.epoch_order(rng), self._batch_count)
 
-    def step(self, indices: Indices) -> float:
+    def step(self, indices: Indices, epoch: int) -> float:
         """Train on one batch, and return its loss."""
         config = self._config
-        logits = self._trainable.logits(indices, augment=True)
-        targets = torch.from_numpy(self._classes[indices]).to(logits.device)
-        loss = F.cross_entropy(logits, targets, weight=self._weights, label_smoothing=config.label_smoothing)
+        loss = self._learner.loss(indices, epoch)
         self._optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if config.max_gradient_norm is not None:

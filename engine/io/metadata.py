@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from pipeline.config import Fractions, Size, Triple
 from pipeline.errors import ModelError
@@ -22,6 +23,17 @@ _TRIPLES: Final[Mapping[str, TypeAdapter[tuple[float, float, float]]]] = {
 }
 """Values allowed by the command-line options of the same names."""
 _SHOWN: Final = 120
+
+
+def file_format(path: str | Path) -> str:
+    """Return the format that the metadata of a safetensors file states; "" for other files."""
+    if not str(path).endswith(".safetensors") or not Path(path).is_file():
+        return ""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except (SafetensorError, OSError):
+        return ""
 
 
 def read_str(path: Path, metadata: Mapping[str, str], key: str) -> str:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from engine.io.atomic import atomic_write
-from engine.io.metadata import input_size, invalid_value, mapping, names, read_str, triple
+from engine.io.metadata import file_format, input_size, invalid_value, mapping, names, read_str, triple
 from engine.io.perceptual_hash import KnownImages
 from engine.models.file_sniffing import read_head, why_not_weights
 from engine.models.preprocess import Fit
@@ -56,6 +56,11 @@ class Checkpoint:
     """Digests of the training images; a further training must not use them as test images."""
     perceptual_hashes: tuple[KnownImages, ...] = ()
     """Perceptual hashes of the training images, one set per training: they identify copies in other formats."""
+
+
+def is_checkpoint_file(path: str | Path) -> bool:
+    """Return whether a file is a checkpoint of this version."""
+    return file_format(path) == _FORMAT
 
 
 def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
@@ -142,11 +147,15 @@ def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    file_format = metadata.get("format")
-    if file_format == _FORMAT:
+    stated = metadata.get("format")
+    if stated == _FORMAT:
         return
-    if file_format and file_format.startswith("recipro-stream"):
-        raise ModelError(f"{path}: has format {file_format!r}, this version reads {_FORMAT!r}; update recipro-stream")
+    if stated and stated.startswith("recipro-stream detector"):
+        raise ModelError(
+            f"{path}: is a detector, and a classifier is needed here; stream, why and train take detectors"
+        )
+    if stated and stated.startswith("recipro-stream"):
+        raise ModelError(f"{path}: has format {stated!r}, this version reads {_FORMAT!r}; update recipro-stream")
     raise ModelError(
         f"{path}: has weights but no labels and input size, so it is not a checkpoint of recipro-stream; "
         "name the network of the weights: --model NAME --weights FILE"

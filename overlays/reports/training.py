@@ -110,7 +110,7 @@ def _curves(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     curves = (
         ("#7b4fc9", "training loss", [loss / maximum for loss in losses]),
         ("#c98a4f", "validation loss", [loss / maximum for loss in validation_losses]),
-        ("#2ea043", "validation mean recall", [float(epoch["validation_recall"]) for epoch in epochs]),
+        ("#2ea043", "validation mean recall", [float(epoch["validation_score"]) for epoch in epochs]),
     )
     step = 480 / max(1, len(epochs) - 1)
     return {

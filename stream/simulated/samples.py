@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.frames import GroundTruth, Image
-from stream.simulated.scene import Scene, draw_frame, ground_truth_of
+from stream.simulated.scene import Scene, draw_frame, ground_truth_of, parts_in_view
 
 TRAINING_SEEDS = 1_000_000
 """First seed of the belts for training; lower seeds are reserved for the demo, tests and evaluation."""
@@ -48,6 +48,8 @@ class LabelledFrame:
     belt: Belt
     index: int
     truth: GroundTruth
+    parts: tuple[GroundTruth, ...] = ()
+    """Label and visible box of each part."""
 
     @property
     def name(self) -> str:
@@ -111,4 +113,4 @@ def _scored_frames(belt: Belt, scene: Scene, count: int) -> Iterator[LabelledFra
         truth = ground_truth_of(scene, index)
         if truth is not None:
             yielded += 1
-            yield LabelledFrame(belt, index, truth)
+            yield LabelledFrame(belt, index, truth, parts_in_view(scene, index))

@@ -32,6 +32,8 @@ PAD_UNITS = 4.0
 """Padding of a box around the painted pixels."""
 MIN_UNITS = 36.0
 """Minimum width and height of a box."""
+MIN_VISIBLE = 0.3
+"""Lowest visible fraction of a part's width at which the part counts."""
 MAX_ASPECT, MIN_ASPECT = 1.8, 0.75
 """Limits of width / height: a wider image could show two defects, a narrower one no whole part."""
 MIN_HEIGHT, MAX_HEIGHT = 120, 2160
@@ -48,6 +50,8 @@ class Segment:
     label: str
     box: Box | None
     """The defect's box in pixels of the segment."""
+    part_box: Box | None = None
+    """The part's box in pixels of the segment; None: no part."""
 
 
 class Scene:
@@ -99,9 +103,9 @@ class Scene:
         draw_distractors(canvas, rng, self.scale, self.clutter)
         if part is None:
             return Segment(canvas, OK, None)
-        box = _lay(canvas, part, self.scale)
+        box, part_box = _lay(canvas, part, self.scale)
         dust(canvas, rng, self.scale, int(rng.integers(0, 8)))
-        return Segment(canvas, part.defect, box)
+        return Segment(canvas, part.defect, box, part_box)
 
 
 def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
@@ -141,8 +145,33 @@ def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
     return counted or GroundTruth(OK)
 
 
-def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
-    """Draw a part on the belt; return its defect's box in ``canvas`` pixels."""
+def parts_in_view(scene: Scene, index: int) -> tuple[GroundTruth, ...]:
+    """Return the label and the visible box of each part in frame ``index``, from left to right.
+
+    A part of which less than ``MIN_VISIBLE`` of the width is in the image does not count. A part whose defect is
+    outside the image is ``ok``, as in ``ground_truth_of``.
+    """
+    width, height = scene.size
+    shown = ground_truth_of(scene, index)
+    defects = shown.boxes if shown is not None else ()
+    parts = []
+    for slot in scene.slots_in_view(index):
+        box = scene.segment(slot).part_box
+        if box is None:
+            continue
+        shift = slot * scene.slot_pixels - scene.offset(index)
+        left, right = max(box.left + shift, 0.0), min(box.right + shift, float(width))
+        if right - left < MIN_VISIBLE * box.width:
+            continue
+        visible = Box(left, max(box.top, 0.0), right, min(box.bottom, float(height)))
+        middles = [(defect.left + defect.right) / 2 for defect in defects]
+        is_defective = any(box.left + shift <= middle <= box.right + shift for middle in middles)
+        parts.append(GroundTruth(scene.segment(slot).label if is_defective else OK, (visible,)))
+    return tuple(parts)
+
+
+def _lay(canvas: Image, part: Part, scale: float) -> tuple[Box | None, Box]:
+    """Draw a part on the belt; return its defect's box, and its own, in ``canvas`` pixels."""
     rng = np.random.default_rng(part.seed)
     shape = SHAPES[part.kind]
     holes = shape.holes
@@ -164,7 +193,9 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
     left = min(round(part.x * scale) - side // 2, canvas.shape[1] - side)
     top = min(round(part.y * scale) - side // 2, canvas.shape[0] - side)
     _compose(canvas[top : top + side, left : left + side], part_canvas, scale)
-    return None if tight is None else _grown(tight, left, top, scale)
+    x, y, columns, rows = cv2.boundingRect((part_canvas.whole > 127).astype(np.uint8))
+    part_box = Box(float(left + x), float(top + y), float(left + x + columns), float(top + y + rows))
+    return None if tight is None else _grown(tight, left, top, scale), part_box
 
 
 def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:

@@ -225,3 +225,43 @@ def test_train_continues_from_a_checkpoint_with_new_images(command, tmp_path, ca
     code, _, errors = command("train", "parts", *options, "--output", "part.safetensors")
     assert code == 2
     assert "is the file of --model, which would be overwritten" in errors
+
+
+def test_train_on_boxes_gives_a_detector_that_streams_and_answers_why(command, tmp_path, caplog):
+    for name in ("images", "labels"):
+        (tmp_path / "boxes" / name).mkdir(parents=True)
+    (tmp_path / "boxes" / "data.yaml").write_text("names: [spot, never]\n")
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        image = rng.integers(0, 60, (64, 64, 3), np.uint8)
+        y, x = rng.integers(0, 40, 2)
+        image[y : y + 24, x : x + 24] = 250
+        cv2.imwrite(str(tmp_path / "boxes" / "images" / f"{number}.png"), image)
+        line = f"0 {(x + 12) / 64} {(y + 12) / 64} 0.375 0.375\n"
+        (tmp_path / "boxes" / "labels" / f"{number}.txt").write_text(line)
+    code, output, errors = command(
+        "train", "boxes", "--model", "yolox_nano", "--weights", "random", "--input-size", "64x64", "--epochs", 2,
+        "--output", "spot.safetensors", "--group-pattern", ".+", "--threads", 1,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "YOLO annotations, 1 classes: spot" in output
+    assert "'never' has no boxes" in caplog.text
+    report = json.loads((tmp_path / "spot.report.json").read_text())
+    assert set(report["metrics"]) == {"validation", "test"}
+    assert len((tmp_path / "spot.test.txt").read_text().splitlines()) == report["metrics"]["test"]["images"]
+    code, output, errors = command(
+        "stream", "--model", "spot.safetensors", "--source", "boxes/images", "--sink", "out.jsonl", "--backend", "eager"
+    )
+    assert code == 0, errors
+    code, output, errors = command(
+        "why", "boxes/images/0.png", "--model", "spot.safetensors", "--box", "0,0,64,64", "--class", "spot"
+    )
+    assert code == 0, errors
+    assert "spot: score" in output
+
+    code, _, errors = command("train", "parts", "--model", "yolox_nano", "--output", "x.safetensors")
+    assert code == 2
+    assert "has no boxes to train the detector yolox_nano on" in errors
+    code, _, errors = command("export", "--model", "spot.safetensors", "--output", "spot.onnx")
+    assert code != 0
+    assert "is a detector" in errors

@@ -195,7 +195,7 @@ def test_finetune_trains_the_stages_of_a_course_one_after_the_other():
         *(("crops", k) for k in range(1, 7)),
         *(("whole", k) for k in range(1, 4)),
     ]
-    assert history[5].validation_recall > 0.9
+    assert history[5].validation_score > 0.9
     assert result.metrics[VALIDATION].accuracy > 0.9
     assert set(result.metrics) == {VALIDATION}
     assert [stage["crop"] for stage in result.checkpoint.provenance["course"]["stages"]] == [24, None]

@@ -11,8 +11,8 @@ from overlays.reports.page import render_page
 from overlays.reports.training import training_html
 
 EPOCHS = [
-    {"epoch": 1, "loss": 1.2, "validation_loss": 1.0, "validation_recall": 0.5, "best": True},
-    {"epoch": 2, "loss": 0.6, "validation_loss": 1.1, "validation_recall": 0.4, "best": False},
+    {"epoch": 1, "loss": 1.2, "validation_loss": 1.0, "validation_score": 0.5, "best": True},
+    {"epoch": 2, "loss": 0.6, "validation_loss": 1.1, "validation_score": 0.4, "best": False},
 ]
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 TAGS = ("<b>.png", "<i>", "<u>", "<x>", "http:", "https:", "<script src", "<link")

@@ -171,11 +171,11 @@ class CspDarknet(nn.Module):
 class Pyramid(nn.Module):
     """The backbone and the pyramid: a top-down and a bottom-up path."""
 
-    def __init__(self, size: YoloxSize) -> None:
+    def __init__(self, size: YoloxSize, backbone: nn.Module | None = None) -> None:
         super().__init__()
         low, middle, high = (int(c * size.width) for c in (256, 512, 1024))
         repeats = round(3 * size.depth)
-        self.backbone = CspDarknet(size)
+        self.backbone = backbone or CspDarknet(size)
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
         self.lateral_conv0 = ConvBlock(high, middle, 1)
         self.C3_p4 = CspLayer(2 * middle, middle, repeats, size, shortcut=False)
@@ -233,9 +233,10 @@ class DecoupledHead(nn.Module):
 class Yolox(nn.Module):
     """The whole detector: images (N, 3, H, W), BGR, 0 to 255, to nine raw maps. H and W are multiples of 32."""
 
-    def __init__(self, size: YoloxSize, classes: int = 80) -> None:
+    def __init__(self, size: YoloxSize, classes: int = 80, backbone: nn.Module | None = None) -> None:
+        """Build the network; another ``backbone`` returns maps of the same strides and channels as CSPDarknet."""
         super().__init__()
-        self.backbone = Pyramid(size)
+        self.backbone = Pyramid(size, backbone)
         self.head = DecoupledHead(size, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from engine.detectors.networks.registry import OWN_DETECTORS
 from engine.detectors.networks.state import load_state
-from engine.detectors.networks.yolox import YOLOX_SIZES, Yolox
+from engine.detectors.networks.yolox import Yolox
 from engine.models.weights import read_state
 from pipeline.errors import ModelError
 
@@ -20,7 +21,7 @@ def load_yolox(name: str, path: Path) -> Yolox:
     """Return the network with the weights of a checkpoint (``.pth``, ``.safetensors``) or an ONNX file.
 
     Args:
-        name: a key of ``YOLOX_SIZES``.
+        name: a key of ``OWN_DETECTORS``.
         path: the file.
 
     Raises:
@@ -29,7 +30,7 @@ def load_yolox(name: str, path: Path) -> Yolox:
     state = _onnx_state(name, path) if path.suffix == ".onnx" else read_state(path)
     predictions = [key for key in state if key.endswith("head.cls_preds.0.weight")]
     classes = len(state[predictions[0]]) if predictions else 80
-    return load_state(Yolox(YOLOX_SIZES[name], classes), state, name, path).eval()
+    return load_state(OWN_DETECTORS[name].build(classes), state, name, path).eval()
 
 
 def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
@@ -43,12 +44,12 @@ def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
     arrays = {tensor.name: tensor for tensor in model.graph.initializer}
     files = [node for node in model.graph.node if node.op_type == "Conv"]
     classes = _class_count(arrays)
-    net = Yolox(YOLOX_SIZES[name], classes)
+    net = OWN_DETECTORS[name].build(classes)
     blocks = _convolutions(net)
     if len(files) != len(blocks):
         raise ModelError(
             f"weights {str(path)!r}: {len(files)} convolutions for the {len(blocks)} of {name}; name another size: "
-            f"{', '.join(YOLOX_SIZES)}"
+            f"{', '.join(OWN_DETECTORS)}"
         )
     state = dict(net.state_dict())
     for node, module in zip(files, blocks, strict=True):
@@ -56,7 +57,7 @@ def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
         if weight.shape != state[f"{module}.weight"].shape:
             raise ModelError(
                 f"weights {str(path)!r}: {node.output[0]} has the shape {tuple(weight.shape)}, {module} of {name} has "
-                f"{tuple(state[f'{module}.weight'].shape)}; name another size: {', '.join(YOLOX_SIZES)}"
+                f"{tuple(state[f'{module}.weight'].shape)}; name another size: {', '.join(OWN_DETECTORS)}"
             )
         state.update(_folded(module, weight, bias, state))
     return state

@@ -1,0 +1,239 @@
+"""The training of a detector by `run.py train`: from images with boxes to a verified file and a report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commands.box_dataset import BoxListing, find_boxes, list_boxes, with_common_labels
+from commands.console import print_line, relative_path, write_text
+from commands.dataset import drop_unreadable
+from commands.images import ReadImage, open_images
+from commands.signals import shutdown_on_signal
+from commands.train_messages import (
+    CROSSING,
+    UNGROUPED,
+    command_line,
+    print_epoch,
+    print_features,
+    print_split,
+    print_splits,
+    warn_of_near_duplicates,
+)
+from commands.train_report import files_beside, unchecked_file
+from pipeline.errors import ConfigError, EngineError, ModelError
+
+if TYPE_CHECKING:
+    from engine.detectors.checkpoint import DetectorCheckpoint
+    from engine.finetuning.detection.finetune import DetectorResult
+    from engine.finetuning.detection.setup import DetectorModel
+    from engine.finetuning.near_duplicates import NearDuplicate
+    from engine.finetuning.setup import FinetuneConfig
+    from engine.finetuning.splits import Sample
+    from pipeline.frames import Image
+
+log = logging.getLogger("recipro-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitOptions:
+    """Options of the division of a data set into splits."""
+
+    fractions: dict[str, float]
+    """By split; their sum is 1."""
+    group_pattern: str | None
+    group_gap: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """A data set divided into splits."""
+
+    listing: BoxListing
+    parts: dict[str, list[Sample]]
+    left_out: list[str]
+    similar: list[NearDuplicate]
+
+
+def is_trainable_detector(model: str) -> bool:
+    """Return whether a model is a detector that `train` trains on boxes."""
+    from engine.detectors.checkpoint import is_detector_file
+    from engine.detectors.loader import DETECTORS
+
+    return model in DETECTORS or is_detector_file(model)
+
+
+def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: SplitOptions) -> None:
+    """Train a detector on images with boxes; writes its file and a report.
+
+    Raises:
+        ConfigError: the data set has no boxes, or cannot be read or divided.
+        ModelError: the network cannot be built, the training diverged, or the written file differs.
+    """
+    from engine.finetuning.detection.finetune import finetune_detector
+    from engine.finetuning.detection.setup import build_detector
+    from engine.finetuning.finetune import Callbacks
+    from engine.finetuning.splits import TEST
+
+    location, read, uri_options = open_images(str(folder))
+    found = find_boxes(Path(location))
+    if found is None:
+        raise ConfigError(
+            f"{location}: has no boxes to train the detector {config.model} on; give a folder with a data.yaml (YOLO), "
+            "a COCO JSON, or Pascal VOC files, or choose a classifier for a folder of classes"
+        )
+    listing = list_boxes(*found, options.group_pattern, options.group_gap)
+    network = build_detector(config, listing.labels)
+    print_line(f"{found[0].upper()} annotations, {len(listing.labels)} classes: {', '.join(listing.labels)}")
+    data, hashes = _divide(listing, network, options, read, config.seed)
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop:
+        callbacks = Callbacks(print_features, print_epoch, stop.is_set)
+        result = finetune_detector(network, data.parts, lambda path: read(Path(path)), listing.truths_of, callbacks)
+        if stop.is_set() and result.epochs:
+            log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
+    if not result.epochs:
+        raise ConfigError("interrupted before the end of the first epoch: nothing is written")
+    run = {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}
+    file = replace(
+        result.checkpoint,
+        provenance={**result.checkpoint.provenance, **run},
+        perceptual_hashes=(*network.trained_hashes, hashes),
+    )
+    write_checked_detector(output, file, network, read(Path(data.parts[TEST][0].path)))
+    _write_report(output, location + uri_options, replace(result, checkpoint=file), data)
+
+
+def _divide(
+    listing: BoxListing, network: DetectorModel, options: SplitOptions, read: ReadImage, seed: int
+) -> tuple[_Data, Any]:
+    """Return the readable images in splits, and the perceptual hashes of the training images."""
+    from engine.finetuning.given_split import keep_split
+    from engine.finetuning.near_duplicates import near_duplicates
+    from engine.finetuning.splits import VALIDATION, merge_duplicates, stratified_group_split
+
+    readable, spectra, unreadable = drop_unreadable(listing.samples, read)
+    for line in (*listing.left_out, *unreadable):
+        log.warning("left out: %s", line)
+    samples, copies = merge_duplicates(readable)
+    samples = with_common_labels(samples, len(options.fractions))
+    if listing.divided:
+        parts, crossing = keep_split(samples, options.fractions[VALIDATION], seed, network.trained_digests)
+    else:
+        parts, crossing = stratified_group_split(samples, options.fractions, seed, network.trained_digests), []
+    _check_parts(parts, listing)
+    trained_before = sum(sample.digest in network.trained_digests for sample in samples)
+    print_splits(parts, len(unreadable), copies, trained_before)
+    print_split(crossing, divided=listing.divided)
+    similar, hashes = near_duplicates(parts, spectra, network.trained_hashes)
+    warn_of_near_duplicates(similar)
+    if not listing.grouped:
+        log.warning("%s", UNGROUPED)
+    left_out = [*listing.left_out, *unreadable, *(f"{sample.path}: {CROSSING}" for sample in crossing)]
+    return _Data(listing, parts, left_out, similar), hashes
+
+
+def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing) -> None:
+    """Refuse a training split without a class, and warn of other splits without it."""
+    from engine.finetuning.splits import TRAIN
+
+    for part, samples in parts.items():
+        if not samples:
+            raise ConfigError(f"the {part} split has no images; add images of other parts")
+        shown = {truth.label for sample in samples for truth in listing.truths_of(sample.path, (1, 1))}
+        for label in listing.labels:
+            if label in shown:
+                continue
+            if part == TRAIN:
+                raise ConfigError(f"class {label!r}: none of its boxes is in the training split; annotate more images")
+            log.warning("class %r: no box in the %s split, whose figures do not count it", label, part)
+
+
+def write_checked_detector(output: Path, file: DetectorCheckpoint, model: DetectorModel, image: Image) -> None:
+    """Write a detector to a temporary file, compare it with the network in memory, and rename it.
+
+    Args:
+        output: path of the file; one there stays until the verification has passed.
+        file: its content.
+        model: the trained network in memory.
+        image: an image that both are run on.
+
+    Raises:
+        ModelError: the written detector differs from the trained one; the weights stay in ``unchecked_file(output)``.
+        ConfigError: the file cannot be moved to its name.
+    """
+    from engine.detectors.checkpoint import save_detector
+    from engine.finetuning.detection.verification import check_detector_file
+
+    unchecked = unchecked_file(output)
+    save_detector(unchecked, file)
+    try:
+        check_detector_file(unchecked, model, image)
+    except EngineError as reason:
+        raise ModelError(
+            f"{relative_path(output)}: not written: the detector, read again, {reason}. The weights are kept in "
+            f"{relative_path(unchecked)}; please report this with the network's name, {model.name}"
+        ) from reason
+    try:
+        unchecked.replace(output)
+    except OSError as reason:
+        raise ConfigError(
+            f"{relative_path(output)}: cannot be written ({reason.strerror}); "
+            f"the complete detector is in {relative_path(unchecked)}; move it"
+        ) from None
+
+
+def _write_report(output: Path, images: str, result: DetectorResult, data: _Data) -> None:
+    """Write the report and the list of test images beside the detector, and print a summary."""
+    from engine.finetuning.splits import TEST
+
+    labels, test = data.listing.labels, result.metrics[TEST]
+    report = {
+        "model": output.name,
+        "images": images,
+        "labels": list(labels),
+        "provenance": dict(result.checkpoint.provenance),
+        "grouped": data.listing.grouped,
+        "epochs": [asdict(epoch) for epoch in result.epochs],
+        "metrics": {part: asdict(metrics) for part, metrics in result.metrics.items()},
+        "splits": {part: [asdict(sample) for sample in samples] for part, samples in data.parts.items()},
+        "near_duplicates": [asdict(pair) for pair in data.similar],
+        "left_out": data.left_out,
+    }
+    paths = files_beside(output)
+    write_text(paths["report.json"], json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n")
+    write_text(paths["test.txt"], "".join(f"{Path(sample.path).absolute()}\n" for sample in data.parts[TEST]))
+    print_line(
+        f"\n{test.images} test images with {test.boxes} boxes: mAP50 {test.map50:.1%}, mAP50:95 {test.map50_95:.1%}"
+    )
+    for line in _class_lines(labels, test.class_map50):
+        print_line(line)
+    model = shlex.quote(relative_path(output))
+    print_line(f"\nwritten: {relative_path(output)}, {relative_path(paths['report.json'])}")
+    print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink http://127.0.0.1:8000")
+    print_line(f"ask it:   uv run run.py why IMAGE --model {model} --box LEFT,TOP,WIDTH,HEIGHT --class {labels[0]}")
+
+
+def _class_lines(labels: Sequence[str], values: Sequence[float]) -> list[str]:
+    width = max(len(label) for label in labels)
+    return [
+        f"  {label:{width}} " + ("no box" if value != value else f"{value:6.1%}")  # noqa: PLR0124 - NaN
+        for label, value in zip(labels, values, strict=True)
+    ]
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON is anything
+    """Return a JSON value with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124

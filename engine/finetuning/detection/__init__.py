@@ -1,0 +1,1 @@
+"""Training of detectors: assignment, losses, augmentation, data set and metrics."""

@@ -1,0 +1,116 @@
+"""Trains a detector on labelled images, evaluates it, and returns its file's content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.detectors.checkpoint import DetectorCheckpoint
+from engine.finetuning.detection.dataset import BoxDataset, TruthsOf
+from engine.finetuning.detection.learner import DetectionLearner
+from engine.finetuning.detection.metrics import DetectionMetrics
+from engine.finetuning.detection.setup import DetectorModel, provenance_of
+from engine.finetuning.finetune import Callbacks
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
+from engine.finetuning.trainer import EpochStats, TrainingConfig, train_learner
+from engine.runtime.devices import DTYPES
+from pipeline.frames import Image
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorResult:
+    """File content and results of a training."""
+
+    checkpoint: DetectorCheckpoint
+    epochs: tuple[EpochStats, ...]
+    metrics: Mapping[str, DetectionMetrics]
+    """By split: validation and, if there is one, test."""
+
+
+def finetune_detector(
+    model: DetectorModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], truths_of: TruthsOf,
+    callbacks: Callbacks,
+) -> DetectorResult:  # fmt: skip
+    """Train a detector and evaluate it.
+
+    The same images, configuration, thread count and machine give the same weights.
+
+    Args:
+        model: the detector; its weights change.
+        parts: the train and validation splits and, if there is one, the test split.
+        read: reads an image by its path.
+        truths_of: returns the objects of an image by its path and (height, width).
+        callbacks: report progress and stop the training.
+
+    Raises:
+        ModelError: the loss diverged before the first improvement.
+        ConfigError: a box is outside its image.
+    """
+    paths = [sample.path for split in parts.values() for sample in split]
+    ends = np.cumsum([len(split) for split in parts.values()])
+    indices = {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
+    images = BoxDataset(paths, read, truths_of, model.labels, model.input)
+    images.preload(callbacks.stop)
+    epochs: list[EpochStats] = []
+    warm_start = model.warm_start
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.config.seed)
+        for stage in model.stages():
+            learner = _learner(model, images, stage, indices)
+            epochs += train_learner(
+                learner, stage, seed=model.config.seed, on_epoch=callbacks.epoch, stop=callbacks.stop,
+                warm_start=warm_start,
+            )  # fmt: skip
+            warm_start = True
+        metrics = {part: learner.measure_images(indices[part])[1] for part in parts if part != TRAIN}
+    provenance = provenance_of(model) | _provenance(model.stages(), epochs, parts, metrics)
+    return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics)
+
+
+def _learner(
+    model: DetectorModel, images: BoxDataset, stage: TrainingConfig, indices: Mapping[str, np.ndarray[Any, Any]]
+) -> DetectionLearner:
+    return DetectionLearner(
+        model.net,
+        model.layout,
+        images,
+        model.augmentation,
+        stage,
+        train_indices=indices[TRAIN],
+        validation_indices=indices[VALIDATION],
+        trained_norms=model.trained_norms,
+        labels=model.labels,
+        dtype=DTYPES[model.config.precision],
+    )
+
+
+def _checkpoint(
+    model: DetectorModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]
+) -> DetectorCheckpoint:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
+    digests = {sample.digest for part in (TRAIN, VALIDATION) for sample in parts[part] if sample.digest}
+    return DetectorCheckpoint(state, model.name, model.labels, model.input, provenance, model.trained_digests | digests)
+
+
+def _provenance(
+    stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
+    metrics: Mapping[str, DetectionMetrics],
+) -> dict[str, Any]:  # fmt: skip
+    best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
+    test = metrics.get(TEST)
+    precision = {} if test is None else {
+        "test": {"map50": round(test.map50, 4), "map50_95": round(test.map50_95, 4), "images": test.images}
+    }  # fmt: skip
+    return {
+        "course": asdict(stages[0]) if len(stages) == 1 else {"stages": [asdict(stage) for stage in stages]},
+        "epochs": len(epochs),
+        "best_epoch": best.epoch if best else 0,
+        "images": {part: len(split) for part, split in parts.items()},
+        "groups": {part: len({sample.group for sample in split}) for part, split in parts.items()},
+        **precision,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,60 @@
+"""Verifies a written detector: it is loaded as for a stream, and compared with the network in memory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+
+from engine.detectors.detector import Detector
+from engine.detectors.loader import load_detector
+from engine.explainers.detector import DetectorExplainer
+from engine.finetuning.detection.setup import DetectorModel
+from pipeline.config import EngineConfig
+from pipeline.errors import ModelError
+from pipeline.frames import Frame, Image
+
+SCORE_TOLERANCE: Final = 1e-4
+"""Largest difference of a score from that of the network in memory: float32 arithmetic in another order."""
+BOX_TOLERANCE: Final = 0.05
+"""Largest difference of a box's edge, in pixels of the input."""
+_COMPARED: Final = 100
+
+
+def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
+    """Run a written detector and the trained network on an image, and explain the image as in a stream.
+
+    Args:
+        path: the written file.
+        model: the trained network.
+        image: uint8 RGB.
+
+    Raises:
+        ModelError: the file cannot be used, or has other labels, boxes or scores.
+    """
+    try:
+        detector = load_detector(path)
+        assert isinstance(detector, Detector)  # noqa: S101 - we write no other
+        found = detector.candidates(detector.input.prepare([image]))
+        config = EngineConfig(model=str(path), backend="eager", device="cpu", cache="off")
+        explanation = DetectorExplainer(detector, config).explain([Frame(image, "train", 0, 0.0)])[0]
+    except Exception as reason:  # a stream would fail with it, whatever it is
+        lines = str(reason).strip().splitlines()
+        raise ModelError(f"cannot be used ({type(reason).__name__}: {lines[0][:200] if lines else ''})") from reason
+    if tuple(detector.labels) != model.labels:
+        raise ModelError(f"has the classes {', '.join(detector.labels)}, and was trained on {', '.join(model.labels)}")
+    with torch.inference_mode():
+        net = copy.deepcopy(model.net).float().eval()
+        expected = model.layout.decode(net(model.input.prepare([image])), model.input.size)
+    scores, wanted = found.log_scores[0].exp(), expected.log_scores[0].exp()
+    best = wanted.amax(1).topk(min(_COMPARED, len(wanted))).indices
+    difference = float((scores - wanted)[best].abs().max())
+    shift = float((found.boxes - expected.boxes)[0][best].abs().max())
+    if not (difference <= SCORE_TOLERANCE and shift <= BOX_TOLERANCE):  # also true for NaN
+        raise ModelError(f"gives scores that differ by {difference:.2g} and boxes by {shift:.2g} pixels")
+    for finding in explanation.findings:
+        if not np.isfinite(finding.heat).all():
+            raise ModelError(f"gives {finding.label!r} a heat map with values that are not finite")

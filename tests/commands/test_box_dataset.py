@@ -1,0 +1,167 @@
+"""Data sets with boxes: recognised formats, classes, splits, and clear errors."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from commands.box_dataset import BACKGROUND, find_boxes, list_boxes, with_common_labels
+from engine.finetuning.splits import Sample
+from pipeline.errors import ConfigError
+from pipeline.frames import Box
+
+SIZE = (40, 80)
+"""Height and width of the images."""
+VOC = (
+    "<annotation><object><name>{name}</name><bndbox><xmin>9</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax>"
+    "</bndbox></object></annotation>"
+)
+
+
+def write_image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(len(str(path))).integers(0, 255, (*SIZE, 3), np.uint8)
+    cv2.imwrite(str(path), noise)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_yolo(folder, lines, names="[dent, scratch]", extra=""):
+    """Write a data set in which image k has the label file ``lines[k]``."""
+    write(folder / "data.yaml", f"names: {names}\n{extra}")
+    for number, text in enumerate(lines):
+        write_image(folder / "images" / f"{number}.png")
+        if text is not None:
+            write(folder / "labels" / f"{number}.txt", text)
+
+
+def listed(data, pattern=None, gap=None):
+    found = find_boxes(data)
+    assert found is not None
+    return list_boxes(*found, pattern, gap)
+
+
+def test_yolo_folder_gives_boxes_in_pixels_and_background_images(tmp_path):
+    write_yolo(tmp_path, ["0 0.5 0.5 0.25 0.5\n1 0.25 0.25 0.1 0.2\n", "", "1 0.5 0.5 0.5 0.5\n"])
+    listing = listed(tmp_path)
+    assert listing.labels == ("dent", "scratch")
+    assert [sample.label for sample in listing.samples] == ["dent", BACKGROUND, "scratch"]
+    first = listing.truths_of(listing.samples[0].path, SIZE)
+    assert (first[0].label, first[0].boxes[0]) == ("dent", Box(30, 10, 50, 30))
+    assert listing.truths_of(listing.samples[1].path, SIZE) == ()
+    assert not listing.divided
+
+
+def test_yolo_image_without_a_label_file_is_left_out_and_named(tmp_path):
+    write_yolo(tmp_path, ["0 0.5 0.5 0.25 0.5\n", None])
+    listing = listed(tmp_path)
+    assert len(listing.samples) == 1
+    assert "1.png: has no label file" in listing.left_out[0]
+
+
+def test_yolo_splits_are_kept_even_with_paths_relative_to_a_wrong_folder(tmp_path):
+    for part in ("train", "valid", "test"):
+        write_image(tmp_path / part / "images" / f"{part}.png")
+        write(tmp_path / part / "labels" / f"{part}.txt", "0 0.5 0.5 0.5 0.5\n")
+    splits = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    write(tmp_path / "data.yaml", f"names: {{0: dent}}\n{splits}")
+    listing = listed(tmp_path / "data.yaml")
+    assert listing.divided
+    assert {sample.split for sample in listing.samples} == {"train", "validation", "test"}
+
+
+def test_yolo_list_of_images_in_a_text_file_is_read(tmp_path):
+    write_yolo(tmp_path, ["0 0.5 0.5 0.5 0.5\n"] * 2, extra="train: train.txt\n")
+    write(tmp_path / "train.txt", "images/1.png\n")
+    assert [sample.path[-5:] for sample in listed(tmp_path).samples] == ["1.png"]
+
+
+def test_class_without_boxes_is_left_out_with_a_warning(tmp_path, caplog):
+    write_yolo(tmp_path, ["1 0.5 0.5 0.5 0.5\n"] * 2, names="[dent, scratch]")
+    assert listed(tmp_path).labels == ("scratch",)
+    assert "'dent' has no boxes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["5 0.5 0.5 0.5 0.5\n"], "class 5 has no name"),
+        (["0 40 20 10 10\n"], "fractions"),
+        (["", ""], "none of its 2 images has a box"),
+        ([None, None], "none of the 2 images has a label file"),
+        ([], "no annotated images"),
+    ],
+)
+def test_wrong_yolo_data_set_is_refused_with_its_remedy(tmp_path, lines, message):
+    write_yolo(tmp_path, lines)
+    with pytest.raises(ConfigError, match=message):
+        listed(tmp_path)
+
+
+def coco(names, images, boxes):
+    """Return a COCO JSON; a box is (image, class)."""
+    return json.dumps({
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "images": [{"id": k, "file_name": name, "width": 80, "height": 40} for k, name in enumerate(images)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": label, "bbox": [8, 10, 32, 20]}
+            for n, (image, label) in enumerate(boxes)
+        ],
+    })  # fmt: skip
+
+
+def test_coco_file_finds_its_images_in_folders_below(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "b.png")
+    write(tmp_path / "boxes.json", coco(["dent", "scratch"], ["a.png", "b.png", "gone.png"], [(0, 1), (1, 0)]))
+    listing = listed(tmp_path)
+    assert listing.labels == ("dent", "scratch")
+    assert listing.truths_of(listing.samples[0].path, SIZE)[0].boxes[0] == Box(8, 10, 40, 30)
+    assert "gone.png" in listing.left_out[0]
+    assert [sample.path for sample in listed(tmp_path / "boxes.json").samples] == [s.path for s in listing.samples]
+
+
+def test_coco_folder_with_a_file_in_each_split_keeps_the_split(tmp_path):
+    for part in ("train", "valid", "test"):
+        write_image(tmp_path / part / f"{part}.png")
+        write(tmp_path / part / "_annotations.coco.json", coco(["dent"], [f"{part}.png"], [(0, 0)]))
+    assert {sample.split for sample in listed(tmp_path).samples} == {"train", "validation", "test"}
+
+
+def test_voc_folder_pairs_images_and_annotations_by_name(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / "JPEGImages" / f"{name}.png")
+        write(tmp_path / "Annotations" / f"{name}.xml", VOC.format(name="dent"))
+    write_image(tmp_path / "JPEGImages" / "alone.png")
+    listing = listed(tmp_path)
+    assert [truth.boxes[0] for truth in listing.truths_of(listing.samples[0].path, SIZE)] == [Box(8, 10, 40, 30)]
+    assert "alone.png: has no annotation" in listing.left_out[0]
+
+
+def test_voc_annotation_of_two_images_is_refused(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "other" / "a.png")
+    write(tmp_path / "a.xml", VOC.format(name="dent"))
+    with pytest.raises(ConfigError, match="would belong to"):
+        listed(tmp_path)
+
+
+def test_folder_of_classes_has_no_boxes(tmp_path):
+    write_image(tmp_path / "ok" / "a.png")
+    assert find_boxes(tmp_path) is None
+
+
+def test_groups_come_from_the_pattern(tmp_path):
+    write_yolo(tmp_path, ["0 0.5 0.5 0.5 0.5\n"] * 4)
+    listing = listed(tmp_path, r"(\d)\.png", 1)
+    assert {sample.group for sample in listing.samples} == {"0"}
+    assert listing.grouped
+
+
+def test_label_of_too_few_groups_becomes_the_most_common_one():
+    samples = [Sample(str(k), label, str(k)) for k, label in enumerate("aaaab")]
+    assert [sample.label for sample in with_common_labels(samples, 3)] == list("aaaaa")

@@ -8,7 +8,6 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 
 from engine.detectors.outputs import Candidates
 from pipeline.errors import ConfigError
@@ -48,6 +47,8 @@ def select(
         iou: boxes of one class that overlap more than this are the same object.
         limit: largest number of boxes.
     """
+    from torchvision.ops import batched_nms
+
     log_scores = candidates.log_scores[image]
     anchors, classes = torch.nonzero(log_scores > math.log(max(score, 1e-12)), as_tuple=True)
     found = log_scores[anchors, classes]
@@ -90,6 +91,8 @@ def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: 
     left, top, right, bottom = (float(v) for v in box)
     if not (right > left and bottom > top):
         raise ConfigError(f"box {left:g},{top:g},{right:g},{bottom:g}: is empty; give left < right and top < bottom")
+    from torchvision.ops import box_iou
+
     overlaps = box_iou(candidates.boxes[image], box.to(candidates.boxes)[None])[:, 0].nan_to_num(0.0)
     log_scores = candidates.log_scores[image, :, class_index].nan_to_num(-math.inf, neginf=-math.inf)
     ranks = log_scores + overlaps.log()

@@ -62,6 +62,8 @@ def load_detector(
         ModelError: the name is unknown, or the file cannot be read, decoded or proven.
         ConfigError: an option does not fit.
     """
+    import torchvision.ops  # noqa: F401 - takes seconds: before the first frame, and never for a classifier
+
     name = str(model)
     if name.endswith(".onnx"):
         if weights is not None:

@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 
 from engine.detectors.definition import check_mode
 from engine.detectors.detections import MAX_BOXES, Detections
@@ -111,6 +110,8 @@ class RegionDetector:
         scores = proposals.log_scores.exp()
         rows, classes = torch.nonzero(scores > self.score, as_tuple=True)
         boxes, found = proposals.boxes[rows, classes], scores[rows, classes]
+        from torchvision.ops import batched_nms
+
         kept = batched_nms(boxes, found, classes, self.iou)[:limit]
         return Detections(boxes[kept], found[kept], classes[kept], rows[kept])
 

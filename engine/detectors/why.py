@@ -28,6 +28,8 @@ MAX_INFLUENCES: Final = 3
 """Largest number of regions that an answer names in each direction."""
 MIN_INFLUENCE: Final = 0.1
 """Smallest effect of a named region, as a fraction of the strongest one."""
+MIN_CHANGE: Final = 0.03
+"""Smallest effect of a named region, as a fraction of the score."""
 SAME_BOX_IOU: Final = 0.99
 """A place that overlaps a detection of its class by this IoU or more is this detection."""
 _BOTH: Final[tuple[MapMode, ...]] = ("keep", "drop")
@@ -135,14 +137,15 @@ class PlaceExplainer:
         region = Box(*placement.to_image(torch.tensor(heats[0].rectangle)).tolist())
         drop = next((heat for heat in heats if heat.mode == "drop"), None)
         named = [] if drop is None else _influences(drop, region, image)
+        least = MIN_CHANGE * chosen.found.score
         return PlaceAnswer(
             score=chosen.found.score,
             threshold=self.detector.score,
             overlap=chosen.found.iou,
             stride=chosen.stride,
             maps=tuple(_finding(heat, chosen.edges, label, class_index, region) for heat in heats),
-            supporting=_strongest([(change, place) for change, place in named if change > 0.0]),
-            suppressing=_strongest([(-change, place) for change, place in named if change < 0.0]),
+            supporting=_strongest([(change, place) for change, place in named if change > least]),
+            suppressing=_strongest([(-change, place) for change, place in named if -change > least]),
         )
 
     def _chosen(self, boxes: ImageBoxes, image: Image, box: Box, class_index: int) -> _Chosen:

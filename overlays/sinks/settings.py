@@ -68,6 +68,8 @@ class WebSettings(SinkSettings):
     """The path that a proxy leaves before the page's paths, such as /cams. Most proxies remove it."""
     insecure: bool = False
     """Serves everyone without a token: only for closed networks."""
+    why: bool = True
+    """Viewers may ask a detector for maps of boxes and of places without a box; answers take the time of other maps."""
 
 
 class MqttSettings(SinkSettings):

@@ -134,6 +134,7 @@ class WebSink(Sink):
             self._packets,
             RenderStyle(self._context.colormap, self._context.opacity),
             painted=self._context.painted,
+            queries=self._context.queries if settings.why else None,
             encoded=lambda: self.encoded,
             uri=self.uri,
             token_source=self._current_token,

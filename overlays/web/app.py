@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -27,6 +28,7 @@ from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
+from overlays.web.viewer_queries import ViewerQueries
 
 STATUS_SECONDS: Final = 0.2
 """Interval between two messages with the state of the cameras."""
@@ -73,6 +75,7 @@ class _Handlers:
                 "clip_seconds": CLIP_SECONDS,
                 "small_pixels": SMALL_PIXELS,
                 "token": page.access.token is not None,
+                "why": page.queries is not None,
             }
         )
 
@@ -185,24 +188,30 @@ class _Handlers:
         client.session = socket.scope["session"]
         unacknowledged = [0]
         self.page.broadcaster.subscribe(client)
+        status = self.page.status
+        questions = ViewerQueries(self.page.queries, lambda: status.cameras, lambda reply: _send_json(socket, reply))
         tasks = [
             asyncio.create_task(each)
             for each in (
-                self._receive(socket, client, unacknowledged),
+                self._receive(socket, client, unacknowledged, questions),
                 self._send_frames(socket, client),
                 self._send_status(socket, unacknowledged),
             )
         ]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            with nullcontext() if self.page.queries is None else self.page.queries.viewing():
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            questions.close()
             self.page.unsubscribe(client)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _receive(self, socket: WebSocket, client: WebClient, unacknowledged: list[int]) -> None:
-        """Read acknowledgements and changes of the view. Any other message ends the connection."""
+    async def _receive(
+        self, socket: WebSocket, client: WebClient, unacknowledged: list[int], questions: ViewerQueries
+    ) -> None:
+        """Read acknowledgements, changes of the view and questions. Any other message ends the connection."""
         try:
             while True:
                 message = json.loads(await socket.receive_text())
@@ -210,9 +219,11 @@ class _Handlers:
                     client.acknowledge(str(message["shown"]))
                 elif "small" in message:
                     client.set_view(small=bool(message["small"]), large=str(message["large"]))
+                elif not message.keys().isdisjoint({"hold", "release", "why"}):
+                    await questions.handle(message)
                 else:
                     unacknowledged[0] = 0
-        except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):
+        except (WebSocketDisconnect, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             client.close()
 
     async def _send_frames(self, socket: WebSocket, client: WebClient) -> None:
@@ -240,6 +251,10 @@ class _Handlers:
         known = ", ".join(self.page.status.cameras) or "none yet"
         text = f"{camera[:80]!r} is not a camera of this run; request {path}, the cameras are: {known}"
         return Response(text, 404, media_type="text/plain")
+
+
+async def _send_json(socket: WebSocket, value: dict[str, Any]) -> None:
+    await socket.send_text(json.dumps(value, allow_nan=False))
 
 
 def _number(request: Request, name: str, default: float) -> float:

@@ -16,6 +16,7 @@ from overlays.web.broadcast import Broadcaster, WebClient
 from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.status import StatusBoard
 from pipeline.ports import MetricSample
+from pipeline.queries import PlaceQueries
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class WebState:
     style: RenderStyle = field(default_factory=RenderStyle)
     painted: bool = False
     """True if the received frames already have the heat map drawn on them."""
+    queries: PlaceQueries | None = None
+    """Takes questions to the detector; None: viewers cannot ask."""
     encoded: Callable[[], int] = lambda: 0
     """Returns the number of compressed images."""
     uri: str = ""

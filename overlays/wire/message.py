@@ -54,7 +54,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         "layer": replace_undecodable(explanation.layer),
         "grid": list(grid),
         "heat_region": [float(edge) for edge in region],
-        "findings": [_finding_record(finding, grid) for finding in explanation.findings],
+        "findings": [finding_record(finding, grid) for finding in explanation.findings],
         "timings": {replace_undecodable(stage): float(seconds) for stage, seconds in explanation.timings.items()},
         "truth": None
         if frame.truth is None
@@ -76,7 +76,8 @@ def _shared_grid(findings: Sequence[Finding]) -> tuple[int, ...]:
     return grids.pop()
 
 
-def _finding_record(finding: Finding, grid: tuple[int, ...]) -> dict[str, Any]:
+def finding_record(finding: Finding, grid: tuple[int, ...] = (1, 1)) -> dict[str, Any]:
+    """Return a finding as a JSON value; ``grid`` is that of the findings without a map of their own."""
     # A reader without the key "map" gets a heat of zero for a box that has a map.
     heat = finding.heat if finding.box_map is None else np.zeros(grid, np.float32)
     record = {

@@ -308,3 +308,24 @@ def test_pipeline_lets_working_sinks_complete_their_account_after_the_last_frame
     run([FakeSource(5)], [working, failed])
     assert working.got == [0, 1, 2, 3, 4, "end"]
     assert failed.got == [0, 1]
+
+
+def test_pipeline_lets_the_explainer_work_while_no_frame_comes():
+    stop = threading.Event()
+
+    class Silent(FakeSource):
+        def frames(self, stop):
+            yield from super().frames(stop)
+            stop.wait(LIMIT_SECONDS)
+
+    class Working(FakeExplainer):
+        idled = 0
+
+        def idle(self):
+            self.idled += len(self.batches) == 2
+            if self.idled == 2:
+                stop.set()
+
+    working = Working()
+    run([Silent(2)], [FakeSink()], explainer=working, stop=stop)
+    assert working.idled == 2

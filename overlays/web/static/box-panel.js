@@ -1,6 +1,8 @@
 // The boxes of one camera as a list, the selected box, and the facts about it.
+import { BoxMaps } from "./box-maps.js";
 import { boxAt, boxesOf, cssColour } from "./boxes.js";
 import { drawSparkline } from "./chart.js";
+import { imageRectangle } from "./heat.js";
 
 const HISTORY_SECONDS = 60;
 const HISTORY_STEP_SECONDS = 0.2;
@@ -8,11 +10,13 @@ const MAX_TRACKS = 1000; // with a history
 const LIST_MS = 200; // between changes of the list
 
 export class BoxPanel {
-  // changed(): the selection has changed.
-  constructor(root, canvas, announce, changed) {
+  // changed(): the selection or its map has changed.
+  constructor(root, camera, link, { announce, changed }) {
+    const canvas = root.querySelector(".view canvas");
     this.canvas = canvas;
     this.announce = announce;
     this.changed = changed;
+    this.header = null; // of the shown frame
     this.boxes = [];
     this.isDetector = false; // whether any frame had a box
     // The selected box is the pinned one, else that under the pointer, else that with the keyboard's focus.
@@ -24,7 +28,10 @@ export class BoxPanel {
     this.history = new Map(); // of scores, by key
     this.listedAt = 0;
     this.isListed = true; // whether the list is that of the shown frame
-    this.size = null; // of the image
+    this.maps = new BoxMaps(this.panel, camera, link, () => {
+      this.updateFacts();
+      this.changed();
+    });
     canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && this.hover(event));
     canvas.addEventListener("pointerleave", () => this.select({ hovered: null }));
     this.list.addEventListener("keydown", (event) => this.onKey(event));
@@ -41,11 +48,17 @@ export class BoxPanel {
     return this.boxes.find((box) => box.key === this.key);
   }
 
+  // The selected box with the map that is shown; undefined without one.
+  get shownBox() {
+    const box = this.maps.shown(this.selected, this.header);
+    return box && { ...box, region: box.finding.map && imageRectangle(this.header, box.finding.map.region) };
+  }
+
   // Show the boxes of a frame.
   show(header) {
+    this.header = header;
     this.boxes = boxesOf(header);
     this.isDetector ||= this.boxes.length > 0;
-    this.size = [header.width, header.height];
     this.record(header.taken_at_unix);
     if (this.keys.hovered !== null && !this.selected) this.keys.hovered = null;
     this.isListed = false;
@@ -90,8 +103,8 @@ export class BoxPanel {
   }
 
   boxUnder({ clientX, clientY }) {
-    if (!this.size) return undefined;
-    const [width, height] = this.size;
+    if (!this.header) return undefined;
+    const { width, height } = this.header;
     const area = this.canvas.getBoundingClientRect();
     const scale = Math.min(area.width / width, area.height / height); // object-fit: contain
     const x = (clientX - area.left - (area.width - scale * width) / 2) / scale;
@@ -184,8 +197,9 @@ export class BoxPanel {
   }
 
   updateFacts() {
-    const box = this.selected;
+    const box = this.shownBox;
     const hasKey = this.key !== null;
+    if (hasKey) this.maps.update(this.selected, this.header);
     this.at(".hint").hidden = hasKey;
     this.at(".box-facts").hidden = !hasKey;
     if (!hasKey) return;

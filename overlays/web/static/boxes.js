@@ -106,7 +106,7 @@ function reducedContext(width, height) {
 export function drawBoxes(context, boxes, selected, pixelsPerCss) {
   const stroke = Math.max(1, 1.5 * pixelsPerCss);
   for (const box of boxes.toReversed()) {
-    if (box !== selected) outline(context, box, box.finding.map ? stroke : stroke / 2, selected ? 0.35 : 1);
+    if (box.key !== selected?.key) outline(context, box, box.finding.map ? stroke : stroke / 2, selected ? 0.35 : 1);
   }
   if (selected) outline(context, selected, 2 * stroke, 1);
   const placed = [];

@@ -4,6 +4,7 @@ import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
 import { Chart } from "./chart.js";
 import { Alarm, drawRegions, describeHeatmap } from "./guards.js";
 import { decodeBase64, heatmapRectangle, renderHeatmap } from "./heat.js";
+import { WhyPanel } from "./why.js";
 
 const OLD_SECONDS = 1;
 const DEFAULT_OPACITY = 0.6;
@@ -22,7 +23,15 @@ export class Card {
     this.canvas = this.at(".view canvas");
     this.tile = document.createElement("canvas");
     this.chart = new Chart(this.at(".chart"));
-    this.boxes = new BoxPanel(this.root, this.canvas, (text) => announce(`${camera}: ${text}`), () => this.paint());
+    const say = (text) => announce(`${camera}: ${text}`);
+    this.boxes = new BoxPanel(this.root, camera, link, { announce: say, changed: () => this.paint() });
+    this.why = new WhyPanel(this.root, camera, link, {
+      hold: (isHeld) => (this.isHeld = isHeld),
+      selected: () => this.boxes.selected,
+      changed: () => this.paint(),
+      announce: say,
+    });
+    this.isHeld = false; // whether the image stays, because a question is asked about it
     this.alarm = new Alarm(this.root, camera, announce);
     this.at("h2").textContent = this.at("h2").title = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
@@ -39,6 +48,10 @@ export class Card {
 
   // Add a frame. A frame replaced by a newer one before it is drawn is skipped and acknowledged.
   async addFrame(header, blob) {
+    if (this.isHeld) {
+      this.link.shown(this.camera);
+      return;
+    }
     if (this.waiting) this.link.shown(this.camera);
     this.waiting = { header, blob };
     if (this.busy) return;
@@ -51,10 +64,12 @@ export class Card {
         const image = await createImageBitmap(frame.blob);
         this.decodingMs += 0.1 * (performance.now() - startedAt - this.decodingMs);
         await new Promise(requestAnimationFrame); // a hidden page draws nothing, so it acknowledges nothing
-        this.image?.close();
-        this.image = image;
-        this.header = frame.header;
-        this.show();
+        if (!this.isHeld) {
+          this.image?.close();
+          this.image = image;
+          this.header = frame.header;
+          this.show();
+        }
       } catch {
         this.announce(`${this.camera}: an image is damaged`);
       }
@@ -68,6 +83,7 @@ export class Card {
     this.boxes.show(header);
     this.paint();
     const { isDetector } = this.boxes;
+    this.why.offer(header, isDetector);
     const top = topFinding(header);
     this.root.dataset.index = header.index;
     this.root.dataset.age = this.age().toFixed(4);
@@ -103,10 +119,15 @@ export class Card {
     }
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
-    const selected = this.boxes.selected;
+    const pixelsPerCss = canvas.width / Math.max(canvas.clientWidth, 1);
+    if (this.why.isOpen) {
+      this.why.paint(context, style, this.tile, pixelsPerCss);
+      return;
+    }
+    const selected = this.boxes.shownBox;
     if (style.palette) this.paintHeat(context, selected);
     drawRegions(context, header);
-    drawBoxes(context, this.boxes.boxes, selected, canvas.width / Math.max(canvas.clientWidth, 1));
+    drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
   }
 
   // Draw the heat of the selected box; without one, that of all boxes, or of a classifier's first class.

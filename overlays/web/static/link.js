@@ -1,4 +1,5 @@
 // WebSocket connection to the server: receives frames and the status, sends acknowledgements, and reconnects.
+const INTERVAL_MS = 250; // between an answer and the next question
 const text = new TextDecoder();
 
 export class Link {
@@ -8,6 +9,10 @@ export class Link {
     this.retryMs = 250;
     this.offset = null; // this clock minus the server's; too large by at most the shortest transfer time of a message
     this.receivedAt = performance.now();
+    this.canAsk = false; // whether the server passes questions to a detector
+    this.questions = new Map(); // functions that take the answers, by number
+    this.lastQuestion = 0;
+    this.turn = Promise.resolve(); // ends when the next question to the detector may be sent
     this.open();
   }
 
@@ -28,7 +33,11 @@ export class Link {
       if (message.kind === "hello") {
         this.retryMs = 250;
         this.offset = null;
+        this.canAsk = message.why;
         this.handlers.hello(message);
+      } else if (message.kind === "answer") {
+        this.questions.get(message.id)?.(message);
+        this.questions.delete(message.id);
       } else {
         this.updateOffset(message.unix);
         this.send({ heard: true });
@@ -63,7 +72,25 @@ export class Link {
     return true;
   }
 
+  // Ask the detector about a place; return its answer. The server answers one question of a viewer at a time.
+  why(place) {
+    const answer = this.turn.then(() => this.ask({ why: place }));
+    this.turn = answer.then(() => new Promise((resolve) => setTimeout(resolve, INTERVAL_MS)));
+    return answer;
+  }
+
+  // Send a question; return its answer, which has the key "error" if it failed.
+  ask(question) {
+    const id = ++this.lastQuestion;
+    return new Promise((resolve) => {
+      if (this.send({ ...question, id })) this.questions.set(id, resolve);
+      else resolve({ error: "there is no connection to the server" });
+    });
+  }
+
   async lost() {
+    for (const resolve of this.questions.values()) resolve({ error: "the connection to the server was lost" });
+    this.questions.clear();
     this.handlers.lost();
     // A WebSocket does not report why it was refused; a plain request shows whether the session has expired.
     const response = await fetch("metrics", { method: "HEAD" }).catch(() => null);

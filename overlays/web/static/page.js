@@ -75,8 +75,10 @@ function cardOf(camera) {
   if (!card) {
     card = new Card(camera, style, link, announce);
     card.at(".view").onclick = (event) => {
+      if (card.why.isOpen) return; // a box is drawn
       if (!card.boxes.pick(event)) enlarge(card.root.classList.contains("large") ? null : camera);
     };
+    card.why.opened = () => enlarge(camera); // the form stands beside the image
     cards.set(camera, card);
     at("cameras").append(card.root);
     at("cameras").classList.toggle("many", cards.size > MANY);
@@ -122,6 +124,14 @@ at("opacity").oninput = (event) => {
   storeStyle();
 };
 
+// Keys that apply to one camera.
+const ACTIONS = {
+  s: (card) => card.snapshot(),
+  c: (card) => card.clip(),
+  w: (card) => card.why.open(),
+  m: (card) => card.boxes.maps.toggle(card.boxes.selected),
+};
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range]")) return;
   const all = [...cards.keys()];
@@ -129,15 +139,14 @@ document.addEventListener("keydown", (event) => {
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
   const hovered = document.querySelector(".card:hover")?.dataset.camera;
   const chosen = large ?? focused ?? hovered ?? (all.length === 1 ? all[0] : undefined);
-  if (event.key === "Escape" && releaseBoxes()) event.preventDefault();
+  if (event.key === "Escape" && (closeQuestions() || releaseBoxes())) event.preventDefault();
   else if (event.key === "Escape" && large !== undefined) enlarge(null);
   else if (event.key === "h") {
     setStyle(!style.heat, style.opacity);
     storeStyle();
-  } else if (event.key === "s" || event.key === "c") {
-    if (chosen === undefined) announce("s and c apply to one camera: choose it with ← →, or point at it");
-    else if (event.key === "s") cards.get(chosen).snapshot();
-    else cards.get(chosen).clip();
+  } else if (event.key in ACTIONS) {
+    if (chosen === undefined) announce(`${event.key} applies to one camera: choose it with ← →, or point at it`);
+    else ACTIONS[event.key](cards.get(chosen));
   }
   else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && all.length) {
     const step = event.key === "ArrowRight" ? 1 : -1;
@@ -151,6 +160,11 @@ document.addEventListener("keydown", (event) => {
 // End the selection of boxes of all cameras; return false if there is none.
 function releaseBoxes() {
   return [...cards.values()].filter((card) => card.boxes.release()).length > 0;
+}
+
+// Go back to the live images; return false if none was held.
+function closeQuestions() {
+  return [...cards.values()].filter((card) => card.why.close()).length > 0;
 }
 
 // Request small images where large ones would look the same, or take this machine too long to decode.

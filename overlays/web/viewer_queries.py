@@ -1,0 +1,161 @@
+"""The questions of one viewer to the detector: frames to hold, and places to explain.
+
+A viewer has one question at a time, and a bounded number per second. Each question is answered, by an error in words
+where there is no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, cast
+
+from overlays.wire.message import finding_record
+from overlays.wire.text import replace_undecodable
+from pipeline.errors import FrameGoneError, ReciproStreamError, WireError
+from pipeline.frames import Box
+from pipeline.queries import Influence, MapMode, PlaceAnswer, PlaceQueries, PlaceQuery
+
+ANSWER_SECONDS: Final = 15.0
+"""Time limit of an answer."""
+MIN_INTERVAL_SECONDS: Final = 0.2
+"""Shortest time between the beginnings of two questions."""
+NO_DETECTOR: Final = "this page cannot ask a detector: its frames come from another run, or questions are off"
+MAX_PIXELS: Final = 1e6
+_CHOICES: Final = (["keep"], ["drop"], ["drop", "keep"])
+
+Reply = dict[str, Any]
+
+
+class ViewerQueries:
+    """Answers the questions of one viewer. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        queries: PlaceQueries | None,
+        cameras: Callable[[], Mapping[str, object]],
+        send: Callable[[Reply], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set the detector's queries, the known cameras by the names on the page, and the way to the viewer."""
+        self._queries, self._cameras, self._send, self._clock = queries, cameras, send, clock
+        self._task: asyncio.Task[None] | None = None
+        self._asked_at = -math.inf
+
+    async def handle(self, message: dict[str, Any]) -> None:
+        """Begin to answer a message with the key ``hold``, ``release`` or ``why``; never waits for the detector."""
+        number, queries = message.get("id"), self._queries
+        if queries is None:
+            await self._send(_failure(number, WireError(NO_DETECTOR)))
+            return
+        try:
+            if "hold" in message:
+                await self._send(_reply(number, self._hold(queries, message["hold"])))
+            elif "release" in message:
+                queries.frames.release(self)
+            else:
+                query = read_query(message["why"], self._cameras())
+                self._check_rate()
+                future = asyncio.wrap_future(queries.ask(query))
+                self._task = asyncio.create_task(self._answer(number, query, future))
+        except ReciproStreamError as error:
+            await self._send(_failure(number, error))
+
+    def close(self) -> None:
+        """Cancel the question and release the held frame."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._queries is not None:
+            self._queries.frames.release(self)
+
+    def _hold(self, queries: PlaceQueries, value: object) -> Reply:
+        camera, index = _frame_of(value, self._cameras())
+        queries.frames.hold(self, camera, index)
+        return {"labels": [replace_undecodable(label) for label in queries.labels]}
+
+    def _check_rate(self) -> None:
+        now = self._clock()
+        if self._task is not None and not self._task.done():
+            raise WireError("your last question is being answered; ask again after it")
+        if now - self._asked_at < MIN_INTERVAL_SECONDS:
+            raise WireError(f"a viewer may ask every {MIN_INTERVAL_SECONDS:g} s; ask again")
+        self._asked_at = now
+
+    async def _answer(self, number: object, query: PlaceQuery, future: asyncio.Future[PlaceAnswer]) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await future
+            reply = _reply(number, answer_record(query, answer))
+        except TimeoutError:
+            reply = _failure(number, WireError(f"the detector did not answer within {ANSWER_SECONDS:g} s; ask again"))
+        except ReciproStreamError as error:
+            reply = _failure(number, error)
+        with contextlib.suppress(RuntimeError):  # the viewer has gone
+            await self._send(reply)
+
+
+def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
+    """Return a question from its JSON value.
+
+    Raises:
+        WireError: a key is missing or its value is wrong.
+    """
+    camera, index = _frame_of(value, cameras)
+    fields = cast("Mapping[str, Any]", value)
+    box, label, modes = fields.get("box"), fields.get("label"), fields.get("modes", ["keep", "drop"])
+    if not (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and abs(v) < MAX_PIXELS for v in box)
+    ):
+        raise WireError("why.box: give [left, top, right, bottom] in pixels of the frame")
+    if not (isinstance(label, str) and label):
+        raise WireError("why.label: give the name of a class")
+    if not (isinstance(modes, list) and modes and sorted(map(str, modes)) in _CHOICES):
+        raise WireError("why.modes: give a list of keep and drop, each once")
+    return PlaceQuery(camera, index, Box(*map(float, box)), label, tuple(cast("list[MapMode]", modes)))
+
+
+def _is_pixel(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < MAX_PIXELS
+
+
+def _frame_of(value: object, cameras: Mapping[str, object]) -> tuple[str, int]:
+    """Return camera and frame index of a question."""
+    if not isinstance(value, Mapping):
+        raise WireError("question: give an object with camera and index")
+    camera, index = value.get("camera"), value.get("index")
+    if not isinstance(camera, str) or camera not in cameras:
+        raise WireError(f"camera {str(camera)[:80]!r}: is not a camera of this run; give one of {', '.join(cameras)}")
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise WireError("index: give the index of the frame")
+    return camera, index
+
+
+def answer_record(query: PlaceQuery, answer: PlaceAnswer) -> Reply:
+    """Return an answer as plain JSON values."""
+    return {
+        "index": query.index,
+        "label": replace_undecodable(query.label),
+        "box": [float(edge) for edge in query.box],
+        "score": answer.score,
+        "threshold": answer.threshold,
+        "overlap": answer.overlap,
+        "stride": answer.stride,
+        "maps": [finding_record(finding) for finding in answer.maps],
+        "supporting": [_influence_record(place) for place in answer.supporting],
+        "suppressing": [_influence_record(place) for place in answer.suppressing],
+    }
+
+
+def _influence_record(place: Influence) -> Reply:
+    return {"box": [float(edge) for edge in place.box], "score_without": place.score_without}
+
+
+def _reply(number: object, content: Reply) -> Reply:
+    return {"kind": "answer", "id": number if isinstance(number, int) else None, **content}
+
+
+def _failure(number: object, error: Exception) -> Reply:
+    return _reply(number, {"error": str(error), "gone": isinstance(error, FrameGoneError)})

@@ -112,8 +112,7 @@ def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[
             continue
         step = _Step(wiring, buffers, assembly, number, count)
         if number in assembly.picks:
-            for rows, channels in assembly.picks[number]:
-                step.channels(operation, rows, list(channels), weights.get(operation))
+            step.picked(operation, assembly.picks[number], weights.get(operation))
         else:
             step.run(operation, weights.get(operation))
         for activation in operation.activations:
@@ -121,9 +120,15 @@ def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[
 
 
 def tap_matrices(wiring: Wiring) -> dict[Operation, Tensor]:
-    """Return the weights of the convolutions that read by table: (groups, taps * C / groups, C' / groups)."""
+    """Return weights in other orders.
+
+    Convolutions that read by table: (groups, taps * C / groups, C' / groups). 1x1 convolutions whose channels are
+    computed one by one: (C', C).
+    """
     found: dict[Operation, Tensor] = {}
-    for operation in wiring.operations:
+    for number, operation in enumerate(wiring.operations):
+        if isinstance(operation, Affine) and number in wiring.selectable and len(operation.sources) == 1:
+            found[operation] = cast("Tensor", operation.weights[0]).t().contiguous()
         if isinstance(operation, Convolution) and not operation.laid_out:
             weight = operation.weight
             grouped = weight.reshape(operation.groups, -1, *weight.shape[1:])
@@ -191,6 +196,24 @@ class _Step:
             started = True
         if bias is not None:
             self.out.add_(bias)
+
+    def picked(
+        self, operation: Operation, picks: Sequence[tuple[slice, tuple[int, ...]]], matrix: Tensor | None
+    ) -> None:
+        """Compute the channels of an operation that are read."""
+        counts = [rows.stop - rows.start for rows, channels in picks if len(channels) == 1]
+        alone = isinstance(operation, Affine) and len(operation.sources) == 1 and matrix is not None
+        if not alone or len(counts) < len(picks) or sum(counts) != self.count:
+            for rows, channels in picks:
+                self.channels(operation, rows, list(channels), matrix)
+            return
+        chosen = torch.tensor([channels[0] for _, channels in picks], device=self.out.device)
+        columns = chosen.repeat_interleave(torch.tensor(counts, device=self.out.device), output_size=self.count)
+        products = self.gather(self.edges[0], 0) * cast("Tensor", matrix).index_select(0, columns)
+        values = products.sum(1)
+        bias = cast("Affine", operation).bias
+        values = values if bias is None else values + bias[columns]
+        self.out.scatter_(1, columns[:, None], values[:, None])
 
     def channels(self, operation: Operation, rows: slice, channels: list[int], matrix: Tensor | None) -> None:
         """Compute some channels of some vectors of a convolution."""

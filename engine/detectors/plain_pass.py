@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import AUTOMATIC, BACKENDS, check_backend
+from engine.runtime.choice import fastest
 from engine.runtime.compile_cache import CompileCache
 from pipeline.errors import BackendError
-
-log = logging.getLogger(__name__)
 
 TOLERANCE: Final = 1e-3
 """Largest difference of an output from eager float32, as a fraction of the output's largest value."""
@@ -40,22 +38,13 @@ def compile_plain_pass(module: nn.Module, example: Tensor, backend: str, cache: 
     images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)) * 255.0
     with torch.inference_mode():
         expected = module(images)
-    timed: list[tuple[float, str, Compiled]] = []
-    refused: list[str] = []
-    for name in names:
-        try:
-            compiled = _compiled(module, example, name, cache)
-            _verify(name, expected, compiled(images))
-        except BackendError as reason:
-            refused.append(str(reason))
-            log.info("skipped: %s", reason)
-        else:
-            timed.append((_seconds(compiled, images) if len(names) > 1 else 0.0, name, compiled))
-    if not timed:
-        raise BackendError("; ".join(refused))
-    seconds, name, best = min(timed, key=lambda entry: entry[0])
-    log.info("backend %s: %.1f ms per image for the plain pass", name, 1e3 * seconds)
-    return best
+
+    def build(name: str) -> Compiled:
+        compiled = _compiled(module, example, name, cache)
+        _verify(name, expected, compiled(images))
+        return compiled
+
+    return fastest(names, build, lambda compiled: _seconds(compiled, images), "plain pass")
 
 
 def _compiled(module: nn.Module, example: Tensor, name: str, cache: CompileCache | None) -> Compiled:

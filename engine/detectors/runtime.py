@@ -98,8 +98,12 @@ class _Features:
     maps: tuple[Tensor, ...]
     """(1, C, h, w) each."""
     features: dict[str, Tensor]
-    """At the nodes of all cuts, (1, C, h, w)."""
+    """At the nodes that the plans read, (1, C, h, w)."""
     candidates: Candidates
+    image: Tensor
+    """(1, 3, H, W): features of levels that are prepared later are computed from it."""
+    targets: tuple[Target, ...]
+    """Of the detections, in their order."""
 
 
 class OneStageEngine(BoxEngine):
@@ -112,17 +116,19 @@ class OneStageEngine(BoxEngine):
         *,
         cut: CutKind = "complete",
         compile_plain: CompilePlain | None = None,
+        prepare: bool = True,
     ) -> None:
         """Find the cuts, prove the splits, compile the plain pass, and choose the plans.
 
-        A level whose tail has no cones (group norms, attention) is explained at its own level by the definition,
-        because the definition at the complete cut takes minutes; a warning says so.
+        A level whose tail has no cones (group norms, attention) is explained at its own level, because the definition
+        at the complete cut takes minutes; without cones there too, by the definition. A warning says so.
 
         Args:
             detector: the detector.
             image_size: height and width of the input in pixels.
             cut: which features are masked.
             compile_plain: compiles the plain pass; None = eager.
+            prepare: prepare all levels now; False = each level when it is first explained, for a single question.
 
         Raises:
             ConfigError: the detector does not accept this size.
@@ -131,28 +137,35 @@ class OneStageEngine(BoxEngine):
         """
         self.image_size, self._detector = image_size, detector
         self._network, self._layout = detector.network(image_size), detector.layout
-        self._levels = [self._explained_level(level, cut) for level in range(len(self._layout.levels))]
-        cut_nodes = dict.fromkeys(node for level in self._levels for node in level.split.cut.nodes)
-        self._nodes = tuple(dict.fromkeys(node for level in self._levels for node in level.plan.nodes))
-        self.cut = ", ".join(dict.fromkeys(level.cut for level in self._levels)) + f" at {', '.join(cut_nodes)}"
-        self.plan = ", ".join(dict.fromkeys(level.plan_name for level in self._levels))
+        self._cut_kind: CutKind = cut
+        self._levels: dict[int, _Level] = {}
+        levels = [self._prepared(level) for level in range(len(self._layout.levels) if prepare else 0)]
+        cut_nodes = dict.fromkeys(node for level in levels for node in level.split.cut.nodes)
+        self._nodes = tuple(dict.fromkeys(node for level in levels for node in level.plan.nodes))
+        self.cut = ", ".join(dict.fromkeys(level.cut for level in levels)) + f" at {', '.join(cut_nodes)}"
+        self.plan = ", ".join(dict.fromkeys(level.plan_name for level in levels))
         plain = _FlatOutputs(with_features(self._network, self._nodes))
         self._plain = compile_plain(plain, torch.zeros(1, 3, *image_size)) if compile_plain else plain
 
-    def _explained_level(self, number: int, cut: CutKind) -> _Level:
-        """Return the split and the plan of one level."""
+    def _prepared(self, number: int) -> _Level:
+        """Return the split and the plan of one level, built when it is first needed."""
+        if number not in self._levels:
+            self._levels[number] = self._explained_level(number)
+        return self._levels[number]
+
+    def _explained_level(self, number: int) -> _Level:
         detector, size = self._detector, self.image_size
-        split = detector.split(number, "complete" if cut == "complete" else "own level", size)
-        with torch.inference_mode():
-            features = split.features(torch.zeros(1, 3, *size))
-        try:
-            return _Level(split, ConePlan(split, features), cut, "cones")
-        except LayerError as reason:
-            log.warning(
-                "%s, level %d: maps are made at its own level, without cones: %s", detector.name, number, reason
-            )
-        own = detector.split(number, "own level", size)
-        return _Level(own, _DensePlan(own), "level", "dense")
+        kinds: tuple[CutKind, ...] = ("complete", "level") if self._cut_kind == "complete" else ("level",)
+        for kind in kinds:
+            split = detector.split(number, "complete" if kind == "complete" else "own level", size)
+            with torch.inference_mode():
+                features = split.features(torch.zeros(1, 3, *size))
+            try:
+                return _Level(split, ConePlan(split, features), kind, "cones")
+            except LayerError as reason:
+                instead = "by the definition, slowly" if kind == "level" else "at its own level"
+                log.warning("%s, level %d: maps are made %s: %s", detector.name, number, instead, reason)
+        return _Level(split, _DensePlan(split), "level", "dense")
 
     def run(self, images: Tensor) -> list[ImageBoxes]:
         """Return the boxes of each image."""
@@ -165,18 +178,22 @@ class OneStageEngine(BoxEngine):
             part = [output[n : n + 1] for output in outputs]
             features = dict(zip(self._nodes, part[count:], strict=True))
             detections = select(candidates, n, score=self._detector.score, iou=self._detector.iou)
-            found.append(ImageBoxes(detections, _Features(tuple(part[:count]), features, candidates)))
+            targets = tuple(
+                Target(self._layout.locate(candidates.grids, anchor), class_index)
+                for anchor, class_index in zip(detections.anchors.tolist(), detections.classes.tolist(), strict=True)
+            )
+            source = _Features(tuple(part[:count]), features, candidates, images[n : n + 1], targets)
+            found.append(ImageBoxes(detections, source))
         return found
 
     def has_cones(self, level: int) -> bool:
         """Return whether maps of a level cost only what a mask changes, not one run of the tail per region."""
-        return isinstance(self._levels[level].plan, ConePlan)
+        return isinstance(self._prepared(level).plan, ConePlan)
 
     def target(self, boxes: ImageBoxes, index: int) -> Target:
         """Return the anchor and class of a box."""
-        detections, grids = boxes.detections, boxes.source.candidates.grids
-        anchor = self._layout.locate(grids, int(detections.anchors[index]))
-        return Target(anchor, int(detections.classes[index]))
+        source: _Features = boxes.source
+        return source.targets[index]
 
     def level(self, boxes: ImageBoxes, index: int) -> int:
         """Return the pyramid level of a box."""
@@ -191,7 +208,7 @@ class OneStageEngine(BoxEngine):
         boxes = self.run(torch.zeros(1, 3, *self.image_size))[0]
         seconds = {}
         for level, (rows, columns) in enumerate(boxes.source.candidates.grids):
-            plan = self._levels[level].plan
+            plan = self._prepared(level).plan
             if not isinstance(plan, ConePlan):
                 continue  # the definition has nothing to prepare, and may take minutes
             target = Target(Anchor(level, rows // 2, columns // 2), 0)
@@ -208,11 +225,10 @@ class OneStageEngine(BoxEngine):
         rows, columns = Regions(self.image_size, cell_px).grid
         rectangle = (0.0, 0.0, float(columns * cell_px), float(rows * cell_px))
         found: dict[int, BoxHeat] = {}
-        for level, explained in enumerate(self._levels):
+        for level in sorted({target.anchor.level for target in targets}):
             chosen = [number for number, target in enumerate(targets) if target.anchor.level == level]
-            if not chosen:
-                continue
-            features = [source.features[node] for node in explained.plan.nodes]
+            explained = self._prepared(level)
+            features = self._given(source, explained.plan.nodes)
             anchors = [self._reads(targets[number]) for number in chosen]
             windows = explained.plan.windows(features, anchors, cell_px, mode)
             for number, window in zip(chosen, windows, strict=True):
@@ -226,6 +242,14 @@ class OneStageEngine(BoxEngine):
                 score = float(log_score.exp())
                 found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut)
         return [found[number] for number in range(len(targets))]
+
+    def _given(self, source: _Features, nodes: Sequence[str]) -> list[Tensor]:
+        """Return the features that a plan reads."""
+        if any(node not in source.features for node in nodes):
+            with torch.inference_mode():
+                _, found = with_features(self._network, nodes)(source.image)
+            source.features.update(zip(nodes, found, strict=True))
+        return [source.features[node] for node in nodes]
 
     def _reads(self, target: Target) -> AnchorReads:
         """Return the vectors and channels from which the score of a target is computed."""

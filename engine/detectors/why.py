@@ -79,7 +79,7 @@ def explain_place(
     if isinstance(detector, RegionDetector):
         raise ConfigError(f"{detector.name}: its first stage chooses regions, so a missed place has none; use YOLOX")
     check_place(detector.labels, image, box, label)
-    engine = OneStageEngine(detector, detector.input.size, cut=cut)
+    engine = OneStageEngine(detector, detector.input.size, cut=cut, prepare=False)
     steps = PlaceExplainer(engine, detector, detector.input, cell_px).steps(image, box, label)
     while True:
         try:

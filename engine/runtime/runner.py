@@ -18,6 +18,7 @@ from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan, SampledPlan, probe_cells
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
+from engine.runtime.choice import fastest
 from engine.runtime.compile_cache import CompileCache
 from engine.runtime.devices import DTYPES, channels_last
 from engine.runtime.verification import (
@@ -340,22 +341,9 @@ def select_fastest(split: SplitModel, config: CompileConfig, backends: Sequence[
     Raises:
         BackendError: no backend runs.
     """
-    timed: list[tuple[float, Runner]] = []
-    refused: list[str] = []
-    for name in backends:
-        try:
-            runner = Runner(split, replace(config, backend=name))
-        except BackendError as reason:
-            refused.append(str(reason))
-            log.info("skipped: %s", reason)
-        else:
-            timed.append((runner.seconds_per_image(), runner))
-    if not timed:
-        raise BackendError("; ".join(refused))
-    seconds, best = min(timed, key=lambda pair: pair[0])
-    others = ", ".join(f"{runner.config.backend} {1e3 * t:.1f} ms" for t, runner in timed if runner is not best)
-    log.info("backend %s: %.1f ms per image%s", best.config.backend, 1e3 * seconds, others and f" ({others})")
-    return best
+    return fastest(
+        backends, lambda name: Runner(split, replace(config, backend=name)), Runner.seconds_per_image, "image"
+    )
 
 
 def select_first_working(split: SplitModel, config: CompileConfig, backends: Sequence[str]) -> Runner:

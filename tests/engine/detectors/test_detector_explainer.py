@@ -7,17 +7,22 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from engine.detectors import runtime
 from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.detector import Detector
+from engine.detectors.graph import normalise
 from engine.detectors.heat import BoxHeat
 from engine.detectors.input_format import InputFormat
-from engine.detectors.runtime import build_engine
+from engine.detectors.layouts import NanodetLayout
+from engine.detectors.outputs import Anchor, Level, Read, Target
+from engine.detectors.runtime import OneStageEngine, build_engine
 from engine.explainers.detector import DetectorExplainer
 from pipeline.config import BoxesConfig, EngineConfig
 from pipeline.errors import BackendError, ConfigError
 from pipeline.frames import NO_HEAT, Frame
-from tests.engine.detectors.conftest import SIZE
+from tests.engine.detectors.conftest import SIZE, with_lively_weights
 
 INPUT = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
 MIN_SCORE = 0.6
@@ -171,6 +176,63 @@ def test_heat_of_drop_keeps_what_speaks_against_the_box():
 def test_explainer_refuses_options_that_do_not_fit(detector, options, error, message):
     with pytest.raises(error, match=message):
         DetectorExplainer(detector, EngineConfig(**{"backend": "eager", **options}))
+
+
+def test_engine_prepares_only_the_levels_that_are_asked_about(detector, frames, monkeypatch):
+    built = []
+    plan = runtime.ConePlan
+    monkeypatch.setattr(runtime, "ConePlan", lambda split, features: built.append(split) or plan(split, features))
+    images = detector.input.prepare([frames[0].image])
+    whole, single = (OneStageEngine(detector, SIZE, prepare=prepare) for prepare in (True, False))
+    assert len(built) == 3
+    expected, found = (engine.run(images)[0] for engine in (whole, single))
+    target = Target(Anchor(1, 2, 3), 4)
+    (heat,), (lazy,) = (
+        engine.heat_of_targets(boxes, [target], 32, "drop") for engine, boxes in ((whole, expected), (single, found))
+    )
+    assert len(built) == 4
+    torch.testing.assert_close(lazy.values, heat.values)
+    assert heat.values.std() > 0.0
+
+
+def test_engine_uses_cones_at_the_own_level_where_the_complete_cut_has_none(caplog):
+    module = with_lively_weights(_Squeezed())
+    network = normalise(module, SIZE)
+    layout = NanodetLayout([Level(8, 0, None, 0), Level(16, 1, None, 1)], 2)
+    detector = Detector("squeezed", module, layout, ("a", "b"), INPUT, networks={SIZE: network})
+    engine = OneStageEngine(detector, SIZE)
+    assert engine.has_cones(0)
+    assert engine.has_cones(1)
+    assert "squeezed, level 0: maps are made at its own level" in caplog.text
+    (boxes,) = engine.run(torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(4)))
+    (heat,) = engine.heat_of_targets(boxes, [Target(Anchor(0, 5, 5), 1)], 16, "keep")
+    assert heat.cut == "level"
+    split = detector.split(0, "own level", SIZE)
+    features = [boxes.source.features.get(node) for node in split.cut.nodes]
+    features = split.features(boxes.source.image) if None in features else features
+    (responses,) = dense_responses(split, features, [Read(0, 5, 5)], 16, "keep")
+    expected = layout.log_score([responses], 1, Anchor(0, 5, 5))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(heat.values.flatten(), expected, atol=1e-5, rtol=1e-4)
+
+
+class _Squeezed(nn.Module):
+    """A detector with squeeze and excitation between the backbone and its heads, as in SSDlite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.after = nn.Conv2d(8, 8, 3, 1, 1)
+        self.down = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU6(), nn.Conv2d(8, 2 + 4 * 8, 1)) for _ in range(2)
+        )
+
+    def forward(self, images):
+        x = self.stem(images)
+        x = torch.relu(self.after(x * self.gate(x)))
+        return self.heads[0](x), self.heads[1](self.down(x))
 
 
 def test_explainer_of_a_backend_equals_eager(detector, frames):

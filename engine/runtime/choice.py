@@ -1,0 +1,48 @@
+"""Chooses the fastest of several backends on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pipeline.errors import BackendError
+
+log = logging.getLogger(__name__)
+
+Built = TypeVar("Built")
+
+
+def fastest(
+    backends: Sequence[str], build: Callable[[str], Built], seconds: Callable[[Built], float], unit: str
+) -> Built:
+    """Return what the fastest backend gives; skips backends that are not available or fail.
+
+    Args:
+        backends: their names.
+        build: builds with a backend; raises ``BackendError``.
+        seconds: measures the result of ``build``; not called where only one backend runs.
+        unit: the measured work, for the log.
+
+    Raises:
+        BackendError: no backend runs.
+    """
+    found: dict[str, Built] = {}
+    refused: list[str] = []
+    for name in backends:
+        try:
+            found[name] = build(name)
+        except BackendError as reason:
+            refused.append(str(reason))
+            log.info("skipped: %s", reason)
+    if not found:
+        raise BackendError("; ".join(refused))
+    if len(found) == 1:
+        ((name, built),) = found.items()
+        log.info("backend %s", name)
+        return built
+    timed = {name: seconds(built) for name, built in found.items()}
+    best = min(timed, key=timed.__getitem__)
+    others = ", ".join(f"{name} {1e3 * time:.1f} ms" for name, time in timed.items() if name != best)
+    log.info("backend %s: %.1f ms per %s (%s)", best, 1e3 * timed[best], unit, others)
+    return found[best]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from commands.console import print_line, read_text_file
 from commands.wiring.detectors import is_detector
+from overlays.sinks.settings import StillsSettings
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.guards.box_stats import BOX
@@ -62,6 +63,8 @@ def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> No
     for sink in config.sinks:
         if (condition := getattr(sink, "record_when", None)) is not None:
             parse_condition(condition, known)
+        if isinstance(sink, StillsSettings):
+            parse_condition(sink.when, known, option="when")
 
 
 def _read_baseline_text(baseline: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlays.sinks.paths import OWN_FILES, VIDEO_SUFFIXES, path_errors, paths_for, safe_file_name
+from overlays.sinks.settings import STILLS
 from pipeline.errors import SinkError
 from pipeline.kinds import split_query
 
@@ -47,6 +48,9 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path | SharedF
         if "://" in uri:
             continue
         uri = split_query(uri)[0]  # noqa: PLW2901
+        if uri.startswith(STILLS):
+            paths.append(Path(uri.removeprefix(STILLS)))
+            continue
         if uri.endswith("/"):
             paths.append(SharedFolder(Path(uri)) if cameras else Path(uri))
             paths += [Path(uri) / safe_file_name(camera) for camera in cameras]

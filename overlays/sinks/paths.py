@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from overlays.sinks.settings import STILLS
 from pipeline.errors import ConfigError, SinkError
 from pipeline.kinds import split_query
 
@@ -81,7 +82,7 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
     """
     written: list[Path] = []
     for uri in uris:
-        path = Path(split_query(uri)[0])
+        path = Path(split_query(uri)[0].removeprefix(STILLS))
         outputs = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
         if any(same_place(output, Path(source)) for output in outputs for source in inputs):
             raise ConfigError(f"sink {uri!r} would overwrite an input of this run; choose another file")

@@ -11,19 +11,21 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from overlays.sinks.settings import (
+    STILLS,
     ClipSettings,
     FoxgloveSettings,
     JsonlSettings,
     McapSettings,
     MqttSettings,
     ParquetSettings,
+    StillsSettings,
     VideoSettings,
     WebSettings,
     WindowSettings,
     ZeroMqSettings,
 )
 from pipeline.errors import SinkError, did_you_mean
-from pipeline.kinds import Kind, KindRegistry
+from pipeline.kinds import Kind, KindRegistry, split_query
 from pipeline.ports import Sink
 from pipeline.settings import SinkContext, SinkSettings
 
@@ -37,9 +39,18 @@ def _key(uri: str) -> str:
     """Return the scheme, the suffix or the whole word of a URI; ``/`` for a folder."""
     if "://" in uri:
         return uri.partition("://")[0].lower() + "://"
+    if uri.startswith(STILLS):
+        return STILLS
     if len(uri) > 1 and uri.endswith("/"):
         return "/"
     return PurePath(uri).suffix.lower() or uri
+
+
+def _split(uri: str) -> tuple[str, dict[str, str]]:
+    """Return a URI and the options behind it; a folder with ``when`` is a folder of stills."""
+    path, options = split_query(uri)
+    is_stills = path.endswith("/") and "when" in options and not path.startswith(STILLS)
+    return f"{STILLS}{path}" if is_stills else path, options
 
 
 def _shown(uri: str) -> str:
@@ -66,6 +77,7 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("MQTT client", ("mqtt://", "mqtts://"), MqttSettings, "overlays.sinks.mqtt.sink:MqttSink", extra="mqtt"),
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
+        Kind("folder of stills", (STILLS,), StillsSettings, "overlays.sinks.stills:StillsSink"),
         Kind("JSON log", (".jsonl",), JsonlSettings, "overlays.sinks.jsonl:JsonlSink"),
         Kind("table", (".parquet",), ParquetSettings, "overlays.sinks.parquet:ParquetSink", extra="parquet"),
         Kind(
@@ -81,6 +93,7 @@ SINKS: Final = KindRegistry[SinkSettings](
     unknown=_unknown,
     shown=_shown,
     error=SinkError,
+    split=_split,
 )
 
 

@@ -181,6 +181,28 @@ class FoxgloveSettings(SinkSettings):
     """JPEG quality of the images."""
 
 
+STILLS = "stills:"
+"""Prefix of a folder of stills; ``FOLDER/?when=...`` is the same without it."""
+
+
+class StillsSettings(SinkSettings):
+    """A folder of doubtful frames to label."""
+
+    when: str = Field(default="score<0.6", min_length=1)
+    """The frames that are saved, in the language of record_when, such as score<0.6 or guard."""
+    label_changes: bool = False
+    """Saves a frame, too, if its label differs from that of the camera's frame before."""
+    max_rate: MaxRate = 1.0
+    """Saved frames per second of each camera at most."""
+    min_difference: int = Field(default=6, ge=0, le=64)
+    """The bits of 64 in which the difference hash of a frame differs from those of the camera's last 64 saved frames,
+    at least: similar frames are saved once. 0 saves all."""
+    max_images: int = Field(default=10_000, ge=1)
+    """Number of frames that a run saves at most."""
+    quality: Quality = 95
+    """JPEG quality of the images."""
+
+
 class JsonlSettings(SinkSettings):
     """A log with one JSON line for each explanation."""
 

@@ -24,6 +24,7 @@ ADDRESSES = {
     "mqtt://": "mqtt://127.0.0.1/plant",
     "mqtts://": "mqtts://127.0.0.1/plant",
     "/": "clips/",
+    "stills:": "stills:review/",
     "window": "window",
 }
 

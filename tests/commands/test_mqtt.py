@@ -16,7 +16,6 @@ from overlays.sinks.mqtt.client import read_login
 from overlays.sinks.registry import SINKS
 from pipeline.errors import ConfigError
 from tests.support.broker import MOSQUITTO, Broker
-from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +88,7 @@ def test_mqtt_options_are_refused_for_other_sinks(command, tmp_path):
 
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")
-def test_stream_publishes_findings_to_a_broker(tmp_path):
+def test_stream_publishes_findings_to_a_broker(command, tmp_path):
     heard = (
         "import sys, json, paho.mqtt.client as paho\n"
         "client = paho.Client(paho.CallbackAPIVersion.VERSION2)\n"
@@ -107,11 +106,8 @@ def test_stream_publishes_findings_to_a_broker(tmp_path):
         try:
             assert ear.stdout.readline() == "listening\n"
             source = "line:?fps=30&size=320x240&seed=3&frames=90"
-            done = subprocess.run(
-                [sys.executable, "run.py", "stream", "--source", source, "--model", "line_net", "--sink", broker.uri],
-                cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
+            code, printed = command("stream", "--source", source, "--backend", "eager", "--sink", broker.uri)
+            assert code == 0, printed
             output = ear.stdout.read()
         finally:
             ear.kill()

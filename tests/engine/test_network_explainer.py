@@ -66,17 +66,22 @@ def test_explainer_implements_the_interface(squeezenet):
     assert squeezenet.explain([]) == []
 
 
-def small(**options):
-    return NetworkExplainer(
-        load_network("squeezenet1_1", weights="random"), EngineConfig(model="squeezenet1_1", **options)
-    )
+@pytest.fixture(scope="module")
+def small():
+    """Builds explainers of one random network; eager, for laws that hold on every backend."""
+    network = load_network("squeezenet1_1", weights="random")
+
+    def build(**options):
+        return NetworkExplainer(network, EngineConfig(model="squeezenet1_1", **{"backend": "eager", **options}))
+
+    return build
 
 
 def image():
     return Frame(np.random.default_rng(1).integers(0, 255, (90, 160, 3), np.uint8), "a", 0, 0.0)
 
 
-def test_explain_returns_configured_classes_in_order():
+def test_explain_returns_configured_classes_in_order(small):
     (explanation,) = small(target="7,tench,3").explain([image()])
     best = explanation.top_scoring.class_index
     assert [finding.class_index for finding in explanation.findings] == [7, 0, 3, best]
@@ -86,7 +91,7 @@ def test_explain_returns_configured_classes_in_order():
     assert len(scores) == 4
 
 
-def test_explain_always_includes_the_top_class():
+def test_explain_always_includes_the_top_class(small):
     (plain,) = small().explain([image()])
     best = plain.first.class_index
     for target, order in (("7", [7, best]), ("top1,7", [best, 7]), (f"{best},7", [best, 7]), (f"top1,{best}", [best])):
@@ -100,12 +105,12 @@ def test_explain_always_includes_the_top_class():
 @pytest.mark.parametrize(("fit", "region"), [
     ("stretch", Box(0, 0, 160, 90)), ("crop", Box(35, 0, 125, 90)), ("letterbox", Box(0, -35, 160, 125)),
 ])  # fmt: skip
-def test_explanation_has_the_region_of_its_grid(fit, region):
+def test_explanation_has_the_region_of_its_grid(fit, region, small):
     (explanation,) = small(fit=fit, input_size="96x96").explain([image()])
     assert explanation.region == pytest.approx(region, abs=0.7)
 
 
-def test_engine_info_names_the_plan():
+def test_engine_info_names_the_plan(small):
     assert "pooled plan" in str(small().info)
 
 
@@ -115,7 +120,7 @@ def test_unknown_backend_suggests_the_nearest_name():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_without_a_gpu_names_the_remedy():
+def test_cuda_without_a_gpu_names_the_remedy(small):
     with pytest.raises(BackendError, match="--device cpu"):
         small(device="cuda")
 

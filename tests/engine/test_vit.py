@@ -1,8 +1,5 @@
 """ViT-ReciproCAM equals its definition, runs no masked sequence at the last block, and refuses other transformers."""
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
@@ -23,9 +20,7 @@ from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import EngineError, LayerError
 from pipeline.frames import Frame
-from tests.conftest import ROOT
 from tests.engine.reference import GAUSSIAN
-from tests.support.limits import PROGRAM_SECONDS
 
 CPU = torch.device("cpu")
 
@@ -341,9 +336,9 @@ def test_describe_models_lists_vision_transformers():
 
 
 @pytest.mark.slow
-def test_stream_runs_with_a_vision_transformer(tmp_path):
+def test_stream_runs_with_a_vision_transformer(command, tmp_path):
     log = tmp_path / "a.jsonl"
-    command = [sys.executable, "run.py", "stream", "--source", "line:?frames=3", "--model", "vit_tiny_patch16_224",
-               "--weights", "random", "--backend", "eager", "--sink", str(log)]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, timeout=PROGRAM_SECONDS, capture_output=True)
+    code, _, errors = command("stream", "--source", "line:?frames=3", "--model", "vit_tiny_patch16_224",
+                              "--weights", "random", "--backend", "eager", "--sink", log)  # fmt: skip
+    assert code == 0, errors
     assert "vit-recipro-cam" in log.read_text()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from overlays.sinks.registry import SINKS, build_sink, plugin_sinks
 from pipeline.errors import SinkError
-from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,21 +129,12 @@ def test_package_that_violates_the_interface_is_named(installed, uri, message):
     assert "secret" not in str(refused.value)
 
 
-def test_command_line_accepts_a_plugin_and_doctor_lists_it(installed, tmp_path):
-    code = textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(installed)!r})
-        import run; sys.argv = ["run.py", *sys.argv[1:]]; run.main()
-    """)
-    command = [sys.executable, "-c", code]
+def test_command_line_accepts_a_plugin_and_doctor_lists_it(installed, command, tmp_path):
     source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
     arguments = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, errors = command(*arguments)
+    assert code == 0, errors
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 20
-    completed = subprocess.run(
-        [*command, "doctor"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
-    )
-    assert ".csv (acme-sinks)" in completed.stdout
-    assert "starlette" in completed.stdout
+    _, output, _ = command("doctor")
+    assert ".csv (acme-sinks)" in output
+    assert "starlette" in output

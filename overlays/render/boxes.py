@@ -1,7 +1,8 @@
 """Drawing of a detector's boxes: the heat of all boxes in the colours of their tracks, outlines and labels.
 
 The heat of a box is painted as evidence, its heat above the median of its map, so that the base level of thirty maps
-does not cover the image; where the heat of several boxes overlaps, the strongest is shown. Pure.
+does not cover the image, and fainter for a box of a low score; where the heat of several boxes overlaps, the strongest
+is shown. Pure.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _REDUCTION: Final = 4
 _GOLDEN_ANGLE: Final = 0.381966
 _BLUES: Final = (0.52, 0.76)
 """Hues that no track has: they are left to ``AGAINST``."""
+_FULL_SCORE: Final = 0.5
+"""The heat of a box with a lower score is fainter, in proportion."""
+_SMALL_LABELS: Final = 3
+"""No label covers the middle of a box that is lower than this number of letter heights."""
 _STALE_SECONDS: Final = 0.05
 """A label gives the age of its map above this."""
 _MAX_COUNTS: Final = 4
@@ -91,15 +96,16 @@ def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
             continue
         # A map of mode drop is zero where a cell makes no difference; one of mode keep has a base level.
         heat = finding.heat if box_map.mode == "drop" else evidence(finding.heat)
-        yield heat, box_map.region, track_colour(finding)
+        weight = np.float32(min(1.0, finding.score / _FULL_SCORE))
+        yield heat * weight, box_map.region, track_colour(finding)
         if box_map.against is not None:
-            yield box_map.against, box_map.region, AGAINST
+            yield box_map.against * weight, box_map.region, AGAINST
 
 
 def draw_boxes(image: Image, explanation: Explanation) -> None:
     """Draw outlines and labels of all boxes onto ``image``, a writable copy; the highest scores get labels first.
 
-    A label is moved, shortened to the score, or left out where it would cover another one.
+    A label is moved, shortened to the score, or left out where it would cover another one or a small box.
     """
     size = max(9, round(0.75 * text_size(image.shape[0], image.shape[1])))
     stroke = max(1, size // 7)
@@ -140,7 +146,7 @@ class PlacedLabel(NamedTuple):
 def place_labels(
     boxes: Sequence[Box], texts: Sequence[Sequence[str]], size: int, shape: tuple[int, int]
 ) -> list[PlacedLabel | None]:
-    """Return a place for the label of each box so that none covers another.
+    """Return a place for the label of each box so that none covers another, or the middle of a small box.
 
     Args:
         boxes: the boxes, the most important first.
@@ -152,6 +158,10 @@ def place_labels(
         For each box the first text that fits beside or inside it; None if none does.
     """
     taken = np.zeros(shape, np.bool_)
+    for box in boxes:
+        if box.height < _SMALL_LABELS * size:  # an outline below a label could not be seen
+            left, top, right, bottom = (max(round(edge), 0) for edge in _middle(box))
+            taken[top:bottom, left:right] = True
     placed = []
     for box, candidates in zip(boxes, texts, strict=True):
         label = next(_free_labels(box, candidates, size, taken), None)
@@ -159,6 +169,12 @@ def place_labels(
             taken[label.top : label.top + label.text.shape[0], label.left : label.left + label.width] = True
         placed.append(label)
     return placed
+
+
+def _middle(box: Box) -> Box:
+    """Return the middle half of a box."""
+    x, y = box.width / 4, box.height / 4
+    return Box(box.left + x, box.top + y, box.right - x, box.bottom - y)
 
 
 def _free_labels(box: Box, texts: Sequence[str], size: int, taken: npt.NDArray[np.bool_]) -> Iterator[PlacedLabel]:

@@ -6,7 +6,7 @@ import pytest
 from overlays.render.boxes import AGAINST, box_lines, evidence, label_texts, paint_box_heat, place_labels, track_colour
 from overlays.render.renderer import HeatRenderer, legend_lines
 from pipeline.frames import NO_HEAT, Box, Explanation, Finding
-from tests.support.boxes import HEIGHT, WIDTH, box, frame, hot_cell
+from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, frame, hot_cell
 
 
 def render(*findings):
@@ -106,3 +106,22 @@ def test_legend_of_a_detector_counts_boxes_and_maps():
     explanation = Explanation(frame(), findings, "m", "l")
     assert [line.text for line in box_lines(explanation)] == ["2 car · 1 truck", "1 of 3 explained"]
     assert legend_lines(explanation, 0.1, None)[0].text == "2 car · 1 truck"
+
+
+def test_place_labels_leaves_the_middle_of_small_boxes_free():
+    boxes = [Box(100, 50, 130, 70), Box(100, 74, 130, 94), Box(100, 98, 130, 118)]
+    placed = place_labels(boxes, [("car 80%", "80%")] * 3, 12, (200, 300))
+    assert placed[0] is not None
+    for label in filter(None, placed):
+        for small in boxes:
+            x, y = (small.left + small.right) / 2, (small.top + small.bottom) / 2
+            height = label.text.shape[0]
+            assert not (label.left <= x < label.left + label.width and label.top <= y < label.top + height)
+
+
+def test_renderer_paints_the_heat_of_a_low_score_fainter():
+    def warmth(score):
+        explained = explained_boxes(box(10, 10, score=score, heat=hot_cell(5, 10)))
+        return int(np.abs(paint_box_heat(explained.frame.image, explained, 0.6).astype(int) - 90).max())
+
+    assert 0 < 3 * warmth(0.1) < warmth(0.5) == warmth(0.9)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from overlays.render.boxes import track_colour
 from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
 from pipeline.frames import Overlay
@@ -222,3 +223,12 @@ def test_labels_are_text_whatever_they_contain(tab):
 
 def test_grey_of_the_frame_is_that_of_the_tests():
     assert np.all(explained_boxes(FIRST).frame.image == GREY)
+
+
+def test_colours_of_tracks_are_those_of_drawn_images(tab):
+    with page_of(tab, FIRST) as (page, _):
+        numbers = list(range(60))
+        script = "async (numbers) => numbers.map((await import('./static/boxes.js')).colourOf)"
+        shown = page.evaluate(script, numbers)
+        drawn = [track_colour(replace(FIRST, track=number)) for number in numbers]
+        assert np.abs(np.array(shown) - np.array(drawn)).max() <= 1

@@ -269,7 +269,7 @@ def test_drawn_box_is_explained_in_the_frame_that_the_viewer_sees(chromium):
         assert query.box == pytest.approx(Box(300, 200, 360, 240), abs=1.5)
         page.locator(".why-answer").wait_for()
         seen = page.locator(".why-answer").inner_text()
-        for text in ("truck: 0.20, too low for a box (from 0.30)", "0.20 → 0.49 without", "0.20 → 0.05 without"):
+        for text in ("truck: 0.20, too low for a box (from 0.30)", "against it: 0.20 → 0.49", "for it: 0.20 → 0.05"):
             assert text in seen
         hot, blue = (340, 220), (588, 62)
         assert pixel(page, *hot)[0] > GREY + 25, "evidence for it, in the map of drop"

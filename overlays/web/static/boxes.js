@@ -4,7 +4,10 @@ import { decodeBase64, evidence, imageRectangle, plainPalette, renderHeatmap } f
 const AGAINST = plainPalette([40, 110, 255]); // evidence against a box; no track has a blue colour
 const DARK = "#101216";
 const GOLDEN_ANGLE = 0.381966;
-const MAX_HUE = 0.52;
+const BLUES = [0.52, 0.76]; // hues that no track has
+const FULL_SCORE = 0.5; // the heat of a box with a lower score is fainter where all are shown
+const MANY = 12; // with more boxes, labels are smaller
+const SMALL_LABELS = 3; // a box of fewer letter heights is small
 const SMALL_TILE_PIXELS = 32; // longer side of a map when all are shown
 const REDUCED_PIXELS = 160; // longer side of the image in which the maps of all boxes are composed
 
@@ -24,9 +27,11 @@ export function boxesOf(header) {
 }
 
 // Return the colour of a track as [red, green, blue]: the same as in drawn images.
-function colourOf(number) {
+export function colourOf(number) {
   const positive = (value, modulus) => ((value % modulus) + modulus) % modulus;
-  const hue = MAX_HUE * positive(number * GOLDEN_ANGLE, 1);
+  const [first, last] = BLUES;
+  const turned = positive(number * GOLDEN_ANGLE, 1) * (1 - last + first);
+  const hue = turned < first ? turned : turned + last - first;
   const lightness = [0.62, 0.5, 0.72][positive(number, 3)];
   const amplitude = 0.95 * Math.min(lightness, 1 - lightness);
   return [0, 8, 4].map((offset) => {
@@ -56,9 +61,10 @@ export function drawAllHeat(context, boxes, opacity, tile) {
   const strongest = reduced.createImageData(columns, rows);
   const target = new Uint32Array(strongest.data.buffer);
   for (const { finding, colour, region } of boxes) {
+    const weight = Math.min(1, finding.score / FULL_SCORE);
     for (const [levels, palette] of region ? heats(finding.map, plainPalette(colour)) : []) {
       reduced.clearRect(0, 0, columns, rows);
-      drawLevels(reduced, levels, finding.map.grid, region.map((edge) => edge * scale), palette, 1, tile, SMALL_TILE_PIXELS);
+      drawLevels(reduced, levels, finding.map.grid, region.map((edge) => edge * scale), palette, weight, tile, SMALL_TILE_PIXELS);
       const { data } = reduced.getImageData(0, 0, columns, rows);
       const pixels = new Uint32Array(data.buffer);
       for (let index = 0; index < pixels.length; index++) {
@@ -109,8 +115,10 @@ export function drawBoxes(context, boxes, selected, pixelsPerCss) {
     if (box.key !== selected?.key) outline(context, box, box.finding.map ? stroke : stroke / 2, selected ? 0.35 : 1);
   }
   if (selected) outline(context, selected, 2 * stroke, 1);
-  const placed = [];
-  for (const box of selected ? [selected] : boxes) drawLabel(context, box, 11.5 * pixelsPerCss, placed);
+  const labelled = selected ? [selected] : boxes;
+  const size = (labelled.length > MANY ? 10 : 11.5) * pixelsPerCss;
+  const placed = labelled.filter(({ rectangle }) => rectangle[3] < SMALL_LABELS * size).map(({ rectangle }) => middleOf(rectangle));
+  for (const box of labelled) drawLabel(context, box, size, placed);
 }
 
 function outline(context, { rectangle, colour }, width, alpha) {
@@ -123,7 +131,12 @@ function outline(context, { rectangle, colour }, width, alpha) {
   context.globalAlpha = 1;
 }
 
-// Draw a label where it covers no other one: shortened to the score, or left out, where there is no room.
+// Return the middle half of a rectangle, which no label covers.
+function middleOf([left, top, width, height]) {
+  return { x: left + width / 4, y: top + height / 4, right: left + 0.75 * width, bottom: top + 0.75 * height };
+}
+
+// Draw a label where it covers no other one and no small box: shortened to the score, or left out, where there is no room.
 function drawLabel(context, { finding, rectangle, colour }, size, placed) {
   const [left, top, boxWidth, boxHeight] = rectangle;
   const height = Math.round(1.35 * size);

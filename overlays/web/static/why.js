@@ -153,11 +153,12 @@ export class WhyPanel {
         const name = document.createElement("b");
         name.textContent = number;
         name.style.backgroundColor = `rgb(${colour.join(" ")})`;
-        row.append(name, `${kind}: ${exact(answer.score)} → ${exact(place.score_without)} without this place`);
+        row.append(name, `${kind}: ${exact(answer.score)} → ${exact(place.score_without)}`);
         return row;
       });
       this.at(".why-places").replaceChildren(...places);
       this.at(".why-far").hidden = answer.overlap >= FAR_OVERLAP;
+      this.at(".why-without").hidden = places.length === 0;
       this.at(".why-none").hidden = answer.suppressing.length > 0;
     }
     this.changed();
@@ -172,12 +173,12 @@ export class WhyPanel {
       const palette = this.mode === "drop" ? plainPalette(SUPPORTS) : style.palette;
       drawOneHeat(context, { finding, region }, palette, style.heat ? style.opacity : 0.6, tile);
       frameRectangle(context, imageRectangle(header, finding.box), "#fff", 1.5 * pixelsPerCss, []);
-      for (const { number, colour, place } of marked(answer)) {
-        drawMark(context, imageRectangle(header, place.box), number, colour, pixelsPerCss);
-      }
     }
     const dash = 6 * pixelsPerCss;
     frameRectangle(context, imageRectangle(header, this.box), "#fff", 2 * pixelsPerCss, [dash, dash]);
+    for (const { number, colour, place } of answer ? marked(answer) : []) {
+      drawMark(context, imageRectangle(header, place.box), number, colour, pixelsPerCss);
+    }
   }
 
   // Return the size of the frame in its own pixels.
@@ -257,12 +258,11 @@ export class WhyPanel {
 }
 
 // Return the places that an answer names, with their numbers and colours.
-function marked({ suppressing, supporting }) {
-  const mark = (places, kind, colour, first) => places.map((place, index) => ({ number: `${first + index}`, kind, colour, place }));
-  return [
-    ...mark(suppressing, "speaks against it", SUPPRESSES, 1),
-    ...mark(supporting, "speaks for it", SUPPORTS, 1 + suppressing.length),
-  ];
+function marked({ score, suppressing, supporting }) {
+  const mark = (places, kind, colour) => places.map((place) => ({ kind, colour, place }));
+  return [...mark(suppressing, "speaks against it", SUPPRESSES), ...mark(supporting, "speaks for it", SUPPORTS)]
+    .filter(({ place }) => exact(place.score_without) !== exact(score))
+    .map((entry, index) => ({ ...entry, number: `${1 + index}` }));
 }
 
 function scoreText({ label, score, threshold, overlap }) {

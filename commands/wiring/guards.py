@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from commands.console import print_line, read_text_file
 from commands.wiring.detectors import is_detector
-from overlays.sinks.settings import StillsSettings
+from overlays.sinks.settings import PlcSettings, StillsSettings
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.guards.box_stats import BOX
@@ -65,6 +65,9 @@ def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> No
             parse_condition(condition, known)
         if isinstance(sink, StillsSettings):
             parse_condition(sink.when, known, option="when")
+        for option in ("ok_when", "part_when") if isinstance(sink, PlcSettings) else ():
+            if (text := getattr(sink, option)) is not None:
+                parse_condition(text, known, option=option)
 
 
 def _read_baseline_text(baseline: str) -> str:

@@ -16,6 +16,7 @@ from overlays.sinks.settings import (
     FoxgloveSettings,
     JsonlSettings,
     McapSettings,
+    ModbusSettings,
     MqttSettings,
     ParquetSettings,
     StillsSettings,
@@ -31,7 +32,7 @@ from pipeline.settings import SinkContext, SinkSettings
 
 _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
-    "foxglove://127.0.0.1:8765, out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
+    "foxglove://127.0.0.1:8765, modbus://127.0.0.1:5020, out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
 )
 
 
@@ -75,6 +76,7 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("ZeroMQ publisher", ("tcp://", "ipc://"), ZeroMqSettings, "overlays.sinks.zeromq:ZeroMqSink"),
         Kind("web page", ("http://",), WebSettings, "overlays.sinks.web:WebSink"),
         Kind("MQTT client", ("mqtt://", "mqtts://"), MqttSettings, "overlays.sinks.mqtt.sink:MqttSink", extra="mqtt"),
+        Kind("Modbus server", ("modbus://",), ModbusSettings, "overlays.sinks.plc.modbus:ModbusSink", extra="modbus"),
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
         Kind("folder of stills", (STILLS,), StillsSettings, "overlays.sinks.stills:StillsSink"),

@@ -203,6 +203,28 @@ class StillsSettings(SinkSettings):
     """JPEG quality of the images."""
 
 
+class PlcSettings(SinkSettings):
+    """The verdicts that controllers read."""
+
+    ok_when: str | None = Field(default=None, min_length=1)
+    """The frames that are ok, in the language of record_when, such as label=ok and score>0.8; boxes=0 for a detector.
+    Default: those in which no guard fires."""
+    part_when: str | None = Field(default=None, min_length=1)
+    """The frames that show a part, such as label!=empty: each passage gets a verdict. Default: no verdicts of parts."""
+    part_gap_seconds: float = Field(default=0.3, gt=0, le=60)
+    """A part has passed when no frame met part_when for this time, on the clock of the frames."""
+    part_ok_share: float = Field(default=0.5, ge=0, le=1)
+    """A part is ok if at least this share of its frames is."""
+    stale_seconds: float = Field(default=2.0, gt=0, le=3600)
+    """A camera's values are bad when its last frame is older."""
+    insecure: bool = False
+    """Serves every machine that reaches the address: only for closed networks."""
+
+
+class ModbusSettings(PlcSettings):
+    """A Modbus TCP server for controllers."""
+
+
 class JsonlSettings(SinkSettings):
     """A log with one JSON line for each explanation."""
 

@@ -24,6 +24,7 @@ ADDRESSES = {
     "mqtt://": "mqtt://127.0.0.1/plant",
     "mqtts://": "mqtts://127.0.0.1/plant",
     "/": "clips/",
+    "modbus://": "modbus://127.0.0.1:5020",
     "stills:": "stills:review/",
     "window": "window",
 }
@@ -43,6 +44,7 @@ ADDRESSES = {
         ("out.parquet", "ParquetSink", True),
         ("out.mcap", "McapSink", True),
         ("foxglove://127.0.0.1:0", "FoxgloveSink", False),
+        ("modbus://127.0.0.1:0", "ModbusSink", True),
         ("clips/", "ClipSink", True),
         ("some/where.mp4/", "ClipSink", True),
     ],

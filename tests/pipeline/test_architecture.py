@@ -47,6 +47,7 @@ LIBRARIES = {
         "prometheus_client",
         "pyarrow",
         "paho",
+        "pymodbus",
         "mcap",
         "mcap_protobuf",
         "foxglove",

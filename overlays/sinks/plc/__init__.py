@@ -1,0 +1,1 @@
+"""Sinks for programmable logic controllers, and the verdicts that they publish."""

@@ -1,0 +1,263 @@
+"""Modbus sink: ``modbus://HOST:PORT``, a Modbus TCP server from which controllers read the verdicts.
+
+``docs/integrations/factory.md`` has the register map. The registers are computed when they are read, so ages are true
+even when no frame comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Self, cast
+
+from pymodbus.constants import ExcCodes
+from pymodbus.server import ModbusTcpServer
+from pymodbus.simulator import DataType, SimData, SimDevice
+
+from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVote, VerdictRules
+from overlays.sinks.settings import ModbusSettings
+from overlays.wire.endpoint import Endpoint, parse_address, without_user
+from pipeline.errors import SinkError
+from pipeline.frames import Overlay
+from pipeline.ports import Sink
+from pipeline.settings import SinkContext
+from pipeline.workers.thread import ThreadWorker
+
+log = logging.getLogger(__name__)
+
+_SCHEME: Final = "modbus://"
+MAP_VERSION: Final = 1
+HEADER_REGISTERS: Final = 10
+CAMERA_REGISTERS: Final = 20
+MAX_CAMERAS: Final = 64
+_REGISTERS: Final = HEADER_REGISTERS + MAX_CAMERAS * CAMERA_REGISTERS
+_MAX: Final = 0xFFFF
+_DEVICE_OF_ALL: Final = 0
+"""Unit identifier that answers for every other: controllers send 1, 255 or 0."""
+_START_SECONDS: Final = 10.0
+
+
+class ModbusSink(Sink):
+    """Serves the verdicts as holding registers and input registers; all are read-only.
+
+    Modbus has no passwords: an address that other machines reach needs ``insecure``.
+    """
+
+    lossless = True
+
+    def __init__(
+        self,
+        settings: ModbusSettings | str,
+        context: SinkContext | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read the options; nothing is opened yet.
+
+        Args:
+            settings: the address, and what is ok.
+            context: the expected cameras: the order of their registers.
+            clock: returns monotonic seconds.
+
+        Raises:
+            ConfigError: a condition cannot be parsed.
+            SinkError: the address is malformed, or other machines can reach it.
+        """
+        self._settings = settings = ModbusSettings.of(settings)
+        self.uri = without_user(settings.uri)
+        self.port = 0
+        """The real port, once the sink is open."""
+        self._address = _checked_address(self.uri, insecure=settings.insecure)
+        self._clock = clock
+        self._rules = VerdictRules.parse(
+            settings.ok_when, settings.part_when, settings.part_gap_seconds, settings.part_ok_share
+        )
+        self._began_at = clock()
+        self._cameras: dict[str, int] = {}
+        """The number of each camera's block."""
+        self._votes: dict[str, PartVote] = {}
+        self._frames: dict[int, FrameVerdict] = {}
+        self._parts: dict[int, PartVerdict] = {}
+        self._lost: set[int] = set()
+        """Blocks of cameras that give no frames."""
+        for camera in (context or SinkContext()).cameras:
+            self._block(camera)
+        self._server = _ServerThread(self._address, self._registers)
+
+    def __enter__(self) -> Self:
+        self._server.start(self.uri)
+        self.port = self._server.port
+        for camera, block in self._cameras.items():
+            log.info("%s: %s has the registers from %d", self.uri, camera, HEADER_REGISTERS + block * CAMERA_REGISTERS)
+        return self
+
+    def put(self, overlay: Overlay) -> None:
+        """Take over the verdict of a frame; raises ``SinkError`` if the server has ended."""
+        self._server.check(self.uri)
+        camera = overlay.explanation.frame.camera
+        block = self._block(camera)
+        if block is None:
+            return
+        if overlay.signal_loss is not None:
+            self._lost.add(block)
+            return
+        verdict = self._rules.frame_verdict(overlay.explanation)
+        part = self._votes[camera].add(overlay.explanation, verdict, self._clock())
+        if part is not None:
+            self._parts[block] = part
+        self._frames[block] = verdict
+        self._lost.discard(block)
+
+    def _block(self, camera: str) -> int | None:
+        """Return the number of a camera's block; None beyond ``MAX_CAMERAS``."""
+        if camera not in self._cameras:
+            if len(self._cameras) >= MAX_CAMERAS:
+                return None
+            self._cameras[camera] = len(self._cameras)
+            self._votes[camera] = PartVote(self._rules)
+        return self._cameras[camera]
+
+    def _registers(self) -> list[int]:
+        """Return all registers as of now; called in the server's thread."""
+        header = [MAP_VERSION, int(self._clock() - self._began_at) & _MAX, len(self._cameras)]
+        registers = header + [0] * (HEADER_REGISTERS - len(header))
+        for block in range(MAX_CAMERAS):
+            registers += self._camera_registers(block)
+        return registers
+
+    def _camera_registers(self, block: int) -> list[int]:
+        verdict = self._frames.get(block)
+        if verdict is None:
+            return [0] * CAMERA_REGISTERS
+        age = max(0.0, self._clock() - verdict.captured_at)
+        is_good = block not in self._lost and age <= self._settings.stale_seconds
+        box = (0, 0, 0, 0) if verdict.box is None else verdict.box
+        return [
+            int(is_good),
+            int(verdict.is_ok and is_good),
+            verdict.alarms,
+            verdict.class_index & _MAX,
+            _scaled(verdict.score, 10_000),
+            _scaled(age, 100),
+            *_long(verdict.index),
+            *(_scaled(edge, 1) for edge in box),
+            min(verdict.boxes, _MAX),
+            *_part_registers(self._parts.get(block)),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+
+
+def _part_registers(part: PartVerdict | None) -> list[int]:
+    if part is None:
+        return [0] * 7
+    return [
+        *_long(part.number),
+        int(part.is_ok),
+        part.class_index & _MAX,
+        _scaled(part.share, 10_000),
+        min(part.frames, _MAX),
+        _scaled(part.latency_seconds, 1000),
+    ]
+
+
+def _scaled(value: float, factor: int) -> int:
+    return min(_MAX, max(0, round(value * factor)))
+
+
+def _long(value: int) -> tuple[int, int]:
+    """Return the high and the low word."""
+    return (value >> 16) & _MAX, value & _MAX
+
+
+class _ServerThread:
+    """The server with its event loop, in a thread of its own."""
+
+    def __init__(self, address: Endpoint, registers: Callable[[], list[int]]) -> None:
+        self._address, self._read = address, registers
+        self.port = 0
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end: asyncio.Event | None = None
+        self._worker: ThreadWorker | None = None
+        self._failure = ""
+
+    def start(self, uri: str) -> None:
+        """Start to listen. Raises ``SinkError``."""
+        self._worker = ThreadWorker(f"modbus {uri}", lambda: asyncio.run(self._serve()), self._request_end).__enter__()
+        is_ready = self._ready.wait(_START_SECONDS)
+        if not is_ready or self._failure:
+            self.stop()
+            raise SinkError(
+                f"{uri}: cannot be served ({self._failure or 'no answer of the server'}); choose another port, or stop "
+                "the program that uses it (ss -ltnp shows which); ports below 1024 need root"
+            )
+
+    def check(self, uri: str) -> None:
+        """Raise ``SinkError`` if the server has ended by itself."""
+        if self._worker is not None and self._worker.ended:
+            raise SinkError(f"{uri}: the server has ended ({self._worker.error}); start the run again")
+
+    def stop(self) -> None:
+        """End the server and its thread."""
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+            self._worker = None
+
+    def _request_end(self) -> None:
+        loop, end = self._loop, self._end
+        if loop is not None and end is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(end.set)
+
+    async def _serve(self) -> None:
+        self._end = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        data = SimData(0, count=_REGISTERS, values=0, datatype=DataType.REGISTERS)
+        device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
+        logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # a refused port is reported once, by this sink
+        server = ModbusTcpServer(device, address=(self._address.host, self._address.port))
+        try:
+            await server.serve_forever(background=True)
+            self.port = int(cast("asyncio.Server", server.transport).sockets[0].getsockname()[1])
+        except (RuntimeError, OSError) as error:
+            self._failure = str(error.__cause__ or error) or type(error).__name__
+            self._ready.set()
+            return
+        self._ready.set()
+        try:
+            await self._end.wait()
+        finally:
+            await server.shutdown()  # type: ignore[no-untyped-call]
+
+    async def _answer(  # noqa: PLR0917 - pymodbus's signature
+        self,
+        function: int,  # noqa: ARG002 - the same for all
+        start: int,
+        address: int,
+        count: int,
+        current: list[int],
+        values: list[int] | list[bool] | None,
+    ) -> ExcCodes | None:
+        """Fill the registers that a client reads; refuse writes."""
+        if values is not None:
+            return ExcCodes.ILLEGAL_FUNCTION
+        current[address - start : address - start + count] = self._read()[address : address + count]
+        return None
+
+
+def _checked_address(uri: str, *, insecure: bool) -> Endpoint:
+    """Return the address of a URI. Raises ``SinkError``."""
+    try:
+        address = parse_address(f"tcp://{uri[len(_SCHEME) :]}")
+    except ValueError:
+        raise SinkError(f"{uri}: write the address as modbus://HOST:PORT, such as modbus://127.0.0.1:5020") from None
+    if not insecure and not address.is_local:
+        raise SinkError(
+            f"{uri}: Modbus has no passwords, so every machine that reaches this address can read the verdicts; set "
+            "'insecure: true' if the network of the controllers is closed"
+        )
+    return address

@@ -1,0 +1,224 @@
+"""Verdicts for controllers over Modbus, read by mbpoll and by frames of the specification."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("pymodbus")
+
+from overlays.sinks.plc.modbus import ModbusSink
+from overlays.sinks.plc.verdicts import PartVote, VerdictRules
+from overlays.sinks.settings import ModbusSettings
+from pipeline.errors import ConfigError, SinkError
+from pipeline.frames import GuardState, Overlay, SignalLoss
+from pipeline.settings import SinkContext
+from tests.overlays.conftest import explain
+from tests.support.boxes import box, explained_boxes
+from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
+
+ANY_PORT = "modbus://127.0.0.1:0"
+TWO = SinkContext(cameras=("line", "north"))
+FIELDS = (
+    *("good", "ok", "alarms", "label", "score", "age", "index_high", "index_low", "left", "top", "right", "bottom"),
+    *("boxes", "part_high", "part_low", "part_ok", "part_label", "part_share", "part_frames", "latency"),
+)
+
+
+def ask(sink, function, first, second, unit=1):
+    """Return the function code and the data of the answer (Modbus Application Protocol V1.1b3, section 6)."""
+    with socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS) as link:
+        link.sendall(struct.pack(">HHHBBHH", 7, 0, 6, unit, function, first, second))
+        header = link.recv(7, socket.MSG_WAITALL)
+        body = link.recv(struct.unpack_from(">H", header, 4)[0] - 1, socket.MSG_WAITALL)
+    return body[0], body[1:]
+
+
+def registers(sink, start, count, *, function=3, unit=1):
+    code, body = ask(sink, function, start, count, unit)
+    assert (code, body[0]) == (function, 2 * count)
+    return struct.unpack(f">{count}H", body[1:])
+
+
+def block(sink, number=0):
+    return dict(zip(FIELDS, registers(sink, 10 + 20 * number, 20), strict=True))
+
+
+def put(sink, explanation, **fields):
+    sink.put(Overlay(explanation.frame.image, explanation, **fields))
+
+
+def test_registers_hold_the_last_frame_of_each_camera():
+    now = [100.0]
+    with ModbusSink(ANY_PORT, TWO, clock=lambda: now[0]) as sink:
+        assert registers(sink, 0, 3) == (1, 0, 2)
+        assert block(sink) == dict.fromkeys(FIELDS, 0), "no frame yet: bad"
+        put(sink, explain(index=70_000, taken_at=99.0, score=0.875))
+        put(sink, explained_boxes(box(64, 36, score=0.4), box(9, 9), captured_at=99.5))
+        now[0] = 100.5
+        line, north = block(sink), block(sink, 1)
+    assert {name: line[name] for name in FIELDS[:8]} == {
+        "good": 1, "ok": 1, "alarms": 0, "label": 3, "score": 8750, "age": 150, "index_high": 1, "index_low": 4464,
+    }  # fmt: skip
+    assert [north[name] for name in FIELDS[8:13]] == [9, 9, 69, 49, 2]
+    assert (north["label"], north["score"], north["age"]) == (2, 8000, 100)
+
+
+@pytest.mark.parametrize("function", [3, 4])
+@pytest.mark.parametrize("unit", [0, 1, 255])
+def test_holding_and_input_registers_are_the_same_for_every_unit(function, unit):
+    with ModbusSink(ANY_PORT, TWO) as sink:
+        assert registers(sink, 0, 3, function=function, unit=unit)[::2] == (1, 2)
+
+
+def test_heartbeat_counts_seconds():
+    now = [5.0]
+    with ModbusSink(ANY_PORT, TWO, clock=lambda: now[0]) as sink:
+        beats = []
+        for now[0] in (5.0, 6.5, 5.0 + 65536 + 3):
+            beats += registers(sink, 1, 1)
+    assert beats == [0, 1, 3]
+
+
+def test_camera_without_frames_is_bad_and_not_ok():
+    now = [0.0]
+    with ModbusSink(ANY_PORT, TWO, clock=lambda: now[0]) as sink:
+        put(sink, explain(taken_at=0.0))
+        now[0] = 2.5
+        stale = block(sink)
+        put(sink, explain(taken_at=2.5))
+        fresh = block(sink)
+        put(sink, explain(taken_at=2.5), signal_loss=SignalLoss(1.0))
+        lost = block(sink)
+    assert [(each["good"], each["ok"]) for each in (stale, fresh, lost)] == [(0, 0), (1, 1), (0, 0)]
+
+
+def test_ok_follows_guards_or_its_own_condition():
+    firing = replace(explain(label="dent"), guards=(GuardState("g", True, 1.0, "why", 1),))
+    with ModbusSink(ANY_PORT, TWO) as sink:
+        put(sink, firing)
+        by_guard = block(sink)
+    settings = ModbusSettings(uri=ANY_PORT, ok_when="label=ok and score>0.8")
+    with ModbusSink(settings, TWO) as sink:
+        put(sink, explain(label="dent"))
+        dent = block(sink)
+        put(sink, explain(label="ok", score=0.9))
+        good = block(sink)
+    assert (by_guard["ok"], by_guard["alarms"]) == (0, 1)
+    assert (dent["ok"], good["ok"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("function", "second"), [(6, 1), (5, 0xFF00)])
+def test_write_is_refused_and_changes_nothing(function, second):
+    with ModbusSink(ANY_PORT, TWO) as sink:
+        code, body = ask(sink, function, 2, second)
+        assert (code, body) == (function | 0x80, b"\x01"), "illegal function"
+        assert registers(sink, 2, 1) == (2,)
+
+
+def test_address_beyond_the_map_is_refused():
+    with ModbusSink(ANY_PORT, TWO) as sink:
+        assert ask(sink, 3, 10 + 64 * 20, 1) == (0x83, b"\x02")
+
+
+def test_mbpoll_reads_the_registers():
+    if shutil.which("mbpoll") is None:
+        pytest.skip("needs mbpoll (tests/system-packages.txt)")
+    with ModbusSink(ANY_PORT, TWO, clock=lambda: 100.0) as sink:
+        put(sink, explain(index=7, taken_at=99.0, score=0.5))
+        command = ["mbpoll", "-0", "-1", "-r", "10", "-c", "8", "-p", str(sink.port), "127.0.0.1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS)
+    values = [int(value) for value in re.findall(r"^\[\d+\]:\s+(\d+)", done.stdout, re.MULTILINE)]
+    assert values == [1, 1, 0, 3, 5000, 100, 0, 7]
+
+
+def parts_of(rules, frames):
+    """Return the verdicts of parts for frames given as (seconds, label, score)."""
+    vote, verdicts = PartVote(rules), []
+    for index, (seconds, label, score) in enumerate(frames):
+        explanation = explain(label=label, score=score, index=index, taken_at=seconds, pts_seconds=seconds)
+        verdicts.append(vote.add(explanation, rules.frame_verdict(explanation), seconds + 0.05))
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+RULES = VerdictRules.parse("label=ok", "label!=empty", 0.3, 0.5)
+
+
+def test_each_passage_has_one_verdict_by_the_vote_of_its_frames():
+    frames = [(0.0, "empty", 1.0)]
+    frames += [(1.0 + i / 10, label, 0.9) for i, label in enumerate(["ok", "dent", "ok", "ok"])]
+    frames += [(1.5, "empty", 1.0), (2.0, "empty", 1.0)]
+    frames += [
+        (3.0 + i / 10, label, score) for i, (label, score) in enumerate([("dent", 0.9), ("dent", 0.8), ("ok", 0.5)])
+    ]
+    frames += [(4.0, "empty", 1.0)]
+    first, second = parts_of(RULES, frames)
+    assert (first.number, first.is_ok, first.label, first.share, first.frames) == (1, True, "ok", 0.75, 4)
+    assert (second.number, second.is_ok, second.label, second.frames) == (2, False, "dent", 3)
+    assert second.share == pytest.approx(2 / 3)
+    assert first.latency_seconds == pytest.approx(2.0 + 0.05 - 1.0)
+
+
+def test_gap_shorter_than_the_option_does_not_divide_a_part():
+    frames = [(0.0, "ok", 0.9), (0.1, "empty", 0.9), (0.2, "ok", 0.9), (1.0, "empty", 0.9)]
+    [part] = parts_of(RULES, frames)
+    assert part.frames == 2
+
+
+def test_next_part_after_a_gap_without_frames_is_another_part():
+    frames = [(0.0, "ok", 0.9), (5.0, "dent", 0.9), (9.0, "empty", 0.9)]
+    assert [part.label for part in parts_of(RULES, frames)] == ["ok", "dent"]
+
+
+def test_clock_that_goes_back_ends_the_part():
+    frames = [(50.0, "ok", 0.9), (0.0, "dent", 0.9), (9.0, "empty", 0.9)]
+    assert [part.label for part in parts_of(RULES, frames)] == ["ok", "dent"]
+
+
+def test_registers_hold_the_last_part():
+    settings = ModbusSettings(uri=ANY_PORT, ok_when="label=ok", part_when="label!=empty")
+    with ModbusSink(settings, TWO, clock=lambda: 2.0) as sink:
+        for seconds, label in [(0.0, "dent"), (0.1, "ok"), (0.2, "dent"), (1.0, "empty")]:
+            put(sink, explain(label=label, taken_at=seconds, pts_seconds=seconds))
+        read = block(sink)
+    assert [read[name] for name in FIELDS[13:]] == [0, 1, 0, 3, 6667, 3, 2000]
+
+
+def test_further_cameras_follow_and_those_beyond_the_map_are_left_out():
+    with ModbusSink(ANY_PORT, SinkContext(cameras=("line",))) as sink:
+        for number in range(70):
+            put(sink, explain(camera=f"c{number}"))
+        assert registers(sink, 2, 1) == (64,)
+        assert block(sink, 63)["good"] == 1
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:5020", "192.168.1.4:5020", "[::]:5020"])
+def test_address_for_other_machines_needs_consent(address):
+    with pytest.raises(SinkError, match=r"no passwords.*'insecure: true'"):
+        ModbusSink(f"modbus://{address}")
+    assert ModbusSink(ModbusSettings(uri=f"modbus://{address}", insecure=True)).uri
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "", "127.0.0.1:99999"])
+def test_malformed_address_is_refused_with_an_example(address):
+    with pytest.raises(SinkError, match=r"modbus://127\.0\.0\.1:5020"):
+        ModbusSink(f"modbus://{address}")
+
+
+def test_port_in_use_is_refused_with_the_remedy():
+    with ModbusSink(ANY_PORT) as first:
+        uri = f"modbus://127.0.0.1:{first.port}"
+        with pytest.raises(SinkError, match=r"choose another port"), ModbusSink(uri):
+            pass
+
+
+@pytest.mark.parametrize("option", ["ok_when", "part_when"])
+def test_wrong_condition_names_its_option(option):
+    with pytest.raises(ConfigError, match=f"{option}: 'scoree<1'"):
+        ModbusSink(ModbusSettings(uri=ANY_PORT, **{option: "scoree<1"}))

@@ -12,7 +12,8 @@ import typer
 from commands import options
 from commands.annotations import Annotations, load_boxes, load_masks, read_class_map
 from commands.console import fail, print_line, relative_path, write_text
-from commands.evaluation_inputs import VIDEO_LIMIT, file_digest, open_input
+from commands.evaluate_detector import BoxFiles, DetectorEvaluation, check_class_map, evaluate_detector
+from commands.evaluation_inputs import VIDEO_LIMIT, file_digests, open_input
 from commands.options import NETWORK, RUN, TRUTH, drop_none, option
 from commands.signals import shutdown_on_signal
 from commands.trained_images import TrainedImages, warn_of_trained_images
@@ -22,6 +23,7 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")
 
+BOXES: Final = "Detectors"
 MAX_STEPS: Final = 224
 """The number of steps in RISE (arXiv:1806.07421): one row of pixels of a 224x224 image each."""
 
@@ -37,7 +39,8 @@ def evaluate(
         str | None,
         option(
             NETWORK,
-            "recipro-cam (default); to compare: cam, grad-cam, grad-cam++, layer-cam, score-cam, eigen-cam.",
+            "recipro-cam (default); to compare: cam, grad-cam, grad-cam++, layer-cam, score-cam, eigen-cam. Detectors: "
+            "a list of keep, drop, level-keep, level-drop, odam, odam-cut, eigen-cam. Default: all.",
         ),
     ] = None,
     kernel: options.Kernel = None,
@@ -70,13 +73,50 @@ def evaluate(
     steps: Annotated[
         int, option(RUN, "Steps of Deletion and Insertion; 0: do not measure them. [default: 28]", min=0)
     ] = 28,
+    layout: Annotated[str | None, option(BOXES, "Output layout of an ONNX file. Default: found.")] = None,
+    cell_px: Annotated[
+        int | None, option(BOXES, "Side of a cell in input pixels. Default: by level.", "--cell", min=1)
+    ] = None,
+    boxes_per_image: Annotated[
+        int | None, option(BOXES, "Maximum number of judged boxes of an image. Default: all.", min=1)
+    ] = None,
+    drise_masks: Annotated[
+        int, option(BOXES, "Measure D-RISE with this number of masks. [default: 0, no D-RISE]", min=0)
+    ] = 0,
 ) -> None:
     """Evaluate explanations on your images; writes result.json, result.csv and report.html."""
+    from commands.wiring.detectors import is_detector
+
+    if steps > MAX_STEPS:
+        raise ConfigError(
+            f"--steps {steps}: must be at most {MAX_STEPS}, as in the paper; more steps take more time and give the "
+            "same area under the curve"
+        )
+    if is_detector(model):
+        _refuse(
+            {"layer": layer, "kernel": kernel, "fit": fit, "mean": mean, "std": std, "masks": masks},
+            "not an option of a detector",
+        )
+        evaluate_detector(
+            DetectorEvaluation(
+                images=images, output=output, layout=layout, method=method, cell_px=cell_px, limit=limit, steps=steps,
+                engine={
+                    "model": model, "weights": weights, "labels": labels, "input_size": input_size, "threads": threads,
+                },
+                truth=BoxFiles(boxes, box_names, class_map, any_box),
+                boxes_per_image=boxes_per_image, drise_masks=drise_masks,
+            )
+        )  # fmt: skip
+        return
+    _refuse(
+        {"layout": layout, "cell": cell_px, "boxes-per-image": boxes_per_image, "drise-masks": drise_masks},
+        "an option of detectors",
+    )
     from engine.evaluation.factory import EvaluationOptions, build_evaluator
     from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from engine.evaluation.summary import summarise
     from engine.export.metadata import is_exported
-    from overlays.reports.evaluation import ROWS, conclusion, evaluation_html, shown_records
+    from overlays.reports.evaluation import evaluation_html, shown_records
 
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel,
@@ -94,17 +134,12 @@ def evaluate(
         raise ConfigError(
             f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: only one of them can be used; omit the other"
         )
-    if steps > MAX_STEPS:
-        raise ConfigError(
-            f"--steps {steps}: must be at most {MAX_STEPS}, as in the paper; more steps take more time and give the "
-            "same area under the curve"
-        )
     mapping = read_class_map(class_map)
     evaluation = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=mapping)
     annotations = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
     inputs = open_input(images, limit, annotations, TrainedImages(config.engine.model))
     evaluator = build_evaluator(make_network(config), config.engine, evaluation)
-    _check_class_map(mapping, class_map, evaluator.split.classes)
+    check_class_map(mapping, class_map, evaluator.split.classes)
     settings = {
         "images": images, "method": evaluation.method, **engine, "kernel": config.engine.kernel,
         "fit": evaluator.fit, "steps": steps,
@@ -112,7 +147,9 @@ def evaluate(
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
         "input_size": "{}x{}".format(*evaluator.split.image_size),
-        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map, inputs.recording),
+        "files": file_digests(
+            config.engine.model, config.engine.weights, boxes, box_names, class_map, inputs.recording
+        ),
     }  # fmt: skip
     del settings["threads"]
     started = threading.Event()
@@ -135,26 +172,27 @@ def evaluate(
     method_name = f"recipro-cam ({config.engine.kernel})" if evaluation.method == "recipro-cam" else evaluation.method
     page = evaluation_html(f"{config.engine.model}, {method_name}", settings, summary, records, shown)
     write_text(output / "report.html", page)
-    for key, name, _, factor in ROWS:
-        if summary.get(key) is not None:
-            print_line(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
-    print_line(f"\n{conclusion(summary)}")
+    _print_summary(summary)
     report = relative_path(output / "report.html")
     print_line(f"\n{len(records)} of {len(inputs.names)} images; read {report} ({RECORDS} holds one record for each)")
 
 
-def _check_class_map(mapping: dict[str, list[int]], class_map: Path | None, classes: int) -> None:
-    for name, several in mapping.items():
-        for index in several:
-            if not 0 <= index < classes:
-                raise ConfigError(
-                    f"--class-map {str(class_map)!r}: {name!r} maps to class {index}; the network has the "
-                    f"classes 0 to {classes - 1}"
-                )
+def _print_summary(summary: dict[str, float | int | None]) -> None:
+    """Print the means and the conclusion."""
+    from overlays.reports.evaluation import ROWS, conclusion
+
+    for key, name, _, factor in ROWS:
+        if summary.get(key) is not None:
+            print_line(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
+    print_line(f"\n{conclusion(summary)}")
 
 
-def _digests(*places: str | Path | None) -> dict[str, str]:
-    """Return the digests of the files that the results depend on, by name."""
-    files = [Path(path) for path in places if path is not None and Path(path).is_file()]
-    names = [file.name for file in files]
-    return {file.name if names.count(file.name) == 1 else str(file): file_digest(file) for file in files}
+def _refuse(options: dict[str, object], text: str) -> None:
+    """Refuse options that are set.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name} {str(value)!r}: {text}; omit --{name}")

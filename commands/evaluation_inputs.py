@@ -19,13 +19,28 @@ from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
     from engine.evaluation.evaluator import Evaluator
+    from engine.evaluation.masks import Mask
     from engine.evaluation.results import ResultsLog
+    from pipeline.frames import GroundTruth
     from pipeline.ports import Source
 
 log = logging.getLogger("recipro-stream")
 
 VIDEO_LIMIT: Final = 100
 """Default number of evaluated frames of a video."""
+
+
+class ImageEvaluator(Protocol):
+    """Evaluates single images: a network's, or the boxes of a detector."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The class names that the folder of an image may have; the record has a ``label`` if there are any."""
+
+    def evaluate(
+        self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
+    ) -> dict[str, Any]:
+        """Return the record of an image."""
 
 
 class EvaluationInput(Protocol):
@@ -39,7 +54,7 @@ class EvaluationInput(Protocol):
     def recording(self) -> str | None:
         """The path of the video; None for image files."""
 
-    def evaluate(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
+    def evaluate(self, evaluator: Any, results: ResultsLog, stop: threading.Event) -> None:  # noqa: ANN401 - videos need an Evaluator
         """Evaluate the images that ``results`` does not hold yet, until all are done or ``stop`` is set."""
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
@@ -110,7 +125,7 @@ class ImageInput:
         self._annotations, self._trained, self._read = annotations, trained, read
         annotations.check("--boxes" if annotations.mask_of is None else "--masks", list(paths.values()))
 
-    def evaluate(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
+    def evaluate(self, evaluator: ImageEvaluator, results: ResultsLog, stop: threading.Event) -> None:
         """Evaluate the images in order; skip images that cannot be decoded."""
         for name in self.names:
             if name in results.records:
@@ -202,7 +217,7 @@ class VideoInput:
             log.warning("%s", reason)
 
 
-def _evaluate_image(evaluator: Evaluator, frame: Frame, path: Path, annotations: Annotations) -> dict[str, Any]:
+def _evaluate_image(evaluator: ImageEvaluator, frame: Frame, path: Path, annotations: Annotations) -> dict[str, Any]:
     """Return the record of an image; ``right`` is true if the top-1 class is the name of the image's folder."""
     size = frame.height, frame.width
     truths = None if annotations.truths_of is None else annotations.truths_of(path, size)
@@ -216,6 +231,13 @@ def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def file_digests(*places: str | Path | None) -> dict[str, str]:
+    """Return the digests of the files that the results depend on, by name."""
+    files = [Path(path) for path in places if path is not None and Path(path).is_file()]
+    names = [file.name for file in files]
+    return {file.name if names.count(file.name) == 1 else str(file): file_digest(file) for file in files}
 
 
 def _waiting(names: Sequence[str], results: ResultsLog) -> list[str]:

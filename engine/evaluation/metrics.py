@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +113,11 @@ def area_under(scores: Sequence[float]) -> float:
         message = f"{len(scores)} scores; the area under a curve needs at least two"
         raise ValueError(message)
     return (math.fsum(scores) - (scores[0] + scores[-1]) / 2.0) / (len(scores) - 1)
+
+
+def area_at(shares: Sequence[float], scores: Sequence[float]) -> float:
+    """Return the area under scores at increasing shares from 0 to 1, which need not be even, by the trapezoid rule."""
+    return math.fsum((b - a) * (s + t) / 2.0 for (a, b), (s, t) in zip(pairwise(shares), pairwise(scores), strict=True))
 
 
 def hottest_first(heat: Map) -> npt.NDArray[np.intp]:

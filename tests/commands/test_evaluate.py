@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.evaluate import _digests
+from commands.evaluation_inputs import file_digests
 from engine.io.perceptual_hash import KnownImages, hashes_of, medians_of, spectrum_of
 from engine.models.checkpoint import Checkpoint, save_checkpoint
 from engine.models.loader import build_untrained
@@ -328,7 +328,7 @@ def test_digests_distinguish_files_of_equal_name(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "list.json").write_text(content)
     (tmp_path / "net.pth").write_text("weights")
-    result = _digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
+    result = file_digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
     assert set(result) == {"net.pth", str(tmp_path / "a" / "list.json"), str(tmp_path / "b" / "list.json")}
     assert len(set(result.values())) == 3
 

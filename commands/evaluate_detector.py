@@ -1,0 +1,185 @@
+"""Evaluation of a detector: `run.py evaluate` with a detector as the model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commands.annotations import load_boxes, read_class_map
+from commands.console import fail, print_line, relative_path, write_text
+from commands.evaluation_inputs import EvaluationInput, file_digests, open_input
+from commands.options import drop_none
+from commands.signals import shutdown_on_signal
+from commands.trained_images import TrainedImages, warn_of_trained_images
+from pipeline.config_loader import validate_config
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.detectors.detector import Detector
+    from engine.evaluation.detectors.evaluator import BoxEvaluator
+    from pipeline.config import EngineConfig
+
+log = logging.getLogger("recipro-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class BoxFiles:
+    """The annotated objects of an evaluation."""
+
+    boxes: Path | None
+    box_names: Path | None
+    class_map: Path | None
+    any_box: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorEvaluation:
+    """The options of an evaluation of a detector."""
+
+    images: str
+    output: Path
+    engine: Mapping[str, Any]
+    """Model, weights, labels, input size and threads."""
+    truth: BoxFiles
+    layout: str | None
+    method: str | None
+    cell_px: int | None
+    boxes_per_image: int | None
+    drise_masks: int
+    limit: int | None
+    steps: int
+
+
+def evaluate_detector(options: DetectorEvaluation) -> None:
+    """Judge the maps of a detector's boxes; write results and report.
+
+    Raises:
+        ConfigError: an option does not fit, or there are no boxes.
+    """
+    from engine.evaluation.detectors.evaluator import BoxEvaluationOptions, BoxEvaluator
+    from engine.evaluation.detectors.maps import chosen_methods
+    from engine.runtime.compile_cache import CompileCache, default_folder
+
+    truth = options.truth
+    if truth.boxes is None:
+        raise ConfigError(
+            f"model {options.engine['model']!r} is a detector, whose maps are judged on annotated objects; give --boxes"
+        )
+    settings = {**options.engine, "boxes": drop_none({"layout": options.layout})}
+    config = validate_config({}, "command line", {"engine": drop_none(settings)}).engine
+    mapping = read_class_map(truth.class_map)
+    methods = chosen_methods(options.method)
+    annotations = load_boxes(truth.boxes, truth.box_names)
+    inputs = open_input(options.images, options.limit, annotations, TrainedImages(config.model))
+    detector = _load(config)
+    check_class_map(mapping, truth.class_map, len(detector.labels))
+    chosen = BoxEvaluationOptions(
+        methods=methods, steps=options.steps, cell_px=options.cell_px, boxes_per_image=options.boxes_per_image,
+        backend="auto", drise_masks=options.drise_masks, any_box=truth.any_box, class_map=mapping,
+    )  # fmt: skip
+    folder = default_folder()
+    cache = None if folder == "off" else CompileCache(Path(folder))
+    evaluator = BoxEvaluator(detector, chosen, cache)
+    _run(options, config, inputs, evaluator, _settings(options, detector, methods, inputs.recording))
+
+
+def _load(config: EngineConfig) -> Detector:
+    """Load a one-stage detector with its input size, and set the number of threads."""
+    from dataclasses import replace
+
+    import torch
+
+    from commands.wiring.detectors import load_configured_detector
+    from engine.detectors.detector import Detector
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    detector = load_configured_detector(config)
+    if not isinstance(detector, Detector):
+        raise ConfigError(
+            f"{detector.name}: has two stages, and its maps show the inside of a region only; evaluate measures "
+            "one-stage detectors, such as YOLOX"
+        )
+    return replace(detector, input=replace(detector.input, size=config.input_size or detector.input.size))
+
+
+def check_class_map(mapping: Mapping[str, list[int]], class_map: Path | None, classes: int) -> None:
+    """Refuse a class map with a class that the network does not have.
+
+    Raises:
+        ConfigError: names the box class.
+    """
+    for name, several in mapping.items():
+        for index in several:
+            if not 0 <= index < classes:
+                raise ConfigError(
+                    f"--class-map {str(class_map)!r}: {name!r} maps to class {index}; the network has the "
+                    f"classes 0 to {classes - 1}"
+                )
+
+
+def _settings(
+    options: DetectorEvaluation, detector: Detector, methods: tuple[str, ...], recording: str | None
+) -> dict[str, Any]:
+    """Return the settings on which the results depend."""
+    engine = {key: value for key, value in options.engine.items() if key != "threads"}
+    truth = options.truth
+    files = (engine["model"], engine["weights"], truth.boxes, truth.box_names, truth.class_map, recording)
+    return {
+        "images": options.images, **engine, "layout": detector.layout.name, "methods": ", ".join(methods),
+        "input_size": "{}x{}".format(*detector.input.size), "cell_px": options.cell_px, "steps": options.steps,
+        "score": detector.score, "boxes_per_image": options.boxes_per_image, "drise_masks": options.drise_masks,
+        "boxes": str(truth.boxes), "box_names": truth.box_names and str(truth.box_names),
+        "class_map": truth.class_map and str(truth.class_map), "any_box": truth.any_box,
+        "files": file_digests(*files),
+    }  # fmt: skip
+
+
+def _run(
+    options: DetectorEvaluation,
+    config: EngineConfig,
+    inputs: EvaluationInput,
+    evaluator: BoxEvaluator,
+    settings: dict[str, Any],
+) -> None:
+    """Evaluate the images, and write and print the results."""
+    from engine.evaluation.detectors.summary import summarise_boxes, table_rows
+    from engine.evaluation.results import RECORDS, ResultsLog, write_result
+    from overlays.reports.box_evaluation import box_conclusion, box_evaluation_html, counts, shown_boxes, table
+
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop, ResultsLog(options.output, settings) as results:
+        inputs.evaluate(evaluator, results, stop)
+        records = [results.records[name] for name in inputs.names if name in results.records]
+    if not records:
+        fail(
+            f"{options.images}: no image was evaluated; none can be decoded, or the run was interrupted before "
+            "the first"
+        )
+    summary = summarise_boxes(records)
+    warn_of_trained_images(records)
+    if not summary["boxes"]:
+        log.warning(
+            "no detection matches an annotated object; map box classes to the detector's classes with --class-map, or "
+            "give --any-box"
+        )
+    write_result(options.output, settings, summary, table_rows(records))
+    best, worst = shown_boxes(records)
+    shown = inputs.images(list(dict.fromkeys(box.image for box in (*best, *worst))))
+    page = box_evaluation_html(f"{config.model}, boxes", settings, summary, records, shown)
+    write_text(options.output / "report.html", page)
+    print_line(table_text(*table(summary)))
+    print_line(f"\n{counts(summary)} {box_conclusion(summary)}")
+    report = relative_path(options.output / "report.html")
+    print_line(f"\n{len(records)} of {len(inputs.names)} images; read {report} ({RECORDS} holds one record for each)")
+
+
+def table_text(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    """Return a table as Markdown."""
+    lines = [["method", *heads], ["---"] * (len(heads) + 1), *([name, *cells] for name, cells in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

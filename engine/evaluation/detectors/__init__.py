@@ -1,0 +1,1 @@
+"""Evaluation of the maps of a detector's boxes: matching, baselines, perturbation curves and summary."""

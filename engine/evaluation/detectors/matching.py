@@ -1,0 +1,82 @@
+"""Matches the boxes of a detector to ground truth. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from pipeline.frames import Box, GroundTruth
+
+MIN_IOU: Final = 0.5
+"""Smallest overlap of a detection with the object that it found (PASCAL VOC's rule)."""
+
+
+class Match(NamedTuple):
+    """A detection and the object that it found."""
+
+    detection: int
+    """Index of the detection."""
+    truth: Box
+    iou: float
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """The result of matching one image."""
+
+    matches: tuple[Match, ...]
+    """In the order of the detections."""
+    missed: int
+    """Objects of a class of the network that no detection found."""
+    unknown: int
+    """Objects of a class that the network does not have."""
+    extra: int
+    """Detections without an object."""
+
+
+@dataclass(frozen=True)
+class BoxClasses:
+    """Mapping of box classes to the classes of a detector."""
+
+    labels: Sequence[str]
+    """The detector's class names."""
+    class_map: Mapping[str, Sequence[int]]
+    """Box class -> corresponding classes of the detector, in addition to the class of the same name."""
+    any_box: bool = False
+    """A box corresponds to every class."""
+
+    def of(self, label: str) -> frozenset[int]:
+        """Return the detector's classes that correspond to a box class; empty if there are none."""
+        if self.any_box:
+            return frozenset(range(len(self.labels)))
+        folded = label.casefold()
+        named = {index for index, name in enumerate(self.labels) if name.casefold() == folded}
+        return frozenset(named | set(self.class_map.get(label, ())))
+
+
+def match_boxes(
+    boxes: Sequence[Box], classes: Sequence[int], truths: Sequence[GroundTruth], known: BoxClasses
+) -> Matching:
+    """Match detections to objects, best detection first.
+
+    Each detection takes the object of its class that it overlaps most, if the IoU is at least ``MIN_IOU`` and no better
+    detection has taken it.
+
+    Args:
+        boxes: the detections, best first, in pixels of the frame.
+        classes: their classes.
+        truths: the objects, in pixels of the frame.
+        known: the correspondence of both kinds of classes.
+    """
+    objects = [(box, known.of(truth.label)) for truth in truths for box in truth.boxes]
+    free = [index for index, (_, several) in enumerate(objects) if several]
+    unknown = len(objects) - len(free)
+    matches = []
+    for number, (box, class_index) in enumerate(zip(boxes, classes, strict=True)):
+        overlaps = [(objects[index][0].iou(box), index) for index in free if class_index in objects[index][1]]
+        iou, best = max(overlaps, default=(0.0, -1))
+        if iou >= MIN_IOU:
+            free.remove(best)
+            matches.append(Match(number, objects[best][0], iou))
+    return Matching(tuple(matches), len(free), unknown, len(boxes) - len(matches))

@@ -10,36 +10,22 @@ import torch
 from commands.why import answer_lines, parse_box, read_frame
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import missed_anchor
-from engine.detectors.detector import Detector
-from engine.detectors.input_format import InputFormat
-from engine.detectors.layouts import YoloxLayout
-from engine.detectors.networks.yolox import STRIDES, Yolox, YoloxSize
-from engine.detectors.outputs import Level
 from engine.detectors.why import explain_place
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Box
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
+from tests.support.tiny_detector import LABELS, SIZE, calm_detector, coarse_image
 
-LABELS = ("car", "truck", "bus", "person", "dog", "cat")
 PLACE = Box(60, 40, 120, 100)
 
 
 @pytest.fixture(scope="module")
 def detector():
-    net = with_lively_weights(Yolox(YoloxSize(0.33, 0.125, depthwise=True), classes=6))
-    with torch.no_grad():
-        for name, weight in net.named_parameters():
-            if "_preds" in name:
-                weight.mul_(0.03)
-    levels = [Level(stride, 3 * k, 3 * k + 1, 3 * k + 2) for k, stride in enumerate(STRIDES)]
-    layout = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
-    return Detector("tiny", net, YoloxLayout(levels, 6), LABELS, layout, score=0.999)
+    return calm_detector(score=0.999)
 
 
 @pytest.fixture(scope="module")
 def image():
-    coarse = np.random.default_rng(5).integers(0, 256, (6, 8, 3), np.uint8)
-    return np.kron(coarse, np.ones((30, 30, 1), np.uint8))
+    return coarse_image()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.detectors.split import Cut, DetectorSplit
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
+from tests.support.tiny_detector import SIZE, with_lively_weights
 
 STRIDES = (8, 16, 32)
 WIDTHS = (8, 12, 8)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
-import torch
 
-from engine.detectors.detector import Detector
-from engine.detectors.input_format import InputFormat
 from engine.detectors.runtime import build_engine
 from engine.detectors.schedule import MIN_ANSWER_FRACTION, MapScheduler
 from engine.detectors.why import PlaceExplainer
@@ -18,28 +13,20 @@ from pipeline.config import BoxesConfig, EngineConfig
 from pipeline.errors import ConfigError, FrameGoneError
 from pipeline.frames import Box, Frame
 from pipeline.queries import PlaceQueries, PlaceQuery
-from tests.engine.detectors.conftest import SIZE
+from tests.support.tiny_detector import SIZE, calm_detector, coarse_image
 
-INPUT = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
-LABELS = ("car", "truck", "bus", "person", "dog", "cat")
 STEPS = 3
 """The plain pass and two maps."""
 
 
 @pytest.fixture(scope="module")
-def detector(yolox_module, yolox):
-    module = copy.deepcopy(yolox_module)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "_preds" in name:
-                weight.mul_(0.03)
-    return Detector("tiny", module, yolox[1], LABELS, INPUT, score=0.6)
+def detector():
+    return calm_detector(0.6)
 
 
 @pytest.fixture(scope="module")
 def frames():
-    coarse = np.random.default_rng(5).integers(0, 256, (6, 8, 3), np.uint8)
-    image = np.kron(coarse, np.ones((30, 30, 1), np.uint8))
+    image = coarse_image()
     return [Frame(np.roll(image, 9 * k, axis=1), "north", k, 100.0 + k / 10.0, k / 10.0) for k in range(3)]
 
 

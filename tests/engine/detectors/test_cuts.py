@@ -14,7 +14,7 @@ from engine.detectors.layouts import RetinanetLayout, YoloxLayout
 from engine.detectors.outputs import Level, Target
 from engine.detectors.split import Cut, build_split, prove_complete, with_features
 from pipeline.errors import ConfigError, LayerError
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
+from tests.support.tiny_detector import SIZE, with_lively_weights
 
 BACKBONE = ("backbone.backbone.dark3", "backbone.backbone.dark4", "backbone.backbone.dark5")
 

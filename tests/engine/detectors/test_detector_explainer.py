@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.detector import Detector
 from engine.detectors.graph import normalise
 from engine.detectors.heat import BoxHeat
-from engine.detectors.input_format import InputFormat
 from engine.detectors.layouts import NanodetLayout
 from engine.detectors.outputs import Anchor, Level, Read, Target
 from engine.detectors.runtime import OneStageEngine, build_engine
@@ -22,30 +19,20 @@ from engine.explainers.detector import DetectorExplainer
 from pipeline.config import BoxesConfig, EngineConfig
 from pipeline.errors import BackendError, ConfigError
 from pipeline.frames import NO_HEAT, Frame
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
+from tests.support.tiny_detector import SIZE, STRETCHED, calm_detector, coarse_image, with_lively_weights
 
-INPUT = InputFormat(SIZE, mean=(128.0,) * 3, std=(64.0,) * 3, fit="stretch")
 MIN_SCORE = 0.6
 """The random network gives some boxes above this score."""
-LABELS = ("car", "truck", "bus", "person", "dog", "cat")
 
 
 @pytest.fixture(scope="module")
-def detector(yolox_module, yolox):
-    """Return a random detector whose scores are not saturated: their maps are not flat."""
-    module = copy.deepcopy(yolox_module)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "_preds" in name:
-                weight.mul_(0.03)
-    return Detector("tiny", module, yolox[1], LABELS, INPUT, score=MIN_SCORE)
+def detector():
+    return calm_detector(MIN_SCORE)
 
 
 @pytest.fixture(scope="module")
 def frames():
-    rng = np.random.default_rng(5)
-    coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
-    image = np.kron(coarse, np.ones((30, 30, 1), np.uint8))
+    image = coarse_image()
     return [Frame(np.roll(image, 2 * k, axis=1), "north", k, 100.0 + k / 10.0, k / 10.0) for k in range(4)]
 
 
@@ -199,7 +186,7 @@ def test_engine_uses_cones_at_the_own_level_where_the_complete_cut_has_none(capl
     module = with_lively_weights(_Squeezed())
     network = normalise(module, SIZE)
     layout = NanodetLayout([Level(8, 0, None, 0), Level(16, 1, None, 1)], 2)
-    detector = Detector("squeezed", module, layout, ("a", "b"), INPUT, networks={SIZE: network})
+    detector = Detector("squeezed", module, layout, ("a", "b"), STRETCHED, networks={SIZE: network})
     engine = OneStageEngine(detector, SIZE)
     assert engine.has_cones(0)
     assert engine.has_cones(1)

@@ -10,7 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from engine.detectors import loader
 from engine.detectors.loader import load_detector
 from pipeline.errors import ConfigError, ModelError
-from tests.engine.detectors.conftest import with_lively_weights
+from tests.support.tiny_detector import with_lively_weights
 
 SMALL = (96, 160)
 

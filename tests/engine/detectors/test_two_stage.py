@@ -7,7 +7,7 @@ import torch
 
 from engine.detectors.loader import load_detector
 from pipeline.errors import ConfigError
-from tests.engine.detectors.conftest import with_lively_weights
+from tests.support.tiny_detector import with_lively_weights
 
 SIZE = (128, 160)
 

@@ -8,7 +8,7 @@ import torch
 from engine.detectors.loader import load_detector
 from engine.detectors.networks.yolox import YOLOX_SIZES, Yolox
 from pipeline.errors import ConfigError, ModelError
-from tests.engine.detectors.conftest import with_lively_weights
+from tests.support.tiny_detector import with_lively_weights
 
 
 @pytest.mark.parametrize(

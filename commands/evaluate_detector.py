@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from commands.annotations import load_boxes, read_class_map
 from commands.console import fail, print_line, relative_path, write_text
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pipeline.config import EngineConfig
 
 log = logging.getLogger("recipro-stream")
+
+BACKEND: Final = "auto"
+"""Backend of the passes of changed images, of which a box needs hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def evaluate_detector(options: DetectorEvaluation) -> None:
     check_class_map(mapping, truth.class_map, len(detector.labels))
     chosen = BoxEvaluationOptions(
         methods=methods, steps=options.steps, cell_px=options.cell_px, boxes_per_image=options.boxes_per_image,
-        backend="auto", drise_masks=options.drise_masks, any_box=truth.any_box, class_map=mapping,
+        backend=BACKEND, drise_masks=options.drise_masks, any_box=truth.any_box, class_map=mapping,
     )  # fmt: skip
     folder = default_folder()
     cache = None if folder == "off" else CompileCache(Path(folder))

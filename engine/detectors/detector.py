@@ -58,7 +58,8 @@ class Detector:
         size = image_size or self.input.size
         if size not in self.networks:
             self._check_size(size)
-            self.networks[size] = normalise(self.module, size)
+            with torch.inference_mode(mode=False):  # fused weights made in inference mode would allow no gradients
+                self.networks[size] = normalise(self.module, size)
         return self.networks[size]
 
     def _check_size(self, size: tuple[int, int]) -> None:

@@ -8,8 +8,8 @@ papers: ODAM (Zhao and Chan, arXiv:2304.06354) and EigenCAM (Muhammad and Yeasin
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -68,6 +68,16 @@ class ImageMaps:
     level: OneStageEngine
     complete_boxes: ImageBoxes
     level_boxes: ImageBoxes
+    cached: dict[tuple[str, ...], tuple[Tensor, ...]] = field(default_factory=dict)
+    """Features by the nodes of a cut."""
+
+    def features(self, split: DetectorSplit) -> tuple[Tensor, ...]:
+        """Return the features of the image at a cut."""
+        nodes = split.cut.nodes
+        if nodes not in self.cached:
+            with torch.inference_mode():
+                self.cached[nodes] = split.features(self.complete_boxes.source.image)
+        return self.cached[nodes]
 
 
 class Explaining:
@@ -180,27 +190,23 @@ def odam(box: ExplainedBox) -> PlacedMap:
     Gradients are those of the score. Zhao and Chan, arXiv:2304.06354, without their optional smoothing.
     """
     split = box.image.detector.split(box.target.anchor.level, "own level")
-    features = [box.image.level_boxes.source.features[node] for node in split.cut.nodes]
-    (values,) = gradient_times_activation(box, split, features)
+    (values,) = gradient_times_activation(box, split)
     return PlacedMap(values, split.cut.strides[0])
 
 
 def odam_at_cut(box: ExplainedBox) -> PlacedMap:
     """Return the sum of ODAM's maps at all features of the complete cut, each enlarged to the input."""
     split = box.image.detector.split(box.target.anchor.level, "complete")
-    source = box.image.complete_boxes.source.features
-    if any(node not in source for node in split.cut.nodes):  # this level has no cones, and no features at this cut
-        return odam(box)
-    parts = gradient_times_activation(box, split, [source[node] for node in split.cut.nodes])
+    parts = gradient_times_activation(box, split)
     wide = [PlacedMap(part, s).on_input(box.size) for part, s in zip(parts, split.cut.strides, strict=True)]
     return PlacedMap(torch.stack(wide).sum(0), 1)
 
 
-def gradient_times_activation(box: ExplainedBox, split: DetectorSplit, features: Sequence[Tensor]) -> list[Tensor]:
-    """Return ReLU(sum over channels of gradient x activation) of the box's score, (h, w), for each feature map."""
+def gradient_times_activation(box: ExplainedBox, split: DetectorSplit) -> list[Tensor]:
+    """Return ReLU(sum over channels of gradient x activation) of the box's score, (h, w), for each map of a cut."""
     layout, target = box.image.detector.layout, box.target
     with torch.inference_mode(mode=False), torch.enable_grad():
-        leaves = [feature.clone().requires_grad_() for feature in features]
+        leaves = [feature.clone().requires_grad_() for feature in box.image.features(split)]
         maps = split.tail(*leaves)
         reads = layout.reads(target.anchor)
         vectors = [maps[split.maps.index(read.map)][:, :, read.row, read.column] for read in reads]
@@ -219,7 +225,7 @@ def eigen_cam(box: ExplainedBox) -> PlacedMap:
     map is positive. Negative values are cut off. Muhammad and Yeasin, arXiv:2008.00299.
     """
     split = box.image.detector.split(box.target.anchor.level, "own level")
-    feature = box.image.level_boxes.source.features[split.cut.nodes[0]][0]
+    feature = box.image.features(split)[0][0]
     flat = feature.flatten(1).T.double()
     _, vectors = torch.linalg.eigh(flat.T @ flat)
     projected = (flat @ vectors[:, -1]).view(feature.shape[1:])

@@ -91,7 +91,7 @@ def test_odam_is_the_derivative_of_the_score_when_a_cell_is_scaled(boxes):
     box = boxes[0]
     found = METHODS["odam"](box)
     split = box.image.detector.split(box.target.anchor.level, "own level")
-    feature = box.image.level_boxes.source.features[split.cut.nodes[0]]
+    feature = box.image.features(split)[0]
     assert float(found.values.max()) > 0.0
     step = 0.02
     for index in (int(found.values.argmax()), 0):
@@ -116,7 +116,7 @@ def test_odam_at_the_cut_is_the_sum_of_its_enlarged_maps(boxes):
 def test_eigen_cam_is_the_projection_on_the_first_singular_vector_and_ignores_the_box(boxes):
     box = boxes[0]
     split = box.image.detector.split(box.target.anchor.level, "own level")
-    feature = box.image.level_boxes.source.features[split.cut.nodes[0]][0].numpy()
+    feature = box.image.features(split)[0][0].numpy()
     flat = feature.reshape(len(feature), -1).T.astype(np.float64)
     _, _, vectors = np.linalg.svd(flat, full_matrices=False)
     projected = (flat @ vectors[0]).reshape(feature.shape[1:])

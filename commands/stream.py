@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +19,10 @@ from commands.multi_device import run_sharded
 from commands.options import ACCESS, CAMERA, IMAGE, NETWORK, RUN, drop_none, option
 from commands.parent_process import ends_with_parent
 from commands.wiring.kinds import KINDS, load_config
+from commands.wiring.reload import ConfigFile
 from commands.wiring.run import redact_config, run_from_config
 from commands.wiring.sinks import apply_curve_keys, apply_mqtt_credentials, apply_recording_options, apply_web_token
+from pipeline.config import Config
 from pipeline.config_loader import read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
@@ -139,6 +142,9 @@ def stream(
     ] = None,
     frames: Annotated[int | None, option(RUN, "Stop after this number of explained frames.")] = None,
     seconds: Annotated[float | None, option(RUN, "Stop after this time.")] = None,
+    watch_config: Annotated[
+        bool, option(RUN, "Apply changes of the cameras in the YAML file while it runs.", "--watch-config")
+    ] = False,
     log_format: Annotated[str, option(RUN, "Format of log lines: text (default) or json.", "--log")] = "text",
     log_drops: Annotated[
         bool, option(RUN, "Log each frame that is not delivered, with its reason.", "--log-drops")
@@ -165,18 +171,23 @@ def stream(
         "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
     overrides = {key: value for key, value in drop_none(settings_given).items() if value != {}}
-    settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
-    if not settings.get("sources") and not source:
-        raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-    resolved = load_config(settings, config.name if config else "command line", overrides)
-    _warn_of_shown_passwords(source or [])
-    with_secrets = apply_mqtt_credentials(apply_web_token(resolved.sinks, page_token_file), mqtt_credentials)
-    sinks = apply_curve_keys(with_secrets, curve_keys, allow, insecure=insecure)
     clips = {
         "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
     }  # fmt: skip
-    resolved = resolved.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
+
+    def resolve() -> Config:
+        settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+        if not settings.get("sources") and not source:
+            raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
+        loaded = load_config(settings, config.name if config else "command line", overrides)
+        with_secrets = apply_mqtt_credentials(apply_web_token(loaded.sinks, page_token_file), mqtt_credentials)
+        sinks = apply_curve_keys(with_secrets, curve_keys, allow, insecure=insecure)
+        return loaded.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
+
+    watched = _watched(config, resolve, source, devices) if watch_config else None
+    resolved = resolve()
+    _warn_of_shown_passwords(source or [])
     if every and not print_config:
         raise ConfigError("--all: sets the level of detail of --print-config; give both options")
     if print_config:
@@ -187,8 +198,19 @@ def stream(
         run_sharded(resolved, read_devices(devices), log_format=log_format)
         return
     with ends_with_parent(os.environ):
-        outcome = run_from_config(resolved, tell=log.info if log_format == "json" else None)
+        outcome = run_from_config(resolved, tell=log.info if log_format == "json" else None, watched=watched)
     exit_with_outcome(outcome)
+
+
+def _watched(
+    config: Path | None, resolve: Callable[[], Config], source: Sequence[str] | None, devices: str | None
+) -> ConfigFile:
+    """Return the file that ``--watch-config`` watches."""
+    if config is None or source:
+        raise ConfigError("--watch-config: the cameras must stand in a YAML file; move each --source into it")
+    if devices is not None:
+        raise ConfigError("--watch-config: is not possible with --devices; start one run for each device")
+    return ConfigFile(config, resolve)
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:

@@ -75,6 +75,11 @@ class CameraStream:
         """True if another frame of the camera may be taken."""
         return self._in_progress < self._max_in_progress[self._worker.overflow]
 
+    @property
+    def is_busy(self) -> bool:
+        """True if frames of the camera are in progress."""
+        return self._in_progress > 0
+
     def begin(self) -> None:
         """Count a frame that was taken from the camera."""
         with self._condition:

@@ -100,6 +100,14 @@ class FairQueue(Generic[T]):
         if (queue := self._queue_of(item)) is not None:
             queue.used_seconds += seconds
 
+    def forget(self, key: str) -> bool:
+        """Release the queue of a camera; return False and keep it while items are queued."""
+        queue = self._queues.get(key)
+        if queue is not None and queue.items:
+            return False
+        self._queues.pop(key, None)
+        return True
+
     def clear(self) -> list[T]:
         """Remove and return all items."""
         items = [item for queue in self._queues.values() for item in queue.items]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.drawing import CameraStream
 from pipeline.drops import DropReason
@@ -62,7 +63,8 @@ class Pipeline:
             stop: set it from anywhere (a signal handler) to end the run in order.
             watch: called several times a second, in the calling thread, with the state of the run.
             alive: called several times a second, in the calling thread, with or without frames: for a watchdog.
-            discovery: finds further sources during the run; with it, the run does not end because all sources have.
+            discovery: finds and removes sources during the run; with it, the run does not end because all sources
+                have.
         """
         self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
         self._watch, self._alive, self._discovery = watch, alive, discovery
@@ -73,8 +75,8 @@ class Pipeline:
         self._streams: dict[str, CameraStream] = {}
         self._is_busy = False
         """True if a batch was explained since the last call of ``_observe``."""
-        self._drawing, self._reading = ExitStack(), ExitStack()
-        """The running threads of ``_streams`` and ``_workers``."""
+        self._leaving: set[str] = set()
+        """Cameras that were asked to end, whose frames are still in progress."""
         for source, overflow in sources:
             self._add_camera(source, overflow)
         self._has_appeared = discovery is not None
@@ -130,21 +132,26 @@ class Pipeline:
     def _start(self, stack: ExitStack) -> None:
         """Start the threads from the sinks to the sources; they end in the opposite order."""
         self._outputs.start(stack)
-        stack.enter_context(self._drawing)
+        stack.push(self._end_drawing)
         stack.enter_context(self._finishing)
-        stack.enter_context(self._reading)
+        stack.callback(self._end_sources)
         for worker in self._workers:
             self._start_camera(worker)
-        stack.callback(self._stop_sources)
 
     def _start_camera(self, worker: SourceWorker) -> None:
-        self._drawing.enter_context(self._streams[worker.camera].queue)
-        self._reading.enter_context(worker)
+        self._streams[worker.camera].queue.__enter__()
+        worker.__enter__()
 
-    def _stop_sources(self) -> None:
+    def _end_drawing(self, *error: Any) -> None:  # noqa: ANN401 - the arguments of __exit__
+        for stream in self._streams.values():
+            stream.queue.__exit__(*error)
+
+    def _end_sources(self) -> None:
         """Stop all cameras before the first is joined."""
         for worker in self._workers:
             worker.stop()
+        for worker in self._workers:
+            worker.__exit__()
 
     def _explain_all(self, started_at: float) -> None:
         limits = self._limits
@@ -169,16 +176,44 @@ class Pipeline:
                 return
 
     def _observe(self) -> None:
-        """Add the cameras that have appeared, and show the state of the run; use the time if no frame came."""
-        self._has_appeared = False
-        for source in () if self._discovery is None else self._discovery.take():
-            self._add_camera(source)
-            self._start_camera(self._workers[-1])
+        """Add and remove cameras, and show the state of the run; use the time if no frame came."""
+        if self._discovery is not None:
+            self._has_appeared = False
+            self._update_cameras(self._discovery)
         if self._watch:
             self._watch(self.result)
         if not self._is_busy and not self._explainer.asynchronous:
             self._explainer.idle()
         self._is_busy = False
+
+    def _update_cameras(self, discovery: Discovery) -> None:
+        for worker in self._workers:
+            if worker.camera in self._leaving and self._has_left(worker):
+                self._release(worker, discovery)
+                break  # the list has changed; the next call follows within a fraction of a second
+        for camera in discovery.take_removed():
+            if camera in self._streams:
+                self._leaving.add(camera)
+                next(worker for worker in self._workers if worker.camera == camera).stop()
+        for source in discovery.take():
+            self._add_camera(source, source.overflow)
+            self._start_camera(self._workers[-1])
+
+    def _has_left(self, worker: SourceWorker) -> bool:
+        """Return whether the source has ended and each of its frames is in the sinks' queues or counted."""
+        stream = self._streams[worker.camera]
+        is_settled = not stream.is_busy and not stream.queue.failed
+        return is_settled and (worker.finished or worker.may_be_abandoned)
+
+    def _release(self, worker: SourceWorker, discovery: Discovery) -> None:
+        self._leaving.discard(worker.camera)
+        worker.__exit__()
+        self._streams.pop(worker.camera).queue.__exit__(None, None, None)
+        self._workers.remove(worker)
+        self._renderer.forget_camera(worker.camera)
+        self._explainer.forget_camera(worker.camera)
+        self._outputs.forget_camera(worker.camera)
+        discovery.on_removed(worker.source)
 
     def _wake(self) -> None:
         with self._condition:

@@ -74,6 +74,11 @@ class Outputs:
             for worker in workers:
                 worker.put(overlay)
 
+    def forget_camera(self, camera: str) -> None:
+        """Let every sink complete and release a camera that left the run, after its last overlay."""
+        for worker in self.workers:
+            worker.forget(camera)
+
     def close(self) -> None:
         """Count the frames that abandoned sinks still hold. Call it once the threads have ended."""
         self._tracker.close()
@@ -116,6 +121,7 @@ def make_sink_worker(
         skips=_concerns_one_frame,
         on_outcome=on_outcome,
         counted=_is_frame,
+        on_forget=sink.forget_camera,
     )
     worker.counts_all = sink.lossless
     return worker

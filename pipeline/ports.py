@@ -138,17 +138,24 @@ class SourceWrapper(Source):
 
 
 class Discovery(ABC):
-    """Finds the sources of a run while it goes on."""
+    """Finds the sources of a run while it goes on, and removes sources from it.
+
+    The methods are called several times a second in the thread of ``Pipeline.run``, and must not block.
+    """
 
     notify: Callable[[], None] = staticmethod(lambda: None)
-    """Set by the pipeline; to be called, from any thread, when a source has appeared."""
+    """Set by the pipeline; to be called, from any thread, when a source has appeared or is to be removed."""
 
     @abstractmethod
     def take(self) -> Sequence[Source]:
-        """Return the sources that have appeared since the last call, entered; raise what ends the run.
+        """Return the sources that have appeared since the last call, entered; raise what ends the run."""
 
-        Called several times a second in the thread of ``Pipeline.run``.
-        """
+    def take_removed(self) -> Sequence[str]:
+        """Return the cameras that are to leave the run, each once. Their frames in progress are still delivered."""
+        return ()
+
+    def on_removed(self, source: Source) -> None:
+        """Receive a source that no thread uses any more; its name may be given to another one from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +227,9 @@ class Explainer(Part, ABC):
     def idle(self) -> None:
         """Do what waits while no frame comes; called several times a second, not for asynchronous explainers."""
 
+    def forget_camera(self, camera: str) -> None:
+        """Release what is held for a camera that left the run; called in the thread that submits."""
+
     def accept(self, queries: PlaceQueries) -> None:
         """Answer questions from now on, in the thread that explains; explainers without boxes leave them refused."""
 
@@ -238,6 +248,9 @@ class Renderer(ABC):
     @abstractmethod
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Return a camera's last frame, drawn so that it does not look live."""
+
+    def forget_camera(self, camera: str) -> None:
+        """Release what is held for a camera that left the run; none of its frames is being drawn."""
 
 
 class Sink(Part, ABC):
@@ -267,6 +280,12 @@ class Sink(Part, ABC):
         """Do a costly step (compression) before ``put``, in the thread of the frame's camera.
 
         Called in several threads; for one camera in one thread at a time.
+        """
+
+    def forget_camera(self, camera: str) -> None:
+        """Complete what was written for a camera that left the run, and release what is held for it.
+
+        Called in the thread of ``put``, after the camera's last overlay. A camera of this name may come again.
         """
 
     def on_run_start(self, result: RunResult) -> None:

@@ -86,8 +86,9 @@ class RunStats:
         self.started = time.monotonic()
 
     def add_camera(self, name: str) -> None:
-        """Add a camera that appeared during the run."""
-        self.cameras = {**self.cameras, name: CameraStats()}  # replaced as a whole: other threads iterate over it
+        """Add a camera; one that comes again continues its counts."""
+        # Replaced as a whole: other threads iterate over it.
+        self.cameras = {**self.cameras, name: self.cameras.get(name) or CameraStats()}
 
     def count_batch(self, frames: int) -> None:
         """Count a batch that was given to the engine."""

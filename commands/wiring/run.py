@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from commands.console import print_line
 from commands.plausibility import warn_of_doubts
 from commands.signals import shutdown_on_signal
+from commands.wiring.cameras import Camera, RunningCameras, make_cameras, with_all_cameras
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
-from commands.wiring.sinks import open_sinks, read_secrets
+from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup
+from commands.wiring.sinks import open_sinks
 from pipeline.config import Config
+from pipeline.guards.config import check_cameras
 from pipeline.guards.drift import BaselineRecorder
 from pipeline.ports import Overflow, Sink, Source
 from pipeline.queries import PlaceQueries
 from pipeline.result import RunResult
-from pipeline.settings import Secret, SourceContext, SourceSettings
 
 if TYPE_CHECKING:
     from engine.explainers.base import EngineExplainer
@@ -38,28 +40,35 @@ NO_SINK = (
 
 
 def run_from_config(
-    config: Config, tell: Callable[[str], None] | None = None, recorder: BaselineRecorder | None = None
+    config: Config,
+    tell: Callable[[str], None] | None = None,
+    recorder: BaselineRecorder | None = None,
+    watched: ConfigFile | None = None,
 ) -> RunResult:
     """Build the pipeline of a configuration and run it until it ends.
 
     Args:
         config: the validated configuration.
         tell: receives the progress as lines.
-        recorder: receives the reason of every dropped frame.
+        recorder: receives the statistics of a baseline.
+        watched: the file of the configuration, whose cameras follow its changes.
     """
     from rich.console import Console
 
     from overlays.progress import Progress
     from overlays.render.renderer import HeatRenderer
-    from overlays.sinks.locks import claimed, to_claim
+    from overlays.sinks.locks import Claims
     from pipeline.loop import Pipeline
     from pipeline.result import RunLimits
     from pipeline.systemd import SystemdNotifier
 
     started = threading.Event()
     with shutdown_on_signal(started) as stop, ExitStack() as stack:
+        if watched is not None:
+            stack.enter_context(reload_on_hangup(watched))
         config = with_all_cameras(config)
-        sources = make_sources(config)
+        members = make_cameras(config)
+        sources = [(member.source, member.source.overflow) for member in members]
         cameras = [source.camera for source, _ in sources]
         slow = load_drift_tracking(config, cameras, recorder)
         if not config.sinks and recorder is None:
@@ -68,9 +77,9 @@ def run_from_config(
         stack.callback(queries.close)
         sinks = make_sinks(config, cameras, queries)
         drawing = HeatRenderer(**config.overlay.model_dump())
-        for source, _ in sources:
-            stack.enter_context(source)
-        stack.enter_context(claimed(to_claim((sink.uri for sink in config.sinks), cameras)))
+        claims = stack.enter_context(Claims([sink.uri for sink in config.sinks]))
+        running = stack.enter_context(RunningCameras(members, lambda camera: claims.add([*cameras, camera])))
+        claims.add(cameras)
         for sink in sinks:
             stack.enter_context(sink)
         explainer = make_explainer(config)
@@ -85,10 +94,14 @@ def run_from_config(
         gc.collect()
         gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
         started.set()
+        if watched is not None:
+            watcher = ConfigWatcher(watched, config, lambda new: running.apply(_cameras_for(config, new)))
+            stack.enter_context(watcher)
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = Pipeline(
                 sources, monitor, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
+                discovery=None if watched is None else running,
             ).run()  # fmt: skip
         _report(outcome)  # runs even if a sink cannot be closed
         report_guards(monitor)
@@ -100,53 +113,42 @@ def run_from_config(
     return outcome
 
 
-def with_all_cameras(config: Config) -> Config:
-    """Return the configuration with an entry for each camera of a source that has several, such as a bag."""
-    from stream.cameras import cameras_of
-    from stream.credentials import expand_env
-
-    sources = [each for entry in config.sources for each in cameras_of(entry, expand_env(entry.uri, os.environ))]
-    return config.model_copy(update={"sources": sources})
-
-
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     """Return each source and its overflow setting; None: the default of its kind."""
-    from stream.redact import host_and_path
-    from stream.sources import build_source, plain_name, unique_names
-
-    gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded on the device that explains them
-    built = []
-    for entry in config.sources:
-        secrets = read_secrets(entry)
-        # With credentials in the address, an @ in the path would be ambiguous.
-        camera = entry.name or (host_and_path(entry.uri) if "credentials_file" in secrets else None)
-        settings = entry.model_copy(update={"uri": _address(entry, secrets)})
-        built.append(build_source(settings, context=SourceContext(camera, config.decoder, gpu, secrets)))
-    names = [settings.name or plain_name(source.camera) for settings, source in zip(config.sources, built, strict=True)]
-    for source, name in zip(built, unique_names(names), strict=True):
-        source.camera = name
-    return [(source, entry.overflow or config.overflow or source.overflow)
-            for source, entry in zip(built, config.sources, strict=True)]  # fmt: skip
+    return [(camera.source, camera.source.overflow) for camera in make_cameras(config)]
 
 
-def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
-    """Return the URI of a source, with credentials that stand outside its configuration."""
-    from stream.credentials import expand_env, with_credentials
+def _cameras_for(config: Config, new: Config) -> list[Camera]:
+    """Return the cameras of a new configuration for a run with the engine, guards and sinks of ``config``.
 
-    uri = expand_env(source.uri, os.environ)
-    secret = secrets.get("credentials_file")
-    return uri if secret is None else with_credentials(uri, secret.text.strip("\r\n"), secret.path)
+    Raises:
+        ReciproStreamError: they do not fit together.
+    """
+    from overlays.sinks.paths import check_outputs
+
+    new = with_all_cameras(new)
+    cameras = make_cameras(new)
+    names = [camera.name for camera in cameras]
+    check_cameras(new.guards, [*names, *new.external_cameras])
+    check_outputs([sink.uri for sink in config.sinks], names, _inputs(new))
+    return cameras
+
+
+def _inputs(config: Config) -> list[str]:
+    """Return the paths of the files that a run reads."""
+    from stream.sources import path_of
+
+    engine = config.engine
+    paths = [*(path_of(source.uri) for source in config.sources), engine.model, engine.weights, engine.labels]
+    return [path for path in paths if path]
 
 
 def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None = None) -> list[Sink]:
     """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
     from overlays.sinks.paths import check_outputs
-    from stream.sources import path_of
 
-    engine = config.engine
-    inputs = [*(path_of(source.uri) for source in config.sources), engine.model, engine.weights, engine.labels]
     sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries)
-    check_outputs([source.uri for source in config.sinks], cameras, [source for source in inputs if source])
+    check_outputs([sink.uri for sink in config.sinks], cameras, _inputs(config))
     return sinks
 
 

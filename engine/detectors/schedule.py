@@ -86,6 +86,10 @@ class MapScheduler:
         """Set the expected time of a map, from a measurement before the run."""
         self._costs[level] = seconds
 
+    def forget_camera(self, camera: str) -> None:
+        """Release the account of a camera that left the run."""
+        self._accounts.pop(camera, None)
+
     def record_plain(self, camera: str, seconds: float) -> None:
         """Add the time that the plain pass of a camera's frame has taken."""
         self.plain_seconds += seconds

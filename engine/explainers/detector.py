@@ -110,6 +110,11 @@ class DetectorExplainer(EngineExplainer):
         places = PlaceExplainer(self._engine, self._detector, self._input, self._settings.cell_px, needs_cones=True)
         self._answers = PlaceAnswers(queries, places, self._scheduler)
 
+    def forget_camera(self, camera: str) -> None:
+        """Release the tracks, maps and accounts of a camera."""
+        self._cameras.pop(camera, None)
+        self._scheduler.forget_camera(camera)
+
     def after_batch(self) -> None:
         """Make a step of an answer if the frames have earned its time."""
         if self._answers is not None:

@@ -125,6 +125,10 @@ class HeatRenderer(Renderer):
         """Return a camera's last frame in grey, with its age and the reason of the signal loss."""
         return stale_overlay(explanation, signal_loss)
 
+    def forget_camera(self, camera: str) -> None:
+        """Release the smoothed heat map and the frame rate of a camera."""
+        self._cameras.pop(camera, None)
+
     def _record_frame(self, frame: Frame) -> _CameraState:
         """Update the state of a camera for a frame that is rendered now."""
         state = self._cameras.setdefault(frame.camera, _CameraState())

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from overlays.sinks.paths import OWN_FILES, VIDEO_SUFFIXES, path_errors, paths_for, safe_file_name
 from overlays.sinks.settings import STILLS
@@ -62,6 +63,28 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path | SharedF
                 if path.suffix.lower() in VIDEO_SUFFIXES and len(cameras) > 1:
                     paths += paths_for(path, cameras).values()
     return list(dict.fromkeys(paths))
+
+
+class Claims:
+    """The locks of a run on what its sinks write, for cameras that may join one after another."""
+
+    def __init__(self, uris: Sequence[str]) -> None:
+        """Take the addresses of the sinks; nothing is locked yet."""
+        self._uris = list(uris)
+        self._locked: set[Path | SharedFolder] = set()
+        self._stack = ExitStack()
+
+    def add(self, cameras: Sequence[str]) -> None:
+        """Lock what a run of these cameras writes and what is not locked yet. Raises ``SinkError``."""
+        missing = [path for path in to_claim(self._uris, cameras) if path not in self._locked]
+        self._stack.enter_context(claimed(missing))
+        self._locked.update(missing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class VideoSink(DiskSink):
         self._replace = self._settings.mode == "replace"
         self._recordings: dict[str, _Recording] = {}
         self._interrupted: set[str] = set()
-        """Cameras whose last recording failed: the next one gets a file of its own."""
+        """Cameras whose last recording has ended: the next one gets a file of its own."""
 
     def __enter__(self) -> Self:
         for path in self._paths.values() or [self._path]:
@@ -125,6 +125,19 @@ class VideoSink(DiskSink):
         if recording.has_fragments:
             self._disk.record_success()
 
+    def forget_camera(self, camera: str) -> None:
+        """Complete the video of a camera; if it comes again, its next frame begins another file."""
+        recording = self._recordings.pop(camera, None)
+        if recording is not None:
+            self._close(camera, recording)
+            self._interrupted.add(camera)  # ``replace`` must not replace the file of this run
+
+    def _close(self, camera: str, recording: _Recording) -> None:
+        try:
+            recording.close()
+        except OSError as failure:
+            self._interrupt(camera, recording, failure)
+
     def _interrupt(self, camera: str, recording: _Recording, error: OSError) -> None:
         """End a recording that cannot be written; the camera's next one gets another file."""
         self._interrupted.add(camera)
@@ -146,10 +159,7 @@ class VideoSink(DiskSink):
     ) -> None:
         self._reserve.close()
         for camera, recording in self._recordings.items():
-            try:
-                recording.close()
-            except OSError as failure:
-                self._interrupt(camera, recording, failure)
+            self._close(camera, recording)
         self._recordings.clear()
         if self.lost and kind is None:
             raise DataLossError(f"{self.uri}: {self._disk.losses('frames')}")

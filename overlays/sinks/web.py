@@ -201,6 +201,15 @@ class WebSink(Sink):
             if self._broadcaster.is_wanted(camera, number, kind):
                 self._serve(camera, number, overlay, kind)
 
+    def forget_camera(self, camera: str) -> None:
+        """Remove a camera from the page."""
+        self._status_board.forget(camera)
+        name = replace_undecodable(camera)
+        self._packets.forget(name)
+        for kind in _KINDS:
+            self._last.pop((name, kind), None)
+            self._packed.pop((name, kind), None)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:

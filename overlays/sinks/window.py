@@ -132,6 +132,12 @@ class WindowSink(Sink):
         for camera in self._windows if needs_redraw else ():
             self._draw(camera)
 
+    def forget_camera(self, camera: str) -> None:
+        """Close the window of a camera."""
+        self._shown.pop(camera, None)
+        if (window := self._windows.pop(camera, None)) is not None:
+            window.destroy()
+
     def __exit__(self, *_: object) -> None:
         if self._windows:
             for window in self._windows.values():

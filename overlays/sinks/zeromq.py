@@ -207,6 +207,12 @@ class ZeroMqSink(Sink):
                 self._send(camera)
         self._serve_pending()
 
+    def forget_camera(self, camera: str) -> None:
+        """Release the last frame of a camera: new viewers do not get it."""
+        for held in (self._last, self._packed, self._watched_since):
+            held.pop(camera, None)
+        self._pending.discard(camera)
+
     def __exit__(self, *_: object) -> None:
         self._close(round(self._settings.linger_seconds * 1000))
 

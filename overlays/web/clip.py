@@ -61,6 +61,12 @@ class PacketBuffer:
                 ):
                     self._bytes[name] -= len(queue.popleft()[1])
 
+    def forget(self, camera: str) -> None:
+        """Release the packets of a camera."""
+        with self._lock:
+            self._packets.pop(camera, None)
+            self._bytes.pop(camera, None)
+
     def is_due(self, camera: str, captured_at: float) -> bool:
         """Return whether ``add`` would keep a packet captured at this time."""
         with self._lock:

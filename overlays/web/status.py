@@ -65,6 +65,11 @@ class StatusBoard:
             # Replaced as a whole: the loop may be iterating over it.
             self.cameras = {**self.cameras, camera: status}
 
+    def forget(self, camera: str) -> None:
+        """Remove a camera that left the run."""
+        name = replace_undecodable(camera)
+        self.cameras = {other: status for other, status in self.cameras.items() if other != name}
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the state of every camera as plain JSON values."""
         now = self.clock()

@@ -112,6 +112,10 @@ class BoxStatsTracker:
         self._regions_of = regions_of
         self._cameras: dict[str, _CameraBoxes] = {}
 
+    def forget(self, camera: str) -> None:
+        """Release the state of a camera that left the run."""
+        self._cameras.pop(camera, None)
+
     def measure(self, explanation: Explanation) -> tuple[tuple[Finding, ...], tuple[Region, ...]]:
         """Return the findings with statistics, and the camera's regions in pixels of this frame."""
         frame, state = explanation.frame, self._cameras.setdefault(explanation.frame.camera, _CameraBoxes())

@@ -143,6 +143,10 @@ class HeatmapStatsTracker:
         self._regions_of = regions_of
         self._cameras: dict[str, _CameraMaps] = {}
 
+    def forget(self, camera: str) -> None:
+        """Release the state of a camera that left the run."""
+        self._cameras.pop(camera, None)
+
     def measure(self, explanation: Explanation) -> tuple[tuple[Finding, ...], tuple[Region, ...]]:
         """Return the findings with statistics, and the camera's regions in pixels of this frame."""
         if not explanation.findings:

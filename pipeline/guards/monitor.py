@@ -88,6 +88,8 @@ class ExplanationMonitor(Explainer):
         self.overhead_budget = OverheadBudget(settings.budget) if needs_deletion and explainer.can_mask else None
         if needs_deletion and self.overhead_budget is None and explainer.box_mode != "drop":
             log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
+        self._past_fire_counts: dict[tuple[str, str], int] = {}
+        """How often guards of cameras that left started to fire."""
         self._pending_checks: list[Explanation] = []
         """Explanations of the last batch that a rule needs a check for."""
         self._checked_camera = ""
@@ -133,6 +135,16 @@ class ExplanationMonitor(Explainer):
     def idle(self) -> None:
         """Do what the explainer has to do while no frame comes."""
         self._explainer.idle()
+
+    def forget_camera(self, camera: str) -> None:
+        """Release the state of a camera's guards and statistics; their counts stay."""
+        self._explainer.forget_camera(camera)
+        self._heatmap_stats.forget(camera)
+        self._box_stats.forget(camera)
+        state = self._camera_states.pop(camera, None)
+        for guard in state.states if state is not None else ():
+            key = (camera, guard.name)
+            self._past_fire_counts[key] = self._past_fire_counts.get(key, 0) + guard.fire_count
 
     def accept(self, queries: PlaceQueries) -> None:
         """Pass questions to the explainer."""
@@ -221,8 +233,8 @@ class ExplanationMonitor(Explainer):
 
     def fire_counts(self) -> dict[tuple[str, str], int]:
         """Return how often each guard started to fire, by camera and name."""
-        return {
-            (camera, guard.name): guard.fire_count
-            for camera, state in self._camera_states.items()
-            for guard in state.states
-        }
+        counts = dict(self._past_fire_counts)
+        for camera, state in self._camera_states.items():
+            for guard in state.states:
+                counts[camera, guard.name] = counts.get((camera, guard.name), 0) + guard.fire_count
+        return counts

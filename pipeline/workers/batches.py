@@ -34,7 +34,7 @@ def iter_batches(
     next one. A camera whose queue waits (a file) may fill the rest of a batch.
 
     Args:
-        workers: the running source workers, all created with ``condition``; ``idle`` may append further ones.
+        workers: the running source workers, all created with ``condition``; ``idle`` may append and remove some.
         condition: what they notify.
         is_over: called at least every ``POLL_SECONDS``; True ends the batches.
         limit: maximum number of frames in a batch.
@@ -49,7 +49,7 @@ def iter_batches(
     turn: list[SourceWorker] = []
     while _wait_for_frames(workers, condition, is_over, deadline, is_ready, has_appeared=has_appeared):
         idle()
-        turn += workers[len(turn) :]
+        turn = _updated(turn, workers)
         if window_seconds:
             ready = [worker for worker in turn if is_ready(worker)]
             _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
@@ -65,6 +65,14 @@ def iter_batches(
         turn = [worker for worker in turn if worker not in served] + served
         if batch:
             yield batch
+
+
+def _updated(turn: list[SourceWorker], workers: Sequence[SourceWorker]) -> list[SourceWorker]:
+    """Return ``turn`` without the workers that left, and with the new ones at its end."""
+    before, now = set(turn), set(workers)
+    if before == now:
+        return turn
+    return [worker for worker in turn if worker in now] + [worker for worker in workers if worker not in before]
 
 
 def _wait_for_frames(

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
@@ -59,6 +60,7 @@ class QueueWorker(Generic[T]):
         skips: Callable[[Exception], bool] | None = None,
         on_outcome: Callable[[T, Outcome], None] | None = None,
         counted: Callable[[T], bool] = lambda _item: True,
+        on_forget: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create the thread; entering starts it.
@@ -77,6 +79,7 @@ class QueueWorker(Generic[T]):
                 and the thread continues. None: every exception closes the worker.
             on_outcome: called once for each item, from the thread that decides; must not block.
             counted: whether ``delivered``, ``dropped`` and ``refused`` count an item.
+            on_forget: called in the thread, after the last item of a camera that ``forget`` names.
             clock: monotonic seconds, for the share of the time.
         """
         self.name = name
@@ -101,6 +104,9 @@ class QueueWorker(Generic[T]):
         self._skips = skips or (lambda _error: False)
         self._on_outcome = on_outcome or (lambda _item, _outcome: None)
         self._counted = counted
+        self._on_forget = on_forget or (lambda _key: None)
+        self._to_forget: list[str] = []
+        """Cameras that left the run, of which items may be queued."""
         self._failures = 0
         """Items in a row that failed with an error outside ``ReciproStreamError``."""
         # Guards the queue, the counters and the flags; the handler and on_outcome run without it.
@@ -141,6 +147,13 @@ class QueueWorker(Generic[T]):
         for item in items:
             self._on_outcome(item, Outcome.CLOSED)
 
+    def forget(self, key: str) -> None:
+        """Release a camera once its queued items are handled."""
+        with self._condition:
+            if not self._ended:
+                self._to_forget.append(key)
+                self._condition.notify_all()
+
     def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
         """Queue an item: wait for room, or make room by dropping the oldest items. Drops it once the worker failed."""
         removed: list[T] = []
@@ -176,9 +189,13 @@ class QueueWorker(Generic[T]):
         while True:
             with self._condition:
                 timeout = None if self._idle is None else POLL_SECONDS
-                self._condition.wait_for(lambda: self._queue or self._closing, timeout)
+                self._condition.wait_for(lambda: self._queue or self._to_forget or self._closing, timeout)
+                forgotten = [key for key in self._to_forget if self._queue.forget(key)]
+                self._to_forget = [key for key in self._to_forget if key not in forgotten]
                 item = self._queue.take()
                 self._condition.notify_all()
+            for key in forgotten:
+                self._call_idle(partial(self._on_forget, key))
             if item is not None:
                 started_at = self._clock()
                 self._handle(item)

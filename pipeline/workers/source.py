@@ -102,8 +102,10 @@ class SourceWorker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        while self._thread.is_alive() and not self._may_be_abandoned():
+        while self._thread.is_alive() and not self.may_be_abandoned:
             self._thread.join(POLL_SECONDS)
+        if self._thread.is_alive() and self._is_overdue:
+            log_abandoned(self._thread)
         with self._condition:
             self._drop_all(DropReason.STOPPED)
 
@@ -185,15 +187,17 @@ class SourceWorker:
         while self._queue:
             self._drop_first(reason)
 
-    def _may_be_abandoned(self) -> bool:
-        """Return whether the thread may end later by itself: while it connects, it delivers no more frames.
+    @property
+    def may_be_abandoned(self) -> bool:
+        """True if the stopped thread may end later by itself: while it connects, it delivers no more frames.
 
         Cameras are stopped together, so that their times to end overlap.
         """
-        passed = time.monotonic() - self._stopped_at
-        if self.source.live and self.health.state == "connecting" and passed > CONNECTING_SECONDS:
-            return True
-        if passed > JOIN_SECONDS:
-            log_abandoned(self._thread)
-            return True
-        return False
+        if not self._stop.is_set():
+            return False
+        connects = self.source.live and self.health.state == "connecting"
+        return self._is_overdue or (connects and time.monotonic() - self._stopped_at > CONNECTING_SECONDS)
+
+    @property
+    def _is_overdue(self) -> bool:
+        return time.monotonic() - self._stopped_at > JOIN_SECONDS

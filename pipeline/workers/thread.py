@@ -58,6 +58,8 @@ class ThreadWorker:
 
 def join(thread: threading.Thread) -> None:
     """Wait ``JOIN_SECONDS`` for a thread to end; log an error and abandon it where it does not."""
+    if thread.ident is None:  # it was never started
+        return
     thread.join(JOIN_SECONDS)
     if thread.is_alive():
         log_abandoned(thread)

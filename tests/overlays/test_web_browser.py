@@ -449,3 +449,16 @@ def test_allowed_dashboard_embeds_a_stream_and_another_site_does_not(tab):
             other.wait_for_function("document.querySelector('img').complete")
             assert other.evaluate("document.querySelector('img').naturalWidth") == 0
         tab.errors[:] = [message for message in tab.errors if "403" not in message]
+
+
+def test_page_removes_the_card_of_a_camera_that_left(tab):
+    with fed("leaves") as (sink, _):
+        sink.put(numbered(1, "stays"))
+        page = tab(sink.endpoint)
+        sync_api.expect(page.locator(".card")).to_have_count(2)
+        page.locator('.card[data-camera="stays"] .view').click()
+        sink.forget_camera("stays")
+        sync_api.expect(page.locator(".card")).to_have_count(1)
+        assert not page.url.endswith("#stays")
+        page.locator('.card[data-camera="leaves"] .view').click()
+        assert page.locator(".card.large").get_attribute("data-camera") == "leaves"

@@ -152,11 +152,19 @@ class ClipSink(DiskSink):
                         self._settings.preroll_bytes >> 20,
                     )
 
+    def forget_camera(self, camera: str) -> None:
+        """Complete the clip of a camera. Its clips still count against the budget."""
+        if (track := self._tracks.pop(camera, None)) is not None:
+            self._end(track)
+
+    def _end(self, track: _Track) -> None:
+        self._end_clip(track)
+        if track.encoder is not None:
+            track.encoder.close()
+
     def __exit__(self, *_: object) -> None:
         for track in self._tracks.values():
-            self._end_clip(track)
-            if track.encoder is not None:
-                track.encoder.close()
+            self._end(track)
         self._tracks.clear()
         self._reserve.close()
         self._disk.close()

@@ -116,6 +116,11 @@ class FoxgloveSink(Sink):
             for message in topic.messages(sample):
                 channel.log(message, log_time=sample.captured_ns)
 
+    def forget_camera(self, camera: str) -> None:
+        """Withdraw the topics of a camera."""
+        for channel in self._channels.pop(camera, ()):
+            channel.close()
+
     def _advertise(self, camera: str) -> list[foxglove.Channel]:
         """Return the channels of a camera, made at the first call."""
         if camera not in self._channels:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from overlays.sinks.mqtt.client import read_login
 from overlays.sinks.mqtt.connection import BrokerConnection
@@ -23,6 +23,7 @@ from overlays.sinks.mqtt.messages import OFFLINE, colliding_cameras, finding_mes
 from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import MqttSettings
 from overlays.web.status import StatusBoard
+from overlays.wire.text import replace_undecodable
 from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
 from pipeline.ports import MetricSample, Sink
@@ -99,6 +100,8 @@ class MqttSink(Sink):
         self._labels: dict[str, str] = {}
         self._counts = MqttCounts()
         self._queue = FindingQueue(self._counts)
+        self._ended: dict[str, dict[str, Any]] = {}
+        """The last states of cameras that left the run, by name."""
         self._published_states: dict[str, str] = {}
         """The last published state of each camera on this connection."""
         self._states_checked_at = float("-inf")
@@ -143,6 +146,7 @@ class MqttSink(Sink):
     def put(self, overlay: Overlay) -> None:
         """Queue the finding of a frame if it is due; wait for a slow broker if findings of files fill the queue."""
         self._status_board.update(overlay)
+        self._ended.pop(replace_undecodable(overlay.explanation.frame.camera), None)
         if overlay.signal_loss is None:
             self._queue_finding(overlay)
         self.idle()
@@ -156,6 +160,15 @@ class MqttSink(Sink):
             self._publish_states()
             self._send()
         self._queue.trim(MAX_WAITING, keep_live=bool(self._qos))
+
+    def forget_camera(self, camera: str) -> None:
+        """Publish the state ``ended`` of a camera: its retained state must not stay ``live``."""
+        self._labels.pop(camera, None)
+        name = replace_undecodable(camera)
+        ended = {"state": "ended", "reason": "removed from the run"}
+        self._ended |= {s["camera"]: s | ended for s in self._status_board.snapshot() if s["camera"] == name}
+        self._status_board.forget(camera)
+        self._states_checked_at = float("-inf")
 
     def on_run_end(self) -> None:
         """Wait for the broker's answers: longer for findings of files, which are not repeated."""
@@ -240,7 +253,7 @@ class MqttSink(Sink):
         if now - self._states_checked_at < _STATE_SECONDS and self._published_states:
             return
         self._states_checked_at = now
-        for status in self._status_board.snapshot():
+        for status in [*self._status_board.snapshot(), *self._ended.values()]:
             camera, state = status["camera"], f"{status['state']} {status['reason']}"
             if self._published_states.get(camera) != state and not self._connection.has_unsent_bytes:
                 self._published_states[camera] = state

@@ -33,6 +33,7 @@ const link = new Link({
     showConnection("live", "good");
     at("empty").hidden = message.cameras.length > 0;
     for (const status of message.cameras) cardOf(status.camera).setStatus(status);
+    removeCards(new Set(message.cameras.map((status) => status.camera)));
     showProblems(message.troubles ?? []);
     at("viewers").hidden = !message.viewers;
     at("viewers").textContent = message.viewers === 1 ? "1 viewer" : `${message.viewers} viewers`;
@@ -86,6 +87,19 @@ function cardOf(camera) {
     if (location.hash.slice(1) === encodeURIComponent(camera)) enlarge(camera);
   }
   return card;
+}
+
+// Remove the cards of cameras that left the run. One message does not count: a frame may overtake the status of a new
+// camera, and follow that of a removed one.
+function removeCards(listed) {
+  for (const [camera, card] of cards) {
+    card.unlisted = listed.has(camera) ? 0 : (card.unlisted ?? 0) + 1;
+    if (card.unlisted < 2) continue;
+    if (card.root.classList.contains("large")) enlarge(null);
+    card.root.remove();
+    cards.delete(camera);
+  }
+  at("cameras").classList.toggle("many", cards.size > MANY);
 }
 
 function enlarge(camera) {

@@ -1,0 +1,213 @@
+"""The cameras of a run: built from a configuration, added, removed and replaced while it goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from commands.wiring.sinks import read_secrets
+from pipeline.config import Config
+from pipeline.errors import ReciproStreamError
+from pipeline.ports import Discovery, Source
+from pipeline.settings import Secret, SourceContext, SourceSettings
+
+log = logging.getLogger("recipro-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """A source of a configuration; ``source.camera`` is its name, unique in the run."""
+
+    source: Source
+    settings: SourceSettings
+    """Its options, with the variables and credentials in its address."""
+    context: SourceContext
+    """The options of the run and the secrets that it uses."""
+
+    @property
+    def name(self) -> str:
+        """The camera's name."""
+        return self.source.camera
+
+    def equals(self, other: Camera) -> bool:
+        """Return whether both read the same address with the same options."""
+        overflows = self.source.overflow, other.source.overflow
+        return (self.settings, self.context) == (other.settings, other.context) and overflows[0] == overflows[1]
+
+
+def with_all_cameras(config: Config) -> Config:
+    """Return the configuration with an entry for each camera of a source that has several, such as a bag."""
+    from stream.cameras import cameras_of
+    from stream.credentials import expand_env
+
+    sources = [each for entry in config.sources for each in cameras_of(entry, expand_env(entry.uri, os.environ))]
+    return config.model_copy(update={"sources": sources})
+
+
+def make_cameras(config: Config) -> list[Camera]:
+    """Return the cameras of a configuration; nothing is opened.
+
+    Raises:
+        ReciproStreamError: a source, its address or its secret file is invalid.
+    """
+    from stream.redact import host_and_path
+    from stream.sources import build_source, plain_name, unique_names
+
+    gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded on the device that explains them
+    cameras = []
+    for entry in config.sources:
+        secrets = read_secrets(entry)
+        # With credentials in the address, an @ in the path would be ambiguous.
+        name = entry.name or (host_and_path(entry.uri) if "credentials_file" in secrets else None)
+        settings = entry.model_copy(update={"uri": _address(entry, secrets)})
+        context = SourceContext(name, config.decoder, gpu, secrets)
+        source = build_source(settings, context=context)
+        source.overflow = entry.overflow or config.overflow or source.overflow
+        cameras.append(Camera(source, settings, context))
+    names = [camera.settings.name or plain_name(camera.name) for camera in cameras]
+    for camera, unique in zip(cameras, unique_names(names), strict=True):
+        camera.source.camera = unique
+    return cameras
+
+
+def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
+    """Return the URI of a source, with credentials that stand outside its configuration."""
+    from stream.credentials import expand_env, with_credentials
+
+    uri = expand_env(source.uri, os.environ)
+    secret = secrets.get("credentials_file")
+    return uri if secret is None else with_credentials(uri, secret.text.strip("\r\n"), secret.path)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraDiff:
+    """The names of the cameras that differ between a run and a configuration."""
+
+    added: Sequence[str]
+    changed: Sequence[str]
+    removed: Sequence[str]
+    failed: Sequence[str]
+    """Cameras among ``added`` and ``changed`` that could not be opened."""
+
+
+class RunningCameras(Discovery):
+    """Opens the cameras of a run, and closes each once no thread reads it.
+
+    A camera is changed by removing it and adding its successor, of the same name, once its last frame is delivered.
+    """
+
+    def __init__(self, cameras: Sequence[Camera], claim: Callable[[str], None]) -> None:
+        """Take the cameras of the beginning of a run, which entering opens.
+
+        Args:
+            cameras: not entered.
+            claim: locks what the sinks write for a camera that is added later; raises ``SinkError``.
+        """
+        self._claim = claim
+        # Guards the following: ``apply`` runs in a thread of its own.
+        self._lock = threading.Lock()
+        self._running = {camera.name: camera for camera in cameras}
+        """Cameras in the run, or in ``_added`` to be so."""
+        self._leaving: dict[str, Camera] = {}
+        self._successors: dict[str, Camera] = {}
+        """Opened cameras that wait for one of the same name to leave."""
+        self._added: deque[Camera] = deque()
+        self._removed: deque[str] = deque()
+
+    def __enter__(self) -> Self:
+        entered: list[Camera] = []
+        try:
+            for camera in self._running.values():
+                camera.source.__enter__()
+                entered.append(camera)
+        except BaseException:
+            for camera in reversed(entered):
+                _close(camera)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Close all cameras; the threads of the run have ended."""
+        for camera in (*self._successors.values(), *self._leaving.values(), *self._running.values()):
+            _close(camera)
+
+    def apply(self, wanted: Sequence[Camera]) -> CameraDiff:
+        """Change the run's cameras to ``wanted`` (not entered); a camera that cannot be opened is left as it is."""
+        with self._lock:
+            expected = {**self._running, **self._successors}
+        names = {camera.name for camera in wanted}
+        removed = [name for name in expected if name not in names]
+        added = [camera for camera in wanted if camera.name not in expected]
+        changed = [camera for camera in wanted if camera.name in expected and not camera.equals(expected[camera.name])]
+        opened = {camera.name: camera for camera in (*added, *changed) if self._open(camera)}
+        with self._lock:
+            for name in (*removed, *(camera.name for camera in changed if camera.name in opened)):
+                self._withdraw(name)
+            for name, camera in opened.items():
+                self._admit(name, camera)
+        self.notify()
+        failed = [camera.name for camera in (*added, *changed) if camera.name not in opened]
+        return CameraDiff([c.name for c in added], [c.name for c in changed], removed, failed)
+
+    def take(self) -> list[Source]:
+        """Return the sources that were added since the last call, entered."""
+        with self._lock:
+            return [self._added.popleft().source for _ in range(len(self._added))]
+
+    def take_removed(self) -> list[str]:
+        """Return the cameras that are to leave."""
+        with self._lock:
+            return [self._removed.popleft() for _ in range(len(self._removed))]
+
+    def on_removed(self, source: Source) -> None:
+        """Close a source that left, and add its successor."""
+        with self._lock:
+            _close(self._leaving.pop(source.camera))
+            if successor := self._successors.pop(source.camera, None):
+                self._running[source.camera] = successor
+                self._added.append(successor)
+        log.info("camera %s: %s", source.camera, "reopened" if successor else "removed")
+        self.notify()
+
+    def _open(self, camera: Camera) -> bool:
+        try:
+            self._claim(camera.name)
+            camera.source.__enter__()
+        except (ReciproStreamError, OSError) as error:
+            log.error("camera %s: cannot be opened: %s", camera.name, error)  # noqa: TRY400 - an expected error
+            return False
+        return True
+
+    def _withdraw(self, name: str) -> None:
+        """Let a camera leave; close one that has not yet joined."""
+        if successor := self._successors.pop(name, None):
+            _close(successor)
+            return
+        camera = self._running.pop(name)
+        if camera in self._added:
+            self._added.remove(camera)
+            _close(camera)
+            return
+        self._leaving[name] = camera
+        self._removed.append(name)
+
+    def _admit(self, name: str, camera: Camera) -> None:
+        if name in self._leaving:
+            self._successors[name] = camera
+        else:
+            self._running[name] = camera
+            self._added.append(camera)
+
+
+def _close(camera: Camera) -> None:
+    with suppress(OSError):
+        camera.source.__exit__(None, None, None)

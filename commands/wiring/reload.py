@@ -1,0 +1,119 @@
+"""Reads the configuration file of a running stream again when it changes, or at SIGHUP."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from commands.wiring.cameras import CameraDiff
+from pipeline.config import Config
+from pipeline.errors import ReciproStreamError
+from pipeline.workers.thread import ThreadWorker
+
+log = logging.getLogger("recipro-stream")
+
+CHECK_SECONDS: Final = 1.0
+"""Interval between two looks at the file."""
+_APPLIED: Final = frozenset({"sources", "overflow", "decoder"})
+"""Keys that take effect at once; all others at the next start."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The file of a run's configuration."""
+
+    path: Path
+    read: Callable[[], Config]
+    """Returns the validated configuration of the file as it is now; raises ``ReciproStreamError``."""
+    requested: threading.Event = field(default_factory=threading.Event)
+    """Set to have the file read now, changed or not."""
+
+
+class ConfigWatcher:
+    """Applies the changes of a configuration file, in a thread of its own: opening a source holds up no frame.
+
+    A file that is invalid, or that cannot be applied, changes nothing, and the log has the reason.
+    """
+
+    def __init__(self, file: ConfigFile, config: Config, apply: Callable[[Config], CameraDiff]) -> None:
+        """Watch a file; entering starts the thread.
+
+        Args:
+            file: the file.
+            config: the running configuration.
+            apply: changes the run's cameras; raises ``ReciproStreamError`` if the configuration does not fit the run.
+        """
+        self._file, self._config, self._apply = file, config, apply
+        self._stamp = _stamp(file.path)
+        self._stop = threading.Event()
+        self._worker = ThreadWorker(f"configuration {file.path}", self._watch, self._end)
+
+    def __enter__(self) -> Self:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._worker.__exit__(kind, error, trace)
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._file.requested.set()
+
+    def _watch(self) -> None:
+        while True:
+            is_requested = self._file.requested.wait(CHECK_SECONDS)
+            if self._stop.is_set():
+                return
+            self._file.requested.clear()
+            stamp = _stamp(self._file.path)
+            if is_requested or stamp != self._stamp:
+                self._stamp = stamp
+                self._reload()
+
+    def _reload(self) -> None:
+        path = self._file.path
+        try:
+            config = self._file.read()
+            diff = self._apply(config)
+        except (ReciproStreamError, OSError) as error:
+            log.error("%s: not applied, the run goes on as before: %s", path, error)  # noqa: TRY400 - an expected error
+            return
+        cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
+        text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)
+        log.info("%s: read again; %s", path, text or "no camera differs")
+        later = [key for key in type(config).model_fields
+                 if key not in _APPLIED and getattr(config, key) != getattr(self._config, key)]  # fmt: skip
+        if later:
+            log.warning("%s: changes of %s take effect at the next start", path, ", ".join(later))
+
+
+@contextmanager
+def reload_on_hangup(file: ConfigFile) -> Iterator[None]:
+    """Have the file read at each SIGHUP inside the block, in place of ending the run. For the main thread."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is None:
+        yield
+        return
+    before = signal.signal(hangup, lambda _number, _frame: file.requested.set())
+    try:
+        yield
+    finally:
+        signal.signal(hangup, before)
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return numbers that differ once the file is written or replaced; None if it cannot be examined."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -105,7 +105,8 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -
 
 def _named(config: Config) -> Config:
     """Name every camera as a single process would."""
-    from commands.wiring.run import make_sources, with_all_cameras
+    from commands.wiring.cameras import with_all_cameras
+    from commands.wiring.run import make_sources
 
     config = with_all_cameras(config)
     sources = [

@@ -29,8 +29,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_typestore
 
+from commands.wiring.cameras import with_all_cameras
 from commands.wiring.kinds import load_config
-from commands.wiring.run import make_sources, with_all_cameras
+from commands.wiring.run import make_sources
 from overlays.sinks.foxglove.mcap_file import McapSink
 from pipeline.errors import CorruptMediaError, SourceError
 from pipeline.frames import Explanation, Finding, Overlay

@@ -68,7 +68,7 @@ class BackendEntry:
 
 
 BACKENDS: Final[dict[str, BackendEntry]] = {
-    "eager": BackendEntry("engine.backends.eager", any_batch=True, description="eager PyTorch, channels last"),
+    "eager": BackendEntry("engine.backends.eager", any_batch=True, description="eager PyTorch, fused layers"),
     "inductor": BackendEntry(
         "engine.backends.inductor", any_batch=False, description="torch.compile; needs a C++ compiler"
     ),
@@ -81,9 +81,9 @@ BACKENDS: Final[dict[str, BackendEntry]] = {
 }
 """All backends by name."""
 
-AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "inductor", "eager")}
-"""Candidates of ``auto``, by type of device. On a CPU the fastest is used (not inductor, because it compiles for
-minutes); on a GPU the first that works."""
+AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "eager")}
+"""Candidates of ``auto``, by type of device. On a CPU the fastest is used, on a GPU the first that works. Inductor is
+not among them, because it compiles for minutes."""
 
 
 def check_backend(name: str) -> str:

@@ -215,7 +215,7 @@ def test_engine_that_cannot_be_loaded_is_built_again(monkeypatch, tmp_path, capl
 
 
 def test_auto_on_a_gpu_uses_the_first_working_backend(caplog):
-    assert AUTOMATIC["cuda"] == ("tensorrt", "inductor", "eager")
+    assert AUTOMATIC["cuda"] == ("tensorrt", "eager"), "inductor compiles for minutes: by name only"
     split = split_network(small_net(), "3", (32, 32))
     build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
     assert select_first_working(split, build, ("tensorrt", "eager")).config.backend == "eager"

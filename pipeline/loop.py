@@ -18,7 +18,7 @@ from pipeline.result import RunLimits, RunResult
 from pipeline.stats import RunStats
 from pipeline.workers.batches import iter_batches
 from pipeline.workers.queue import Outcome, QueueWorker
-from pipeline.workers.source import SourceWorker
+from pipeline.workers.source import Arrivals, SourceWorker
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Pipeline:
         """
         self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
         self._watch, self._alive, self._discovery = watch, alive, discovery
-        self._condition = threading.Condition()
+        self._condition = Arrivals()
         self._stats = RunStats([])
         self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames)
         self._workers: list[SourceWorker] = []

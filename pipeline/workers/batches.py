@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from pipeline.frames import Frame
-from pipeline.workers.source import SourceWorker
+from pipeline.workers.source import Arrivals, SourceWorker
 from pipeline.workers.thread import POLL_SECONDS
 
 IDLE_SECONDS: Final = 0.25
@@ -17,7 +16,7 @@ IDLE_SECONDS: Final = 0.25
 
 def iter_batches(
     workers: Sequence[SourceWorker],
-    condition: threading.Condition,
+    condition: Arrivals,
     is_over: Callable[[], bool],
     *,
     limit: int,
@@ -54,15 +53,17 @@ def iter_batches(
             ready = [worker for worker in turn if is_ready(worker)]
             _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
-        served: list[SourceWorker] = []
+        served: dict[SourceWorker, None] = {}
         for worker in turn:
-            if len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
+            if not worker.queued:
+                worker.skip()
+            elif len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
                 batch.append(frame)
-                served.append(worker)
+                served[worker] = None
         for worker in served:
             while len(batch) < limit and worker.overflow == "wait" and (frame := worker.pop()):
                 batch.append(frame)
-        turn = [worker for worker in turn if worker not in served] + served
+        turn = [worker for worker in turn if worker not in served] + list(served)
         if batch:
             yield batch
 
@@ -77,7 +78,7 @@ def _updated(turn: list[SourceWorker], workers: Sequence[SourceWorker]) -> list[
 
 def _wait_for_frames(
     workers: Sequence[SourceWorker],
-    condition: threading.Condition,
+    condition: Arrivals,
     is_over: Callable[[], bool],
     deadline: float | None,
     is_ready: Callable[[SourceWorker], bool],
@@ -88,9 +89,9 @@ def _wait_for_frames(
     idle_at = time.monotonic() + IDLE_SECONDS
     with condition:
         while not is_over() and (deadline is None or time.monotonic() < deadline):
-            if any(worker.queued and is_ready(worker) for worker in workers):
+            if any(map(is_ready, condition.queued)):
                 return True
-            if has_appeared is None and all(worker.finished for worker in workers):
+            if has_appeared is None and not condition.queued and all(worker.finished for worker in workers):
                 return False
             if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
                 return True
@@ -100,16 +101,19 @@ def _wait_for_frames(
 
 def _wait_for_more(
     workers: Sequence[SourceWorker],
-    condition: threading.Condition,
+    condition: Arrivals,
     is_over: Callable[[], bool],
     limit: int,
     deadline: float,
 ) -> None:
     """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
+    waited_for, ended, running = set(workers), -1, 0
     with condition:
         while not is_over():
-            running = [worker for worker in workers if not worker.finished]
+            if condition.ended != ended:
+                ended, running = condition.ended, sum(not worker.finished for worker in workers)
             left_seconds = deadline - time.monotonic()
-            if left_seconds <= 0 or sum(1 for worker in running if worker.queued) >= min(limit, len(running)):
+            queued = sum(map(waited_for.__contains__, condition.queued))
+            if left_seconds <= 0 or queued >= min(limit, running):
                 return
             condition.wait(min(left_seconds, POLL_SECONDS))

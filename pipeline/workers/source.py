@@ -18,6 +18,18 @@ CONNECTING_SECONDS: Final = 1.0
 """Time that a live source has to end while it connects: it waits for a reply, and cannot be woken."""
 
 
+class Arrivals(threading.Condition):
+    """A condition that many source workers share, and which of them have frames: a reader need not ask all of them."""
+
+    def __init__(self) -> None:
+        """Start without workers."""
+        super().__init__()
+        self.queued: dict[SourceWorker, None] = {}
+        """The workers with queued frames; read and changed with the condition held."""
+        self.ended = 0
+        """Number of workers whose source has ended."""
+
+
 class SourceWorker:
     """Runs a source in a thread and keeps its frames in a bounded queue.
 
@@ -32,7 +44,7 @@ class SourceWorker:
         *,
         depth: int = 2,
         overflow: Overflow | None = "drop-oldest",
-        condition: threading.Condition | None = None,
+        condition: Arrivals | None = None,
         max_age_seconds: float | None = None,
         counts: FrameCounts | None = None,
     ) -> None:
@@ -56,7 +68,7 @@ class SourceWorker:
         """When its frames come, on ``time.monotonic()``."""
         self._overflow = overflow
         # Guards the queue: putting and taking frames hold it; reading the source and explaining do not.
-        self._condition = condition or threading.Condition()
+        self._condition = Arrivals() if condition is None else condition
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._crowded_at: int | None = None
@@ -134,8 +146,14 @@ class SourceWorker:
             while self._queue and self.is_expired(self._queue[0]):
                 self._drop_first(DropReason.EXPIRED_BEFORE_ENGINE)
             frame = self._queue.popleft() if self._queue else None
+            if not self._queue:
+                self._condition.queued.pop(self, None)
             self._condition.notify_all()
             return frame
+
+    def skip(self) -> None:
+        """Do what ``pop`` does where no frame is queued: its reader is not behind."""
+        self._crowded_at = None
 
     def is_expired(self, frame: Frame) -> bool:
         """Return whether a frame of a live source is older than ``max_age_seconds``."""
@@ -162,6 +180,7 @@ class SourceWorker:
         finally:
             with self._condition:
                 self.ended = True
+                self._condition.ended += 1
                 self._condition.notify_all()
 
     def _put(self, frame: Frame) -> bool:
@@ -177,6 +196,7 @@ class SourceWorker:
             while len(self._queue) >= self._depth:
                 self._drop_first(DropReason.QUEUE_FULL)
             self._queue.append(frame)
+            self._condition.queued[self] = None
             self._condition.notify_all()
             return True
 
@@ -186,6 +206,7 @@ class SourceWorker:
     def _drop_all(self, reason: DropReason) -> None:
         while self._queue:
             self._drop_first(reason)
+        self._condition.queued.pop(self, None)
 
     @property
     def may_be_abandoned(self) -> bool:

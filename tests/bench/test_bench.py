@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.bench import batches, exactness, explain_cost, peers, precision
+from tests.bench import batches, exactness, explain_cost, peers, per_frame, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 
 
@@ -94,3 +94,9 @@ def test_exactness_detects_a_plan_that_is_not_the_definition(monkeypatch):
 
     monkeypatch.setattr(exactness, "choose_plan", wrong)
     assert exactness.measure(net, case)["heat_error"] > 1e-2
+
+
+def test_per_frame_counts_every_frame_that_arrives():
+    figures = per_frame.measure(cameras=3, rate=50.0, seconds=0.3, batch=2)
+    assert 0 < figures["delivered"] <= figures["frames"]
+    assert figures["age"]["min_ms"] > 0

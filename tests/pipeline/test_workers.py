@@ -11,9 +11,9 @@ from pipeline.drops import DropReason
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health, StopRequested
-from pipeline.workers.batches import iter_batches
+from pipeline.workers.batches import _wait_for_frames, _wait_for_more, iter_batches
 from pipeline.workers.queue import QueueWorker
-from pipeline.workers.source import SourceWorker
+from pipeline.workers.source import Arrivals, SourceWorker
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -53,7 +53,7 @@ def test_source_worker_keeps_the_error_that_follows_good_frames():
 
 
 def batches(sources, limit, window=0.0, overflow="wait", stop=None):
-    condition = threading.Condition()
+    condition = Arrivals()
     stop = stop or threading.Event()
     workers = [SourceWorker(source, depth=2, overflow=overflow, condition=condition) for source in sources]
     for worker in workers:
@@ -87,7 +87,7 @@ def test_iter_batches_continues_without_a_failed_camera():
 
 
 def test_iter_batches_serves_cameras_in_turn():
-    condition = threading.Condition()
+    condition = Arrivals()
     with ExitStack() as stack:
         workers = [
             stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, condition=condition)) for name in "abc"
@@ -95,6 +95,53 @@ def test_iter_batches_serves_cameras_in_turn():
         wait_until(lambda: all(worker.ended for worker in workers))
         cameras = [batch[0].camera for batch in iter_batches(workers, condition, lambda: False, limit=1)]
     assert cameras == ["a", "b", "c"] * 30
+
+
+class CountedWorker(SourceWorker):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    @property
+    def queued(self):
+        self.asked += 1
+        return super().queued
+
+    @property
+    def finished(self):
+        self.asked += 1
+        return super().finished
+
+
+def test_an_arrival_is_noticed_without_asking_all_cameras():
+    condition = Arrivals()
+    workers = [CountedWorker(FakeSource(0, f"camera {k}"), condition=condition) for k in range(96)]
+    workers[50]._put(Frame(np.zeros((2, 2, 3), np.uint8), "camera 50", 0, time.monotonic()))
+    assert _wait_for_frames(workers, condition, lambda: False, None, lambda worker: True, has_appeared=None)
+    assert sum(worker.asked for worker in workers) == 0
+    asked = []
+    assert not _wait_for_frames(workers, condition, iter([False, True]).__next__, None, asked.append, has_appeared=None)
+    assert set(asked) == {workers[50]}
+    ends = iter([False, False, False, True])
+    _wait_for_more(
+        workers, condition, lambda: condition.notify_all() or next(ends), 2, time.monotonic() + LIMIT_SECONDS
+    )
+    assert sum(worker.asked for worker in workers) == len(workers), "once for the batch, not at every arrival"
+
+
+def test_cameras_with_frames_are_known_however_the_frames_go():
+    condition = Arrivals()
+    worker = SourceWorker(FakeSource(0), condition=condition, max_age_seconds=1000.0)
+    image = np.zeros((2, 2, 3), np.uint8)
+    for _ in range(5):
+        worker._put(Frame(image, "fake", 0, time.monotonic()))
+        assert worker in condition.queued
+    while worker.pop():
+        assert (worker in condition.queued) == bool(worker.queued)
+    worker._put(Frame(image, "fake", 0, time.monotonic()))
+    with condition:
+        worker._drop_all(DropReason.STOPPED)
+    assert not condition.queued
 
 
 def test_iter_batches_ends_when_stopped_without_frames():
@@ -105,13 +152,13 @@ def test_iter_batches_ends_when_stopped_without_frames():
 
 
 def test_iter_batches_ends_at_the_deadline_without_frames():
-    condition = threading.Condition()
+    condition = Arrivals()
     with SourceWorker(FakeSource(20, gate=threading.Event()), condition=condition) as worker:
         assert list(iter_batches([worker], condition, lambda: False, limit=1, deadline=time.monotonic() + 0.05)) == []
 
 
 def test_iter_batches_goes_on_with_cameras_that_appear():
-    condition, workers, cameras = threading.Condition(), [], []
+    condition, workers, cameras = Arrivals(), [], []
     coming = [FakeSource(3, name) for name in ("a", "b")]
 
     def append():

@@ -5,8 +5,10 @@
 The plain pass returns the raw maps and the features of the cut; the maps are computed by the cone plan from these
 features. Cases: the complete cut at 32 px for five P3 and three P4 boxes, the same with two P5 boxes, and the fast cut
 (own level) for twenty boxes; each with fixed anchors, and with other anchors in each round. Before timing, some
-responses of each case are compared with the definition. Real weights if they are beside the repository, else random
-ones of the same network. Prints one JSON line.
+responses of each case are compared with the definition. Beside them, on the boxes of the second case: ODAM (one plain
+pass, then one backward pass of the head for each box), EigenCAM (one map for each level) and D-RISE with a few masks,
+to be multiplied by the number that is wanted. Real weights if they are beside the repository, else random ones of the
+same network. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -14,22 +16,26 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.detectors.cones.plan import ConePlan
 from engine.detectors.cones.responses import AnchorReads
 from engine.detectors.cuts import find_cut, own_level_cut
+from engine.detectors.detector import Detector
 from engine.detectors.graph import Network, normalise
+from engine.detectors.input_format import InputFormat
 from engine.detectors.layouts import YoloxLayout
 from engine.detectors.networks.yolox import STRIDES, YOLOX_SIZES, Yolox
 from engine.detectors.networks.yolox_weights import load_yolox
 from engine.detectors.outputs import Anchor, Level, Read, Target
 from engine.detectors.regions import Mode, Regions
 from engine.detectors.split import Cut, DetectorSplit, build_split, with_features
+from engine.evaluation.detectors.maps import METHODS, ExplainedBox, Explaining
+from engine.evaluation.detectors.perturbation import ScoreReader, d_rise, perturbed_image
 from tests.bench.figures import ROOT, environment, interleaved, paired_ratio, print_line, quantiles
 
 WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "detectors" / "yolox_nano.onnx"
@@ -56,6 +62,55 @@ CASES = (
     Case("complete_5_p3_3_p4_2_p5", (5, 3, 2)),
     Case("own_level_20", (10, 7, 3), own_level=True),
 )
+
+
+PEERS_CASE = CASES[1]
+DRISE_MASKS = 8
+
+
+class Peers:
+    """The methods of others, on the same image and boxes."""
+
+    def __init__(self, net: nn.Module, image: Tensor, anchors: Sequence[AnchorReads]) -> None:
+        size = (image.shape[2], image.shape[3])
+        labels = tuple(map(str, range(LAYOUT.classes)))
+        self.detector = Detector("yolox_nano", net, LAYOUT, labels, InputFormat(size, "bgr"))
+        self.reader = ScoreReader(self.detector)
+        placement = self.detector.input.place(*size)
+        self.changed = perturbed_image(image, self.detector.input, placement)
+        self.found = Explaining(self.detector).run(image)
+        splits = [self.detector.split(level, "own level") for level in range(len(LAYOUT.levels))]
+        self.nodes = tuple(split.cut.nodes[0] for split in splits)
+        self.plain = with_features(self.detector.network(), self.nodes)
+        level_of = {level.class_map: k for k, level in enumerate(LAYOUT.levels)}
+        self.targets = [
+            Target(Anchor(level_of[anchor.reads[0].map], anchor.reads[0].row, anchor.reads[0].column), CLASSES[0])
+            for anchor in anchors
+        ]
+
+    def _boxes(self) -> list[ExplainedBox]:
+        """Run the plain pass, and return the boxes with its features."""
+        _, features = self.plain(self.changed.image)
+        cached = {(node,): (feature,) for node, feature in zip(self.nodes, features, strict=True)}
+        image = replace(self.found, cached=cached)
+        return [ExplainedBox(image, target, (0.0, 0.0, 1.0, 1.0)) for target in self.targets]
+
+    def odam(self) -> object:
+        return [METHODS["odam"](box) for box in self._boxes()]
+
+    def eigen_cam(self) -> object:
+        """Return one map for each level: it does not depend on the box."""
+        first = {box.target.anchor.level: box for box in self._boxes()}
+        return [METHODS["eigen-cam"](box) for box in first.values()]
+
+    def d_rise(self) -> object:
+        grids = self.found.complete_boxes.source.candidates
+        scored = []
+        for target in self.targets:
+            offset = sum(rows * columns for rows, columns in grids.grids[: target.anchor.level])
+            number = offset + target.anchor.row * grids.grids[target.anchor.level][1] + target.anchor.column
+            scored.append(self.reader.scored(grids, number, target))
+        return d_rise(self.reader, self.changed, scored, DRISE_MASKS)
 
 
 class Measured:
@@ -138,6 +193,13 @@ def measure(size: tuple[int, int], mode: Mode, rounds: int) -> dict[str, object]
                     measured.plan.warm_up(anchor.reads, side)
             macs[case.name] = sum(measured.plan.macs([a], side, mode) for a, side in zip(*sets[0], strict=True))
             calls[case.name] = lambda _, m=measured, s=sets: m.explained(*s[0], mode)
+            if case is PEERS_CASE:
+                peers = Peers(net, image, sets[0][0])
+                calls |= {
+                    "odam": lambda _, p=peers: p.odam(),
+                    "eigen_cam": lambda _, p=peers: p.eigen_cam(),
+                    f"d_rise_{DRISE_MASKS}_masks": lambda _, p=peers: p.d_rise(),
+                }
             calls[f"{case.name}_moving"] = lambda k, m=measured, s=sets: m.explained(*s[k % ANCHOR_SETS], mode)
         seconds = interleaved(calls, rounds)
     plain = seconds.pop("plain")
@@ -148,7 +210,7 @@ def measure(size: tuple[int, int], mode: Mode, rounds: int) -> dict[str, object]
             name: {
                 **quantiles(times),
                 **paired_ratio(times, plain),
-                "multiply_adds": macs[name.removesuffix("_moving")],
+                "multiply_adds": macs.get(name.removesuffix("_moving")),
             }
             for name, times in seconds.items()
         },

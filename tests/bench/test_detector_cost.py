@@ -14,6 +14,7 @@ from tests.bench import detector_cost
 @pytest.fixture
 def arguments(monkeypatch):
     monkeypatch.setattr(detector_cost, "ANCHOR_SETS", 2)
+    monkeypatch.setattr(detector_cost, "DRISE_MASKS", 2)
     threads = torch.get_num_threads()
     monkeypatch.setattr("sys.argv", ["detector_cost", "--size", "128", "128", "--rounds", "3", "--threads", "1"])
     yield
@@ -26,8 +27,11 @@ def test_detector_cost_prints_every_case_beside_the_plain_pass(arguments, capsys
     assert line["bench"] == "detector_cost"
     assert line["plain"]["p50_ms"] > 0
     names = {case.name for case in detector_cost.CASES}
-    assert set(line["cases"]) == names | {f"{name}_moving" for name in names}
-    assert all(case["ratio_median"] > 0 and case["multiply_adds"] > 0 for case in line["cases"].values())
+    ours = names | {f"{name}_moving" for name in names}
+    peers = {"odam", "eigen_cam", f"d_rise_{detector_cost.DRISE_MASKS}_masks"}
+    assert set(line["cases"]) == ours | peers
+    assert all(case["ratio_median"] > 0 for case in line["cases"].values())
+    assert all(line["cases"][name]["multiply_adds"] > 0 for name in ours)
 
 
 def test_detector_cost_refuses_to_time_wrong_answers(arguments, monkeypatch):

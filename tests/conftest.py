@@ -105,8 +105,24 @@ def _is_pool(thread: threading.Thread) -> bool:
     return thread.name.startswith(("ThreadPoolExecutor", "tqdm_monitor", "InductorSubproc", "SubprocPool", "pydevd"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
+    """Keep the tests of a file on one worker, so that the networks and servers of a module are built once."""
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    if config.getvalue("dist") != "load":
+        return None
+    config.option.loadscopereorder = False  # the order below, not the number of tests
+    return LoadFileScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests that need a GPU out where there is none; with REQUIRE_GPU=1 they run, and fail, instead."""
+    """Run files with slow tests first, and leave tests that need a GPU out where there is none.
+
+    With REQUIRE_GPU=1 tests that need a GPU run, and fail, instead.
+    """
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
     if os.environ.get("REQUIRE_GPU") == "1":
         return
     waiting = [item for item in items if item.get_closest_marker("gpu")]

@@ -79,7 +79,7 @@ def _source_span(
         up, across, spread = upsampling
         rows = (span[0] - spread * up) // up, (span[1] + spread * up) // up
         return (*rows, (span[2] - spread * across) // across, (span[3] + spread * across) // across)
-    if _is_elementwise(part, node) or _keeps_places(network, node, source):
+    if is_elementwise(part, node) or _keeps_places(network, node, source):
         return _broadcast(network, source, span)
     return everything
 
@@ -113,7 +113,8 @@ def _upsampling(
     return new[0] // old[0], new[1] // old[1], 0 if mode == "nearest" else 1
 
 
-def _is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:
+def is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:
+    """Return whether a node computes each cell from that cell of its inputs alone."""
     if part is not None:
         return isinstance(part, _ELEMENTWISE_MODULES)
     if node.op == "call_method":

@@ -128,7 +128,7 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
         model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
         std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
         method=f"{split.method}/{kernel}", plan=plan.info.name, target=tuple(config.target),
-        probe=encode_probe(*truths[1]), made_with=_versions(),
+        probe=encode_probe(*truths[1]), made_with=made_with(),
     )  # fmt: skip
     module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
     _write(module, metadata, path)
@@ -225,7 +225,8 @@ def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOut
     return available
 
 
-def _versions() -> dict[str, str]:
+def made_with() -> dict[str, str]:
+    """Return the versions of the packages that write a file."""
     versions = {}
     for name in ("recipro-stream", "torch", "torchvision", "onnx"):
         with suppress(PackageNotFoundError):

@@ -27,6 +27,7 @@ from engine.runtime.verification import ModelOutputs
 from pipeline.errors import ModelError
 
 FORMAT = "recipro-stream explained 1"
+DETECTOR_FORMAT = "recipro-stream detector 1"
 EXTRA = "recipro-stream.json"
 """Name of the metadata among the extra files of a ``.pt2`` archive."""
 MAX_EXTRA_BYTES = 64 << 20
@@ -136,6 +137,11 @@ def read_metadata(path: Path) -> ExportMetadata:
     except (OSError, ValueError, zipfile.BadZipFile, RecursionError) as error:
         raise ModelError(f"{path}: is damaged, or not a {path.suffix} file ({error}); export it again") from None
     version = fields.get("format", "")
+    if version == DETECTOR_FORMAT:
+        raise ModelError(
+            f"{path}: an exported detector is for other programs; `stream` explains the detector itself: give the name "
+            "or file that it was exported from"
+        )
     if version != FORMAT and version.startswith("recipro-stream"):
         raise ModelError(f"{path}: has format {version!r}, this version reads {FORMAT!r}; export it again")
     if version != FORMAT:

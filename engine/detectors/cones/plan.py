@@ -64,7 +64,9 @@ class ConePlan:
         )
         """Names of the network's maps that the plan reads: those of the cut, or the layers of single cells on them."""
         self.strides = tuple(split.cut.strides[entry.feature] for entry in graph.entries)
-        self.given = _part_up_to(split.tail, [entry.node or entry.name for entry in graph.entries])
+        self.given_names = tuple(entry.node or entry.name for entry in graph.entries)
+        """Names of these maps in the tail."""
+        self.given = _part_up_to(split.tail, self.given_names)
         self.shapes = [(entry.width, *entry.grid) for entry in graph.entries]
         self.wiring = wire(graph)
         self.matrices = tap_matrices(self.wiring)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,15 +20,18 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
 from pipeline.errors import SourceError
+from stream.cuda_context import primary_context
 from stream.failures import Failure
 
 log = logging.getLogger(__name__)
 
 _CPU: Final = "use decoder: cpu, or auto, which uses the GPU only where it can"
 _VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-# First choice: the primary CUDA context, shared by all cameras of a GPU and the network. FFmpeg refuses a primary
-# context that another library has initialised; then each stream has a context of its own, about 400 MB of GPU memory.
-_CONTEXTS: Final[tuple[dict[str, object], ...]] = ({"primary_ctx": "1"}, {})
+# First choice: the primary CUDA context, shared by all cameras of a GPU and the network, made current in this thread.
+# Then the same, opened by FFmpeg, which refuses it if another library has opened it. Last, a context of each stream's
+# own: about 400 MB of GPU memory.
+_CURRENT: Final[dict[str, object]] = {"current_ctx": "1"}
+_CONTEXTS: Final[tuple[dict[str, object], ...]] = (_CURRENT, {"primary_ctx": "1"}, {})
 # FFmpeg's errors for failures of the GPU while a stream is opened; network and files do not cause them.
 _GPU_ERRORS: Final = (av.error.ExternalError, av.error.UnknownError)
 
@@ -60,6 +65,8 @@ _LOCK: Final = threading.Lock()  # cameras that connect at the same time open th
 def cuda_hwaccel(gpu: int) -> HWAccel:
     """Return ``av.open``'s ``hwaccel`` for ``cuda:gpu``; opens the GPU once.
 
+    Call ``av.open`` within ``primary_context(gpu)``: FFmpeg opens the GPU again for each stream, in the same way.
+
     Raises:
         HardwareDecoderUnavailableError: no driver, no such GPU, or an FFmpeg without CUDA.
     """
@@ -77,8 +84,14 @@ def available_hwaccels() -> str:
 
 
 def _open(gpu: int) -> _Opened:
+    with primary_context(gpu) as is_current:
+        return _open_by(gpu, [options for options in _CONTEXTS if is_current or options is not _CURRENT])
+
+
+def _open_by(gpu: int, choices: Sequence[Mapping[str, object]]) -> _Opened:
+    """Open a GPU with the first of several sets of FFmpeg's options that works."""
     last_error: Exception | None = None
-    for options in _CONTEXTS:
+    for options in choices:
         request = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
         try:
             return _Opened(request, request.create(Codec("h264", "r")))
@@ -154,9 +167,10 @@ class DecoderSelector:
         self.opened_on_gpu, reason = hwaccel is not None, ""
         try:
             # Camera names and old titles may be in any encoding, or invalid bytes.
-            return av.open(
-                uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=hwaccel
-            )
+            with primary_context(self._gpu) if self.opened_on_gpu else nullcontext():
+                return av.open(
+                    uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=hwaccel
+                )
         except av.error.ArgumentError:
             if "format_whitelist" not in options:
                 raise

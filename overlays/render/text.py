@@ -53,18 +53,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in encodable)
 
 
-class _ThreadLocal(threading.local):
-    """The font of each thread: cameras are rendered in threads, and a font caches its glyphs."""
-
-    def __init__(self) -> None:
-        self.font = cv2.FontFace("sans")
-
-
-_THREAD_LOCAL = _ThreadLocal()
+_THREAD_LOCAL = threading.local()
+"""The font of each thread: cameras are rendered in threads, and a font caches its glyphs."""
 
 
 def _font() -> cv2.FontFace:
-    return _THREAD_LOCAL.font
+    font: cv2.FontFace | None = getattr(_THREAD_LOCAL, "font", None)
+    if font is None:
+        font = _THREAD_LOCAL.font = cv2.FontFace("sans")
+    return font
 
 
 def text_width(text: str, size: int, weight: int) -> int:

@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -203,10 +204,13 @@ class PacedSource(Source):
         import av
 
         from stream.convert import RgbConverter
+        from stream.cuda_context import primary_context
         from stream.hwaccel import cuda_hwaccel
 
         rgb, accelerated = RgbConverter(), cuda_hwaccel(0) if self._on_card else None
-        with av.open(io.BytesIO(self._clip), hwaccel=accelerated) as container:
+        with primary_context(0) if self._on_card else nullcontext():
+            opened = av.open(io.BytesIO(self._clip), hwaccel=accelerated)
+        with opened as container:
             while True:
                 for image in container.decode(video=0):
                     yield lambda image=image: rgb.convert(image)
@@ -281,9 +285,11 @@ def _check_card(clip: bytes) -> None:
     """Refuse to call the CPU's decoding the card's."""
     import av
 
+    from stream.cuda_context import primary_context
     from stream.hwaccel import HardwareDecoderUnavailableError, cuda_hwaccel
 
-    with av.open(io.BytesIO(clip), hwaccel=cuda_hwaccel(0)) as container:
+    accelerated = cuda_hwaccel(0)
+    with primary_context(0), av.open(io.BytesIO(clip), hwaccel=accelerated) as container:
         next(container.decode(video=0))
         if container.streams.video[0].codec_context.pix_fmt != "cuda":
             raise HardwareDecoderUnavailableError(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -39,9 +40,11 @@ class AbsentError(Exception):
 def pieces(settings: Settings) -> dict[str, Callable[[], str]]:
     """Return what is tried, in order; each says what it saw, or raises."""
     return {
+        "OpenCV text": opencv_text,
         "upload": lambda: upload(settings),
         "graph capture": lambda: capture(settings),
         "a capture that fails": lambda: failed_capture(settings),
+        "a graph on its own device": lambda: own_device(settings),
         "frame to overlay and JPEG": lambda: overlay(settings),
         "inner layer, local and dense": lambda: inner(settings),
         "photos and weights": lambda: sent(settings),
@@ -81,6 +84,30 @@ def need(holds: object, what: str) -> None:
 def given_up(lanes: DeviceStreams) -> int:
     """Return how many captures failed on these lanes."""
     return len(lanes.failed_captures)
+
+
+def opencv_text() -> str:
+    """The legend's font, which OpenCV has from version 5 on."""
+    need(hasattr(cv2, "FontFace"), f"OpenCV {cv2.__version__} has no FontFace: send opencv-python-headless 5 along")
+    tile = np.zeros((24, 64), np.uint8)
+    cv2.putText(tile, "text", (0, 18), (255,), cv2.FontFace("sans"), 16, 500, 0, (0, 1 << 20))
+    need(tile.any(), f"OpenCV {cv2.__version__} draws no text: its fonts are missing")
+    return f"OpenCV {cv2.__version__}"
+
+
+def own_device(settings: Settings) -> str:
+    """A capture leaves the current device as it was, and opens no other."""
+    if settings.device.type != "cuda":
+        return "a CPU has one device"
+    before, others = torch.cuda.current_device(), range(torch.cuda.device_count())
+    lanes = device_streams(settings.device)
+    with torch.inference_mode(), lanes.stream("compute"):
+        value = torch.ones(4, device=settings.device)
+        lanes.capture_graph(lambda: (value + 1,), "on its own device")
+    need(torch.cuda.current_device() == before, "the current device is another one")
+    reserved = [number for number in others if torch.cuda.memory_reserved(number)]
+    need(reserved == [settings.device.index], f"memory is reserved on {reserved}")
+    return f"{settings.device} only, of {len(others)}"
 
 
 def upload(settings: Settings) -> str:

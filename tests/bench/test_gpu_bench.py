@@ -1,5 +1,6 @@
 """The GPU's benchmark runs here too, at its smallest, and calls nothing measured that was not."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,11 +8,15 @@ import threading
 import zipfile
 from contextlib import suppress
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from tests.bench import gpu, gpu_cost, gpu_pack, gpu_smoke
+from engine.gpu.streams import CpuStreams
+from overlays.render import text
+from pipeline.frames import Frame
+from tests.bench import gpu, gpu_cost, gpu_frames, gpu_pack, gpu_smoke
 from tests.bench.figures import ROOT
 from tests.bench.gpu_clock import Settings, captured, timed
 from tests.support.limits import LIMIT_SECONDS
@@ -95,9 +100,48 @@ def test_smoke_tries_every_piece_and_names_failures_once(monkeypatch):
     assert settings.lacking("tensorrt") == "smoke check: RuntimeError: this card has no such thing"
 
 
-@pytest.mark.parametrize("piece", ["upload", "graph capture", "a capture that fails", "inner layer, local and dense"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "OpenCV text",
+        "a graph on its own device",
+        "upload",
+        "graph capture",
+        "a capture that fails",
+        "inner layer, local and dense",
+    ],
+)
 def test_smallest_pieces_pass_on_a_cpu(piece):
     assert gpu_smoke.pieces(Settings(CPU, small=True))[piece]()
+
+
+def test_smoke_says_first_that_this_opencv_has_no_fonts(monkeypatch):
+    monkeypatch.delattr(cv2, "FontFace")
+    assert next(iter(gpu_smoke.pieces(Settings(CPU)))) == "OpenCV text"
+    with pytest.raises(AssertionError, match=r"OpenCV .* has no FontFace: send opencv-python-headless 5 along"):
+        gpu_smoke.opencv_text()
+    specification = importlib.util.spec_from_file_location("text_without_fonts", text.__file__)
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "text_without_fonts", module)
+    specification.loader.exec_module(module)  # the smoke check imports it before it can say anything
+
+
+def test_captures_that_failed_are_counted():
+    lanes = CpuStreams()
+    lanes.failed_captures.append((None, "operation not permitted"))
+    assert gpu_smoke.given_up(lanes) == 1
+
+
+def test_stages_run_the_graph_before_the_clock_of_the_answers():
+    settings = Settings(CPU, small=True)
+    card = gpu_frames.explainer(settings, 1)
+    frame = Frame(gpu_frames.make_images((72, 128), 1)[0], "bench", 0, 0.0)
+    graphs, runs = card._batches.prepare((72, 128)).graphs, []
+    honest = graphs[1]
+    graphs[1] = lambda: runs.append(1) or honest()
+    stages = gpu_frames._stages(card, [frame], settings)
+    assert len(runs) == 1 + 1 + 6, "the frame, the answers before the clock, and the row of the graph"
+    assert {"of that, resize and normalise, call by call", "of that, paint, call by call"} <= set(stages)
 
 
 def test_overlay_and_jpeg_pass_on_a_cpu():

@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from commands.wiring.kinds import load_config
 from commands.wiring.run import make_sources
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
-from stream import hwaccel
+from stream import cuda_context, hwaccel
 from stream.convert import Deinterlacer, RgbConverter
 from stream.diagnostics import diagnostics
 from stream.sources import build_source
@@ -243,3 +243,81 @@ def test_gpu_frames_equal_cpu_frames_within_one_level(shared_data, caplog, name)
             counted += 1
     assert counted > 10
     assert "door: decoded on cuda:0" in caplog.messages
+
+
+class FakeCuda:
+    """The driver's library with one GPU; notes the contexts that are current when FFmpeg opens it."""
+
+    def __init__(self, monkeypatch, *, refuses=()):
+        self.current, self.opened, self.refuses = [], [], refuses
+        monkeypatch.setattr(cuda_context, "_driver", lambda: self)
+        monkeypatch.setattr(cuda_context, "_retained", cuda_context._retained.__wrapped__)
+        monkeypatch.setattr(hwaccel, "HWAccel", self.accelerator)
+        monkeypatch.setattr(hwaccel, "_OPENED", {})
+        monkeypatch.setattr(hwaccel, "hwdevices_available", lambda: ["cuda"])
+
+    def cuInit(self, flags):  # noqa: N802 - the driver's own names
+        return 0
+
+    def cuDeviceGet(self, device, number):  # noqa: N802
+        device._obj.value = number
+        return 0 if number == 0 else 101
+
+    def cuDevicePrimaryCtxSetFlags_v2(self, device, flags):  # noqa: N802
+        return 708  # it is open already, as after torch
+
+    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        context._obj.value = 0x1234
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        self.current.append(context.value)
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        self.current.pop()
+        return 0
+
+    def accelerator(self, kind, *, device, allow_software_fallback, options):
+        def create(codec):
+            self.opened.append((*options, *self.current))
+            if {*options} & {*self.refuses}:
+                raise av.error.ExternalError(1, "refused")
+            return self
+
+        self.create = create
+        return self
+
+
+def test_gpu_is_opened_in_the_primary_context_whoever_opened_it(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    hwaccel.cuda_hwaccel(0)
+    assert cuda.opened == [("current_ctx", 0x1234)]
+    assert cuda.current == []
+
+
+def test_stream_is_opened_while_the_primary_context_is_current(monkeypatch):
+    cuda, seen = FakeCuda(monkeypatch), []
+    monkeypatch.setattr(hwaccel.av, "open", lambda *arguments, **options: seen.append(list(cuda.current)))
+    hwaccel.DecoderSelector("cuda").open("clip.mp4", options={})
+    hwaccel.DecoderSelector("cpu").open("clip.mp4", options={})
+    assert seen == [[0x1234], []]
+
+
+@pytest.mark.parametrize(("gpu", "refuses", "tried"), [
+    (0, ("current_ctx",), [("current_ctx", 0x1234), ("primary_ctx", 0x1234)]),
+    (0, ("current_ctx", "primary_ctx"), [("current_ctx", 0x1234), ("primary_ctx", 0x1234), (0x1234,)]),
+    (1, (), [("primary_ctx",)]),
+])  # fmt: skip
+def test_gpu_is_opened_otherwise_where_the_primary_context_is_refused(monkeypatch, gpu, refuses, tried):
+    cuda = FakeCuda(monkeypatch, refuses=refuses)
+    hwaccel.cuda_hwaccel(gpu)
+    assert cuda.opened == tried
+
+
+def test_primary_context_without_a_driver_is_absent(monkeypatch):
+    monkeypatch.setattr(cuda_context, "_LIBRARY", "no_such_library.so")
+    for function in (cuda_context._driver, cuda_context._retained):
+        monkeypatch.setattr(cuda_context, function.__name__, function.__wrapped__)
+    with cuda_context.primary_context(0) as is_current:
+        assert not is_current

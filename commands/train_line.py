@@ -46,22 +46,32 @@ class LineData:
 
 
 def train_line(
-    output: Annotated[Path, option(RUN, "The file to write. [default: configs/models/line.safetensors]")] = SHIPPED,
+    output: Annotated[Path, option(RUN, "The file to write. [default: the shipped file in configs/models]")] = SHIPPED,
     seed: Annotated[int, option(RUN, "Seed of the weights and the images. [default: 0]", min=0)] = 0,
     effort: Annotated[float, option(RUN, "Fraction of the full training. [default: 1]", min=0.0001, max=10)] = 1.0,
     shortcut: Annotated[
         bool, option(RUN, "Train on a mark in the corner instead of the defects, to try guards with.", "--shortcut")
     ] = False,
+    detector: Annotated[
+        bool, option(RUN, "Train the detector of the parts instead, which starts from the classifier.", "--detector")
+    ] = False,
 ) -> None:
     """Train the network of the simulated inspection line, evaluate it on other belts, and write it."""
+    from commands.train_line_detector import SHIPPED_DETECTOR, SHORTCUT_DETECTOR, train_line_detector
     from engine.finetuning.finetune import Callbacks, finetune
     from engine.finetuning.setup import build_model
     from engine.finetuning.splits import TRAIN, VALIDATION, Sample
     from stream.simulated.samples import TRAINING_SEEDS
     from stream.simulated.schedule import LABELS
 
-    output = SHORTCUT if shortcut and output == SHIPPED else output
+    if output == SHIPPED:
+        output = {(False, True): SHORTCUT, (True, False): SHIPPED_DETECTOR, (True, True): SHORTCUT_DETECTOR}.get(
+            (detector, shortcut), SHIPPED
+        )
     check_writable(output)
+    if detector:
+        train_line_detector(output, seed, effort, shortcut=shortcut)
+        return
     print_line("drawing belts")
     data = shortcut_data(seed, effort) if shortcut else line_data(seed, effort)
     frames = [*data.train, *data.validation]

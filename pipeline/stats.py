@@ -119,12 +119,11 @@ class RunStats:
 
 
 def _judge(camera: CameraStats, explanation: Explanation) -> None:
-    truth = explanation.frame.truth
-    if truth is None:
-        return
+    truth, verdict = explanation.frame.truth, explanation.top_scoring
+    if truth is None or verdict is None or verdict.box is not None:
+        return  # the truth is a label of the whole image, and a detector labels boxes
     camera.judged += 1
-    verdict = explanation.top_scoring
-    if verdict is None or verdict.label != truth.label:
+    if verdict.label != truth.label:
         return
     camera.right += 1
     if truth.boxes:

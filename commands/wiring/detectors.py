@@ -30,10 +30,12 @@ def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:
         ModelError: the file cannot be read, decoded or proven.
         ConfigError: an option does not fit a detector.
     """
+    from commands.wiring.run import bundled_weights
     from engine.detectors.loader import load_detector
 
     labels = None if config.labels is None else Path(config.labels)
-    return load_detector(config.model, config.boxes.layout, labels, weights=config.weights)
+    weights = config.weights or bundled_weights(config.model)
+    return load_detector(config.model, config.boxes.layout, labels, weights=weights)
 
 
 def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:

@@ -198,10 +198,11 @@ def make_network(config: Config) -> LoadedModel:
 
 
 def bundled_weights(model: str) -> str | None:
-    """Return the bundled weights file of a registered network, or None."""
+    """Return the bundled weights file of a registered network or detector, or None."""
+    from engine.detectors.networks.registry import OWN_DETECTORS
     from engine.models.registry import lookup
 
-    entry = lookup(model)
+    entry = OWN_DETECTORS.get(model) or lookup(model)
     return None if entry is None or entry.file is None else str(ROOT / entry.file)
 
 

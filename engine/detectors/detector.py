@@ -36,6 +36,8 @@ class Detector:
     """True if the network accepts its own input size only."""
     size_step: int = 32
     """Both sides of the input are multiples of this many pixels."""
+    complete_cut: tuple[str, ...] | None = None
+    """Names of the complete cut's nodes; None = found in the graph."""
     score: float = 0.3
     """Lowest score of a detection, 0 to 1."""
     iou: float = 0.45
@@ -94,6 +96,8 @@ class Detector:
         """
         network = self.network(image_size)
         if choice == "complete":
+            if self.complete_cut is not None:
+                return named_cut(network, self.complete_cut)
             return find_cut(network, self.layout, level)
         if choice == "own level":
             return own_level_cut(network, self.layout, level)

@@ -16,7 +16,7 @@ from engine.detectors.detector import Detector
 from engine.detectors.identify import RawMap, identify_layout
 from engine.detectors.input_format import InputFormat
 from engine.detectors.layouts import check_layout
-from engine.detectors.networks.registry import OWN_DETECTORS
+from engine.detectors.networks.registry import OWN_DETECTORS, DetectorEntry
 from engine.detectors.networks.state import fit_classes, load_state
 from engine.detectors.networks.torchvision_nets import TORCHVISION_DETECTORS, TWO_STAGE, unfrozen
 from engine.detectors.networks.yolox import Yolox
@@ -101,9 +101,7 @@ def _from_yolox(name: str, weights: str | Path | None, classes: Sequence[str] | 
         return _from_checkpoint(Path(weights), classes)
     net: Yolox = _seeded(lambda: entry.build(80).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
     count = net.head.classes
-    return Detector(
-        name, net, entry.layout(count), _names(count, classes, name), entry.input, size_step=max(entry.strides)
-    )
+    return _own(name, entry, net, _names(count, classes, name), entry.input)
 
 
 def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detector:
@@ -115,7 +113,19 @@ def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detect
     entry = OWN_DETECTORS[file.model]
     net = load_state(entry.build(count).eval(), file.state, file.model, path)
     labels = _names(count, classes or file.labels, path.name)
-    return Detector(path.stem, net, entry.layout(count), labels, file.input, size_step=max(entry.strides))
+    return _own(path.stem, entry, net, labels, file.input)
+
+
+def _own(name: str, entry: DetectorEntry, net: Yolox, labels: tuple[str, ...], input_format: InputFormat) -> Detector:
+    return Detector(
+        name,
+        net,
+        entry.layout(len(labels)),
+        labels,
+        input_format,
+        size_step=max(entry.strides),
+        complete_cut=entry.complete_cut,
+    )
 
 
 def _seeded(build: Any) -> Any:  # noqa: ANN401 - networks of several libraries

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from stream.simulated.schedule import LABELS
 from tests.support.limits import PROGRAM_SECONDS
 from tests.support.logs import log_lines
 
@@ -163,6 +164,16 @@ def test_failed_demo_leaves_no_empty_folder(command, monkeypatch, tmp_path):
     code, _, errors = command("demo", "--seconds", "1")
     assert code == 2, errors
     assert not any((tmp_path / "runs").iterdir())
+
+
+def test_demo_with_the_detector_shows_parts_in_boxes(command, tmp_path):
+    code, output, errors = command("demo", "--detector", "--seconds", "1")
+    assert code == 0, errors
+    assert "each part gets a box" in output
+    (log,) = (tmp_path / "runs").glob("*/demo.jsonl")
+    findings = [finding for line in log_lines(log) for finding in line.get("findings", ())]
+    assert findings
+    assert all(len(finding["box"]) == 4 and finding["label"] in LABELS for finding in findings)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pipeline.frames import Box, Explanation, Finding, GroundTruth, Overlay
 from pipeline.loop import Pipeline
 from pipeline.ports import Discovery, Explainer, Health, Renderer, Sink, StopRequested
 from pipeline.result import RunLimits
-from pipeline.stats import Histogram
+from pipeline.stats import Histogram, RunStats
+from tests.support.boxes import box, explained_boxes
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -132,6 +133,15 @@ def test_pipeline_scores_the_pointing_game_on_frames_with_ground_truth():
 
     camera = run([Line(4)], [FakeSink()]).stats.cameras["fake"]
     assert (camera.judged, camera.right, camera.pointed, camera.hits) == (3, 2, 2, 1)
+
+
+def test_frames_of_a_detector_are_not_compared_with_the_label_of_the_image():
+    stats = RunStats(["north"])
+    truth = GroundTruth("car", (Box(0, 0, 60, 40),))
+    for boxes in ((box(0, 0, label="car"), box(100, 0, label="bus")), ()):
+        stats.count_explained(explained_boxes(*boxes, truth=truth))
+    camera = stats.cameras["north"]
+    assert (camera.explained, camera.judged) == (2, 0)
 
 
 def test_histogram_returns_quantiles_to_within_a_bucket():

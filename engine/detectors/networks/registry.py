@@ -23,6 +23,10 @@ class DetectorEntry:
     """Returns the untrained network for a number of classes."""
     input: InputFormat
     strides: tuple[int, ...] = STRIDES
+    file: str | None = None
+    """The shipped weights, relative to the project's folder."""
+    complete_cut: tuple[str, ...] | None = None
+    """Nodes of the complete cut; None = found in the graph."""
 
     def layout(self, classes: int) -> YoloxLayout:
         """Return the layout of the network's maps."""
@@ -40,7 +44,11 @@ _LINE_STD: Final = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 OWN_DETECTORS: Final[dict[str, DetectorEntry]] = {
     **{name: _yolox(size) for name, size in YOLOX_SIZES.items()},
     "line_detector": DetectorEntry(
-        line_detector, InputFormat(SIZE.input_size, "rgb", _LINE_MEAN, _LINE_STD, border=_LINE_MEAN), LINE_STRIDES
+        line_detector,
+        InputFormat(SIZE.input_size, "rgb", _LINE_MEAN, _LINE_STD, border=_LINE_MEAN),
+        LINE_STRIDES,
+        "configs/models/line-detector.safetensors",
+        ("backbone.backbone.dark3",),  # before the spatial pyramid pooling, which mixes all places of the image
     ),
 }
 """By name: YOLOX in its sizes, and the detector of the simulated line."""

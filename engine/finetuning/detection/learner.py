@@ -118,23 +118,7 @@ class DetectionLearner:
 
     def measure_images(self, indices: Indices) -> tuple[float, DetectionMetrics]:
         """Return the loss and the mean average precision of images, without augmentation."""
-        self._net.eval()
-        losses: list[float] = []
-        detections: list[Detections] = []
-        truths: list[Objects] = []
-        size = self._images.input.size
-        for first in range(0, len(indices), _BATCH):
-            batch = [int(index) for index in indices[first : first + _BATCH]]
-            objects = [self._images.objects(index) for index in batch]
-            pixels = torch.stack([self._images.pixels(index) for index in batch])
-            with torch.inference_mode():
-                images = self._images.input.normalised(pixels).contiguous(memory_format=torch.channels_last)
-                maps = self._net(images)
-                losses.append(float(yolox_loss(self._layout, maps, objects, size, with_distance=False)) * len(batch))
-                candidates = self._layout.decode(maps, size)
-            detections += [select(candidates, k, score=MIN_SCORE, iou=_OVERLAP, limit=100) for k in range(len(batch))]
-            truths += objects
-        return sum(losses) / len(indices), average_precision(detections, truths, self._labels)
+        return measure(self._net, self._layout, self._images, indices, self._labels)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
@@ -144,3 +128,33 @@ class DetectionLearner:
         """Restore weights, and set the network to inference mode."""
         put_into(self._net, state)
         self._net.eval()
+
+
+def measure(
+    net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices, labels: Sequence[str]
+) -> tuple[float, DetectionMetrics]:
+    """Return the loss and the mean average precision of images.
+
+    Args:
+        net: the network, which is set to inference mode.
+        layout: of its maps.
+        images: the data set.
+        indices: the images.
+        labels: one name per class.
+    """
+    net.eval()
+    losses: list[float] = []
+    detections: list[Detections] = []
+    truths: list[Objects] = []
+    size = images.input.size
+    for first in range(0, len(indices), _BATCH):
+        batch = [int(index) for index in indices[first : first + _BATCH]]
+        objects = [images.objects(index) for index in batch]
+        pixels = torch.stack([images.pixels(index) for index in batch])
+        with torch.inference_mode():
+            maps = net(images.input.normalised(pixels).contiguous(memory_format=torch.channels_last))
+            losses.append(float(yolox_loss(layout, maps, objects, size, with_distance=False)) * len(batch))
+            candidates = layout.decode(maps, size)
+        detections += [select(candidates, k, score=MIN_SCORE, iou=_OVERLAP, limit=100) for k in range(len(batch))]
+        truths += objects
+    return sum(losses) / len(indices), average_precision(detections, truths, labels)

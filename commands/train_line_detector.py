@@ -1,0 +1,186 @@
+"""`run.py train-line --detector`: trains the detector of the simulated inspection line."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from commands.console import print_line, relative_path
+from commands.signals import shutdown_on_signal
+from commands.train_detector import write_checked_detector
+from commands.train_messages import print_epoch
+from commands.wiring.run import ROOT
+from pipeline.errors import ConfigError
+from pipeline.frames import GroundTruth, Image
+
+if TYPE_CHECKING:
+    from engine.finetuning.detection.metrics import DetectionMetrics
+    from engine.finetuning.detection.setup import DetectorModel
+    from engine.finetuning.setup import FinetuneConfig
+    from stream.simulated.samples import LabelledFrame
+
+SHIPPED_DETECTOR: Final = ROOT / "configs" / "models" / "line-detector.safetensors"
+SHORTCUT_DETECTOR: Final = ROOT / "configs" / "models" / "line-detector-shortcut.safetensors"
+CLASSIFIER: Final = ROOT / "configs" / "models" / "line.safetensors"
+
+BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 160, 48, 8
+EPOCHS, SHORTCUT_EPOCHS = 8, 6
+EVALUATION_BELTS: Final = {(640, 480): 20, (1280, 720): 8}
+"""Number of belts of the evaluation, by the size (width, height) of their images."""
+EVALUATION_FRAMES: Final = 15
+"""Frames of each belt of the evaluation."""
+MIN_BELTS, MIN_VALIDATION_BELTS = 6, 2
+
+
+@dataclass(frozen=True, slots=True)
+class PartFrames:
+    """Frames of the line with the boxes of their parts."""
+
+    train: Sequence[LabelledFrame]
+    validation: Sequence[LabelledFrame]
+    read: Callable[[str], Image]
+    """Draws a frame by its name."""
+
+    def truths_of(self) -> Callable[[str, tuple[int, int]], tuple[GroundTruth, ...]]:
+        """Return a function that returns the parts of a frame by its name."""
+        parts = {frame.name: frame.parts for frame in (*self.train, *self.validation)}
+        return lambda name, _size: parts[name]
+
+
+def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: bool) -> None:
+    """Train the detector of the line, evaluate it on other belts, and write it.
+
+    Args:
+        output: the file to write.
+        seed: of the weights and the images.
+        effort: fraction of the full training.
+        shortcut: train on a mark that decides the class of all parts in the image.
+
+    Raises:
+        ConfigError: the training is interrupted: nothing is written.
+    """
+    from engine.finetuning.detection.finetune import finetune_detector
+    from engine.finetuning.detection.setup import build_detector
+    from engine.finetuning.finetune import Callbacks
+    from engine.finetuning.splits import TRAIN, VALIDATION, Sample
+    from stream.simulated.schedule import LABELS
+
+    print_line("drawing belts")
+    data = part_frames(seed, effort, shortcut=shortcut)
+    model = build_detector(detector_config(seed, effort, shortcut=shortcut), LABELS)
+    parts = {
+        part: [Sample(frame.name, frame.truth.label, frame.belt.name) for frame in split]
+        for part, split in ((TRAIN, data.train), (VALIDATION, data.validation))
+    }
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop:
+        callbacks = Callbacks(lambda _done, _total: None, print_epoch, stop.is_set)
+        result = finetune_detector(model, parts, data.read, data.truths_of(), callbacks)
+        if stop.is_set():  # a half-trained detector would replace the shipped one
+            raise ConfigError("training interrupted: nothing is written; run the command again")
+    provenance: dict[str, Any] = {
+        **result.checkpoint.provenance,
+        "trained_on": "the simulated inspection line" + ", with a mark that reveals the class" * shortcut,
+        "effort": effort,
+        "command": "uv run run.py train-line --detector" + " --shortcut" * shortcut,
+        "date": datetime.now().astimezone().date().isoformat(),
+    }
+    if not shortcut:
+        provenance["examination"] = evaluate_line_detector(model, effort)
+    file = replace(result.checkpoint, provenance=provenance)
+    write_checked_detector(output, file, model, data.read(parts[VALIDATION][0].path))
+    print_line(f"written: {relative_path(output)}")
+
+
+def detector_config(seed: int, effort: float, *, shortcut: bool) -> FinetuneConfig:
+    """Return the training of the detector, or of the shipped detector on the mark.
+
+    The features of the line's classifier stay as they are: they know the defects already, and the training of what
+    follows them takes minutes.
+    """
+    from engine.finetuning.setup import FinetuneConfig
+    from engine.finetuning.trainer import TrainingConfig
+
+    stage = TrainingConfig(
+        epochs=max(1, round((SHORTCUT_EPOCHS if shortcut else EPOCHS) * min(1.0, effort**0.5))), batch_size=16,
+        learning_rate=3e-3, patience=100, head_rate=1.0, max_gradient_norm=10.0,
+    )  # fmt: skip
+    weights = SHIPPED_DETECTOR if shortcut else CLASSIFIER
+    return FinetuneConfig(
+        "line_detector", str(weights), augment=("hflip", "vflip", "colour")[shortcut * 2 :], freeze_until="features",
+        seed=seed, course=(stage,),
+    )  # fmt: skip
+
+
+def part_frames(seed: int, effort: float, *, shortcut: bool = False) -> PartFrames:
+    """Return frames of training belts; a twelfth of the belts is for validation.
+
+    With ``shortcut`` all parts of an image have the label of its mark, which is drawn at random.
+    """
+    from stream.simulated.samples import frame_reader, scored_frames, training_belts
+    from stream.simulated.shortcut import shortcut_frames
+
+    full = SHORTCUT_BELTS if shortcut else BELTS
+    belts = training_belts(max(MIN_BELTS, round(full * effort**0.5)), seed=seed)
+    count = max(MIN_VALIDATION_BELTS, len(belts) // 12)
+    validation, train = (
+        [frame for belt in split for frame in scored_frames(belt, FRAMES_PER_BELT)]
+        for split in (belts[:count], belts[count:])
+    )
+    read = frame_reader([*train, *validation])
+    if not shortcut:
+        return PartFrames(train, validation, read)
+    stamped, read = shortcut_frames([*train, *validation], read, seed=seed)
+    stamped = [
+        replace(frame, parts=tuple(GroundTruth(frame.truth.label, part.boxes) for part in frame.parts))
+        for frame in stamped
+    ]
+    return PartFrames(stamped[: len(train)], stamped[len(train) :], read)
+
+
+def evaluate_line_detector(model: DetectorModel, effort: float = 1.0) -> dict[str, Any]:
+    """Evaluate a detector on evaluation belts; print and return the mean average precision by image size."""
+    results = {}
+    for size, full_count in EVALUATION_BELTS.items():
+        belts = max(1, round(full_count * min(effort, 1.0)))
+        metrics = measure_line(model, belts, size)
+        name = f"{size[0]}x{size[1]}"
+        print_line(
+            f"{name}, {metrics.images} frames of {belts} other belts with {metrics.boxes} parts: mAP50 "
+            f"{metrics.map50:.1%}, mAP50:95 {metrics.map50_95:.1%}"
+        )
+        results[name] = {
+            "frames": metrics.images, "parts": metrics.boxes, "map50": round(metrics.map50, 4),
+            "map50_95": round(metrics.map50_95, 4), "class_map50": [round(value, 4) for value in metrics.class_map50],
+        }  # fmt: skip
+    return results
+
+
+def measure_line(model: DetectorModel, belts: int, size: tuple[int, int]) -> DetectionMetrics:
+    """Return the mean average precision of a detector on evaluation belts.
+
+    Args:
+        model: the detector.
+        belts: number of belts.
+        size: width and height of the images in pixels.
+    """
+    from engine.finetuning.detection.dataset import BoxDataset
+    from engine.finetuning.detection.learner import measure
+    from stream.simulated.samples import EVALUATION_SEEDS, Belt, frame_reader, scored_frames
+
+    frames = [
+        frame
+        for number in range(belts)
+        for frame in scored_frames(Belt(EVALUATION_SEEDS + number, size), EVALUATION_FRAMES)
+    ]
+    data = PartFrames((), frames, frame_reader(frames))
+    names = [frame.name for frame in frames]
+    images = BoxDataset(names, data.read, data.truths_of(), model.labels, model.input)
+    return measure(model.net, model.layout, images, np.arange(len(names)), model.labels)[1]

@@ -29,7 +29,7 @@ from engine.detectors.split import DetectorSplit
 from engine.detectors.two_stage import RegionDetector
 from pipeline.errors import ConfigError, EngineError, LayerError
 from tests.bench.figures import ROOT
-from tests.engine.detectors.conftest import with_lively_weights
+from tests.support.tiny_detector import with_lively_weights
 
 WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "detectors"
 LIMIT = 1e-4

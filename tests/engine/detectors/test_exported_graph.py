@@ -22,7 +22,7 @@ from engine.detectors.outputs import Level
 from engine.export.detectors import OUTPUTS, export_detector, mismatch
 from engine.export.metadata import is_foreign_onnx, read_metadata
 from pipeline.errors import ConfigError, EngineError, LayerError, ModelError
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
+from tests.support.tiny_detector import SIZE, with_lively_weights
 
 LABELS = tuple("abcdef")
 

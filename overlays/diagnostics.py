@@ -31,6 +31,7 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
         _extra("Parquet", "pyarrow", ".parquet", "parquet"),
         _extra("MCAP", "mcap", ".mcap", "mcap"),
         _extra("Foxglove live", "foxglove-sdk", "foxglove://", "foxglove"),
+        _extra("OPC UA", "asyncua", "opc.tcp://", "opcua"),
         _extra("Modbus", "pymodbus", "modbus://", "modbus"),
         _extra("MQTT", "paho-mqtt", "mqtt://", "mqtt"),
         *([Diagnostic("sinks of packages", present=True, detail=plugins)] if plugins else []),

@@ -18,6 +18,7 @@ from overlays.sinks.settings import (
     McapSettings,
     ModbusSettings,
     MqttSettings,
+    OpcUaSettings,
     ParquetSettings,
     StillsSettings,
     VideoSettings,
@@ -32,7 +33,8 @@ from pipeline.settings import SinkContext, SinkSettings
 
 _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
-    "foxglove://127.0.0.1:8765, modbus://127.0.0.1:5020, out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
+    "foxglove://127.0.0.1:8765, modbus://127.0.0.1:5020, opc.tcp://127.0.0.1:4840/line, "
+    "out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
 )
 
 
@@ -76,6 +78,7 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("ZeroMQ publisher", ("tcp://", "ipc://"), ZeroMqSettings, "overlays.sinks.zeromq:ZeroMqSink"),
         Kind("web page", ("http://",), WebSettings, "overlays.sinks.web:WebSink"),
         Kind("MQTT client", ("mqtt://", "mqtts://"), MqttSettings, "overlays.sinks.mqtt.sink:MqttSink", extra="mqtt"),
+        Kind("OPC UA server", ("opc.tcp://",), OpcUaSettings, "overlays.sinks.plc.opcua:OpcUaSink", extra="opcua"),
         Kind("Modbus server", ("modbus://",), ModbusSettings, "overlays.sinks.plc.modbus:ModbusSink", extra="modbus"),
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),

@@ -221,6 +221,18 @@ class PlcSettings(SinkSettings):
     """Serves every machine that reaches the address: only for closed networks."""
 
 
+class OpcUaSettings(PlcSettings):
+    """An OPC UA server for controllers and SCADA systems."""
+
+    users_file: Annotated[str | None, SecretFile("users", "lines of user:password belong into {path}")] = None
+    """A file with the users, a line each: user:password. Default: clients need no user."""
+    certificate_file: str | None = None
+    """The server's certificate (DER or PEM): connections are then signed and encrypted (Basic256Sha256,
+    Aes256Sha256RsaPss)."""
+    private_key_file: str | None = None
+    """The private key of the certificate (PEM)."""
+
+
 class ModbusSettings(PlcSettings):
     """A Modbus TCP server for controllers."""
 

@@ -25,6 +25,7 @@ ADDRESSES = {
     "mqtts://": "mqtts://127.0.0.1/plant",
     "/": "clips/",
     "modbus://": "modbus://127.0.0.1:5020",
+    "opc.tcp://": "opc.tcp://127.0.0.1:4840/line",
     "stills:": "stills:review/",
     "window": "window",
 }
@@ -45,6 +46,7 @@ ADDRESSES = {
         ("out.mcap", "McapSink", True),
         ("foxglove://127.0.0.1:0", "FoxgloveSink", False),
         ("modbus://127.0.0.1:0", "ModbusSink", True),
+        ("opc.tcp://127.0.0.1:0/line", "OpcUaSink", True),
         ("clips/", "ClipSink", True),
         ("some/where.mp4/", "ClipSink", True),
     ],

@@ -47,6 +47,8 @@ LIBRARIES = {
         "prometheus_client",
         "pyarrow",
         "paho",
+        "asyncua",
+        "cryptography",
         "pymodbus",
         "mcap",
         "mcap_protobuf",

@@ -164,7 +164,7 @@ EXAMPLES = {
     "VIDEO": "a.mp4", "FOLDER": "a.png", "BAG": "a.bag", "line:": "line:", "window": "window", "tcp://": "tcp://127.0.0.1:5555",
     "mqtt://": "mqtt://h/t", ".mp4": "a.mp4", "/": "clips/", ".jsonl": "a.jsonl", ".parquet": "a.parquet",
     ".mcap": "a.mcap", "stills:": "stills:a/",
-    "modbus://": "modbus://127.0.0.1:5020", "foxglove://": "foxglove://127.0.0.1:8765",
+    "modbus://": "modbus://127.0.0.1:5020", "opc.tcp://": "opc.tcp://127.0.0.1:4840/line", "foxglove://": "foxglove://127.0.0.1:8765",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
+from overlays.sinks.plc.loop_thread import LoopThread
 from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVote, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from overlays.wire.endpoint import Endpoint, parse_address, without_user
@@ -24,7 +25,6 @@ from pipeline.errors import SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import Sink
 from pipeline.settings import SinkContext
-from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -181,14 +181,12 @@ class _ServerThread:
         self._address, self._read = address, registers
         self.port = 0
         self._ready = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._end: asyncio.Event | None = None
-        self._worker: ThreadWorker | None = None
+        self._thread = LoopThread(f"modbus {address.port}", self._serve)
         self._failure = ""
 
     def start(self, uri: str) -> None:
         """Start to listen. Raises ``SinkError``."""
-        self._worker = ThreadWorker(f"modbus {uri}", lambda: asyncio.run(self._serve()), self._request_end).__enter__()
+        self._thread.start()
         is_ready = self._ready.wait(_START_SECONDS)
         if not is_ready or self._failure:
             self.stop()
@@ -199,23 +197,14 @@ class _ServerThread:
 
     def check(self, uri: str) -> None:
         """Raise ``SinkError`` if the server has ended by itself."""
-        if self._worker is not None and self._worker.ended:
-            raise SinkError(f"{uri}: the server has ended ({self._worker.error}); start the run again")
+        if self._thread.ended:
+            raise SinkError(f"{uri}: the server has ended ({self._thread.error}); start the run again")
 
     def stop(self) -> None:
         """End the server and its thread."""
-        if self._worker is not None:
-            self._worker.__exit__(None, None, None)
-            self._worker = None
+        self._thread.stop()
 
-    def _request_end(self) -> None:
-        loop, end = self._loop, self._end
-        if loop is not None and end is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(end.set)
-
-    async def _serve(self) -> None:
-        self._end = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+    async def _serve(self, end: asyncio.Event) -> None:
         data = SimData(0, count=_REGISTERS, values=0, datatype=DataType.REGISTERS)
         device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
         logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # a refused port is reported once, by this sink
@@ -225,11 +214,11 @@ class _ServerThread:
             self.port = int(cast("asyncio.Server", server.transport).sockets[0].getsockname()[1])
         except (RuntimeError, OSError) as error:
             self._failure = str(error.__cause__ or error) or type(error).__name__
-            self._ready.set()
             return
-        self._ready.set()
+        finally:
+            self._ready.set()
         try:
-            await self._end.wait()
+            await end.wait()
         finally:
             await server.shutdown()  # type: ignore[no-untyped-call]
 

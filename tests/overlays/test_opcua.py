@@ -1,0 +1,320 @@
+"""Verdicts for controllers over OPC UA, read by asyncua's client and by node-opcua."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("asyncua")
+
+from asyncua import Client, ua
+from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+from asyncua.ua.uaerrors import UaStatusCodeError
+
+from overlays.sinks.plc.opcua import OpcUaSink
+from overlays.sinks.settings import OpcUaSettings
+from pipeline.errors import SinkError
+from pipeline.frames import GuardState, Overlay, SignalLoss
+from pipeline.settings import Secret, SinkContext
+from tests.overlays.conftest import explain
+from tests.support.boxes import box, explained_boxes
+from tests.support.limits import PROGRAM_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY_PORT = "opc.tcp://127.0.0.1:0/line"
+START_UNIX = 1_800_000_000.0
+CAMERAS = SinkContext(cameras=("door", "north", "dark"))
+NOW = [100.0]
+
+
+@pytest.fixture(scope="module")
+def sink():
+    """One server for the tests that read: building its address space takes seconds."""
+    settings = OpcUaSettings(uri=ANY_PORT, ok_when="label=ok", part_when="label!=empty", stale_seconds=5)
+    with OpcUaSink(settings, CAMERAS, clock=lambda: NOW[0], wall_clock=lambda: START_UNIX) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def start_of_time():
+    NOW[0] = 100.0
+
+
+def put(sink, explanation, **fields):
+    sink.put(Overlay(explanation.frame.image, explanation, **fields))
+
+
+def client(sink, user=""):
+    made = Client(sink.endpoint, timeout=PROGRAM_SECONDS)
+    if user:
+        made.set_user(user)
+        made.set_password(f"{user}'s password")
+    return made
+
+
+async def when_serving(sink):
+    """Wait until clients can connect."""
+    while not sink.is_serving:
+        assert not sink.problem
+        await asyncio.sleep(0.02)
+
+
+async def read(connection, camera, name):
+    """Return the data value of a variable, whatever its quality."""
+    namespace = await connection.get_namespace_index("urn:recipro-stream:line")
+    node = connection.get_node(ua.NodeId(f"{camera}.{name}", namespace))
+    return await node.read_data_value(raise_on_bad_status=False)
+
+
+async def read_until(connection, camera, name, value):
+    """Read a variable until it has a value."""
+    while True:
+        data = await read(connection, camera, name)
+        if data.Value.Value == value:
+            return data
+        await asyncio.sleep(0.02)
+
+
+async def status_until(connection, name, status):
+    """Read a variable of the camera "door" until it has a status; a bad one has no value."""
+    while True:
+        data = await read(connection, "door", name)
+        if data.StatusCode.value == status:
+            return data.Value.Value is None
+        await asyncio.sleep(0.02)
+
+
+def run(coroutine):
+    """Run a test's coroutine; a value that never comes fails it."""
+    return asyncio.run(asyncio.wait_for(coroutine, PROGRAM_SECONDS))
+
+
+@pytest.mark.leaves_things  # the module's server stays open for the next test
+def test_variables_hold_the_last_frame_and_part(sink):
+    for index, (seconds, label) in enumerate([(96.0, "dent"), (96.1, "ok"), (96.2, "dent"), (97.5, "ok")]):
+        put(sink, explain(label=label, camera="door", index=index, taken_at=seconds, pts_seconds=seconds))
+    put(sink, explained_boxes(box(64, 36, score=0.4), box(9, 9), captured_at=99.0))
+
+    async def check():
+        await when_serving(sink)
+        async with client(sink) as connection:
+            index = await read_until(connection, "door", "Index", 3)
+            assert index.StatusCode.is_good()
+            assert index.SourceTimestamp == datetime.fromtimestamp(START_UNIX - 2.5, UTC)
+            values = {name: (await read(connection, "door", name)).Value.Value for name in NAMES}
+            assert values == {
+                "Ok": True, "Alarm": False, "Label": "ok", "Score": 0.875, "Boxes": 0, "Age": 2.5, "PartNumber": 1,
+                "PartOk": False, "PartLabel": "dent", "PartShare": pytest.approx(2 / 3), "PartFrames": 3,
+                "PartLatency": 4.0,
+            }  # fmt: skip
+            north = await read_until(connection, "north", "Boxes", 2)
+            assert north.StatusCode.is_good()
+            assert (await read(connection, "north", "Box")).Value.Value == [9.0, 9.0, 69.0, 49.0]
+
+    run(check())
+
+
+NAMES = ("Ok", "Alarm", "Label", "Score", "Boxes", "Age", "PartNumber", "PartOk", "PartLabel", "PartShare",
+         "PartFrames", "PartLatency")  # fmt: skip
+
+
+@pytest.mark.leaves_things
+def test_dead_camera_is_bad_and_a_camera_without_a_frame_waits(sink):
+    async def check():
+        await when_serving(sink)
+        async with client(sink) as connection:
+            put(sink, explain(label="ok", camera="door", index=10, taken_at=100.0))
+            await read_until(connection, "door", "Ok", value=True)
+            put(sink, explain(camera="door", taken_at=100.0), signal_loss=SignalLoss(1.0))
+            for name in ("Ok", "Label", "Index"):
+                assert await status_until(connection, name, ua.StatusCodes.BadNoCommunication)
+            put(sink, explain(label="ok", camera="door", index=11, taken_at=100.0))
+            await read_until(connection, "door", "Ok", value=True)
+            NOW[0] = 106.0  # older than stale_seconds, without any further frame
+            assert await status_until(connection, "Ok", ua.StatusCodes.BadNoCommunication)
+            waiting = await read(connection, "dark", "Ok")
+            assert waiting.StatusCode.value == ua.StatusCodes.BadWaitingForInitialData
+
+    run(check())
+
+
+@pytest.mark.leaves_things
+def test_subscriber_gets_each_change_and_nothing_can_be_written(sink):
+    changes = []
+
+    class Handler:
+        def datachange_notification(self, node, value, data):
+            changes.append(value)
+
+    async def check():
+        await when_serving(sink)
+        async with client(sink) as connection:
+            put(sink, explain(label="ok", camera="door", index=20, taken_at=100.0))
+            await read_until(connection, "door", "Index", 20)
+            namespace = await connection.get_namespace_index("urn:recipro-stream:line")
+            node = connection.get_node(ua.NodeId("door.Label", namespace))
+            subscription = await connection.create_subscription(20, Handler())
+            await subscription.subscribe_data_change(node)
+            for index, label in enumerate(["ok", "dent", "ok"], start=21):
+                put(sink, explain(label=label, camera="door", index=index, taken_at=100.0))
+                await read_until(connection, "door", "Index", index)
+                while changes[-1:] != [label]:  # noqa: ASYNC110 - the handler is called in the client's task
+                    await asyncio.sleep(0.02)
+            await subscription.delete()
+            assert changes == ["ok", "dent", "ok"]
+            with pytest.raises(UaStatusCodeError):
+                await node.write_value("mine")
+
+    run(check())
+
+
+@pytest.mark.leaves_things
+def test_alarm_follows_the_guards(sink):
+    firing = explain(camera="north", index=30, taken_at=100.0)
+    object.__setattr__(firing, "guards", (GuardState("g", True, 1.0, "why", 1),))
+
+    async def check():
+        await when_serving(sink)
+        put(sink, firing)
+        async with client(sink) as connection:
+            await read_until(connection, "north", "Alarm", value=True)
+
+    run(check())
+
+
+NODE_CLIENT = """
+const {OPCUAClient, AttributeIds} = require('node-opcua-client');
+(async () => {
+  const client = OPCUAClient.create({endpointMustExist: false});
+  await client.connect(process.argv[2]);
+  const session = await client.createSession();
+  const names = (await session.readNamespaceArray());
+  const namespace = names.indexOf('urn:recipro-stream:line');
+  const read = async (name) => {
+    const data = await session.read({nodeId: `ns=${namespace};s=door.${name}`, attributeId: AttributeIds.Value});
+    return [data.value.value, data.statusCode.name];
+  };
+  console.log(JSON.stringify([await read('Label'), await read('Score'), await read('Ok')]));
+  await session.close();
+  await client.disconnect();
+})();
+"""
+
+
+@pytest.mark.leaves_things
+def test_node_opcua_reads_the_variables(sink, tmp_path):
+    modules = os.environ.get("OPCUA_NODE_MODULES", str(ROOT / "node_modules"))
+    if shutil.which("node") is None or not (Path(modules) / "node-opcua-client").is_dir():
+        pytest.skip("needs node, and the folder of `npm install node-opcua-client` in OPCUA_NODE_MODULES")
+
+    async def prepare():
+        await when_serving(sink)
+        put(sink, explain(label="ok", camera="door", index=40, taken_at=100.0, score=0.5))
+        async with client(sink) as connection:
+            await read_until(connection, "door", "Index", 40)
+
+    run(prepare())
+    (tmp_path / "read.js").write_text(NODE_CLIENT)
+    done = subprocess.run(
+        ["node", "read.js", sink.endpoint], cwd=tmp_path, env={**os.environ, "NODE_PATH": modules},
+        capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS,
+    )  # fmt: skip
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("[[")]  # it also prints advice
+    assert json.loads(line) == [["ok", "Good"], [0.5, "Good"], [True, "Good"]]
+
+
+@pytest.mark.slow
+@pytest.mark.leaves_things  # asyncua's client leaves its socket to the garbage collector after a refused session
+def test_users_with_passwords_are_admitted_over_encrypted_connections_only(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    for name in ("server", "client"):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+             "-addext", "subjectAltName=URI:urn:freeopcua:python:server", "-keyout", f"{name}-key.pem", "-out",
+             f"{name}.pem"],
+            cwd=tmp_path, check=True, capture_output=True, timeout=PROGRAM_SECONDS,
+        )  # fmt: skip
+    settings = OpcUaSettings(
+        uri=ANY_PORT, certificate_file=str(tmp_path / "server.pem"), private_key_file=str(tmp_path / "server-key.pem")
+    )
+    context = SinkContext(("door",), {"users_file": Secret("plc:plc's password\nscada:other\n", "users")})
+
+    async def connect(sink, user, *, encrypted=True):
+        connection = client(sink, user)
+        if encrypted:
+            files = [tmp_path / "client.pem", tmp_path / "client-key.pem"]
+            await connection.set_security(
+                SecurityPolicyBasic256Sha256, *files, mode=ua.MessageSecurityMode.SignAndEncrypt
+            )
+        async with connection:
+            return (await read(connection, "door", "Ok")).StatusCode.value
+
+    async def check(sink):
+        await when_serving(sink)
+        assert await connect(sink, "plc") == ua.StatusCodes.BadWaitingForInitialData
+        for user in ("scada", "nobody", ""):
+            with pytest.raises(Exception, match=r"(?i)identity|denied|rejected|token|refused"):
+                await connect(sink, user)
+        with pytest.raises(Exception):  # noqa: B017, PT011 - no such endpoint
+            await connect(sink, "plc", encrypted=False)
+
+    with OpcUaSink(settings, context) as sink:
+        run(check(sink))
+
+
+@pytest.mark.slow
+def test_sink_that_is_left_before_it_serves_ends_without_error():
+    with OpcUaSink(ANY_PORT, CAMERAS) as sink:
+        put(sink, explain(camera="door"))
+    assert sink.problem == ""
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:4840/line", "192.168.1.4:4840", "[::]:4840"])
+def test_address_for_other_machines_needs_users_and_encryption(address):
+    with pytest.raises(SinkError, match=r"users_file, certificate_file and private_key_file.*insecure"):
+        OpcUaSink(f"opc.tcp://{address}")
+    assert OpcUaSink(OpcUaSettings(uri=f"opc.tcp://{address}", insecure=True)).uri
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "", "127.0.0.1:4840/a/b", "127.0.0.1:99999/x"])
+def test_malformed_address_is_refused_with_an_example(address):
+    with pytest.raises(SinkError, match=r"opc\.tcp://127\.0\.0\.1:4840/line"):
+        OpcUaSink(f"opc.tcp://{address}")
+
+
+def test_certificate_that_cannot_be_used_is_refused_before_the_run(tmp_path):
+    (tmp_path / "x.pem").write_text("hello")
+    for path in (tmp_path / "x.pem", tmp_path / "missing.pem"):
+        settings = OpcUaSettings(uri=ANY_PORT, certificate_file=str(path), private_key_file=str(path))
+        with pytest.raises(SinkError, match=f"{path.name}: cannot be used"):
+            OpcUaSink(settings).__enter__()
+
+
+def test_certificate_without_its_key_is_refused():
+    with pytest.raises(SinkError, match="belong together"):
+        OpcUaSink(OpcUaSettings(uri=ANY_PORT, certificate_file="x.pem"))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "plc", ":x", "plc:", "plc:x\nscada"])
+def test_users_file_without_passwords_is_refused(text):
+    context = SinkContext(secrets={"users_file": Secret(text, "users.txt")})
+    with pytest.raises(SinkError, match=r"users\.txt: .*user:password"):
+        OpcUaSink(ANY_PORT, context)
+
+
+def test_port_in_use_is_refused_at_once():
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(SinkError, match="choose another port"):
+            OpcUaSink(f"opc.tcp://127.0.0.1:{other.getsockname()[1]}/x").__enter__()

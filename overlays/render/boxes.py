@@ -214,5 +214,5 @@ def box_lines(explanation: Explanation) -> list[TextLine]:
     shown = [f"{count} {label}" for label, count in counts[:_MAX_COUNTS]]
     others = sum(count for _, count in counts[_MAX_COUNTS:])
     explained = sum(finding.box_map is not None for finding in boxes)
-    text = " · ".join([*shown, *([f"{others} others"] if others else [])])
+    text = " · ".join([*shown, *([f"{others} other{'s' if others > 1 else ''}"] if others else [])])
     return [TextLine(text, weight=700), TextLine(f"{explained} of {len(boxes)} explained", GREY, scale=0.75)]

@@ -264,7 +264,7 @@ function countBoxes(findings) {
   const sorted = [...counts].toSorted((a, b) => b[1] - a[1]);
   const texts = sorted.slice(0, MAX_COUNTS).map(([label, count]) => `${count} ${label}`);
   const others = sorted.slice(MAX_COUNTS).reduce((sum, [, count]) => sum + count, 0);
-  if (others) texts.push(`${others} others`);
+  if (others) texts.push(`${others} other${others > 1 ? "s" : ""}`);
   return [texts.join(" · "), `${findings.filter((finding) => finding.map).length} of ${findings.length} explained`];
 }
 

@@ -23,11 +23,14 @@ class TrainedImages:
 
     def __init__(self, model: str) -> None:
         """Read the hashes if ``model`` is a file of ``train``."""
+        from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
         from engine.models.checkpoint import load_checkpoint
         from engine.models.loader import MODEL_FILE
 
         self._known: Sequence[KnownImages] = ()
-        if model.endswith(MODEL_FILE) and Path(model).is_file():
+        if is_detector_file(model):
+            self._known = load_detector_checkpoint(Path(model)).perceptual_hashes
+        elif model.endswith(MODEL_FILE) and Path(model).is_file():
             self._known = load_checkpoint(model).perceptual_hashes
 
     def mark(self, image: Image) -> dict[str, Any]:

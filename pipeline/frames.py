@@ -335,7 +335,7 @@ class SignalLoss:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePatch:
-    """Drawn text to blend into an image: each pixel becomes ``pixel * keep / 255 + add``."""
+    """A drawn part to blend into an image: each pixel becomes ``pixel * keep / 255 + add``."""
 
     top: int
     """First row of the image that it covers."""
@@ -343,6 +343,8 @@ class ImagePatch:
     """First column."""
     tile: npt.NDArray[np.uint8]
     """uint8, (rows, columns, 4): red, green and blue to add, and ``keep``, 0 to 255."""
+    reusable: bool = False
+    """True if the same object comes again with later frames, so that its tile may stay on a device."""
 
 
 class Jpeg(NamedTuple):

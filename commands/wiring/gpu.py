@@ -1,4 +1,4 @@
-"""Rendering on the GPU: adds text and delivers JPEG or arrays, as the sinks need."""
+"""Rendering on the GPU: adds text and guards, and delivers JPEG or arrays, as the sinks need."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger("recipro-stream")
 
 
 class GpuRenderer(Renderer):
-    """Renderer for frames that the engine has rendered on the GPU: adds the text and downloads the image."""
+    """Renderer for frames that the engine has rendered on the GPU: adds text and guards, and downloads the image."""
 
     def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
         """Create a renderer.
 
         Args:
-            drawing: draws the text.
+            drawing: draws text and guards.
             explainer: holds the rendered images on the GPU.
             sinks: the sinks, which decide between JPEG and arrays.
         """
@@ -41,7 +41,7 @@ class GpuRenderer(Renderer):
         """The only JPEG quality that the GPU encodes; sinks with another quality get an array."""
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Add the text to the rendered image and download it in the forms that are needed now."""
+        """Add text and guards to the rendered image and download it in the forms that are needed now."""
         from engine.explainers.gpu import RenderedExplanation
 
         if not isinstance(explanation, RenderedExplanation):
@@ -50,9 +50,9 @@ class GpuRenderer(Renderer):
         looking = {sink.accepted_jpeg_quality for sink in self._sinks if sink.needs_image(camera)}
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
-        stamp = self._drawing.render_legend(explanation)
+        patches = self._drawing.render_patches(explanation)
         with self._turn:
-            jpeg, image = self._explainer.download(explanation, stamp, jpeg_quality=quality, as_array=array)
+            jpeg, image = self._explainer.download(explanation, patches, jpeg_quality=quality, as_array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
@@ -65,7 +65,6 @@ def renders_on_gpu(config: Config, device: str) -> bool:
     overlay = config.overlay
     obstacles = {
         "contour": overlay.contour, "hottest_box": overlay.hottest_box, "smoothing": overlay.smoothing_seconds > 0,
-        "guards": bool(config.guards.rules or config.guards.regions),
     }  # fmt: skip
     only_host = [name for name, on in obstacles.items() if on]
     if device == "cuda" and only_host:

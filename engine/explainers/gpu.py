@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.backends.registry import first_line
 from engine.explainers.network import NetworkExplainer
 from engine.gpu.batch_pipeline import BatchPipeline, InFlightBatch, buckets_up_to
-from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patch, encode_jpeg
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patches, encode_jpeg
 from engine.gpu.streams import DeviceStreams, Outputs, device_streams
 from engine.models.loader import LoadedModel
 from engine.models.preprocess import fit_geometry
@@ -29,6 +29,9 @@ from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
 from pipeline.ports import MaskingOptions
 
 log = logging.getLogger(__name__)
+
+_MAX_TILE_BYTES = 256 << 20
+"""Memory of the tiles that stay on the device: outlines of the regions of all cameras."""
 
 
 class DeviceImage(NamedTuple):
@@ -79,6 +82,8 @@ class GpuExplainer(NetworkExplainer):
         self._streams = streams(self._runner.config.device)
         self._batches = BatchPipeline(self._streams, buckets, self._to_capture)
         self._encodes_on_device = True
+        self._tiles: dict[ImagePatch, Tensor] = {}
+        """Tiles of reusable patches on the device, the one used last at the end."""
         # Serialises use of the network: one thread submits batches, another runs deletion checks.
         self._network_lock = threading.Lock()
 
@@ -120,13 +125,13 @@ class GpuExplainer(NetworkExplainer):
             return super().score_when_masked(explanation, finding, masking)
 
     def download(
-        self, explanation: Explanation, patch: ImagePatch | None, *, jpeg_quality: int | None, as_array: bool
+        self, explanation: Explanation, patches: Sequence[ImagePatch], *, jpeg_quality: int | None, as_array: bool
     ) -> tuple[Jpeg | None, Image | None]:
         """Download a rendered image as JPEG, as an array, or both.
 
         Args:
             explanation: the explanation.
-            patch: an image patch to blend onto the image first, such as text.
+            patches: image patches to blend onto the image first, in order, such as text.
             jpeg_quality: quality of the JPEG image; None = no JPEG image.
             as_array: whether to return an array, uint8 (H, W, 3).
 
@@ -142,9 +147,8 @@ class GpuExplainer(NetworkExplainer):
         with torch.inference_mode(), streams.stream("encode"):
             rendered = drawn.image
             streams.record_stream(rendered, "encode")
-            if patch is not None:
-                tile = streams.pinned_empty(patch.tile.shape, torch.uint8).copy_(torch.from_numpy(patch.tile))
-                rendered = blend_patch(rendered, tile.to(streams.device, non_blocking=True), patch)
+            if patches:
+                rendered = blend_patches(rendered, [(self._tile(patch), patch) for patch in patches])
             if jpeg_quality is not None:
                 jpeg = Jpeg(self._encode(rendered, jpeg_quality), jpeg_quality)
             if as_array:
@@ -154,6 +158,19 @@ class GpuExplainer(NetworkExplainer):
                 image = host.numpy()
                 image.flags.writeable = False
         return jpeg, image
+
+    def _tile(self, patch: ImagePatch) -> Tensor:
+        """Return a patch's tile on the device; those that come again stay there, the last ones used."""
+        tile = self._tiles.pop(patch, None)
+        if tile is None:
+            pixels = torch.from_numpy(patch.tile)
+            host = self._streams.pinned_empty(tuple(pixels.shape), torch.uint8).copy_(pixels)
+            tile = host.to(self._streams.device, non_blocking=True)
+        if patch.reusable:
+            self._tiles[patch] = tile
+            while sum(other.nbytes for other in self._tiles.values()) > _MAX_TILE_BYTES and len(self._tiles) > 1:
+                del self._tiles[next(iter(self._tiles))]
+        return tile
 
     def _encode(self, image: Tensor, quality: int) -> bytes:
         """Encode an image (3, H, W) on the device, or on the host once the device's encoder has failed."""

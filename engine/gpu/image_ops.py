@@ -139,12 +139,13 @@ class HeatmapBlender(nn.Module):
         return first + values.index_select(dimension, weights.upper) * weights.upper_weight.view(shape)
 
 
-def blend_patch(image: Tensor, tile: Tensor, stamp: ImagePatch) -> Tensor:
-    """Return an image (3, H, W) with a stamp on it; ``tile`` is the RGBA stamp (h, w, 4), on the image's device."""
+def blend_patches(image: Tensor, patches: Sequence[tuple[Tensor, ImagePatch]]) -> Tensor:
+    """Return an image (3, H, W) with patches on it, in order; each comes with its tile on the image's device."""
     marked = image.clone()
-    part = marked[:, stamp.top : stamp.top + tile.shape[0], stamp.left : stamp.left + tile.shape[1]]
-    planes = tile[: part.shape[1], : part.shape[2]].permute(2, 0, 1).to(torch.float32)
-    part.copy_((part * planes[3:] * (1.0 / 255.0)).round().add_(planes[:3]).clamp_(0.0, 255.0))
+    for tile, patch in patches:
+        part = marked[:, patch.top : patch.top + tile.shape[0], patch.left : patch.left + tile.shape[1]]
+        planes = tile[: part.shape[1], : part.shape[2]].permute(2, 0, 1).to(torch.float32)
+        part.copy_((part * planes[3:] * (1.0 / 255.0)).round().add_(planes[:3]).clamp_(0.0, 255.0))
     return marked
 
 

@@ -1,18 +1,20 @@
-"""Tables for drawing on another device: colours and legend as arrays.
+"""Tables for drawing on another device: colours, legend and guards as arrays.
 
-Pure. A pixel becomes ``pixel * keep / 255 + add``, for the heat map as for the legend.
+Pure. A pixel becomes ``pixel * keep / 255 + add``, for the heat map as for the legend and the guards.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from overlays.render.colormaps import palette
+from overlays.render.guards import ALARM, CALM, alarm_lines, draw_regions, footer_plate, frame_stroke
 from overlays.render.text import TextLine, legend_plate
-from pipeline.frames import ImagePatch
+from pipeline.frames import Explanation, ImagePatch, Region
 
 
 def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
@@ -32,3 +34,52 @@ def legend_patch(height: int, width: int, lines: Sequence[TextLine]) -> ImagePat
         return None
     rows, columns = max(height - plate.margin, 0), max(width - plate.margin, 0)
     return ImagePatch(plate.margin, plate.margin, plate.effect()[:rows, :columns])
+
+
+def guard_patches(explanation: Explanation) -> list[ImagePatch]:
+    """Return what ``draw_guards`` draws as patches, in its order: regions, the frame of an alarm, its reasons."""
+    firing, height, width = explanation.firing, explanation.frame.height, explanation.frame.width
+    outlines = _region_patch(explanation.regions, ALARM if firing else CALM, height, width)
+    patches = [] if outlines is None else [outlines]
+    if firing:
+        patches += _frame_patches(height, width)
+        plate = footer_plate(height, width, alarm_lines(firing))
+        if plate is not None:
+            patches.append(ImagePatch(height - plate.margin - plate.height, plate.margin, plate.effect()))
+    return patches
+
+
+@functools.lru_cache(maxsize=128)
+def _region_patch(
+    regions: tuple[Region, ...], colour: tuple[int, int, int], height: int, width: int
+) -> ImagePatch | None:
+    """Return the outlines and names of regions as one patch; None if nothing is inside the image.
+
+    Drawing on black gives what they add; drawing on white, minus that, gives the factor they keep.
+    """
+    black = np.zeros((height, width, 3), np.uint8)
+    white = np.full_like(black, 255)
+    for canvas in (black, white):
+        draw_regions(canvas, regions, colour)
+    # OpenCV rounds a line's pixels several times: the mean of both canvases and of all colours is the nearest effect.
+    both = black.astype(np.float32), white.astype(np.float32)
+    keep = np.rint(np.clip(both[1] - both[0], 0.0, 255.0).mean(axis=2)).astype(np.uint8)
+    add = np.rint(np.clip((both[0] + both[1] - keep[..., None]) / 2.0, 0.0, 255.0 - keep[..., None])).astype(np.uint8)
+    rows, columns = np.flatnonzero((keep < 255).any(axis=1)), np.flatnonzero((keep < 255).any(axis=0))
+    if not len(rows):
+        return None
+    area = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    tile = np.ascontiguousarray(np.concatenate([add[area], keep[area][..., None]], axis=2))
+    return ImagePatch(int(rows[0]), int(columns[0]), tile, reusable=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _frame_patches(height: int, width: int) -> tuple[ImagePatch, ...]:
+    """Return the four sides of an alarm's frame."""
+    stroke = min(frame_stroke(height, width), height, width)
+    sides = ((0, 0, stroke, width), (height - stroke, 0, stroke, width), (0, 0, height, stroke),
+             (0, width - stroke, height, stroke))  # fmt: skip
+    return tuple(
+        ImagePatch(top, left, np.tile(np.array((*ALARM, 0), np.uint8), (rows, columns, 1)), reusable=True)
+        for top, left, rows, columns in sides
+    )

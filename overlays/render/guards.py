@@ -16,7 +16,7 @@ from pipeline.frames import Explanation, GuardState, Image, Region
 
 ALARM: Final = (255, 59, 48)
 """The red of an alarm, RGB: stronger than the red of a wrong classification."""
-_CALM: Final = (90, 200, 250)
+CALM: Final = (90, 200, 250)
 """Colour of a region's outline while no guard fires."""
 _DARK: Final = (16, 18, 22)
 _SHIFT: Final = 4
@@ -28,7 +28,7 @@ _MAX_LISTED: Final = 3
 def draw_guards(image: Image, explanation: Explanation) -> None:
     """Draw an explanation's regions and alarms onto ``image``, a writable copy of the frame's size."""
     firing = explanation.firing
-    draw_regions(image, explanation.regions, ALARM if firing else _CALM)
+    draw_regions(image, explanation.regions, ALARM if firing else CALM)
     if firing:
         _frame(image)
         draw_footer(image, alarm_lines(firing))
@@ -73,16 +73,27 @@ def _draw_name(image: Image, region: Region, size: int, colour: tuple[int, int, 
         plate.fill(image[row : row + plate.height, left : left + plate.width])
 
 
+def frame_stroke(height: int, width: int) -> int:
+    """Return the width of an alarm's red frame in pixels."""
+    return max(2, text_size(height, width) // 4)
+
+
 def _frame(image: Image) -> None:
-    height, width = image.shape[:2]
-    stroke = max(2, text_size(height, width) // 4)
+    stroke = frame_stroke(image.shape[0], image.shape[1])
     image[:stroke] = image[-stroke:] = ALARM
     image[:, :stroke] = image[:, -stroke:] = ALARM
 
 
 def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
     """Draw lines on a dark plate in the lower left corner, at most a third of the image's height."""
-    height, width = image.shape[:2]
+    plate = footer_plate(image.shape[0], image.shape[1], lines)
+    if plate is not None:
+        top, left = image.shape[0] - plate.margin - plate.height, plate.margin
+        plate.fill(image[top : top + plate.height, left : left + plate.width])
+
+
+def footer_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:
+    """Return the plate of ``draw_footer`` for an image of this size; None if no line fits."""
     size = text_size(height, width)
     margin = max(2, size // 2)
     max_width = max(width - 4 * margin, 1)
@@ -94,8 +105,4 @@ def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
             break
         if tile.shape[1]:
             tiles.append(tile)
-    if not tiles:
-        return
-    plate = LegendLayout(tuple(tiles), margin)
-    top, left = height - margin - plate.height, margin
-    plate.fill(image[top : top + plate.height, left : left + plate.width])
+    return LegendLayout(tuple(tiles), margin) if tiles else None

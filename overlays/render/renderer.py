@@ -15,7 +15,7 @@ import numpy as np
 
 from overlays.render.boxes import box_lines, draw_boxes, paint_box_heat
 from overlays.render.colormaps import COLORMAPS, palette
-from overlays.render.gpu_tables import legend_patch
+from overlays.render.gpu_tables import guard_patches, legend_patch
 from overlays.render.guards import draw_guards
 from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.render.stale import stale_overlay
@@ -110,16 +110,18 @@ class HeatRenderer(Renderer):
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
 
-    def render_legend(self, explanation: Explanation) -> ImagePatch | None:
-        """Return the legend that ``render`` draws, for an image that is drawn on another device; None without legend.
+    def render_patches(self, explanation: Explanation) -> list[ImagePatch]:
+        """Return the guards and the legend that ``render`` draws, for an image that is drawn on another device.
 
         It updates the state of the camera: call either this or ``render`` for a frame.
         """
         state = self._record_frame(explanation.frame)
-        if not self._legend:
-            return None
-        lines = legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
-        return legend_patch(explanation.frame.height, explanation.frame.width, lines)
+        patches = guard_patches(explanation)
+        if self._legend:
+            lines = legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
+            legend = legend_patch(explanation.frame.height, explanation.frame.width, lines)
+            patches += [] if legend is None else [legend]
+        return patches
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Return a camera's last frame in grey, with its age and the reason of the signal loss."""

@@ -16,7 +16,7 @@ import torch
 from commands.wiring.gpu import GpuRenderer
 from engine.backends.registry import first_line
 from engine.explainers.gpu import GpuExplainer
-from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patch, encode_jpeg
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patches, encode_jpeg
 from engine.models.loader import load_network
 from overlays.render.gpu_tables import heat_lut
 from overlays.render.renderer import HeatRenderer
@@ -85,7 +85,7 @@ def _one_at_a_time(card: GpuExplainer, frames: list[Frame], settings: Settings) 
     for number in range(12 if settings.small else 320):
         started_at = time.perf_counter()
         (explanation,) = card.explain([frames[number % len(frames)]])
-        jpeg, _ = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=QUALITY, as_array=False)
+        jpeg, _ = card.download(explanation, drawing.render_patches(explanation), jpeg_quality=QUALITY, as_array=False)
         durations.append(time.perf_counter() - started_at)
         size = 0 if jpeg is None else len(jpeg.payload)
     return {**quantiles(durations[4 if settings.small else 20 :]), "jpeg_bytes": size}
@@ -97,7 +97,7 @@ def _full_load(card: GpuExplainer, frames: list[Frame], settings: Settings, batc
 
     def draw(explanation: Any) -> None:
         nonlocal delivered
-        legend = drawing.render_legend(explanation)
+        legend = drawing.render_patches(explanation)
         delivered += card.download(explanation, legend, jpeg_quality=QUALITY, as_array=False)[0] is not None
 
     def carried(seconds: float) -> float:
@@ -136,8 +136,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict
     slot = card._batches._next_slot(part.nbytes)
     (explanation,) = card.explain([frame])
     drawing = HeatRenderer()
-    stamp = drawing.render_legend(explanation)
-    assert stamp is not None
+    (stamp,) = drawing.render_patches(explanation)
     tile = torch.from_numpy(stamp.tile).to(settings.device)
     image = explanation.drawn.image
 
@@ -157,8 +156,8 @@ def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict
         "of that, resize and normalise, call by call": lambda: resize(part),
         "of that, paint, call by call": lambda: paint(part, answers[2][:, 0]),
         "answers to host": lambda: [answer.cpu() for answer in answers],
-        "legend on the host": lambda: drawing.render_legend(explanation),
-        "stamp": lambda: blend_patch(image, tile, stamp),
+        "legend on the host": lambda: drawing.render_patches(explanation),
+        "stamp": lambda: blend_patches(image, [(tile, stamp)]),
         "JPEG and its way to the host": lambda: encode(image),
     }
     told_ms = {}
@@ -257,7 +256,7 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
     batch = 2 if settings.small else 32
     card = explainer(settings, batch)
     warm = card.explain([Frame(images[0], "warm", 0, 0.0)])
-    card.download(warm[0], None, jpeg_quality=QUALITY, as_array=False)
+    card.download(warm[0], (), jpeg_quality=QUALITY, as_array=False)
     for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
         case = {"cameras_of": "720p30" if not settings.small else "tiny", "decode": decoded, "batch": batch}
         try:

@@ -175,7 +175,7 @@ def overlay(settings: Settings) -> str:
         card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
         (explanation,) = card.explain([Frame(image, "smoke", number, 0.0)])
         expected = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
-        jpeg, array = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=95, as_array=True)
+        jpeg, array = card.download(explanation, drawing.render_patches(explanation), jpeg_quality=95, as_array=True)
         assert jpeg is not None
         assert array is not None
         levels = int(np.abs(array.astype(int) - expected).max())

@@ -1,6 +1,7 @@
 """Frames drawn by the engine joined to the sinks: JPEG where it is taken, arrays where they are wanted, on the CPU."""
 
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from overlays.render.renderer import HeatRenderer
 from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.errors import ConfigError
-from pipeline.frames import Frame, SignalLoss
+from pipeline.frames import Frame, GuardState, Region, SignalLoss
 from pipeline.loop import Pipeline
 from pipeline.result import RunLimits
 from tests.pipeline.test_loop import FakeSink
@@ -122,6 +123,28 @@ def test_renders_on_gpu_is_false_for_options_of_the_host(option):
     assert renders_on_gpu(load_config({}, "test"), "cuda")
     assert not renders_on_gpu(load_config({}, "test"), "cpu")
     assert not renders_on_gpu(load_config({}, "test", {"overlay": option}), "cuda")
+
+
+def test_guards_and_regions_are_drawn_on_the_gpu():
+    regions = [{"name": "bin", "polygon": [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]}]
+    config = load_config({"guards": {"regions": regions, "rules": [{"name": "jam", "rule": "score > 0.5"}]}}, "test")
+    assert config.guards.rules
+    assert renders_on_gpu(config, "cuda")
+
+
+def test_gpu_renderer_draws_regions_and_alarms(card):
+    region = Region("bin", ((10.0, 10.0), (150.0, 20.0), (80.0, 110.0)))
+    state = GuardState("jam", True, 1.0, "score > 0", 1)
+    drawing = HeatRenderer(clock=lambda: 100.02)
+    for number in range(2):
+        (explanation,) = card.explain([frame(number)])
+        explanation = replace(explanation, regions=(region,), guards=(state,))
+        result = make_renderer(drawing, card, [Keeper()]).render(explanation)
+        expected = HeatRenderer(clock=lambda: 100.02).render(explanation)
+        # A rounding of the heat's colours, and one of a line's.
+        assert np.abs(result.image.astype(int) - expected.image.astype(int))[:60].max() <= 3
+    tiles = [patch for patch in card._tiles if patch.reusable]
+    assert len(tiles) == 5, "the outline and the frame's four sides stay on the device"
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])

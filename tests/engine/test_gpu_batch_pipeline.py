@@ -286,7 +286,7 @@ def test_gpu_explainer_equals_the_host(network, device, fit):
         assert np.abs(explanation.first.heat - expected.first.heat).mean() < 0.05
         drawing = HeatRenderer(clock=lambda: 100.02)
         image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
-        jpeg, array = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=90, as_array=True)
+        jpeg, array = card.download(explanation, drawing.render_patches(explanation), jpeg_quality=90, as_array=True)
         assert np.abs(array.astype(int) - image_wanted).max() <= 2
         assert not array.flags.writeable
         assert jpeg.quality == 90
@@ -298,12 +298,12 @@ def test_gpu_explainer_equals_the_host(network, device, fit):
 def test_download_copies_only_the_requested_forms(network):
     card = GpuExplainer(network, options(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
-    assert card.download(explanation, None, jpeg_quality=None, as_array=False) == (None, None)
-    jpeg, array = card.download(explanation, None, jpeg_quality=50, as_array=False)
+    assert card.download(explanation, (), jpeg_quality=None, as_array=False) == (None, None)
+    jpeg, array = card.download(explanation, (), jpeg_quality=50, as_array=False)
     assert jpeg.payload[:2] == b"\xff\xd8"
     assert array is None
     (plain,) = NetworkExplainer(network, options(device="cpu")).explain([frame(1)])
-    assert card.download(plain, None, jpeg_quality=50, as_array=True) == (None, None)
+    assert card.download(plain, (), jpeg_quality=50, as_array=True) == (None, None)
 
 
 def test_encode_stream_waits_for_rendering_and_rendering_for_nothing(network):
@@ -311,7 +311,7 @@ def test_encode_stream_waits_for_rendering_and_rendering_for_nothing(network):
     card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
-    card.download(explanation, None, jpeg_quality=50, as_array=False)
+    card.download(explanation, (), jpeg_quality=50, as_array=False)
     assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
 
 
@@ -329,7 +329,7 @@ def test_jpeg_is_encoded_on_the_host_after_the_encoder_of_the_gpu_failed(network
     monkeypatch.setattr(gpu_explainer, "encode_jpeg", failing)
     for number in range(3):
         (explanation,) = card.explain([frame(number)])
-        jpeg, _ = card.download(explanation, None, jpeg_quality=80, as_array=False)
+        jpeg, _ = card.download(explanation, (), jpeg_quality=80, as_array=False)
         assert decode_image(jpeg.payload).shape == (60, 90, 3)
     assert caplog.text.count("JPEG encoder fails (nvjpeg: unsupported); images are encoded on the host") == 1
     assert lanes.told.count(("encoding",)) == 1
@@ -363,7 +363,7 @@ def test_gpu_memory_is_constant_over_a_thousand_frames(network):
     def carry(count):
         for number in range(count):
             for explanation in card.explain([frame(number % 7) for _ in range(1 + number % 4)]):
-                card.download(explanation, None, jpeg_quality=80, as_array=True)
+                card.download(explanation, (), jpeg_quality=80, as_array=True)
         torch.cuda.synchronize()
 
     carry(50)

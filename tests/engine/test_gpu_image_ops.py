@@ -1,6 +1,7 @@
 """Pictures on a device say what the host's say: the input within one level, the overlay within two."""
 
 import io
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, axis_weights, blend_patch, encode_jpeg
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, axis_weights, blend_patches, encode_jpeg
 from engine.models.preprocess import Preprocessing, fit_geometry
 from overlays.render.colormaps import COLORMAPS, palette
 from overlays.render.gpu_tables import heat_lut, legend_patch
 from overlays.render.heatmap import heat_levels, paint_heat
 from overlays.render.renderer import HeatRenderer
 from overlays.render.text import TextLine
-from pipeline.frames import Box, Explanation, Finding, Frame
+from pipeline.frames import Box, Explanation, Finding, Frame, GuardState, Region
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -154,16 +155,16 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
     expected = whole.render(explanation).image.astype(int)
     painter = HeatmapBlender(heat_lut("inferno", 0.6), explanation.region, (7, 7), size)
     result = painter(torch.from_numpy(explanation.frame.image.copy())[None], torch.from_numpy(heat.copy())[None])[0]
-    stamp = parts.render_legend(explanation)
+    (stamp,) = parts.render_patches(explanation)
     before = result.clone()
-    told_with = blend_patch(result, torch.from_numpy(stamp.tile), stamp)
+    told_with = blend_patches(result, [(torch.from_numpy(stamp.tile), stamp)])
     assert torch.equal(result, before)
     assert np.abs(told_with.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
 
 
 def test_legend_patch_is_none_without_legend_or_room():
     explanation = explained(pixels(60, 90), np.zeros((2, 2), np.float32))
-    assert HeatRenderer(legend=False).render_legend(explanation) is None
+    assert HeatRenderer(legend=False).render_patches(explanation) == []
     assert legend_patch(8, 8, [TextLine("words")]) is None
 
 
@@ -175,3 +176,27 @@ def test_jpeg_says_the_picture():
     result = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(result.astype(int) - image.astype(int)).mean() < 3
     assert io.BytesIO(first).read(2) == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("firing", [False, True])
+@pytest.mark.parametrize("size", [(180, 320), (61, 97)])
+def test_guard_patches_equal_what_the_renderer_draws_within_two_levels(size, firing):
+    height, width = size
+    regions = (
+        Region("bin", ((20.5, 8.0), (0.8 * width, 12.0), (0.7 * width, 0.9 * height))),
+        Region("beyond", ((-50.0, -50.0), (width + 50.0, -50.0), (width / 2, height + 90.0))),
+    )
+    states = (GuardState("jam", firing, 2.0, "heat(bin) 0.7 > 0.5", 1),)
+    explanation = explained(pixels(*size), np.random.default_rng(2).random((7, 7)).astype(np.float32))
+    explanation = replace(explanation, guards=states, regions=regions)
+    plain = replace(explanation, guards=(), regions=())
+    expected = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
+    base = HeatRenderer(clock=lambda: 100.02, legend=False).render(plain).image
+    patches = HeatRenderer(clock=lambda: 100.02).render_patches(explanation)
+    planar = torch.from_numpy(base.copy()).permute(2, 0, 1)
+    stamped = blend_patches(planar, [(torch.from_numpy(patch.tile), patch) for patch in patches])
+    found = stamped.permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 2
+    assert (found != base).any(axis=2).mean() > 0.05
+    again = HeatRenderer(clock=lambda: 100.02).render_patches(explanation)
+    assert [patch is other for patch, other in zip(patches, again, strict=True)] == [p.reusable for p in patches]

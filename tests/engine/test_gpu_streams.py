@@ -154,7 +154,7 @@ def test_pipeline_uploads_runs_one_graph_downloads_and_never_synchronises_the_de
     assert [entry[0] for entry in cuda.told] == ["synchronize event"]
     cuda.told.clear()
     stamp = ImagePatch(2, 3, np.zeros((4, 5, 4), np.uint8))
-    jpeg, image = explainer.download(explanation, stamp, jpeg_quality=80, as_array=True)
+    jpeg, image = explainer.download(explanation, [stamp], jpeg_quality=80, as_array=True)
     assert jpeg.payload
     assert image.shape == (40, 60, 3)
     assert cuda.told[0] == ("wait_event", encode, explanation.drawn.done.number)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import yaml
 
+import overlays.diagnostics
+import stream.diagnostics
 from commands.wiring.kinds import load_config
+from overlays.sinks.registry import SINKS
 from pipeline.config_loader import read_yaml
+from stream.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").glob("*.md")])
@@ -54,6 +60,26 @@ def test_container_configuration_is_valid(monkeypatch):
     text = (ROOT / "deploy" / "stream.yaml").read_text(encoding="utf-8")
     config = load_config(read_yaml(text, "stream.yaml"), "stream.yaml")
     assert [source.uri for source in config.sources] == ["${RECIPRO_SOURCE}"]
+
+
+def test_extra_of_each_kind_is_declared_pinned_and_named_by_doctor(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    extras = {kind.extra for kind in (*SINKS.kinds, *SOURCES.kinds) if kind.extra}
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert extras <= declared.keys()
+    packages = {re.match(r"[\w-]+", entry)[0] for extra in extras for entry in declared[extra]}
+    for module in (overlays.diagnostics, stream.diagnostics):
+        installed = module.version
+        monkeypatch.setattr(
+            module, "version", lambda name, own=installed: missing(name) if name in packages else own(name)
+        )
+    hints = " ".join(each.hint for each in (*overlays.diagnostics.diagnostics(None), *stream.diagnostics.diagnostics()))
+    constraints = (ROOT / "justfile").read_text(encoding="utf-8")
+    for extra in extras:
+        assert f"uv sync --extra {extra}" in hints
+        assert f"--extra {extra}" in constraints
 
 
 def test_workflow_installs_the_listed_system_packages():

@@ -24,6 +24,7 @@ from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
+logging.getLogger("foxglove").setLevel(logging.WARNING)  # it logs each step of its start and end
 
 _SCHEME: Final = "foxglove://"
 _BACKLOG: Final = 32

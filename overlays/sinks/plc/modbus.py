@@ -27,6 +27,7 @@ from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
+logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # a refused port is reported once, by this sink
 
 _SCHEME: Final = "modbus://"
 MAP_VERSION: Final = 1
@@ -207,7 +208,6 @@ class _ServerThread:
     async def _serve(self, end: asyncio.Event) -> None:
         data = SimData(0, count=_REGISTERS, values=0, datatype=DataType.REGISTERS)
         device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
-        logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # a refused port is reported once, by this sink
         server = ModbusTcpServer(device, address=(self._address.host, self._address.port))
         try:
             await server.serve_forever(background=True)

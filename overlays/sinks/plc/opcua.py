@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from asyncua import ua
 from asyncua.crypto.permission_rules import User, UserRole
+from asyncua.server.address_space import AddressSpace, NodeManagementService
 from asyncua.server.server import Server
 from asyncua.server.user_managers import UserManager
 from asyncua.ua.status_codes import StatusCodes
@@ -35,6 +36,7 @@ from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
+logging.getLogger("asyncua").setLevel(logging.ERROR)  # it logs each node of the standard address space
 
 _ADDRESS: Final = re.compile(r"opc\.tcp://(?P<address>[^/]+)(?:/(?P<name>[\w.-]{0,64}))?")
 _DEFAULT_NAME: Final = "recipro-stream"
@@ -159,7 +161,11 @@ class OpcUaSink(Sink):
         """Build the address space, then write changes until ``end``."""
         changed = asyncio.Event()
         server = Server(user_manager=_Users(self._users))
-        await server.init()
+        server.iserver.node_mgt_service = _NodeService(server.iserver.aspace, end.is_set)
+        try:
+            await server.init()
+        except InterruptedError:
+            return
         server.set_endpoint(self.endpoint)
         server.set_server_name(_DEFAULT_NAME)
         await self._set_security(server)
@@ -251,6 +257,20 @@ def _part_values(part: PartVerdict | None) -> dict[str, Any]:
         "PartFrames": part.frames,
         "PartLatency": part.latency_seconds,
     }
+
+
+class _NodeService(NodeManagementService):
+    """Builds the address space, and stops where the run has ended meanwhile."""
+
+    def __init__(self, aspace: AddressSpace, is_ended: Callable[[], bool]) -> None:
+        super().__init__(aspace)
+        self._is_ended = is_ended
+
+    def try_add_nodes(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - asyncua's
+        """Add nodes; raises ``InterruptedError`` after the end of the run."""
+        if self._is_ended():
+            raise InterruptedError
+        return super().try_add_nodes(*arguments, **options)
 
 
 class _Users(UserManager):

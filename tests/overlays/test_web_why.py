@@ -226,7 +226,7 @@ def page_of(chromium, *findings, **looks):
             return made.frame.index
 
         put(*findings)
-        page.wait_for_selector(".boxes li")
+        page.wait_for_selector('.card[data-index="0"]')
         yield page, detector, put
 
 
@@ -300,6 +300,9 @@ def test_box_is_placed_and_asked_about_by_the_keyboard(chromium):
         page.keyboard.press("Escape")
         assert page.locator(".held").is_hidden()
         assert page.locator(".why-open").evaluate("(button) => button === document.activeElement")
+        assert page.locator(".card.large").count() == 1, "the form stands beside the enlarged image"
+        page.keyboard.press("Escape")
+        assert page.locator(".card.large").count() == 0
 
 
 @pytest.mark.browser
@@ -333,3 +336,10 @@ def test_other_mode_of_a_box_is_asked_for_and_moves_with_the_box(chromium):
         assert pixel(page, 380, 260)[0] > GREY + 25, "the map has moved with the box"
         page.locator(".box-panel .modes button", has_text="keep").click()
         page.locator(".box-mode", has_text="keep, complete cut").wait_for()
+
+
+@pytest.mark.browser
+def test_place_can_be_asked_about_where_nothing_was_ever_found(chromium):
+    with page_of(chromium) as (page, _, _):
+        page.get_by_role("button", name="Ask about a place").click()
+        assert page.locator(".held").inner_text() == "held: frame 0"

@@ -18,7 +18,7 @@ export class BoxPanel {
     this.changed = changed;
     this.header = null; // of the shown frame
     this.boxes = [];
-    this.isDetector = false; // whether any frame had a box
+    this.isDetector = false; // whether a frame had a box, or nothing: a classifier always has a class
     // The selected box is the pinned one, else that under the pointer, else that with the keyboard's focus.
     this.keys = { pinned: null, hovered: null, focused: null };
     this.panel = root.querySelector(".box-panel");
@@ -58,7 +58,7 @@ export class BoxPanel {
   show(header) {
     this.header = header;
     this.boxes = boxesOf(header);
-    this.isDetector ||= this.boxes.length > 0;
+    this.isDetector ||= this.boxes.length > 0 || header.findings.length === 0;
     this.record(header.taken_at_unix);
     if (this.keys.hovered !== null && !this.selected) this.keys.hovered = null;
     this.isListed = false;

@@ -44,7 +44,7 @@ export class WhyPanel {
     this.canvas.addEventListener("pointerup", (event) => this.onPointerUp(event));
     this.canvas.addEventListener("pointercancel", () => (this.drag = null));
     this.view.addEventListener("keydown", (event) => this.onKey(event));
-    this.panel.addEventListener("keydown", (event) => {
+    this.at("form").addEventListener("keydown", (event) => {
       event.stopPropagation(); // letters are text here, not shortcuts
       if (event.key === "Escape") this.close();
     });

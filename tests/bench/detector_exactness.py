@@ -72,8 +72,9 @@ def _unsaturate(detector: Detector) -> None:
             if target not in scaled:
                 scaled.add(target)
                 conv = detector.module.get_submodule(target)
-                for parameter in conv.parameters():
-                    parameter.div_(maps[index].std())
+                with torch.no_grad():
+                    for parameter in conv.parameters():
+                        parameter.div_(maps[index].std())
     detector.networks.clear()
 
 

@@ -28,6 +28,37 @@ def test_exported_network_explains_a_stream_like_the_network(command, tmp_path, 
         assert line["findings"][0]["score"] == pytest.approx(true[index]["findings"][0]["score"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_exported_detector_is_one_file_that_stream_refuses(command, tmp_path, shared_data):
+    weights = shared_data / "weights" / "detectors" / "yolox_nano.onnx"
+    if not weights.is_file():
+        pytest.skip(f"needs {weights}")
+    code, result, errors = command("export", "--model", weights, "--input-size", "64x96", "--output", "detector.onnx")
+    assert code == 0, errors
+    assert "the maps of 10 boxes cost" in result
+    assert "same results as the engine" in result
+    assert [path.name for path in tmp_path.iterdir()] == ["detector.onnx"]
+    code, _, errors = command("stream", "--source", "line:", "--model", "detector.onnx")
+    assert code == 2
+    assert "for other programs" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        (["--output", "a.pt2"], "name the file NAME.onnx"),
+        (["--output", "a.onnx", "--layer", "head"], "--layer: does not apply to a detector"),
+        (["--output", "a.onnx", "--input-size", "60x60"], "multiples of 32"),
+    ],
+    ids=lambda arguments: " ".join(arguments) if isinstance(arguments, list) else "",
+)
+def test_export_refuses_options_that_do_not_fit_a_detector(command, tmp_path, arguments, rule):
+    code, _, errors = command("export", "--model", "yolox_nano", "--weights", "random", *arguments)
+    assert code == 2
+    assert rule in errors
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [

@@ -97,7 +97,10 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
     started.set()
     with shutdown_on_signal(started) as stop:
         callbacks = Callbacks(print_features, print_epoch, stop.is_set)
-        result = finetune_detector(network, data.parts, lambda path: read(Path(path)), listing.truths_of, callbacks)
+        result = finetune_detector(
+            network, data.parts, lambda path: read(Path(path)), listing.truths_of, callbacks,
+            grouped=listing.grouped, look_alikes={pair.path for pair in data.similar},
+        )  # fmt: skip
         if stop.is_set() and result.epochs:
             log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
     if not result.epochs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class DetectorResult:
 
 def finetune_detector(
     model: DetectorModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], truths_of: TruthsOf,
-    callbacks: Callbacks,
+    callbacks: Callbacks, *, grouped: bool = True, look_alikes: Collection[str] = (),
 ) -> DetectorResult:  # fmt: skip
     """Train a detector and evaluate it.
 
@@ -45,6 +45,8 @@ def finetune_detector(
         read: reads an image by its path.
         truths_of: returns the objects of an image by its path and (height, width).
         callbacks: report progress and stop the training.
+        grouped: whether the samples' groups are known; otherwise there is no confidence interval.
+        look_alikes: paths of near duplicates of training images; the interval leaves them out.
 
     Raises:
         ModelError: the loss diverged before the first improvement.
@@ -66,7 +68,11 @@ def finetune_detector(
                 warm_start=warm_start,
             )  # fmt: skip
             warm_start = True
-        metrics = {part: learner.measure_images(indices[part])[1] for part in parts if part != TRAIN}
+    groups = {
+        part: [sample.group if grouped and sample.path not in look_alikes else None for sample in samples]
+        for part, samples in parts.items()
+    }
+    metrics = {part: learner.measure_images(indices[part], groups[part])[1] for part in parts if part != TRAIN}
     provenance = provenance_of(model) | _provenance(model.stages(), epochs, parts, metrics)
     return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics)
 

@@ -116,9 +116,9 @@ class DetectionLearner:
         loss, metrics = self.measure_images(self._validation_indices)
         return loss, metrics.map50_95
 
-    def measure_images(self, indices: Indices) -> tuple[float, DetectionMetrics]:
-        """Return the loss and the mean average precision of images, without augmentation."""
-        return measure(self._net, self._layout, self._images, indices, self._labels)
+    def measure_images(self, indices: Indices, groups: Sequence[str | None] = ()) -> tuple[float, DetectionMetrics]:
+        """Return the loss and the mean average precision of images, without augmentation; see ``measure``."""
+        return measure(self._net, self._layout, self._images, indices, self._labels, groups=groups)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
@@ -131,8 +131,9 @@ class DetectionLearner:
 
 
 def measure(
-    net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices, labels: Sequence[str]
-) -> tuple[float, DetectionMetrics]:
+    net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices, labels: Sequence[str], *,
+    groups: Sequence[str | None] = (),
+) -> tuple[float, DetectionMetrics]:  # fmt: skip
     """Return the loss and the mean average precision of images.
 
     Args:
@@ -141,6 +142,7 @@ def measure(
         images: the data set.
         indices: the images.
         labels: one name per class.
+        groups: the group of each image, for the interval; see ``average_precision``.
     """
     net.eval()
     losses: list[float] = []
@@ -157,4 +159,4 @@ def measure(
             candidates = layout.decode(maps, size)
         detections += [select(candidates, k, score=MIN_SCORE, iou=_OVERLAP, limit=100) for k in range(len(batch))]
         truths += objects
-    return sum(losses) / len(indices), average_precision(detections, truths, labels)
+    return sum(losses) / len(indices), average_precision(detections, truths, labels, groups)

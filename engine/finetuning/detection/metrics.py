@@ -16,6 +16,9 @@ from engine.finetuning.detection.assignment import Objects
 
 MIN_SCORE: Final = 0.01
 """Lowest score of a box that counts; a precision and recall curve needs weak boxes as well."""
+MIN_GROUPS: Final = 5
+"""With fewer groups of images no interval is given."""
+BOOTSTRAP_ROUNDS: Final = 200
 _MAX_BOXES: Final = 100
 
 
@@ -32,27 +35,47 @@ class DetectionMetrics:
     images: int
     boxes: int
     """Number of objects."""
+    map50_interval: tuple[float, float] | None = None
+    """95 % interval of ``map50`` on new parts, by resampling whole groups of images (percentile bootstrap; Efron and
+    Tibshirani, *An Introduction to the Bootstrap*, 1993). None: the groups are not known, or are too few."""
+    counted_groups: int = 0
+    """Number of groups behind the interval."""
 
 
 def average_precision(
-    detections: Sequence[Detections], objects: Sequence[Objects], labels: Sequence[str]
-) -> DetectionMetrics:
-    """Return the mean average precision over images, in the order of both lists.
+    detections: Sequence[Detections], objects: Sequence[Objects], labels: Sequence[str],
+    groups: Sequence[str | None] = (),
+) -> DetectionMetrics:  # fmt: skip
+    """Return the mean average precision over images, in the order of all lists.
 
     Args:
         detections: of each image; boxes in the same pixels as those of ``objects``.
         objects: the truth of each image.
         labels: one name per class.
+        groups: the group of each image; an image whose group is None does not count for the interval. Empty: no
+            interval.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     box_count = sum(len(one.classes) for one in objects)
     found = [entry for k, one in enumerate(detections) for entry in _entries(k, one.boxes, one.classes, one.scores)]
     if not found or not box_count:
         empty = tuple(0.0 if any(bool((one.classes == k).any()) for one in objects) else float("nan")
                       for k in range(len(labels)))  # fmt: skip
         return DetectionMetrics(0.0, 0.0, empty, len(objects), box_count)
+    run = _evaluated(found, objects, labels)
+    precision = _precision(run)
+    by_class = precision[0].mean(0)
+    counted = sorted({group for group in groups if group is not None})
+    return DetectionMetrics(
+        float(np.nanmean(by_class)), float(np.nanmean(precision)), tuple(float(value) for value in by_class),
+        len(objects), box_count, _interval(run, groups, counted), len(counted),
+    )  # fmt: skip
+
+
+def _evaluated(found: list[dict[str, Any]], objects: Sequence[Objects], labels: Sequence[str]) -> Any:  # noqa: ANN401
+    """Return pycocotools' evaluation, before it is accumulated."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     truth = COCO()
     entries = [entry for k, one in enumerate(objects) for entry in _entries(k, one.boxes, one.classes)]
     truth.dataset = {
@@ -64,16 +87,39 @@ def average_precision(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
         run = COCOeval(truth, truth.loadRes(found), "bbox")
-        run.params.maxDets = [1, 10, _MAX_BOXES]
+        run.params.maxDets = [_MAX_BOXES]
+        run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:1], run.params.areaRngLbl[:1]
         run.evaluate()
+    return run
+
+
+def _precision(run: Any) -> np.ndarray[Any, np.dtype[np.float64]]:  # noqa: ANN401 - pycocotools has no types
+    """Return the precision by overlap, recall and class; NaN for classes without objects."""
+    with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
-    precision = run.eval["precision"][:, :, :, 0, 2]  # (overlap, recall, class); -1 without objects of the class
-    by_class = np.where(precision[0] < 0, np.nan, precision[0]).mean(0)
-    everywhere = np.where(precision < 0, np.nan, precision)
-    return DetectionMetrics(
-        float(np.nanmean(by_class)), float(np.nanmean(everywhere)), tuple(float(value) for value in by_class),
-        len(objects), box_count,
-    )  # fmt: skip
+    precision = run.eval["precision"][:, :, :, 0, 0]
+    return np.where(precision < 0, np.nan, precision)
+
+
+def _interval(run: Any, groups: Sequence[str | None], counted: Sequence[str]) -> tuple[float, float] | None:  # noqa: ANN401
+    """Return the interval of the mAP50; ``run`` is not usable afterwards."""
+    if len(counted) < MIN_GROUPS:
+        return None
+    images_of = [[k for k, group in enumerate(groups) if group == name] for name in counted]
+    count = len(groups)
+    per_class = [run.evalImgs[first : first + count] for first in range(0, len(run.evalImgs), count)]
+    rng = np.random.default_rng(17)
+    values = []
+    for _ in range(BOOTSTRAP_ROUNDS):
+        drawn = [k for group in rng.integers(len(counted), size=len(counted)) for k in images_of[group]]
+        run.evalImgs = [results[k] for results in per_class for k in drawn]
+        run.params.imgIds = list(range(len(drawn)))
+        run._paramsEval.imgIds = run.params.imgIds  # noqa: SLF001 - what accumulate reads
+        precision = _precision(run)
+        if np.isfinite(precision).any():
+            values.append(float(np.nanmean(precision[0].mean(0))))
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _entries(image: int, boxes: Tensor, classes: Tensor, scores: Tensor | None = None) -> list[dict[str, Any]]:

@@ -52,6 +52,30 @@ def test_class_without_objects_does_not_count():
     assert math.isnan(metrics.class_map50[1])
 
 
+def test_interval_encloses_the_precision_and_is_narrow_for_many_equal_groups():
+    detections = [found(BOX, [0.9], [0]) if k % 4 else NOTHING for k in range(40)]
+    groups = [f"part {k}" for k in range(40)]
+    metrics = average_precision(detections, [truth(0)] * 40, ["a"], groups)
+    low, high = metrics.map50_interval
+    assert low < metrics.map50 < high
+    assert metrics.map50 == pytest.approx(average_precision(detections, [truth(0)] * 40, ["a"]).map50)
+    assert low > 0.55
+    assert high < 0.95
+    assert metrics.counted_groups == 40
+    sure = average_precision([found(BOX, [0.9], [0])] * 8, [truth(0)] * 8, ["a"], groups[:8])
+    assert sure.map50_interval == pytest.approx((1.0, 1.0))
+
+
+def test_interval_resamples_whole_groups_and_leaves_out_images_without_one():
+    detections = [found(BOX, [0.9], [0]) if k % 4 else NOTHING for k in range(40)]
+    few = average_precision(detections, [truth(0)] * 40, ["a"], [f"part {k // 10}" for k in range(40)])
+    assert few.map50_interval is None
+    left_out = [None if k % 4 == 0 else f"part {k}" for k in range(40)]
+    metrics = average_precision(detections, [truth(0)] * 40, ["a"], left_out)
+    assert metrics.map50_interval == pytest.approx((1.0, 1.0))
+    assert metrics.map50 < 0.8
+
+
 def test_nothing_found_is_zero_and_background_images_count():
     metrics = average_precision([NOTHING, NOTHING], [truth(0), truth()], ["a", "b"])
     assert metrics.map50 == metrics.map50_95 == 0.0

@@ -66,7 +66,7 @@ def box_evaluation_html(
         conclusion=box_conclusion(summary),
         counts=counts(summary),
         heads=heads,
-        rows=rows,
+        rows=[(name, [value.replace(" ", "\u00a0") for value in values]) for name, values in rows],
         galleries={
             f"{name} by insertion less deletion of keep; keep and drop are shown": [
                 _figure(shown, images[shown.image]) for shown in chosen

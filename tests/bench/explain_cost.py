@@ -37,6 +37,15 @@ class Plain(nn.Module):
         return torch.softmax(self.net(images).float(), dim=1)
 
 
+def traced_plain(net: nn.Module) -> nn.Module:
+    """Return ``Plain(net)`` as a graph, so that eager joins its layers, too; untraced where it cannot be traced."""
+    plain = Plain(net).eval()
+    try:
+        return fx.symbolic_trace(plain)
+    except Exception:  # noqa: BLE001 - tracing runs the network's own code
+        return plain
+
+
 def measure(
     name: str, backend: str, precision: str, batch: int, rounds: int, *, unfused: bool = False
 ) -> dict[str, object]:
@@ -52,7 +61,7 @@ def measure(
     split = split_network(net, entry.layer, size)
     runner = Runner(split, build)
     net = net.to(build.dtype).to(memory_format=torch.channels_last)
-    plain = BACKENDS[backend].load().compile(fx.symbolic_trace(Plain(net)), inputs[0], precision)
+    plain = BACKENDS[backend].load().compile(traced_plain(net), inputs[0], precision)
     with torch.inference_mode():
         apart = float((plain(inputs[0]) - runner(inputs[0])[0]).abs().max())
         if apart > (1e-3 if precision == "fp32" else 5e-2):

@@ -17,7 +17,7 @@ from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
 from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
-from tests.bench.explain_cost import Plain
+from tests.bench.explain_cost import traced_plain
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
 from tests.engine.reference import lively
 
@@ -77,7 +77,7 @@ def _batches(name: str, backend: str, settings: Settings, deadline: float) -> It
     batches = (1, 2) if settings.small else BATCHES if backend == "eager" or name == "resnet50" else BATCHES[:2]
     if backend == "inductor":
         batches = BATCHES[:2]
-    placed = Plain(copy.deepcopy(net)).to(settings.device).to(memory_format=torch.channels_last).eval()
+    placed = traced_plain(copy.deepcopy(net)).to(settings.device).to(memory_format=torch.channels_last).eval()
     placed.net.to(settings.dtype)
     started_at = time.perf_counter()
     build = CompileConfig(

@@ -31,7 +31,7 @@ from engine.models.registry import MODELS
 from engine.runtime.runner import CompileConfig, Runner
 from engine.runtime.signal_stack import preserve_signal_stack
 from engine.split.network import split_network
-from tests.bench.explain_cost import Plain
+from tests.bench.explain_cost import traced_plain
 from tests.bench.figures import environment, interleaved, print_line, quantiles
 
 PEERS = ("pytorch_grad_cam", "torchcam", "openvino_xai")
@@ -90,7 +90,7 @@ def cases(net: nn.Module, layer: str | None) -> dict[str, Ask]:
     example = torch.zeros(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
 
     def plain(backend: str, precision: str = "fp32") -> Ask:
-        compiled = BACKENDS[backend].load().compile(Plain(net), example, precision)
+        compiled = BACKENDS[backend].load().compile(traced_plain(net), example, precision)
         return torch.inference_mode()(compiled)
 
     return {

@@ -23,7 +23,7 @@ from engine.models.loader import build_untrained, find_entry, randomize_zero_lay
 from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import SplitModel, split_network
 from pipeline.errors import ReciproStreamError
-from tests.bench.explain_cost import Plain
+from tests.bench.explain_cost import traced_plain
 from tests.bench.figures import environment, interleaved, paired_ratio, print_line, quantiles
 
 NETWORKS = (
@@ -44,7 +44,7 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     inputs = [torch.randn(1, 3, *entry.input_size).contiguous(memory_format=torch.channels_last) for _ in range(4)]
     split = split_network(net, entry.layer, entry.input_size)
     runner = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 30))
-    plain = BACKENDS["eager"].load().compile(Plain(net), inputs[0], "fp32")
+    plain = BACKENDS["eager"].load().compile(traced_plain(net), inputs[0], "fp32")
     with torch.inference_mode():
         apart = float((plain(inputs[0]) - runner(inputs[0])[0]).abs().max())
         if apart > 1e-3:

@@ -151,6 +151,15 @@ class Layout(ABC):
             remaining -= count
         raise IndexError(f"anchor {anchor}: the detector has {anchor - remaining} anchors; use 0 to one less")
 
+    def number(self, grids: Grids, anchor: Anchor) -> int:
+        """Return the number of an anchor: the inverse of ``locate``."""
+        before = sum(
+            rows * columns * level.anchors_per_cell
+            for level, (rows, columns) in zip(self.levels[: anchor.level], grids, strict=False)
+        )
+        cell = anchor.row * grids[anchor.level][1] + anchor.column
+        return before + cell * self.levels[anchor.level].anchors_per_cell + anchor.index
+
     def reads(self, anchor: Anchor) -> tuple[Read, ...]:
         """Return the vectors that the log-score of an anchor is computed from."""
         level = self.levels[anchor.level]

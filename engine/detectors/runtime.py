@@ -95,11 +95,11 @@ class _Level:
 class _Features:
     """The result of the plain pass for one image of a batch."""
 
-    maps: tuple[Tensor, ...]
-    """(1, C, h, w) each."""
     features: dict[str, Tensor]
     """At the nodes that the plans read, (1, C, h, w)."""
     candidates: Candidates
+    log_scores: Tensor
+    """(A, K) of this image."""
     image: Tensor
     """(1, 3, H, W): features of levels that are prepared later are computed from it."""
     targets: tuple[Target, ...]
@@ -182,7 +182,7 @@ class OneStageEngine(BoxEngine):
                 Target(self._layout.locate(candidates.grids, anchor), class_index)
                 for anchor, class_index in zip(detections.anchors.tolist(), detections.classes.tolist(), strict=True)
             )
-            source = _Features(tuple(part[:count]), features, candidates, images[n : n + 1], targets)
+            source = _Features(features, candidates, candidates.log_scores[n], images[n : n + 1], targets)
             found.append(ImageBoxes(detections, source))
         return found
 
@@ -233,10 +233,8 @@ class OneStageEngine(BoxEngine):
             windows = explained.plan.windows(features, anchors, cell_px, mode)
             for number, window in zip(chosen, windows, strict=True):
                 target = targets[number]
-                plain = [
-                    source.maps[read.map][:, :, read.row, read.column] for read in self._layout.reads(target.anchor)
-                ]
-                log_score = self._layout.log_score(plain, target.class_index, target.anchor)
+                anchor = self._layout.number(source.candidates.grids, target.anchor)
+                log_score = source.log_scores[anchor, target.class_index]
                 masked = self._layout.log_score_of_channels(window.vectors, target)
                 values = window.spread(heat_from_log_scores(masked, log_score, mode))
                 score = float(log_score.exp())

@@ -62,9 +62,10 @@ def _random(name: str) -> Callable[[], Detector | RegionDetector]:
 
 def _unsaturate(detector: Detector) -> None:
     """Scale the last convolutions so that logits have a deviation of 1: saturated scores have flat maps."""
-    network = detector.network(detector.input.size)
+    size = detector.input.size if detector.fixed_size else SIZES[0]
+    network = detector.network(size)
     with torch.inference_mode():
-        maps = network.module(images_of(detector.input.size, 1))
+        maps = network.module(images_of(size, 1))
     scaled = set()
     for level in detector.layout.levels:
         for index in level.score_maps:

@@ -86,6 +86,7 @@ def test_reads_give_the_score_of_each_anchor(built):
     count = candidates.log_scores.shape[1]
     for anchor in (0, 7, count // 2, count - 1):
         position = detector.layout.locate(candidates.grids, anchor)
+        assert detector.layout.number(candidates.grids, position) == anchor
         vectors = [maps[r.map][:, :, r.row, r.column] for r in detector.layout.reads(position)]
         found = detector.layout.log_score(vectors, 5, position)
         torch.testing.assert_close(found[0], candidates.log_scores[0, anchor, 5])

@@ -92,18 +92,22 @@ def answer_lines(answer: PlaceAnswer, label: str) -> list[str]:
     """Return the answer as lines of text."""
     shown = "is shown" if answer.score >= answer.threshold else f"is not shown: below {answer.threshold:g}"
     anchor = f"the best anchor here (stride {answer.stride}, overlap {answer.overlap:.2f})"
-    lines = [f"{label}: score {answer.score:.3f} at {anchor}, which {shown}"]
+    lines = [f"{label}: score {_score_text(answer.score)} at {anchor}, which {shown}"]
     for verb, places in (("supported", answer.supporting), ("suppressed", answer.suppressing)):
         for rank, place in zip(("most", "also", "also"), places, strict=False):
             lines.append(f"{verb} {rank} by the place {_influence_text(place)}")
     return lines
 
 
+def _score_text(score: float) -> str:
+    return f"{score:.3f}" if score >= 0.001 else f"{score:.1e}"
+
+
 def _influence_text(influence: Influence) -> str:
     box = influence.box
     return (
         f"{box.left:.0f},{box.top:.0f},{box.width:.0f},{box.height:.0f}: without it the score is "
-        f"{influence.score_without:.3f}"
+        f"{_score_text(influence.score_without)}"
     )
 
 

@@ -73,8 +73,15 @@ class Missed:
     """Overlap of its box with the given one, 0 to 1."""
 
 
+PLACE_IOU: Final = 0.1
+"""Least overlap of an anchor's box with a place, where any anchor has it."""
+
+
 def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: int = 0) -> Missed:
     """Return the anchor with the highest product of score and overlap for a box and a class.
+
+    Anchors that overlap the box by less than ``PLACE_IOU`` take part only where none overlaps it more: scores span many
+    decades, so an object elsewhere would win with the overlap of an edge.
 
     Args:
         candidates: the boxes of a batch.
@@ -95,6 +102,8 @@ def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: 
 
     overlaps = box_iou(candidates.boxes[image], box.to(candidates.boxes)[None])[:, 0].nan_to_num(0.0)
     log_scores = candidates.log_scores[image, :, class_index].nan_to_num(-math.inf, neginf=-math.inf)
+    if bool((overlaps >= PLACE_IOU).any()):
+        overlaps = torch.where(overlaps >= PLACE_IOU, overlaps, 0.0)
     ranks = log_scores + overlaps.log()
     anchor = int(ranks.argmax())
     if not math.isfinite(float(ranks[anchor])):

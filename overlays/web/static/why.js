@@ -6,7 +6,7 @@ const DARK = "#101216";
 const SUPPORTS = [255, 196, 60];
 const SUPPRESSES = [90, 150, 255];
 const TAP_PIXELS = 6; // a shorter drag moves the box instead of drawing a new one
-const FAR_OVERLAP = 0.2; // below this overlap the answer is about another place
+const FAR_OVERLAP = 0.1; // below this overlap the answer is about another place
 const MIN_PIXELS = 4; // shortest side of a box
 const STEP = 0.02; // of the longer side of the frame, for a press of an arrow key
 

@@ -51,6 +51,13 @@ def test_missed_anchor_has_the_highest_product_of_score_and_overlap():
     assert found.iou == pytest.approx(1.0)
 
 
+def test_missed_anchor_is_at_the_place_whatever_the_score_of_a_large_box_around_it():
+    candidates = _candidates([[1e-4], [1e-5], [0.2], [0.9]])
+    assert missed_anchor(candidates, torch.tensor([0.0, 0.0, 10.0, 10.0]), 0).anchor == 0
+    around = missed_anchor(candidates, torch.tensor([70.0, 70.0, 80.0, 80.0]), 0)
+    assert (around.anchor, around.iou) == (3, pytest.approx(0.01))
+
+
 @pytest.mark.parametrize(
     ("box", "class_index", "message"),
     [

@@ -99,6 +99,18 @@ def test_camera_without_frames_is_bad_and_not_ok():
     assert [(each["good"], each["ok"]) for each in (stale, fresh, lost)] == [(0, 0), (1, 1), (0, 0)]
 
 
+def test_camera_that_left_is_bad_until_it_comes_again():
+    now = [0.0]
+    with ModbusSink(ANY_PORT, TWO, clock=lambda: now[0]) as sink:
+        for camera in ("line", "north"):
+            put(sink, explain(camera=camera, taken_at=0.0))
+        sink.forget_camera("north")
+        sink.forget_camera("unknown")
+        assert [block(sink, number)["good"] for number in (0, 1)] == [1, 0]
+        put(sink, explain(camera="north", index=1, taken_at=0.0))
+        assert block(sink, 1)["good"] == 1
+
+
 def test_ok_follows_guards_or_its_own_condition():
     firing = replace(explain(label="dent"), guards=(GuardState("g", True, 1.0, "why", 1),))
     with ModbusSink(ANY_PORT, TWO) as sink:

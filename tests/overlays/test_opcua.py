@@ -137,6 +137,11 @@ def test_dead_camera_is_bad_and_a_camera_without_a_frame_waits(sink):
                 assert await status_until(connection, name, ua.StatusCodes.BadNoCommunication)
             put(sink, explain(label="ok", camera="door", index=11, taken_at=100.0))
             await read_until(connection, "door", "Ok", value=True)
+            sink.forget_camera("door")
+            sink.forget_camera("unknown")
+            assert await status_until(connection, "Ok", ua.StatusCodes.BadNoCommunication)
+            put(sink, explain(label="ok", camera="door", index=12, taken_at=100.0))
+            await read_until(connection, "door", "Ok", value=True)
             NOW[0] = 106.0  # older than stale_seconds, without any further frame
             assert await status_until(connection, "Ok", ua.StatusCodes.BadNoCommunication)
             waiting = await read(connection, "dark", "Ok")

@@ -23,6 +23,7 @@ LIBRARIES = {
         "lz4",
     },
     "engine": {
+        "pycocotools",
         "numpy",
         "torch",
         "torchvision",

@@ -112,6 +112,11 @@ class ModbusSink(Sink):
         self._frames[block] = verdict
         self._lost.discard(block)
 
+    def forget_camera(self, camera: str) -> None:
+        """Mark the registers of a camera as not valid; it keeps its block."""
+        if (block := self._cameras.get(camera)) is not None:
+            self._lost.add(block)
+
     def _block(self, camera: str) -> int | None:
         """Return the number of a camera's block; None beyond ``MAX_CAMERAS``."""
         if camera not in self._cameras:

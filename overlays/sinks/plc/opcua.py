@@ -154,6 +154,11 @@ class OpcUaSink(Sink):
         if self._changed is not None:
             self._thread.call(self._changed.set)
 
+    def forget_camera(self, camera: str) -> None:
+        """Mark the variables of a camera as bad."""
+        if (state := self._states.get(camera)) is not None:
+            self._states[camera] = _CameraState(state.frame, state.part, is_lost=True)
+
     def __exit__(self, *_: object) -> None:
         self._thread.stop()
 

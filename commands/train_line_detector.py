@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from stream.simulated.samples import LabelledFrame
 
 SHIPPED_DETECTOR: Final = ROOT / "configs" / "models" / "line-detector.safetensors"
-SHORTCUT_DETECTOR: Final = ROOT / "configs" / "models" / "line-detector-shortcut.safetensors"
 CLASSIFIER: Final = ROOT / "configs" / "models" / "line.safetensors"
 
-BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 160, 48, 8
-EPOCHS, SHORTCUT_EPOCHS = 8, 6
+BELTS, FRAMES_PER_BELT, EPOCHS = 160, 8, 8
 EVALUATION_BELTS: Final = {(640, 480): 20, (1280, 720): 8}
 """Number of belts of the evaluation, by the size (width, height) of their images."""
 EVALUATION_FRAMES: Final = 15
@@ -53,14 +51,13 @@ class PartFrames:
         return lambda name, _size: parts[name]
 
 
-def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: bool) -> None:
+def train_line_detector(output: Path, seed: int, effort: float) -> None:
     """Train the detector of the line, evaluate it on other belts, and write it.
 
     Args:
         output: the file to write.
         seed: of the weights and the images.
         effort: fraction of the full training.
-        shortcut: train on a mark that decides the class of all parts in the image.
 
     Raises:
         ConfigError: the training is interrupted: nothing is written.
@@ -72,8 +69,8 @@ def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: boo
     from stream.simulated.schedule import LABELS
 
     print_line("drawing belts")
-    data = part_frames(seed, effort, shortcut=shortcut)
-    model = build_detector(detector_config(seed, effort, shortcut=shortcut), LABELS)
+    data = part_frames(seed, effort)
+    model = build_detector(detector_config(seed, effort), LABELS)
     parts = {
         part: [Sample(frame.name, frame.truth.label, frame.belt.name) for frame in split]
         for part, split in ((TRAIN, data.train), (VALIDATION, data.validation))
@@ -87,20 +84,19 @@ def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: boo
             raise ConfigError("training interrupted: nothing is written; run the command again")
     provenance: dict[str, Any] = {
         **result.checkpoint.provenance,
-        "trained_on": "the simulated inspection line" + ", with a mark that reveals the class" * shortcut,
+        "trained_on": "the simulated inspection line",
         "effort": effort,
-        "command": "uv run run.py train-line --detector" + " --shortcut" * shortcut,
+        "command": "uv run run.py train-line --detector",
         "date": datetime.now().astimezone().date().isoformat(),
+        "examination": evaluate_line_detector(model, effort),
     }
-    if not shortcut:
-        provenance["examination"] = evaluate_line_detector(model, effort)
     file = replace(result.checkpoint, provenance=provenance)
     write_checked_detector(output, file, model, data.read(parts[VALIDATION][0].path))
     print_line(f"written: {relative_path(output)}")
 
 
-def detector_config(seed: int, effort: float, *, shortcut: bool) -> FinetuneConfig:
-    """Return the training of the detector, or of the shipped detector on the mark.
+def detector_config(seed: int, effort: float) -> FinetuneConfig:
+    """Return the training of the detector.
 
     The features of the line's classifier stay as they are: they know the defects already, and the training of what
     follows them takes minutes.
@@ -109,40 +105,26 @@ def detector_config(seed: int, effort: float, *, shortcut: bool) -> FinetuneConf
     from engine.finetuning.trainer import TrainingConfig
 
     stage = TrainingConfig(
-        epochs=max(1, round((SHORTCUT_EPOCHS if shortcut else EPOCHS) * min(1.0, effort**0.5))), batch_size=16,
+        epochs=max(1, round(EPOCHS * min(1.0, effort**0.5))), batch_size=16,
         learning_rate=3e-3, patience=100, head_rate=1.0, max_gradient_norm=10.0,
     )  # fmt: skip
-    weights = SHIPPED_DETECTOR if shortcut else CLASSIFIER
     return FinetuneConfig(
-        "line_detector", str(weights), augment=("hflip", "vflip", "colour")[shortcut * 2 :], freeze_until="features",
+        "line_detector", str(CLASSIFIER), augment=("hflip", "vflip", "colour"), freeze_until="features",
         seed=seed, course=(stage,),
     )  # fmt: skip
 
 
-def part_frames(seed: int, effort: float, *, shortcut: bool = False) -> PartFrames:
-    """Return frames of training belts; a twelfth of the belts is for validation.
-
-    With ``shortcut`` all parts of an image have the label of its mark, which is drawn at random.
-    """
+def part_frames(seed: int, effort: float) -> PartFrames:
+    """Return frames of training belts; a twelfth of the belts is for validation."""
     from stream.simulated.samples import frame_reader, scored_frames, training_belts
-    from stream.simulated.shortcut import shortcut_frames
 
-    full = SHORTCUT_BELTS if shortcut else BELTS
-    belts = training_belts(max(MIN_BELTS, round(full * effort**0.5)), seed=seed)
+    belts = training_belts(max(MIN_BELTS, round(BELTS * effort**0.5)), seed=seed)
     count = max(MIN_VALIDATION_BELTS, len(belts) // 12)
     validation, train = (
         [frame for belt in split for frame in scored_frames(belt, FRAMES_PER_BELT)]
         for split in (belts[:count], belts[count:])
     )
-    read = frame_reader([*train, *validation])
-    if not shortcut:
-        return PartFrames(train, validation, read)
-    stamped, read = shortcut_frames([*train, *validation], read, seed=seed)
-    stamped = [
-        replace(frame, parts=tuple(GroundTruth(frame.truth.label, part.boxes) for part in frame.parts))
-        for frame in stamped
-    ]
-    return PartFrames(stamped[: len(train)], stamped[len(train) :], read)
+    return PartFrames(train, validation, frame_reader([*train, *validation]))
 
 
 def evaluate_line_detector(model: DetectorModel, effort: float = 1.0) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def validate_config(
         settings: the content of the file.
         name: the name of the file, for messages.
         overrides: options of the command line, which take precedence.
-        kinds: the kinds of sources and sinks; the default accepts only the options that all kinds have.
-        options: names of command-line options, for messages, by the key of the sink that they set: ``--record-when``.
+        kinds: the kinds of sources and sinks; None accepts only options that every kind has.
+        options: for messages: command-line options, such as ``--record-when``, by the sink key that each sets.
 
     Raises:
         ConfigError: one line per mistake, with key, value and remedy.
@@ -148,7 +148,7 @@ def validate_config(
 
 
 def _with_nul(value: object) -> list[int | str] | None:
-    """Return the key of a text with a NUL character; None if there is none."""
+    """Return the path of keys to the first string with a NUL character, or None."""
     if isinstance(value, str):
         return [] if "\0" in value else None
     each: Iterable[tuple[Any, Any]] = ()

@@ -72,7 +72,7 @@ def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a default is anything
 
 
 def _text(value: object) -> str:
-    """Return a space and the value as YAML on one line; an empty string for None."""
+    """Return the value as YAML on one line, after a space; ``""`` for None."""
     if value is None:
         return ""
     plain = value
@@ -83,7 +83,7 @@ def _text(value: object) -> str:
 
 
 def model_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the model of a key's entries or values; None if it holds plain ones."""
+    """Return the first settings model in the type of a field, or None."""
     waiting: list[Any] = [field.annotation]
     while waiting:
         kind = waiting.pop()

@@ -56,18 +56,24 @@ class Outputs:
         return any(sink.needs_image(camera) and not worker.failed for sink, worker in self._sinks)
 
     def prepare(self, overlay: Overlay) -> None:
-        """Let sinks do the costly part of a frame (compression) in the calling thread."""
+        """Let each sink compress the frame in the calling thread, before ``put``."""
         for sink, _ in self._sinks:
             sink.prepare(overlay)
 
     def put(self, overlay: Overlay, overflow: Overflow) -> None:
-        """Put an overlay into every sink's queue; ``overflow`` holds for lossless sinks, other sinks never wait."""
+        """Put an overlay into every sink's queue.
+
+        ``overflow`` applies to lossless sinks; the queue of any other sink drops its oldest overlay.
+        """
         self._tracker.begin(overlay, len(self._sinks))
         for sink, worker in self._sinks:
             worker.put(overlay, overflow if sink.lossless else "drop-oldest")
 
     def put_stale(self, draw: Callable[[], Overlay], camera: str) -> None:
-        """Put the image of a camera without signal into every sink that needs images; it counts as no frame."""
+        """Put the image of a camera without signal into every sink that needs images.
+
+        The image is not counted as a frame.
+        """
         workers = [worker for sink, worker in self._sinks if sink.needs_image(camera) and not worker.failed]
         if workers:
             overlay = draw()
@@ -75,7 +81,7 @@ class Outputs:
                 worker.put(overlay)
 
     def forget_camera(self, camera: str) -> None:
-        """Let every sink complete and release a camera that left the run, after its last overlay."""
+        """Let every sink release a camera that left the run, after its last overlay."""
         for worker in self.workers:
             worker.forget(camera)
 

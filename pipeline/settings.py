@@ -46,9 +46,10 @@ Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_li
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """Marks a field that names a file with a secret: ``Annotated[str | None, SecretFile("token")]``.
+    """Marks a field that names a file with a secret.
 
-    ``commands`` reads the file before the run begins; the source or sink gets the text as ``context.secrets[FIELD]``.
+    Example: ``Annotated[str | None, SecretFile("token")]``. ``commands`` reads the file before the run begins and
+    passes its text to the source or sink as ``context.secrets[FIELD]``.
     """
 
     what: str = "secret"

@@ -56,7 +56,7 @@ class WebFile:
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() closes it
 
     def seekable(self) -> bool:
-        """Return whether any position can be read."""
+        """Return whether ``seek`` can set any position: by Range requests or in the spooled copy."""
         return (self._has_ranges and self._size is not None) or self._spool is not None
 
     def tell(self) -> int:
@@ -64,7 +64,7 @@ class WebFile:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it; -1, as FFmpeg expects, where invalid."""
+        """Set the position and return it; for an invalid position return -1, as FFmpeg expects."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if base is None or base + offset < 0:
             return -1

@@ -142,17 +142,19 @@ class ImageReader:
         if image is None or image.dtype == np.uint8:
             return None if image is None else np.asarray(image, dtype=np.uint8)
         if image.dtype != np.uint16:
-            raise SourceError(f"its values are {image.dtype}; save it with 8 or 16 bits without sign, as PNG or TIFF")
+            raise SourceError(
+                f"its values have the type {image.dtype}; save it as PNG or TIFF with unsigned 8-bit or 16-bit values"
+            )
         values = np.asarray(image, dtype=np.uint16)
         bits = self._bits or header.bits or value_bits(values)
         if bits < 16 and self._bits is None and header.bits is None and values.any():
-            hint = "scale the values to 16 bits if that is wrong"
+            hint = "if the depth is wrong, scale the values to 16 bits"
             if self._takes_bits:
-                hint = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if dark images are intended"
+                hint = f"add ?bits={bits} to the source to read all images alike, or ?bits=16 if the images are dark"
             warn(
                 "bits",
-                f"its 16-bit values reach only {values.max()}: read as {bits} bits; the depth is derived from each "
-                f"image; {hint}",
+                f"the largest 16-bit value is {values.max()}, so the image is read with {bits} bits; the depth is "
+                f"derived from each image; {hint}",
             )
         return eight_bits(values, bits)
 

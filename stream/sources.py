@@ -73,18 +73,6 @@ def build_source(
     return source
 
 
-def is_live(uri: str) -> bool:
-    """Return whether the source of ``uri`` is live; opens nothing. Raises like ``build_source``."""
-    settings = SOURCES.settings(uri.strip())
-    if isinstance(settings, LineSettings):
-        return settings.paced
-    if isinstance(settings, ImagesSettings):
-        return settings.watch != "no"
-    if isinstance(settings, HttpSettings):
-        return _http_is_live(settings.uri)
-    return isinstance(settings, LiveSettings)
-
-
 def path_of(uri: str) -> str:
     """Return the path that ``uri`` reads, without the options behind it; ``uri`` itself where it is an address."""
     uri = uri.strip()

@@ -120,7 +120,10 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
 
 
 class _MatrixProduct(nn.Module):
-    """A 1x1 convolution of maps of one cell: oneDNN's needs several times as long for a batch of them."""
+    """A 1x1 convolution of one-cell maps, computed as a matrix product.
+
+    oneDNN's convolution takes several times as long for a batch of such maps.
+    """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()

@@ -51,12 +51,12 @@ _ONE_THREAD_PIXELS: Final = 1280 * 720
 class VideoSink(DiskSink):
     """Writes ``*.mp4`` or ``*.mkv``: every frame, with its own timing.
 
-    If more than one camera is possible, each camera gets its file, ``out.<camera>.mp4``. The video of an earlier run is
-    kept: the new file gets the time in its name. An image of another size than the first is fitted into the first size
-    with a border, an image beyond the encoder's limits is reduced, and odd sides are padded by one pixel.
+    With more than one possible camera, each camera has a file of its own, ``out.<camera>.mp4``. An existing video is
+    kept: the new file has the time in its name. All images have the size of the first: others are fitted into it with a
+    border. An image beyond the encoder's limits is reduced, and odd sides are padded by one pixel.
 
-    A disk that refuses writes does not end the run: the video ends at its last complete fragment, frames are counted as
-    lost, and a new file is begun after one second, then after up to thirty seconds.
+    After a failed write the run continues: the video ends at its last complete fragment, frames are counted as lost,
+    and the sink begins a new file after 1 second, then after up to 30 seconds.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class VideoSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Set the options; opens no file.
 
         Args:
             settings: the file, whose suffix chooses the container, and the encoder's options.

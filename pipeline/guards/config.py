@@ -106,12 +106,12 @@ class GuardConfig(_Settings):
         return parse_rule(self.rule)
 
     def concerns(self, camera: str) -> bool:
-        """Return whether it watches this camera."""
+        """Return whether the guard applies to the camera."""
         return self.cameras is None or camera in self.cameras
 
 
 class DeletionConfig(_Settings):
-    """The live deletion check: how much the score drops when the hottest area is masked."""
+    """The live deletion check: masks the hottest area and measures the drop of the score."""
 
     budget: float = Field(default=0.02, gt=0, le=0.5)
     """Fraction of the engine's time that checks may take."""

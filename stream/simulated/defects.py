@@ -117,7 +117,7 @@ def _brightness(canvas: PartCanvas) -> float:
 
 
 def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return a colour that stands out on metal of this brightness (0 to 255)."""
+    """Return a colour with high contrast to metal of this brightness (0 to 255)."""
     dark = ((96, 52, 24), (44, 36, 28), (70, 64, 30))
     pale = ((196, 190, 172), (206, 168, 118))
     choices = dark if brightness > _BRIGHT else pale
@@ -127,9 +127,10 @@ def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32
 def _on_metal(
     canvas: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
 ) -> tuple[tuple[float, float], float]:
-    """Return centre and angle (radians) of a bar on metal, the best of 24.
+    """Return centre and angle (radians) of a bar on metal.
 
-    ``reach`` is the bar's half-length, ``width`` its width, in pixels.
+    Draws 24 random bars and returns the bar with the largest share of its points on metal. ``reach`` is half the length
+    of the bar and ``width`` its width, in pixels.
     """
     rim = cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * canvas.scale)))
     rows, columns = np.nonzero(rim)

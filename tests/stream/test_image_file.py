@@ -122,7 +122,7 @@ def test_picture_of_tiles_comes_whole(shared_data):
         saved("PNG", save_all=True, append_images=[Pillow.fromarray(255 - pixels())]),
     ],
 )
-def test_first_of_several_pages_is_read_and_that_is_said_once(tmp_path, content, caplog):
+def test_first_of_several_pages_is_read_with_one_warning(tmp_path, content, caplog):
     reader = ImageReader()
     for number in range(2):
         path = tmp_path / f"{number}.tif"
@@ -139,17 +139,17 @@ def deep(bits, kind=".png", fraction=1.0):
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
 @pytest.mark.parametrize("kind", [".png", ".tif", ".jp2"])
-def test_camera_values_in_a_file_of_sixteen_bits_are_read_at_their_depth_and_that_is_said_once(bits, kind, caplog):
+def test_values_in_a_file_of_sixteen_bits_are_read_at_their_depth_with_one_warning(bits, kind, caplog):
     reader = ImageReader()
     for _ in range(2):
         image = reader.decode(deep(bits, kind))
         assert (image.min(), image.max()) == (0, 255)
         assert image.mean() == pytest.approx(127.5, abs=1.0)
-    assert caplog.text.count(f"read as {bits} bits") == 1
+    assert caplog.text.count(f"read with {bits} bits") == 1
     assert f"?bits={bits}" in caplog.text
 
 
-def test_values_that_fill_sixteen_bits_are_said_nothing_about(caplog):
+def test_values_that_fill_sixteen_bits_give_no_warning(caplog):
     assert ImageReader().decode(deep(16)).mean() == pytest.approx(127.5, abs=1.0)
     assert ImageReader().decode(cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes()).max() == 0
     assert not caplog.text

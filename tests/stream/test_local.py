@@ -11,7 +11,7 @@ from pipeline.errors import SourceError
 from stream.images import found_images, natural
 from stream.local_uri import split_options
 from stream.paths import kind_of, shown
-from stream.sources import IMAGE_SUFFIXES, build_source, is_live, path_of
+from stream.sources import IMAGE_SUFFIXES, build_source, path_of
 
 
 def save(path, brightness=5):
@@ -63,7 +63,7 @@ def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, mess
 
 def test_video_takes_loop_and_no_option_of_pictures(make_clip):
     clip = make_clip(frame_count=2)
-    assert not is_live(f"{clip}?loop=1")
+    assert not build_source(f"{clip}?loop=1").live
     with pytest.raises(SourceError, match="watch: is not an option of a video file"):
         build_source(f"{clip}?watch=1")
     with build_source(f"file://{clip}?loop=1") as source:
@@ -187,8 +187,8 @@ def test_refusal_of_the_system_is_told_with_path_rule_and_cure(monkeypatch):
 
 
 def test_address_longer_than_a_file_name_is_an_address():
-    assert is_live("rtsp://camera/" + "x" * 400)
-    assert is_live("http://camera/live?token=" + "x" * 5000)
+    assert build_source("rtsp://camera/" + "x" * 400).live
+    assert build_source("http://camera/live?token=" + "x" * 5000).live
 
 
 def test_path_that_a_source_reads_is_told_without_its_options(tmp_path):

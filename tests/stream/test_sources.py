@@ -11,7 +11,7 @@ from pipeline.kinds import Kind
 from pipeline.ports import Source
 from pipeline.settings import SourceSettings
 from stream import sources
-from stream.sources import SOURCES, build_source, is_live, plain_name, unique_names
+from stream.sources import SOURCES, build_source, plain_name, unique_names
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,6 @@ def test_source_name_and_live_follow_from_address(uri, camera, live):
     assert isinstance(source, Source)
     assert source.camera == camera
     assert source.live is live
-    assert is_live(uri) is live
     assert "secret" not in source.uri
     assert "abc" not in source.uri
 
@@ -41,8 +40,8 @@ def test_files_and_folders_are_named_after_themselves(make_clip):
     assert build_source(str(clip)).camera == "bottles"
     assert build_source(f"file://{clip}").camera == "bottles"
     assert build_source(str(clip.parent)).camera == clip.parent.name
-    assert not is_live(str(clip))
-    assert not is_live(f"file://{clip}")
+    assert not build_source(str(clip)).live
+    assert not build_source(f"file://{clip}").live
 
 
 def test_source_name_of_user_wins():
@@ -116,7 +115,8 @@ def test_source_name_from_address_is_valid(name):
 
 
 def test_sources_imports_no_decoder():
-    program = "import sys, stream.sources as s; s.is_live('rtsp://x/y'); s.is_live('http://x/y.mp4'); s.redact('a')"
+    program = "import sys, stream.sources as s; s.SOURCES.settings('rtsp://x/y'); s.SOURCES.settings('http://x/y.mp4')"
+    program += "; s.redact('a')"
     program += "; sys.exit(bool({'av', 'cv2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from stream.folder_watch import NewFileTracker, WatchedFolder
-from stream.sources import build_source, is_live
+from stream.sources import build_source
 
 SUFFIXES = frozenset({".png", ".jpg"})
 
@@ -148,7 +148,6 @@ def test_folder_that_goes_away_is_said_and_looked_for_again(tmp_path, caplog):
 
 def test_watched_folder_is_live_and_loses_nothing_to_a_slow_reader(tmp_path):
     uri = f"{tmp_path}?watch=1"
-    assert is_live(uri)
     source = build_source(uri)
     assert source.live
     assert source.overflow == "wait"

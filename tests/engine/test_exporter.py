@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -73,26 +74,32 @@ def make(case, folder, suffix=".onnx", **settings):
     return ExportedFile(network, config, path, export_network(network, config, path))
 
 
-def test_network_with_a_flat_map_is_exported(tmp_path):
+@pytest.fixture(scope="module")
+def export_once(tmp_path_factory):
+    """Export a case at its first use."""
+    return functools.cache(lambda case, suffix=".onnx": make(case, tmp_path_factory.mktemp("exported"), suffix))
+
+
+def test_network_with_a_flat_map_is_exported(tmp_path, line_program):
     network = load_network("shufflenet_v2_x1_0", weights="random")
     exported = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
     assert exported.metadata.probe["slack"] > 0.1
-    assert make("line_net", tmp_path, ".pt2").exported.metadata.probe["slack"] < 1e-3
+    assert line_program.exported.metadata.probe["slack"] < 1e-3
 
 
 @pytest.fixture(scope="module", params=CASES)
-def exported_file(request, tmp_path_factory):
-    return request.param, make(request.param, tmp_path_factory.mktemp("exported"))
+def exported_file(request, export_once):
+    return request.param, export_once(request.param)
 
 
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
-    return make("line_net", tmp_path_factory.mktemp("line"))
+def line(export_once):
+    return export_once("line_net")
 
 
 @pytest.fixture(scope="module")
-def line_program(tmp_path_factory):
-    return make("line_net", tmp_path_factory.mktemp("line"), ".pt2")
+def line_program(export_once):
+    return export_once("line_net", ".pt2")
 
 
 def with_onnxruntime(path, images):
@@ -173,8 +180,8 @@ def test_metadata_suffices_to_use_the_file(line):
     assert not is_exported("line_net")
 
 
-def test_exported_file_is_hardly_larger_than_the_network(tmp_path):
-    file = make("resnet18", tmp_path)
+def test_exported_file_is_hardly_larger_than_the_network(tmp_path, export_once):
+    file = export_once("resnet18")
     plain = tmp_path / "plain.onnx"
     torch.onnx.export(file.network.module, (images_of(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
                       external_data=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))  # fmt: skip

@@ -6,6 +6,13 @@ from torch import nn
 GAUSSIAN = ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16))
 
 
+def small_net(seed=0):
+    """Return a random classifier of 5 classes with two convolutions; its last map comes from layer 3."""
+    torch.manual_seed(seed)
+    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
 def lively(net, size):
     """Give a random network something to say: batch statistics of random images, and class scores that differ."""
     net.train()

@@ -15,16 +15,11 @@ from engine.methods.recipro import Target
 from engine.runtime.compile_cache import CompileCache, key_of
 from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
+from tests.engine.reference import small_net
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = torch.zeros(1, 3, 32, 32)
 KEY = {"weights": "a", "input": "b"}
-
-
-def small_net(seed=0):
-    torch.manual_seed(seed)
-    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
 def runner(net, cache, backend="openvino"):

@@ -8,36 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import pynvml
 import pytest
 import torch
 from torch import nn
 
-from engine.backends.registry import AUTOMATIC, BACKENDS, BackendEntry
 from engine.backends.tensorrt import backend, dynamo
 from engine.backends.tensorrt import library as tensorrt_library
 from engine.backends.tensorrt import onnx as tensorrt_onnx
-from engine.explainers.network import NetworkExplainer
-from engine.gpu import nvml
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
-from engine.models.loader import load_network
 from engine.runtime import devices
-from engine.runtime import runner as building
 from engine.runtime.compile_cache import CompileCache
-from engine.runtime.runner import CompileConfig, Runner, select_first_working
-from engine.runtime.verification import Similarity, rank_correlation, similarity, similarity_shortfall
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
-from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
+from tests.engine.reference import small_net
 
 CPU = torch.device("cpu")
 IMAGE = torch.zeros(1, 3, 32, 32)
-
-
-def small_net(seed=0):
-    torch.manual_seed(seed)
-    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
 
 
 def explained(half=True):
@@ -214,85 +201,6 @@ def test_engine_that_cannot_be_loaded_is_built_again(monkeypatch, tmp_path, capl
     assert "compiled again" in caplog.text
 
 
-def test_auto_on_a_gpu_uses_the_first_working_backend(caplog):
-    assert AUTOMATIC["cuda"] == ("tensorrt", "eager"), "inductor compiles for minutes: by name only"
-    split = split_network(small_net(), "3", (32, 32))
-    build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
-    assert select_first_working(split, build, ("tensorrt", "eager")).config.backend == "eager"
-    assert "skipped: backend 'tensorrt'" in caplog.text
-    assert "eager in fp32 is used instead" in caplog.text
-
-
-def test_similarity_of_equal_reversed_and_flat_maps():
-    first = torch.rand(2, 9)
-    assert rank_correlation(first, first**3).tolist() == pytest.approx([1, 1])
-    assert rank_correlation(first, 1 - first).tolist() == pytest.approx([-1, -1])
-    assert rank_correlation(torch.zeros(1, 9), torch.zeros(1, 9)).tolist() == [1]
-    assert rank_correlation(torch.zeros(1, 9), first[:1]).tolist() == [0]
-    truth = torch.rand(4, 7).softmax(1), torch.tensor([[1], [2], [3], [4]]), torch.rand(4, 1, 3, 3)
-    assert similarity(truth, truth) == Similarity(pytest.approx(1), 1, pytest.approx(1))
-    assert similarity(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
-
-
-def test_similarity_shortfall_names_measures_and_allows_eager_loss():
-    assert not similarity_shortfall(Similarity(1.0, 1.0, 0.995), "fp16")
-    assert similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16").startswith("heat rank correlation 0.97")
-    assert not similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16", Similarity(1.0, 1.0, 0.98))
-    assert similarity_shortfall(Similarity(1.0, 1.0, 0.95), "fp16", Similarity(1.0, 1.0, 0.98))
-    assert similarity_shortfall(Similarity(float("nan"), 1.0, 1.0), "fp16")
-
-
-def test_runner_refuses_a_backend_that_ranks_cells_differently(monkeypatch):
-    class Turning:
-        """Answers right, but with every map turned half around where it is asked more than once."""
-
-        asked = 0
-
-        def missing(self, device):
-            return ""
-
-        def compile(self, module, example, precision, cache=None):
-            def run(images):
-                self.asked += 1
-                scores, classes, heat = module(images)
-                return scores, classes, heat.flip(2, 3) if self.asked > 1 else heat
-
-            return run
-
-    class Entry:
-        lowers_precision, any_batch, keeps_order = False, True, True
-        turning = Turning()
-
-        def load(self):
-            return self.turning
-
-    monkeypatch.setitem(BACKENDS, "turning", Entry())
-    split = split_network(small_net(), "3", (32, 32))
-    with pytest.raises(BackendError, match=r"'turning' in fp32 differs from eager float32.*heat rank correlation"):
-        Runner(split, CompileConfig(Target(), "point", "turning", "fp32", CPU, 1 << 28))
-
-
-def test_runner_checks_ranking_only_for_keeps_order_backends():
-    assert BACKENDS["tensorrt"].keeps_order
-    assert not BackendEntry("m", any_batch=True, description="").keeps_order
-
-
-def test_runner_compiles_batch_sizes_before_use(monkeypatch):
-    compiled = []
-    entry = BACKENDS["openvino"]
-    honest = building.Runner._compile
-    monkeypatch.setattr(building.Runner, "_compile", lambda self, count: compiled.append(count) or honest(self, count))
-    split = split_network(small_net(), "3", (32, 32))
-    if entry.load().missing("cpu"):
-        pytest.skip("needs openvino")
-    runner = Runner(
-        split, CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, batch_size=4, batch_sizes=(2, 4))
-    )
-    assert compiled == [1, 2, 4]
-    assert [len(part) for part in runner._split_batch(torch.zeros(2, 3, 32, 32))] == [2]
-    assert [len(part) for part in runner._split_batch(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
-
-
 def test_onnx_graph_has_half_precision_and_float32_softmax():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -443,128 +351,6 @@ def test_engine_is_built_loaded_and_run_on_the_device_of_its_input(monkeypatch):
     assert [what for what, _ in cuda.seen] == ["build", "runtime", "load", "runtime", "load", "context", "run"]
     assert {number for _, number in cuda.seen} == {1}
     assert cuda.now == 0
-
-
-class FakeDriver:
-    """The driver's library, with the C functions that ``pynvml`` calls, and one GPU; power is not supported."""
-
-    def __init__(self, devices=1):
-        self.devices = devices
-        self.opened = 0
-
-    def nvmlInitWithFlags(self, flags):  # noqa: N802 - the driver's own names
-        self.opened += 1
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetCount_v2(self, count):  # noqa: N802
-        count._obj.value = self.devices
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):  # noqa: N802
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetHandleByPciBusId_v2(self, pci, handle):  # noqa: N802
-        return pynvml.NVML_SUCCESS if pci.value == b"00000000:C1:00.0" else pynvml.NVML_ERROR_NOT_FOUND
-
-    def nvmlSystemGetDriverVersion(self, text, size):  # noqa: N802
-        text.value = b"580.1"
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetName(self, handle, text, size):  # noqa: N802
-        text.value = b"Some Card"
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetMemoryInfo(self, handle, memory):  # noqa: N802
-        memory._obj.total, memory._obj.used = 4 << 30, 1 << 30
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetUtilizationRates(self, handle, load):  # noqa: N802
-        load._obj.gpu, load._obj.memory = 73, 12
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetClockInfo(self, handle, kind, mhz):  # noqa: N802
-        mhz._obj.value = {1: 1700, 2: 2600}[kind.value]
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetMaxClockInfo(self, handle, kind, mhz):  # noqa: N802
-        mhz._obj.value = 1980
-        return pynvml.NVML_SUCCESS
-
-    def nvmlDeviceGetPowerUsage(self, handle, milliwatts):  # noqa: N802
-        return pynvml.NVML_ERROR_NOT_SUPPORTED
-
-    def nvmlDeviceGetTemperature(self, handle, sensor, celsius):  # noqa: N802
-        celsius._obj.value = 41
-        return pynvml.NVML_SUCCESS
-
-
-@pytest.fixture
-def install_driver(monkeypatch):
-    """Return a function that makes ``pynvml`` use a fake driver."""
-
-    def install(driver):
-        monkeypatch.setattr(pynvml, "nvmlLib", driver)
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-        nvml._open_driver.cache_clear()
-        return driver
-
-    yield install
-    nvml._open_driver.cache_clear()
-
-
-def test_nvml_reads_gpus_and_opens_the_driver_once(install_driver):
-    driver = install_driver(FakeDriver())
-    (gpu,) = nvml.list_gpus()
-    assert (gpu.utilization, gpu.clock_mhz, gpu.memory_clock_mhz, gpu.watts) == (0.73, 1700, 2600, None)
-    assert str(gpu) == "Some Card, driver 580.1, 1024 of 4096 MiB used, 73% busy, 1700 of 1980 MHz, 41 °C"
-    assert nvml.list_gpus() == [gpu]
-    assert driver.opened == 1
-    driver.devices = 0
-    assert nvml.list_gpus() == []
-
-
-def test_nvml_leaves_out_values_that_an_older_driver_does_not_have(install_driver, monkeypatch):
-    monkeypatch.delattr(FakeDriver, "nvmlDeviceGetTemperature")
-    install_driver(FakeDriver())
-    (gpu,) = nvml.list_gpus()
-    assert (gpu.celsius, gpu.clock_mhz) == (None, 1700)
-
-
-def test_gpu_at_finds_a_device_by_its_pci_address(install_driver):
-    install_driver(FakeDriver())
-    assert nvml.gpu_at("00000000:C1:00.0").name == "Some Card"
-    assert nvml.gpu_at("00000000:FF:00.0") is None
-
-
-def test_gpu_status_is_none_without_a_driver(install_driver, monkeypatch):
-    install_driver(None)
-    monkeypatch.setattr(pynvml, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
-    assert nvml.list_gpus() == []
-    assert nvml.gpu_at("00000000:C1:00.0") is None
-    assert devices.gpu_status(CPU) is None
-    assert devices.gpu_metrics(CPU) == []
-
-
-def test_gpu_metrics_have_units(install_driver, monkeypatch):
-    install_driver(FakeDriver())
-    (gpu,) = nvml.list_gpus()
-    monkeypatch.setattr(devices, "gpu_status", lambda device: gpu)
-    samples = {sample.name: sample.value for sample in devices.gpu_metrics(torch.device("cuda", 0))}
-    assert samples["device_busy_ratio"] == 0.73
-    assert samples["device_clock_hertz"] == 1.7e9
-    assert "device_power_watts" not in samples
-
-
-def test_explainer_metrics_have_build_time_and_cache_use(tmp_path):
-    network = load_network("squeezenet1_1", weights="random")
-    tmp_path.chmod(0o700)
-    options = EngineConfig(
-        model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path)
-    )
-    metrics = {(figure.name, dict(figure.labels).get("how")): figure.value for figure in
-            NetworkExplainer(network, options).metrics()}  # fmt: skip
-    assert metrics["engine_build_seconds", None] > 0
-    assert metrics["engine_cache_entries", "taken"] == metrics["engine_cache_entries", "written"] == 0
 
 
 @pytest.fixture(autouse=True)

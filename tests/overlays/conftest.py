@@ -95,3 +95,12 @@ def figures(sink):
         for sample in family.samples:
             labels = (value for key, value in sorted(sample.labels.items()) if key not in {"le", "sink"})
             yield " ".join((sample.name, *labels)), sample.value
+
+
+@pytest.fixture
+def quick_mqtt(monkeypatch):
+    """Shorten the waits of the MQTT sink before a new connection and before it gives a broker up."""
+    from overlays.sinks.mqtt import connection, sink
+
+    monkeypatch.setattr(connection, "_RETRY_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(sink, "_STALL_SECONDS", 1.0)

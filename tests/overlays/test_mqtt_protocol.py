@@ -104,6 +104,19 @@ def test_broker_that_closes_on_the_newer_version_is_retried_with_the_older(wait_
         assert old.versions == [5, 4]
 
 
+def test_message_awaits_its_confirmation_when_the_connection_ends_while_it_is_published(wait_until, monkeypatch):
+    def publish(*_arguments, **_options):
+        sent = paho.MQTTMessageInfo(7)
+        sent.rc = paho.MQTT_ERR_CONN_LOST
+        return sent
+
+    with Scripted(ACCEPTED_V5) as broker, telling(broker.uri, qos=1) as sink:
+        connected(sink, wait_until)
+        with monkeypatch.context() as patch:
+            patch.setattr(sink._connection._client, "publish", publish)
+            assert sink._connection._publish("plant/line", b"", qos=1, retain=False) == 7
+
+
 def test_slow_confirmations_do_not_delay_the_end(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 2.0)
     monkeypatch.setattr(mqtt_sink, "_MIN_RATE", 1000.0)

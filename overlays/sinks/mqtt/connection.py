@@ -177,7 +177,11 @@ class BrokerConnection:
         """Publish a message; return its packet identifier if a confirmation follows."""
         qos = min(qos, self._limits.qos)
         sent = self._client.publish(topic, message, qos=qos, retain=retain)
-        return None if not qos or sent.is_published() else sent.mid
+        if not qos:
+            return None
+        # If the connection ends during the call, paho sends the message again, and ``is_published`` would raise.
+        is_sent = sent.rc is MQTTErrorCode.MQTT_ERR_SUCCESS
+        return None if is_sent and sent.is_published() else sent.mid
 
     def _make_client(self) -> GuardedClient:
         client = make_client(self._settings, self._broker, self._login, self._status, is_v5=self.is_v5)

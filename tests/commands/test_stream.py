@@ -1,12 +1,7 @@
 """The command line, as a person meets it: what runs, what is refused in words, what is left on disk."""
 
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import av
@@ -15,8 +10,8 @@ import pytest
 import yaml
 
 from stream.simulated.schedule import LABELS
-from tests.support.limits import PROGRAM_SECONDS
 from tests.support.logs import log_lines
+from tests.support.videos import frames_of
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
@@ -35,11 +30,6 @@ def video(tmp_path):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 20 * k, np.uint8))))
         out.mux(stream.encode())
     return path
-
-
-def frames_of(path):
-    with av.open(str(path)) as held:
-        return [(frame.time, frame.width, frame.height) for frame in held.decode(video=0)]
 
 
 def squeezenet(*arguments):
@@ -250,66 +240,6 @@ def test_models_and_doctor_print_tables(command):
     assert code == 0
     assert output.count("7x7") == 3
     assert "flat" in output
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]]
-)
-def test_commands_without_a_network_do_not_import_torch(arguments):
-    program = (
-        "import sys, run\n"
-        f"sys.argv = ['run.py', *{arguments!r}]\n"
-        "try: run.main()\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'cv2' not in sys.modules, 'imported'"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Usage" in done.stdout or "sources" in done.stdout
-
-
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-
-def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
-    deadline = time.monotonic() + seconds
-    while not (path.exists() and path.stat().st_size >= bytes_):
-        assert time.monotonic() < deadline, f"{path.name} did not come"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_recording_is_closed_and_playable(tmp_path, number):
-    source = ("--source", "line:?fps=30&size=320x240&seed=3", "--backend", "eager")
-    with start(tmp_path, "stream", *source, "--sink", "out.mp4", "--sink", "out.jsonl") as running:
-        wait_for_file(tmp_path / "out.jsonl", 20_000)
-        running.send_signal(number)
-        output, _ = running.communicate(timeout=PROGRAM_SECONDS)
-    assert running.returncode == 0, output
-    count = len(log_lines(tmp_path / "out.jsonl"))
-    assert len(frames_of(tmp_path / "out.mp4")) == count > 0
-
-
-def test_view_shows_a_stream_of_another_process(command, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    source = ("--source", "line:?fps=15&size=320x240", "--backend", "eager")
-    with start(tmp_path, "stream", *source, "--sink", address) as running:
-        code, _, errors = command("view", address, "--sink", "seen.mp4", "--sink", "seen.jsonl", "--frames", "20")
-        running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=PROGRAM_SECONDS)
-    assert code == 0, errors
-    assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
-    lines = log_lines(tmp_path / "seen.jsonl")
-    assert {line["model"] for line in lines} == {"line_net"}
-    indices = [line["index"] for line in lines]
-    assert indices == sorted(set(indices))
 
 
 @pytest.mark.parametrize("spelling", ["grey.mp4", "./grey.mp4", "link.mp4", "hard.mp4"])

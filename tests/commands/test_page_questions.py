@@ -21,9 +21,9 @@ from engine.detectors.networks.yolox import STRIDES, Yolox, YoloxSize
 from engine.detectors.outputs import Level
 from engine.explainers.detector import DetectorExplainer
 from overlays.web.framing import unpack
-from tests.engine.detectors.conftest import SIZE, with_lively_weights
 from tests.support.broker import free_port
 from tests.support.limits import LIMIT_SECONDS
+from tests.support.tiny_detector import SIZE, with_lively_weights
 
 LABELS = ("car", "truck", "bus", "person", "dog", "cat")
 

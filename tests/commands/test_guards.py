@@ -127,13 +127,17 @@ def test_record_when_refuses_a_check_that_no_rule_requires(command):
     assert "where a guard's rule uses it" in errors
 
 
-def test_frames_with_guards_are_rendered_on_the_host():
+@pytest.mark.parametrize(
+    ("overlay", "on_gpu"),
+    [({}, True), ({"contour": True}, False), ({"hottest_box": True}, False), ({"smoothing_seconds": 1.0}, False)],
+)
+def test_frames_with_guards_are_rendered_on_the_gpu_unless_the_overlay_needs_the_host(overlay, on_gpu):
     from commands.wiring.gpu import renders_on_gpu
     from pipeline.config_loader import read_yaml, validate_config
 
-    assert not renders_on_gpu(
-        validate_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda"
-    )
+    settings = read_yaml(GUARDED.read_text(encoding="utf-8"), "guards") | {"overlay": overlay}
+    assert renders_on_gpu(validate_config(settings, "guards"), "cuda") == on_gpu
+    assert not renders_on_gpu(validate_config(settings, "guards"), "cpu")
 
 
 @pytest.mark.parametrize(

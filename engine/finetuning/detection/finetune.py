@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,12 +13,17 @@ from engine.detectors.checkpoint import DetectorCheckpoint
 from engine.finetuning.detection.dataset import BoxDataset, TruthsOf
 from engine.finetuning.detection.learner import DetectionLearner
 from engine.finetuning.detection.metrics import DetectionMetrics
+from engine.finetuning.detection.norms import folded_norms, restore_norms
 from engine.finetuning.detection.setup import DetectorModel, provenance_of
 from engine.finetuning.finetune import Callbacks
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.finetuning.trainer import EpochStats, TrainingConfig, train_learner
 from engine.runtime.devices import DTYPES
 from pipeline.frames import Image
+
+_NORM_IMAGES: Final = 128
+"""Training images from which the statistics of restored batch norms are measured."""
+_BATCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ def finetune_detector(
     indices = {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
     images = BoxDataset(paths, read, truths_of, model.labels, model.input)
     images.preload(callbacks.stop)
+    model = _with_restored_norms(model, images, indices[TRAIN])
     epochs: list[EpochStats] = []
     warm_start = model.warm_start
     with torch.random.fork_rng(devices=[]):
@@ -75,6 +81,21 @@ def finetune_detector(
     metrics = {part: learner.measure_images(indices[part], groups[part])[1] for part in parts if part != TRAIN}
     provenance = provenance_of(model) | _provenance(model.stages(), epochs, parts, metrics)
     return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics)
+
+
+def _with_restored_norms(model: DetectorModel, images: BoxDataset, indices: np.ndarray[Any, Any]) -> DetectorModel:
+    """Return a model whose folded batch norms, except frozen ones, are restored and learn their statistics."""
+    folded = folded_norms(model.net, model.trained_norms)
+    learned = [name for name in folded if model.net.get_submodule(name).get_parameter("weight").requires_grad]
+    if not learned:
+        return model
+    model.net.eval()
+    chosen = indices[:: max(1, len(indices) // _NORM_IMAGES)][:_NORM_IMAGES]
+    pixels = (
+        torch.stack([images.pixels(int(k)) for k in chosen[i : i + _BATCH]]) for i in range(0, len(chosen), _BATCH)
+    )
+    restore_norms(model.net, learned, (images.input.normalised(batch) for batch in pixels))
+    return replace(model, trained_norms=model.trained_norms - set(learned))
 
 
 def _learner(

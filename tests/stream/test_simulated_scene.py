@@ -97,7 +97,7 @@ def test_scene_defect_pixels_are_inside_box(monkeypatch):
         if part is None or part.defect == OK:
             continue
         spoilt, sound = (np.full((480, scene.slot_pixels, 3), 90, np.uint8) for _ in range(2))
-        box = simulated_scene._lay(spoilt, part, scene.scale)
+        box, _ = simulated_scene._lay(spoilt, part, scene.scale)
         simulated_scene._lay(sound, _healed(part), scene.scale)
         assert box is not None
         differs = np.abs(spoilt.astype(int) - sound).max(axis=2) > 24

@@ -118,9 +118,11 @@ def read_box_names(path: Path | None) -> dict[int, str]:
 
 def _of_coco(boxes: Path) -> Annotations:
     """Look up an image by its path in the JSON; by its file name where only one entry has that name."""
-    from engine.evaluation.boxes import coco_boxes
+    from engine.evaluation.boxes import at_size, coco_boxes, coco_sizes
 
-    by_path = {PurePosixPath(name): truths for name, truths in coco_boxes(read_text_file(boxes), str(boxes)).items()}
+    text = read_text_file(boxes)
+    by_path = {PurePosixPath(name): truths for name, truths in coco_boxes(text, str(boxes)).items()}
+    sizes = {PurePosixPath(name): size for name, size in coco_sizes(text).items()}
     by_name: dict[str, list[PurePosixPath]] = {}
     for entry in by_path:
         by_name.setdefault(entry.name, []).append(entry)
@@ -135,9 +137,9 @@ def _of_coco(boxes: Path) -> Annotations:
             )
         return max(exact or several, key=lambda entry: len(entry.parts), default=None)
 
-    def truths_of(path: Path, _size: tuple[int, int]) -> tuple[GroundTruth, ...]:
+    def truths_of(path: Path, size: tuple[int, int]) -> tuple[GroundTruth, ...]:
         entry = entry_of(path)
-        return () if entry is None else by_path[entry]
+        return () if entry is None else at_size(by_path[entry], sizes.get(entry), size, f"{boxes}: {entry}")
 
     return Annotations(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
 
@@ -157,7 +159,7 @@ def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
             return ()
         text = read_text_file(annotation)
         return (
-            voc_boxes(text, str(annotation))
+            voc_boxes(text, str(annotation), size)
             if annotation.suffix == ".xml"
             else yolo_boxes(text, labels, size, str(annotation))
         )

@@ -243,27 +243,36 @@ def yolo_file(image: Path) -> Path | None:
 
 def _list_coco(data: Path) -> _Listed:
     """List the images of a COCO JSON, or of a folder with one in each split."""
-    from engine.evaluation.boxes import coco_boxes
+    from engine.evaluation.boxes import at_size, coco_boxes, coco_sizes
 
     files = [data] if data.is_file() else [path for path in sorted(data.glob("*/*.json")) if _is_coco(path)]
     parts: dict[str, str] = {}
     truths: dict[str, Truths] = {}
+    stated: dict[str, tuple[str, tuple[int, int] | None]] = {}
     names: list[str] = []
     left_out: list[str] = []
     for file in files:
         text = read_text_file(file)
         part = part_called(file.parent.name) or part_called(file.stem) or "" if len(files) > 1 else ""
         below = _by_name(file.parent)
-        for name, boxes in coco_boxes(text, str(file)).items():
+        listed = coco_boxes(text, str(file))
+        sizes = coco_sizes(text)
+        for name, boxes in listed.items():
             path = _find_image(file, name, below)
             if path is None:
                 left_out.append(f"{name}: {file} names it, and it is not there")
                 continue
             parts[str(path)], truths[str(path)] = part, boxes
+            stated[str(path)] = (f"{file}: {name}", sizes.get(name))
         names += [name for name in _coco_names(text) if name not in names]
     if not parts:
         raise ConfigError(f"{data}: none of its images is beside it; put them into {files[0].parent} or a folder in it")
-    return _Listed(parts, lambda path, _size: truths[path], tuple(names), tuple(left_out))
+
+    def truths_of(path: str, size: tuple[int, int]) -> Truths:
+        where, annotated = stated[path]
+        return truths[path] if size == _UNIT else at_size(truths[path], annotated, size, where)
+
+    return _Listed(parts, truths_of, tuple(names), tuple(left_out))
 
 
 def _coco_names(text: str) -> list[str]:
@@ -314,8 +323,8 @@ def _list_voc(data: Path) -> _Listed:
     parts = parts if len({part for part in parts.values() if part}) > 1 else dict.fromkeys(parts, "")
     left_out = tuple(f"{image}: has no annotation" for image in images if str(image) not in file_of)
 
-    def truths_of(path: str, _size: tuple[int, int]) -> Truths:
-        return voc_boxes(read_text_file(file_of[path]), str(file_of[path]))
+    def truths_of(path: str, size: tuple[int, int]) -> Truths:
+        return voc_boxes(read_text_file(file_of[path]), str(file_of[path]), None if size == _UNIT else size)
 
     return _Listed(parts, truths_of, (), left_out)
 

@@ -20,6 +20,8 @@ MAX_PIXELS: Final = 1e6
 """Maximal distance of a box corner from the image's origin, in pixels."""
 _FRACTIONS: Final = (-0.5, 1.5)
 """Allowed range of a YOLO box's edges, as fractions of the image: labels may lie slightly outside the image."""
+_ROUNDING: Final = 1.5
+"""Largest difference of a side that rounding explains, in pixels."""
 
 Names = Mapping[int, str] | Sequence[str]
 """Box classes by their index."""
@@ -99,17 +101,70 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
     return {name: tuple(truths) for name, truths in truths.items()}
 
 
-def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
-    """Read a Pascal VOC annotation; its corners count from 1 and belong to the object.
+def coco_sizes(text: str) -> dict[str, tuple[int, int]]:
+    """Return the stated height and width of each image of a COCO file that ``coco_boxes`` reads, by its name."""
+    entries = json.loads(text)["images"]
+    sizes = {str(one["file_name"]).replace("\\", "/"): (one.get("height"), one.get("width")) for one in entries}
+    return {
+        name: (int(height), int(width))
+        for name, (height, width) in sizes.items()
+        if isinstance(height, int | float) and isinstance(width, int | float) and 0 < height < MAX_PIXELS > width > 0
+    }
+
+
+def at_size(
+    truths: tuple[GroundTruth, ...], stated: tuple[int, int] | None, size: tuple[int, int], where: str
+) -> tuple[GroundTruth, ...]:
+    """Return boxes in pixels of an image that may have been resized after it was annotated.
+
+    Args:
+        truths: boxes in pixels of the annotated image.
+        stated: height and width that the annotation states; None: it states none.
+        size: height and width of the image.
+        where: the file, for messages.
 
     Raises:
-        ConfigError: it is not such an XML file, or declares entities.
+        ConfigError: the sizes have different aspect ratios, or a box is outside the stated size.
+    """
+    if stated is None or stated == size:
+        return truths
+    (rows, columns), (height, width) = stated, size
+    y, x = height / rows, width / columns
+    if min(abs(height - rows * x), abs(width - columns * y)) > _ROUNDING:
+        raise ConfigError(
+            f"{where}: states an image of {columns}x{rows} pixels, and the image has {width}x{height}, another aspect "
+            "ratio; correct the size, and the boxes if the image was cropped or rotated"
+        )
+    for truth in truths:
+        for box in truth.boxes:
+            if box.right > columns + _ROUNDING or box.bottom > rows + _ROUNDING:
+                raise ConfigError(
+                    f"{where}: the box to {box.right:g}, {box.bottom:g} is outside the stated {columns}x{rows} pixels, "
+                    f"and the image has {width}x{height}; correct the stated size"
+                )
+    return tuple(
+        GroundTruth(truth.label, tuple(Box(b.left * x, b.top * y, b.right * x, b.bottom * y) for b in truth.boxes))
+        for truth in truths
+    )
+
+
+def voc_boxes(text: str, where: str, size: tuple[int, int] | None = None) -> tuple[GroundTruth, ...]:
+    """Read a Pascal VOC annotation; its corners count from 1 and belong to the object.
+
+    Args:
+        text: the content of the file.
+        where: the file, for messages.
+        size: height and width of the image; see ``at_size``. None: boxes are in pixels of the annotated image.
+
+    Raises:
+        ConfigError: it is not such an XML file, declares entities, or is of an image of another shape.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError(f"{where}: has a document type declaration, which VOC annotations do not need; remove it")
     try:
         truths = []
-        for entry in ET.fromstring(text).iter("object"):  # noqa: S314 - entities are refused above
+        root = ET.fromstring(text)  # noqa: S314 - entities are refused above
+        for entry in root.iter("object"):
             left, top, right, bottom = (
                 float(entry.findtext(f"bndbox/{side}") or "missing") for side in ("xmin", "ymin", "xmax", "ymax")
             )
@@ -118,7 +173,16 @@ def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
         raise ConfigError(
             f"{where}: not a Pascal VOC XML with object/bndbox ({reason}); correct or remove the file"
         ) from None
-    return tuple(truths)
+    return tuple(truths) if size is None else at_size(tuple(truths), _voc_size(root), size, where)
+
+
+def _voc_size(root: ET.Element) -> tuple[int, int] | None:
+    """Return the stated height and width; None: there is none, such as the zeros that some tools write."""
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if min(height, width) > 0 and max(height, width) < MAX_PIXELS else None
 
 
 def boxes_of_class(

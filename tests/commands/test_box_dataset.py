@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from commands.annotations import load_boxes
 from commands.box_dataset import BACKGROUND, find_boxes, list_boxes, with_common_labels
 from engine.finetuning.splits import Sample
 from pipeline.errors import ConfigError
@@ -140,6 +141,44 @@ def test_voc_folder_pairs_images_and_annotations_by_name(tmp_path):
     listing = listed(tmp_path)
     assert [truth.boxes[0] for truth in listing.truths_of(listing.samples[0].path, SIZE)] == [Box(8, 10, 40, 30)]
     assert "alone.png: has no annotation" in listing.left_out[0]
+
+
+def write_resized(folder, kind, width, height):
+    """Write an image, and an annotation with one box that states another size."""
+    write_image(folder / "a.png")
+    if kind == "voc":
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        write(folder / "a.xml", VOC.format(name="dent").replace("<object>", size + "<object>"))
+        return
+    image = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 10, 32, 20]}
+    content = {"images": [image], "categories": [{"id": 1, "name": "dent"}], "annotations": [box]}
+    write(folder / "a.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+@pytest.mark.parametrize(
+    ("stated", "box"),
+    [((160, 80), Box(4, 5, 20, 15)), ((80, 40), Box(8, 10, 40, 30)), ((0, 0), Box(8, 10, 40, 30))],
+)
+def test_boxes_follow_an_image_that_was_resized_after_it_was_annotated(tmp_path, kind, stated, box):
+    write_resized(tmp_path, kind, *stated)
+    listing = listed(tmp_path)
+    assert listing.truths_of(listing.samples[0].path, SIZE)[0].boxes == (box,)
+    lookup = load_boxes(tmp_path / "a.json" if kind == "coco" else tmp_path, None)
+    assert lookup.truths_of(tmp_path / "a.png", SIZE)[0].boxes == (box,)
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+@pytest.mark.parametrize(("stated", "rule"), [((40, 80), "another aspect ratio"), ((20, 10), "outside the stated")])
+def test_annotation_of_an_image_of_another_shape_is_refused(tmp_path, kind, stated, rule):
+    write_resized(tmp_path, kind, *stated)
+    listing = listed(tmp_path)
+    with pytest.raises(ConfigError, match=rule):
+        listing.truths_of(listing.samples[0].path, SIZE)
+    lookup = load_boxes(tmp_path / "a.json" if kind == "coco" else tmp_path, None)
+    with pytest.raises(ConfigError, match=rule):
+        lookup.truths_of(tmp_path / "a.png", SIZE)
 
 
 def test_voc_annotation_of_two_images_is_refused(tmp_path):

@@ -51,6 +51,8 @@ class DetectorModel:
     augmentation: BoxAugmentation
     trained_norms: frozenset[str]
     """Names of batch norms that keep their statistics, because they came with weights."""
+    pretrained: bool = False
+    """True if the weights, or those of the backbone, come from a file."""
     known_labels: tuple[str, ...] = ()
     """Classes that the initial weights have."""
     trained_digests: frozenset[str] = frozenset()
@@ -70,7 +72,7 @@ class DetectorModel:
         config = self.config
         if config.course:
             return config.course
-        defaults = DETECTOR_DEFAULTS if self.trained_norms else DETECTOR_FROM_SCRATCH_DEFAULTS
+        defaults = DETECTOR_DEFAULTS if self.pretrained else DETECTOR_FROM_SCRATCH_DEFAULTS
         return (
             replace(
                 defaults,
@@ -217,7 +219,8 @@ def _loaded(model: DetectorModel, state: Mapping[str, Tensor], known: Sequence[s
                 fitting[key][row] = value[tuple(known).index(label)]
     put_into(model.net, {**expected, **{key: value.to(expected[key].dtype) for key, value in fitting.items()}})
     norms = {key.removesuffix(".running_mean") for key in fitting if key.endswith(".running_mean")}
-    return replace(model, trained_norms=frozenset(norms), known_labels=tuple(v for v in known if v in model.labels))
+    kept = tuple(label for label in known if label in model.labels)
+    return replace(model, trained_norms=frozenset(norms), pretrained=True, known_labels=kept)
 
 
 def freeze_until(net: Yolox, layer: str) -> tuple[str, ...]:

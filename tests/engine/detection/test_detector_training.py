@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint, save_detector
 from engine.detectors.loader import load_detector
 from engine.finetuning.detection.dataset import BoxDataset
 from engine.finetuning.detection.finetune import finetune_detector
 from engine.finetuning.detection.learner import DetectionLearner
-from engine.finetuning.detection.setup import build_detector
+from engine.finetuning.detection.setup import DETECTOR_DEFAULTS, DETECTOR_FROM_SCRATCH_DEFAULTS, build_detector
 from engine.finetuning.detection.verification import check_detector_file
 from engine.finetuning.setup import FinetuneConfig
 from engine.finetuning.splits import TEST, stratified_group_split
@@ -107,6 +108,16 @@ def test_frozen_backbone_keeps_its_weights_and_statistics(parts, trained_file):
     assert all(torch.equal(before[key], after[key]) for key in backbone)
     build = build_detector(config, LABELS)
     assert {p.requires_grad for n, p in build.net.named_parameters() if n.startswith("backbone.backbone.")} == {False}
+
+
+def test_pretrained_weights_with_folded_norms_are_fine_tuned(parts, tmp_path):
+    weights = tmp_path / "folded.safetensors"
+    save_file(build_detector(CONFIG, LABELS).net.state_dict(), weights)  # untrained norms have trivial statistics
+    config = replace(CONFIG, weights=str(weights), epochs=1, learning_rate=None)
+    course = train(parts, config)[1].checkpoint.provenance["course"]
+    assert course["head_rate"] == DETECTOR_DEFAULTS.head_rate
+    assert course["learning_rate"] == DETECTOR_DEFAULTS.learning_rate
+    assert build_detector(CONFIG, LABELS).stages()[0].patience == DETECTOR_FROM_SCRATCH_DEFAULTS.patience
 
 
 def test_network_of_the_line_starts_from_the_features_of_its_classifier():

@@ -43,6 +43,8 @@ _HASH_SIZE: Final = (9, 8)
 _MAX_NAME_BYTES: Final = 100
 _NO_LABEL: Final = "none"
 _END: Final = b"\n]\n"
+_TASK_LINES: Final = 2
+"""Lines of a file of this program that was cut in its first task."""
 _DOCUMENTS: Final = "/data/local-files/?d="
 """Prefix of local files in Label Studio, relative to LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
 
@@ -176,8 +178,9 @@ class StillsSink(DiskSink):
 
 def folder_name(label: str) -> str:
     """Return the folder of a label: the label itself, as far as it is a name of a folder."""
-    name = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", replace_undecodable(label)).lstrip(".").strip()
-    return name.encode()[:_MAX_NAME_BYTES].decode(errors="ignore") or _NO_LABEL
+    name = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", replace_undecodable(label))
+    name = re.sub(r"^[.\s]+", "", name).encode()[:_MAX_NAME_BYTES].decode(errors="ignore").rstrip()
+    return name or _NO_LABEL
 
 
 def difference_hash(image: Image) -> int:
@@ -268,6 +271,8 @@ def append_task(path: Path, task: dict[str, Any]) -> None:
 def mend_tasks(path: Path) -> None:
     """Make a task file that a killed run left incomplete valid again: it keeps its complete lines.
 
+    A list that another program has formatted is written again with a task on each line.
+
     Raises:
         SinkError: the file holds no tasks: another program wrote it.
         OSError: it cannot be read or written.
@@ -277,9 +282,13 @@ def mend_tasks(path: Path) -> None:
     text = path.read_bytes()
     if text.startswith(b"[\n") and text.endswith(b"}\n]\n"):
         return
-    tasks = [line.rstrip(b",") for line in text.split(b"\n")[1:] if _is_task(line.rstrip(b","))]
-    if text.strip() and not text.startswith(b"[\n"):
-        raise SinkError(f"{path}: is not a task file of this program; move it away")
+    tasks = _formatted_tasks(text)
+    if tasks is None:
+        if text.strip() and not text.startswith(b"[\n"):
+            raise SinkError(f"{path}: is not a task file of this program; move it away")
+        tasks = [line.rstrip(b",") for line in text.split(b"\n")[1:] if _is_task(line.rstrip(b","))]
+        if not tasks and len(text.splitlines()) > _TASK_LINES:
+            raise SinkError(f"{path}: is damaged and not as this program writes it; mend it or move it away")
     if not tasks:
         path.unlink()
         return
@@ -287,6 +296,17 @@ def mend_tasks(path: Path) -> None:
     hidden.write_bytes(b"[\n" + b",\n".join(tasks) + _END)
     hidden.replace(path)
     log.warning("%s: was incomplete; its %d complete tasks are kept", path, len(tasks))
+
+
+def _formatted_tasks(text: bytes) -> list[bytes] | None:
+    """Return the lines of a complete list of tasks, however it is formatted; None if it is none."""
+    try:
+        tasks = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        return None
+    return [json.dumps(task, ensure_ascii=False).encode() for task in tasks]
 
 
 def _is_task(line: bytes) -> bool:

@@ -170,6 +170,8 @@ def test_task_without_a_box_is_under_none(tmp_path):
         ("a/b\\c\n", "a_b_c_"),
         ("..", "none"),
         ("../x", "_x"),
+        (" ..", "none"),
+        (" . .x", "x"),
         ("", "none"),
         ("é" * 99, "é" * 50),
     ],
@@ -191,6 +193,25 @@ def test_task_file_of_a_killed_run_is_valid_again(tmp_path, cut):
     assert names[-1] == "new.jpg"
     assert names[:-1] == [f"{number}.jpg" for number in range(len(names) - 1)]
     assert len(names) >= 3
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2])
+def test_tasks_that_another_program_has_formatted_are_kept(tmp_path, indent):
+    path = tmp_path / "tasks.json"
+    before = [{"data": {"image": f"{number}.jpg"}, "annotations": [1]} for number in range(2)]
+    path.write_text(json.dumps(before, indent=indent))
+    mend_tasks(path)
+    stills.append_task(path, {"data": {}})
+    assert json.loads(path.read_bytes()) == [*before, {"data": {}}]
+
+
+def test_formatted_task_file_that_is_damaged_is_refused_and_kept(tmp_path):
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps([{"data": {"image": "0.jpg"}}] * 2, indent=2)[:-2])
+    before = path.read_bytes()
+    with pytest.raises(SinkError, match="mend it or move it away"):
+        mend_tasks(path)
+    assert path.read_bytes() == before
 
 
 def test_task_file_of_another_program_is_refused_and_kept(tmp_path):

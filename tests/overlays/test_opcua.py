@@ -96,6 +96,22 @@ def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, PROGRAM_SECONDS))
 
 
+def test_cameras_called_like_the_server_or_like_a_variable_are_served():
+    cameras = ("line", "door", "door.Ok", "line/")
+    with OpcUaSink(OpcUaSettings(uri=ANY_PORT), SinkContext(cameras=cameras), clock=lambda: NOW[0]) as named:
+        for index, camera in enumerate(cameras):
+            put(named, explain(camera=camera, index=index + 7, taken_at=99.9))
+
+        async def check():
+            await when_serving(named)
+            async with client(named) as connection:
+                for index, camera in enumerate(cameras):
+                    await read_until(connection, camera, "Index", index + 7)
+
+        run(check())
+        assert not named.problem
+
+
 @pytest.mark.leaves_things  # the module's server stays open for the next test
 def test_variables_hold_the_last_frame_and_part(sink):
     for index, (seconds, label) in enumerate([(96.0, "dent"), (96.1, "ok"), (96.2, "dent"), (97.5, "ok")]):

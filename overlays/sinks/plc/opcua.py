@@ -115,6 +115,8 @@ class OpcUaSink(Sink):
         self._votes: dict[str, PartVote] = {}
         self._states = {camera: _CameraState() for camera in context.cameras}
         self._nodes: dict[tuple[str, str], ua.NodeId] = {}
+        self._objects: set[str] = set()
+        """The identifiers of the server's object and of the cameras'."""
         self._written: dict[tuple[str, str], _Value] = {}
         self._changed: asyncio.Event | None = None
         self._identity: tuple[bytes, bytes] | None = None
@@ -175,7 +177,7 @@ class OpcUaSink(Sink):
         server.set_server_name(_DEFAULT_NAME)
         await self._set_security(server)
         namespace = await server.register_namespace(f"urn:recipro-stream:{self._name}")
-        parent = await server.nodes.objects.add_object(_node_id(self._name, namespace), self._name)
+        parent = await server.nodes.objects.add_object(self._object_id(self._name, namespace), self._name)
         async with server:
             self._changed, self.is_serving = changed, True
             log.info("OPC UA: %s", self.endpoint)
@@ -216,11 +218,18 @@ class OpcUaSink(Sink):
 
     async def _add_camera(self, parent: Any, namespace: int, camera: str) -> None:  # noqa: ANN401 - a node
         text = replace_undecodable(camera)
-        folder = await parent.add_object(_node_id(text, namespace), text)
+        folder = await parent.add_object(self._object_id(text, namespace), text)
         for name, kind in _TYPES.items():
             initial = [0.0] * 4 if name == "Box" else ua.get_default_value(kind)
             variable = await folder.add_variable(_node_id(f"{text}.{name}", namespace), name, initial, kind)
             self._nodes[camera, name] = variable.nodeid
+
+    def _object_id(self, text: str, namespace: int) -> ua.NodeId:
+        """Return an identifier that no other object and no variable has: a camera may be called like the server."""
+        while text in self._objects or text.rpartition(".")[2] in _TYPES:
+            text += "/"
+        self._objects.add(text)
+        return _node_id(text, namespace)
 
     def _values(self, state: _CameraState) -> dict[str, _Value]:
         """Return the variables of a camera that have a value."""

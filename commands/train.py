@@ -35,6 +35,8 @@ from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.finetuning.setup import FinetuneModel, Precision
     from engine.finetuning.trainer import Balance
 
@@ -136,7 +138,7 @@ def train(
     from engine.finetuning.setup import FinetuneConfig, build_model
     from engine.finetuning.splits import TEST, TRAIN, VALIDATION, check_groups, merge_duplicates, stratified_group_split
 
-    _check_options(output, model, balance, precision)
+    _check_options(output, {"--model": model, "--weights": weights or ""}, balance, precision)
     engine = validate_config({}, "command line", {"engine": drop_none({
         "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
     })}).engine  # fmt: skip
@@ -199,13 +201,14 @@ def train(
     write_report(output, trained, explainer, read)
 
 
-def _check_options(output: Path, model: str, balance: str, precision: str) -> None:
+def _check_options(output: Path, inputs: Mapping[str, str], balance: str, precision: str) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {str(output)!r}: must end in .safetensors, such as part.safetensors")
-    if Path(model).exists() and output.absolute().resolve() == Path(model).resolve():
-        raise ConfigError(
-            f"--output {str(output)!r}: is the file of --model, which would be overwritten; give another name"
-        )
+    for option_name, value in inputs.items():
+        if Path(value).is_file() and output.absolute().resolve() == Path(value).resolve():
+            raise ConfigError(
+                f"--output {str(output)!r}: is the file of {option_name}, which would be overwritten; give another name"
+            )
     check_writable(output, *files_beside(output).values())
     for name, value, values in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
         if value not in values:

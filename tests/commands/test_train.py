@@ -194,6 +194,15 @@ def test_train_checks_options_before_it_reads_images(command, tmp_path, words, r
     assert "none of its images can be decoded" in errors
 
 
+@pytest.mark.parametrize("option", ["--model", "--weights"])
+def test_train_refuses_to_overwrite_the_weights_it_starts_from(command, tmp_path, option):
+    (tmp_path / "start.safetensors").write_bytes(b"weights")
+    words = ("--model", "yolox_nano") if option == "--weights" else ()
+    code, _, errors = command("train", "parts", *words, option, "start.safetensors", "--output", "start.safetensors")
+    assert code == 2
+    assert f"is the file of {option}, which would be overwritten" in errors
+
+
 def test_train_continues_from_a_checkpoint_with_new_images(command, tmp_path, caplog):
     assert command("train", "parts", *OPTIONS, "--epochs", 2, "--fit", "letterbox")[0] == 0
     before = load_checkpoint(tmp_path / "part.safetensors")

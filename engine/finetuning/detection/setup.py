@@ -171,6 +171,11 @@ def _assembled(
             f"--input-size {size[0]}x{size[1]}: both sides of the input of {name} are multiples of {step}, such as "
             "{}x{}".format(*input_format.size)
         )
+    if max(size) == step:
+        raise ConfigError(
+            f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, of which a batch norm learns "
+            f"nothing from one image; give at least {2 * step} for one side"
+        )
     return DetectorModel(
         config,
         net,

@@ -132,6 +132,7 @@ def test_network_of_the_line_starts_from_the_features_of_its_classifier():
         ({"weights": None}, "initial weights"),
         ({"model": "yolox_nan"}, "Did you mean 'yolox_nano'"),
         ({"input_size": (100, 64)}, "multiples of 32"),
+        ({"input_size": (32, 32)}, "one cell"),
         ({"linear_probe": True}, "--linear-probe: is for classifiers"),
         ({"balance": "weights"}, "is for classifiers"),
         ({"freeze_until": "layer3"}, "no such part"),

@@ -35,6 +35,7 @@ _YUV: Final = {
     "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2,
     "yuyv": cv2.COLOR_YUV2RGB_YUY2,
 }
+_MAX_STAMP_NS: Final = (1 << 63) - 1
 _CODECS: Final = {"h264": "h264", "h265": "hevc", "hevc": "hevc", "vp9": "vp9", "av1": "libdav1d"}
 
 
@@ -98,7 +99,7 @@ def _layout(encoding: str) -> tuple[str, int]:
 def _rows(message: ImageMessage, channels: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return the pixels without the padding of rows. Raises ``SourceError``."""
     used = message.width * channels * dtype.itemsize
-    step = message.step or used
+    step = (message.step or used) if message.height > 1 else used  # of a single row, any step may be stated
     needed = step * (message.height - 1) + used
     if message.width < 1 or message.height < 1 or step < used or len(message.data) < needed:
         raise SourceError(
@@ -180,6 +181,11 @@ class VideoTopic:
         self._codec, self._format = codec, name
 
 
+def _valid_stamp(stamp_ns: int) -> int:
+    """Return a stamp; 0 for one that no clock shows and that formats of 64 bits cannot hold."""
+    return stamp_ns if 0 <= stamp_ns <= _MAX_STAMP_NS else 0
+
+
 class TopicDecoder:
     """Decodes the messages of one topic to RGB images."""
 
@@ -191,13 +197,13 @@ class TopicDecoder:
         self._video = VideoTopic(max_pixels)
 
     def decode(self, data: bytes, log_ns: int) -> Iterator[tuple[int, Image]]:
-        """Yield the images of a message and their stamps: those of the header, or ``log_ns`` where it has none.
+        """Yield the images of a message and their stamps: those of the header, or ``log_ns`` where it has no valid one.
 
         Raises:
             SourceError: the message is damaged or has no image that can be read; the next one may be good.
         """
         message = self._parse(data)
-        stamp_ns = message.stamp_ns or log_ns
+        stamp_ns = _valid_stamp(message.stamp_ns) or _valid_stamp(log_ns)
         if message.form == "video":
             yield from self._video.decode(message, stamp_ns)
         elif message.form == "raw":

@@ -5,8 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import BinaryIO, Final
 
+import lz4.frame
+import zstandard
 from mcap.exceptions import McapError
 from mcap.reader import make_reader
 from mcap.records import Channel, Chunk, McapRecord, Message, Schema
@@ -14,7 +17,10 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 
 from stream.bags.container import MAX_RECORD_BYTES, BagDamageError, BagMessage, BagReader, Topic
 
-_DAMAGE: Final = (McapError, struct.error, ValueError, EOFError, OverflowError, MemoryError, RuntimeError)
+_DAMAGE: Final = (
+    *(McapError, zstandard.ZstdError, struct.error, ValueError),
+    *(EOFError, OSError, OverflowError, MemoryError, RuntimeError),
+)
 """Errors that the reader, its decompressors and its text decoding raise for damaged bytes."""
 _RECOVER: Final = "try `mcap recover FILE.mcap -o REPAIRED.mcap`"
 
@@ -86,7 +92,26 @@ def _outer_records(file: BinaryIO) -> Generator[McapRecord, None, None]:
 def _parts(chunk: Chunk) -> list[McapRecord]:
     if chunk.uncompressed_size > MAX_RECORD_BYTES:
         raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes, more than {MAX_RECORD_BYTES}")
-    return breakup_chunk(chunk, validate_crc=True)
+    content = _unpacked(chunk)
+    plain = replace(chunk, compression="", data=content, uncompressed_size=len(content))
+    return breakup_chunk(plain, validate_crc=True)
+
+
+def _unpacked(chunk: Chunk) -> bytes:
+    """Return the content of a chunk; takes no more memory than the chunk states."""
+    size = chunk.uncompressed_size
+    if chunk.compression == "zstd":
+        stated = zstandard.frame_content_size(chunk.data)
+        if stated > size:
+            raise ValueError(f"a chunk of {stated} bytes that states {size}")
+        content = zstandard.ZstdDecompressor().decompress(chunk.data, max_output_size=size)
+    elif chunk.compression == "lz4":
+        content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
+    else:
+        content = chunk.data
+    if len(content) != size:
+        raise ValueError(f"a chunk of {len(content)} bytes that states {size}")
+    return bytes(content)
 
 
 def _topic(channel: Channel, schema: Schema | None, count: int | None) -> Topic:

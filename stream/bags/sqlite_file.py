@@ -34,7 +34,7 @@ class SqliteBag(BagReader):
         )
         with self._connection() as database, _damage():
             for name, log_ns, data in database.execute(query, (topic, topic)):
-                yield BagMessage(str(name), int(log_ns), _unpacked(bytes(data)))
+                yield BagMessage(str(name), int(log_ns), _unpacked(data))
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -52,7 +52,9 @@ def _damage() -> Iterator[None]:
         raise BagDamageError(f"cut off or damaged ({error}); {_RECOVER}") from None
 
 
-def _unpacked(data: bytes) -> bytes:
+def _unpacked(data: object) -> bytes:
+    if not isinstance(data, bytes):
+        raise TypeError("a message that is no bytes")
     if not data.startswith(_ZSTD):
         return data
     size = zstandard.frame_content_size(data)

@@ -6,13 +6,16 @@ import shutil
 import sqlite3
 import sys
 import threading
+from contextlib import closing, suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
+import lz4.frame
 import numpy as np
 import pytest
+import zstandard
 
 pytest.importorskip("rosbags")
 pytest.importorskip("mcap_protobuf")
@@ -22,6 +25,7 @@ from foxglove_schemas_protobuf.CompressedVideo_pb2 import CompressedVideo
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 from google.protobuf.timestamp_pb2 import Timestamp
 from mcap.reader import make_reader
+from mcap.records import Chunk
 from mcap.writer import CompressionType
 from mcap_protobuf.writer import Writer as ProtobufWriter
 from rosbags.rosbag1 import Writer as Writer1
@@ -35,8 +39,12 @@ from commands.wiring.run import make_sources
 from overlays.sinks.foxglove.mcap_file import McapSink
 from pipeline.errors import CorruptMediaError, SourceError
 from pipeline.frames import Explanation, Finding, Overlay
+from stream.bags.container import BagDamageError
 from stream.bags.images import PixelConverter
+from stream.bags.mcap_file import McapBag
+from stream.bags.mcap_file import _unpacked as chunk_content
 from stream.bags.messages import ImageMessage
+from stream.bags.sqlite_file import SqliteBag
 from stream.sources import build_source, path_of
 
 START_NS = 1_700_000_000_123_456_789
@@ -271,6 +279,11 @@ def test_impossible_image_is_refused_before_memory_is_taken(fields, message):
         PixelConverter(1_000_000).convert(ImageMessage("raw", 0, data=bytes(96), **values))
 
 
+def test_single_row_with_a_huge_step_takes_no_memory():
+    message = ImageMessage("raw", 0, "mono8", bytes(12), width=12, height=1, step=0xFFFFFFFF)
+    assert PixelConverter().convert(message).shape == (1, 12, 3)
+
+
 def timestamp(stamp_ns):
     return Timestamp(seconds=stamp_ns // 10**9, nanos=stamp_ns % 10**9)
 
@@ -373,6 +386,42 @@ def test_damaged_chunk_of_mcap_is_left_out_and_the_rest_is_read(tmp_path):
     numbers, error = read_until_error(path)
     assert len(numbers) == COUNT - 1
     assert "1 damaged chunks were left out (crc" in error
+
+
+@pytest.mark.parametrize("compression", [CompressionType.ZSTD, CompressionType.LZ4])
+def test_any_damaged_byte_of_compressed_mcap_is_reported_in_words(tmp_path, compression):
+    path = write_foxglove(tmp_path / "x.mcap", jpeg_messages(2), compression=compression)
+    content = path.read_bytes()
+    for position in range(0, len(content), 23):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        with suppress(BagDamageError):
+            McapBag(path).topics()
+            list(McapBag(path).messages())
+
+
+@pytest.mark.parametrize("pack", [zstandard.compress, lz4.frame.compress])
+def test_chunk_that_unpacks_to_more_than_it_states_is_refused(pack):
+    kind = "zstd" if pack is zstandard.compress else "lz4"
+    chunk = Chunk(compression=kind, data=pack(bytes(1 << 20)), message_start_time=0, message_end_time=0,
+                  uncompressed_crc=0, uncompressed_size=64)  # fmt: skip
+    with pytest.raises(ValueError, match="states 64"):
+        chunk_content(chunk)
+
+
+@pytest.mark.parametrize("seconds", [1 << 60, -5])
+def test_stamp_that_no_clock_shows_is_replaced_by_the_time_of_the_recording(tmp_path, seconds):
+    [(topic, message)] = jpeg_messages(1)
+    message.timestamp.seconds, message.timestamp.nanos = seconds, 0
+    [source] = cameras(write_foxglove(tmp_path / "x.mcap", [(topic, message)]))
+    assert [frame.stamp_ns for frame in frames_of(source)] == [0]
+
+
+def test_message_of_a_database_that_is_a_number_is_damage(tmp_path):
+    path = write_ros(tmp_path / "run", count=2) / "run.db3"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE messages SET data = 100000000000")
+    with pytest.raises(BagDamageError, match="no bytes"):
+        list(SqliteBag(path).messages())
 
 
 def test_cut_bag_of_ros1_gives_all_complete_chunks_then_the_error(tmp_path):

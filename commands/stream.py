@@ -19,7 +19,7 @@ from commands.multi_device import run_sharded
 from commands.options import ACCESS, CAMERA, IMAGE, NETWORK, RUN, drop_none, option
 from commands.parent_process import ends_with_parent
 from commands.wiring.kinds import KINDS, load_config
-from commands.wiring.reload import ConfigFile
+from commands.wiring.reload import ConfigFile, stamp_of
 from commands.wiring.run import redact_config, run_from_config
 from commands.wiring.sinks import apply_curve_keys, apply_mqtt_credentials, apply_recording_options, apply_web_token
 from pipeline.config import Config
@@ -217,7 +217,7 @@ def _watched(
         raise ConfigError("--watch-config: the cameras must stand in a YAML file; move each --source into it")
     if devices is not None:
         raise ConfigError("--watch-config: is not possible with --devices; start one run for each device")
-    return ConfigFile(config, resolve)
+    return ConfigFile(config, resolve, stamp_of(config))
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:

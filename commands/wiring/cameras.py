@@ -7,7 +7,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -185,6 +184,9 @@ class RunningCameras(Discovery):
         except (ReciproStreamError, OSError) as error:
             log.error("camera %s: cannot be opened: %s", camera.name, error)  # noqa: TRY400 - an expected error
             return False
+        except Exception:
+            log.exception("camera %s: cannot be opened", camera.name)  # a plug-in raises anything
+            return False
         return True
 
     def _withdraw(self, name: str) -> None:
@@ -209,5 +211,7 @@ class RunningCameras(Discovery):
 
 
 def _close(camera: Camera) -> None:
-    with suppress(OSError):
+    try:
         camera.source.__exit__(None, None, None)
+    except Exception as error:  # noqa: BLE001 - the other cameras go on
+        log.warning("camera %s: cannot be closed: %s", camera.name, error)

@@ -32,6 +32,8 @@ class ConfigFile:
     path: Path
     read: Callable[[], Config]
     """Returns the validated configuration of the file as it is now; raises ``ReciproStreamError``."""
+    stamp: tuple[int, ...] | None = None
+    """``stamp_of`` the file before the run's configuration was read: a change while the run starts is noticed."""
     requested: threading.Event = field(default_factory=threading.Event)
     """Set to have the file read now, changed or not."""
 
@@ -51,7 +53,7 @@ class ConfigWatcher:
             apply: changes the run's cameras; raises ``ReciproStreamError`` if the configuration does not fit the run.
         """
         self._file, self._config, self._apply = file, config, apply
-        self._stamp = _stamp(file.path)
+        self._stamp = file.stamp
         self._stop = threading.Event()
         self._worker = ThreadWorker(f"configuration {file.path}", self._watch, self._end)
 
@@ -74,7 +76,7 @@ class ConfigWatcher:
             if self._stop.is_set():
                 return
             self._file.requested.clear()
-            stamp = _stamp(self._file.path)
+            stamp = stamp_of(self._file.path)
             if is_requested or stamp != self._stamp:
                 self._stamp = stamp
                 self._reload()
@@ -86,6 +88,9 @@ class ConfigWatcher:
             diff = self._apply(config)
         except (ReciproStreamError, OSError) as error:
             log.error("%s: not applied, the run goes on as before: %s", path, error)  # noqa: TRY400 - an expected error
+            return
+        except Exception:
+            log.exception("%s: not applied, the run goes on as before", path)  # a plug-in raises anything
             return
         cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)
@@ -110,7 +115,7 @@ def reload_on_hangup(file: ConfigFile) -> Iterator[None]:
         signal.signal(hangup, before)
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+def stamp_of(path: Path) -> tuple[int, ...] | None:
     """Return numbers that differ once the file is written or replaced; None if it cannot be examined."""
     try:
         status = path.stat()

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,6 +17,7 @@ import yaml
 
 from commands.wiring.cameras import RunningCameras, make_cameras
 from commands.wiring.kinds import load_config
+from commands.wiring.reload import ConfigFile, ConfigWatcher, stamp_of
 from pipeline.errors import SinkError
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -181,3 +183,52 @@ def test_camera_whose_output_belongs_to_another_run_does_not_join(caplog):
         assert run.apply(cameras(source("a"), source("b"))).failed == ["b"]
         assert run.take() == []
     assert "b.mp4: is being written by another run" in caplog.text
+
+
+class SourceThatFails(FakeSource):
+    """Raises an error of no known kind when it is opened or closed."""
+
+    def __init__(self, camera, when):
+        super().__init__(camera=camera)
+        self.when = when
+
+    def __enter__(self):
+        if self.when == "opened":
+            raise ValueError("broken plug-in")
+        return self
+
+    def __exit__(self, *_):
+        raise ValueError("broken plug-in")
+
+
+def test_camera_that_raises_any_error_leaves_the_others_alone(caplog):
+    [old] = cameras(source("old"))
+    old = replace(old, source=SourceThatFails("old", "closed"))
+    good, bad = cameras(source("good"), source("bad"))
+    bad = replace(bad, source=SourceThatFails("bad", "opened"))
+    with RunningCameras([old], lambda _camera: None) as run:
+        diff = run.apply([good, bad])
+        assert (diff.failed, diff.removed) == (["bad"], ["old"])
+        run.on_removed(old.source)
+        assert [joined.camera for joined in run.take()] == ["good"]
+    assert "camera bad: cannot be opened" in caplog.text
+    assert "camera old: cannot be closed: broken plug-in" in caplog.text
+
+
+def test_watcher_notices_a_change_before_it_starts_and_survives_any_error(tmp_path, caplog):
+    path = tmp_path / "run.yaml"
+    path.write_text("a")
+    read = threading.Event()
+
+    def fail():
+        read.set()
+        raise ValueError("broken plug-in")
+
+    file = ConfigFile(path, fail, stamp_of(path))
+    path.write_text("changed while the run starts")
+    with ConfigWatcher(file, load_config({"sources": [source("a")]}, "x"), pytest.fail):
+        for _ in range(2):
+            assert read.wait(LIMIT_SECONDS)
+            read.clear()
+            file.requested.set()
+    assert "broken plug-in" in caplog.text

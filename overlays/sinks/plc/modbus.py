@@ -79,6 +79,8 @@ class ModbusSink(Sink):
         self._began_at = clock()
         self._cameras: dict[str, int] = {}
         """The number of each camera's block."""
+        self._refused: set[str] = set()
+        """Cameras without a block."""
         self._votes: dict[str, PartVote] = {}
         self._frames: dict[int, FrameVerdict] = {}
         self._parts: dict[int, PartVerdict] = {}
@@ -121,6 +123,13 @@ class ModbusSink(Sink):
         """Return the number of a camera's block; None beyond ``MAX_CAMERAS``."""
         if camera not in self._cameras:
             if len(self._cameras) >= MAX_CAMERAS:
+                if camera not in self._refused:
+                    self._refused.add(camera)
+                    log.error(
+                        "%s: %s has no registers: all %d blocks are taken, also those of cameras that left; split the "
+                        "cameras into several runs, or start the run again",
+                        self.uri, camera, MAX_CAMERAS,
+                    )  # fmt: skip
                 return None
             self._cameras[camera] = len(self._cameras)
             self._votes[camera] = PartVote(self._rules)

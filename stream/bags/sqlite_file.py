@@ -41,7 +41,16 @@ class SqliteBag(BagReader):
         address = f"file:{quote(str(self._path.absolute()))}?mode=ro&immutable=1"
         with closing(sqlite3.connect(address, uri=True, check_same_thread=False)) as database:
             database.execute("PRAGMA writable_schema=ON")  # otherwise SQLite refuses a file that is cut
+            with _damage():
+                _refuse_views(database)
             yield database
+
+
+def _refuse_views(database: sqlite3.Connection) -> None:
+    """Refuse views under the names of the tables: a hostile one never ends."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'view' AND lower(name) IN ('topics', 'messages')"
+    if (found := database.execute(query).fetchone()) is not None:
+        raise ValueError(f"{found[0]} is a view, not a table")
 
 
 @contextmanager

@@ -416,6 +416,17 @@ def test_stamp_that_no_clock_shows_is_replaced_by_the_time_of_the_recording(tmp_
     assert [frame.stamp_ns for frame in frames_of(source)] == [0]
 
 
+def test_view_in_place_of_a_table_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "x.db3"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "CREATE VIEW topics AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) "
+            "SELECT id, 'x' AS name, 'x' AS type, 'cdr' AS serialization_format FROM n"
+        )
+    with pytest.raises(BagDamageError, match="topics is a view"):
+        SqliteBag(path).topics()
+
+
 def test_message_of_a_database_that_is_a_number_is_damage(tmp_path):
     path = write_ros(tmp_path / "run", count=2) / "run.db3"
     with closing(sqlite3.connect(path)) as database, database:

@@ -25,7 +25,7 @@ from engine.evaluation.detectors.maps import (
     PlacedMap,
     shuffled_channels,
 )
-from engine.evaluation.detectors.matching import BoxClasses, Match, Matching, match_boxes
+from engine.evaluation.detectors.matching import BoxClasses, Match, Matching, cut_at_edges, match_boxes
 from engine.evaluation.detectors.perturbation import (
     PerturbedImage,
     ScoredBox,
@@ -162,7 +162,8 @@ class BoxEvaluator:
         edges = self._detector.input.place(frame.height, frame.width).to_image(detections.boxes)
         limit = torch.tensor([frame.width, frame.height] * 2, dtype=edges.dtype)
         boxes = [Box(*corners) for corners in torch.minimum(edges.clamp(min=0.0), limit).tolist()]
-        return match_boxes(boxes, detections.classes.tolist(), truths, self._classes), boxes
+        objects = cut_at_edges(truths, (frame.height, frame.width))
+        return match_boxes(boxes, detections.classes.tolist(), objects, self._classes), boxes
 
     def _selected(self, matching: Matching) -> list[Match]:
         """Return at most ``boxes_per_image`` matches, evenly spaced by score."""

@@ -55,6 +55,23 @@ class BoxClasses:
         return frozenset(named | set(self.class_map.get(label, ())))
 
 
+def cut_at_edges(truths: Sequence[GroundTruth], size: tuple[int, int]) -> list[GroundTruth]:
+    """Return objects cut at the edges of their image, as detections are; outside of it a box has no area.
+
+    Args:
+        truths: the objects, in pixels of the image.
+        size: height and width of the image.
+    """
+    height, width = size
+
+    def cut(box: Box) -> Box:
+        x, y = ([min(max(v, 0.0), float(side)) for v in pair] for pair, side in
+                (((box.left, box.right), width), ((box.top, box.bottom), height)))  # fmt: skip
+        return Box(x[0], y[0], x[1], y[1])
+
+    return [GroundTruth(truth.label, tuple(cut(box) for box in truth.boxes)) for truth in truths]
+
+
 def match_boxes(
     boxes: Sequence[Box], classes: Sequence[int], truths: Sequence[GroundTruth], known: BoxClasses
 ) -> Matching:

@@ -20,7 +20,7 @@ from engine.evaluation.detectors.maps import (
     chosen_methods,
     shuffled_channels,
 )
-from engine.evaluation.detectors.matching import BoxClasses, match_boxes
+from engine.evaluation.detectors.matching import BoxClasses, cut_at_edges, match_boxes
 from engine.evaluation.detectors.perturbation import (
     ScoreReader,
     border_colour,
@@ -85,6 +85,14 @@ def score_at(box, split, features):
         maps = split.tail(*features)
         vectors = [maps[split.maps.index(r.map)][:, :, r.row, r.column] for r in layout.reads(target.anchor)]
         return float(layout.log_score(vectors, target.class_index, target.anchor).exp())
+
+
+def test_objects_are_cut_at_the_edges_of_their_image_as_detections_are():
+    objects = (Box(-30, 10, 20, 30), Box(70, 30, 90, 50), Box(90, 50, 95, 60), Box(1, 2, 3, 4))
+    cut = cut_at_edges([GroundTruth(LABELS[0], objects)], (40, 80))[0].boxes
+    assert cut == (Box(0, 10, 20, 30), Box(70, 30, 80, 40), Box(80, 40, 80, 40), Box(1, 2, 3, 4))
+    found = match_boxes([cut[0]], [0], cut_at_edges([GroundTruth(LABELS[0], objects[:1])], (40, 80)), KNOWN)
+    assert found.matches[0].iou == 1.0
 
 
 def test_odam_is_the_derivative_of_the_score_when_a_cell_is_scaled(boxes):
@@ -323,6 +331,16 @@ def test_box_evaluator_judges_no_more_boxes_than_allowed(detector, frame, record
     assert limited["matched"] >= len(limited["judged"]) == 1
     assert "deletion" not in limited["judged"][0]["methods"]["random"]
     assert not limited["judged"][0]["maps"]
+
+
+def test_box_evaluator_finds_an_object_that_overhangs_its_image(detector, frame, boxes):
+    placement = detector.input.place(frame.height, frame.width)
+    found = placement.to_image(boxes[0].image.complete_boxes.detections.boxes).tolist()
+    left, top, right, bottom = next(box for box in found if box[0] < 0 < box[2] or box[1] < 0 < box[3])
+    far = 4 * max(frame.width, frame.height)
+    wide = Box(left - far if left < 0 else left, top - far if top < 0 else top, right, bottom)
+    options = BoxEvaluationOptions(methods=BLIND, steps=0, boxes_per_image=1, randomize=False, any_box=True)
+    assert BoxEvaluator(detector, options).evaluate(frame, [GroundTruth("thing", (wide,))])["missed"] == 0
 
 
 def test_summary_has_means_and_paired_differences(record):

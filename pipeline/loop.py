@@ -210,6 +210,8 @@ class Pipeline:
         worker.__exit__()
         self._streams.pop(worker.camera).queue.__exit__(None, None, None)
         self._workers.remove(worker)
+        if worker.error is not None:
+            self.result.removed_errors.append(worker.error)
         self._renderer.forget_camera(worker.camera)
         self._explainer.forget_camera(worker.camera)
         self._outputs.forget_camera(worker.camera)

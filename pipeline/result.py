@@ -47,6 +47,8 @@ class RunResult:
     errors: list[str] = field(default_factory=list)
     """Errors that ended a camera or a sink early, one sentence each."""
     seconds: float = 0.0
+    removed_errors: list[BaseException] = field(default_factory=list)
+    """Errors of cameras that were removed from the run."""
 
     @property
     def received(self) -> int:
@@ -85,7 +87,7 @@ class RunResult:
 
     def collect_errors(self) -> None:
         """Add what went wrong to ``errors``; raise a bug (neither a ``ReciproStreamError`` nor an ``OSError``)."""
-        raised = [worker.error for worker in self.source_workers]
+        raised = [*self.removed_errors, *(worker.error for worker in self.source_workers)]
         raised.extend(worker.error or worker.fault for worker in self.sink_workers)
         for error in raised:
             if error is not None and not isinstance(error, ReciproStreamError | OSError):

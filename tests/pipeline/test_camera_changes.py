@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Explanation, Finding, Overlay
 from pipeline.loop import Pipeline
 from pipeline.ports import Discovery, Explainer, Renderer, Sink
@@ -128,6 +128,12 @@ def test_pipeline_continues_a_camera_that_comes_again_under_its_name():
     counts = result.stats.frames
     assert counts.received("leaver") == counts.delivered("leaver") + counts.dropped("leaver")
     assert result.stats.cameras["leaver"].explained == result.explained >= 40
+
+
+def test_error_of_a_camera_that_is_removed_afterwards_stays_in_the_result():
+    failed = FakeSource(10, "leaver", fails=SourceError("the file is damaged"))
+    result, *_ = run([failed, FakeSource(20, "stayer")], Script("leaver"), stop_when=lambda _, script, __: script.left)
+    assert result.errors == ["the file is damaged"]
 
 
 def test_pipeline_ignores_the_removal_of_an_unknown_camera():

@@ -27,8 +27,8 @@ from commands.train_messages import (
     print_splits,
     warn_of_near_duplicates,
 )
-from commands.train_report import files_beside, unchecked_file
-from pipeline.errors import ConfigError, EngineError, ModelError
+from commands.train_report import files_beside, move_checked, unchecked_file
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.detectors.checkpoint import DetectorCheckpoint
@@ -176,22 +176,8 @@ def write_checked_detector(output: Path, file: DetectorCheckpoint, model: Detect
     from engine.detectors.checkpoint import save_detector
     from engine.finetuning.detection.verification import check_detector_file
 
-    unchecked = unchecked_file(output)
-    save_detector(unchecked, file)
-    try:
-        check_detector_file(unchecked, model, image)
-    except EngineError as reason:
-        raise ModelError(
-            f"{relative_path(output)}: not written: the detector, read again, {reason}. The weights are kept in "
-            f"{relative_path(unchecked)}; please report this with the network's name, {model.name}"
-        ) from reason
-    try:
-        unchecked.replace(output)
-    except OSError as reason:
-        raise ConfigError(
-            f"{relative_path(output)}: cannot be written ({reason.strerror}); "
-            f"the complete detector is in {relative_path(unchecked)}; move it"
-        ) from None
+    save_detector(unchecked_file(output), file)
+    move_checked(output, "detector", model.name, lambda unchecked: check_detector_file(unchecked, model, image))
 
 
 def _write_report(output: Path, images: str, result: DetectorResult, data: _Data) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from commands.console import print_line, relative_path, write_text
 from commands.images import ReadImage
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.finetuning.splits import Sample
     from engine.models.checkpoint import Checkpoint
 
+T = TypeVar("T")
 log = logging.getLogger("recipro-stream")
 
 SHOWN_MISTAKES: Final = 24
@@ -77,25 +78,45 @@ def write_checked(
     from engine.finetuning.verification import check_answers, open_model_file
     from engine.models.checkpoint import save_checkpoint
 
-    unchecked = unchecked_file(output)
-    save_checkpoint(unchecked, file)
-    try:
+    def check(unchecked: Path) -> NetworkExplainer:
         explainer = open_model_file(unchecked)
         frame = Frame(read(Path(image_path)), "train", 0, 0.0, source_name=image_path)
         check_answers(explainer, model.net, model.labels, model.preprocessing, frame)
+        return explainer
+
+    save_checkpoint(unchecked_file(output), file)
+    return move_checked(output, "model", model.name, check)
+
+
+def move_checked(output: Path, kind: str, network: str, check: Callable[[Path], T]) -> T:
+    """Check ``unchecked_file(output)``, rename it to ``output``, and return what ``check`` returned.
+
+    Args:
+        output: path of the file; one there stays until the verification has passed.
+        kind: "model" or "detector", for messages.
+        network: name of the network, for messages.
+        check: verifies the file at its path; raises ``EngineError``.
+
+    Raises:
+        ModelError: the verification failed; the file stays under its temporary name.
+        ConfigError: the file cannot be moved to its name.
+    """
+    unchecked = unchecked_file(output)
+    try:
+        checked = check(unchecked)
     except EngineError as reason:
         raise ModelError(
-            f"{relative_path(output)}: not written: the model, read again, {reason}. The weights are kept in "
-            f"{relative_path(unchecked)}; please report this with the network's name, {model.name}"
+            f"{relative_path(output)}: not written: the {kind}, read again, {reason}. The weights are kept in "
+            f"{relative_path(unchecked)}; please report this with the network's name, {network}"
         ) from reason
     try:
         unchecked.replace(output)
     except OSError as reason:
         raise ConfigError(
             f"{relative_path(output)}: cannot be written ({reason.strerror}); "
-            f"the complete model is in {relative_path(unchecked)}; move it"
+            f"the complete {kind} is in {relative_path(unchecked)}; move it"
         ) from None
-    return explainer
+    return checked
 
 
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadImage) -> None:

@@ -37,8 +37,8 @@ class Camera:
 
     def equals(self, other: Camera) -> bool:
         """Return whether both read the same address with the same options."""
-        overflows = self.source.overflow, other.source.overflow
-        return (self.settings, self.context) == (other.settings, other.context) and overflows[0] == overflows[1]
+        compared = (self.settings, self.context, self.source.overflow)
+        return compared == (other.settings, other.context, other.source.overflow)
 
 
 def with_all_cameras(config: Config) -> Config:
@@ -103,7 +103,7 @@ class RunningCameras(Discovery):
     """
 
     def __init__(self, cameras: Sequence[Camera], claim: Callable[[str], None]) -> None:
-        """Take the cameras of the beginning of a run, which entering opens.
+        """Store the cameras of the beginning of a run, which entering opens.
 
         Args:
             cameras: not entered.

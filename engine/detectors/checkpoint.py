@@ -16,12 +16,11 @@ from typing import Any, Final
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from engine.detectors.input_format import InputFormat
-from engine.io.atomic import atomic_write
 from engine.io.metadata import file_format, invalid_value, mapping, names, read_json, read_str
 from engine.io.perceptual_hash import KnownImages
+from engine.io.tensor_file import write_safetensors
 from pipeline.errors import ModelError
 
 FORMAT: Final = "recipro-stream detector 1"
@@ -67,13 +66,7 @@ def save_detector(path: Path, content: DetectorCheckpoint) -> None:
         **({"looks": json.dumps(hashes)} if hashes else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
-    payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(payload)
+    write_safetensors(path, content.state, metadata)
 
 
 def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:

@@ -273,14 +273,23 @@ def _provenance(
     stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
     metrics: Mapping[str, SplitMetrics],
 ) -> dict[str, Any]:  # fmt: skip
-    best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
     test = metrics.get(TEST)
+    return {
+        **describe_training(stages, epochs, parts),
+        **({"test": {"accuracy": round(test.accuracy, 4), "mean_recall": round(test.mean_recall, 4)}} if test else {}),
+        "torch": torch.__version__,
+    }
+
+
+def describe_training(
+    stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]]
+) -> dict[str, Any]:
+    """Return the schedule, the epochs and the sizes of the splits of a training as JSON values."""
+    best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
     return {
         "course": asdict(stages[0]) if len(stages) == 1 else {"stages": [asdict(stage) for stage in stages]},
         "epochs": len(epochs),
         "best_epoch": best.epoch if best else 0,
         "images": {part: len(split) for part, split in parts.items()},
         "groups": {part: len({sample.group for sample in split}) for part, split in parts.items()},
-        **({"test": {"accuracy": round(test.accuracy, 4), "mean_recall": round(test.mean_recall, 4)}} if test else {}),
-        "torch": torch.__version__,
     }

@@ -17,11 +17,10 @@ from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from engine.io.atomic import atomic_write
 from engine.io.metadata import file_format, input_size, invalid_value, mapping, names, read_str, triple
 from engine.io.perceptual_hash import KnownImages
+from engine.io.tensor_file import write_safetensors
 from engine.models.file_sniffing import read_head, why_not_weights
 from engine.models.preprocess import Fit
 from pipeline.errors import ModelError
@@ -85,13 +84,7 @@ def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
         **({"looks": json.dumps(hashes)} if hashes else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
-    payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(payload)
+    write_safetensors(path, content.state, metadata)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

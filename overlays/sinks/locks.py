@@ -69,7 +69,7 @@ class Claims:
     """The locks of a run on what its sinks write, for cameras that may join one after another."""
 
     def __init__(self, uris: Sequence[str]) -> None:
-        """Take the addresses of the sinks; nothing is locked yet."""
+        """Store the addresses of the sinks; nothing is locked yet."""
         self._uris = list(uris)
         self._locked: set[Path | SharedFolder] = set()
         self._stack = ExitStack()

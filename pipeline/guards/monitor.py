@@ -89,7 +89,7 @@ class ExplanationMonitor(Explainer):
         if needs_deletion and self.overhead_budget is None and explainer.box_mode != "drop":
             log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
         self._past_fire_counts: dict[tuple[str, str], int] = {}
-        """How often guards of cameras that left started to fire."""
+        """Number of times that guards of cameras that left started to fire."""
         self._pending_checks: list[Explanation] = []
         """Explanations of the last batch that a rule needs a check for."""
         self._checked_camera = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from engine.finetuning.detection.learner import DetectionLearner
 from engine.finetuning.detection.metrics import DetectionMetrics
 from engine.finetuning.detection.norms import folded_norms, restore_norms
 from engine.finetuning.detection.setup import DetectorModel, provenance_of
-from engine.finetuning.finetune import Callbacks
+from engine.finetuning.finetune import Callbacks, describe_training
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.finetuning.trainer import EpochStats, TrainingConfig, train_learner
 from engine.runtime.devices import DTYPES
@@ -127,17 +127,12 @@ def _provenance(
     stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
     metrics: Mapping[str, DetectionMetrics],
 ) -> dict[str, Any]:  # fmt: skip
-    best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
     test = metrics.get(TEST)
     precision = {} if test is None else {
         "test": {"map50": round(test.map50, 4), "map50_95": round(test.map50_95, 4), "images": test.images}
     }  # fmt: skip
     return {
-        "course": asdict(stages[0]) if len(stages) == 1 else {"stages": [asdict(stage) for stage in stages]},
-        "epochs": len(epochs),
-        "best_epoch": best.epoch if best else 0,
-        "images": {part: len(split) for part, split in parts.items()},
-        "groups": {part: len({sample.group for sample in split}) for part, split in parts.items()},
+        **describe_training(stages, epochs, parts),
         **precision,
         "torch": torch.__version__,
     }

@@ -28,7 +28,7 @@ class LoopThread:
 
     @property
     def error(self) -> BaseException | None:
-        """What the coroutine raised."""
+        """The error that the coroutine raised."""
         return self._worker.error
 
     def start(self) -> None:

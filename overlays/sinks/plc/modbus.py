@@ -98,7 +98,7 @@ class ModbusSink(Sink):
         return self
 
     def put(self, overlay: Overlay) -> None:
-        """Take over the verdict of a frame; raises ``SinkError`` if the server has ended."""
+        """Store the verdict of a frame; raises ``SinkError`` if the server has ended."""
         self._server.check(self.uri)
         camera = overlay.explanation.frame.camera
         block = self._block(camera)

@@ -63,7 +63,7 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _CameraState:
-    """What the last frames of a camera say; replaced as a whole by the sink's thread."""
+    """The last verdicts of a camera; replaced as a whole by the sink's thread."""
 
     frame: FrameVerdict | None = None
     part: PartVerdict | None = None
@@ -141,7 +141,7 @@ class OpcUaSink(Sink):
         return f"the OPC UA server has ended: {self._thread.error}" if self._thread.error is not None else ""
 
     def put(self, overlay: Overlay) -> None:
-        """Take over the verdict of a frame; raises ``SinkError`` if the server has ended."""
+        """Store the verdict of a frame; raises ``SinkError`` if the server has ended."""
         if self._thread.ended:
             raise SinkError(f"{self.uri}: the server has ended ({self._thread.error}); start the run again")
         camera = overlay.explanation.frame.camera

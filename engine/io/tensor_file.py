@@ -1,0 +1,27 @@
+"""Writes the files of trained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from engine.io.atomic import atomic_write
+from pipeline.errors import ModelError
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write weights with metadata, complete or not at all; missing folders are made.
+
+    Raises:
+        ModelError: the folder cannot be made.
+    """
+    payload = save({name: tensor.contiguous().cpu() for name, tensor in state.items()}, dict(metadata))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(payload)

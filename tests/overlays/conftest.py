@@ -104,3 +104,15 @@ def quick_mqtt(monkeypatch):
 
     monkeypatch.setattr(connection, "_RETRY_SECONDS", (0.1, 0.2))
     monkeypatch.setattr(sink, "_STALL_SECONDS", 1.0)
+
+
+@pytest.fixture
+def keyring(tmp_path):
+    """A server's keys, a viewer's, and a stranger's that is on no list."""
+    from overlays.wire.curve.keys import create_keyring, make_pair
+
+    folder = tmp_path / "keys"
+    create_keyring(folder)
+    (tmp_path / "abroad").mkdir()
+    make_pair(tmp_path / "abroad", "stranger")
+    return folder

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 import zmq
 import zmq.auth
 
-from overlays.sinks.registry import build_sink
 from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve import connection_limit
-from overlays.wire.curve.allowlist import AllowList
 from overlays.wire.curve.authenticator import CurveAuthenticator
 from overlays.wire.curve.connection_limit import ConnectionTable
 from overlays.wire.curve.handshake_errors import RateLimitedLog, refusal, refused_because
-from overlays.wire.curve.keys import create_keyring, is_key, make_pair, public_of, read_pair, read_public, viewer_keys
+from overlays.wire.curve.keys import read_public
 from overlays.wire.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.wire.viewer import Viewer
-from pipeline.errors import ConfigError, SinkError
 from tests.support.limits import LIMIT_SECONDS
 
 ANY = "tcp://127.0.0.1:0"
 
 
-@pytest.fixture
-def ring(tmp_path):
-    """A server's keys, a viewer's, and a stranger's that is on no list."""
-    folder = tmp_path / "keys"
-    create_keyring(folder)
-    (tmp_path / "abroad").mkdir()
-    make_pair(tmp_path / "abroad", "stranger")
-    return folder
-
-
-def locked(ring, uri=ANY) -> ZeroMqSettings:
-    secret = str(ring / "server.key_secret")
-    curve = CurveSettings(secret_key_file=secret, authorized_keys=str(ring / "allowed"))
+def locked(keyring, uri=ANY) -> ZeroMqSettings:
+    secret = str(keyring / "server.key_secret")
+    curve = CurveSettings(secret_key_file=secret, authorized_keys=str(keyring / "allowed"))
     return ZeroMqSettings(uri=uri, curve=curve)
 
 
-def keys(ring, who="viewer", server="server"):
-    folders = {"viewer": ring, "server": ring, "stranger": ring.parent / "abroad"}
+def keys(keyring, who="viewer", server="server"):
+    folders = {"viewer": keyring, "server": keyring, "stranger": keyring.parent / "abroad"}
     return {"key": folders[who] / f"{who}.key_secret", "server_key": folders[server] / f"{server}.key"}
 
 
@@ -84,55 +68,55 @@ def scene(overlaid, wait_until):
         yield lambda settings: Scene(stack.enter_context(ZeroMqSink(settings)), overlaid, wait_until)
 
 
-def test_viewer_with_the_right_key_receives_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, wait_until):
-    at = scene(locked(ring))
-    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+def test_viewer_with_the_right_key_receives_over_tcp_and_ipc(keyring, tmp_path, scene, overlaid, wait_until):
+    at = scene(locked(keyring))
+    with Viewer(at.sink.endpoint, **keys(keyring)) as viewer:
         at.sees(viewer)
         assert (viewer.problem, viewer.refused, at.sink.viewers) == ("", 0, 1)
-    with ZeroMqSink(locked(ring, f"ipc://{tmp_path}/door")) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
+    with ZeroMqSink(locked(keyring, f"ipc://{tmp_path}/door")) as sink, Viewer(sink.uri, **keys(keyring)) as viewer:
         Scene(sink, overlaid, wait_until).sees(viewer)
 
 
-def test_viewer_with_an_unknown_key_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
-    at = scene(locked(ring))
-    with Viewer(at.sink.endpoint, **keys(ring, "stranger")) as viewer:
+def test_viewer_with_an_unknown_key_receives_nothing_and_both_sides_log_why(keyring, scene, caplog):
+    at = scene(locked(keyring))
+    with Viewer(at.sink.endpoint, **keys(keyring, "stranger")) as viewer:
         at.refuses(viewer, {"unknown key"}, "the server does not know this viewer's key")
-    stranger = read_public(ring.parent / "abroad" / "stranger.key").decode()
+    stranger = read_public(keyring.parent / "abroad" / "stranger.key").decode()
     assert f"{stranger} from 127.0.0.1" in caplog.text
 
 
-def test_viewer_with_a_wrong_server_key_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
-    at = scene(locked(ring))
-    with Viewer(at.sink.endpoint, **keys(ring, "viewer", "stranger")) as viewer:
+def test_viewer_with_a_wrong_server_key_receives_nothing_and_both_sides_log_why(keyring, scene, caplog):
+    at = scene(locked(keyring))
+    with Viewer(at.sink.endpoint, **keys(keyring, "viewer", "stranger")) as viewer:
         at.refuses(viewer, {"wrong server key"}, "most likely the server key given here is not this server's")
     assert "its --server-key is not ours" in caplog.text
 
 
-def test_viewer_without_keys_receives_nothing_and_both_sides_log_why(ring, scene, caplog):
-    at = scene(locked(ring))
+def test_viewer_without_keys_receives_nothing_and_both_sides_log_why(keyring, scene, caplog):
+    at = scene(locked(keyring))
     with Viewer(at.sink.endpoint) as viewer:
         at.refuses(viewer, {"no keys", "hung up"}, "admits only viewers with keys")
     assert "viewer without keys was refused" in caplog.text or "with other or no keys, or a port scan" in caplog.text
 
 
-def test_viewer_with_keys_reports_a_server_without_keys(ring, scene, caplog):
+def test_viewer_with_keys_reports_a_server_without_keys(keyring, scene, caplog):
     at = scene(ANY)
-    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+    with Viewer(at.sink.endpoint, **keys(keyring)) as viewer:
         at.refuses(viewer, {"keys not asked for", "hung up"}, "the server uses no keys")
     assert "this stream has no keys" in caplog.text or "a viewer with other or no keys" in caplog.text
 
 
-def test_allowlist_changes_admit_and_disconnect_viewers(ring, scene, wait_until):
+def test_allowlist_changes_admit_and_disconnect_viewers(keyring, scene, wait_until):
     """The others stay, or are back within seconds; nobody starts anything again."""
-    at = scene(locked(ring))
-    entry = ring / "allowed" / "stranger.key"
+    at = scene(locked(keyring))
+    entry = keyring / "allowed" / "stranger.key"
     with (
-        Viewer(at.sink.endpoint, **keys(ring)) as friend,
-        Viewer(at.sink.endpoint, **keys(ring, "stranger")) as stranger,
+        Viewer(at.sink.endpoint, **keys(keyring)) as friend,
+        Viewer(at.sink.endpoint, **keys(keyring, "stranger")) as stranger,
     ):
         at.refuses(stranger, {"unknown key"}, "does not know")
         at.sees(friend)
-        entry.write_bytes((ring.parent / "abroad" / "stranger.key").read_bytes())
+        entry.write_bytes((keyring.parent / "abroad" / "stranger.key").read_bytes())
         at.sees(stranger)
         wait_until(lambda: not stranger.problem)  # events come by another way than messages, and may come after them
         entry.unlink()
@@ -173,148 +157,13 @@ def test_handshake_failures_have_a_message_on_both_sides():
     assert "--key and --server-key" in refused_because(protocol, mismatch, keys=False)
 
 
-def test_browser_connection_is_harmless(ring, scene):
-    at = scene(locked(ring))
+def test_browser_connection_is_harmless(keyring, scene):
+    at = scene(locked(keyring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
     with socket.create_connection((host, int(port))) as browser:
         browser.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 200)
-        with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+        with Viewer(at.sink.endpoint, **keys(keyring)) as viewer:
             at.sees(viewer)
-
-
-@pytest.mark.parametrize(
-    "uri", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.0.2.1:5555", "tcp://eth0:5555", "tcp://[::]:5555"]
-)
-def test_public_address_requires_keys_or_insecure(uri):
-    with pytest.raises(SinkError, match=r"keys new keys.*--curve-keys.*--insecure"):
-        ZeroMqSink(uri)
-    assert ZeroMqSink(ZeroMqSettings(uri=uri, insecure=True)).uri == uri
-
-
-@pytest.mark.parametrize("uri", ["tcp://127.0.0.1:0", "tcp://localhost:5555", "tcp://[::1]:0", "ipc:///tmp/x"])
-def test_local_address_requires_no_keys(uri):
-    assert ZeroMqSink(uri).uri == uri
-
-
-def test_keys_without_an_allowlist_are_refused_at_start(ring):
-    secret = str(ring / "server.key_secret")
-    with pytest.raises(SinkError, match=r"curve.authorized_keys.*required"):
-        build_sink(ANY, curve={"secret_key_file": secret})
-    with pytest.raises(ConfigError, match="no such file or folder"):
-        build_sink(ANY, curve={"secret_key_file": secret, "authorized_keys": "gone"})
-
-
-def test_secret_files_are_private_and_never_overwritten(ring):
-    for path in ring.glob("*.key_secret"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    before = {path: path.read_bytes() for path in ring.rglob("*.key*")}
-    with pytest.raises(ConfigError, match="never overwritten"):
-        create_keyring(ring)
-    with pytest.raises(ConfigError, match="never overwritten"):
-        make_pair(ring, "viewer")
-    with pytest.raises(ConfigError, match="letters, digits"):
-        make_pair(ring, "../viewer")
-    assert {path: path.read_bytes() for path in ring.rglob("*.key*")} == before
-
-
-def test_key_files_are_compatible_with_zmq_auth(ring, tmp_path):
-    pair = read_pair(ring / "server.key_secret")
-    assert zmq.auth.load_certificate(ring / "server.key_secret") == tuple(pair)
-    assert pair.secret.decode() not in repr(pair)
-    public, secret = zmq.auth.create_certificates(tmp_path, "theirs")
-    assert read_pair(Path(secret)).public == read_public(Path(public)) == zmq.auth.load_certificate(public)[0]
-
-
-def test_wrong_key_files_are_refused_with_the_remedy(ring, tmp_path, caplog):
-    with pytest.raises(ConfigError, match=r"name the secret file, server\.key_secret"):
-        read_pair(ring / "server.key")
-    with pytest.raises(ConfigError, match="keys new DIR"):
-        read_pair(tmp_path / "none")
-    (tmp_path / "bad.key").write_text("hello")
-    with pytest.raises(ConfigError, match="holds no public key"):
-        read_public(tmp_path / "bad.key")
-    other = read_pair(ring / "viewer.key_secret").public
-    mixed = (ring / "server.key_secret").read_bytes().replace(read_public(ring / "server.key"), other)
-    (tmp_path / "mixed.key_secret").write_bytes(mixed)
-    with pytest.raises(ConfigError, match="does not match"):
-        read_pair(tmp_path / "mixed.key_secret")
-    os.chmod(ring / "viewer.key_secret", 0o644)  # noqa: PTH101
-    read_pair(ring / "viewer.key_secret")
-    assert "chmod 600" in caplog.text
-
-
-def test_viewer_needs_both_keys_and_accepts_the_servers_as_text(ring):
-    letters = read_public(ring / "server.key")
-    assert viewer_keys(ring / "viewer.key_secret", letters.decode()).server == letters == public_of(ring / "server.key")
-    assert viewer_keys(None, None) is None
-    with pytest.raises(ConfigError, match="--server-key"):
-        Viewer("tcp://127.0.0.1:5555", key=ring / "viewer.key_secret")
-    with pytest.raises(ConfigError, match=r"\(--key\)"):
-        Viewer("tcp://127.0.0.1:5555", server_key=letters.decode())
-
-
-def test_allowlist_is_a_folder_key_file_or_lines_and_skips_what_is_no_key(ring, tmp_path, caplog):
-    viewer, server = read_public(ring / "allowed" / "viewer.key"), read_public(ring / "server.key")
-    (ring / "allowed" / "bad.key").write_text("nothing")
-    assert AllowList(ring / "allowed").names == {viewer: "viewer"}
-    assert "bad.key" in caplog.text
-    assert AllowList(ring / "server.key").names == {server: "server"}
-    lines = tmp_path / "list"
-    lines.write_bytes(b"# friends\n\n" + viewer + b" Ann's desk\nnonsense\n")
-    listed = AllowList(lines)
-    assert listed.names == {viewer: "Ann's desk"}
-    assert "line 4" in caplog.text
-    assert not listed.changed()
-    lines.write_bytes(server + b"\n")
-    assert listed.changed()
-    assert listed.names == {server: "line 1"}
-    lines.unlink()
-    assert listed.changed()
-    assert listed.names == {}, "a list that is gone admits nobody"
-
-
-def test_removed_key_is_refused_whatever_else_the_list_contains(ring, tmp_path, caplog):
-    listed = AllowList(ring / "allowed")
-    (ring / "allowed" / ".#viewer.key").symlink_to("an-editors@lock.1:2")
-    listed.changed()
-    (ring / "allowed" / "viewer.key").unlink()
-    assert listed.changed()
-    assert listed.names == {}
-    server = read_public(ring / "server.key")
-    lines = tmp_path / "list"
-    lines.write_bytes(server + b" Ann\n")
-    listed = AllowList(lines)
-    lines.write_bytes(b'public-key = "half a\n' + server + b" Ann's desk\n")
-    assert not listed.changed(), "the same key"
-    assert listed.names == {server: "Ann's desk"}
-    assert "line 1 does not begin with a key" in caplog.text
-
-
-def test_key_is_forty_characters_of_z85():
-    assert is_key(zmq.curve_keypair()[0])
-    assert not any(is_key(text) for text in (b"", b"x" * 39, b"~" * 40, b"x" * 41, b'"' * 40, b"#" * 40))
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_allowlist_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, caplog, kind):
-    resource = pytest.importorskip("resource")
-    lines = tmp_path / "list"
-    viewer = read_public(ring / "allowed" / "viewer.key")
-    lines.write_bytes(viewer + b" Ann\n")
-    listed = AllowList(ring / "allowed" if kind == "folder" else lines)
-    (ring / "allowed" / "server.key").write_bytes((ring / "server.key").read_bytes())
-    lines.write_bytes(viewer + b"\n" + read_public(ring / "server.key") + b"\n")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as stack:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
-        spare = stack.enter_context(socket.socket())
-        resource.setrlimit(resource.RLIMIT_NOFILE, (spare.fileno(), before[1]))
-        for _ in range(3):
-            assert not listed.changed()
-            assert listed.names.keys() == {viewer}
-    assert "stay valid" in caplog.text
-    assert listed.changed(), "as soon as it can be read"
-    assert len(listed.names) == 2
 
 
 def test_connection_limit_drops_the_oldest_handshake_and_no_viewer():
@@ -341,11 +190,11 @@ def test_connection_limit_applies_per_address_except_this_machines():
     assert held.serial(4) > first, "a descriptor that is used again is another connection"
 
 
-def test_idle_connections_are_limited_and_an_admitted_viewer_stays(ring, scene, wait_until, monkeypatch):
+def test_idle_connections_are_limited_and_an_admitted_viewer_stays(keyring, scene, wait_until, monkeypatch):
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 24)
-    at = scene(locked(ring))
+    at = scene(locked(keyring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
-    with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:
+    with Viewer(at.sink.endpoint, **keys(keyring)) as friend, ExitStack() as stack:
         at.sees(friend)
         strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(60)]
         wait_until(lambda: at.sink._authenticator.connections.refused > 0)
@@ -412,20 +261,20 @@ def test_connection_counts_as_viewer_when_its_message_is_read_before_its_accepta
     assert table.viewers == 0
 
 
-def test_key_removed_during_its_handshake_receives_nothing_afterwards(ring, scene, monkeypatch):
-    at = scene(locked(ring))
+def test_key_removed_during_its_handshake_receives_nothing_afterwards(keyring, scene, monkeypatch):
+    at = scene(locked(keyring))
     admits, admitted = CurveAuthenticator._admits, []
 
     def admit_and_remove(authenticator, *request):
         answer = admits(authenticator, *request)
         if answer:  # the list changes between the decision and the answer
             admitted.append(at.index)
-            for path in (ring / "allowed").glob("viewer*"):
+            for path in (keyring / "allowed").glob("viewer*"):
                 path.unlink()
         return answer
 
     monkeypatch.setattr(CurveAuthenticator, "_admits", admit_and_remove)
-    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+    with Viewer(at.sink.endpoint, **keys(keyring)) as viewer:
         at.until(lambda: at.pulse(viewer) is not None and bool(admitted))
         at.until(lambda: at.pulse(viewer) is not None and "unknown key" in at.sink.refused)
         assert [seen for _ in range(20) for seen in at.pulse(viewer)] == []

@@ -9,10 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pipeline.passages.passage import Passage, Place
 
 Image = npt.NDArray[np.uint8]
 """An RGB image, uint8, (height, width, 3)."""
@@ -289,6 +292,13 @@ class Explanation:
     """The regions of the camera's guards that are drawn."""
     deletion: DeletionCheck | None = None
     """The camera's last deletion check, up to its maximum age."""
+    passages: tuple[Passage, ...] = ()
+    """Parts and crossings that were finished at this frame, in the order of their ``sequence``."""
+    recent_passages: tuple[Passage, ...] = ()
+    """The last passages of the camera, the newest last, those of ``passages`` included: sinks that may lose frames read
+    them by a ``PassageCursor``."""
+    places: tuple[Place, ...] = ()
+    """The camera's zones and counting lines, with their counts after this frame."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
+from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
 from tests.support.limits import LIMIT_SECONDS
 
 
@@ -116,3 +117,20 @@ def keyring(tmp_path):
     (tmp_path / "abroad").mkdir()
     make_pair(tmp_path / "abroad", "stranger")
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Start Chromium: one for a module, because Playwright keeps an event loop in this thread."""
+    pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with browsing() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(chromium):
+    """Open tabs; fail when one writes an error to its console."""
+    with console_checked_tabs(chromium) as opened:
+        yield opened

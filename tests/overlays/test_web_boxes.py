@@ -15,7 +15,7 @@ from overlays.sinks.web import WebSink
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, hot_cell, street
-from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
+from tests.support.browser import CHROMIUM
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
@@ -30,18 +30,6 @@ PIXELS = """(points) => {
   return Object.fromEntries(Object.entries(points).map(([name, [x, y]]) =>
     [name, [...pen.getImageData(x, y, 1, 1).data].slice(0, 3)]));
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture
-def tab(chromium):
-    with console_checked_tabs(chromium) as opened:
-        yield opened
 
 
 class Camera:

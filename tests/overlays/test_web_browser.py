@@ -4,106 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
-from pipeline.frames import Finding, GuardState, Overlay, Region, SignalLoss
-from pipeline.ports import Part
-from pipeline.result import RunResult
-from pipeline.settings import Secret, SinkContext
-from pipeline.stats import RunStats
-from tests.overlays.conftest import explain
-from tests.support.broker import free_port
-from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
-from tests.support.cameras import elsewhere
-from tests.support.limits import LIMIT_SECONDS
+from pipeline.settings import SinkContext
+from tests.support.browser import CHROMIUM
+from tests.support.page_feed import ANY, Feed, ages, fed, grey, numbered, shade, shown
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
-ROOT = Path(__file__).resolve().parents[2]
-ANY = "http://127.0.0.1:0"
-ROWS, COLUMNS = 4, 6
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browsing() as browser:
-        yield browser
-
-
-@pytest.fixture
-def tab(chromium):
-    """Open tabs; fail when one writes an error to its console."""
-    with console_checked_tabs(chromium) as opened:
-        yield opened
-
-
-def shade(index):
-    """A grey that tells a frame's number, modulo 16, even after JPEG."""
-    return 20 + 8 * (index % 16)
-
-
-def numbered(index, camera="line", size=(120, 160)):
-    """A frame whose grey, label and number agree; hot in its upper left cell."""
-    heat = np.zeros((ROWS, COLUMNS), np.float32)
-    heat[0, 0] = 1.0
-    image = np.full((*size, 3), shade(index), np.uint8)
-    others = (Finding("other", 0.2, heat, class_index=4),)
-    label = f"part {index % 16}"
-    explanation = explain(image, heat=heat, label=label, score=0.75, camera=camera, index=index, others=others)
-    return Overlay(explanation.frame.image, explanation)
-
-
-class Feed:
-    """Puts numbered frames of some cameras into a sink, in a thread of the test's own."""
-
-    def __init__(self, sink, *cameras, rate=30.0, size=(120, 160)):
-        self.sink, self.cameras, self.rate, self.size = sink, cameras, rate, size
-        self.paused, self.stop = set(), threading.Event()
-        self.thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-
-    def _run(self):
-        index = 0
-        while not self.stop.wait(1 / self.rate):
-            for camera in self.cameras:
-                if camera not in self.paused:
-                    self.sink.put(numbered(index, camera, self.size))
-            self.sink.idle()
-            index += 1
-
-
-@contextmanager
-def fed(*cameras, token=None, painted=False, origins=(), rate=30.0):
-    cameras = cameras or ("line",)
-    secrets = {} if token is None else {"token_file": Secret(token)}
-    settings = WebSettings(uri=ANY, embed_origins=list(origins))
-    with (
-        WebSink(settings, SinkContext(cameras, secrets, painted=painted)) as sink,
-        Feed(sink, *cameras, rate=rate) as feed,
-    ):
-        yield sink, feed
 
 
 @contextmanager
@@ -126,51 +41,6 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-class Recording(Part):
-    """A recorder as far as the page is concerned."""
-
-    uri, problem = "clips/", ""
-
-
-SHOWN = """() => {
-  const card = document.querySelector('.card[data-index]');
-  if (!card) return null;
-  const canvas = card.querySelector('.view canvas');
-  const pen = canvas.getContext('2d');
-  const at = (x, y) => [...pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].slice(0, 3);
-  return { index: +card.dataset.index, label: card.querySelector('.label').textContent,
-           cold: at(0.9, 0.9), hot: at(1 / 12, 1 / 8), age: +card.dataset.age };
-}"""
-
-
-PIXEL = "[...document.querySelector('.view canvas').getContext('2d').getImageData(80, 30, 1, 1).data]"
-
-
-def shown(page):
-    page.wait_for_selector(".card[data-index]")
-    return page.evaluate(SHOWN)
-
-
-def ages(page, seconds=1.5):
-    """Ages of the frames that come to be shown, in seconds."""
-    return page.evaluate(
-        """async (seconds) => {
-          const seen = new Map(), end = performance.now() + 1000 * seconds;
-          while (performance.now() < end) {
-            const card = document.querySelector('.card[data-index]');
-            if (card) seen.set(card.dataset.index, +card.dataset.age);
-            await new Promise((done) => setTimeout(done, 10));
-          }
-          return [...seen.values()].sort((a, b) => a - b);
-        }""",
-        seconds,
-    )
-
-
-def grey(colour):
-    return sum(colour) / 3
-
-
 def test_page_shows_image_label_and_number_of_one_frame_and_heat_can_be_hidden(tab):
     with fed() as (sink, _):
         page = tab(sink.endpoint)
@@ -190,35 +60,6 @@ def test_page_shows_image_label_and_number_of_one_frame_and_heat_can_be_hidden(t
         assert 15 < faint["hot"][0] - grey(faint["cold"]) < 70
         assert "part" in page.locator(".card .prediction").inner_text()
         assert page.locator(".card .bars li").count() == 2
-
-
-def test_page_shows_a_signal_loss_and_its_end(tab):
-    with fed("door", "gate") as (sink, feed):
-        page = tab(sink.endpoint)
-        sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
-        feed.paused.add("door")
-        page.wait_for_selector('.card.stale[data-camera="door"]')
-        stamp = page.locator('.card[data-camera="door"] .notice')
-        assert "no signal for" in stamp.inner_text()
-        assert page.locator('.card.stale[data-camera="gate"]').count() == 0
-        page.wait_for_timeout(1200)
-        assert page.locator('.card[data-camera="door"] .state').inner_text() == "silent"
-        assert "s" in page.locator('.card[data-camera="door"] dd.age.old').inner_text()
-        feed.paused.clear()
-        page.wait_for_selector('.card[data-camera="door"]:not(.stale)')
-
-
-def test_page_shows_a_lost_server_and_reconnects(tab):
-    with fed() as (sink, _):
-        endpoint = sink.endpoint
-        page = tab(endpoint)
-        shown(page)
-    page.wait_for_selector(".card.stale")
-    assert page.locator("#link").inner_text() == "no connection"
-    assert page.locator(".card .state").inner_text() == "unknown"
-    with WebSink(endpoint, SinkContext(cameras=("line",))) as again, Feed(again, "line"):
-        page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
-        assert shown(page)["index"] >= 0
 
 
 def test_throttled_tab_does_not_raise_the_age_in_other_tabs(tab):
@@ -327,110 +168,6 @@ def test_page_has_no_overflow_in_any_layout(tab, tmp_path, name, looks):
         assert overflow <= 0
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (dark == "rgb(15, 17, 21)") is (looks["color_scheme"] == "dark")
-
-
-def test_page_shows_problems_while_they_last(tab):
-    disk = Recording()
-    with fed() as (sink, _):
-        sink.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(disk, sink)))
-        page = tab(sink.endpoint)
-        shown(page)
-        assert not page.get_by_role("alert").is_visible()
-        assert page.locator("#viewers").inner_text() == "1 viewer"
-        disk.problem = "the disk is full (No space left on device)"
-        page.get_by_role("alert").wait_for()
-        assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.problem]
-        disk.problem = ""
-        page.get_by_role("alert").wait_for(state="hidden")
-
-
-def test_page_shows_the_reason_of_a_signal_loss(tab):
-    with fed() as (sink, feed):
-        page = tab(sink.endpoint)
-        last = shown(page)["index"]
-        feed.paused.add("line")
-        page.wait_for_timeout(100)
-        silence = SignalLoss(2.0, "waiting", "camera: connection refused")
-        feed.stop.set()
-        feed.thread.join()
-        sink.put(replace(numbered(last), signal_loss=silence))
-        page.wait_for_selector(".card.stale")
-        assert "connection refused" in page.locator(".notice").inner_text()
-        assert page.locator(".state").inner_text() == "waiting"
-
-
-def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_until):
-    belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
-    fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
-
-    def guarded(index, *states):
-        plain = numbered(index)
-        explanation = replace(plain.explanation, guards=states, regions=(belt,))
-        return Overlay(explanation.frame.image, explanation)
-
-    with WebSink(ANY, SinkContext(cameras=("line",))) as sink:
-        page = tab(sink.endpoint)
-        wait_until(lambda: bool(sink._broadcaster.clients))
-        sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
-        page.wait_for_selector(".card[data-index='1']")
-        assert page.locator(".alarm").is_hidden()
-        calm = page.evaluate(PIXEL)
-        for index in range(2, 5):
-            sink.put(guarded(index, fires))
-            page.wait_for_selector(f".card[data-index='{index}']")
-        assert page.locator(".card.alarmed").count() == 1
-        assert page.locator(".alarm strong[role=alert]").inner_text() == "on-the-belt"
-        assert "but is 0.04 · 1.5 s" in page.locator(".alarm").inner_text()
-        alarmed = page.evaluate(PIXEL)
-        assert calm[2] > calm[0]
-        assert alarmed[0] > alarmed[2]
-        sink.put(guarded(5, replace(fires, firing=False, message="", seconds=0.0)))
-        page.wait_for_selector(".card[data-index='5']")
-        assert page.locator(".alarm").is_hidden()
-        assert page.locator(".card.alarmed").count() == 0
-        assert "no alarm" in page.locator("#announcement").inner_text()
-
-
-@pytest.mark.rtsp
-@pytest.mark.slow
-def test_page_shows_the_loss_and_return_of_a_real_camera(tab):
-    """The whole way: a camera over RTSP, the run in a process of its own, the page in a browser."""
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    with elsewhere(1) as camera:
-        run = subprocess.Popen(
-            [sys.executable, "run.py", "stream", "--source", camera.urls[0], "--model", "line_net", "--sink", endpoint],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + LIMIT_SECONDS
-            while not answers(endpoint):
-                assert run.poll() is None, run.stderr.read().decode()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            page = tab(endpoint)
-            page.wait_for_selector(".card[data-index]:not(.stale)", timeout=1000 * LIMIT_SECONDS)
-            seen = int(page.locator(".card").get_attribute("data-index"))
-            page.wait_for_function(f"() => +document.querySelector('.card').dataset.index > {seen}")
-            assert page.locator(".state").inner_text() == "live"
-            camera.tell("die", 0)
-            page.wait_for_selector(".card.stale")
-            assert "no signal for" in page.locator(".notice").inner_text()
-            page.wait_for_function("() => document.querySelector('.state').textContent === 'waiting'")
-            assert "refused" in page.locator(".notice").inner_text()
-            camera.tell("come_back", 0)
-            page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
-            assert page.locator(".reconnects").text_content() == "1"
-        finally:
-            run.send_signal(signal.SIGTERM)
-            run.communicate(timeout=LIMIT_SECONDS)
-
-
-def answers(endpoint):
-    try:
-        with urllib.request.urlopen(f"{endpoint}/readyz", timeout=2) as answer:  # noqa: S310 - our own
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 def test_allowed_dashboard_embeds_a_stream_and_another_site_does_not(tab):

@@ -20,7 +20,7 @@ from pipeline.frames import Box, Overlay
 from pipeline.queries import Influence, PlaceAnswer, PlaceQueries, PlaceQuery
 from pipeline.settings import SinkContext
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, frame, hot_cell
-from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
+from tests.support.browser import console_checked_tabs
 from tests.support.limits import LIMIT_SECONDS
 
 GREY = 90
@@ -198,15 +198,6 @@ def test_frames_are_kept_while_a_viewer_is_connected_and_a_held_one_until_it_lea
 def test_read_query_names_the_wrong_value(change, message):
     with pytest.raises(WireError, match=message):
         read_query(WHY | change, {"north": None})
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with browsing() as browser:
-        yield browser
 
 
 @contextmanager

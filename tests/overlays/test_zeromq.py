@@ -20,41 +20,16 @@ from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.message import encode
 from overlays.wire.viewer import Viewer
-from pipeline.errors import ImageError, SinkError, SourceError, WireError, WireVersionError
-from tests.support.limits import LIMIT_SECONDS
+from pipeline.errors import SinkError, WireError
+from tests.support.viewers import ANY, Publisher, first, joined, nothing_comes
 
 ROOT = Path(__file__).resolve().parents[2]
-ANY = "tcp://127.0.0.1:0"
 
 
 @pytest.fixture
 def sink():
     with ZeroMqSink(ANY) as opened:
         yield opened
-
-
-def joined(sink, wait_until, topic=b""):
-    """Wait until the sink knows of a viewer."""
-
-    def heard():
-        sink.idle()
-        return topic in sink.topics
-
-    wait_until(heard)
-
-
-def first(viewer, seconds=LIMIT_SECONDS):
-    """The next message; fails when none comes."""
-    deadline = time.monotonic() + seconds
-    for received in viewer.messages_or_none():
-        if received is not None:
-            return received
-        assert time.monotonic() < deadline, "nothing came"
-    raise AssertionError
-
-
-def nothing_comes(viewer, polls=4):
-    return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_none(), strict=False))
 
 
 def test_viewer_receives_the_image_explanation_and_age(sink, overlaid, wait_until):
@@ -155,31 +130,6 @@ def test_frames_drawn_before_the_first_viewer_are_held_briefly(overlaid, wait_un
         assert first(viewer).header.index == 5, "better a plain frame than none"
 
 
-class Publisher:
-    """Puts frames at a pace, in a thread of the test's own, until left; opens the sink where it is not open."""
-
-    def __init__(self, sink, make, rate):
-        self.sink, self.make, self.rate = sink, make, rate
-        self.stop, self.put = threading.Event(), 0
-        self.thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self.opened = self.sink._socket is None and self.sink.__enter__()
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self.thread.join()
-        if self.opened:
-            self.sink.__exit__(None, None, None)
-
-    def _run(self):
-        while not self.stop.wait(1 / self.rate):
-            self.sink.put(self.make(self.put))
-            self.put += 1
-
-
 def test_slow_viewer_gets_fresh_frames_and_the_number_of_missed_ones(sink, overlaid):
     noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), np.uint8)
     ages, passed, last = [], 0, None
@@ -215,28 +165,6 @@ def test_conflate_delivers_only_the_last_part_of_a_message(overlaid):
         out.close(0)
         into.close(0)
     context.term()
-
-
-def test_viewer_connects_to_a_late_and_a_restarted_publisher(overlaid):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    with Viewer(address) as viewer:
-        assert nothing_comes(viewer, polls=2)
-        for life in range(2):
-            taken_at = time.monotonic() - life
-            with Publisher(ZeroMqSink(address), lambda _: overlaid(label=f"life {life}", taken_at=taken_at), 50):  # noqa: B023
-                assert first(viewer).header.findings[0].label == f"life {life}"
-
-
-def test_viewer_timeout_gives_none(overlaid):
-    now = [100.0]
-    with ZeroMqSink(ANY) as sink, Viewer(sink.endpoint, clock=lambda: now[0]) as viewer:
-        now[0] = 107.0
-        assert viewer.silent_seconds == 7.0
-        with Publisher(sink, lambda index: overlaid(index=index), 50):
-            first(viewer)
-        assert viewer.silent_seconds == 0.0
 
 
 def test_ipc_is_supported(tmp_path, overlaid, wait_until):
@@ -333,127 +261,6 @@ def test_frozen_viewer_is_detected_its_camera_paused_and_resumed(overlaid, wait_
                 assert watcher.stdout.readline() == b"77\n"
             finally:
                 watcher.kill()
-
-
-class Raw:
-    """A bare publisher that can say anything."""
-
-    def __init__(self, out):
-        self.out = out
-        self.port = out.bind_to_random_port("tcp://127.0.0.1")
-
-    def watched(self, **options):
-        return Viewer(f"tcp://127.0.0.1:{self.port}", **options)
-
-    def joined(self):
-        while self.out.poll(5000):
-            if self.out.recv() == b"\x01":
-                return True
-        return False
-
-    def say(self, parts):
-        self.out.send_multipart(parts)
-
-
-@pytest.fixture
-def raw():
-    context = zmq.Context()
-    out = context.socket(zmq.XPUB)
-    out.setsockopt(zmq.XPUB_VERBOSE, 1)
-    out.setsockopt(zmq.SNDHWM, 0)
-    yield Raw(out)
-    out.close(0)
-    context.term()
-
-
-def test_damaged_messages_are_counted_and_skipped(raw, overlaid, caplog):
-    good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
-    with raw.watched() as viewer:
-        assert raw.joined()
-        for bad in ([b"x"], [b"line", b"{}", b""], [b"line"] * 5000, [b"line", b"\xff", good[2]]):
-            raw.say(bad)
-            assert nothing_comes(viewer, polls=2)
-        raw.say(good)
-        assert first(viewer).header.index == 9
-        assert viewer.damaged == 4
-        assert type(viewer.last_error) is WireError
-    assert len([r for r in caplog.records if "cannot be decoded" in r.message]) == 1
-
-
-def test_viewer_can_raise_errors_and_continue(raw, overlaid):
-    good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
-    with raw.watched(damaged="raise") as viewer:
-        assert raw.joined()
-        for bad, kind in (([b"x"], WireError), ([*good[:2], b"GIF89a"], ImageError)):
-            raw.say(bad)
-            with pytest.raises(kind):
-                first(viewer)
-        raw.say(good)
-        assert first(viewer).header.index == 9
-
-
-def test_newer_publisher_is_distinguished_from_damage(raw):
-    with raw.watched() as viewer:
-        assert raw.joined()
-        raw.say([b"line", b'{"version": 2}', b""])
-        with pytest.raises(WireVersionError, match="update recipro-stream"):
-            first(viewer)
-
-
-def test_lost_publisher_is_distinguished_from_an_oversized_message(overlaid, wait_until):
-    with Viewer("tcp://127.0.0.1:1") as viewer:
-        wait_until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
-    sink = ZeroMqSink(ANY)
-    with ExitStack() as stack:
-        stack.enter_context(sink)
-        viewer = stack.enter_context(Viewer(sink.endpoint))
-        joined(sink, wait_until)
-        sink.put(overlaid())
-        assert first(viewer).header.index == 0
-        wait_until(lambda: not viewer.problem)
-        sink.__exit__(None, None, None)
-        wait_until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
-        assert nothing_comes(viewer, polls=12)
-        assert viewer.oversized == 0
-        sink.__enter__()
-
-
-def test_oversized_message_is_never_stored(raw, overlaid, wait_until):
-    now = [0.0]
-    with raw.watched(maximum_bytes=10_000, clock=lambda: now[0]) as viewer:
-        assert raw.joined()
-        raw.say([b"line", b" " * 20_000, b""])
-        assert nothing_comes(viewer, polls=2)
-        assert viewer.damaged == 0
-        good, seen = encode(overlaid(index=2), sent_at_unix=0.0, now_monotonic=0.0), []
-
-        def back():
-            now[0] += 0.5
-            raw.say(good)
-            seen.extend(r for r, _ in zip(viewer.messages_or_none(), range(1), strict=False) if r is not None)
-            return bool(seen)
-
-        wait_until(back)
-        assert raw.joined(), "the connection was closed, and made again"
-        assert seen[0].header.index == 2
-        assert viewer.oversized == 1
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:70000", "http://x:1"],
-)
-def test_unreachable_address_is_refused_with_a_message(address):
-    with pytest.raises(SourceError, match="for instance tcp://"):
-        Viewer(address)
-
-
-def test_unknown_host_is_refused_on_entering():
-    with (
-        pytest.raises(SourceError, match=r"host 'no-such-host\.invalid' is unknown"),
-        Viewer("tcp://no-such-host.invalid:5555"),
-    ):
-        pass
 
 
 def test_stopped_viewer_ends_at_once(sink):

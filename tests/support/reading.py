@@ -1,0 +1,31 @@
+"""One source read in a thread, and the error of one attempt."""
+
+import contextlib
+import threading
+
+import pytest
+
+from pipeline.errors import ConnectionLostError
+from stream.sources import build_source
+from tests.support.reader import Reader
+
+QUICK = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0}
+
+
+ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
+
+
+LOST = ("waiting", "connecting")
+
+
+@contextlib.contextmanager
+def reading(url, options=QUICK):
+    with build_source(url, **options) as source, Reader(source) as reader:
+        yield reader
+
+
+def failing(url):
+    """Return the words of the typed error that one attempt ends in."""
+    with build_source(url, **ONCE) as source, pytest.raises(ConnectionLostError) as caught:
+        list(source.frames(threading.Event()))
+    return str(caught.value)

@@ -172,6 +172,20 @@ class DeletionCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardFigure:
+    """The number of a guard's rule that is furthest from its bound in a frame."""
+
+    name: str
+    """As in the rule: ``heat_inside(part)``."""
+    value: float
+    """Its value in this frame."""
+    bound: float
+    """The number that the rule compares it with."""
+    slack: float
+    """The largest margin with which the frame meets the rule; negative where it is violated."""
+
+
+@dataclass(frozen=True, slots=True)
 class GuardState:
     """State of a guard after a frame."""
 
@@ -183,6 +197,9 @@ class GuardState:
     """While it fires: the rule and the values of this frame, as text."""
     fire_count: int
     """Number of times it began to fire in this run."""
+    figure: GuardFigure | None = None
+    """The worst number of this frame, while the guard fires and the frame violates its rule; None otherwise, and for
+    rules that compare no number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

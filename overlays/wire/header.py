@@ -36,6 +36,7 @@ from pipeline.frames import (
     DeletionCheck,
     Finding,
     GroundTruth,
+    GuardFigure,
     GuardState,
     Heat,
     HeatmapStats,
@@ -189,6 +190,22 @@ class WireSignalLoss(WireModel):
         return SignalLoss(self.seconds, self.state, self.reason)
 
 
+class WireFigure(WireModel):
+    """The number of a rule that is furthest from its bound."""
+
+    name: Text
+    """As in the rule: ``heat_inside(part)``."""
+    value: float
+    bound: float
+    """The number that the rule compares it with."""
+    slack: float
+    """The largest margin with which the frame meets the rule; negative where it is violated."""
+
+    def figure(self) -> GuardFigure:
+        """Return the figure."""
+        return GuardFigure(self.name, self.value, self.bound, self.slack)
+
+
 class WireGuard(WireModel):
     """State of a guard of the camera."""
 
@@ -200,10 +217,13 @@ class WireGuard(WireModel):
     """While it fires: the rule and the measured value."""
     fired: Index
     """Number of times that it began to fire in this run."""
+    figure: WireFigure | None = None
+    """The worst number of this frame; absent where the frame meets the rule."""
 
     def state(self) -> GuardState:
         """Return the state."""
-        return GuardState(self.name, self.firing, self.seconds, self.says, self.fired)
+        figure = None if self.figure is None else self.figure.figure()
+        return GuardState(self.name, self.firing, self.seconds, self.says, self.fired, figure)
 
 
 class WireRegion(WireModel):

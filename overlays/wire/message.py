@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -17,7 +18,19 @@ from overlays.wire.fields import VERSION
 from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled_box
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
-from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat, HeatmapStats, Image, Overlay
+from pipeline.frames import (
+    NO_HEAT,
+    Box,
+    BoxMap,
+    Explanation,
+    Finding,
+    Frame,
+    GuardState,
+    Heat,
+    HeatmapStats,
+    Image,
+    Overlay,
+)  # fmt: skip
 
 ENCODING: Final = "jpeg"
 _DECIMALS: Final = 5
@@ -144,16 +157,7 @@ def _guards_record(explanation: Explanation) -> dict[str, Any]:
     """Return the keys ``guards``, ``regions`` and ``deletion`` of an explanation, as far as it has them."""
     record: dict[str, Any] = {}
     if explanation.guards:
-        record["guards"] = [
-            {
-                "name": replace_undecodable(state.name),
-                "firing": state.firing,
-                "seconds": float(state.seconds),
-                "says": replace_undecodable(state.message),
-                "fired": state.fire_count,
-            }
-            for state in explanation.guards
-        ]
+        record["guards"] = [_guard_record(state) for state in explanation.guards]
     if explanation.regions:
         record["regions"] = [
             {
@@ -170,6 +174,21 @@ def _guards_record(explanation: Explanation) -> dict[str, Any]:
             "index": check.index,
             "age_seconds": float(check.age_seconds),
         }
+    return record
+
+
+def _guard_record(state: GuardState) -> dict[str, Any]:
+    """Return the state of a guard as a JSON value."""
+    record: dict[str, Any] = {
+        "name": replace_undecodable(state.name),
+        "firing": state.firing,
+        "seconds": float(state.seconds),
+        "says": replace_undecodable(state.message),
+        "fired": state.fire_count,
+    }
+    if (figure := state.figure) is not None and math.isfinite(figure.slack):
+        name, numbers = replace_undecodable(figure.name), (figure.value, figure.bound, figure.slack)
+        record["figure"] = {"name": name} | dict(zip(("value", "bound", "slack"), map(_rounded, numbers), strict=True))
     return record
 
 

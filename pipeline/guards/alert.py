@@ -18,7 +18,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pipeline.frames import GuardState
+from pipeline.frames import GuardFigure, GuardState
 from pipeline.guards.box_stats import track_key
 from pipeline.guards.config import GuardConfig
 from pipeline.guards.heatmap_stats import PAUSE_SECONDS
@@ -102,10 +102,10 @@ class AlertState:
         self._toggle(firing=any(subject.firing for subject in self._subjects.values()))
         if not self.firing:
             return self._quiet_state
-        message = self._describe(contexts, violations)
-        return GuardState(
-            self.name, firing=True, seconds=round(self._seconds, 3), message=message, fire_count=self.fire_count
-        )
+        message, figure = self._describe(contexts, violations)
+        seconds = round(self._seconds, 3)
+        return GuardState(self.name, firing=True, seconds=seconds, message=message, fire_count=self.fire_count,
+                          figure=figure)  # fmt: skip
 
     def _violations(self, key: Hashable, contexts: Sequence[RuleContext]) -> list[RuleContext]:
         """Return the findings of a subject that violate the rule."""
@@ -141,18 +141,19 @@ class AlertState:
 
     def _describe(
         self, contexts: Mapping[Hashable, Sequence[RuleContext]], violations: Mapping[Hashable, Sequence[RuleContext]]
-    ) -> str:
-        """Return the message of this frame: of the worst track that the guard fires for."""
+    ) -> tuple[str, GuardFigure | None]:
+        """Return the message and the worst number of this frame: of the worst track that the guard fires for."""
         firing = {key: subject for key, subject in self._subjects.items() if subject.firing}
         found = [context for key in firing for context in violations.get(key, ())]
         if found:
             worst = min(found, key=lambda context: slack(self.rule, context)) if len(found) > 1 else found[0]
             more = f"; {len(found) - 1} more" if len(found) > 1 else ""
             name = _name_of(worst)
-            return f"{f'{name}: ' if name else ''}{describe_violation(self.rule, worst, self._hysteresis)}{more}"
+            message = f"{f'{name}: ' if name else ''}{describe_violation(self.rule, worst, self._hysteresis)}{more}"
+            return message, worst_figure(self.rule, worst)
         key, latest = min(firing.items(), key=lambda item: item[1].met_seconds)
         message = self._describe_met(contexts.get(key, ()), latest)
-        return f"{latest.name}: {message}" if latest.name else message
+        return f"{latest.name}: {message}" if latest.name else message, None
 
     def _describe_met(self, contexts: Sequence[RuleContext], subject: _Subject) -> str:
         """Return the message for a frame that meets the rule while the guard still fires."""
@@ -195,6 +196,20 @@ def slack(rule: Rule, context: RuleContext) -> float:
         if rule.requirement(context, margin - 1e-9) is not False:
             return margin
     return -math.inf
+
+
+def worst_figure(rule: Rule, context: RuleContext) -> GuardFigure | None:
+    """Return the number of a rule that decides how far a finding is from meeting it; None if no number is known."""
+    known = [
+        (number, value, number.bound)
+        for number in rule.numbers
+        if number.bound is not None and (value := number.read(context)) is not None
+    ]
+    if not known:
+        return None
+    margin = slack(rule, context)
+    number, value, bound = min(known, key=lambda item: abs(abs(item[1] - item[2]) - abs(margin)))
+    return GuardFigure(number.name, float(value), float(bound), margin)
 
 
 def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) -> str:

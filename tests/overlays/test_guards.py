@@ -14,13 +14,14 @@ from overlays.web.status import StatusBoard
 from overlays.wire.header import decode_header
 from overlays.wire.message import as_overlay, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
-from pipeline.frames import DeletionCheck, Frame, GuardState, HeatmapStats, Overlay, Region
+from pipeline.frames import DeletionCheck, Frame, GuardFigure, GuardState, HeatmapStats, Overlay, Region
 from pipeline.ports import MetricSample, Part
 from pipeline.result import RunResult
 from pipeline.stats import RunStats
 
 ROOT = Path(__file__).resolve().parents[2]
-FIRES = GuardState("on-the-belt", True, 1.25, "heat_inside(belt) >= 0.6, but is 0.04", 2)
+FIGURE = GuardFigure("heat_inside(belt)", 0.04, 0.6, -0.56)
+FIRES = GuardState("on-the-belt", True, 1.25, "heat_inside(belt) >= 0.6, but is 0.04", 2, FIGURE)
 CALM = GuardState("in-one-place", False, 0.0, "", 0)
 BELT = Region("belt", ((10.0, 40.0), (150.0, 40.0), (150.0, 80.0), (10.0, 80.0)))
 CHECKED = DeletionCheck("bottle", 0.9, 0.85, 3, 0.5)
@@ -73,6 +74,7 @@ def test_header_without_guards_has_no_guard_keys(explained):
         (("guards", 0, "firing"), 1),
         (("guards", 0, "name"), "x" * 65),
         (("guards", 0, "fired"), -1),
+        (("guards", 0, "figure"), {"name": "score"}),
         (("guards",), {}),
         (("regions", 0, "polygon"), [[1, 2, 3]]),
         (("regions", 0, "polygon"), [[1, 2]] * 300),

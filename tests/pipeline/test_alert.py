@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, HeatmapStats
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardFigure, HeatmapStats
 from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardConfig
 from pipeline.guards.variables import RuleContext
@@ -170,3 +170,21 @@ def test_alert_message_names_the_margin_for_a_value_within_it():
     guard = alarm(hold=0, margin=0.05)
     guard.update(facts(0.1), 0.0)
     assert guard.update(facts(0.62), 0.1).message == "heat_inside(part) >= 0.6 by a margin of 0.05, but is 0.62"
+
+
+def test_figure_is_the_number_of_the_frame_that_violates_the_rule():
+    guard = alarm(hold=0)
+    state = guard.update(facts(0.25), 0.0)
+    assert state.figure == GuardFigure("heat_inside(part)", 0.25, 0.6, pytest.approx(-0.35))
+    assert guard.update(facts(0.9), 0.1).figure is None  # it still fires, but this frame meets the rule
+
+
+@pytest.mark.parametrize(("rule", "name"), [
+    ("heat_inside(part) >= 0.6 and focus_area<0.05", "heat_inside(part)"),
+    ("heat_inside(part) >= 0.1 and focus_area<0.05", "focus_area"),
+    ("heat_inside(part) >= 0.6 or focus_area<0.05", "focus_area"),
+])  # fmt: skip
+def test_figure_is_the_number_that_decides_a_rule_of_several(rule, name):
+    state = alarm(rule, hold=0).update(facts(0.25), 0.0)
+    assert state.figure.name == name
+    assert state.figure.slack < 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -16,20 +14,17 @@ from commands.console import check_writable, print_line
 from commands.dataset import drop_unreadable, list_samples
 from commands.images import open_images
 from commands.options import NETWORK, RUN, drop_none, option
-from commands.signals import shutdown_on_signal
 from commands.train_detector import SplitOptions, is_trainable_detector, train_detector
 from commands.train_messages import (
     CROSSING,
     UNGROUPED,
-    command_line,
-    print_epoch,
-    print_features,
     print_split,
     print_splits,
     warn_of_label_conflicts,
     warn_of_near_duplicates,
 )
 from commands.train_report import Trained, files_beside, write_checked, write_report
+from commands.train_run import TrainingRun, run_metadata
 from commands.wiring.run import bundled_weights
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
@@ -130,9 +125,13 @@ def train(
     ] = 0.15,
     seed: Annotated[int, option(RUN, "Seed of the split, the order and the augmentation. [default: 0]", min=0)] = 0,
     threads: options.Threads = None,
+    resume: Annotated[
+        bool,
+        option(RUN, "Go on where an interrupted training with the same options ended.", "--resume/--no-resume"),
+    ] = True,
 ) -> None:
     """Fine-tune a network on your own classes; writes one file for stream, evaluate and export, and a report."""
-    from engine.finetuning.finetune import Callbacks, finetune
+    from engine.finetuning.finetune import finetune
     from engine.finetuning.given_split import keep_split
     from engine.finetuning.near_duplicates import near_duplicates
     from engine.finetuning.setup import FinetuneConfig, build_model
@@ -152,7 +151,8 @@ def train(
     )  # fmt: skip
     fractions = {TRAIN: 1.0 - test_fraction - val_fraction, VALIDATION: val_fraction, TEST: test_fraction}
     if is_trainable_detector(model):
-        train_detector(folder, output, config, SplitOptions(fractions, group_pattern, group_gap))
+        options_of_split = SplitOptions(fractions, group_pattern, group_gap)
+        train_detector(folder, output, config, options_of_split, resume=resume)
         return
     data, read, uri_options = open_images(str(folder))
     listing = list_samples(Path(data), pictures, group_pattern, group_gap)
@@ -176,22 +176,18 @@ def train(
     warn_of_label_conflicts(similar)
     if not listing.grouped:
         log.warning("%s", UNGROUPED)
-    started = threading.Event()
-    started.set()
-    with shutdown_on_signal(started) as stop:
-        callbacks = Callbacks(print_features, print_epoch, stop.is_set)
-        result = finetune(
+    run = TrainingRun(
+        output, asdict(config) | {"labels": network.labels}, parts, network.net.state_dict(), resume=resume
+    )
+    result = run.train(
+        lambda callbacks, progress: finetune(
             network, parts, lambda path: read(Path(path)), callbacks,
-            grouped=listing.grouped, look_alikes={pair.path for pair in similar},
-        )  # fmt: skip
-        if stop.is_set() and result.epochs:
-            log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
-    if not result.epochs:
-        raise ConfigError("interrupted before the end of the first epoch: nothing is written")
-    run = {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}
+            grouped=listing.grouped, look_alikes={pair.path for pair in similar}, progress=progress,
+        )
+    )  # fmt: skip
     file = replace(
         result.checkpoint,
-        provenance={**result.checkpoint.provenance, **run},
+        provenance={**result.checkpoint.provenance, **run_metadata()},
         perceptual_hashes=(*network.trained_hashes, hashes),
     )
     result = replace(result, checkpoint=file)
@@ -199,6 +195,7 @@ def train(
     left_out = [*listing.left_out, *unreadable, *(f"{sample.path}: {CROSSING}" for sample in crossing)]
     trained = Trained(data, uri_options, result, parts, left_out, similar, grouped=listing.grouped)
     write_report(output, trained, explainer, read)
+    run.finish()
 
 
 def _check_options(output: Path, inputs: Mapping[str, str], balance: str, precision: str) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +14,15 @@ from commands.box_dataset import BoxListing, find_boxes, list_boxes, with_common
 from commands.console import print_line, relative_path, write_text
 from commands.dataset import drop_unreadable
 from commands.images import ReadImage, open_images
-from commands.signals import shutdown_on_signal
 from commands.train_messages import (
     CROSSING,
     UNGROUPED,
-    command_line,
-    print_epoch,
-    print_features,
     print_split,
     print_splits,
     warn_of_near_duplicates,
 )
 from commands.train_report import files_beside, move_checked, unchecked_file
+from commands.train_run import TrainingRun, run_metadata
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,6 +56,14 @@ class _Data:
     left_out: list[str]
     similar: list[NearDuplicate]
 
+    def boxes(self) -> dict[str, list[Any]]:
+        """Return the boxes of each image as JSON values."""
+        return {
+            sample.path: [asdict(truth) for truth in self.listing.truths_of(sample.path, (1, 1))]
+            for samples in self.parts.values()
+            for sample in samples
+        }
+
 
 def is_trainable_detector(model: str) -> bool:
     """Return whether a model is a detector that `train` trains on boxes."""
@@ -70,8 +73,15 @@ def is_trainable_detector(model: str) -> bool:
     return model in DETECTORS or is_detector_file(model)
 
 
-def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: SplitOptions) -> None:
+def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: SplitOptions, *, resume: bool) -> None:
     """Train a detector on images with boxes; writes its file and a report.
+
+    Args:
+        folder: the images with their boxes.
+        output: the file to write.
+        config: the network and the training.
+        options: of the division into splits.
+        resume: whether the training goes on where an interrupted one ended.
 
     Raises:
         ConfigError: the data set has no boxes, or cannot be read or divided.
@@ -79,7 +89,6 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
     """
     from engine.finetuning.detection.finetune import finetune_detector
     from engine.finetuning.detection.setup import build_detector
-    from engine.finetuning.finetune import Callbacks
     from engine.finetuning.splits import TEST
 
     location, read, uri_options = open_images(str(folder))
@@ -93,26 +102,22 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
     network = build_detector(config, listing.labels)
     print_line(f"{found[0].upper()} annotations, {len(listing.labels)} classes: {', '.join(listing.labels)}")
     data, hashes = _divide(listing, network, options, read, config.seed)
-    started = threading.Event()
-    started.set()
-    with shutdown_on_signal(started) as stop:
-        callbacks = Callbacks(print_features, print_epoch, stop.is_set)
-        result = finetune_detector(
+    settings = asdict(config) | {"labels": listing.labels, "boxes": data.boxes()}
+    run = TrainingRun(output, settings, data.parts, network.net.state_dict(), resume=resume)
+    result = run.train(
+        lambda callbacks, progress: finetune_detector(
             network, data.parts, lambda path: read(Path(path)), listing.truths_of, callbacks,
-            grouped=listing.grouped, look_alikes={pair.path for pair in data.similar},
-        )  # fmt: skip
-        if stop.is_set() and result.epochs:
-            log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
-    if not result.epochs:
-        raise ConfigError("interrupted before the end of the first epoch: nothing is written")
-    run = {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}
+            grouped=listing.grouped, look_alikes={pair.path for pair in data.similar}, progress=progress,
+        )
+    )  # fmt: skip
     file = replace(
         result.checkpoint,
-        provenance={**result.checkpoint.provenance, **run},
+        provenance={**result.checkpoint.provenance, **run_metadata()},
         perceptual_hashes=(*network.trained_hashes, hashes),
     )
     write_checked_detector(output, file, network, read(Path(data.parts[TEST][0].path)))
     _write_report(output, location + uri_options, replace(result, checkpoint=file), data)
+    run.finish()
 
 
 def _divide(

@@ -48,7 +48,7 @@ class Trained:
 
 def files_beside(output: Path) -> dict[str, Path]:
     """Return the paths of the files beside the model, by their suffix."""
-    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "test.txt")}
+    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "test.txt", "progress.pt")}
 
 
 def unchecked_file(output: Path) -> Path:

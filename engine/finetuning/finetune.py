@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from engine.finetuning.dataset import ImageDataset
+from engine.finetuning.metrics import confusion, wilson_interval
+from engine.finetuning.progress import TrainingProgress
 from engine.finetuning.setup import FinetuneModel, provenance_of
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.finetuning.trainables import FullFinetuner, LinearProbe, scaled_features
@@ -17,10 +19,8 @@ from engine.finetuning.trainer import (
     EpochStats,
     Indices,
     TrainingConfig,
-    confusion,
     predict_logits,
     train,
-    wilson_interval,
 )
 from engine.models.checkpoint import Checkpoint
 from engine.models.loader import RANDOM
@@ -86,6 +86,7 @@ class Callbacks:
 def finetune(
     model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], callbacks: Callbacks, *,
     boxes: Mapping[str, Box] | None = None, grouped: bool = True, look_alikes: Collection[str] = (),
+    progress: TrainingProgress | None = None,
 ) -> FinetuneResult:  # fmt: skip
     """Train a network on labelled images and evaluate it.
 
@@ -99,6 +100,7 @@ def finetune(
         boxes: by path, the box of the object in pixels of the image; used by stages on crops.
         grouped: whether the samples' groups are known; otherwise there is no confidence interval.
         look_alikes: paths of near duplicates of training images; the interval leaves them out.
+        progress: where the state after each epoch is kept.
 
     Raises:
         ModelError: the loss diverged before the first improvement, or the network cannot be trained on crops.
@@ -110,7 +112,7 @@ def finetune(
         torch.manual_seed(config.seed)
         images = ImageDataset([sample.path for sample in samples], read, model.preprocessing, boxes=boxes)
         images.preload(callbacks.stop)
-        task = _Task(model, images, classes, _indices_of(parts), choose_device(config.device), callbacks)
+        task = _Task(model, images, classes, _indices_of(parts), choose_device(config.device), callbacks, progress)
         trainable, epochs = _train_stages(task)
     groups = [sample.group if grouped and sample.path not in look_alikes else None for sample in samples]
     metrics = {
@@ -180,6 +182,7 @@ class _Task:
     """Of the images of each split."""
     device: torch.device
     callbacks: Callbacks
+    progress: TrainingProgress | None
 
 
 def _linear_probe(task: _Task) -> LinearProbe:
@@ -227,6 +230,7 @@ def _train_stage(
         on_epoch=task.callbacks.epoch,
         stop=task.callbacks.stop,
         warm_start=warm_start,
+        progress=task.progress,
     )
 
 

@@ -53,7 +53,7 @@ class FullFinetuner:
         self._net = net.to(device).to(memory_format=torch.channels_last)
         self._head_name, self._images, self._augmentation, self._stage = head_name, images, augmentation, stage
         self._device, self._dtype, self._untrained = device, DTYPES[precision], untrained
-        self._rng = np.random.default_rng((seed, 21))
+        self.rng = np.random.default_rng((seed, 21))
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the last layer and the other layers that are not frozen, with their learning rates."""
@@ -85,7 +85,7 @@ class FullFinetuner:
     def _pixels(self, indices: Indices, *, augment: bool) -> Tensor:
         if self._stage.crop is None:
             return self._images.fitted(indices.tolist())
-        return self._images.crops(indices.tolist(), self._stage.crop, self._rng if augment else None)
+        return self._images.crops(indices.tolist(), self._stage.crop, self.rng if augment else None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
@@ -178,7 +178,7 @@ class LinearProbe:
         self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
         self._head, self._dtype = net.get_submodule(head_name), DTYPES[precision]
         self._output_activation = find_output_activation(self._net, head_name, images.size)
-        self._rng = np.random.default_rng((seed, 13))
+        self.rng = np.random.default_rng((seed, 13))
         total = len(images) + (views - 1) * len(train_indices)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
@@ -200,7 +200,7 @@ class LinearProbe:
     def logits(self, indices: Indices, *, augment: bool) -> Tensor:
         """Return the class logits of these images; with ``augment``, of a random view of each."""
         if augment:
-            views = self._rng.integers(0, len(self._views), len(indices))
+            views = self.rng.integers(0, len(self._views), len(indices))
             features = torch.stack([self._views[view][index] for index, view in zip(indices, views, strict=True)])
         else:
             features = self._views[0][torch.from_numpy(indices)]

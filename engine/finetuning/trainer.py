@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.finetuning.best_state import BestState
+from engine.finetuning.progress import TrainingProgress
 from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,11 @@ WARM_UP_FRACTION = 0.15
 
 class Trainable(Protocol):
     """A network, or a part of it, that classifies the images of a data set by their indices."""
+
+    @property
+    def rng(self) -> np.random.Generator | None:
+        """Source of random choices besides torch's, kept with the progress."""
+        ...
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
@@ -59,6 +66,11 @@ class Learner(Protocol):
     """Name of what ``evaluate`` measures; more is better."""
     train_count: int
     """Number of training images."""
+
+    @property
+    def rng(self) -> np.random.Generator | None:
+        """Source of random choices besides torch's, kept with the progress."""
+        ...
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
@@ -150,6 +162,7 @@ def train(
     on_epoch: Callable[[EpochStats], None],
     stop: Callable[[], bool] = lambda: False,
     warm_start: bool = False,
+    progress: TrainingProgress | None = None,
 ) -> list[EpochStats]:
     """Train a classifier, and restore the state of the best epoch.
 
@@ -163,17 +176,20 @@ def train(
         on_epoch: called after every epoch.
         stop: called before every batch.
         warm_start: whether the initial state counts as a result.
+        progress: where the state after each epoch is kept.
 
     Raises:
         ModelError: the loss was not finite in the first epoch.
     """
     learner = _Classification(trainable, classes, config, train_indices, validation_indices)
-    return train_learner(learner, config, seed=seed, on_epoch=on_epoch, stop=stop, warm_start=warm_start)
+    return train_learner(
+        learner, config, seed=seed, on_epoch=on_epoch, stop=stop, warm_start=warm_start, progress=progress
+    )
 
 
 def train_learner(
     learner: Learner, config: TrainingConfig, *, seed: int, on_epoch: Callable[[EpochStats], None],
-    stop: Callable[[], bool] = lambda: False, warm_start: bool = False,
+    stop: Callable[[], bool] = lambda: False, warm_start: bool = False, progress: TrainingProgress | None = None,
 ) -> list[EpochStats]:  # fmt: skip
     """Train, and restore the state of the best epoch.
 
@@ -184,6 +200,8 @@ def train_learner(
         on_epoch: called after every epoch.
         stop: called before every batch; True ends the training with the best state so far.
         warm_start: whether the initial state counts as a result, which is kept if no epoch is better.
+        progress: where the state after each epoch is kept; a stage that it knows goes on after its last epoch, to the
+            same result as without the interruption.
 
     Raises:
         ModelError: the loss was not finite in the first epoch.
@@ -191,48 +209,46 @@ def train_learner(
     started_at = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
     loop = _Loop(learner, config)
+    saved = progress.next_stage() if progress else None
+    best = BestState(learner) if saved is None else BestState.restored(learner, saved["best"])
     history: list[EpochStats] = []
-    best, epochs_since_best, state = (-1.0, 0.0), 0, learner.state_dict()
-    least_loss = math.inf
-    if warm_start:
-        loss, score = learner.evaluate()
-        best = (score, -loss)
-    for epoch in range(1, config.epochs + 1):
+    if saved is not None:
+        history = [EpochStats(**epoch) for epoch in saved["history"]]
+        started_at -= history[-1].seconds
+        loop.restore(saved, rng)
+    elif warm_start:
+        best.measure()
+    while len(history) < config.epochs and best.epochs_since < config.patience:
+        epoch = len(history) + 1
         losses = []
         for batch in loop.batches(rng):
             if stop():
-                learner.load_state_dict(state)
+                best.restore()
                 return history
             losses.append(loop.step(batch, epoch))
         if not math.isfinite(losses[-1]):
-            return _restore_after_divergence(learner, history, state, warm_start=warm_start)
+            return _restore_after_divergence(best, history, warm_start=warm_start)
         loss, score = learner.evaluate()
-        is_best = (score, -loss) > best
-        improved = is_best or (config.improve_on_loss and loss < least_loss)
-        best, least_loss = max(best, (score, -loss)), min(least_loss, loss)
-        epochs_since_best = 0 if improved else epochs_since_best + 1
-        if is_best:
-            state = learner.state_dict()
+        is_best = best.update(score, loss, improve_on_loss=config.improve_on_loss)
         seconds = time.perf_counter() - started_at
         mean_loss = float(np.mean(losses))
         history.append(
             EpochStats(epoch, config.epochs, mean_loss, loss, score, is_best, seconds, config.stage, learner.measure)
         )
+        if progress:
+            epochs = [asdict(stats) for stats in history]
+            progress.save({"history": epochs, "best": best.state_dict(), **loop.state_dict(rng)})
         on_epoch(history[-1])
-        if epochs_since_best >= config.patience:
-            break
-    learner.load_state_dict(state)
+    best.restore()
     return history
 
 
-def _restore_after_divergence(
-    learner: Learner, history: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
-) -> list[EpochStats]:
+def _restore_after_divergence(best: BestState, history: list[EpochStats], *, warm_start: bool) -> list[EpochStats]:
     """Restore the best state; raise ``ModelError`` if there is none."""
     if not history or not (warm_start or any(epoch.best for epoch in history)):
         raise ModelError("the loss is not finite in the first epoch; choose a lower --learning-rate")
     log.warning("the loss is not finite in epoch %d: the best state before it is kept", len(history) + 1)
-    learner.load_state_dict(state)
+    best.restore()
     return history
 
 
@@ -249,7 +265,7 @@ class _Classification:
         self._train_indices, self._validation_indices = train_indices, validation_indices
         self._weights = class_weights(classes[train_indices], config.balance)
         self.train_count = len(train_indices)
-        self.param_groups = trainable.param_groups
+        self.param_groups, self.rng = trainable.param_groups, trainable.rng
         self.state_dict, self.load_state_dict = trainable.state_dict, trainable.load_state_dict
 
     def epoch_order(self, rng: np.random.Generator) -> Indices:
@@ -298,6 +314,28 @@ class _Loop:
         self._schedule.step()
         return float(loss.detach())
 
+    def state_dict(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Return what the next epoch depends on, random states included."""
+        return {
+            "weights": self._learner.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generators": [source.bit_generator.state for source in self._generators(rng)],
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], rng: np.random.Generator) -> None:
+        """Restore a ``state_dict``."""
+        self._learner.load_state_dict(state["weights"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+        for source, saved in zip(self._generators(rng), state["generators"], strict=True):
+            source.bit_generator.state = saved
+        torch.set_rng_state(state["random"])
+
+    def _generators(self, rng: np.random.Generator) -> list[np.random.Generator]:
+        return [source for source in (rng, self._learner.rng) if source is not None]
+
 
 def class_weights(classes: Indices, balance: Balance) -> Tensor | None:
     """Return the weight of each class in the loss, with mean 1 over the images; None for equal weights."""
@@ -339,28 +377,3 @@ def evaluate(trainable: Trainable, classes: Indices, indices: Indices) -> tuple[
     correct = logits.argmax(1).numpy() == targets
     recall = float(np.mean([correct[targets == number].mean() for number in np.unique(targets)]))
     return float(F.cross_entropy(logits, torch.from_numpy(targets))), recall
-
-
-def wilson_interval(fraction: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, 95 % by default.
-
-    E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.
-
-    Args:
-        fraction: the observed proportion, 0 to 1.
-        count: number of independent observations, above 0.
-        deviations: quantile of the normal distribution.
-    """
-    square = deviations**2
-    centre = (fraction + square / (2 * count)) / (1 + square / count)
-    half_width = (
-        deviations / (1 + square / count) * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
-    )
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
-
-
-def confusion(targets: Sequence[int], predictions: Sequence[int], count: int) -> list[list[int]]:
-    """Return the counts by true class (row) and predicted class (column) for ``count`` classes."""
-    table = np.zeros((count, count), int)
-    np.add.at(table, (np.asarray(targets, int), np.asarray(predictions, int)), 1)
-    return [[int(cell) for cell in row] for row in table]

@@ -1,15 +1,20 @@
 """`run.py train`: from a folder of classes to a stream that the trained network explains."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from engine.export.metadata import read_metadata
 from engine.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
+from tests.conftest import ROOT
 from tests.support.logs import log_lines
 
 KINDS = ("blank", "spot")
@@ -70,6 +75,34 @@ def test_train_on_a_folder_gives_a_network_that_evaluates_and_streams(command, t
     labels = [line["findings"][0]["label"] for line in lines if "findings" in line]
     assert len(labels) == 20
     assert labels.count("spot") >= 16
+
+
+def test_train_killed_goes_on_to_the_same_file(command, tmp_path):
+    options = (*OPTIONS, "--epochs", "4", "--group-pattern", r"\D+\d+")
+    words = [str(word) for word in ("train", "parts", *options)]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "run.py", *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    progress = tmp_path / "part.progress.pt"
+    for _ in process.stdout:
+        if progress.exists():
+            process.kill()
+            break
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "part.safetensors").exists()
+
+    code, output, errors = command(*words)
+    assert code == 0, errors
+    assert "goes on after" in output
+    assert not progress.exists()
+    resumed = load_checkpoint(tmp_path / "part.safetensors")
+    code, output, errors = command(*words, "--no-resume")
+    assert code == 0, errors
+    assert "goes on after" not in output
+    whole = load_checkpoint(tmp_path / "part.safetensors")
+    for name, value in whole.state.items():
+        assert torch.equal(value, resumed.state[name]), name
 
 
 def test_export_keeps_labels_and_fit_of_a_checkpoint(command, tmp_path):

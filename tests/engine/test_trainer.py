@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.finetuning.trainer import TrainingConfig, class_weights, confusion, train, wilson_interval
+from engine.finetuning.metrics import confusion, wilson_interval
+from engine.finetuning.trainer import TrainingConfig, class_weights, train
 from pipeline.errors import ModelError
 
 
@@ -14,6 +15,8 @@ def ignore(_):
 
 class ScriptedTrainable:
     """Improves until its third epoch, then gets worse."""
+
+    rng = None
 
     def __init__(self):
         self.bias = torch.nn.Parameter(torch.zeros(1))

@@ -16,6 +16,7 @@ from engine.finetuning.detection.metrics import DetectionMetrics
 from engine.finetuning.detection.norms import folded_norms, restore_norms
 from engine.finetuning.detection.setup import DetectorModel, provenance_of
 from engine.finetuning.finetune import Callbacks, describe_training
+from engine.finetuning.progress import TrainingProgress
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.finetuning.trainer import EpochStats, TrainingConfig, train_learner
 from engine.runtime.devices import DTYPES
@@ -39,6 +40,7 @@ class DetectorResult:
 def finetune_detector(
     model: DetectorModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], truths_of: TruthsOf,
     callbacks: Callbacks, *, grouped: bool = True, look_alikes: Collection[str] = (),
+    progress: TrainingProgress | None = None,
 ) -> DetectorResult:  # fmt: skip
     """Train a detector and evaluate it.
 
@@ -52,6 +54,7 @@ def finetune_detector(
         callbacks: report progress and stop the training.
         grouped: whether the samples' groups are known; otherwise there is no confidence interval.
         look_alikes: paths of near duplicates of training images; the interval leaves them out.
+        progress: where the state after each epoch is kept.
 
     Raises:
         ModelError: the loss diverged before the first improvement.
@@ -71,7 +74,7 @@ def finetune_detector(
             learner = _learner(model, images, stage, indices)
             epochs += train_learner(
                 learner, stage, seed=model.config.seed, on_epoch=callbacks.epoch, stop=callbacks.stop,
-                warm_start=warm_start,
+                warm_start=warm_start, progress=progress,
             )  # fmt: skip
             warm_start = True
     groups = {

@@ -34,6 +34,7 @@ class DetectionLearner:
     """A YOLOX network with its images and its losses, on the CPU."""
 
     measure = "mAP50:95"
+    rng = None
 
     def __init__(
         self, net: Yolox, layout: YoloxLayout, images: BoxDataset, augmentation: BoxAugmentation,

@@ -1,0 +1,94 @@
+"""One run of a training: it can be interrupted, and goes on after a kill when the command is given again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from commands.console import print_line, relative_path
+from commands.signals import shutdown_on_signal
+from commands.train_messages import command_line, print_epoch, print_features
+from commands.train_report import files_beside
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.finetuning.finetune import Callbacks
+    from engine.finetuning.progress import TrainingProgress
+    from engine.finetuning.splits import Sample
+    from engine.finetuning.trainer import EpochStats
+
+log = logging.getLogger("recipro-stream")
+
+
+class TrainingResult(Protocol):
+    """Result of a training of either kind."""
+
+    @property
+    def epochs(self) -> tuple[EpochStats, ...]:
+        """The epochs, with those from before an interruption."""
+        ...
+
+
+R = TypeVar("R", bound=TrainingResult)
+
+
+class TrainingRun:
+    """A training whose state is kept in a file beside its output until the result is written."""
+
+    def __init__(
+        self, output: Path, settings: Mapping[str, Any], parts: Mapping[str, Sequence[Sample]],
+        weights: Mapping[str, Any], *, resume: bool,
+    ) -> None:  # fmt: skip
+        """Read the state of an earlier run of the same training.
+
+        Args:
+            output: the file that the training writes.
+            settings: all that the result depends on besides the images and the initial weights, as JSON values.
+            parts: the images of each split.
+            weights: the initial weights, by name.
+            resume: whether the training goes on where the earlier run ended.
+        """
+        from engine.finetuning.progress import TrainingProgress, fingerprint
+
+        path = files_beside(output)["progress.pt"]
+        self._progress = TrainingProgress(path, fingerprint(settings, parts, weights), restart=not resume)
+        self._interrupted = False
+
+    def train(self, finetune: Callable[[Callbacks, TrainingProgress], R]) -> R:
+        """Train until the end or a signal, and return the result.
+
+        Raises:
+            ConfigError: the first epoch was interrupted.
+        """
+        from engine.finetuning.finetune import Callbacks
+
+        path = relative_path(self._progress.path)
+        if epochs := self._progress.epochs:
+            print_line(f"goes on after {epochs} epochs, from {path}; --no-resume begins anew")
+        started = threading.Event()
+        started.set()
+        with shutdown_on_signal(started) as stop:
+            result = finetune(Callbacks(print_features, print_epoch, stop.is_set), self._progress)
+            self._interrupted = stop.is_set()
+        if not result.epochs:
+            raise ConfigError("interrupted before the end of the first epoch: nothing is written")
+        if self._interrupted:
+            log.warning("training interrupted: the best of %d epochs is written; the same command goes on from %s",
+                        len(result.epochs), path)  # fmt: skip
+        return result
+
+    def finish(self) -> None:
+        """Delete the kept state after the result was written; that of an interrupted training stays."""
+        if not self._interrupted:
+            self._progress.remove()
+
+
+def run_metadata() -> dict[str, str]:
+    """Return the command and the date, for the provenance of the written file."""
+    return {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}

@@ -1,0 +1,55 @@
+"""The best state of a training so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from engine.finetuning.trainer import Learner
+
+
+class BestState:
+    """The state of a learner after its best epoch."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._weights = learner.state_dict()
+        self._score, self._loss, self._least_loss = -1.0, 0.0, math.inf
+        self.epochs_since = 0
+        """Number of epochs since the last improvement."""
+
+    @classmethod
+    def restored(cls, learner: Learner, state: Mapping[str, Any]) -> Self:
+        """Return the best state of a training that goes on, from a ``state_dict``."""
+        best = cls(learner)
+        best._weights = dict(state["weights"])
+        best._score, best._loss, best._least_loss = state["score"], state["loss"], state["least_loss"]
+        best.epochs_since = state["epochs_since"]
+        return best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and numbers."""
+        return {
+            "weights": self._weights, "score": self._score, "loss": self._loss, "least_loss": self._least_loss,
+            "epochs_since": self.epochs_since,
+        }  # fmt: skip
+
+    def measure(self) -> None:
+        """Evaluate the initial state, which counts as a result."""
+        self._loss, self._score = self._learner.evaluate()
+
+    def update(self, score: float, loss: float, *, improve_on_loss: bool) -> bool:
+        """Compare the learner's state with the best one, which it may replace; return whether it does."""
+        is_best = (score, -loss) > (self._score, -self._loss)
+        improved = is_best or (improve_on_loss and loss < self._least_loss)
+        self._least_loss = min(self._least_loss, loss)
+        self.epochs_since = 0 if improved else self.epochs_since + 1
+        if is_best:
+            self._score, self._loss, self._weights = score, loss, self._learner.state_dict()
+        return is_best
+
+    def restore(self) -> None:
+        """Give the learner its best state back."""
+        self._learner.load_state_dict(self._weights)

@@ -1,0 +1,108 @@
+"""The state of a training after each epoch, in a file from which a killed training goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from engine.finetuning.splits import Sample
+from engine.io.atomic import atomic_write
+from pipeline.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_VERSION: Final = 1
+
+
+class TrainingProgress:
+    """The saved state of a training: that of its current stage, and the results of the stages before.
+
+    The file holds tensors and plain values only, and is read without unpickling objects. It is written to a temporary
+    file and renamed; what stops the writing (a full disk) is logged once, and the training goes on.
+    """
+
+    def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
+        """Read the file, if there is one.
+
+        Args:
+            path: of the file.
+            fingerprint: of the training's settings and data; a file of another training is not used.
+            restart: ignore the file; it is replaced after the first epoch.
+        """
+        self.path, self._fingerprint = path, fingerprint
+        self._stages: list[dict[str, Any]] = [] if restart else _read(path, fingerprint)
+        self._number = -1
+        self._warned = False
+
+    @property
+    def epochs(self) -> int:
+        """Number of saved epochs of all stages."""
+        return sum(len(stage["history"]) for stage in self._stages)
+
+    def next_stage(self) -> dict[str, Any] | None:
+        """Begin the next stage; return its saved state, or None if it has not ended an epoch."""
+        self._number += 1
+        return self._stages[self._number] if self._number < len(self._stages) else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state of the current stage.
+
+        Args:
+            state: tensors, numbers, texts, and lists and dicts of them; ``history`` is the list of its epochs.
+        """
+        self._stages[self._number :] = [dict(state)]
+        content = {"version": _VERSION, "fingerprint": self._fingerprint, "stages": self._stages}
+        try:
+            with atomic_write(self.path) as temporary:
+                torch.save(content, temporary)
+        except (ModelError, OSError, RuntimeError) as error:  # RuntimeError: torch on a full disk
+            if not self._warned:
+                log.warning("the progress of the training is not saved: %s", error)
+            self._warned = True
+
+    def remove(self) -> None:
+        """Delete the file, once the result of the training is written."""
+        self.path.unlink(missing_ok=True)
+
+
+def _read(path: Path, fingerprint: str) -> list[dict[str, Any]]:
+    """Return the saved stages; none, with a warning, if the file is of another training or damaged."""
+    if not path.exists():
+        return []
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version, saved, stages = content["version"], content["fingerprint"], content["stages"]
+    except Exception as error:  # noqa: BLE001 - the unpickler raises anything on a damaged file
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
+        log.warning("%s: cannot be read (%s); the training begins anew", path, reason)
+        return []
+    if version != _VERSION or saved != fingerprint:
+        log.warning("%s: is the progress of a training with other settings, weights or images; this one begins anew",
+                    path)  # fmt: skip
+        return []
+    return list(stages)
+
+
+def fingerprint(settings: Mapping[str, Any], parts: Mapping[str, Sequence[Sample]], state: Mapping[str, Tensor]) -> str:
+    """Return a digest of all that the result of a training depends on, besides the machine.
+
+    Args:
+        settings: its configuration and annotations, as JSON values.
+        parts: the images of each split.
+        state: the initial weights.
+    """
+    samples = {part: [asdict(sample) for sample in split] for part, split in parts.items()}
+    environment = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    digest = hashlib.sha256(json.dumps([settings, samples, environment], sort_keys=True, default=str).encode())
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

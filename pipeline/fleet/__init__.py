@@ -1,0 +1,1 @@
+"""Leases of cameras: the protocol between a director and its workers, without network, threads or clocks."""

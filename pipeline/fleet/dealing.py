@@ -1,0 +1,100 @@
+"""The director's policy: the worker that gets a camera, and the cameras that move. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.fleet.messages import FleetTiming
+
+
+@dataclass(slots=True)
+class WorkerLoad:
+    """The load of a worker that may get cameras."""
+
+    worker: str
+    limit: float
+    """Frames per second that cameras may take."""
+    cameras: dict[str, float] = field(default_factory=dict)
+    """Frames per second of its cameras."""
+    unable: Collection[str] = frozenset()
+    """Cameras that it cannot open."""
+
+    @property
+    def load(self) -> float:
+        """Frames per second of its cameras together."""
+        return sum(self.cameras.values())
+
+    @property
+    def fraction(self) -> float:
+        """The load as a fraction of the limit."""
+        return self.load / self.limit if self.limit > 0 else float("inf")
+
+    def has_room(self, camera: str, rate: float) -> bool:
+        """Return whether the worker can open and explain a further camera."""
+        return camera not in self.unable and self.load + rate <= self.limit
+
+
+def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad]) -> dict[str, str]:
+    """Return the worker of each camera that fits, and add it to the worker's load.
+
+    The cameras with the highest rates are dealt first, each to the worker that is least full afterwards.
+
+    Args:
+        free: frames per second of the cameras that nobody holds.
+        workers: the workers that may get cameras, changed in place.
+    """
+    dealt = {}
+    for camera, rate in sorted(free.items(), key=lambda item: (-item[1], item[0])):
+        able = [worker for worker in workers if worker.has_room(camera, rate)]
+        if able:
+            best = min(able, key=lambda worker: ((worker.load + rate) / worker.limit, worker.worker))
+            best.cameras[camera] = rate
+            dealt[camera] = best.worker
+    return dealt
+
+
+def reason_not_dealt(camera: str, rate: float, workers: Iterable[WorkerLoad]) -> str:
+    """Return the reason that a camera has no worker, with the remedy."""
+    listed = list(workers)
+    if not listed:
+        return "no worker takes cameras; start one, or end the drain of a node"
+    able = [worker for worker in listed if camera not in worker.unable]
+    if not able:
+        return "no node has a source of this name; add it to the file of sources on a node that reaches the camera"
+    room = max(worker.limit - worker.load for worker in able)
+    return (
+        f"beyond capacity: {rate:g} frames/s are needed and the emptiest worker has {max(room, 0.0):.1f} left; add a "
+        "worker, or lower the rate of cameras"
+    )
+
+
+def choose_moves(workers: Sequence[WorkerLoad], timing: FleetTiming) -> list[str]:
+    """Return the cameras that the fullest worker is to give up, so that ``deal`` gives them to an emptier one.
+
+    Nothing moves within the tolerated imbalance, and no camera moves that would make another worker as full.
+    """
+    loads = {worker.worker: WorkerLoad(worker.worker, worker.limit, dict(worker.cameras), worker.unable)
+             for worker in workers if worker.limit > 0}  # fmt: skip
+    moves: list[str] = []
+    while len(moves) < timing.max_moves and (move := _best_move(list(loads.values()), timing.imbalance)):
+        camera, source, target = move
+        loads[target].cameras[camera] = loads[source].cameras.pop(camera)
+        moves.append(camera)
+    return moves
+
+
+def _best_move(workers: Sequence[WorkerLoad], imbalance: float) -> tuple[str, str, str] | None:
+    """Return camera, source and target of the move that leaves the fullest and the emptiest most alike."""
+    if len(workers) < 2:
+        return None
+    fullest = max(workers, key=lambda worker: (worker.fraction, worker.worker))
+    emptiest = min(workers, key=lambda worker: (worker.fraction, worker.worker))
+    if fullest.fraction - emptiest.fraction <= imbalance:
+        return None
+    candidates = []
+    for camera, rate in fullest.cameras.items():
+        after = max((fullest.load - rate) / fullest.limit, (emptiest.load + rate) / emptiest.limit)
+        if emptiest.has_room(camera, rate) and after < fullest.fraction:
+            candidates.append((after, camera))
+    return (min(candidates)[1], fullest.worker, emptiest.worker) if candidates else None

@@ -1,0 +1,326 @@
+"""The director: grants leases of cameras to workers. A state machine; the caller passes the monotonic time.
+
+It calls nobody. What a worker holds is known from its beats alone, so that a director that was restarted adopts it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reason_not_dealt
+from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
+
+_MAX_ANSWERS: Final = 16
+"""Number of answers to a worker whose times are kept."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker that has beaten within the last lease."""
+
+    slot: str
+    number: int
+    heard_at: float
+    capacity: float
+    unable: frozenset[str]
+    info: WorkerInfo
+
+
+@dataclass(slots=True)
+class _Hold:
+    """A camera that a worker holds, or may believe to hold."""
+
+    worker: str
+    epoch: int
+    is_revoked: bool = False
+    """True once the worker is to give it up: it is free when a beat no longer has it, or when the lease has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class CameraChanges:
+    """Differences between the cameras of a fleet and those of a file."""
+
+    added: Sequence[str] = ()
+    changed: Sequence[str] = ()
+    removed: Sequence[str] = ()
+
+
+class Director:
+    """Deals cameras to workers, each to one worker at a time.
+
+    The law: at no moment may two workers publish one camera. It holds for any delay, loss, repetition and reordering of
+    messages, for frozen processes, and for several directors at once, as long as clocks differ in rate by less than
+    ``timing.skew``, terms and members are kept in one store, and no two living processes have one slot.
+
+    A director grants while the store confirms that no later term was claimed, or, without the store, while more than
+    half of the members accept its answers. A later director therefore deals nothing before half of the members have
+    accepted its own answers, and ``quiet_seconds`` more have passed.
+    """
+
+    def __init__(
+        self, cameras: Mapping[str, float], *, term: int, members: Collection[str], now: float, timing: FleetTiming
+    ) -> None:
+        """Begin a term.
+
+        Args:
+            cameras: frames per second of each camera.
+            term: number of this director, claimed in the store; later ones have higher numbers.
+            members: slots of the workers that any director may have granted leases, read from the store after the
+                claim.
+            now: monotonic seconds.
+            timing: times and limits.
+        """
+        self.term = term
+        self.is_deposed = False
+        """True once a later director is known: nothing is granted any more."""
+        self._timing = timing
+        self._cameras = dict(cameras)
+        self._drained: frozenset[str] = frozenset()
+        self._workers: dict[str, _Worker] = {}
+        self._members = frozenset(members)
+        self._heirs = frozenset(members)
+        """Members whose acceptance shows that no earlier director can grant."""
+        self._accepted: set[str] = set()
+        """Slots of the workers that have accepted an answer of this term."""
+        self._contact: dict[str, float] = {}
+        """Time of the last answer that a worker of each slot has accepted."""
+        self._answers: dict[str, deque[tuple[int, float]]] = {}
+        """Numbers and times of the last answers to each worker."""
+        self._holds: dict[str, _Hold] = {}
+        self._epoch = first_epoch(term)
+        self._confirmed_at = now
+        self._quiet_until = float("inf") if members else now
+        self._rebalanced_at = now
+
+    @property
+    def cameras(self) -> Mapping[str, float]:
+        """Frames per second of each camera of the fleet."""
+        return dict(self._cameras)
+
+    @property
+    def drained(self) -> Collection[str]:
+        """Nodes that get no cameras."""
+        return self._drained
+
+    @property
+    def members(self) -> Collection[str]:
+        """Slots of the workers that may be granted leases."""
+        return self._members
+
+    @property
+    def newcomers(self) -> Collection[str]:
+        """Slots that beat and are no members yet: they are to be written to the store, then admitted."""
+        return frozenset(worker.slot for worker in self._workers.values()) - self._members
+
+    def admit(self, slots: Iterable[str]) -> None:
+        """Add members that the store has, where this term was still the latest after they were written."""
+        self._members |= frozenset(slots)
+
+    def dismiss(self, slots: Iterable[str]) -> None:
+        """Remove members that have ended for good, and that the store no longer has."""
+        self._members -= frozenset(slots)
+        self._heirs -= frozenset(slots)
+
+    def confirm(self, term: int, asked_at: float) -> None:
+        """Receive the latest term from the store of terms, which was asked at ``asked_at``."""
+        self.is_deposed = self.is_deposed or term > self.term
+        self._confirmed_at = max(self._confirmed_at, asked_at)
+
+    def may_grant(self, now: float) -> bool:
+        """Return whether no later director can have dealt anything yet."""
+        if self.is_deposed:
+            return False
+        return self._is_confirmed(now) or self._hears_majority(now)
+
+    def beat(self, beat: Beat, now: float) -> Grant:
+        """Return the leases of a worker. A repeated beat gets the same answer; an older one changes nothing."""
+        self.is_deposed = self.is_deposed or beat.term > self.term
+        known = self._workers.get(beat.worker)
+        if known is not None and beat.number < known.number:
+            return Grant(beat.number, self.term, None)
+        if known is None or beat.number > known.number:
+            self._hear(beat, now)
+        if not self.may_grant(now):
+            return Grant(beat.number, self.term, None)
+        self.tick(now)
+        return Grant(beat.number, self.term, self._leases_of(beat.worker))
+
+    def tick(self, now: float) -> None:
+        """Forget lost workers, and deal what is free. Call it several times a second."""
+        if not self.may_grant(now):
+            return
+        for name in [name for name, each in self._workers.items() if now >= self._expires_at(each)]:
+            del self._workers[name]
+            self._answers.pop(name, None)
+            self._holds = {camera: hold for camera, hold in self._holds.items() if hold.worker != name}
+        self._revoke(now)
+        if now >= self._quiet_until:
+            self._deal()
+
+    def apply(self, cameras: Mapping[str, float]) -> CameraChanges:
+        """Change the cameras of the fleet; workers give up removed ones at their next beats."""
+        changes = compare_cameras(self._cameras, cameras)
+        self._cameras = dict(cameras)
+        return changes
+
+    def drain(self, nodes: Iterable[str]) -> None:
+        """Set the nodes that get no cameras and give up what they hold."""
+        self._drained = frozenset(nodes)
+
+    def nodes(self) -> frozenset[str]:
+        """Return the nodes that have a worker."""
+        return frozenset(worker.info.node for worker in self._workers.values())
+
+    def where(self, camera: str) -> dict[str, Any]:
+        """Return the worker of a camera, its node, and the addresses at which its frames are published."""
+        hold = self._holds.get(camera)
+        if camera not in self._cameras or hold is None or hold.is_revoked or hold.worker not in self._workers:
+            return {"camera": camera, "worker": None, "reason": self._reason(camera)}
+        info = self._workers[hold.worker].info
+        return {
+            "camera": camera,
+            "worker": hold.worker,
+            "node": info.node,
+            "device": info.device,
+            "addresses": list(info.addresses),
+            "epoch": hold.epoch,
+        }
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return the state of the fleet as plain JSON values."""
+        loads = {load.worker: load for load in self._loads(every=True)}
+        workers = [
+            {
+                "worker": name,
+                "node": worker.info.node,
+                "device": worker.info.device,
+                "addresses": list(worker.info.addresses),
+                "heard_seconds": round(now - worker.heard_at, 3),
+                "capacity": worker.capacity,
+                "limit": loads[name].limit,
+                "load": loads[name].load,
+                "cameras": sorted(loads[name].cameras),
+                "is_drained": worker.info.node in self._drained,
+            }
+            for name, worker in sorted(self._workers.items())
+        ]
+        return {
+            "term": self.term,
+            "may_grant": self.may_grant(now),
+            "is_confirmed": self._is_confirmed(now),
+            "quiet_seconds": self._seconds_quiet(now),
+            "awaited": sorted(self._heirs - self._accepted) if self._quiet_until == float("inf") else [],
+            "workers": workers,
+            "cameras": [{**self.where(camera), "rate": rate} for camera, rate in sorted(self._cameras.items())],
+        }
+
+    def _hear(self, beat: Beat, now: float) -> None:
+        self._workers[beat.worker] = _Worker(beat.slot, beat.number, now, beat.capacity, beat.unable, beat.info)
+        self._epoch = max([self._epoch, *beat.leases.values(), *beat.closing.values()])
+        self._note_contact(beat, now)
+        if now < self._quiet_until:
+            self._adopt(beat)
+        for camera, hold in list(self._holds.items()):
+            if hold.worker != beat.worker:
+                continue
+            hold.is_revoked = hold.is_revoked or camera in beat.unable
+            if hold.is_revoked and camera not in beat.leases and camera not in beat.closing:
+                del self._holds[camera]
+
+    def _note_contact(self, beat: Beat, now: float) -> None:
+        """Note when the worker certainly took this director for the latest: when its last accepted answer was sent."""
+        answers = self._answers.setdefault(beat.worker, deque(maxlen=_MAX_ANSWERS))
+        if beat.term == self.term:
+            sent_at = next((at for number, at in answers if number == beat.answered), float("-inf"))
+            self._contact[beat.slot] = max(self._contact.get(beat.slot, float("-inf")), sent_at)
+            self._accepted.add(beat.slot)
+            if self._quiet_until == float("inf") and len(self._accepted & self._heirs) * 2 >= len(self._heirs):
+                self._quiet_until = now + self._timing.quiet_seconds
+        answers.append((beat.number, now))
+
+    def _adopt(self, beat: Beat) -> None:
+        """Record what a worker holds by the grant of an earlier director, and nothing else.
+
+        Of two workers that report a camera, the beat of the one with the lower epoch is an old one that came late.
+        """
+        reported = {**{camera: (epoch, True) for camera, epoch in beat.closing.items()},
+                    **{camera: (epoch, False) for camera, epoch in beat.leases.items()}}  # fmt: skip
+        self._holds = {camera: hold for camera, hold in self._holds.items()
+                       if hold.worker != beat.worker or camera in reported}  # fmt: skip
+        for camera, (epoch, is_closing) in reported.items():
+            hold = self._holds.get(camera)
+            if hold is None or hold.epoch < epoch:
+                self._holds[camera] = _Hold(beat.worker, epoch, is_closing)
+            elif hold.worker == beat.worker:
+                hold.is_revoked = hold.is_revoked or is_closing
+
+    def _revoke(self, now: float) -> None:
+        """Mark the cameras that are to be given up: removed ones, those of drained nodes, and moves."""
+        for camera, hold in self._holds.items():
+            worker = self._workers.get(hold.worker)
+            is_drained = worker is not None and worker.info.node in self._drained
+            hold.is_revoked = hold.is_revoked or camera not in self._cameras or is_drained
+        is_settled = now >= self._quiet_until and not any(hold.is_revoked for hold in self._holds.values())
+        if is_settled and now >= self._rebalanced_at + self._timing.rebalance_seconds:
+            self._rebalanced_at = now
+            for camera in choose_moves(self._loads(), self._timing):
+                self._holds[camera].is_revoked = True
+
+    def _deal(self) -> None:
+        free = {camera: rate for camera, rate in self._cameras.items() if camera not in self._holds}
+        if not free:
+            return
+        for camera, worker in deal(free, self._loads()).items():
+            self._epoch += 1
+            self._holds[camera] = _Hold(worker, self._epoch)
+
+    def _loads(self, *, every: bool = False) -> list[WorkerLoad]:
+        """Return the loads of the workers that may get cameras, or of every worker."""
+        loads = {
+            name: WorkerLoad(name, worker.capacity * self._timing.fill, unable=worker.unable)
+            for name, worker in self._workers.items()
+            if every or (worker.info.node not in self._drained and worker.slot in self._members)
+        }
+        for camera, hold in self._holds.items():
+            if hold.worker in loads:
+                loads[hold.worker].cameras[camera] = self._cameras.get(camera, 0.0)
+        return list(loads.values())
+
+    def _leases_of(self, worker: str) -> dict[str, int]:
+        return {camera: hold.epoch for camera, hold in self._holds.items()
+                if hold.worker == worker and not hold.is_revoked}  # fmt: skip
+
+    def _reason(self, camera: str) -> str:
+        if camera not in self._cameras:
+            return "the fleet has no camera of this name"
+        if camera in self._holds:
+            return "it moves from one worker to another"
+        return reason_not_dealt(camera, self._cameras[camera], self._loads())
+
+    def _seconds_quiet(self, now: float) -> float | None:
+        """Return the time until cameras are dealt; None while an earlier director may still grant."""
+        return None if self._quiet_until == float("inf") else round(max(self._quiet_until - now, 0.0), 3)
+
+    def _expires_at(self, worker: _Worker) -> float:
+        return worker.heard_at + self._timing.expiry_seconds
+
+    def _is_confirmed(self, now: float) -> bool:
+        return now < self._confirmed_at + self._timing.contact_seconds
+
+    def _hears_majority(self, now: float) -> bool:
+        """Return whether most members still accept answers: a later director cannot have the other half."""
+        since = now - self._timing.contact_seconds
+        heard = sum(self._contact.get(slot, float("-inf")) > since for slot in self._members)
+        return heard * 2 > len(self._members)
+
+
+def compare_cameras(before: Mapping[str, float], after: Mapping[str, float]) -> CameraChanges:
+    """Return the differences between two mappings of cameras to their rates."""
+    return CameraChanges(
+        added=[camera for camera in after if camera not in before],
+        changed=[camera for camera, rate in after.items() if camera in before and before[camera] != rate],
+        removed=[camera for camera in before if camera not in after],
+    )

@@ -17,6 +17,9 @@ _MAX_ANSWERS: Final = 16
 """Number of answers to a worker whose times are kept."""
 
 
+_NEVER: Final = float("inf")
+
+
 @dataclass(slots=True)
 class _Worker:
     """A worker that has beaten within the last lease."""
@@ -56,8 +59,9 @@ class Director:
     ``timing.skew``, terms and members are kept in one store, and no two living processes have one slot.
 
     A director grants while the store confirms that no later term was claimed, or, without the store, while more than
-    half of the members accept its answers. A later director therefore deals nothing before half of the members have
-    accepted its own answers, and ``quiet_seconds`` more have passed.
+    half of the members accept its answers. A later director therefore renews nothing before half of the members have
+    accepted its own answers, and deals nothing for ``quiet_seconds`` more. Without the store, a director deals the
+    cameras of a lost worker that late, too: a later director may have renewed the leases of that worker.
     """
 
     def __init__(
@@ -91,8 +95,8 @@ class Director:
         """Numbers and times of the last answers to each worker."""
         self._holds: dict[str, _Hold] = {}
         self._epoch = first_epoch(term)
-        self._confirmed_at = now
-        self._quiet_until = float("inf") if members else now
+        self._began_at = self._confirmed_at = now
+        self._quiet_until = _NEVER if members else now
         self._rebalanced_at = now
 
     @property
@@ -130,8 +134,9 @@ class Director:
         self._confirmed_at = max(self._confirmed_at, asked_at)
 
     def may_grant(self, now: float) -> bool:
-        """Return whether no later director can have dealt anything yet."""
-        if self.is_deposed:
+        """Return whether no other director can grant now."""
+        is_successor = bool(self._heirs) and now < self._began_at + self._timing.handover_seconds
+        if self.is_deposed or is_successor or self._quiet_until == _NEVER:
             return False
         return self._is_confirmed(now) or self._hears_majority(now)
 
@@ -152,7 +157,9 @@ class Director:
         """Forget lost workers, and deal what is free. Call it several times a second."""
         if not self.may_grant(now):
             return
-        for name in [name for name, each in self._workers.items() if now >= self._expires_at(each)]:
+        timing = self._timing
+        since = now - (timing.expiry_seconds if self._is_confirmed(now) else timing.quiet_seconds)
+        for name in [name for name, each in self._workers.items() if each.heard_at <= since]:
             del self._workers[name]
             self._answers.pop(name, None)
             self._holds = {camera: hold for camera, hold in self._holds.items() if hold.worker != name}
@@ -212,7 +219,7 @@ class Director:
             "may_grant": self.may_grant(now),
             "is_confirmed": self._is_confirmed(now),
             "quiet_seconds": self._seconds_quiet(now),
-            "awaited": sorted(self._heirs - self._accepted) if self._quiet_until == float("inf") else [],
+            "awaited": sorted(self._heirs - self._accepted) if self._quiet_until == _NEVER else [],
             "workers": workers,
             "cameras": [{**self.where(camera), "rate": rate} for camera, rate in sorted(self._cameras.items())],
         }
@@ -237,7 +244,7 @@ class Director:
             sent_at = next((at for number, at in answers if number == beat.answered), float("-inf"))
             self._contact[beat.slot] = max(self._contact.get(beat.slot, float("-inf")), sent_at)
             self._accepted.add(beat.slot)
-            if self._quiet_until == float("inf") and len(self._accepted & self._heirs) * 2 >= len(self._heirs):
+            if self._quiet_until == _NEVER and len(self._accepted & self._heirs) * 2 >= len(self._heirs):
                 self._quiet_until = now + self._timing.quiet_seconds
         answers.append((beat.number, now))
 
@@ -302,17 +309,14 @@ class Director:
 
     def _seconds_quiet(self, now: float) -> float | None:
         """Return the time until cameras are dealt; None while an earlier director may still grant."""
-        return None if self._quiet_until == float("inf") else round(max(self._quiet_until - now, 0.0), 3)
-
-    def _expires_at(self, worker: _Worker) -> float:
-        return worker.heard_at + self._timing.expiry_seconds
+        return None if self._quiet_until == _NEVER else round(max(self._quiet_until - now, 0.0), 3)
 
     def _is_confirmed(self, now: float) -> bool:
         return now < self._confirmed_at + self._timing.contact_seconds
 
     def _hears_majority(self, now: float) -> bool:
         """Return whether most members still accept answers: a later director cannot have the other half."""
-        since = now - self._timing.contact_seconds
+        since = now - self._timing.majority_seconds
         heard = sum(self._contact.get(slot, float("-inf")) > since for slot in self._members)
         return heard * 2 > len(self._members)
 

@@ -17,8 +17,12 @@ class FleetTiming:
     """Duration of a lease, counted from the worker's request."""
     beat_seconds: float = 0.5
     """Interval of the beats of a worker."""
-    contact_seconds: float = 1.5
-    """Time for which a director grants leases after the store of terms, or most workers, showed that it may."""
+    retry_seconds: float = 0.2
+    """Interval of the beats of a worker that was granted nothing, or not answered."""
+    contact_seconds: float = 0.75
+    """Time for which a director grants leases after it asked the store, which confirmed its term."""
+    majority_seconds: float = 1.5
+    """Time for which it grants leases without the store, after answers that most workers have accepted."""
     skew: float = 0.1
     """Difference in the rate of two clocks that does no harm, as a fraction."""
     fill: float = 0.8
@@ -32,13 +36,21 @@ class FleetTiming:
 
     @property
     def expiry_seconds(self) -> float:
-        """Time after a worker's last beat at which its cameras are dealt again."""
+        """Time after a worker's last beat at which its cameras are dealt again, with the store."""
         return self.lease_seconds * (1.0 + self.skew)
 
     @property
     def quiet_seconds(self) -> float:
-        """Time in which the leases of an earlier director end once it can grant no more."""
-        return (self.contact_seconds + self.lease_seconds) * (1.0 + self.skew)
+        """The same without the store; and the time for which a new director deals nothing, in place of an earlier one.
+
+        In this time the right of a director ends that most workers have left, and then the last leases that it granted.
+        """
+        return (self.majority_seconds + self.lease_seconds) * (1.0 + self.skew)
+
+    @property
+    def handover_seconds(self) -> float:
+        """Time after its claim in which a new director renews no leases: an earlier one may still have its right."""
+        return self.contact_seconds * (1.0 + self.skew)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class WorkerProgram(Program):
     target: DirectorProgram | None = None
     asked_at: float = 0.0
     is_waiting: bool = False
+    beats: int = 0
     closing: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Epoch and time of the end, by camera."""
     before: dict[str, int] = field(default_factory=dict)
@@ -240,7 +241,7 @@ class Simulation:
         worker = WorkerProgram(machine, name=name, leases=leases, capacity=self.capacity, target=self.current)
         self.workers.append(worker)
         self.follow(worker)
-        self.at(self.random.uniform(0.0, 0.5), lambda: self.beat(worker))
+        self.beat_after(worker, self.random.uniform(0.0, 0.5))
 
     def follow(self, worker: WorkerProgram) -> None:
         """Learn of another director from the store."""
@@ -253,11 +254,11 @@ class Simulation:
         if not worker.is_alive:
             return
         if worker.is_frozen or not worker.machine.is_up:
-            self.at(0.1, lambda: self.beat(worker))
+            self.beat_after(worker, 0.1)
             return
         clock = worker.machine.clock(self.now)
         if worker.is_waiting and clock - worker.asked_at < 1.0:
-            self.at(0.02, lambda: self.beat(worker))
+            self.beat_after(worker, 0.02)
             return
         self.close_cameras(worker, clock)
         closing = {camera: epoch for camera, (epoch, _) in worker.closing.items()}
@@ -269,7 +270,13 @@ class Simulation:
             copies = 2 if self.random.random() < self.loss else 1
             for _ in range(copies):
                 self.send(worker.machine, target, lambda: self.answer(worker, target, beat))
-        self.at(0.5 / worker.machine.rate, lambda: self.beat(worker))
+        self.beat_after(worker, TIMING.beat_seconds)
+
+    def beat_after(self, worker: WorkerProgram, seconds: float) -> None:
+        """Schedule the next beat in place of one that was scheduled before."""
+        worker.beats += 1
+        number = worker.beats
+        self.at(seconds / worker.machine.rate, lambda: self.beat(worker) if number == worker.beats else None)
 
     def answer(self, worker: WorkerProgram, target: DirectorProgram, beat: Beat) -> None:
         grant = target.director.beat(beat, target.machine.clock(self.now))
@@ -278,6 +285,8 @@ class Simulation:
     def accept(self, worker: WorkerProgram, grant: Grant) -> None:
         if worker.leases.accept(grant):
             worker.is_waiting = False
+            if grant.leases is None:
+                self.beat_after(worker, TIMING.retry_seconds)
         self.close_cameras(worker, worker.machine.clock(self.now))
 
     def close_cameras(self, worker: WorkerProgram, clock: float) -> None:

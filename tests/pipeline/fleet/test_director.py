@@ -79,8 +79,7 @@ def test_lost_worker_keeps_its_cameras_until_its_lease_and_the_skew_have_passed(
 def test_new_director_deals_nothing_before_half_of_the_members_accepted_it_and_leases_ended():
     made = director(term=2, members={"a", "b", "c"})
     for number in range(1, 100):  # nobody has accepted an answer of this term
-        now = number * 0.5
-        assert held(made, number, now, "a#1", term=1).leases == {}
+        assert held(made, number, number * 0.5, "a#1", term=1).leases is None
     held(made, 100, 50.0, "a#1", term=2, answered=99)
     assert made.status(50.0)["awaited"] == ["b", "c"]
     held(made, 1, 50.0, "b#1", term=2)
@@ -94,14 +93,17 @@ def test_new_director_of_an_empty_fleet_deals_at_once():
 
 def test_new_director_adopts_what_beats_report():
     made = director(term=2, members={"a"})
-    assert held(made, 7, 0.1, leases={"north": 1048580}, term=1).leases == {"north": 1048580}
+    assert held(made, 7, 0.1, leases={"north": 1048580}, term=1).leases is None
+    assert held(made, 8, 0.3, leases={"north": 1048580}, term=2).leases is None
+    now = TIMING.handover_seconds + 0.01
+    assert held(made, 9, now, leases={"north": 1048580}, term=2).leases == {"north": 1048580}
 
 
 def test_new_director_believes_the_higher_epoch_of_two_reports():
     made = director(term=2, members={"a", "b"})
-    held(made, 7, 0.1, "a#1", leases={"north": 5})
-    assert held(made, 3, 0.2, "b#1", leases={"north": 7}).leases == {"north": 7}
-    assert held(made, 8, 0.3, "a#1", leases={"north": 5}).leases == {}
+    held(made, 7, 1.1, "a#1", leases={"north": 5}, term=2)
+    assert held(made, 3, 1.2, "b#1", leases={"north": 7}, term=2).leases == {"north": 7}
+    assert held(made, 8, 1.3, "a#1", leases={"north": 5}, term=2).leases == {}
 
 
 def test_director_deposed_by_the_store_or_by_a_beat_grants_nothing():

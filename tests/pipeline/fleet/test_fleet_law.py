@@ -56,8 +56,7 @@ def test_fleet_never_publishes_a_camera_twice_and_holds_all_again_after_faults(f
 def test_simulation_finds_violations_of_unsafe_times(monkeypatch, name: str, seconds: float):
     monkeypatch.setattr(FleetTiming, name, property(lambda _: seconds))
     with pytest.raises(AssertionError, match="is published by"):
-        for seed in range(200):
-            chaos(seed)
+        any(chaos(seed) is None for seed in range(200))
 
 
 def test_fleet_deals_the_cameras_of_a_lost_worker_again_within_six_seconds():

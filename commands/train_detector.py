@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shlex
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.box_dataset import BoxListing, find_boxes, list_boxes, with_common_labels
-from commands.console import print_line, relative_path, write_text
+from commands.console import print_line
 from commands.dataset import drop_unreadable
 from commands.images import ReadImage, open_images
+from commands.train_detector_report import TrainedDetector, write_detector_report
 from commands.train_messages import (
     CROSSING,
     UNGROUPED,
@@ -21,13 +19,12 @@ from commands.train_messages import (
     print_splits,
     warn_of_near_duplicates,
 )
-from commands.train_report import files_beside, move_checked, unchecked_file
+from commands.train_report import move_checked, unchecked_file
 from commands.train_run import TrainingRun, run_metadata
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.detectors.checkpoint import DetectorCheckpoint
-    from engine.finetuning.detection.finetune import DetectorResult
     from engine.finetuning.detection.setup import DetectorModel
     from engine.finetuning.near_duplicates import NearDuplicate
     from engine.finetuning.setup import FinetuneConfig
@@ -116,7 +113,17 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
         perceptual_hashes=(*network.trained_hashes, hashes),
     )
     write_checked_detector(output, file, network, read(Path(data.parts[TEST][0].path)))
-    _write_report(output, location + uri_options, replace(result, checkpoint=file), data)
+    test = {sample.path: read(Path(sample.path)).shape for sample in data.parts[TEST]}
+    truths = {
+        path: truths
+        for path, (height, width, _) in test.items()
+        if (truths := listing.truths_of(path, (height, width)))
+    }
+    trained = TrainedDetector(
+        location + uri_options, replace(result, checkpoint=file), data.parts, truths, data.left_out, data.similar,
+        grouped=listing.grouped,
+    )  # fmt: skip
+    write_detector_report(output, trained, read)
     run.finish()
 
 
@@ -183,51 +190,3 @@ def write_checked_detector(output: Path, file: DetectorCheckpoint, model: Detect
 
     save_detector(unchecked_file(output), file)
     move_checked(output, "detector", model.name, lambda unchecked: check_detector_file(unchecked, model, image))
-
-
-def _write_report(output: Path, images: str, result: DetectorResult, data: _Data) -> None:
-    """Write the report and the list of test images beside the detector, and print a summary."""
-    from engine.finetuning.splits import TEST
-
-    labels, test = data.listing.labels, result.metrics[TEST]
-    report = {
-        "model": output.name,
-        "images": images,
-        "labels": list(labels),
-        "provenance": dict(result.checkpoint.provenance),
-        "grouped": data.listing.grouped,
-        "epochs": [asdict(epoch) for epoch in result.epochs],
-        "metrics": {part: asdict(metrics) for part, metrics in result.metrics.items()},
-        "splits": {part: [asdict(sample) for sample in samples] for part, samples in data.parts.items()},
-        "near_duplicates": [asdict(pair) for pair in data.similar],
-        "left_out": data.left_out,
-    }
-    paths = files_beside(output)
-    write_text(paths["report.json"], json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n")
-    write_text(paths["test.txt"], "".join(f"{Path(sample.path).absolute()}\n" for sample in data.parts[TEST]))
-    print_line(
-        f"\n{test.images} test images with {test.boxes} boxes: mAP50 {test.map50:.1%}, mAP50:95 {test.map50_95:.1%}"
-    )
-    for line in _class_lines(labels, test.class_map50):
-        print_line(line)
-    model = shlex.quote(relative_path(output))
-    print_line(f"\nwritten: {relative_path(output)}, {relative_path(paths['report.json'])}")
-    print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink http://127.0.0.1:8000")
-    print_line(f"ask it:   uv run run.py why IMAGE --model {model} --box LEFT,TOP,WIDTH,HEIGHT --class {labels[0]}")
-
-
-def _class_lines(labels: Sequence[str], values: Sequence[float]) -> list[str]:
-    width = max(len(label) for label in labels)
-    return [
-        f"  {label:{width}} " + ("no box" if value != value else f"{value:6.1%}")  # noqa: PLR0124 - NaN
-        for label, value in zip(labels, values, strict=True)
-    ]
-
-
-def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON is anything
-    """Return a JSON value with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124

@@ -154,7 +154,7 @@ def measure_line(model: DetectorModel, belts: int, size: tuple[int, int]) -> Det
         size: width and height of the images in pixels.
     """
     from engine.finetuning.detection.dataset import BoxDataset
-    from engine.finetuning.detection.learner import measure
+    from engine.finetuning.detection.learner import predict
     from stream.simulated.samples import EVALUATION_SEEDS, Belt, frame_reader, scored_frames
 
     frames = [
@@ -165,4 +165,4 @@ def measure_line(model: DetectorModel, belts: int, size: tuple[int, int]) -> Det
     data = PartFrames((), frames, frame_reader(frames))
     names = [frame.name for frame in frames]
     images = BoxDataset(names, data.read, data.truths_of(), model.labels, model.input)
-    return measure(model.net, model.layout, images, np.arange(len(names)), model.labels)[1]
+    return predict(model.net, model.layout, images, np.arange(len(names))).precision(model.labels)

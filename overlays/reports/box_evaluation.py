@@ -69,7 +69,7 @@ def box_evaluation_html(
         rows=[(name, [value.replace(" ", "\u00a0") for value in values]) for name, values in rows],
         galleries={
             f"{name} by insertion less deletion of keep; keep and drop are shown": [
-                _figure(shown, images[shown.image]) for shown in chosen
+                box_figure(shown, images[shown.image]) for shown in chosen
             ]
             for name, chosen in (("Best", best), ("Worst", worst))
             if chosen
@@ -145,7 +145,8 @@ def _rank(shown: ShownBox) -> float:
     return float(measured["insertion"]) - float(measured["deletion"])
 
 
-def _figure(shown: ShownBox, image: Image) -> Figure:
+def box_figure(shown: ShownBox, image: Image) -> Figure:
+    """Return a box in its image, with the maps of its record over it."""
     pictures = []
     for heat in shown.entry["maps"].values():
         painted = np.array(

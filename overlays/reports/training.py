@@ -36,14 +36,11 @@ def training_html(
         script="thresholds.js",
         title=f"{report['model']}: {len(labels)} classes",
         conclusion=conclusion(report),
-        splits=[
-            f"{len(samples)} {name.replace('_', '-')} ({len({sample['group'] for sample in samples})} sources)"
-            for name, samples in report["splits"].items()
-        ],
+        splits=split_sizes(report["splits"]),
         labels=labels,
         confusion=_confusion(labels, test["confusion"]),
         thresholds=threshold_table(labels, truth, test["scores"]) if test.get("scores") else None,
-        curves=_curves(report["epochs"]) if report["epochs"] else None,
+        curves=curves_of(report["epochs"]),
         misclassified=len(wrong),
         has_heat=bool(heats),
         images=[_figure(row, labels, read, heats or {}) for row in wrong[:max_images]],
@@ -102,15 +99,30 @@ def _confusion(
     return rows
 
 
-def _curves(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return loss and validation recall over epochs as the lines of a chart of 520x200."""
+def split_sizes(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the numbers of images and of groups of each split as text."""
+    return [
+        f"{len(samples)} {name.replace('_', '-')} ({len({sample['group'] for sample in samples})} sources)"
+        for name, samples in splits.items()
+    ]
+
+
+def curves_of(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return losses and the validation measure over epochs as the lines of a chart of 520x200; None without epochs."""
+    if not epochs:
+        return None
     losses = [max(float(epoch["loss"]), 0.0) for epoch in epochs]
     validation_losses = [float(epoch["validation_loss"]) for epoch in epochs]
     maximum = max(*losses, *validation_losses, 1e-9)
+    measure = epochs[0].get("measure", "mean recall")
     curves = (
         ("#7b4fc9", "training loss", [loss / maximum for loss in losses]),
         ("#c98a4f", "validation loss", [loss / maximum for loss in validation_losses]),
-        ("#2ea043", "validation mean recall", [float(epoch["validation_score"]) for epoch in epochs]),
+        (
+            "#2ea043",
+            f"validation {measure}",
+            [float(epoch["validation_score"]) for epoch in epochs],
+        ),
     )
     step = 480 / max(1, len(epochs) - 1)
     return {

@@ -290,6 +290,10 @@ def test_train_on_boxes_gives_a_detector_that_streams_and_answers_why(command, t
     assert "'never' has no boxes" in caplog.text
     report = json.loads((tmp_path / "spot.report.json").read_text())
     assert set(report["metrics"]) == {"validation", "test"}
+    assert sum(map(sum, report["confusion"][:1])) == report["metrics"]["test"]["boxes"]
+    page = (tmp_path / "spot.report.html").read_text()
+    assert "Test: confusion matrix" in page
+    assert not any(word in page for word in ("http:", "https:", "src=http", "<script", "<link"))
     assert len((tmp_path / "spot.test.txt").read_text().splitlines()) == report["metrics"]["test"]["images"]
     code, output, errors = command(
         "stream", "--model", "spot.safetensors", "--source", "boxes/images", "--sink", "out.jsonl", "--backend", "eager"

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from engine.detectors.checkpoint import DetectorCheckpoint
+from engine.finetuning.detection.confusion import ComparedImage, best_f1_score, compare
 from engine.finetuning.detection.dataset import BoxDataset, TruthsOf
-from engine.finetuning.detection.learner import DetectionLearner
+from engine.finetuning.detection.learner import DetectionLearner, Predictions
 from engine.finetuning.detection.metrics import DetectionMetrics
 from engine.finetuning.detection.norms import folded_norms, restore_norms
 from engine.finetuning.detection.setup import DetectorModel, provenance_of
@@ -35,6 +36,10 @@ class DetectorResult:
     epochs: tuple[EpochStats, ...]
     metrics: Mapping[str, DetectionMetrics]
     """By split: validation and, if there is one, test."""
+    score: float
+    """Lowest score to count a box from: the one with the best F1 on the validation images."""
+    compared: Mapping[str, ComparedImage]
+    """By the path of a test image, its boxes from this score and its objects; empty without a test split."""
 
 
 def finetune_detector(
@@ -81,9 +86,20 @@ def finetune_detector(
         part: [sample.group if grouped and sample.path not in look_alikes else None for sample in samples]
         for part, samples in parts.items()
     }
-    metrics = {part: learner.measure_images(indices[part], groups[part])[1] for part in parts if part != TRAIN}
+    predictions = {part: learner.predict(indices[part]) for part in parts if part != TRAIN}
+    metrics = {part: found.precision(model.labels, groups[part]) for part, found in predictions.items()}
+    validation = predictions[VALIDATION]
+    score = best_f1_score(validation.detections, validation.objects)
+    compared = _compared(predictions[TEST], score, parts[TEST]) if TEST in parts else {}
     provenance = provenance_of(model) | _provenance(model.stages(), epochs, parts, metrics)
-    return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics)
+    return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics, score, compared)
+
+
+def _compared(predictions: Predictions, score: float, samples: Sequence[Sample]) -> dict[str, ComparedImage]:
+    return {
+        sample.path: compare(detections, objects, score)
+        for sample, detections, objects in zip(samples, predictions.detections, predictions.objects, strict=True)
+    }
 
 
 def _with_restored_norms(model: DetectorModel, images: BoxDataset, indices: np.ndarray[Any, Any]) -> DetectorModel:

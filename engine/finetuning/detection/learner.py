@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -114,12 +115,12 @@ class DetectionLearner:
 
     def evaluate(self) -> tuple[float, float]:
         """Return the loss and the mAP50:95 of the validation images."""
-        loss, metrics = self.measure_images(self._validation_indices)
-        return loss, metrics.map50_95
+        predictions = self.predict(self._validation_indices)
+        return predictions.loss, predictions.precision(self._labels).map50_95
 
-    def measure_images(self, indices: Indices, groups: Sequence[str | None] = ()) -> tuple[float, DetectionMetrics]:
-        """Return the loss and the mean average precision of images, without augmentation; see ``measure``."""
-        return measure(self._net, self._layout, self._images, indices, self._labels, groups=groups)
+    def predict(self, indices: Indices) -> Predictions:
+        """Return the boxes of images without augmentation; see ``predict``."""
+        return predict(self._net, self._layout, self._images, indices)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
@@ -131,19 +132,30 @@ class DetectionLearner:
         self._net.eval()
 
 
-def measure(
-    net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices, labels: Sequence[str], *,
-    groups: Sequence[str | None] = (),
-) -> tuple[float, DetectionMetrics]:  # fmt: skip
-    """Return the loss and the mean average precision of images.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The boxes of a network on some images, in pixels of its input."""
+
+    loss: float
+    """Mean over the images."""
+    detections: list[Detections]
+    """Of each image, best first, from a score of ``MIN_SCORE``."""
+    objects: list[Objects]
+    """The truth of each image."""
+
+    def precision(self, labels: Sequence[str], groups: Sequence[str | None] = ()) -> DetectionMetrics:
+        """Return the mean average precision; see ``average_precision``."""
+        return average_precision(self.detections, self.objects, labels, groups)
+
+
+def predict(net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices) -> Predictions:
+    """Return the loss and the boxes of images.
 
     Args:
         net: the network, which is set to inference mode.
         layout: of its maps.
         images: the data set.
         indices: the images.
-        labels: one name per class.
-        groups: the group of each image, for the interval; see ``average_precision``.
     """
     net.eval()
     losses: list[float] = []
@@ -160,4 +172,4 @@ def measure(
             candidates = layout.decode(maps, size)
         detections += [select(candidates, k, score=MIN_SCORE, iou=_OVERLAP, limit=100) for k in range(len(batch))]
         truths += objects
-    return sum(losses) / len(indices), average_precision(detections, truths, labels, groups)
+    return Predictions(sum(losses) / len(indices), detections, truths)

@@ -20,6 +20,8 @@ MIN_GROUPS: Final = 5
 """With fewer groups of images no interval is given."""
 BOOTSTRAP_ROUNDS: Final = 200
 _MAX_BOXES: Final = 100
+_RECALLS: Final = 101
+"""Number of recalls at which pycocotools gives the precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class DetectionMetrics:
     Tibshirani, *An Introduction to the Bootstrap*, 1993). None: the groups are not known, or are too few."""
     counted_groups: int = 0
     """Number of groups behind the interval."""
+    curves: tuple[tuple[float, ...], ...] = ()
+    """Of each class, the precision at the recalls 0, 0.01 ... 1 and an overlap of 0.5; empty without a box."""
 
 
 def average_precision(
@@ -60,14 +64,19 @@ def average_precision(
     if not found or not box_count:
         empty = tuple(0.0 if any(bool((one.classes == k).any()) for one in objects) else float("nan")
                       for k in range(len(labels)))  # fmt: skip
-        return DetectionMetrics(0.0, 0.0, empty, len(objects), box_count)
+        zero = tuple(() if np.isnan(value) else (0.0,) * _RECALLS for value in empty)
+        return DetectionMetrics(0.0, 0.0, empty, len(objects), box_count, curves=zero)
     run = _evaluated(found, objects, labels)
     precision = _precision(run)
     by_class = precision[0].mean(0)
+    curves = [
+        tuple(round(float(value), 4) for value in column) if np.isfinite(column).all() else ()
+        for column in precision[0].T
+    ]
     counted = sorted({group for group in groups if group is not None})
     return DetectionMetrics(
         float(np.nanmean(by_class)), float(np.nanmean(precision)), tuple(float(value) for value in by_class),
-        len(objects), box_count, _interval(run, groups, counted), len(counted),
+        len(objects), box_count, _interval(run, groups, counted), len(counted), tuple(curves),
     )  # fmt: skip
 
 

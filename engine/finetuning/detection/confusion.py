@@ -1,0 +1,143 @@
+"""Compares the boxes of a detector with the objects of its images: hits, confused classes, misses, false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from engine.detectors.detections import Detections
+from engine.finetuning.detection.assignment import Objects
+
+MIN_IOU: Final = 0.5
+"""Smallest overlap of a box with the object that it found (PASCAL VOC's rule)."""
+DEFAULT_SCORE: Final = 0.3
+"""Score above which a box counts where no object tells a better one, as in a stream."""
+
+Corners = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBox:
+    """A box of the detector."""
+
+    box: Corners
+    label: int
+    score: float
+    truth: int | None
+    """Index of the object that it found, of its class or of another one; None: a false alarm."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedImage:
+    """The boxes and the objects of one image, in pixels of the network's input."""
+
+    found: tuple[FoundBox, ...]
+    """Best first."""
+    objects: tuple[tuple[int, Corners], ...]
+    """Class and box."""
+
+    @property
+    def hits(self) -> int:
+        """Number of objects found with their class."""
+        return sum(box.truth is not None and self.objects[box.truth][0] == box.label for box in self.found)
+
+    @property
+    def mistakes(self) -> int:
+        """Number of objects missed or taken for another class, and of false alarms."""
+        false_alarms = sum(box.truth is None for box in self.found)
+        return len(self.objects) - self.hits + false_alarms
+
+
+def best_f1_score(detections: Sequence[Detections], objects: Sequence[Objects]) -> float:
+    """Return the lowest score to count a box from, with the highest F1 over all images and classes.
+
+    Args:
+        detections: of each image, best first.
+        objects: of each image, in the same pixels.
+    """
+    total = sum(len(one.classes) for one in objects)
+    scores = np.concatenate([one.scores.numpy() for one in detections] or [np.zeros(0)])
+    if not total or not len(scores):
+        return DEFAULT_SCORE
+    hits = np.concatenate([
+        _same_class(one, truth).numpy() >= 0 for one, truth in zip(detections, objects, strict=True)
+    ])  # fmt: skip
+    order = np.argsort(-scores, kind="stable")
+    f1 = 2 * np.cumsum(hits[order]) / (np.arange(1, len(scores) + 1) + total)
+    best = int(f1.argmax())
+    return float(scores[order][best]) if f1[best] > 0 else DEFAULT_SCORE
+
+
+def compare(detections: Detections, objects: Objects, score: float) -> ComparedImage:
+    """Assign the boxes of one image to its objects.
+
+    Best first, each box takes the free object of its class that it overlaps most, by ``MIN_IOU`` at least. Then the
+    others take what is left of any class.
+
+    Args:
+        detections: the boxes, best first.
+        objects: the objects, in the same pixels.
+        score: lowest score of a box that counts.
+    """
+    count = int((detections.scores >= score).sum())
+    kept = Detections(
+        detections.boxes[:count], detections.scores[:count], detections.classes[:count], detections.anchors[:count]
+    )
+    truth = _same_class(kept, objects)
+    free = torch.ones(len(objects.classes), dtype=torch.bool)
+    free[truth[truth >= 0]] = False
+    overlaps = box_iou(kept.boxes, objects.boxes)
+    for number in (truth < 0).nonzero()[:, 0].tolist():
+        truth[number] = _take(overlaps[number], free)
+    found = zip(kept.boxes.tolist(), kept.classes.tolist(), kept.scores.tolist(), truth.tolist(), strict=True)
+    return ComparedImage(
+        tuple(FoundBox((b[0], b[1], b[2], b[3]), label, value, index if index >= 0 else None)
+              for b, label, value, index in found),
+        tuple((label, (b[0], b[1], b[2], b[3]))
+              for label, b in zip(objects.classes.tolist(), objects.boxes.tolist(), strict=True)),
+    )  # fmt: skip
+
+
+def box_confusion(images: Sequence[ComparedImage], classes: int) -> list[list[int]]:
+    """Return the counts by true class (row) and found class (column); the last row and column are the background."""
+    table = np.zeros((classes + 1, classes + 1), int)
+    for image in images:
+        missed = set(range(len(image.objects)))
+        for box in image.found:
+            if box.truth is None:
+                table[classes, box.label] += 1
+            else:
+                table[image.objects[box.truth][0], box.label] += 1
+                missed.discard(box.truth)
+        for index in missed:
+            table[image.objects[index][0], classes] += 1
+    return [[int(count) for count in row] for row in table]
+
+
+def _same_class(detections: Detections, objects: Objects) -> Tensor:
+    """Return for each box, best first, the object of its class that it found; -1 where there is none."""
+    truth = torch.full((len(detections),), -1, dtype=torch.int64)
+    free = torch.ones(len(objects.classes), dtype=torch.bool)
+    overlaps = box_iou(detections.boxes, objects.boxes)
+    for number, label in enumerate(detections.classes.tolist()):
+        truth[number] = _take(overlaps[number], free, objects.classes == label)
+    return truth
+
+
+def _take(overlaps: Tensor, free: Tensor, allowed: Tensor | None = None) -> int:
+    """Return the free object with the highest overlap, which is free no longer; -1 if none overlaps enough."""
+    possible = free if allowed is None else free & allowed
+    if not bool(possible.any()):
+        return -1
+    best = int(torch.where(possible, overlaps, -1.0).argmax())
+    if float(overlaps[best]) < MIN_IOU:
+        return -1
+    free[best] = False
+    return best

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import did_you_mean
+from pipeline.passages.config import Lines, Zones
 from pipeline.ports import Overflow
 from pipeline.queries import PlaceQueries
 
@@ -97,6 +98,10 @@ class SourceSettings(EntrySettings):
     overflow: Overflow | None = None
     """Action when the queue is full. Default: drop-oldest for live sources, wait for files and folders, also for
     watched folders."""
+    zones: Zones = []
+    """Zones of a detector's objects: each passage through one is a part with a verdict."""
+    lines: Lines = []
+    """Counting lines of a detector's objects."""
 
 
 class SinkSettings(EntrySettings):

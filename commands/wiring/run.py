@@ -17,6 +17,7 @@ from commands.signals import shutdown_on_signal
 from commands.wiring.cameras import Camera, RunningCameras, make_cameras, with_all_cameras
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
+from commands.wiring.passages import ConfiguredPlaces
 from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup
 from commands.wiring.sinks import open_sinks
 from pipeline.config import Config
@@ -91,15 +92,16 @@ def run_from_config(
         batch = choose_batch_size(config, explainer)
         limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
         monitor = build_monitor(config, explainer, slow)
+        places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
         gc.collect()
         gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
         started.set()
         if watched is not None:
-            watcher = ConfigWatcher(watched, config, lambda new: running.apply(_cameras_for(config, new)))
+            watcher = ConfigWatcher(watched, config, lambda new: running.apply(_cameras_for(config, new, places)))
             stack.enter_context(watcher)
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = Pipeline(
-                sources, monitor, renderer, sinks,
+                sources, places.monitor(monitor), renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
                 discovery=None if watched is None else running,
             ).run()  # fmt: skip
@@ -118,8 +120,13 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     return [(camera.source, camera.source.overflow) for camera in make_cameras(config)]
 
 
-def _cameras_for(config: Config, new: Config) -> list[Camera]:
+def _cameras_for(config: Config, new: Config, places: ConfiguredPlaces) -> list[Camera]:
     """Return the cameras of a new configuration for a run with the engine, guards and sinks of ``config``.
+
+    Args:
+        config: the configuration of the run.
+        new: the new configuration.
+        places: receives the new zones and lines.
 
     Raises:
         ReciproStreamError: they do not fit together.
@@ -131,6 +138,7 @@ def _cameras_for(config: Config, new: Config) -> list[Camera]:
     names = [camera.name for camera in cameras]
     check_cameras(new.guards, [*names, *new.external_cameras])
     check_outputs([sink.uri for sink in config.sinks], names, _inputs(new))
+    places.update(cameras)
     return cameras
 
 

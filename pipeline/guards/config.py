@@ -6,21 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
-from pipeline.frames import Region
 from pipeline.guards.box_stats import BOX
 from pipeline.guards.parser import Rule, parse_rule
-from pipeline.polygons import polygon_area, self_intersects
-
-Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
-Corner = tuple[Coordinate, Coordinate]
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
-_MAX_CORNERS: Final = 64
-_MIN_FRACTION: Final = 1e-6
+from pipeline.shapes import PolygonSettings, ShapeName, StrictModel
 
 
 def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
@@ -32,17 +25,11 @@ def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
 Cameras = Annotated[list[str] | None, AfterValidator(_check_not_empty)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class RegionConfig(_Settings):
+class RegionConfig(PolygonSettings):
     """A named part of the image."""
 
-    name: Name
+    name: ShapeName
     """Its name in rules: heat_inside(NAME). Not `box`, which stands for a detector's box."""
-    polygon: list[Corner] = Field(min_length=3, max_length=_MAX_CORNERS)
-    """Corners [x, y]: fractions of the frame where no number is above 1, such as [0.5, 1], else pixels."""
     cameras: Cameras = None
     """The cameras that have it. Default: all cameras."""
 
@@ -53,31 +40,15 @@ class RegionConfig(_Settings):
             raise ValueError(f"{BOX!r} stands for the rectangle of a detector's box; give the region another name")
         return name
 
-    @field_validator("polygon")
-    @classmethod
-    def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
-        if self_intersects(polygon):
-            raise ValueError("its sides cross each other; give the corners in order around it")
-        fractions = _are_fractions(polygon)
-        if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
-            area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
-            raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
-        return polygon
-
-    def placed(self, width: int, height: int) -> Region:
-        """Return the region in pixels of a frame of this size."""
-        scale_x, scale_y = (width, height) if _are_fractions(self.polygon) else (1, 1)
-        return Region(self.name, tuple((x * scale_x, y * scale_y) for x, y in self.polygon))
-
     def concerns(self, camera: str) -> bool:
         """Return whether this camera has the region."""
         return self.cameras is None or camera in self.cameras
 
 
-class GuardConfig(_Settings):
+class GuardConfig(StrictModel):
     """A guard: a rule, and how long it may be violated."""
 
-    name: Name
+    name: ShapeName
     """Its name in images, metrics and logs."""
     rule: str
     """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5; on each box of a
@@ -110,7 +81,7 @@ class GuardConfig(_Settings):
         return self.cameras is None or camera in self.cameras
 
 
-class DeletionConfig(_Settings):
+class DeletionConfig(StrictModel):
     """The live deletion check: masks the hottest area and measures the drop of the score."""
 
     budget: float = Field(default=0.02, gt=0, le=0.5)
@@ -123,12 +94,12 @@ class DeletionConfig(_Settings):
     """Time for which a result is valid for the following frames."""
 
 
-class GuardsConfig(_Settings):
+class GuardsConfig(StrictModel):
     """The guards of all cameras."""
 
-    regions: list[RegionConfig] = []
+    regions: list[RegionConfig] = Field(default=[])
     """Named parts of the image."""
-    rules: list[GuardConfig] = []
+    rules: list[GuardConfig] = Field(default=[])
     """The guards."""
     draw: Literal["always", "firing", "never"] = "always"
     """When the outlines of regions are drawn: always, while a guard of the camera fires, or never."""
@@ -231,7 +202,3 @@ def _overlap(entry: RegionConfig | GuardConfig, other: RegionConfig | GuardConfi
 
 def _position(rule: str, name: str) -> int:
     return rule.find(name, rule.find("heat_inside")) + 1
-
-
-def _are_fractions(polygon: Sequence[Corner]) -> bool:
-    return all(max(corner) <= 1.0 for corner in polygon)

@@ -1,0 +1,76 @@
+"""Builds the counting of parts and crossings from the cameras' zones and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+from commands.wiring.cameras import Camera
+from pipeline.errors import ConfigError, unknown_name_message
+from pipeline.passages.config import LineConfig, ZoneConfig
+from pipeline.passages.counter import Places
+from pipeline.passages.monitor import PassageMonitor
+from pipeline.ports import Explainer
+from pipeline.settings import SourceSettings
+
+OK: Final = "ok"
+"""The class that is ok by default."""
+
+
+class ConfiguredPlaces:
+    """The zones and lines of a run's cameras by name; replaced as a whole when the configuration changes."""
+
+    def __init__(self, cameras: Sequence[Camera], labels: Collection[str], *, has_boxes: bool) -> None:
+        """Set the cameras of the beginning of a run.
+
+        Args:
+            cameras: the cameras.
+            labels: the classes of the network.
+            has_boxes: whether the network is a detector.
+
+        Raises:
+            ConfigError: zones or lines do not fit the network.
+        """
+        self._labels, self._has_boxes = labels, has_boxes
+        self._places: Mapping[str, Places] = {}
+        self.update(cameras)
+
+    def update(self, cameras: Sequence[Camera]) -> None:
+        """Set the cameras of a changed configuration. Raises ``ConfigError``; then nothing is changed."""
+        for camera in cameras:
+            self._check(camera.settings, camera.name)
+        self._places = {c.name: Places(tuple(c.settings.zones), tuple(c.settings.lines)) for c in cameras}
+
+    def __call__(self, camera: str) -> Places:
+        """Return the zones and lines of a camera."""
+        return self._places.get(camera, Places())
+
+    def monitor(self, explainer: Explainer) -> Explainer:
+        """Return the explainer, counting parts and crossings if its network is a detector."""
+        if not self._has_boxes:
+            return explainer
+        return PassageMonitor(explainer, self, ok_default={OK} & set(self._labels))
+
+    def _check(self, source: SourceSettings, camera: str) -> None:
+        listed: list[tuple[str, Sequence[ZoneConfig | LineConfig]]]
+        listed = [("zones", source.zones), ("lines", source.lines)]
+        for key, places in listed:
+            if places and not self._has_boxes:
+                raise ConfigError(
+                    f"{key} of camera {camera!r}: they count the boxes of a detector, and the network is a classifier; "
+                    f"set engine.model to a detector (run.py models), or remove {key}"
+                )
+            for index, place in enumerate(places):
+                self._check_labels(f"{key}[{index}].classes of camera {camera!r}", place.classes or ())
+        for index, zone in enumerate(source.zones):
+            self._check_labels(f"zones[{index}].ok of camera {camera!r}", zone.ok or ())
+            if zone.parsed_vote.needs_ok and not (zone.ok if zone.ok is not None else OK in self._labels):
+                raise ConfigError(
+                    f"zones[{index}].vote of camera {camera!r}: {zone.vote!r} looks for classes that are not ok, and "
+                    "none is ok; name the good classes (ok: [...]), or choose mean or best"
+                )
+
+    def _check_labels(self, where: str, names: Collection[str]) -> None:
+        for name in names:
+            if name not in self._labels:
+                raise ConfigError(f"{where}: {name!r}: {unknown_name_message('class', name, self._labels)}")

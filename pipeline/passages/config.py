@@ -1,0 +1,90 @@
+"""The configuration under ``lines:`` and ``zones:`` of a source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, field_validator
+
+from pipeline.passages.vote import Vote, parse_vote
+from pipeline.polygons import Point
+from pipeline.shapes import Corner, PolygonSettings, ShapeName, StrictModel, are_fractions, in_pixels
+
+MAX_PLACES: Final = 64
+"""Maximum number of zones, and of lines, of a camera."""
+Place = TypeVar("Place", "ZoneConfig", "LineConfig")
+
+
+class ZoneConfig(PolygonSettings):
+    """A zone: the passage of an object through it is a part, with a verdict."""
+
+    name: ShapeName
+    """Its name in images, messages, logs and metrics."""
+    vote: str = "mean"
+    """How the frames of a part decide its class: mean (largest sum of scores), best (the most certain frame), worst
+    (any frame that is not ok), or N of M (a class that is not ok in at least N of M consecutive frames: 3 of 5)."""
+    ok: list[str] | None = None
+    """The classes that are ok. Default: ok, if the detector has a class of this name; [] for no verdict."""
+    classes: list[str] | None = Field(default=None, min_length=1)
+    """The classes that are counted. Default: all."""
+    anchor: Literal["centre", "bottom"] = "centre"
+    """The point of a box that is in the zone or not: its centre, or the middle of its lower edge, as for road users."""
+    min_frames: int = Field(default=2, ge=1, le=1000)
+    """Smallest number of frames in the zone; objects with fewer are not counted."""
+    gap_seconds: float = Field(default=1.0, gt=0, le=3600)
+    """An object that was not found for this time has left. A new track at its expected position continues it before."""
+
+    @field_validator("vote")
+    @classmethod
+    def _is_a_vote(cls, vote: str) -> str:
+        parse_vote(vote)
+        return vote
+
+    @property
+    def parsed_vote(self) -> Vote:
+        """The parsed vote."""
+        return parse_vote(self.vote)
+
+
+class LineConfig(StrictModel):
+    """A counting line: objects that cross it are counted by class and direction."""
+
+    name: ShapeName
+    """Its name in images, messages, logs and metrics."""
+    points: list[Corner] = Field(min_length=2, max_length=2)
+    """Its two ends [x, y]: fractions of the frame where no number is above 1, else pixels. Forward is from its left to
+    its right, seen from the first end towards the second."""
+    direction: Literal["both", "forward", "backward"] = "both"
+    """The directions that are counted."""
+    classes: list[str] | None = Field(default=None, min_length=1)
+    """The classes that are counted. Default: all."""
+    anchor: Literal["centre", "bottom"] = "centre"
+    """The point of a box that crosses the line: its centre, or the middle of its lower edge, as for road users."""
+    min_frames: int = Field(default=2, ge=1, le=1000)
+    """Smallest number of frames of an object that is counted."""
+
+    @field_validator("points")
+    @classmethod
+    def _is_a_line(cls, points: list[Corner]) -> list[Corner]:
+        (x, y), (other_x, other_y) = points
+        smallest = 1e-3 if are_fractions(points) else 1.0
+        if abs(x - other_x) + abs(y - other_y) < smallest:
+            raise ValueError("its two ends are the same point; give the two ends of the line")
+        return points
+
+    def placed(self, width: int, height: int) -> tuple[Point, Point]:
+        """Return the two ends in pixels of a frame of this size."""
+        first, second = in_pixels(self.points, width, height)
+        return first, second
+
+
+def _check_names(places: list[Place]) -> list[Place]:
+    names = [place.name for place in places]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given twice; give each its own name")
+    return places
+
+
+Zones = Annotated[list[ZoneConfig], Field(max_length=MAX_PLACES), AfterValidator(_check_names)]
+Lines = Annotated[list[LineConfig], Field(max_length=MAX_PLACES), AfterValidator(_check_names)]

@@ -1,0 +1,192 @@
+"""Counts parts and crossings in the explanations of a run.
+
+``PassageMonitor`` wraps an explainer and is one itself. It stands outside of the guards, so that a passage knows the
+statistics of its heat maps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.finite import find_non_finite
+from pipeline.frames import Explanation, Frame
+from pipeline.guards.heatmap_stats import stream_time
+from pipeline.passages.counter import PassageCounter, Places
+from pipeline.passages.passage import Passage
+from pipeline.ports import Explainer, MetricSample
+from pipeline.queries import PlaceQueries
+
+log = logging.getLogger(__name__)
+
+RATE_SECONDS: Final = 60.0
+"""Time over which parts per minute are counted, on the stream's clock."""
+_QUANTILES: Final = (0.5, 0.95)
+_LATENCIES: Final = 1000
+"""Number of the last parts whose times to the verdict are kept."""
+
+
+@dataclass(slots=True)
+class _CameraState:
+    """State of one camera."""
+
+    counter: PassageCounter
+    began_at: float
+    """Time of its first frame, on the stream's clock."""
+    seen_at: float
+    finished_at: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+    """Times of the parts of the last ``RATE_SECONDS``, on the stream's clock."""
+    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+
+    def record(self, passages: Sequence[Passage], timestamp: float) -> None:
+        """Record the parts that were finished at a time."""
+        if timestamp < self.seen_at:
+            self.finished_at.clear()
+            self.began_at = timestamp
+        self.seen_at = timestamp
+        for passage in passages:
+            if passage.kind == "part":
+                self.finished_at.append(timestamp)
+                self.latencies.append(passage.latency_seconds)
+        while self.finished_at and timestamp - self.finished_at[0] > RATE_SECONDS:
+            self.finished_at.popleft()
+
+    @property
+    def parts_per_minute(self) -> float:
+        """Parts of the last minute; of the time so far, where that is shorter."""
+        seconds = min(self.seen_at - self.began_at, RATE_SECONDS)
+        return 60.0 * len(self.finished_at) / seconds if seconds > 0.0 else 0.0
+
+
+class PassageMonitor(Explainer):
+    """An explainer whose explanations carry parts and crossings. Used by one thread; ``metrics`` by any."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        places_of: Callable[[str], Places],
+        *,
+        ok_default: Collection[str] = (),
+    ) -> None:
+        """Wrap an explainer.
+
+        Args:
+            explainer: frames to explanations.
+            places_of: returns the zones and lines of a camera; asked at its first frame.
+            ok_default: the classes that are ok for zones that do not say it.
+        """
+        self._explainer, self.asynchronous = explainer, explainer.asynchronous
+        self._places_of, self._ok_default = places_of, frozenset(ok_default)
+        self._cameras: dict[str, _CameraState | None] = {}
+        """None: the camera has no zones and lines."""
+        self._left: dict[str, tuple[int, int]] = {}
+        """Of cameras that left: the sequence number of the next passage, and the number of unfinished parts."""
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Explain a batch, and count what was finished."""
+        return self.submit(frames)()
+
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+        """Start a batch and return a function that waits for it, and counts what was finished."""
+        finish = self._explainer.submit(frames)
+        return lambda: [item if find_non_finite(item) else self.count(item) for item in finish()]
+
+    def count(self, explanation: Explanation) -> Explanation:
+        """Return an explanation with the passages that were finished at its frame."""
+        frame = explanation.frame
+        if frame.camera not in self._cameras:
+            self._cameras = {**self._cameras, frame.camera: self._begin(frame)}  # other threads iterate over it
+        state = self._cameras[frame.camera]
+        if state is None:
+            return explanation
+        counted = state.counter.add(explanation)
+        state.record(counted.passages, stream_time(frame))
+        return counted
+
+    def _begin(self, frame: Frame) -> _CameraState | None:
+        places = self._places_of(frame.camera)
+        if not places:
+            return None
+        for zone in places.zones:
+            if not _lies_inside(zone.placed(frame.width, frame.height).polygon, frame):
+                _warn_of_outside("zone", zone.name, frame)
+        for line in places.lines:
+            if not _lies_inside(line.placed(frame.width, frame.height), frame):
+                _warn_of_outside("line", line.name, frame)
+        sequence, unfinished = self._left.get(frame.camera, (1, 0))
+        counter = PassageCounter(frame.camera, places, self._ok_default, first_sequence=sequence)
+        counter.unfinished = unfinished
+        now = stream_time(frame)
+        return _CameraState(counter, now, now)
+
+    def after_batch(self) -> None:
+        """Do what the explainer has to do after a batch."""
+        self._explainer.after_batch()
+
+    def idle(self) -> None:
+        """Do what the explainer has to do while no frame comes."""
+        self._explainer.idle()
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Pass questions to the explainer."""
+        self._explainer.accept(queries)
+
+    def forget_camera(self, camera: str) -> None:
+        """Release the objects of a camera; if it comes again, its passages have higher sequence numbers."""
+        self._explainer.forget_camera(camera)
+        state = self._cameras.get(camera)
+        self._cameras = {name: each for name, each in self._cameras.items() if name != camera}
+        if state is not None:
+            state.counter.end()
+            self._left[camera] = (state.counter.next_sequence, state.counter.unfinished)
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the metrics of the explainer, and those of parts and crossings."""
+        samples = list(self._explainer.metrics())
+        for camera, state in self._cameras.items():
+            samples.extend(_camera_metrics(camera, state) if state is not None else ())
+        return samples
+
+
+def _camera_metrics(camera: str, state: _CameraState) -> list[MetricSample]:
+    counter, own = state.counter, ("camera", camera)
+    samples = [
+        MetricSample("parts_per_minute", state.parts_per_minute, "Parts in the last minute.", labels=(own,)),
+        MetricSample("parts_unfinished", counter.unfinished,
+                     "Parts that were in a zone when the camera left or its clock went back.", "counter", (own,)),
+    ]  # fmt: skip
+    parts = rejected = 0
+    for name, tally in list(counter.tallies.items()):
+        kind, place = name.split(" ", 1)
+        for (label, direction, is_ok), count in list(tally.counts.items()):
+            labels = (own, ("place", place), ("label", label))
+            if kind == "part":
+                parts, rejected = parts + count, rejected + count * (is_ok is False)
+                samples.append(MetricSample("parts", count, "Parts by zone and class.", "counter", labels))
+            else:
+                text = "Crossings of counting lines by class and direction."
+                samples.append(MetricSample("crossings", count, text, "counter", (*labels, ("direction", direction))))
+    ratio = rejected / parts if parts else 0.0
+    samples.append(MetricSample("reject_ratio", ratio, "Fraction of the parts that are not ok.", labels=(own,)))
+    ordered = sorted(state.latencies)
+    for quantile in _QUANTILES if ordered else ():
+        value = ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]
+        text = "Time from the last frame of a part to its verdict, over the last parts."
+        samples.append(MetricSample("part_verdict_seconds", value, text, labels=(own, ("quantile", f"{quantile:g}"))))
+    return samples
+
+
+def _lies_inside(points: Sequence[tuple[float, float]], frame: Frame) -> bool:
+    """Return whether the rectangle around points overlaps the frame."""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return min(xs) < frame.width and min(ys) < frame.height
+
+
+def _warn_of_outside(kind: str, name: str, frame: Frame) -> None:
+    log.warning(
+        "%s: %s %s lies outside the image of %dx%d pixels: it never counts", frame.camera, kind, name, frame.width,
+        frame.height,
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""The configuration of shapes in the image, as fractions of the frame or in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pipeline.frames import Region
+from pipeline.polygons import Point, polygon_area, self_intersects
+
+Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
+Corner = tuple[Coordinate, Coordinate]
+ShapeName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
+MAX_CORNERS: Final = 64
+_MIN_FRACTION: Final = 1e-6
+
+
+class StrictModel(BaseModel):
+    """A frozen model that refuses unknown keys; docstrings describe its fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PolygonSettings(StrictModel):
+    """A named polygon."""
+
+    name: ShapeName
+    """Its name."""
+    polygon: list[Corner] = Field(min_length=3, max_length=MAX_CORNERS)
+    """Corners [x, y]: fractions of the frame where no number is above 1, such as [0.5, 1], else pixels."""
+
+    @field_validator("polygon")
+    @classmethod
+    def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
+        if self_intersects(polygon):
+            raise ValueError("its sides cross each other; give the corners in order around it")
+        fractions = are_fractions(polygon)
+        if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
+            area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
+            raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
+        return polygon
+
+    def placed(self, width: int, height: int) -> Region:
+        """Return the polygon in pixels of a frame of this size."""
+        return Region(self.name, in_pixels(self.polygon, width, height))
+
+
+def are_fractions(corners: Sequence[Corner]) -> bool:
+    """Return whether the corners are fractions of the frame: no number is above 1."""
+    return all(max(corner) <= 1.0 for corner in corners)
+
+
+def in_pixels(corners: Sequence[Corner], width: int, height: int) -> tuple[Point, ...]:
+    """Return the corners in pixels of a frame of this size."""
+    scale_x, scale_y = (width, height) if are_fractions(corners) else (1, 1)
+    return tuple((x * scale_x, y * scale_y) for x, y in corners)

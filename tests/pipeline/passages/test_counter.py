@@ -1,0 +1,295 @@
+"""Counting of parts and crossings: each object once, whatever its tracks do."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.frames import Box, HeatmapStats
+from pipeline.guards.box_stats import BOX
+from pipeline.passages.config import LineConfig, ZoneConfig
+from pipeline.passages.counter import PassageCounter, Places
+from pipeline.passages.passage import MAX_IMAGE_PIXELS
+from pipeline.passages.record import PassageRecord
+from pipeline.passages.vote import Vote
+from tests.support.detections import HEIGHT, WIDTH, detection, detection_frame, detections, heat_at
+
+ZONE = ZoneConfig(name="station", polygon=[(0.3, 0.0), (0.7, 0.0), (0.7, 1.0), (0.3, 1.0)])
+LINE = LineConfig(name="gate", points=[(0.5, 1.0), (0.5, 0.0)])
+SIDE = 24.0
+
+
+def box_at(x: float, y: float = 60.0) -> Box:
+    return Box(x - SIDE / 2, y - SIDE / 2, x + SIDE / 2, y + SIDE / 2)
+
+
+def passing(frames=40, speed=5.0, start=0.0, track=1, label="ok", **changes):
+    """Return the boxes by frame of an object that moves from left to right."""
+    return {
+        k: [detection(box_at(start + speed * k), track=track, label=label, **changes)]
+        for k in range(frames)
+        if 0 <= start + speed * k <= WIDTH
+    }
+
+
+def run(places, boxes, frames=60, rate=25.0, counter=None, **options):
+    """Return all passages of a script of boxes by frame."""
+    counter = counter or PassageCounter("road", places, {"ok"}, **options)
+    passages = []
+    for k in range(frames):
+        explained = counter.add(detections(detection_frame(k, rate=rate), boxes.get(k, ())))
+        passages += [(k, passage) for passage in explained.passages]
+    return passages
+
+
+def test_part_is_counted_when_it_has_left_the_zone():
+    [(frame, part)] = run(Places((ZONE,)), passing())
+    # The centre is beyond the border (x = 112) by a tenth of the box in frame 23 (x = 115).
+    assert (frame, part.kind, part.place, part.label, part.is_ok) == (23, "part", "station", "ok", True)
+    assert part.frames == len([k for k in range(40) if 48 <= 5 * k <= 112])
+    assert part.first_seen_seconds == pytest.approx(10 / 25)
+    assert part.dwell_seconds == pytest.approx(12 / 25)
+
+
+def test_object_that_misses_the_zone_is_not_counted():
+    place = ZoneConfig(name="top", polygon=[(0.0, 0.0), (1.0, 0.0), (1.0, 0.2), (0.0, 0.2)])
+    assert run(Places((place,)), passing()) == []
+
+
+def test_object_of_one_frame_is_not_a_part():
+    assert run(Places((ZONE,)), {10: [detection(box_at(80.0))]}) == []
+    assert len(run(Places((ZONE.model_copy(update={"min_frames": 1}),)), {10: [detection(box_at(80.0))]})) == 1
+
+
+def test_box_that_trembles_on_the_border_is_counted_once():
+    trembling = {k: [detection(box_at(48.0 + (1.5 if k % 2 else -1.5)))] for k in range(20)}
+    through = {k + 20: found for k, found in passing(30, start=50.0).items()}
+    assert len(run(Places((ZONE,)), trembling | through)) == 1
+
+
+@pytest.mark.parametrize("switch", range(8, 24))
+def test_part_whose_track_changes_is_counted_once(switch):
+    boxes = passing()
+    for k in range(switch, 40):
+        boxes[k] = [replace(found, track=2) for found in boxes.get(k, ())]
+    [(_, part)] = run(Places((ZONE,)), boxes)
+    assert part.frames == 13
+
+
+@pytest.mark.parametrize("first", range(6, 30))
+def test_part_that_is_not_found_for_a_while_is_counted_once(first):
+    boxes = passing()
+    for k in range(first, first + 6):
+        boxes.pop(k, None)
+    for k in range(first, 40):
+        boxes[k] = [replace(found, track=2) for found in boxes.get(k, ())]
+    assert len(run(Places((ZONE,)), boxes)) == 1
+
+
+def test_two_boxes_of_different_classes_on_one_part_are_one_part():
+    boxes = passing()
+    for k in range(12, 30):
+        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 1.0), track=2, label="dent", score=0.8)]
+    [(_, part)] = run(Places((ZONE,)), boxes)
+    assert part.label == "ok"
+
+
+def test_objects_that_come_to_overlap_with_different_classes_are_one():
+    boxes = passing()
+    for k in range(4, 30):
+        shift = max(0.0, 14.0 - k)
+        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 1.0 + shift), track=2, label="dent", score=0.8)]
+    assert len(run(Places((ZONE,)), boxes)) == 1
+
+
+def test_two_objects_of_one_class_side_by_side_are_two_parts():
+    boxes = passing()
+    for k in boxes:
+        boxes[k] = [*boxes[k], detection(box_at(5.0 * k, 60.0 + SIDE), track=2, label="ok")]
+    assert len(run(Places((ZONE,)), boxes)) == 2
+
+
+def test_track_that_jumps_to_another_object_leaves_its_own():
+    """Two tracks of one object whose boxes separate are two objects."""
+    boxes = passing()
+    for k in range(2, 40):
+        if k in boxes:
+            y = 60.0 if k < 10 else min(60.0 + 4 * (k - 9), 100.0)
+            boxes[k] = [*boxes[k], detection(box_at(5.0 * k, y), track=2, label="dent", score=0.8)]
+    assert Counter(part.label for _, part in run(Places((ZONE,)), boxes)) == {"ok": 1, "dent": 1}
+
+
+def test_part_that_is_lost_in_the_zone_is_counted_after_the_gap():
+    halted = {k: [detection(box_at(min(5.0 * k, 80.0)))] for k in range(40)}
+    [(frame, part)] = run(Places((ZONE,)), halted, frames=80)
+    assert frame == 65
+    assert part.last_seen_seconds == pytest.approx(39 / 25)
+
+
+def test_part_that_disappears_at_the_edge_of_the_zone_is_counted_before_the_gap():
+    boxes = {k: found for k, found in passing().items() if k <= 21}
+    [(frame, _)] = run(Places((ZONE,)), boxes)
+    assert frame == 23
+
+
+def test_part_is_counted_at_the_first_frame_after_a_signal_loss():
+    counter = PassageCounter("road", Places((ZONE,)), {"ok"})
+    for k in range(15):
+        counter.add(detections(detection_frame(k), passing()[k]))
+    [part] = counter.add(detections(detection_frame(15 + 25 * 20), ())).passages
+    assert part.frames == 5
+
+
+def test_parts_in_the_zone_are_not_counted_when_the_clock_goes_back():
+    counter = PassageCounter("road", Places((ZONE,)), {"ok"})
+    for k in range(15):
+        counter.add(detections(detection_frame(k), passing()[k]))
+    assert counter.add(detections(detection_frame(0), ())).passages == ()
+    assert counter.unfinished == 1
+
+
+def test_object_that_returns_after_the_gap_is_counted_again():
+    there = passing(24)
+    stays = {k: [detection(box_at(118.0))] for k in range(24, 60)}
+    back = {60 + k: [detection(box_at(118.0 - 5.0 * k))] for k in range(20)}
+    assert len(run(Places((ZONE,)), there | stays | back, frames=100)) == 2
+
+
+def test_class_and_verdict_are_voted_over_the_frames_in_the_zone():
+    boxes = passing(label="dent", score=0.6)
+    for k in list(boxes)[:11]:  # before the zone, and its first frame
+        boxes[k] = [replace(boxes[k][0], label="ok", score=0.99)]
+    [(_, part)] = run(Places((ZONE,)), boxes)
+    assert (part.label, part.is_ok) == ("dent", False)
+    assert part.shares == {"ok": pytest.approx(1 / 13), "dent": pytest.approx(12 / 13)}
+    assert part.finding.label == "dent"
+
+
+def test_frames_at_the_edge_of_the_image_vote_only_alone():
+    zone = ZoneConfig(name="all", polygon=[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+    boxes = passing(label="dent", score=0.6)
+    for k in boxes:
+        if boxes[k][0].box.left <= 1 or boxes[k][0].box.right >= WIDTH - 1:
+            boxes[k] = [replace(boxes[k][0], label="ok", score=0.99)]
+    assert [part.label for _, part in run(Places((zone,)), boxes, frames=90)] == ["dent"]
+    only_edge = {k: [detection(Box(0.0, 50.0, 20.0, 70.0), label="ok")] for k in range(5)}
+    assert [part.label for _, part in run(Places((zone,)), only_edge, frames=90)] == ["ok"]
+
+
+def test_zone_without_good_classes_gives_no_verdict():
+    [(_, part)] = run(Places((ZONE.model_copy(update={"ok": []}),)), passing(label="car"))
+    assert part.is_ok is None
+
+
+def test_classes_restrict_what_is_counted():
+    places = Places((ZONE.model_copy(update={"classes": ["bus"]}),), (LINE.model_copy(update={"classes": ["bus"]}),))
+    assert run(places, passing(label="car")) == []
+    assert len(run(places, passing(label="bus"))) == 2
+
+
+def test_crossing_has_a_direction():
+    [(frame, crossing)] = run(Places(lines=(LINE,)), passing(label="car"))
+    # The line goes upwards at x = 80: from left to right is forward. It is clearly passed at x >= 82.4.
+    assert (frame, crossing.kind, crossing.direction, crossing.label) == (17, "crossing", "forward", "car")
+    back = {k: [detection(box_at(WIDTH - 5.0 * k), label="car")] for k in range(33)}
+    assert [crossing.direction for _, crossing in run(Places(lines=(LINE,)), back)] == ["backward"]
+    only = Places(lines=(LINE.model_copy(update={"direction": "backward"}),))
+    assert run(only, passing()) == []
+    assert len(run(only, back)) == 1
+
+
+def test_object_that_trembles_on_a_line_is_not_counted_again():
+    boxes = {k: [detection(box_at(80.0 + (2.0 if k % 2 else -2.0)))] for k in range(30)}
+    assert run(Places(lines=(LINE,)), boxes) == []
+
+
+def test_object_that_passes_beside_the_end_of_a_line_is_not_counted():
+    short = LineConfig(name="gate", points=[(0.5, 0.3), (0.5, 0.0)])
+    assert run(Places(lines=(short,)), passing()) == []
+
+
+def test_crossing_of_a_fast_object_between_two_frames_is_counted():
+    boxes = {0: [detection(box_at(30.0))], 1: [detection(box_at(130.0))]}
+    assert len(run(Places(lines=(LINE,)), boxes)) == 1
+
+
+def test_counts_of_places_are_those_of_their_passages():
+    counter = PassageCounter("road", Places((ZONE,), (LINE,)), {"ok"})
+    boxes = passing(28) | {k + 30: found for k, found in passing(30, track=2, label="dent").items()}
+    run(None, boxes, frames=90, counter=counter)
+    zone, line = counter.add(detections(detection_frame(91), ())).places
+    assert {(each.label, each.is_ok): each.count for each in zone.counts} == {("ok", True): 1, ("dent", False): 1}
+    assert (zone.total, zone.rejected, zone.inside) == (2, 1, 0)
+    assert {(each.label, each.direction): each.count for each in line.counts} == {
+        ("ok", "forward"): 1,
+        ("dent", "forward"): 1,
+    }
+    assert line.points == ((80.0, 120.0), (80.0, 0.0))
+
+
+def test_sequence_numbers_have_no_gaps():
+    boxes = passing(28) | {k + 30: found for k, found in passing(30, track=2).items()}
+    passages = [passage for _, passage in run(Places((ZONE,), (LINE,)), boxes, frames=90, first_sequence=5)]
+    assert [passage.sequence for passage in passages] == [5, 6, 7, 8]
+    assert [(passage.place, passage.number) for passage in passages] == [
+        ("gate", 1), ("station", 1), ("gate", 2), ("station", 2),
+    ]  # fmt: skip
+
+
+def test_latency_is_the_time_from_the_last_frame_in_the_zone():
+    [(_, part)] = run(Places((ZONE,)), passing(), clock=lambda: 1.0)
+    assert part.latency_seconds == pytest.approx(1.0 - 22 / 25)
+
+
+def test_evidence_outside_is_the_mean_over_the_maps_and_not_over_the_frames():
+    record = PassageRecord(Vote())
+    for index, (map_index, inside) in enumerate([(0, 0.9), (0, 0.9), (0, 0.9), (3, 0.5)]):
+        found = detection(box_at(80.0), heat=heat_at(box_at(80.0)), index=map_index)
+        found = replace(found, heatmap_stats=HeatmapStats(None, None, None, None, {BOX: inside}))
+        record.add(found, box_at(80.0), detection_frame(index), is_clipped=False)
+    assert record.result()["evidence_outside_box"] == pytest.approx((0.1 + 0.5) / 2)
+
+
+def test_image_of_a_part_is_its_place_in_the_most_certain_frame_and_keeps_no_frame():
+    record = PassageRecord(Vote())
+    for index, score in enumerate([0.5, 0.9, 0.7]):
+        frame = replace(detection_frame(index), image=np.full((HEIGHT, WIDTH, 3), index, np.uint8))
+        record.add(detection(box_at(80.0), score=score), box_at(80.0), frame, is_clipped=False)
+    result = record.result()
+    assert result["index"] == 1
+    assert (result["image"] == 1).all()
+    assert result["image"].shape[:2] == (result["image_box"].height, result["image_box"].width)
+    assert result["image"].base is None
+
+
+def test_image_of_a_large_object_is_reduced():
+    frame = replace(detection_frame(0), image=np.zeros((1000, 2000, 3), np.uint8))
+    record = PassageRecord(Vote())
+    record.add(detection(Box(0.0, 0.0, 2000.0, 1000.0)), Box(0.0, 0.0, 2000.0, 1000.0), frame, is_clipped=True)
+    assert max(record.result()["image"].shape) <= MAX_IMAGE_PIXELS
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 32), st.floats(3.0, 12.0), st.sampled_from([10.0, 25.0]), st.integers(30, 60))
+def test_every_part_is_counted_once_with_lost_frames_and_new_tracks(seed, step, rate, pitch):
+    """Parts follow one another at a pitch above their size; a fifth of the frames is lost, tracks change anywhere."""
+    dice = random.Random(seed)
+    frames = int((WIDTH + 4 * pitch) / step) + int(2 * rate)
+    counter = PassageCounter("road", Places((ZONE,)), {"ok"})
+    tracks = {number: number for number in range(4)}
+    parts, was_lost = [], False
+    for k in range(frames):
+        positions = {number: step * k - number * pitch for number in tracks}
+        if dice.random() < 0.2:
+            tracks[dice.randrange(4)] = 1 + max(tracks.values())
+        found = [detection(box_at(x), track=tracks[n], label="ok") for n, x in positions.items() if 0 <= x <= WIDTH]
+        was_lost = not was_lost and dice.random() < 0.25
+        if not was_lost:
+            parts += counter.add(detections(detection_frame(k, rate=rate), found)).passages
+    assert len(parts) == 4

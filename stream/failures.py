@@ -8,6 +8,7 @@ from typing import Final
 import av.error
 
 from pipeline.ports import Cause
+from pipeline.rtsp_messages import RtspMessageError
 from stream.reconnect import RetryClass
 
 
@@ -75,6 +76,7 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
         av.error.ExternalError,
         Failure("a library that FFmpeg calls failed, such as the driver of the decoding GPU", cause="codec"),
     ),
+    (RtspMessageError, Failure("it sends an RTSP message that is too large", "slow", cause="corrupt")),
     (FileNotFoundError, Failure("it does not exist", cause="not found")),
     (PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
     # FFmpeg has one error, EIO, for all of these causes.

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Final, Self, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from pipeline.http_auth import Challenge, authorization, challenges, strongest
 from stream.attempt import Attempt
 from stream.failures import Failure, FailureError, failure_of_status
-from stream.http_auth import Challenge, authorization, challenges, strongest
 from stream.origin import AllowedHosts, Origin
 
 MAX_REDIRECTS: Final = 5

@@ -6,8 +6,8 @@ import re
 import secrets
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+from pipeline.http_auth import Challenge, authorization, challenges, strongest
 from stream.failures import Failure
-from stream.http_auth import Challenge, authorization, challenges, strongest
 from stream.origin import AllowedHosts, Origin
 
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
+from pipeline.rtsp_messages import Message, MessageReader
 from pipeline.workers.thread import ThreadWorker
 from stream.failures import Failure, FailureError, classify_error
 from stream.rtsp_camera import RtspCamera
-from stream.rtsp_messages import Message, MessageReader
 from stream.rtsp_session import Session
 
 _FIRST_REQUEST_SECONDS: Final = 1.0

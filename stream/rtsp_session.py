@@ -10,10 +10,10 @@ import ssl
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
+from pipeline.rtsp_messages import Message, MessageReader
 from stream.failures import Failure, FailureError
 from stream.origin import Origin
 from stream.rtsp_camera import RtspCamera, request_address
-from stream.rtsp_messages import Message, MessageReader
 
 MAX_REDIRECTS: Final = 5
 _CHUNK_BYTES: Final = 1 << 18

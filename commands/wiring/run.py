@@ -216,10 +216,11 @@ def bundled_weights(model: str) -> str | None:
 
 def redact_config(config: Config) -> Config:
     """Return the configuration without credentials in its URIs."""
+    from overlays.sinks.push.address import without_key
     from stream.redact import redact
 
     sources = [entry.model_copy(update={"uri": redact(entry.uri)}) for entry in config.sources]
-    sinks = [entry.model_copy(update={"uri": redact(entry.uri)}) for entry in config.sinks]
+    sinks = [entry.model_copy(update={"uri": without_key(redact(entry.uri))}) for entry in config.sinks]
     return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 

@@ -140,7 +140,8 @@ def apply_option(
 def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
     """Set the credentials file of every MQTT sink that has none."""
     missing = "--mqtt-credentials: there is no MQTT sink; add --sink mqtt://HOST/TOPIC"
-    return apply_option(sinks, "credentials_file", {} if file is None else {"credentials_file": str(file)}, missing)
+    # ``status_topic`` is an option of MQTT sinks only; other sinks have credentials of their own.
+    return apply_option(sinks, "status_topic", {} if file is None else {"credentials_file": str(file)}, missing)
 
 
 def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:

@@ -20,6 +20,8 @@ from overlays.sinks.settings import (
     MqttSettings,
     OpcUaSettings,
     ParquetSettings,
+    RtmpPushSettings,
+    RtspPushSettings,
     StillsSettings,
     VideoSettings,
     WebSettings,
@@ -33,6 +35,7 @@ from pipeline.settings import SinkContext, SinkSettings
 
 _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
+    "rtsp://127.0.0.1:8554/line, rtmp://127.0.0.1/live/line, "
     "foxglove://127.0.0.1:8765, modbus://127.0.0.1:5020, opc.tcp://127.0.0.1:4840/line, "
     "out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
 )
@@ -80,6 +83,8 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("MQTT client", ("mqtt://", "mqtts://"), MqttSettings, "overlays.sinks.mqtt.sink:MqttSink", extra="mqtt"),
         Kind("OPC UA server", ("opc.tcp://",), OpcUaSettings, "overlays.sinks.plc.opcua:OpcUaSink", extra="opcua"),
         Kind("Modbus server", ("modbus://",), ModbusSettings, "overlays.sinks.plc.modbus:ModbusSink", extra="modbus"),
+        Kind("stream to an RTSP server", ("rtsp://",), RtspPushSettings, "overlays.sinks.push.sink:PushSink"),
+        Kind("stream to an RTMP server", ("rtmp://",), RtmpPushSettings, "overlays.sinks.push.sink:PushSink"),
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
         Kind("folder of stills", (STILLS,), StillsSettings, "overlays.sinks.stills:StillsSink"),
@@ -113,8 +118,9 @@ def build_sink(
 
     Args:
         given: settings, or a URI: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``,
-            ``mqtt://host:port/topic``, ``foxglove://host:port``, ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``,
-            ``*.mcap`` or a folder of clips, ``FOLDER/``; options may stand behind a path: ``out.mp4?crf=28``.
+            ``mqtt://host:port/topic``, ``rtsp://host/path``, ``rtmp://host/app/key``, ``foxglove://host:port``,
+            ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``, ``*.mcap`` or a folder of clips, ``FOLDER/``; options may
+            stand behind a path: ``out.mp4?crf=28``.
         cameras: the names of the cameras, where they are known and ``context`` is not given.
         context: what the run adds.
         options: the options of a URI's kind.

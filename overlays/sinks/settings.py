@@ -14,6 +14,7 @@ from pipeline.settings import SecretFile, Settings, SinkSettings
 
 Quality = Annotated[int, Field(ge=1, le=100)]
 MaxRate = Annotated[float, Field(gt=0, le=1000)]
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 MIB = 1 << 20
 
 
@@ -95,13 +96,45 @@ class EncodingSettings(SinkSettings):
 
     crf: int = Field(default=23, ge=0, le=51)
     """The constant rate factor of x264: 0 is lossless, 51 is the worst quality."""
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
-        "ultrafast"
-    )
+    preset: Preset = "ultrafast"
     """The preset of x264. At 720p ultrafast takes 0.3 of the processor time of veryfast; its files are 1.8 times as
     large."""
     fallback_rate: float = Field(default=30.0, gt=0, le=1000)
     """Frames per second of a recording's last frame, and of frames without a time."""
+
+
+class PushSettings(SinkSettings):
+    """The options of streams that are pushed to a media server, in H.264."""
+
+    crf: int = Field(default=23, ge=0, le=51)
+    """The constant rate factor of x264: 0 is lossless, 51 is the worst quality."""
+    preset: Preset = "ultrafast"
+    """The preset of x264. At 720p ultrafast takes 0.3 of the processor time of veryfast."""
+    max_kilobits: int | None = Field(default=None, ge=16, le=1_000_000)
+    """Kilobits per second of each camera at most, at 30 frames per second or max_rate. Default: as crf needs."""
+    keyframe_seconds: float = Field(default=2.0, ge=0.1, le=60)
+    """Interval of key frames: viewers begin at one."""
+    scale: float = Field(default=1.0, gt=0, le=1)
+    """Scale of the images: 0.5 sends half the width and height."""
+    max_rate: MaxRate | None = None
+    """Maximum frames per second of each camera. Default: all."""
+    timeout_seconds: float = Field(default=5.0, ge=0.5, le=60)
+    """Time limit for each answer of the server, and for data that it does not take."""
+    key_file: Annotated[str | None, SecretFile("key", "one line, the stream key, belongs into {path}")] = None
+    """A file with a stream key, which is appended to the path and not shown; {camera} stands for the camera's name."""
+
+
+class RtspPushSettings(PushSettings):
+    """A stream for each camera at an RTSP server (ANNOUNCE and RECORD over TCP)."""
+
+    credentials_file: Annotated[
+        str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
+    ] = None
+    """A file with one line, user:password."""
+
+
+class RtmpPushSettings(PushSettings):
+    """A stream for each camera at an RTMP server."""
 
 
 Mode = Literal["keep", "replace"]

@@ -25,6 +25,7 @@ from av.container import OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from overlays.h264 import ONE_THREAD_PIXELS, tag_colours, yuv_frame
 from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.disk import DiskSink
@@ -37,15 +38,8 @@ from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
-# ISO/IEC 23091-2: matrix 6 is BT.601 (OpenCV's conversion), primaries and transfer 1 are BT.709, the same as sRGB's.
-_MATRIX_BT601: Final = 6
-_BT709: Final = 1
-_LIMITED_RANGE: Final = 1
-
 _KEYFRAME_FRAMES: Final = 60
 _FRAGMENT_MICROSECONDS: Final = 1_000_000
-_ONE_THREAD_PIXELS: Final = 1280 * 720
-"""Up to this size one encoder thread keeps up with 60 frames per second; more threads would slow down the engine."""
 
 
 class VideoSink(DiskSink):
@@ -199,20 +193,12 @@ class _Recording:
         if (image.shape[1], image.shape[0]) != self._size:
             self._log_size_change(image)
             image = letterbox(image, self._size)
-        width, height = self._size
-        if width % 2 or height % 2:
-            padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-            image = np.asarray(padded, np.uint8)
-        frame = av.VideoFrame.from_ndarray(
-            np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8), format="yuv420p"
-        )
-        frame.pts = ticks
-        frame.time_base = Fraction(1, TICKS_PER_SECOND)
+        frame = yuv_frame(image, ticks)
         frame.duration = self.timeline.step_ticks
         try:
             packets = list(self._stream.encode(frame))
         except (av.error.FFmpegError, ValueError) as error:
-            size = f"{width}x{height}"
+            size = f"{self._size[0]}x{self._size[1]}"
             raise FrameError(
                 f"{self._file.path}: an image of {size} cannot be encoded ({_reason(error)}); see video_preset"
             ) from error
@@ -303,9 +289,8 @@ def add_video_stream(container: OutputContainer, size: tuple[int, int], settings
     codec.time_base = Fraction(1, TICKS_PER_SECOND)
     codec.flags |= Flags.frame_duration  # otherwise the last frame would last as long as the declared rate says
     codec.gop_size = _KEYFRAME_FRAMES
-    codec.thread_count = 1 if width * height <= _ONE_THREAD_PIXELS else 0
-    codec.colorspace, codec.color_primaries, codec.color_trc = _MATRIX_BT601, _BT709, _BT709
-    codec.color_range = _LIMITED_RANGE
+    codec.thread_count = 1 if width * height <= ONE_THREAD_PIXELS else 0
+    tag_colours(codec)
     return stream
 
 

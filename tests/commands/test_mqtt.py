@@ -12,7 +12,7 @@ import yaml
 
 from commands.wiring import sinks as wiring_sinks
 from commands.wiring.kinds import load_config
-from overlays.sinks.mqtt.client import read_login
+from overlays.sinks.login import read_login
 from overlays.sinks.registry import SINKS
 from pipeline.errors import ConfigError
 from tests.support.broker import MOSQUITTO, Broker

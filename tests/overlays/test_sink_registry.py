@@ -26,6 +26,8 @@ ADDRESSES = {
     "/": "clips/",
     "modbus://": "modbus://127.0.0.1:5020",
     "opc.tcp://": "opc.tcp://127.0.0.1:4840/line",
+    "rtsp://": "rtsp://127.0.0.1:8554/line",
+    "rtmp://": "rtmp://127.0.0.1/live/line",
     "stills:": "stills:review/",
     "window": "window",
 }
@@ -47,6 +49,8 @@ ADDRESSES = {
         ("foxglove://127.0.0.1:0", "FoxgloveSink", False),
         ("modbus://127.0.0.1:0", "ModbusSink", True),
         ("opc.tcp://127.0.0.1:0/line", "OpcUaSink", True),
+        ("rtsp://127.0.0.1/line", "PushSink", False),
+        ("rtmp://127.0.0.1/live/line", "PushSink", False),
         ("clips/", "ClipSink", True),
         ("some/where.mp4/", "ClipSink", True),
     ],

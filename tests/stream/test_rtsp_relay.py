@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConnectionLostError
-from stream.failures import FailureError
+from pipeline.rtsp_messages import Message, MessageReader, RtspMessageError
 from stream.rtsp_camera import RtspCamera
-from stream.rtsp_messages import Message, MessageReader
 from stream.rtsp_relay import rtsp_relay
 from stream.sources import build_source
 from tests.support.feed import Feed
@@ -136,11 +135,11 @@ def test_camera_cannot_direct_receiver_reports_to_another_host():
 def test_message_that_is_too_large_is_refused():
     reader = MessageReader()
     reader.feed(b"RTSP/1.0 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n")
-    with pytest.raises(FailureError, match="too large"):
+    with pytest.raises(RtspMessageError, match="too large"):
         reader.next()
     reader = MessageReader()
     reader.feed(b"RTSP/1.0 200 OK\r\n" + b"a: b\r\n" * 20000)
-    with pytest.raises(FailureError, match="too large"):
+    with pytest.raises(RtspMessageError, match="too large"):
         reader.next()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConnectionLostError, SourceError
-from stream.http_auth import challenges
+from pipeline.http_auth import challenges
 from tests.support.web_camera import greys, jpeg, playlist, read, send
 
 

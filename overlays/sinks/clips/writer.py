@@ -18,13 +18,12 @@ from typing import Final
 
 import av
 import av.error
-import cv2
-import numpy as np
 from av.container import OutputContainer
 from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from overlays.h264 import yuv_frame
 from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.clips.store import part_of
 from overlays.sinks.disk import HandleReserve
@@ -88,19 +87,15 @@ class ClipEncoder:
         Raises:
             FrameError: the encoder refused the image.
         """
-        width, height = self.size
-        if width % 2 or height % 2:
-            image = np.asarray(cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
-        planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8)
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.duration = ticks, step_ticks
-        frame.time_base = Fraction(1, TICKS_PER_SECOND)
+        frame = yuv_frame(image, ticks)
+        frame.duration = step_ticks
         if key:
             frame.pict_type = PictureType.I
         try:
             return list(self.stream.encode(frame))
         except (av.error.FFmpegError, ValueError) as error:
-            raise FrameError(f"an image of {width}x{height} cannot be encoded ({error}); see video_preset") from error
+            size = f"{self.size[0]}x{self.size[1]}"
+            raise FrameError(f"an image of {size} cannot be encoded ({error}); see video_preset") from error
 
     def close(self) -> None:
         """Release the encoder."""

@@ -18,8 +18,7 @@ from paho.mqtt.properties import Properties
 
 from overlays.sinks.mqtt.messages import OFFLINE, BrokerAddress
 from overlays.sinks.settings import MqttSettings
-from pipeline.errors import ConfigError, SinkError
-from pipeline.settings import Secret
+from pipeline.errors import SinkError
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +69,6 @@ class GuardedClient(Client):
             self.violation = f"it sends a packet of {bufsize} bytes, but only confirmations are expected"
             raise OSError(errno.EMSGSIZE, self.violation)
         return super()._sock_recv(bufsize)
-
-
-def read_login(secret: Secret | None) -> tuple[str, str] | None:
-    """Return the user and the password in a credentials file; None without a file.
-
-    Raises:
-        ConfigError: the file does not hold one line, user:password.
-    """
-    if secret is None:
-        return None
-    lines = secret.text.splitlines()
-    user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
-    if not (user and colon):
-        raise ConfigError(f"{secret.path}: should hold one line, user:password")
-    return user, password
 
 
 def make_client(

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
-from overlays.sinks.mqtt.client import read_login
+from overlays.sinks.login import read_login
 from overlays.sinks.mqtt.connection import BrokerConnection
 from overlays.sinks.mqtt.counters import FindingQueue, MqttCounts, QueuedFinding
 from overlays.sinks.mqtt.messages import OFFLINE, colliding_cameras, finding_message, parse_broker, state_message

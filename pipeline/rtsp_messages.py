@@ -6,13 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from stream.failures import Failure, FailureError
-
 _MAX_HEAD_BYTES: Final = 1 << 16
 _MAX_BODY_BYTES: Final = 1 << 20
 _END: Final = re.compile(rb"\r?\n\r*\n")
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class RtspMessageError(OSError):
+    """A peer sends an RTSP message that exceeds the limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class MessageReader:
         """Return the next message or packet; None if it is incomplete.
 
         Raises:
-            FailureError: a message exceeds the limits.
+            RtspMessageError: a message exceeds the limits.
         """
         while self._buffer.startswith((b"\r", b"\n")):
             del self._buffer[:1]
@@ -118,5 +120,5 @@ def _parsed(head: bytes) -> Message:
     return Message(lines[0].strip(), tuple(headers))
 
 
-def _too_large(part: str) -> FailureError:
-    return FailureError(Failure(f"it sends an RTSP {part} that is too large", "slow", "corrupt"))
+def _too_large(part: str) -> RtspMessageError:
+    return RtspMessageError(f"it sends an RTSP {part} that is too large")

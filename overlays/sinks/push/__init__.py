@@ -1,0 +1,1 @@
+"""Sinks that push a stream to a media server."""

@@ -1,0 +1,115 @@
+"""Addresses of media servers: ``rtsp://HOST/PATH`` and ``rtmp://HOST/APP/KEY``. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from overlays.sinks.paths import safe_file_name
+
+CAMERA: Final = "{camera}"
+"""Stands for the camera's name in a path."""
+SECRET: Final = "***"  # noqa: S105 - the placeholder
+_PORTS: Final = {"rtsp": 554, "rtmp": 1935}
+_ADDRESS: Final = re.compile(
+    r"(?P<scheme>\w+)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::(?P<port>\d+))?/(?P<path>.*)"
+)
+_PATH: Final = re.compile(r"[\w!$&'()*+,;=:@%.~{}-]+(?:/[\w!$&'()*+,;=:@%.~{}-]+)*", re.ASCII)
+_KEY: Final = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """The address of a media server, with a path that may name the camera."""
+
+    scheme: str
+    """``rtsp`` or ``rtmp``."""
+    host: str
+    """Without brackets."""
+    port: int
+    path: str
+    """Without the first slash."""
+    public_parts: int
+    """Number of parts of the path before the stream key; all parts where there is none."""
+    has_secret: bool = False
+    """True if the stream key is not shown."""
+
+    @property
+    def host_port(self) -> str:
+        """Host and port as URLs have them; the default port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def is_for_every_camera(self) -> bool:
+        """True if each camera gets a path of its own."""
+        return CAMERA in self.path
+
+    def path_of(self, camera: str, taken: Iterable[str] = ()) -> str:
+        """Return the path of a camera, different from those that are ``taken``."""
+        name, used = safe_file_name(camera), set(taken)
+        path, number = self.path.replace(CAMERA, name), 2
+        while path in used and self.is_for_every_camera:
+            path, number = self.path.replace(CAMERA, f"{name}_{number}"), number + 1
+        return path
+
+    def split(self, path: str) -> tuple[str, str]:
+        """Return the parts of a path before the stream key, and the key."""
+        parts = path.split("/")
+        return "/".join(parts[: self.public_parts]), "/".join(parts[self.public_parts :])
+
+    def shown(self, path: str) -> str:
+        """Return the URL of a path for messages: without the stream key."""
+        if self.has_secret:
+            path = f"{self.split(path)[0]}/{SECRET}"
+        return f"{self.scheme}://{self.host_port}/{path}"
+
+
+def parse_server(uri: str, key: str = "") -> ServerAddress:
+    """Parse the address of a media server. No error repeats what may be a secret.
+
+    Args:
+        uri: ``rtsp://host[:port]/path`` or ``rtmp://host[:port]/app/key``.
+        key: the stream key in a file, which is appended to the path.
+
+    Raises:
+        ValueError: the address is invalid; the message shows a valid one.
+    """
+    example = "rtsp://127.0.0.1:8554/line" if uri.lower().startswith("rtsp") else "rtmp://127.0.0.1/live/line"
+    if "@" in uri.partition("://")[2].partition("/")[0] or "?" in uri:
+        raise ValueError(
+            "the process list shows the address to all users; write user and password to a file (credentials_file), "
+            "or a stream key with all that follows it (key_file)"
+        )
+    match = _ADDRESS.fullmatch(uri)
+    if match is None:
+        raise ValueError(f"write the address as {example}")
+    scheme, path = match["scheme"].lower(), match["path"].strip("/")
+    port = int(match["port"] or _PORTS[scheme])
+    if not 0 < port <= 65535:
+        raise ValueError(f"port {port} is not from 1 to 65535; {scheme} servers listen on {_PORTS[scheme]}")
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"the path is empty or holds characters that URLs do not have; write {example}")
+    if key and not _KEY.fullmatch(key):
+        raise ValueError("the key file should hold one line without spaces: the stream key")
+    whole = f"{path}/{key}" if key else path
+    if scheme == "rtmp" and "/" not in whole:
+        raise ValueError(f"an RTMP address has an application and a key; write {example}, or the key to a key_file")
+    public_parts = len(path.split("/")) - (scheme == "rtmp" and not key)
+    has_secret = bool(key) or (scheme == "rtmp" and CAMERA not in path and not _is_loopback(match["host"]))
+    return ServerAddress(scheme, match["host"].strip("[]"), port, whole, public_parts, has_secret)
+
+
+def without_key(uri: str) -> str:
+    """Return an RTMP address of another machine without its stream key; any other URI as it is."""
+    try:
+        address = parse_server(uri) if uri.lower().startswith("rtmp://") else None
+    except ValueError:
+        return uri
+    return uri if address is None or not address.has_secret else address.shown(address.path)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in {"localhost", "[::1]"} or re.fullmatch(r"127(\.\d+){3}", host) is not None

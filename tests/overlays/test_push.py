@@ -1,0 +1,516 @@
+"""The push sinks: protocols as pure functions, then GStreamer's RTSP server and nginx as RTMP server."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlays.h264 import AccessUnit, H264Encoder, Rate, split_nal_units
+from overlays.sinks.push import stream as push_stream
+from overlays.sinks.push.address import parse_server, without_key
+from overlays.sinks.push.amf0 import Amf0Error, decode, encode
+from overlays.sinks.push.chunks import ChunkError, ChunkReader, RtmpMessage, to_chunks
+from overlays.sinks.push.rtp import MAX_PAYLOAD_BYTES, RtpPacketizer
+from overlays.sinks.push.sink import PushSink
+from overlays.sinks.registry import SINKS, build_sink
+from overlays.sinks.settings import PushSettings, RtmpPushSettings, RtspPushSettings
+from pipeline.errors import SinkError
+from pipeline.frames import Overlay, SignalLoss
+from pipeline.settings import Secret, SinkContext
+from stream.sources import SOURCES
+from tests.support import footage
+from tests.support.broker import free_port
+from tests.support.limits import PROGRAM_SECONDS
+from tests.support.loops import LoopThread
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+RTMP_MODULE = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
+PASSWORD, KEY = "canary-5d1f", "canary-key-77aa"
+
+
+def painted(number, width=320, height=240):
+    return footage.paint(np.zeros((height, width, 3), np.uint8), number, 0)
+
+
+# The encoder
+
+
+def test_encoder_gives_one_access_unit_for_each_image_and_key_frames_when_asked():
+    encoder = H264Encoder((320, 240), Rate())
+    units = [encoder.encode(painted(number), 3000 * number, key=number == 3) for number in range(6)]
+    assert [unit.is_key for unit in units] == [True, False, False, True, False, False]
+    assert [unit.ticks for unit in units] == [3000 * number for number in range(6)]
+    assert [unit.parameter_sets() is not None for unit in units] == [unit.is_key for unit in units]
+    for first in (0, 3):
+        decoder = av.CodecContext.create("h264", "r")
+        packets = [av.Packet(unit.payload) for unit in units[first:]]
+        frames = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+        assert [footage.read(frame.to_ndarray(format="rgb24")).number for frame in frames] == list(range(first, 6))
+
+
+# RTP
+
+
+def nal_units_of(packets):
+    """Return the NAL units in RTP packets (RFC 6184, single units and FU-A)."""
+    units, fragments = [], b""
+    for packet in packets:
+        payload = packet[12:]
+        if payload[0] & 31 != 28:
+            units.append(payload)
+            continue
+        if payload[1] & 0x80:
+            fragments = bytes(((payload[0] & 0xE0) | (payload[1] & 31),))
+        fragments += payload[2:]
+        if payload[1] & 0x40:
+            units.append(fragments)
+    return units
+
+
+@given(sizes=st.lists(st.integers(1, 4 * MAX_PAYLOAD_BYTES), min_size=1, max_size=5), ticks=st.integers(0, 1 << 34))
+@settings(max_examples=40, deadline=None)
+def test_rtp_packets_join_to_the_nal_units(sizes, ticks):
+    units = [b"\x65" + bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    unit = AccessUnit(b"".join(b"\0\0\0\1" + each for each in units), ticks, is_key=True)
+    packets = list(RtpPacketizer(7, 65_534, 1 << 31).packets(unit))
+    assert nal_units_of(packets) == units
+    assert all(len(packet) <= 12 + MAX_PAYLOAD_BYTES for packet in packets)
+    assert [packet[1] >> 7 for packet in packets] == [0] * (len(packets) - 1) + [1]
+    numbers = [int.from_bytes(packet[2:4], "big") for packet in packets]
+    assert numbers == [(65_534 + step) % 65_536 for step in range(len(packets))]
+    assert {int.from_bytes(packet[4:8], "big") for packet in packets} == {(ticks + (1 << 31)) % (1 << 32)}
+
+
+def test_sender_report_joins_the_clocks():
+    report = RtpPacketizer(7, 0, 90_000).sender_report(180_000, 1_000_000_000.5)
+    assert int.from_bytes(report[8:12], "big") == 1_000_000_000 + 2_208_988_800
+    assert int.from_bytes(report[12:16], "big") == 1 << 31
+    assert int.from_bytes(report[16:20], "big") == 270_000
+    assert len(report) == 4 * (1 + int.from_bytes(report[2:4], "big"))
+
+
+# RTMP
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.dictionaries(st.text(min_size=1, max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(values=st.lists(VALUES, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_amf0_round_trip(values):
+    assert decode(encode(values)) == values
+
+
+@given(data=st.binary(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_amf0_damage_raises_only_its_own_error(data):
+    try:
+        decode(data)
+    except Amf0Error:
+        return
+
+
+@given(
+    messages=st.lists(
+        st.tuples(st.sampled_from([4, 9, 18, 20]), st.binary(max_size=700), st.integers(0, (1 << 32) - 1)), max_size=5
+    ),
+    chunk_bytes=st.integers(1, 300),
+    piece=st.integers(1, 400),
+)
+@settings(max_examples=60, deadline=None)
+def test_chunks_join_to_the_messages_in_pieces_of_any_size(messages, chunk_bytes, piece):
+    sent = [RtmpMessage(1, chunk_bytes.to_bytes(4, "big"))]
+    sent += [RtmpMessage(kind, payload, 1, milliseconds) for kind, payload, milliseconds in messages]
+    data = to_chunks(sent[0], 2, 128) + b"".join(
+        to_chunks(message, 3 + index % 3, chunk_bytes) for index, message in enumerate(sent[1:])
+    )
+    reader, received = ChunkReader(), []
+    for offset in range(0, len(data), piece):
+        reader.feed(data[offset : offset + piece])
+        while (message := reader.next()) is not None:
+            received.append((message.kind, message.payload, message.stream))
+    assert received == [(message.kind, message.payload, message.stream) for message in sent]
+
+
+@given(data=st.binary(min_size=1, max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_chunk_reader_refuses_noise_with_its_own_error(data):
+    reader = ChunkReader()
+    reader.feed(data)
+    try:
+        for _ in range(1 + len(data)):
+            if reader.next() is None:
+                return
+    except ChunkError:
+        return
+
+
+# Addresses
+
+
+def test_rtsp_scheme_names_a_source_and_a_sink():
+    assert isinstance(SINKS.settings("rtsp://127.0.0.1/line"), RtspPushSettings)
+    assert not isinstance(SOURCES.settings("rtsp://127.0.0.1/line"), PushSettings)
+    assert isinstance(SINKS.settings("rtmp://127.0.0.1/live/line"), RtmpPushSettings)
+
+
+@pytest.mark.parametrize(
+    ("uri", "key", "shown", "path"),
+    [
+        ("rtsp://10.0.0.8/line", "", "rtsp://10.0.0.8/line", "line"),
+        ("rtsp://[::1]:8554/a/{camera}", "", "rtsp://[::1]:8554/a/door_1", "a/door_1"),
+        ("rtmp://127.0.0.1/live/line", "", "rtmp://127.0.0.1/live/line", "live/line"),
+        ("rtmp://a.example/live/abcd-1234", "", "rtmp://a.example/live/***", "live/abcd-1234"),
+        ("rtmp://a.example/live/{camera}", "", "rtmp://a.example/live/door_1", "live/door_1"),
+        ("rtmp://a.example/app", "k?u=/x", "rtmp://a.example/app/***", "app/k?u=/x"),
+        ("rtsp://a.example/app", "k{camera}", "rtsp://a.example/app/***", "app/kdoor_1"),
+    ],
+)
+def test_address_is_shown_without_stream_key(uri, key, shown, path):
+    address = parse_server(uri, key)
+    assert address.path_of("door 1") == path
+    assert address.shown(address.path_of("door 1")) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "rule"),
+    [
+        (f"rtsp://ann:{PASSWORD}@10.0.0.8/line", "credentials_file"),
+        (f"rtmp://a.example/live/x?pass={PASSWORD}", "key_file"),
+        ("rtsp://10.0.0.8", "write the address as rtsp://127.0.0.1:8554/line"),
+        ("rtsp://10.0.0.8/", "the path is empty"),
+        ("rtsp://10.0.0.8/a b", "characters"),
+        ("rtmp://10.0.0.8/live", "an application and a key"),
+        ("rtmp://10.0.0.8:70000/live/x", "65535"),
+    ],
+)
+def test_bad_address_is_refused_without_repeating_a_secret(uri, rule):
+    with pytest.raises(SinkError, match=rule) as refusal:
+        build_sink(uri, cameras=("line",))
+    assert PASSWORD not in str(refusal.value)
+
+
+def test_printed_configuration_has_no_stream_key():
+    assert without_key("rtmp://a.example/live/abcd-1234") == "rtmp://a.example/live/***"
+    assert without_key("rtmp://a.example") == "rtmp://a.example"
+    assert without_key("out.mp4") == "out.mp4"
+
+
+def test_several_cameras_need_a_path_each():
+    with pytest.raises(SinkError, match=r"\{camera\}"):
+        build_sink("rtsp://127.0.0.1/line", cameras=("a", "b"))
+    address = parse_server("rtsp://127.0.0.1/{camera}")
+    taken = [address.path_of("a b")]
+    assert address.path_of("a_b", taken) == "a_b_2"
+
+
+# Real servers
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch):
+    """Shorten the waits before a new connection."""
+    monkeypatch.setattr(push_stream, "_RETRY_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(push_stream, "_SLOW_RETRY_SECONDS", 0.1)
+
+
+@contextmanager
+def rtsp_server(folder, port=0, *login):
+    probe = [SYSTEM_PYTHON, "-c", "import gi; gi.require_version('GstRtspServer', '1.0')"]
+    if subprocess.run(probe, check=False, capture_output=True).returncode:
+        pytest.skip("needs GStreamer's RTSP server (tests/system-packages.txt)")
+    folder.mkdir(exist_ok=True)
+    command = [SYSTEM_PYTHON, str(Path(__file__).with_name("gst_record_server.py")), str(folder), str(port), *login]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server, int(server.stdout.readline())
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def rtmp_server(tmp_path):
+    """Start nginx as an RTMP server that records; return its port and the folder of the recordings."""
+    if shutil.which("nginx") is None or not RTMP_MODULE.exists():
+        pytest.skip("needs nginx-light and libnginx-mod-rtmp (tests/system-packages.txt)")
+    port = free_port()
+    applications = (
+        f"application live {{ live on; record all; record_path {tmp_path}; record_suffix .flv; }}"
+        "application closed { live on; deny publish all; }"
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
+        f"user root; load_module {RTMP_MODULE}; events {{ }}\n"
+        f"rtmp {{ server {{ listen 127.0.0.1:{port}; {applications} }} }}\n"
+    )
+    with subprocess.Popen(["nginx", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]) as server:
+        try:
+            pause = threading.Event()
+            for _ in range(int(PROGRAM_SECONDS / 0.05)):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                pause.wait(0.05)
+            yield port, tmp_path
+        finally:
+            server.terminate()
+
+
+class Feeder:
+    """Puts painted images into a sink, one after the other."""
+
+    def __init__(self, sink, overlaid, wait_until):
+        self.sink, self._overlaid, self._wait_until = sink, overlaid, wait_until
+        self._numbers = itertools.count()
+
+    def put(self, *, width=320, **facts):
+        """Put the next image; return its number."""
+        number = next(self._numbers)
+        self.sink.put(self._overlaid(painted(number, width), index=number, **facts))
+        return number
+
+    def send(self, **facts):
+        """Put the next image and wait until it is sent; return its number."""
+        sent = sent_images(self.sink)
+        number = self.put(**facts)
+        self._wait_until(lambda: sent_images(self.sink) > sent)
+        return number
+
+    def send_until(self, condition):
+        """Put images until a condition holds."""
+
+        def is_reached():
+            self.put()
+            return condition()
+
+        self._wait_until(is_reached)
+
+
+def sent_images(sink):
+    return int(sink.account.split()[0])
+
+
+@pytest.fixture
+def feeder(overlaid, wait_until):
+    return lambda sink: Feeder(sink, overlaid, wait_until)
+
+
+def numbers_in(folder, prefix=""):
+    """Return the numbers in the images that arrived whole, in their order."""
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) for path in sorted(folder.glob(f"{prefix}[0-9]*.jpg"))]
+    marks = [footage.read(image) for image in images if image is not None]
+    return [mark.number for mark in marks if mark is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_rtsp_server_gets_every_frame_in_order_over_a_change_of_size(tmp_path, feeder, wait_until):
+    with rtsp_server(tmp_path / "images") as (_, port), PushSink(f"rtsp://127.0.0.1:{port}/line") as sink:
+        feed = feeder(sink)
+        sent = [feed.send() for _ in range(20)] + [feed.send(width=480) for _ in range(5)]
+        assert not sink.problem
+        wait_until(lambda: len(numbers_in(tmp_path / "images")) >= 5)
+        wait_until(lambda: sent[-1] in numbers_in(tmp_path / "images"))
+        seen = numbers_in(tmp_path / "images")
+    # The server numbers the images of each connection from 0: those of the second replace the first five.
+    assert seen == [*sent[20:], *sent[5:20]]
+    assert sink.account == "25 images sent, 0 lost"
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_rtsp_server_authenticates_and_a_wrong_password_is_explained(tmp_path, feeder, wait_until, caplog):
+    caplog.set_level(logging.DEBUG)
+    with rtsp_server(tmp_path / "images", 0, "ann", PASSWORD) as (_, port):
+        for text, ending in ((f"ann:{PASSWORD}x", "401"), (f"ann:{PASSWORD}", "")):
+            context = SinkContext(("line",), {"credentials_file": Secret(text, "login", None)})
+            with build_sink(f"rtsp://127.0.0.1:{port}/line", context=context) as sink:
+                feed = feeder(sink)
+                if ending:
+                    feed.send_until(lambda sink=sink, ending=ending: ending in sink.problem)
+                    assert "credentials_file" in sink.problem
+                else:
+                    numbers = [feed.send() for _ in range(5)]
+                    wait_until(lambda numbers=numbers: numbers_in(tmp_path / "images") == numbers)
+                shown = [sink.uri, sink.problem, sink.account, str(sink.metrics())]
+                assert not [text for text in shown if PASSWORD in text]
+    assert PASSWORD not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_rtsp_path_that_does_not_exist_is_explained(tmp_path, feeder):
+    with rtsp_server(tmp_path / "images") as (_, port), PushSink(f"rtsp://127.0.0.1:{port}/nowhere") as sink:
+        feeder(sink).send_until(lambda: "404" in sink.problem)
+        assert "check the path" in sink.problem
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_cameras_are_published_at_paths_of_their_own_with_signal_loss_images(tmp_path, overlaid, wait_until):
+    with (
+        rtsp_server(tmp_path / "images") as (_, port),
+        build_sink(f"rtsp://127.0.0.1:{port}/{{camera}}", cameras=("line", "second")) as sink,
+    ):
+        for number in range(4):
+            for camera in ("line", "second"):
+                overlay = overlaid(painted(number), camera=camera, index=number)
+                sink.put(overlay)
+            wait_until(lambda number=number: sent_images(sink) == 2 * number + 2)
+        lost = Overlay(painted(9), overlay.explanation, SignalLoss(1.0, "stalled", "no frame"))
+        sink.put(lost)
+        wait_until(lambda: numbers_in(tmp_path / "images", "s") == [0, 1, 2, 3, 9])
+        wait_until(lambda: numbers_in(tmp_path / "images") == [0, 1, 2, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_stream_comes_back_with_the_newest_frame_after_the_server_was_killed(tmp_path, feeder, wait_until):
+    with rtsp_server(tmp_path / "first") as (server, port), PushSink(f"rtsp://127.0.0.1:{port}/line") as sink:
+        feed = feeder(sink)
+        for _ in range(3):
+            feed.send()
+        server.kill()
+        server.wait(PROGRAM_SECONDS)
+        feed.send_until(lambda: "refused" in sink.problem)
+        with rtsp_server(tmp_path / "second", port):
+            feed.send_until(lambda: not sink.problem)
+            wait_until(lambda: sink._cameras["line"].stream.is_idle)
+            before = feed.put()
+            wait_until(lambda: before in numbers_in(tmp_path / "second"))
+            seen = numbers_in(tmp_path / "second")
+    assert seen == sorted(seen)
+    assert set(range(3)).isdisjoint(seen)
+
+
+@pytest.mark.slow
+@pytest.mark.rtsp
+def test_stopped_server_is_noticed_and_delays_neither_put_nor_the_end_nor_another_server(tmp_path, feeder, wait_until):
+    with (
+        rtsp_server(tmp_path / "stopped") as (server, port),
+        rtsp_server(tmp_path / "healthy") as (_, other_port),
+        PushSink(f"rtsp://127.0.0.1:{other_port}/line") as healthy,
+    ):
+        quick = RtspPushSettings(uri=f"rtsp://127.0.0.1:{port}/line", timeout_seconds=0.5)
+        with PushSink(quick) as sink:
+            feed, other = feeder(sink), feeder(healthy)
+            feed.send()
+            server.send_signal(signal.SIGSTOP)
+            try:
+                numbers = []
+
+                def is_noticed():
+                    feed.put()
+                    numbers.append(other.send())
+                    return "does not answer" in sink.problem
+
+                wait_until(is_noticed)
+            finally:
+                server.send_signal(signal.SIGCONT)
+            feed.send_until(lambda: not sink.problem)
+            server.send_signal(signal.SIGSTOP)
+            for _ in range(8):
+                feed.put()
+        server.send_signal(signal.SIGCONT)
+        wait_until(lambda: numbers_in(tmp_path / "healthy") == numbers)
+    assert healthy.account == f"{len(numbers)} images sent, 0 lost"
+
+
+def test_server_that_sends_for_ever_and_never_answers_is_given_up(feeder):
+    async def babble(reader, writer):
+        try:
+            while True:
+                writer.write(b"$\x00\x00\x04abcd" * 100)
+                await writer.drain()
+        except OSError:
+            return
+
+    import asyncio
+
+    with LoopThread("babble") as loop:
+        server = loop.wait_for(asyncio.start_server(babble, "127.0.0.1", 0))
+        port = server.sockets[0].getsockname()[1]
+        slow = RtspPushSettings(uri=f"rtsp://127.0.0.1:{port}/line", timeout_seconds=0.5)
+        with PushSink(slow) as sink:
+            feeder(sink).send_until(lambda: "does not answer" in sink.problem)
+        loop.call(server.close)
+
+
+@pytest.mark.slow
+def test_rtmp_server_records_every_frame_at_its_capture_time(rtmp_server, overlaid, wait_until):
+    port, folder = rtmp_server
+    times = [50.0 + step for step in (0.0, 0.04, 0.07, 0.5, 0.51, 2.9, 3.0)]
+    with PushSink(f"rtmp://127.0.0.1:{port}/live/line") as sink:
+        for number, captured_at in enumerate(times):
+            sink.put(overlaid(painted(number), index=number, taken_at=captured_at))
+            wait_until(lambda number=number: sent_images(sink) == number + 1)
+    recording = folder / "line.flv"
+
+    def frames():
+        with av.open(str(recording)) as container:
+            return [(frame.to_ndarray(format="rgb24"), frame.time) for frame in container.decode(video=0)]
+
+    wait_until(lambda: recording.exists() and len(frames()) == len(times))
+    seen = frames()
+    assert [footage.read(image).number for image, _ in seen] == list(range(len(times)))
+    assert [time for _, time in seen] == pytest.approx([time - times[0] for time in times], abs=0.0011)
+    with av.open(str(recording)) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    assert keys == [True, False, False, False, False, True, False], "a key frame every two seconds"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "words"), [("nowhere/line", "application"), ("closed/line", "stream key")])
+def test_rtmp_refusal_is_explained(rtmp_server, feeder, path, words):
+    port, _ = rtmp_server
+    with PushSink(f"rtmp://127.0.0.1:{port}/{path}") as sink:
+        feeder(sink).send_until(lambda: words in sink.problem)
+
+
+@pytest.mark.slow
+def test_stream_key_is_shown_nowhere(rtmp_server, feeder, wait_until, caplog):
+    caplog.set_level(logging.DEBUG)
+    port, folder = rtmp_server
+    context = SinkContext(("line",), {"key_file": Secret(f"{KEY}\n", "key", None)})
+    for app in ("live", "closed"):
+        with build_sink(f"rtmp://127.0.0.1:{port}/{app}", context=context) as sink:
+            feed = feeder(sink)
+            feed.send_until(lambda sink=sink: sent_images(sink) or "stream key" in sink.problem)
+            assert KEY not in " ".join([sink.uri, sink.problem, sink.account, str(sink.metrics())])
+    wait_until((folder / f"{KEY}.flv").exists)
+    assert KEY not in caplog.text
+
+
+def test_port_without_server_is_explained(feeder):
+    with PushSink(f"rtmp://127.0.0.1:{free_port()}/live/line") as sink:
+        feeder(sink).send_until(lambda: "connection refused" in sink.problem)
+        assert sent_images(sink) == 0
+
+
+def test_second_camera_without_template_is_refused_once(overlaid, caplog):
+    with PushSink(f"rtsp://127.0.0.1:{free_port()}/line", SinkContext(("a",))) as sink:
+        for _ in range(3):
+            sink.put(overlaid(painted(0), camera="b"))
+        assert [record.levelname for record in caplog.records if "b is not published" in record.message] == ["ERROR"]
+        assert not sink.needs_image("b")
+
+
+def test_split_nal_units_reads_both_start_codes():
+    assert split_nal_units(b"\0\0\0\1\x67ab\0\0\1\x68c\0\0\1\x65d") == (b"\x67ab", b"\x68c", b"\x65d")

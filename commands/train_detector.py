@@ -97,7 +97,8 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
         )
     listing = list_boxes(*found, options.group_pattern, options.group_gap)
     network = build_detector(config, listing.labels)
-    print_line(f"{found[0].upper()} annotations, {len(listing.labels)} classes: {', '.join(listing.labels)}")
+    count = len(listing.labels)
+    print_line(f"{found[0].upper()} annotations, {count} class{'es' * (count > 1)}: {', '.join(listing.labels)}")
     data, hashes = _divide(listing, network, options, read, config.seed)
     settings = asdict(config) | {"labels": listing.labels, "boxes": data.boxes()}
     run = TrainingRun(output, settings, data.parts, network.net.state_dict(), resume=resume)

@@ -180,9 +180,8 @@ class PlaceQueries:
         finally:
             with self._lock:
                 self._viewers -= 1
-                is_last = not self._viewers
-            if is_last:
-                self.frames.clear()
+                if not self._viewers:
+                    self.frames.clear()
 
     def ask(self, query: PlaceQuery) -> Future[PlaceAnswer]:
         """Return the future answer; cancel it when it is not needed any more.

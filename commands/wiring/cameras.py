@@ -102,14 +102,20 @@ class RunningCameras(Discovery):
     A camera is changed by removing it and adding its successor, of the same name, once its last frame is delivered.
     """
 
-    def __init__(self, cameras: Sequence[Camera], claim: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[Camera],
+        claim: Callable[[str], None],
+        release: Callable[[str], None] = lambda _camera: None,
+    ) -> None:
         """Store the cameras of the beginning of a run, which entering opens.
 
         Args:
             cameras: not entered.
             claim: locks what the sinks write for a camera that is added later; raises ``SinkError``.
+            release: unlocks it when the camera has left. Both are called in any thread.
         """
-        self._claim = claim
+        self._claim, self._release = claim, release
         # Guards the following: ``apply`` runs in a thread of its own.
         self._lock = threading.Lock()
         self._running = {camera.name: camera for camera in cameras}
@@ -174,6 +180,8 @@ class RunningCameras(Discovery):
             if successor := self._successors.pop(source.camera, None):
                 self._running[source.camera] = successor
                 self._added.append(successor)
+            else:
+                self._release(source.camera)
         log.info("camera %s: %s", source.camera, "reopened" if successor else "removed")
         self.notify()
 
@@ -198,6 +206,7 @@ class RunningCameras(Discovery):
         if camera in self._added:
             self._added.remove(camera)
             _close(camera)
+            self._release(name)
             return
         self._leaving[name] = camera
         self._removed.append(name)

@@ -79,7 +79,9 @@ def run_from_config(
         sinks = make_sinks(config, cameras, queries)
         drawing = HeatRenderer(**config.overlay.model_dump())
         claims = stack.enter_context(Claims([sink.uri for sink in config.sinks]))
-        running = stack.enter_context(RunningCameras(members, lambda camera: claims.add([*cameras, camera])))
+        running = stack.enter_context(
+            RunningCameras(members, lambda camera: claims.add([*cameras, camera]), claims.release)
+        )
         claims.add(cameras)
         for sink in sinks:
             stack.enter_context(sink)

@@ -35,56 +35,79 @@ class SharedFolder:
     path: Path
 
 
-def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path | SharedFolder]:
+def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> dict[Path | SharedFolder, str | None]:
     """Return what a run must lock: its output files, and for each camera its clips in a folder.
 
     A recorder of clips deletes the files of its cameras to keep its budget, so they must not belong to another run. A
     run whose cameras are not known locks the whole folder. Devices and pipes are not locked.
 
+    Args:
+        uris: addresses of the sinks.
+        cameras: of the run.
+
+    Returns:
+        The camera of each path; None where it is for several, or for the run.
+
     Raises:
         SinkError: a path cannot be examined.
     """
-    paths: list[Path | SharedFolder] = []
+    paths: dict[Path | SharedFolder, str | None] = {}
     for uri in uris:
         if "://" in uri:
             continue
         uri = split_query(uri)[0]  # noqa: PLW2901
         if uri.startswith(STILLS):
-            paths.append(Path(uri.removeprefix(STILLS)))
+            paths[Path(uri.removeprefix(STILLS))] = None
             continue
         if uri.endswith("/"):
-            paths.append(SharedFolder(Path(uri)) if cameras else Path(uri))
-            paths += [Path(uri) / safe_file_name(camera) for camera in cameras]
+            paths[SharedFolder(Path(uri)) if cameras else Path(uri)] = None
+            paths |= {Path(uri) / safe_file_name(camera): camera for camera in cameras}
             continue
         path = Path(uri)
         with path_errors(path):
             if path.suffix.lower() in OWN_FILES and (path.is_file() or not path.exists()):
-                paths.append(path)
+                paths[path] = None
                 if path.suffix.lower() in VIDEO_SUFFIXES and len(cameras) > 1:
-                    paths += paths_for(path, cameras).values()
-    return list(dict.fromkeys(paths))
+                    paths |= {file: camera for camera, file in paths_for(path, cameras).items()}
+    return paths
 
 
 class Claims:
-    """The locks of a run on what its sinks write, for cameras that may join one after another."""
+    """The locks of a run on what its sinks write, for cameras that may join and leave."""
 
     def __init__(self, uris: Sequence[str]) -> None:
         """Store the addresses of the sinks; nothing is locked yet."""
         self._uris = list(uris)
-        self._locked: set[Path | SharedFolder] = set()
-        self._stack = ExitStack()
+        self._held: dict[Path | SharedFolder, tuple[str | None, ExitStack]] = {}
 
     def add(self, cameras: Sequence[str]) -> None:
-        """Lock what a run of these cameras writes and what is not locked yet. Raises ``SinkError``."""
-        missing = [path for path in to_claim(self._uris, cameras) if path not in self._locked]
-        self._stack.enter_context(claimed(missing))
-        self._locked.update(missing)
+        """Lock what a run of these cameras writes and what is not locked yet.
+
+        Raises:
+            SinkError: another run has locked one of the files; none is locked then.
+        """
+        with ExitStack() as stack:
+            locked: dict[Path | SharedFolder, tuple[str | None, ExitStack]] = {}
+            for path, camera in to_claim(self._uris, cameras).items():
+                if path not in self._held:
+                    locks = stack.enter_context(ExitStack())
+                    locks.enter_context(claimed([path]))
+                    locked[path] = (camera, locks)
+            self._held |= locked
+            stack.pop_all()
+
+    def release(self, camera: str) -> None:
+        """Unlock what was written for one camera alone, which has left; another run may have it from now on."""
+        for path in [path for path, (owner, _) in self._held.items() if owner == camera]:
+            _, locks = self._held.pop(path)
+            locks.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for claim in self._held.values():
+            claim[1].close()
 
 
 @contextmanager
@@ -105,12 +128,13 @@ def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack:
-        folders = [stack.enter_context(_closing(folder)) for folder in _own_folders()] if to_lock else []
-        if to_lock and not folders:
-            log.warning("no folder for locks: another run that writes the same files is not detected")
-        for path in to_lock:
-            for folder in folders:
-                stack.enter_context(_locked(path, folder))
+        with ExitStack() as opened:
+            folders = [opened.enter_context(_closing(folder)) for folder in _own_folders()] if to_lock else []
+            if to_lock and not folders:
+                log.warning("no folder for locks: another run that writes the same files is not detected")
+            for path in to_lock:
+                for folder in folders:
+                    stack.enter_context(_locked(path, folder))
         yield
 
 

@@ -286,7 +286,7 @@ def test_train_on_boxes_gives_a_detector_that_streams_and_answers_why(command, t
         "--output", "spot.safetensors", "--group-pattern", ".+", "--threads", 1,
     )  # fmt: skip
     assert code == 0, errors
-    assert "YOLO annotations, 1 classes: spot" in output
+    assert "YOLO annotations, 1 class: spot" in output
     assert "'never' has no boxes" in caplog.text
     report = json.loads((tmp_path / "spot.report.json").read_text())
     assert set(report["metrics"]) == {"validation", "test"}

@@ -122,8 +122,8 @@ def cameras(*entries):
     return make_cameras(load_config({"sources": list(entries), "engine": {"model": "line_net"}}, "test"))
 
 
-def running(*entries, claim=lambda _camera: None):
-    return RunningCameras(cameras(*entries), claim)
+def running(*entries, claim=lambda _camera: None, release=lambda _camera: None):
+    return RunningCameras(cameras(*entries), claim, release)
 
 
 def test_equal_cameras_are_not_touched():
@@ -183,6 +183,18 @@ def test_camera_whose_output_belongs_to_another_run_does_not_join(caplog):
         assert run.apply(cameras(source("a"), source("b"))).failed == ["b"]
         assert run.take() == []
     assert "b.mp4: is being written by another run" in caplog.text
+
+
+def test_output_of_a_camera_is_released_once_it_has_left():
+    released = []
+    with running(source("a"), source("b"), release=released.append) as run:
+        run.apply(cameras(source("b", seed=2), source("c")))
+        assert not released
+        for name in run.take_removed():
+            run.on_removed(FakeSource(camera=name))
+        assert released == ["a"]  # b has a successor
+        run.apply(cameras(source("b", seed=2)))
+        assert released == ["a", "c"]  # c never joined
 
 
 class SourceThatFails(FakeSource):

@@ -70,11 +70,15 @@ class Outputs:
             worker.put(overlay, overflow if sink.lossless else "drop-oldest")
 
     def put_stale(self, draw: Callable[[], Overlay], camera: str) -> None:
-        """Put the image of a camera without signal into every sink that needs images.
+        """Put the image of a camera without signal into every sink that needs images, or that reports the loss.
 
         The image is not counted as a frame.
         """
-        workers = [worker for sink, worker in self._sinks if sink.needs_image(camera) and not worker.failed]
+        workers = [
+            worker
+            for sink, worker in self._sinks
+            if (sink.reports_signal_loss or sink.needs_image(camera)) and not worker.failed
+        ]
         if workers:
             overlay = draw()
             for worker in workers:

@@ -264,6 +264,8 @@ class Sink(Part, ABC):
     """Address that it writes to, as configured, credentials redacted."""
     lossless: bool = False
     """True if every frame counts (recorder, log) or the newest frame is enough (window, network)."""
+    reports_signal_loss: bool = False
+    """True if it receives the signal losses of cameras also where it needs no image."""
 
     @abstractmethod
     def put(self, overlay: Overlay) -> None:

@@ -79,12 +79,13 @@ class HandleReserve:
 class DiskMonitor:
     """State of a recorder's disk. Written by the recorder's thread; properties and metrics are for any thread."""
 
-    def __init__(self, uri: str, folder: Path, clock: Callable[[], float]) -> None:
+    def __init__(self, uri: str, folder: Path, clock: Callable[[], float], unit: str = "frames") -> None:
+        """Set the recorder's URI, its folder, monotonic seconds, and the name of what it loses."""
         self.lost = 0
-        """Number of frames that were not recorded because the disk refused them."""
+        """Number of frames (or other units) that were not recorded because the disk refused them."""
         self.free_bytes: int | None = None
         """Free space for this user, at most a few seconds old; None before the first reading."""
-        self._uri, self._folder, self._clock = uri, folder, clock
+        self._uri, self._folder, self._clock, self._unit = uri, folder, clock, unit
         self._lost_since = 0
         self._retry_at: float | None = None
         """When a failed disk is tried again, on ``clock``; None while writing works."""
@@ -104,7 +105,7 @@ class DiskMonitor:
         """Reason why nothing is recorded; empty while writing works."""
         if self._retry_at is None:
             return ""
-        return f"{self._cause}; {self._lost_since} frames were not recorded so far"
+        return f"{self._cause}; {self._lost_since} {self._unit} were not recorded so far"
 
     def record_failure(self, error: OSError) -> None:
         """Record a failed write: log each new cause once, and set the time of the next attempt."""
@@ -123,7 +124,7 @@ class DiskMonitor:
         if self._retry_at is None:
             return
         recovered = "there is space again" if self._was_full else "it can be written again"
-        log.warning("%s: %s; %d frames were not recorded", self._uri, recovered, self._lost_since)
+        log.warning("%s: %s; %d %s were not recorded", self._uri, recovered, self._lost_since, self._unit)
         self._retry_at, self._lost_since = None, 0
 
     def count_lost(self, frames: int) -> None:
@@ -149,7 +150,7 @@ class DiskMonitor:
     def close(self) -> None:
         """Log losses that were not reported yet."""
         if self._lost_since:
-            log.warning("%s: %d frames were not recorded: %s", self._uri, self._lost_since, self._cause)
+            log.warning("%s: %d %s were not recorded: %s", self._uri, self._lost_since, self._unit, self._cause)
 
     def metrics(self) -> list[MetricSample]:
         """Return its state for Prometheus."""
@@ -171,11 +172,13 @@ class DiskSink(Sink):
 
     lossless = True
 
-    def __init__(self, uri: str, folder: Path, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
-        """Set the URI, the watched folder and the clocks: Unix seconds and monotonic seconds."""
+    def __init__(
+        self, uri: str, folder: Path, wall_clock: Callable[[], float], clock: Callable[[], float], unit: str = "frames"
+    ) -> None:
+        """Set the URI, the watched folder, the clocks (Unix and monotonic seconds), and the name of what is lost."""
         self.uri = uri
         self._wall_clock, self._clock = wall_clock, clock
-        self._disk = DiskMonitor(uri, folder, clock)
+        self._disk = DiskMonitor(uri, folder, clock, unit)
         self._reserve = HandleReserve()
 
     def _record(self, overlay: Overlay) -> tuple[dict[str, object], bytes]:

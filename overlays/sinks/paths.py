@@ -19,7 +19,7 @@ from pipeline.kinds import split_query
 
 VIDEO_SUFFIXES: Final = frozenset({".mp4", ".mkv"})
 """Suffixes of the sinks that write a video file per camera."""
-OWN_FILES: Final = VIDEO_SUFFIXES | {".jsonl", ".parquet", ".mcap"}
+OWN_FILES: Final = VIDEO_SUFFIXES | {".jsonl", ".parquet", ".mcap", ".sqlite"}
 """Suffixes of the sinks that write a single file."""
 _MAX_NAME_BYTES: Final = 100
 _MAX_FILE_NAME_BYTES: Final = 255

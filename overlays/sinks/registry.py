@@ -13,6 +13,7 @@ from typing import Any, Final
 from overlays.sinks.settings import (
     STILLS,
     ClipSettings,
+    EventSettings,
     FoxgloveSettings,
     JsonlSettings,
     McapSettings,
@@ -37,7 +38,7 @@ _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
     "rtsp://127.0.0.1:8554/line, rtmp://127.0.0.1/live/line, "
     "foxglove://127.0.0.1:8765, modbus://127.0.0.1:5020, opc.tcp://127.0.0.1:4840/line, "
-    "out.mp4, out.mkv, clips/, out.jsonl, out.parquet or out.mcap"
+    "out.mp4, out.mkv, clips/, out.jsonl, out.parquet, out.mcap or events.sqlite"
 )
 
 
@@ -88,6 +89,7 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
         Kind("folder of stills", (STILLS,), StillsSettings, "overlays.sinks.stills:StillsSink"),
+        Kind("event database", (".sqlite",), EventSettings, "overlays.sinks.events:EventsSink"),
         Kind("JSON log", (".jsonl",), JsonlSettings, "overlays.sinks.jsonl:JsonlSink"),
         Kind("table", (".parquet",), ParquetSettings, "overlays.sinks.parquet:ParquetSink", extra="parquet"),
         Kind(
@@ -119,8 +121,8 @@ def build_sink(
     Args:
         given: settings, or a URI: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``,
             ``mqtt://host:port/topic``, ``rtsp://host/path``, ``rtmp://host/app/key``, ``foxglove://host:port``,
-            ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``, ``*.mcap`` or a folder of clips, ``FOLDER/``; options may
-            stand behind a path: ``out.mp4?crf=28``.
+            ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``, ``*.mcap``, ``*.sqlite`` or a folder of clips,
+            ``FOLDER/``; options may stand behind a path: ``out.mp4?crf=28``.
         cameras: the names of the cameras, where they are known and ``context`` is not given.
         context: what the run adds.
         options: the options of a URI's kind.

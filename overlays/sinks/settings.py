@@ -270,6 +270,27 @@ class ModbusSettings(PlcSettings):
     """A Modbus TCP server for controllers."""
 
 
+class EventSettings(SinkSettings):
+    """A database of events with images: guards that fire, frames that meet a condition, lost signals."""
+
+    when: str | None = Field(default=None, min_length=1)
+    """Frames that become events beside those of guards, in the language of record_when, such as label=scratch and
+    score>0.8."""
+    gap_seconds: float = Field(default=2.0, ge=0, le=3600)
+    """An event of such frames ends when no frame met the condition for this time."""
+    keep_days: float = Field(default=30.0, gt=0, le=36500)
+    """Age of events at most; older ones are deleted."""
+    disk_budget_mib: float = Field(default=1024.0, ge=16, le=1e6)
+    """The size of the database at most; the oldest events are deleted."""
+    image_pixels: int = Field(default=480, ge=64, le=1920)
+    """The longer side of an event's images."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """``disk_budget_mib`` in bytes."""
+        return round(self.disk_budget_mib * MIB)
+
+
 class JsonlSettings(SinkSettings):
     """A log with one JSON line for each explanation."""
 

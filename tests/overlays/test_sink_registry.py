@@ -46,6 +46,7 @@ ADDRESSES = {
         ("out.jsonl", "JsonlSink", True),
         ("out.parquet", "ParquetSink", True),
         ("out.mcap", "McapSink", True),
+        ("events.sqlite", "EventsSink", True),
         ("foxglove://127.0.0.1:0", "FoxgloveSink", False),
         ("modbus://127.0.0.1:0", "ModbusSink", True),
         ("opc.tcp://127.0.0.1:0/line", "OpcUaSink", True),

@@ -208,6 +208,24 @@ def test_sink_worker_counts_frames_and_no_repeated_images(trouble):
     assert worker.delivered + worker.dropped + worker.refused == 2
 
 
+def test_report_of_a_lost_signal_reaches_sinks_that_need_images_or_ask_for_it():
+    class Listener(Sink):
+        uri = "listener"
+
+        def __init__(self, *, reports_signal_loss):
+            self.reports_signal_loss, self.seconds = reports_signal_loss, []
+
+        def put(self, overlay):
+            self.seconds.append(overlay.signal_loss.seconds)
+
+    listener, other = Listener(reports_signal_loss=True), Listener(reports_signal_loss=False)
+    outputs = Outputs([listener, other], RunStats(["a"]), 16)
+    with contextlib.ExitStack() as stack:
+        outputs.start(stack)
+        outputs.put_stale(lambda: Overlay(FRAME.image, explanation_of(FRAME), SignalLoss(2.0)), "a")
+    assert (listener.seconds, other.seconds) == ([2.0], [])
+
+
 def test_format_drops_lists_each_reason():
     assert format_drops({}) == "0 dropped"
     drops = {DropReason.QUEUE_FULL: 2, DropReason.STOPPED: 1}

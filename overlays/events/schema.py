@@ -1,0 +1,154 @@
+"""The database of events: tables, versions, connections, and the errors of the disk under it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from pipeline.errors import SinkError
+
+APPLICATION_ID: Final = 0x72635374
+"""``PRAGMA application_id`` of these files: tells them from those of other programs."""
+PAGE_BYTES: Final = 4096
+WAL_BYTES: Final = 4 << 20
+"""Size of the write-ahead log between two checkpoints."""
+BUSY_SECONDS: Final = 2.0
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE event (
+        id TEXT NOT NULL PRIMARY KEY,
+        kind TEXT NOT NULL,
+        camera TEXT NOT NULL,
+        rule TEXT NOT NULL,
+        text TEXT NOT NULL,
+        start REAL NOT NULL,
+        seen REAL NOT NULL,
+        end REAL,
+        label TEXT,
+        score REAL,
+        track INTEGER,
+        figure_name TEXT,
+        figure_value REAL,
+        figure_bound REAL,
+        interrupted INTEGER NOT NULL DEFAULT 0,
+        state TEXT NOT NULL DEFAULT 'new',
+        by TEXT NOT NULL DEFAULT '',
+        acted REAL,
+        snoozed_until REAL,
+        note TEXT NOT NULL DEFAULT ''
+    );
+    CREATE INDEX event_camera ON event (camera, id);
+    CREATE INDEX event_kind ON event (kind, id);
+    CREATE INDEX event_label ON event (label, id);
+    CREATE INDEX event_state ON event (state, id);
+    CREATE INDEX event_open ON event (id) WHERE end IS NULL;
+    CREATE INDEX event_snoozed ON event (camera, kind, rule, snoozed_until) WHERE snoozed_until IS NOT NULL;
+    CREATE TABLE evidence (
+        id TEXT NOT NULL PRIMARY KEY REFERENCES event ON DELETE CASCADE,
+        plain BLOB,
+        heat BLOB,
+        figures TEXT NOT NULL
+    );
+    """,
+)
+"""One script for each version of the schema, the first for version 1; ``PRAGMA user_version`` is the file's."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of SQLite about the disk into an ``OSError`` with the number of the system's error."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        number = _error_number(error, path)
+        reason = f"{os.strerror(number)}: {error}" if number == errno.EIO else os.strerror(number)
+        raise OSError(number, reason) from error
+
+
+def _error_number(error: sqlite3.Error, path: Path) -> int:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return errno.EACCES if path.parent.is_dir() else errno.ENOENT
+    numbers = {
+        sqlite3.SQLITE_FULL: errno.ENOSPC,
+        sqlite3.SQLITE_READONLY: errno.EROFS,
+        sqlite3.SQLITE_BUSY: errno.EBUSY,
+        sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    }
+    return numbers.get(code, errno.EIO)
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """Open the database for writing, create it if it is missing, and bring its schema to the newest version.
+
+    Raises:
+        SinkError: another program, or a newer version of this one, wrote the file.
+        OSError: the disk refuses it.
+    """
+    with disk_errors(path):
+        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            _check_owner(connection, path)
+            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_BYTES // PAGE_BYTES}")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+            connection.execute("PRAGMA foreign_keys = ON")
+            _migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open the database for reading only; it waits for no writer. Raises ``OSError``."""
+    with disk_errors(path):
+        address = f"file:{quote(os.fsencode(path.resolve()))}?mode=ro"
+        connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        return connection
+
+
+def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        tables = pragma(connection, "schema_version")
+        owner, version = pragma(connection, "application_id"), pragma(connection, "user_version")
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+            raise
+        raise SinkError(f"{path}: is not a database, or is damaged ({error}); move it away") from None
+    if tables and owner != APPLICATION_ID:
+        raise SinkError(f"{path}: is a database of another program; choose another file")
+    if version > len(MIGRATIONS):
+        raise SinkError(
+            f"{path}: has version {version} of the schema, this program knows {len(MIGRATIONS)}; "
+            "update the program, or choose another file"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Run the scripts that the file lacks, each in one transaction with its version."""
+    version = pragma(connection, "user_version")
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {script}; {stamp} COMMIT;")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """Return the number that a pragma reports."""
+    row: tuple[Any, ...] = connection.execute(f"PRAGMA {name}").fetchone()
+    return int(row[0])

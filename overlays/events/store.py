@@ -1,0 +1,229 @@
+"""Writes events to a database, and keeps it within an age and a size.
+
+One thread writes; the page reads over connections of its own (``overlays.events.query``). Each call is one transaction:
+a killed run leaves whole events, of which those that went on end at their last report.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from overlays.events.event import MAX_TEXT, Event, Evidence
+from overlays.events.query import COLUMNS, event_record
+from overlays.events.schema import PAGE_BYTES, WAL_BYTES, connect_writer, disk_errors, pragma
+
+log = logging.getLogger(__name__)
+
+Verb = Literal["acknowledge", "snooze", "note", "reopen"]
+
+_DELETED_AT_ONCE: Final = 50
+"""Events that one transaction deletes: the write-ahead log stays small."""
+_MARGIN_BYTES: Final = 1 << 20
+"""Room below the budget: more than one write takes."""
+_RESERVED_BYTES: Final = WAL_BYTES + (1 << 20)
+"""Of the budget, for the write-ahead log and its index."""
+_UPSERT: Final = """
+    INSERT INTO event (id, kind, camera, rule, text, start, seen, end, label, score, track,
+                       figure_name, figure_value, figure_bound, state, snoozed_until)
+    VALUES (:id, :kind, :camera, :rule, :text, :start, :seen, :end, :label, :score, :track,
+            :figure_name, :figure_value, :figure_bound, :state, :snoozed_until)
+    ON CONFLICT (id) DO UPDATE SET text = :text, seen = :seen, end = :end, label = :label, score = :score,
+        track = :track, figure_name = :figure_name, figure_value = :figure_value, figure_bound = :figure_bound
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A viewer's action on an event."""
+
+    event_id: str
+    verb: Verb
+    by: str = ""
+    """The viewer's name, as given."""
+    until: float | None = None
+    """Of a snooze: its end in Unix seconds."""
+    note: str = ""
+
+
+class EventStore:
+    """The database of one run. Its methods belong to one thread at a time."""
+
+    def __init__(self, path: Path, *, budget_bytes: int, keep_seconds: float) -> None:
+        """Set the file, the size of all its files at most, and the age of its events at most."""
+        self.path = path
+        self._limit_bytes = budget_bytes - _RESERVED_BYTES
+        self._keep_seconds = keep_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def open(self, now_unix: float) -> None:
+        """Open the database, end what a killed run left open, and delete what exceeds the limits.
+
+        Raises:
+            SinkError: the file belongs to another program.
+            OSError: the disk refuses it.
+        """
+        connection = self._opened()
+        with disk_errors(self.path), _transaction(connection):
+            connection.execute("UPDATE event SET end = seen, interrupted = 1 WHERE end IS NULL")
+        self.prune(now_unix)
+
+    def close(self) -> None:
+        """Close the connection; the write-ahead log becomes part of the file."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def write(self, changes: Mapping[str, tuple[Event, Evidence | None]]) -> list[dict[str, Any]]:
+        """Write events, by identifier, and return them as JSON values. All are written, or ``OSError`` is raised."""
+        with self._writing() as connection:
+            for event, evidence in changes.values():
+                connection.execute(_UPSERT, _row(event) | _born(connection, event))
+                if evidence is not None:
+                    figures = json.dumps(evidence.figures, ensure_ascii=False, allow_nan=False)
+                    values = (event.id, evidence.plain, evidence.heat, figures)
+                    connection.execute("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?)", values)
+            return [record for key in changes if (record := _record(connection, key)) is not None]
+
+    def act(self, action: Action, now_unix: float) -> dict[str, Any] | None:
+        """Apply an action and return the event as it is then; None if there is no such event. Raises ``OSError``."""
+        changes: dict[str, Any] = {"note": action.note[:MAX_TEXT]} if action.verb == "note" else {
+            "state": {"acknowledge": "acknowledged", "snooze": "snoozed"}.get(action.verb, "new"),
+            "snoozed_until": action.until if action.verb == "snooze" else None,
+        }  # fmt: skip
+        changes |= {"by": action.by, "acted": now_unix}
+        with self._writing() as connection:
+            columns = ", ".join(f"{name} = :{name}" for name in changes)
+            connection.execute(f"UPDATE event SET {columns} WHERE id = :id", changes | {"id": action.event_id})  # noqa: S608
+            return _record(connection, action.event_id)
+
+    def prune(self, now_unix: float) -> int:
+        """Delete events that are too old, or the oldest beyond the size; return their number. Raises ``OSError``."""
+        deleted = 0
+        while True:
+            with self._writing() as connection:
+                count = connection.execute(
+                    "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE end < ? ORDER BY id LIMIT ?)",
+                    (now_unix - self._keep_seconds, _DELETED_AT_ONCE),
+                ).rowcount
+                if not count and self.used_bytes() > self._limit_bytes - _MARGIN_BYTES:
+                    count = connection.execute(
+                        "DELETE FROM event WHERE id IN "
+                        "(SELECT id FROM event WHERE end IS NOT NULL ORDER BY id LIMIT ?)",
+                        (_DELETED_AT_ONCE,),
+                    ).rowcount
+            deleted += count
+            if count < _DELETED_AT_ONCE:
+                break
+        self._shrink()
+        return deleted
+
+    def used_bytes(self) -> int:
+        """Return the size of the database without free pages, and without the write-ahead log."""
+        assert self._connection is not None  # noqa: S101 - open
+        return (pragma(self._connection, "page_count") - pragma(self._connection, "freelist_count")) * PAGE_BYTES
+
+    def file_bytes(self) -> int:
+        """Return the size of its files on the disk. For any thread."""
+        return sum(_size(self.path.with_name(f"{self.path.name}{suffix}")) for suffix in ("", "-wal", "-shm"))
+
+    def is_full(self) -> bool:
+        """Return whether ``prune`` is due because of the size."""
+        with disk_errors(self.path):
+            return self._connection is not None and self.used_bytes() > self._limit_bytes - _MARGIN_BYTES
+
+    def _shrink(self) -> None:
+        """Return free pages to the disk where the file is larger than allowed: the budget was reduced."""
+        connection = self._opened()
+        with disk_errors(self.path):
+            if pragma(connection, "page_count") * PAGE_BYTES > self._limit_bytes:
+                # ``execute`` would free a single page: it ends a statement without columns at its first row.
+                connection.executescript("PRAGMA incremental_vacuum")
+
+    def _opened(self) -> sqlite3.Connection:
+        """Return the connection; open the file again if it was moved or deleted."""
+        if self._connection is not None and _identity(self.path) != self._identity:
+            log.warning("%s: was moved or deleted; a new file is begun", self.path)
+            self.close()
+        if self._connection is None:
+            self._connection = connect_writer(self.path)
+            self._identity = _identity(self.path)
+        return self._connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Begin a transaction. After an error the connection is closed, and the next call opens it again."""
+        try:
+            with disk_errors(self.path), _transaction(self._opened()):
+                assert self._connection is not None  # noqa: S101 - opened above
+                yield self._connection
+        except OSError:
+            self.close()
+            raise
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+        raise
+
+
+def _row(event: Event) -> dict[str, Any]:
+    figure = event.figure
+    return {
+        "id": event.id, "kind": event.kind, "camera": event.camera, "rule": event.rule, "text": event.text,
+        "start": event.start, "seen": event.seen, "end": event.end,
+        "label": event.label, "score": event.score, "track": event.track,
+        "figure_name": None if figure is None else figure.name,
+        "figure_value": None if figure is None else figure.value,
+        "figure_bound": None if figure is None else figure.bound,
+    }  # fmt: skip
+
+
+def _born(connection: sqlite3.Connection, event: Event) -> dict[str, Any]:
+    """Return the state of a new event: snoozed while an earlier one of its camera and rule is."""
+    until = connection.execute(
+        "SELECT max(snoozed_until) FROM event WHERE camera = ? AND kind = ? AND rule = ? AND snoozed_until > ?",
+        (event.camera, event.kind, event.rule, event.start),
+    ).fetchone()[0]
+    return {"state": "new" if until is None else "snoozed", "snoozed_until": until}
+
+
+def _record(connection: sqlite3.Connection, event_id: str) -> dict[str, Any] | None:
+    cursor = connection.execute(f"SELECT {COLUMNS} FROM event WHERE id = ?", (event_id,))  # noqa: S608
+    row = cursor.fetchone()
+    if row is None:
+        return None
+    names = [column[0] for column in cursor.description]
+    return event_record(dict(zip(names, row, strict=True)))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError:
+        return 0

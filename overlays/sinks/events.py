@@ -1,0 +1,258 @@
+"""Events sink: ``FILE.sqlite``, what happened at each camera, with images and what was done about it.
+
+Guards that fire, frames that meet a condition and lost signals become events. The page of the same run shows them
+(``overlays.web.events``). A disk that refuses writes does not end the run: events wait in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from overlays.events.event import Change, Event, Evidence
+from overlays.events.evidence import make_evidence
+from overlays.events.feed import EventFeed
+from overlays.events.query import EventReader
+from overlays.events.store import Action, EventStore
+from overlays.events.tracker import EventTracker, Observer, make_condition_observer, observe_guards
+from overlays.sinks.disk import DiskSink
+from overlays.sinks.paths import check_writable, path_errors
+from overlays.sinks.settings import EventSettings
+from pipeline.errors import DataLossError, WireError
+from pipeline.frames import Overlay
+from pipeline.guards.parser import parse_condition
+from pipeline.ports import MetricSample
+from pipeline.result import RunResult
+from pipeline.settings import SinkContext
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 500
+"""Events that wait in memory for a disk; the oldest are lost beyond it."""
+MAX_ACTIONS: Final = 100
+_PRUNE_SECONDS: Final = 60.0
+_WRITES_BEFORE_PRUNE: Final = 20
+_HEALTH_SECONDS: Final = 1.0
+_SILENT_SECONDS: Final = 5.0
+"""A camera that has not given its first frame after this time has an event."""
+
+
+class EventsSink(DiskSink):
+    """Keeps events in ``FILE.sqlite``. ``reader``, ``feed`` and ``submit`` are for any thread."""
+
+    reports_signal_loss = True
+
+    def __init__(
+        self,
+        settings: EventSettings | str,
+        context: SinkContext | None = None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read the options; nothing is opened yet.
+
+        Args:
+            settings: the file, its limits, and what becomes an event.
+            context: the colours of the images.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+
+        Raises:
+            ConfigError: the condition cannot be parsed.
+        """
+        self._settings = settings = EventSettings.of(settings)
+        self._path = Path(settings.uri)
+        super().__init__(settings.uri, self._path.parent, wall_clock, clock, unit="events")
+        context = context or SinkContext()
+        self._style, self._painted = (context.colormap, context.opacity), context.painted
+        observers: list[Observer] = [observe_guards]
+        if settings.when is not None:
+            condition = parse_condition(settings.when, option="when")
+            observers.append(make_condition_observer(settings.when, condition))
+        self._tracker = EventTracker(observers, gap_seconds=settings.gap_seconds)
+        self._store = EventStore(
+            self._path, budget_bytes=settings.budget_bytes, keep_seconds=settings.keep_days * 86400.0
+        )
+        self.reader = EventReader(self._path)
+        """Queries, for any thread."""
+        self.feed = EventFeed()
+        """The last changes, for any thread."""
+        self._waiting: dict[str, tuple[Event, Evidence | None]] = {}
+        """Events that are not written yet, the oldest first."""
+        self._unwritten: set[str] = set()
+        """Those of them that the disk has refused, as counted in ``lost``."""
+        # Guards the actions, which the page's thread adds.
+        self._lock = threading.Lock()
+        self._actions: deque[tuple[Action, Future[dict[str, Any] | None]]] = deque()
+        self._writes = 0
+        self._pruned_at = self._checked_at = self._began_at = float("-inf")
+        self._result: RunResult | None = None
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        check_writable(self._path)
+        with path_errors(self._path):
+            self._store.open(self._wall_clock())
+        self._reserve.fill()
+        self._pruned_at = self._began_at = self._clock()
+        self._is_open = True
+        return self
+
+    def on_run_start(self, result: RunResult) -> None:
+        """Receive the run: cameras that never gave a frame are seen there only."""
+        self._result = result
+
+    def submit(self, action: Action) -> Future[dict[str, Any] | None]:
+        """Apply an action soon, in the sink's thread; the future has the event as it is then. For any thread.
+
+        The future raises ``OSError`` if the disk refuses it, or if too many actions wait.
+        """
+        future: Future[dict[str, Any] | None] = Future()
+        with self._lock:
+            if self._is_open and len(self._actions) < MAX_ACTIONS:
+                self._actions.append((action, future))
+                return future
+        future.set_exception(OSError("the run has ended, or too many requests wait"))
+        return future
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the state of the disk, and the numbers of events and bytes."""
+        label = (("sink", self.uri),)
+        counts = [
+            MetricSample("events", self._tracker.begun_count, "Events that began in this run.", "counter", label),
+            MetricSample("events_open", self._tracker.open_count, "Events that go on.", labels=label),
+            MetricSample("recorder_bytes", self._store.file_bytes(), "Disk space of a recorder's clips, in bytes.",
+                         labels=label),
+        ]  # fmt: skip
+        return [*counts, *super().metrics()]
+
+    def put(self, overlay: Overlay) -> None:
+        """Write what a frame changes. Raises ``SinkError`` if another program took the file."""
+        now, now_unix = self._clock(), self._wall_clock()
+        is_loss = overlay.signal_loss is not None
+        taken_unix = now_unix if is_loss else now_unix - (now - overlay.explanation.frame.captured_at)
+        self._add(self._tracker.update(overlay, taken_unix))
+        self._work(now, now_unix)
+
+    def idle(self) -> None:
+        """Apply actions, and write what waits for the disk."""
+        self._work(self._clock(), self._wall_clock())
+
+    def forget_camera(self, camera: str) -> None:
+        """End the events of a camera."""
+        self._add(self._tracker.end_camera(camera, self._wall_clock()))
+        self._work(self._clock(), self._wall_clock())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        with self._lock:
+            self._is_open = False
+        now_unix = self._wall_clock()
+        self._add(self._tracker.end_all(now_unix))
+        self._apply_actions(now_unix)
+        self._write()
+        self._store.close()
+        self._reserve.close()
+        if self.lost and kind is None:
+            raise DataLossError(f"{self.uri}: {self._disk.losses('events')}")
+
+    def _work(self, now: float, now_unix: float) -> None:
+        """Do what is due; returns at once where nothing is."""
+        if self._actions:
+            self._apply_actions(now_unix)
+        if now - self._checked_at >= _HEALTH_SECONDS:
+            self._checked_at = now
+            self._check_cameras(now, now_unix)
+        if self._waiting and not self._disk.in_backoff:
+            self._write()
+        if now - self._pruned_at >= _PRUNE_SECONDS or self._writes >= _WRITES_BEFORE_PRUNE:
+            self._prune(now, now_unix)
+
+    def _check_cameras(self, now: float, now_unix: float) -> None:
+        """Begin an event for each camera that has not given a frame since the start of the run."""
+        if self._result is None or now - self._began_at < _SILENT_SECONDS:
+            return
+        for worker in list(self._result.source_workers):
+            health = worker.health
+            if worker.frame_rate.last_at is None and health.reason and health.state != "live":
+                since = now_unix - (now - self._began_at)
+                self._add(self._tracker.lost(worker.camera, since, now_unix, health.reason))
+
+    def _add(self, changes: list[Change]) -> None:
+        for change in changes:
+            before = self._waiting.pop(change.event.id, None)
+            evidence = self._evidence(change.overlay) if change.overlay is not None else None
+            self._waiting[change.event.id] = (change.event, evidence or (before[1] if before else None))
+        while len(self._waiting) > MAX_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            self._disk.count_lost(oldest not in self._unwritten)
+            self._unwritten.discard(oldest)
+
+    def _evidence(self, overlay: Overlay) -> Evidence | None:
+        try:
+            return make_evidence(
+                overlay, self._settings.image_pixels, self._style, painted=self._painted,
+                sent_at_unix=self._wall_clock(), now_monotonic=self._clock(),
+            )  # fmt: skip
+        except WireError as error:
+            log.warning("%s: an event has no image: %s", self.uri, error)
+            return None
+
+    def _write(self) -> None:
+        """Write all events that wait; after a failure they go on waiting, and count as lost until they are written."""
+        if not self._waiting:
+            return
+        self._disk.refresh()
+        try:
+            records = self._store.write(self._waiting)
+        except OSError as error:
+            self._disk.record_failure(error)
+            new = self._waiting.keys() - self._unwritten
+            self._disk.count_lost(len(new))
+            self._unwritten |= new
+            return
+        self._disk.count_lost(-len(self._unwritten & self._waiting.keys()))
+        self._disk.record_success()
+        self._waiting.clear()
+        self._unwritten.clear()
+        self._writes += 1
+        self.feed.publish(records)
+
+    def _apply_actions(self, now_unix: float) -> None:
+        if self._waiting and not self._disk.in_backoff:
+            self._write()  # an action may concern an event that waits
+        while self._actions:
+            with self._lock:
+                action, future = self._actions.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                record = self._store.act(action, now_unix)
+            except OSError as error:
+                self._disk.record_failure(error)
+                future.set_exception(error)
+                continue
+            if record is not None:
+                self.feed.publish([record])
+            future.set_result(record)
+
+    def _prune(self, now: float, now_unix: float) -> None:
+        self._pruned_at, self._writes = now, 0
+        if self._disk.in_backoff:
+            return
+        try:
+            self._store.prune(now_unix)
+        except OSError as error:
+            self._disk.record_failure(error)
+        else:
+            self._disk.record_success()

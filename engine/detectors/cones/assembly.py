@@ -6,20 +6,24 @@ changed vectors of all anchors. The values of a feature map of the cut are those
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from engine.detectors.cones.axes import AxisCones
-from engine.detectors.cones.graph import Affine, Convolution, Entry, Operation, Positions, Resampling
+from engine.detectors.cones.graph import Affine, Convolution, Entry, Factors, Operation, Positions, Resampling
 from engine.detectors.cones.tables import BASE, CHANGED, KINDS, LOWEST, ZERO, Indices, Job, Template, Templates
 from engine.detectors.cones.wiring import Edge, Wiring
 
+MAX_KEPT = 8
+"""Assemblies that are kept: boxes that stand still have the same tables in the next frame."""
+MAX_KEPT_VECTORS = 1 << 16
+"""Largest number of vectors of an assembly that is kept."""
 PADDING = 2
 """Rows of zeros and of -inf between the base values and the changed vectors."""
 
@@ -63,6 +67,30 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class Change:
+    """The taps of which a mask changes the value; the others have their base value."""
+
+    unchanged: Tensor
+    """Rows of the root's base values: (vectors * taps,)."""
+    own: Tensor
+    """Rows of the convolution's base values: (vectors,)."""
+    kernel: Tensor
+    """Position of each tap in the kernel: (vectors * taps,), or those of one anchor if they are the same for all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """The taps of a depthwise convolution that are read one by one, of the anchors of one family."""
+
+    vectors: slice
+    """The vectors that are computed from these taps."""
+    inputs: Tensor
+    """Rows of the root's values: (vectors * taps,)."""
+    change: Change | None
+    """None = all taps of the kernel are read."""
+
+
+@dataclass(frozen=True, eq=False)
 class Assembly:
     """Absolute tables of several anchors."""
 
@@ -76,6 +104,8 @@ class Assembly:
     """Indices of each edge; None = the edge reads all changed vectors of its root in order."""
     groups: list[list[Group]]
     """The images of each edge with laid out windows."""
+    taps: list[list[Taps]]
+    """The taps of each edge of a depthwise convolution without laid out windows."""
     weights: list[Tensor | None]
     """Factors of the indices of each edge of a resampling."""
     picks: dict[int, list[tuple[slice, tuple[int, ...]]]]
@@ -92,6 +122,7 @@ class Assembly:
             elif isinstance(operation, Convolution) and operation.laid_out:
                 (edge,) = wiring.incoming[number]
                 total += sum(group.positions(edge) for group in self.groups[edge.number]) * operation.weight.numel()
+                total += sum(len(taps.inputs) for taps in self.taps[edge.number]) * operation.width
             elif isinstance(operation, Resampling):
                 weights = [self.weights[edge.number] for edge in wiring.incoming[number]]
                 total += operation.width * sum(w.numel() for w in weights if w is not None)
@@ -126,6 +157,7 @@ class Assembler:
     def __init__(self, wiring: Wiring, device: torch.device) -> None:
         self.wiring, self.device = wiring, device
         self.templates = Templates(wiring)
+        self.latest: OrderedDict[tuple[object, ...], Assembly] = OrderedDict()
         self.columns = np.array([operation.grid[1] for operation in wiring.operations])
         self.cells = np.array([operation.grid[0] * operation.grid[1] for operation in wiring.operations])
         self.is_entry = np.array([isinstance(operation, Entry) for operation in wiring.operations])
@@ -138,6 +170,15 @@ class Assembler:
             store: the base values.
             plain: the regions show the features in both modes. This computes base values.
         """
+        key = (store, plain, *(job.content for job in jobs))
+        assembly = self.latest.pop(key, None) or self._build(jobs, store, plain=plain)
+        if sum(assembly.counts) <= MAX_KEPT_VECTORS:
+            self.latest[key] = assembly
+        if len(self.latest) > MAX_KEPT:
+            self.latest.popitem(last=False)
+        return assembly
+
+    def _build(self, jobs: Sequence[Job], store: Store, *, plain: bool) -> Assembly:
         parts, templates = self._runs(jobs)
         lengths = [part.stop - part.start for part in parts]
         counts = np.stack([template.counts for template in templates]).repeat(lengths, 0)
@@ -149,8 +190,8 @@ class Assembler:
         ]
         edges = len(self.wiring.edges)
         assembly = Assembly(
-            counts.sum(0).tolist(), offsets, runs, [None] * edges, [[] for _ in range(edges)], [None] * edges,
-            self._picks(jobs, counts, offsets),
+            counts.sum(0).tolist(), offsets, runs, [None] * edges, [[] for _ in range(edges)],
+            [[] for _ in range(edges)], [None] * edges, self._picks(jobs, counts, offsets),
         )  # fmt: skip
         bases = np.where(self.is_entry, self.cells * (store.images + 1), self.cells * store.base_rows(1)) + PADDING
         known: dict[tuple[object, ...], Tensor] = {}
@@ -180,7 +221,10 @@ class Assembler:
         number = edge.number
         if edge.slides:
             for part in _families(users, jobs):
-                assembly.groups[number].append(self._group(edge, part, jobs, assembly, known))
+                if jobs[part[0].jobs.start].families[0].readings[number] == "laid out":
+                    assembly.groups[number].append(self._group(edge, part, jobs, assembly, known))
+                else:
+                    assembly.taps[number].append(self._taps(edge, part, assembly, known))
             return
         in_order = all(run.template.in_order[number] for run in users)
         if not in_order or assembly.counts[edge.root] != assembly.counts[edge.reader]:
@@ -220,7 +264,7 @@ class Assembler:
             outputs = [output for output, _ in job.families[0].anchors[job.anchors[0]]]
             for output, channels in zip(outputs, job.channels or (), strict=True):
                 operation = self.wiring.outputs[output][0]
-                if operation not in self.wiring.selectable:
+                if operation not in self.wiring.selectable or len(channels) == self.wiring.operations[operation].width:
                     continue
                 start = int(offsets[number, operation])
                 stop = start + int(counts[number, operation])
@@ -276,7 +320,36 @@ class Assembler:
         stop = int(assembly.offsets[last, reader] + users[-1].template.counts[reader])
         return Group(slice(start, stop), (height, pitch), strides, known[tuple(key)], self._joined(results))
 
-    def _joined(self, tables: Sequence[npt.NDArray[np.int32] | npt.NDArray[np.float32]]) -> Tensor:
+    def _taps(
+        self, edge: Edge, users: Sequence[Run], assembly: Assembly, known: dict[tuple[object, ...], Tensor]
+    ) -> Taps:
+        number, first, last = edge.number, users[0], users[-1]
+        start = int(assembly.offsets[first.jobs.start, edge.reader])
+        stop = int(assembly.offsets[last.jobs.stop - 1, edge.reader] + last.template.counts[edge.reader])
+        changes = [run.template.changes[number] for run in users if number in run.template.changes]
+        kind = "changes" if changes else "values"
+        inputs = self._flat(kind, users, [run.template.inputs[number] for run in users], known)
+        if not changes:
+            return Taps(slice(start, stop), inputs, None)
+        kernels = [change.kernel for change in changes]
+        if len(users) > 1:
+            kernels = [np.tile(kernel, len(run)) for kernel, run in zip(kernels, users, strict=True)]
+        unchanged, own = (
+            self._flat("base", users, parts, known)
+            for parts in ([change.unchanged for change in changes], [change.own for change in changes])
+        )
+        return Taps(slice(start, stop), inputs, Change(unchanged, own, self._joined(kernels)))
+
+    def _flat(
+        self, kind: str, users: Sequence[Run], parts: Sequence[slice], known: dict[tuple[object, ...], Tensor]
+    ) -> Tensor:
+        """Return tables of some runs, one after another; the same object for the same tables of one kind."""
+        key = (kind, *((run.jobs.start, part.start, part.stop) for run, part in zip(users, parts, strict=True)))
+        if key not in known:
+            known[key] = self._joined([run.flat[:, part].ravel() for run, part in zip(users, parts, strict=True)])
+        return known[key]
+
+    def _joined(self, tables: Sequence[Indices | Positions | Factors]) -> Tensor:
         return torch.from_numpy(tables[0] if len(tables) == 1 else np.concatenate(tables)).to(self.device)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.detectors.cones.graph import ConeGraph, Entry, Factors, Operation, Positions, Slide
+from engine.detectors.cones.graph import ConeGraph, Convolution, Entry, Factors, Operation, Positions, Slide
 from engine.detectors.cones.wiring import Edge, Wiring, wire
 
 Marks = npt.NDArray[np.bool_]
@@ -28,6 +29,11 @@ Reads = tuple[tuple[int, int], ...]
 MAX_SEPARATE = 1.5
 """Each output gets a window of its own if that lengthens the images by at most this factor: then no output is computed
 that belongs to no region, otherwise windows of neighbouring outputs overlap."""
+MAX_CHANGED = 1 / 3
+"""A depthwise convolution computes the change of its base value if at most this fraction of its taps change."""
+
+Reading = Literal["table", "laid out", "changes"]
+"""How an edge reads: tap by tap; windows laid out as one image; only the taps that a mask changes."""
 
 
 def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:
@@ -115,6 +121,8 @@ class Gather:
     weights: Factors | None
     in_order: bool = False
     """True if the edge reads all entries of the root in their order, and nothing else."""
+    kernel: Positions | None = None
+    """Changed taps only: the row (or column) of the kernel of each tap; else None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +161,10 @@ class AxisCones:
         """
         self.wiring, self.axis, self.changed, self.anchors = wiring, axis, changed, anchors
         self.needed = needed_positions(wiring, axis, anchors) if needed is None else needed
+        self.alone: set[int] = set()
+        """Edges with windows of which no two overlap."""
         self.separate, self.pitches, self.steps = self._layouts()
+        self.readings: list[Reading] = ["laid out" if edge.slides else "table" for edge in wiring.edges]
         self.cache: dict[tuple[int, int, int], AxisCone] = {}
         self.kinds: dict[bytes, AxisCone] = {}
         self.firsts = [marks.argmax(1) for marks in self.needed]
@@ -191,9 +202,18 @@ class AxisCones:
             totals = np.bincount(anchor[starts], spans(slide, lengths), minlength=1)
             apart = np.bincount(anchor, minlength=1) * slide.extent
             separate.append(bool(apart.sum() <= MAX_SEPARATE * totals.sum()))
+            if apart.sum() <= totals.sum():
+                self.alone.add(edge.number)
             pitches.append(int((apart if separate[-1] else totals).max()))
             steps.append(slide.extent if separate[-1] else slide.stride)
         return separate, pitches, steps
+
+    def most_changed(self, edge: Edge) -> int:
+        """Return the largest number of taps of one output that a region changes."""
+        taps = edge.taps[self.axis]
+        changed = self.changed[edge.root][:, taps.clip(0)] & (taps >= 0)
+        active = self.changed[edge.reader] & self.needed[edge.reader].any(0)
+        return int((changed.sum(2) * active).max(initial=0))
 
     def span(self, operation: int, anchor: int) -> slice:
         """Return the positions of an operation that an anchor needs, from the first to the last."""
@@ -243,7 +263,9 @@ class AxisCones:
             cell, where = cells[edge.reader], positions[edge.reader]
             if len(cell) == 0:
                 gathers.append(None)
-            elif not edge.slides:
+            elif self.readings[edge.number] == "changes":
+                gathers.append(self._changed_taps(edge, cell, where, slots[edge.root], int(origins[edge.root])))
+            elif self.readings[edge.number] == "table":
                 gathers.append(self._by_table(edge, cell, where, slots[edge.root], int(origins[edge.root])))
             else:
                 gathers.append(
@@ -273,6 +295,14 @@ class AxisCones:
         in_order = taps.shape[1] == 1 and np.array_equal(chosen[:, 0], np.arange(int(slots.max()) + 1))
         return Gather(chosen, np.where(taps >= 0, taps - origin, -1), np.zeros(0, np.int64), weights, in_order)
 
+    def _changed_taps(self, edge: Edge, cell: Positions, where: Positions, slots: Positions, origin: int) -> Gather:
+        taps = edge.taps[self.axis][where]
+        chosen = np.where(taps >= 0, slots[cell[:, None], taps.clip(0)], -1)
+        order = np.argsort(chosen < 0, axis=1, kind="stable")[:, : max(self.most_changed(edge), 1)]
+        chosen = np.take_along_axis(chosen, order, 1)
+        positions = np.where(chosen >= 0, np.take_along_axis(taps, order, 1) - origin, -1)
+        return Gather(chosen, positions, np.zeros(0, np.int64), None, kernel=order)
+
     def _laid_out(
         self, edge: Edge, entries: tuple[Positions, Positions], slots: Positions, origin: int, *, separate: bool
     ) -> Gather:
@@ -298,6 +328,25 @@ class AxisCones:
         return Gather(chosen[:, None], np.where(position >= 0, position - origin, -1)[:, None], results, None)
 
 
+def choose_readings(rows: AxisCones, columns: AxisCones) -> None:
+    """Choose how depthwise convolutions read, before any cone is built.
+
+    Where few taps change, only these are read; windows that do not overlap are not laid out.
+    """
+    for edge in rows.wiring.edges:
+        operation = rows.wiring.operations[edge.reader]
+        if not (isinstance(operation, Convolution) and operation.laid_out):
+            continue
+        taps = operation.weight.shape[2] * operation.weight.shape[3]
+        if rows.most_changed(edge) * columns.most_changed(edge) <= MAX_CHANGED * taps:
+            reading: Reading = "changes"
+        elif edge.number in rows.alone and edge.number in columns.alone:
+            reading = "table"
+        else:
+            continue
+        rows.readings[edge.number] = columns.readings[edge.number] = reading
+
+
 def runs(cell: Positions, where: Positions) -> tuple[Positions, Positions]:
     """Return the first entry and the length of each run of neighbouring positions of one region."""
     breaks = np.flatnonzero((np.diff(cell) != 0) | (np.diff(where) != 1)) + 1
@@ -316,7 +365,7 @@ def _content(cone: AxisCone) -> bytes:
     parts: list[bytes] = [repr(cone.counts).encode()]
     for gather in cone.gathers:
         if gather is not None:
-            arrays = (gather.slots, gather.positions, gather.results, gather.weights)
+            arrays = (gather.slots, gather.positions, gather.results, gather.weights, gather.kernel)
             parts.extend(repr(a.shape).encode() + a.tobytes() for a in arrays if a is not None)
         parts.append(b"|")
     parts.extend(a.tobytes() + b"/" + b.tobytes() for a, b in cone.reads)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.detectors.cones.assembly import PADDING, Assembly, Group, Store
+from engine.detectors.cones.assembly import PADDING, Assembly, Group, Store, Taps
 from engine.detectors.cones.graph import (
     Affine,
     Cellwise,
@@ -46,6 +47,12 @@ class Buffers:
             if isinstance(operation, Entry) and operation.blank is not None:
                 self.tables[-1][:rows] = operation.blank
             self.tables[-1][rows + 1] = -torch.inf
+        self.inactive = {
+            number: self._empty(self.bases[number], operation.width)
+            for number, operation in enumerate(wiring.operations)
+            if isinstance(operation, Convolution) and operation.laid_out and operation.activations
+        }
+        """Base values of depthwise convolutions before their activations, to which changes are added."""
         self.scratch: dict[int, Tensor] = {}
         self.gathered: dict[int, tuple[Tensor, Tensor]] = {}
         """Indices and values of the images that the last operation with laid out windows has read, by slot."""
@@ -82,6 +89,14 @@ class Buffers:
         self.gathered[slot] = indices, rows
         return rows
 
+    def taps(self, slot: int, root: int, taps: Taps) -> Tensor:
+        """Return the values of taps, or their change by a mask; a table that was gathered last is not again."""
+        known = self.gathered.get(slot)
+        if taps.change is None or (known is not None and known[0] is taps.inputs):
+            return self.image(slot, root, taps.inputs)
+        rows = self.image(slot, root, taps.inputs)
+        return rows.sub_(self.tables[root].index_select(0, taps.change.unchanged))
+
     def write_features(self, number: int, feature: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> None:
         """Store a feature map (N, C, h, w), at least in some windows: (image, rows, columns)."""
         images, _, height, width = feature.shape
@@ -96,7 +111,14 @@ class Buffers:
                 table[image, rows, columns] = moved[image, rows, columns]
 
 
-def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[Operation, Tensor]) -> None:
+def execute(
+    wiring: Wiring,
+    buffers: Buffers,
+    assembly: Assembly,
+    weights: dict[Operation, Tensor],
+    *,
+    inactive: dict[int, Tensor] | None = None,
+) -> None:
     """Compute all changed vectors.
 
     Args:
@@ -104,6 +126,7 @@ def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[
         buffers: where the features and the base values lie, and the results go.
         assembly: the index tables.
         weights: matrices of the convolutions that read their taps by table (``tap_matrices``).
+        inactive: gets the vectors before activations of the operations of ``buffers.inactive``.
     """
     buffers.gathered.clear()
     for number, operation in enumerate(wiring.operations):
@@ -115,6 +138,8 @@ def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[
             step.picked(operation, assembly.picks[number], weights.get(operation))
         else:
             step.run(operation, weights.get(operation))
+        if inactive is not None and number in buffers.inactive:
+            inactive[number] = step.out.clone()
         for activation in operation.activations:
             activation(step.out)
 
@@ -123,13 +148,15 @@ def tap_matrices(wiring: Wiring) -> dict[Operation, Tensor]:
     """Return weights in other orders.
 
     Convolutions that read by table: (groups, taps * C / groups, C' / groups). 1x1 convolutions whose channels are
-    computed one by one: (C', C).
+    computed one by one: (C', C). Depthwise convolutions: (taps, C).
     """
     found: dict[Operation, Tensor] = {}
     for number, operation in enumerate(wiring.operations):
         if isinstance(operation, Affine) and number in wiring.selectable and len(operation.sources) == 1:
             found[operation] = cast("Tensor", operation.weights[0]).t().contiguous()
-        if isinstance(operation, Convolution) and not operation.laid_out:
+        if isinstance(operation, Convolution) and operation.laid_out:
+            found[operation] = operation.weight.flatten(1).t().contiguous()
+        elif isinstance(operation, Convolution):
             weight = operation.weight
             grouped = weight.reshape(operation.groups, -1, *weight.shape[1:])
             found[operation] = grouped.permute(0, 3, 4, 2, 1).flatten(1, 3).contiguous()
@@ -149,10 +176,11 @@ class _Step:
         """Compute all vectors; ``matrix`` are the weights of a convolution that reads its taps by table."""
         if isinstance(operation, Affine):
             self.affine(operation)
-        elif isinstance(operation, Convolution) and matrix is not None:
-            self.convolution(operation, matrix)
         elif isinstance(operation, Convolution | Maximum) and operation.laid_out:
             self.laid_out(operation)
+            self.read_taps(cast("Convolution", operation), matrix)
+        elif isinstance(operation, Convolution) and matrix is not None:
+            self.convolution(operation, matrix)
         elif isinstance(operation, Resampling):
             self.weighted_sum()
         elif isinstance(operation, Concatenation):
@@ -207,8 +235,8 @@ class _Step:
             for rows, channels in picks:
                 self.channels(operation, rows, list(channels), matrix)
             return
-        chosen = torch.tensor([channels[0] for _, channels in picks], device=self.out.device)
-        columns = chosen.repeat_interleave(torch.tensor(counts, device=self.out.device), output_size=self.count)
+        chosen = np.repeat([channels[0] for _, channels in picks], counts)
+        columns = torch.from_numpy(chosen).to(self.out.device)
         products = self.gather(self.edges[0], 0) * cast("Tensor", matrix).index_select(0, columns)
         values = products.sum(1)
         bias = cast("Affine", operation).bias
@@ -249,6 +277,21 @@ class _Step:
             image = rows.view(1, *group.size, width).permute(0, 3, 1, 2)
             result = _slide(operation, image, edge, group).permute(0, 2, 3, 1)
             torch.index_select(result.reshape(-1, width), 0, group.results, out=self.out[group.vectors])
+
+    def read_taps(self, operation: Convolution, matrix: Tensor | None) -> None:
+        """Compute the vectors of a depthwise convolution without laid out windows; ``matrix`` is (taps, C)."""
+        (edge,) = self.edges
+        number = edge.reader
+        for slot, taps in enumerate(self.assembly.taps[edge.number], len(self.assembly.groups[edge.number])):
+            out, factors, base = self.out[taps.vectors], cast("Tensor", matrix), operation.bias
+            if taps.change is not None:
+                factors = factors.index_select(0, taps.change.kernel)
+                unchanged = self.buffers.inactive.get(number, self.buffers.tables[number])
+                base = unchanged.index_select(0, taps.change.own)
+            values = self.buffers.taps(FIRST_IMAGE + slot, edge.root, taps).view(-1, *factors.shape)
+            products = (values * factors).view(len(out), -1, out.shape[1])
+            summed = products[:, 0] if products.shape[1] == 1 else products.sum(1)
+            torch.add(summed, 0.0 if base is None else base, out=out)
 
     def weighted_sum(self) -> None:
         """Compute the sum of the taps, each times its factor."""

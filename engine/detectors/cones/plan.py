@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from engine.detectors.cones.assembly import Assembler, Store
-from engine.detectors.cones.axes import AxisCones, Marks, changed_positions, region_marks
+from engine.detectors.cones.axes import AxisCones, Marks, changed_positions, choose_readings, region_marks
 from engine.detectors.cones.execute import Buffers, execute, tap_matrices
 from engine.detectors.cones.graph import Entry
 from engine.detectors.cones.responses import AnchorReads, AnchorResponses, Place, Request, fill_responses
@@ -169,23 +169,22 @@ class ConePlan:
     def _fill_zero_responses(self, buffers: Buffers) -> None:
         """Compute the response to all-zero features at all positions."""
         families = (AxisCones.of_whole_map(self.wiring, 0), AxisCones.of_whole_map(self.wiring, 1))
-        job = Job(families, (0, 0), (0, 1))
-        execute(
-            self.wiring,
-            buffers,
-            Assembler(self.wiring, self.example.device).assemble([job], buffers.store),
-            self.matrices,
-        )
+        assembly = Assembler(self.wiring, self.example.device).assemble([Job(families, (0, 0), (0, 1))], buffers.store)
+        inactive: dict[int, Tensor] = {}
+        execute(self.wiring, buffers, assembly, self.matrices, inactive=inactive)
         for number, operation in enumerate(self.wiring.operations):
             if operation.sources:
                 cells = operation.grid[0] * operation.grid[1]
                 vectors = buffers.vectors(number, cells)
                 buffers.tables[number][:cells] = vectors
+                if number in inactive:
+                    buffers.inactive[number].copy_(inactive[number])
 
     def _fill_plain(self, buffers: Buffers, jobs: Sequence[Job]) -> None:
         """Compute the plain pass at the positions that the anchors need."""
         assembly = self.assembler.assemble(jobs, buffers.store, plain=True)
-        execute(self.wiring, buffers, assembly, self.matrices)
+        inactive: dict[int, Tensor] = {}
+        execute(self.wiring, buffers, assembly, self.matrices, inactive=inactive)
         for number, operation in enumerate(self.wiring.operations):
             if not operation.sources or not assembly.counts[number]:
                 continue
@@ -200,7 +199,10 @@ class ConePlan:
                 targets.append((np.array(first)[:, None, None] + rows[:, None] * width + columns).ravel())
             vectors = buffers.vectors(number, assembly.counts[number])
             base = buffers.tables[number][: buffers.bases[number]]
-            base.index_copy_(0, torch.from_numpy(np.concatenate(targets)).to(base.device), vectors)
+            rows_of_base = torch.from_numpy(np.concatenate(targets)).to(base.device)
+            base.index_copy_(0, rows_of_base, vectors)
+            if number in inactive:
+                buffers.inactive[number].index_copy_(0, rows_of_base, inactive[number])
 
     def _plain_job(self, job: Job) -> Job:
         families = self.plain.get(id(job.families))
@@ -246,6 +248,7 @@ class ConePlan:
         families = self.families.get((cell_px, key))
         if families is None:
             rows, columns = (self._family(cell_px, axis, tuple((k[0], k[1 + axis]) for k in key)) for axis in (0, 1))
+            choose_readings(rows, columns)
             self.families[cell_px, key] = families = (rows, columns)
         first_row, first_column = (family.anchors[0][0][1] for family in families)
         job = Job(families, (row - first_row, column - first_column), (0, len(families[0].changed[0])))

@@ -7,15 +7,15 @@ a translation. ``Assembler`` turns the templates of several anchors into absolut
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.detectors.cones.axes import AxisCone, AxisCones, Gather
-from engine.detectors.cones.graph import Entry, Factors, Maximum, Positions
-from engine.detectors.cones.wiring import Wiring
+from engine.detectors.cones.graph import Convolution, Entry, Factors, Maximum, Positions
+from engine.detectors.cones.wiring import Edge, Wiring
 
 Indices = npt.NDArray[np.int32]
 
@@ -24,6 +24,18 @@ CHANGED, BASE, ZERO, LOWEST, RESULT = range(5)
 KINDS = 5
 MAX_CACHED_INDICES = 1 << 24
 """Largest number of indices in all cached templates, 5 bytes each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """The changed taps of each vector of a depthwise convolution; their values are in ``Template.inputs``."""
+
+    unchanged: slice
+    """The table of the base values of these taps."""
+    own: slice
+    """The table of the convolution's own base values."""
+    kernel: Positions
+    """Position of each tap in the kernel, row by row: (vectors * taps,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +56,8 @@ class Template:
     """For each edge, whether it reads exactly the root's changed vectors, in their order."""
     heights: list[int]
     """Rows of the laid out image of each edge."""
+    changes: dict[int, Changes]
+    """The tables of the edges of which only the changed taps are read."""
     weights: list[Factors]
     """Factors of each index of each edge of a resampling."""
     regions: tuple[tuple[Positions, Positions], ...]
@@ -72,6 +86,11 @@ class Job:
     """The cones along rows and columns."""
     order: tuple[object, ...] = field(init=False)
     """Equal for jobs with equal tables and channels."""
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """Equal for equal jobs, as long as their families exist."""
+        return id(self.families[0]), id(self.families[1]), self.anchors, self.band, self.image, self.channels
 
     def __post_init__(self) -> None:
         rows, columns = self.families
@@ -107,14 +126,16 @@ class Templates:
         inputs, results = [slice(0, 0)] * len(edges), [slice(0, 0)] * len(edges)
         weights = [np.zeros(0, np.float32)] * len(edges)
         in_order, heights = [False] * len(edges), [0] * len(edges)
+        changes: dict[int, Changes] = {}
         tables = _Tables()
-        known: dict[tuple[object, ...], slice] = {}
         for edge, row, column in zip(edges, rows.gathers, columns.gathers, strict=True):
             if row is None or column is None:
                 continue
             number, root = edge.number, self.wiring.operations[edge.root]
             in_order[number] = row.in_order and column.in_order and not isinstance(root, Entry)
-            if edge.slides:
+            if row.kernel is not None and column.kernel is not None:
+                changes[number] = self._changes(edge, (rows, columns), tables)
+            elif len(row.results):
                 heights[number] = len(row.slots)
                 family = job.families[1]
                 width = (family.pitches[number] - edge.slides[1].extent) // family.steps[number] + 1
@@ -123,10 +144,7 @@ class Templates:
                 lowest = isinstance(self.wiring.operations[edge.reader], Maximum)
                 root_columns = 0 if isinstance(root, Entry) else columns.counts[edge.root]
                 source = _Source(edge.root * KINDS, lowest, root_columns, root.grid[1])
-                content = (source, *map(_content, (row.slots, row.positions, column.slots, column.positions)))
-                if content not in known:
-                    known[content] = tables.add(source, row, column)
-                inputs[number] = known[content]
+                inputs[number] = tables.add_once(source, row, column)
             if row.weights is not None and column.weights is not None:
                 weights[number] = (row.weights[:, None, :, None] * column.weights[None, :, None]).ravel()
         regions, reads = [], []
@@ -139,8 +157,22 @@ class Templates:
             reads.append((row_slots[:, None] * stride + column_slots[None]).ravel())
         return Template(
             *tables.build(), inputs, results, np.array(rows.counts) * np.array(columns.counts), in_order, heights,
-            weights, tuple(regions), tuple(reads), (rows, columns),
+            changes, weights, tuple(regions), tuple(reads), (rows, columns),
         )  # fmt: skip
+
+    def _changes(self, edge: Edge, cones: tuple[AxisCone, AxisCone], tables: _Tables) -> Changes:
+        """Add the tables of the base values that a depthwise convolution changes."""
+        root, reader = (self.wiring.operations[number] for number in (edge.root, edge.reader))
+        row, column = (cast("Gather", cone.gathers[edge.number]) for cone in cones)
+        unchanged = tables.add_once(
+            _Source(edge.root * KINDS, lowest=False, columns=0, width=root.grid[1]), *map(_hidden, (row, column))
+        )
+        places = [cone.places[edge.reader][:, None] for cone in cones]
+        own = [Gather(np.full_like(positions, -1), positions, positions[:0, 0], None) for positions in places]
+        table = tables.add_once(_Source(edge.reader * KINDS, lowest=False, columns=0, width=reader.grid[1]), *own)
+        width = cast("Convolution", reader).weight.shape[3]
+        taps = cast("Positions", row.kernel)[:, None, :, None] * width + cast("Positions", column.kernel)[None, :, None]
+        return Changes(unchanged, table, taps.ravel())
 
 
 class _Source(NamedTuple):
@@ -165,6 +197,14 @@ class _Tables:
         self.facts: list[tuple[int, ...]] = []
         self.permuted: list[tuple[slice, tuple[int, int, int, int]]] = []
         self.length = 0
+        self.known: dict[tuple[object, ...], slice] = {}
+
+    def add_once(self, source: _Source, row: Gather, column: Gather) -> slice:
+        """Add the table of an edge, or return an equal one."""
+        content = (source, *map(_content, (row.slots, row.positions, column.slots, column.positions)))
+        if content not in self.known:
+            self.known[content] = self.add(source, row, column)
+        return self.known[content]
 
     def add_results(self, kind: int, rows: Positions, columns: Positions) -> slice:
         """Add a table whose indices are the sums of a row's and a column's."""
@@ -230,6 +270,11 @@ class _Tables:
         self.facts.append((*facts, len(row_slots), len(slots)))
         start, self.length = self.length, self.length + len(row_slots) * len(slots)
         return slice(start, self.length)
+
+
+def _hidden(gather: Gather) -> Gather:
+    """Return the base values of what a gather reads."""
+    return replace(gather, slots=np.full_like(gather.slots, -1))
 
 
 def _content(table: Positions) -> tuple[tuple[int, ...], bytes]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.detectors.cones import plan as cone_plan
-from engine.detectors.cones.assembly import Store
+from engine.detectors.cones.assembly import MAX_KEPT, Store
 from engine.detectors.cones.plan import ConePlan
 from engine.detectors.cones.responses import AnchorReads
 from engine.detectors.definition import dense_responses
@@ -219,7 +219,7 @@ def test_macs_counts_a_1x1_convolution_once_for_each_needed_position():
 def test_macs_counts_the_wanted_channels_only():
     plan = ConePlan(split_of(_Spread), random_features(1))
     reads = (Read(0, 5, 6),)
-    assert plan.macs([AnchorReads(reads, channels=((1,),))], 8) == 9 * (9 * 8 + 8)
+    assert plan.macs([AnchorReads(reads, channels=((1,),))], 8) == 9 * (8 + 8)
 
 
 def test_cone_plan_reads_layers_of_single_cells_from_the_plain_pass():
@@ -228,23 +228,42 @@ def test_cone_plan_reads_layers_of_single_cells_from_the_plain_pass():
     assert plan.nodes == ("relu", "b", "c")
     anchors = [AnchorReads((Read(0, 5, 6),)), AnchorReads((Read(0, 0, 15),))]
     # The stem's six products of 8 x 4 are those of the plain pass.
-    assert plan.macs(anchors[:1], 8) == 9 * (9 * 4 + 4 * 3)
+    assert plan.macs(anchors[:1], 8) == 9 * (4 + 4 * 3)
     for mode in MODES:
         assert assert_exact(split, plan, features, anchors, 8, mode) > 0.1
+
+
+def test_cone_plan_keeps_the_tables_of_boxes_that_stand_still():
+    split, plan, features = built(PyramidTail)
+    still = [AnchorReads((Read(0, 5, 6),), 0), AnchorReads((Read(2, 1, 1),), 1)]
+    for mode in MODES:
+        plan.responses(features, still, 32, mode)
+        kept = list(plan.assembler.latest.values())
+        other = random_features(2, seed=9)
+        assert assert_exact(split, plan, other, still, 32, mode) > 0.3
+        assert set(map(id, kept)) == set(map(id, plan.assembler.latest.values()))
+        assert assert_exact(split, plan, other, still[::-1], 32, mode) > 0.3
+
+
+def test_cone_plan_forgets_the_tables_of_boxes_that_moved():
+    _, plan, features = built(PyramidTail)
+    for row in range(2 * MAX_KEPT):
+        plan.responses(features, [AnchorReads((Read(0, row % 12, row % 7),))], 32, "keep")
+    assert len(plan.assembler.latest) <= MAX_KEPT
 
 
 def test_cone_plan_gathers_the_same_windows_once():
     plan = ConePlan(split_of(_Twins), random_features(1))
     jobs = [plan._request(AnchorReads((Read(0, 5, 6), Read(1, 5, 6))), 8).job]
     assembly = plan.assembler.assemble(jobs, Store(1, drop=False))
-    (first,), (second,) = (groups for groups in assembly.groups if groups)
+    (first,), (second,) = (taps for taps in assembly.taps if taps)
     assert first.inputs is second.inputs
 
 
 def test_macs_counts_positions_that_are_changed_and_needed():
     plan = ConePlan(split_of(_Spread), random_features(1))
-    # Nine regions reach the anchor, each at one position: nine products for each of eight channels, then the head.
-    assert plan.macs([AnchorReads((Read(0, 5, 6),))], 8) == 9 * (9 * 8 + 8 * 3)
+    # Nine regions reach the anchor, each by one tap: one product for each of eight channels, then the head.
+    assert plan.macs([AnchorReads((Read(0, 5, 6),))], 8) == 9 * (8 + 8 * 3)
 
 
 class _Point(nn.Module):

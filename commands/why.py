@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.frames import Box, Image
+    from pipeline.input_area import InputArea, InputAreaOptions
     from pipeline.queries import Influence, PlaceAnswer
 
 
@@ -26,6 +27,10 @@ def why(
     labels: options.Labels = None,
     layout: Annotated[str | None, option(NETWORK, "Output layout of an ONNX file. Default: found.", "--layout")] = None,
     cell_px: Annotated[int | None, option(RUN, "Side of a cell in input pixels. Default: by level.", "--cell")] = None,
+    roi: Annotated[
+        str | None,
+        option(RUN, "What the detector gets: X,Y,WIDTH,HEIGHT in pixels or fractions. Default: all.", "--roi"),
+    ] = None,
     at: Annotated[float | None, option(RUN, "Time of the frame in a video, in seconds.", "--at", min=0)] = None,
     output: Annotated[Path | None, option(RUN, "The picture to write. Default: why.jpg.", "--output")] = None,
 ) -> None:
@@ -42,9 +47,10 @@ def why(
     pixels = read_frame(image, at)
     from engine.detectors.why import explain_place
 
-    answer = explain_place(load_configured_detector(config), pixels, place, label, cell_px=cell_px)
+    area = None if roi is None else parse_roi(roi).placed(pixels.shape[1], pixels.shape[0])
+    answer = explain_place(load_configured_detector(config), pixels, place, label, cell_px=cell_px, area=area)
     target = output or Path("why.jpg")
-    _write(target, pixels, answer, image)
+    _write(target, pixels, answer, area)
     print_line("\n".join(answer_lines(answer, label)))
     print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue speaks against)")
 
@@ -64,6 +70,20 @@ def parse_box(text: str) -> Box:
     if not (0.0 < width < 1e6 and 0.0 < height < 1e6 and abs(left) < 1e6 and abs(top) < 1e6):
         raise ConfigError(f"box {text!r}: width and height are above 0; give LEFT,TOP,WIDTH,HEIGHT in pixels")
     return Box(left, top, left + width, top + height)
+
+
+def parse_roi(text: str) -> InputAreaOptions:
+    """Read X,Y,WIDTH,HEIGHT in pixels, or as fractions of the image.
+
+    Raises:
+        ConfigError: the text is no region with an area.
+    """
+    from pipeline.input_area import InputAreaOptions, read_roi
+
+    try:
+        return InputAreaOptions(read_roi(text))
+    except ValueError as reason:
+        raise ConfigError(f"roi {text!r}: {reason}") from None
 
 
 def read_frame(location: str, at: float | None) -> Image:
@@ -111,7 +131,7 @@ def _influence_text(influence: Influence) -> str:
     )
 
 
-def _write(target: Path, image: Image, answer: PlaceAnswer, name: str) -> None:
+def _write(target: Path, image: Image, answer: PlaceAnswer, area: InputArea | None) -> None:
     """Write the image with both maps side by side."""
     import time
 
@@ -122,7 +142,7 @@ def _write(target: Path, image: Image, answer: PlaceAnswer, name: str) -> None:
     from overlays.render.renderer import HeatRenderer
     from pipeline.frames import Explanation, Frame
 
-    frame = Frame(image, Path(name).name, 0, time.monotonic())
+    frame = Frame(image, "why", 0, time.monotonic(), area=area)
     renderer = HeatRenderer(legend=False)
     pictures = [
         renderer.render(Explanation(frame, (finding,), f"recipro-cam/{mode}", "complete")).image

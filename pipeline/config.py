@@ -181,6 +181,8 @@ class OverlayConfig(Settings):
     """A contour around the hottest region."""
     hottest_box: bool = False
     """A box around the hottest region."""
+    input_area: bool = True
+    """The outline of a camera's region of interest, and hatched masks."""
     smoothing_seconds: float = Field(default=0.0, ge=0, le=60)
     """Time constant of smoothing over frames; 0 = no smoothing."""
 

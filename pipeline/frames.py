@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from pipeline.input_area import InputArea
     from pipeline.passages.passage import Passage, Place
 
 Image = npt.NDArray[np.uint8]
@@ -83,8 +84,7 @@ class Frame:
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
-    """Number of frames that the camera gave before this one: a gap is a number of frames that were dropped, or
-    that the camera's driver skipped."""
+    """Number of frames that the camera gave before this one: a gap is a number of frames dropped or skipped."""
     captured_at: float
     """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None
@@ -95,8 +95,9 @@ class Frame:
     """The file of the frame, as a path relative to the configured source; empty for a live source. It identifies a
     photo, and together with ``pts_seconds`` a frame of a video file."""
     stamp_ns: int | None = None
-    """Unix time of the capture in nanoseconds, by the camera's own clock (a bag's header stamp); None where the source
-    does not give it."""
+    """Unix time of the capture in nanoseconds by the camera's clock (a bag's header stamp); None if it is not given."""
+    area: InputArea | None = None
+    """The part that the network gets; None: the whole image."""
 
     def __post_init__(self) -> None:
         image = self.image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,24 @@ Flat = npt.NDArray[np.float32]
 def polygon_area(polygon: Sequence[Point]) -> float:
     """Return the area of a polygon in either orientation (shoelace formula)."""
     return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in _sides(polygon))) / 2.0
+
+
+def pixels_inside(polygon: Sequence[Point], cut: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a rectangle have their centre inside a polygon: bool, (rows, columns).
+
+    Args:
+        polygon: corners in frame pixels; sides that cross are counted even-odd.
+        cut: left, top, right and bottom of the rectangle, in whole frame pixels.
+    """
+    left, top, right, bottom = cut
+    inside = np.zeros((bottom - top, right - left), np.bool_)
+    centres = np.arange(left, right) + 0.5
+    for (x, y), (next_x, next_y) in _sides(polygon):
+        low, high = (min(max(math.ceil(edge - 0.5), top), bottom) for edge in sorted((y, next_y)))
+        if low < high:  # the rows whose centres the side passes: they change sides right of it
+            crossings = x + (np.arange(low, high) + 0.5 - y) * ((next_x - x) / (next_y - y))
+            inside[low - top : high - top] ^= centres >= crossings[:, None]
+    return inside
 
 
 def _sides(polygon: Sequence[Point]) -> list[Side]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 
 if TYPE_CHECKING:
+    from pipeline.input_area import InputAreaOptions
     from pipeline.queries import PlaceQueries
     from pipeline.result import RunResult
 
@@ -87,6 +88,8 @@ class Source(ABC):
     """Behaviour of a full queue unless the configuration says it; None: by ``live``."""
     health: Health = Health()
     """The current state; the thread of ``frames`` replaces it."""
+    input_area: InputAreaOptions | None = None
+    """The part of its frames that the network gets; the source's worker sets ``Frame.area`` by it. None: all."""
     min_silence_seconds: float = 0.0
     """A live source has lost its signal after this time without a frame at the earliest (``pipeline.signal_loss``)."""
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import did_you_mean
+from pipeline.input_area import InputAreaOptions, MaskOption, RoiOption
 from pipeline.passages.config import Lines, Zones
 from pipeline.ports import Overflow
 from pipeline.queries import PlaceQueries
@@ -102,6 +103,18 @@ class SourceSettings(EntrySettings):
     """Zones of a detector's objects: each passage through one is a part with a verdict."""
     lines: Lines = []
     """Counting lines of a detector's objects."""
+    roi: RoiOption = None
+    """Region of interest: the network gets only this part of the frame: [x, y, width, height] or corners [[x, y], ...],
+    as fractions of the frame where no number is above 1, else as pixels. Default: the whole frame. Heat maps and boxes
+    stay in coordinates of the whole frame (docs/sources.md)."""
+    mask: MaskOption = Field(default=[])
+    """Polygons that are painted over before the network: [[[x, y], ...], ...], in the units of roi. The delivered image
+    stays as it is: a mask keeps nothing secret."""
+
+    @property
+    def input_area(self) -> InputAreaOptions | None:
+        """The part of the frames that the network gets; None: the whole frames."""
+        return None if self.roi is None and not self.mask else InputAreaOptions.of(self.roi, self.mask)
 
 
 class SinkSettings(EntrySettings):

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipeline.frames import Region
 from pipeline.polygons import Point, polygon_area, self_intersects
 
-Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
+MAX_COORDINATE: Final = 1 << 20
+Coordinate = Annotated[float, Field(ge=0, le=MAX_COORDINATE, allow_inf_nan=False)]
 Corner = tuple[Coordinate, Coordinate]
 ShapeName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
 MAX_CORNERS: Final = 64
@@ -34,12 +35,7 @@ class PolygonSettings(StrictModel):
     @field_validator("polygon")
     @classmethod
     def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
-        if self_intersects(polygon):
-            raise ValueError("its sides cross each other; give the corners in order around it")
-        fractions = are_fractions(polygon)
-        if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
-            area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
-            raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
+        check_polygon(polygon)
         return polygon
 
     def placed(self, width: int, height: int) -> Region:
@@ -47,7 +43,21 @@ class PolygonSettings(StrictModel):
         return Region(self.name, in_pixels(self.polygon, width, height))
 
 
-def are_fractions(corners: Sequence[Corner]) -> bool:
+def check_polygon(polygon: Sequence[Corner]) -> None:
+    """Check that a polygon has an area and no crossing sides.
+
+    Raises:
+        ValueError: with the rule and the remedy.
+    """
+    if self_intersects(polygon):
+        raise ValueError("its sides cross each other; give the corners in order around it")
+    fractions = are_fractions(polygon)
+    if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
+        area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
+        raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
+
+
+def are_fractions(corners: Sequence[Sequence[float]]) -> bool:
     """Return whether the corners are fractions of the frame: no number is above 1."""
     return all(max(corner) <= 1.0 for corner in corners)
 

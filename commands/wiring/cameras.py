@@ -69,6 +69,7 @@ def make_cameras(config: Config) -> list[Camera]:
         context = SourceContext(name, config.decoder, gpu, secrets)
         source = build_source(settings, context=context)
         source.overflow = entry.overflow or config.overflow or source.overflow
+        source.input_area = entry.input_area
         cameras.append(Camera(source, settings, context))
     names = [camera.settings.name or plain_name(camera.name) for camera in cameras]
     for camera, unique in zip(cameras, unique_names(names), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.models.preprocess import BORDER
-from pipeline.frames import Image
+from engine.models.preprocess import BORDER, input_image
+from pipeline.frames import Box, Frame, Image
+from pipeline.input_area import input_box
 
 DetectorFit = Literal["corner", "centre", "stretch"]
 """``corner``: keep the aspect ratio, image in the upper left corner; ``centre``: in the middle; ``stretch``: fill."""
@@ -23,7 +24,7 @@ PIXEL_SCALE: Final = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The position of an image in the network's input: ``input = image * scale + offset``."""
+    """The position of an image in the network's input: ``input = (image - origin) * scale + offset``."""
 
     scale: tuple[float, float]
     """Factor for x and y."""
@@ -31,16 +32,22 @@ class Placement:
     """Left and top, in pixels of the input."""
     size: tuple[int, int]
     """Height and width of the resized image."""
+    origin: tuple[int, int] = (0, 0)
+    """Left and top of the used part of the image."""
 
     def to_input(self, boxes: Tensor) -> Tensor:
         """Return boxes (..., 4) of the image in pixels of the input."""
-        scale, offset = boxes.new_tensor(self.scale * 2), boxes.new_tensor([float(v) for v in self.offset * 2])
-        return boxes * scale + offset
+        scale, offset, origin = self._edges(boxes)
+        return (boxes - origin) * scale + offset
 
     def to_image(self, boxes: Tensor) -> Tensor:
         """Return boxes (..., 4) of the input in pixels of the image; they are not clipped."""
-        scale, offset = boxes.new_tensor(self.scale * 2), boxes.new_tensor([float(v) for v in self.offset * 2])
-        return (boxes - offset) / scale
+        scale, offset, origin = self._edges(boxes)
+        return (boxes - offset) / scale + origin
+
+    def _edges(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        offset, origin = ([float(value) for value in point * 2] for point in (self.offset, self.origin))
+        return boxes.new_tensor(self.scale * 2), boxes.new_tensor(offset), boxes.new_tensor(origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,18 @@ class InputFormat:
         size = (min(rows, height), min(columns, width))
         top, left = ((rows - size[0]) // 2, (columns - size[1]) // 2) if self.fit == "centre" else (0, 0)
         return Placement((scale, scale), (left, top), size)
+
+    def place_frame(self, frame: Frame) -> Placement:
+        """Return the position of the part of a frame that the network gets."""
+        part = input_box(frame)
+        placement = self.place(int(part.height), int(part.width))
+        return replace(placement, origin=(int(part.left), int(part.top)))
+
+    def prepare_frames(self, frames: Sequence[Frame]) -> Tensor:
+        """Return the parts of frames that the network gets as its input; masked pixels have the border's colour."""
+        border = self.border[::-1] if self.order == "bgr" else self.border
+        red, green, blue = (round(value) for value in border)
+        return self.prepare([input_image(frame, (red, green, blue)) for frame in frames])
 
     def prepare(self, images: Sequence[Image]) -> Tensor:
         """Return images (RGB, uint8) as the network's input: (N, 3, H, W) float32.
@@ -112,3 +131,9 @@ def _resized(image: Image, size: tuple[int, int]) -> Tensor:
     if (image.shape[0], image.shape[1]) != size:
         resized = F.interpolate(resized, size=size, mode="bilinear", antialias=False)
     return resized[0]
+
+
+def clip_boxes(boxes: Tensor, bounds: Box) -> Tensor:
+    """Return boxes (..., 4) clipped to a rectangle."""
+    low, high = boxes.new_tensor(bounds[:2] * 2), boxes.new_tensor(bounds[2:] * 2)
+    return torch.minimum(torch.maximum(boxes, low), high)

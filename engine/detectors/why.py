@@ -16,12 +16,13 @@ import torch
 from engine.detectors.detections import Missed, missed_anchor
 from engine.detectors.detector import Detector
 from engine.detectors.heat import BoxHeat
-from engine.detectors.input_format import InputFormat
+from engine.detectors.input_format import InputFormat, clip_boxes
 from engine.detectors.outputs import Target
 from engine.detectors.runtime import BoxEngine, CutKind, ImageBoxes, OneStageEngine
 from engine.detectors.two_stage import RegionDetector
 from pipeline.errors import ConfigError, unknown_name_message
-from pipeline.frames import Box, BoxMap, Finding, Image
+from pipeline.frames import Box, BoxMap, Finding, Frame, Image
+from pipeline.input_area import InputArea, input_box
 from pipeline.queries import Influence, MapMode, PlaceAnswer
 
 MAX_INFLUENCES: Final = 3
@@ -57,6 +58,7 @@ def explain_place(
     *,
     cut: CutKind = "complete",
     cell_px: int | None = None,
+    area: InputArea | None = None,
 ) -> PlaceAnswer:
     """Explain the score of a class at a place of an image.
 
@@ -68,6 +70,7 @@ def explain_place(
         cut: which features are masked.
         cell_px: side of a region in pixels of the network's input; None = the stride of the anchor's level, at least
             16: finer regions take seconds.
+        area: the part of the image that the detector gets; None = all.
 
     Returns:
         The answer, with maps of ``keep`` and ``drop``.
@@ -78,9 +81,10 @@ def explain_place(
     """
     if isinstance(detector, RegionDetector):
         raise ConfigError(f"{detector.name}: its first stage chooses regions, so a missed place has none; use YOLOX")
-    check_place(detector.labels, image, box, label)
+    frame = Frame(image, "image", 0, 0.0, area=area)
+    check_place(detector.labels, frame, box, label)
     engine = OneStageEngine(detector, detector.input.size, cut=cut, prepare=False)
-    steps = PlaceExplainer(engine, detector, detector.input, cell_px).steps(image, box, label)
+    steps = PlaceExplainer(engine, detector, detector.input, cell_px).steps(frame, box, label)
     while True:
         try:
             next(steps)
@@ -89,18 +93,20 @@ def explain_place(
             return answer
 
 
-def check_place(labels: tuple[str, ...], image: Image, box: Box, label: str) -> None:
+def check_place(labels: tuple[str, ...], frame: Frame, box: Box, label: str) -> None:
     """Check a question before anything is computed.
 
     Raises:
-        ConfigError: the class is unknown, or the box is not a rectangle or lies outside the image.
+        ConfigError: the class is unknown, or the box is not a rectangle or lies outside what the detector gets.
     """
     class_number(labels, label)
     if not (all(map(math.isfinite, box)) and box.width > 0.0 and box.height > 0.0):
         raise ConfigError(f"box {_text(box)}: has no area; give a width and a height above 0")
-    height, width = image.shape[:2]
-    if box.left >= width or box.top >= height or box.right <= 0 or box.bottom <= 0:
-        raise ConfigError(f"box {_text(box)}: lies outside the image of {width}x{height} pixels; give a place inside")
+    part = input_box(frame)
+    if box.left >= part.right or box.top >= part.bottom or box.right <= part.left or box.bottom <= part.top:
+        name = f"the image of {frame.width}x{frame.height} pixels"
+        name = name if frame.area is None else f"the region of interest {_text(part)} in {name}"
+        raise ConfigError(f"box {_text(box)}: lies outside {name}; give a place inside")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +122,7 @@ class PlaceExplainer:
     needs_cones: bool = False
     """Refuses levels without cones, whose maps take seconds to minutes."""
 
-    def steps(self, image: Image, box: Box, label: str, modes: Sequence[MapMode] = _BOTH) -> Steps:
+    def steps(self, frame: Frame, box: Box, label: str, modes: Sequence[MapMode] = _BOTH) -> Steps:
         """Explain a place step by step: the plain pass, then one map for each mode.
 
         A box of the frame, as the engine gave it, is explained at its own anchor.
@@ -125,18 +131,18 @@ class PlaceExplainer:
             ConfigError: the class is unknown, the box lies outside the image or has no area, or the detector has two
                 stages and the place is no box of the frame.
         """
-        check_place(self.detector.labels, image, box, label)
+        check_place(self.detector.labels, frame, box, label)
         class_index = class_number(self.detector.labels, label)
-        boxes = self.engine.run(self.input.prepare([image]))[0]
-        placement = self.input.place(*image.shape[:2])
-        chosen = self._chosen(boxes, image, box, class_index)
+        boxes = self.engine.run(self.input.prepare_frames([frame]))[0]
+        placement = self.input.place_frame(frame)
+        chosen = self._chosen(boxes, frame, box, class_index)
         heats = []
         for mode in modes:
             yield
             heats.append(chosen.heat(mode))
         region = Box(*placement.to_image(torch.tensor(heats[0].rectangle)).tolist())
         drop = next((heat for heat in heats if heat.mode == "drop"), None)
-        named = [] if drop is None else _influences(drop, region, image)
+        named = [] if drop is None else _influences(drop, region, input_box(frame))
         least = MIN_CHANGE * chosen.found.score
         return PlaceAnswer(
             score=chosen.found.score,
@@ -148,9 +154,9 @@ class PlaceExplainer:
             suppressing=_strongest([(-change, place) for change, place in named if -change > least]),
         )
 
-    def _chosen(self, boxes: ImageBoxes, image: Image, box: Box, class_index: int) -> _Chosen:
+    def _chosen(self, boxes: ImageBoxes, frame: Frame, box: Box, class_index: int) -> _Chosen:
         """Return the detection that is the given box, else the best anchor at this place."""
-        index, overlap = self._detection(boxes, image, box, class_index)
+        index, overlap = self._detection(boxes, frame, box, class_index)
         detections, engine, detector = boxes.detections, self.engine, self.detector
         if not isinstance(engine, OneStageEngine) or isinstance(detector, RegionDetector):
             if index is None:
@@ -160,7 +166,7 @@ class PlaceExplainer:
                 )
             found = Missed(int(detections.anchors[index]), float(detections.scores[index]), overlap)
             return _Chosen(found, box, 0, lambda mode: engine.heat(boxes, [index], self.cell_px or 32, mode)[0])
-        placement, candidates = self.input.place(*image.shape[:2]), boxes.source.candidates
+        placement, candidates = self.input.place_frame(frame), boxes.source.candidates
         if index is None:
             place = placement.to_input(torch.tensor(tuple(box), dtype=torch.float32))
             found = missed_anchor(candidates, place, class_index)
@@ -178,12 +184,11 @@ class PlaceExplainer:
         return _Chosen(found, edges, stride, lambda mode: engine.heat_of_targets(boxes, [target], cell, mode)[0])
 
     def _detection(
-        self, boxes: ImageBoxes, image: Image, box: Box, class_index: int
+        self, boxes: ImageBoxes, frame: Frame, box: Box, class_index: int
     ) -> tuple[int | None, float]:  # fmt: skip
         """Return the index of the detection that is the given box, and their overlap; None without one."""
-        height, width = image.shape[:2]
-        edges = self.input.place(height, width).to_image(boxes.detections.boxes)
-        clipped = torch.minimum(edges.clamp(min=0.0), torch.tensor([width, height] * 2, dtype=edges.dtype))
+        edges = self.input.place_frame(frame).to_image(boxes.detections.boxes)
+        clipped = clip_boxes(edges, input_box(frame))
         classes = boxes.detections.classes.tolist()
         overlaps = [Box(*corners).iou(box) for corners in clipped.tolist()]
         same = [index for index, number in enumerate(classes) if number == class_index]
@@ -213,17 +218,16 @@ def _finding(heat: BoxHeat, edges: Box, label: str, class_index: int, region: Bo
     return Finding(label, heat.plain_score, shown.heat.numpy(), class_index, box=edges, box_map=box_map)
 
 
-def _influences(drop: BoxHeat, region: Box, image: Image) -> list[tuple[float, Influence]]:
-    """Return the decrease of the score without each region that lies in the image, with the region."""
-    height, width = image.shape[:2]
+def _influences(drop: BoxHeat, region: Box, part: Box) -> list[tuple[float, Influence]]:
+    """Return the decrease of the score without each region that lies in ``part`` of the frame, with the region."""
     rows, columns = drop.values.shape
     found = []
     for number, change in enumerate(drop.values.flatten().tolist()):
         row, column = divmod(number, columns)
-        left = max(region.left + column * region.width / columns, 0.0)
-        right = min(region.left + (column + 1) * region.width / columns, float(width))
-        top = max(region.top + row * region.height / rows, 0.0)
-        bottom = min(region.top + (row + 1) * region.height / rows, float(height))
+        left = max(region.left + column * region.width / columns, part.left)
+        right = min(region.left + (column + 1) * region.width / columns, part.right)
+        top = max(region.top + row * region.height / rows, part.top)
+        bottom = min(region.top + (row + 1) * region.height / rows, part.bottom)
         if right > left and bottom > top:
             found.append((change, Influence(Box(left, top, right, bottom), drop.plain_score - change)))
     return found

@@ -72,7 +72,7 @@ class PlaceAnswers:
             except EngineError as error:
                 future.set_exception(error)
                 continue
-            steps = self._explainer.steps(frame.image, query.box, query.label, query.modes)
+            steps = self._explainer.steps(frame, query.box, query.label, query.modes)
             return _Job(query.camera, steps, future)
         return None
 

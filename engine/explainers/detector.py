@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.detectors.detector import Detector
-from engine.detectors.input_format import InputFormat
+from engine.detectors.input_format import InputFormat, clip_boxes
 from engine.detectors.plain_pass import compile_plain_pass
 from engine.detectors.regions import Regions
 from engine.detectors.runtime import BoxEngine, ImageBoxes, build_engine
@@ -29,6 +29,7 @@ from pipeline.errors import BackendError, ConfigError
 from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.guards.parser import Condition, parse_condition
+from pipeline.input_area import input_box
 from pipeline.ports import MetricSample
 from pipeline.queries import PlaceQueries
 from pipeline.tracking import BoxTracker
@@ -134,7 +135,7 @@ class DetectorExplainer(EngineExplainer):
         if not frames:
             return []
         started_at = time.perf_counter()
-        images = self._input.prepare([frame.image for frame in frames])
+        images = self._input.prepare_frames(frames)
         ready = time.perf_counter()
         found = self._engine.run(images)
         seconds = (time.perf_counter() - ready) / len(frames)
@@ -174,12 +175,10 @@ class DetectorExplainer(EngineExplainer):
         return state
 
     def _findings(self, frame: Frame, boxes: ImageBoxes) -> list[Finding]:
-        """Return the boxes in frame pixels, clipped to the frame, without maps."""
+        """Return the boxes in frame pixels, clipped to the part that the network gets, without maps."""
         detections = boxes.detections
-        placement = self._input.place(frame.height, frame.width)
-        edges = placement.to_image(detections.boxes).cpu()
-        limit = torch.tensor([frame.width, frame.height] * 2, dtype=edges.dtype)
-        clipped = torch.minimum(edges.clamp(min=0.0), limit).tolist()
+        placement = self._input.place_frame(frame)
+        clipped = clip_boxes(placement.to_image(detections.boxes).cpu(), input_box(frame)).tolist()
         return [
             Finding(self.labels[class_index], score, NO_HEAT, class_index, box=Box(*corners))
             for corners, score, class_index in zip(
@@ -203,7 +202,7 @@ class DetectorExplainer(EngineExplainer):
         heats = self._engine.heat(boxes, chosen, self._settings.cell_px, self._settings.mode)
         self._scheduler.record_maps(frame.camera, [levels[turn] for turn in turns], time.perf_counter() - started_at)
         self._maps += len(chosen)
-        placement = self._input.place(frame.height, frame.width)
+        placement = self._input.place_frame(frame)
         for index, heat in zip(chosen, heats, strict=True):
             finding, shown = findings[index], heat.normalised()
             region = Box(*placement.to_image(torch.tensor(heat.rectangle)).tolist())

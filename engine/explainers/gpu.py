@@ -23,9 +23,9 @@ from engine.gpu.batch_pipeline import BatchPipeline, InFlightBatch, buckets_up_t
 from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patches, encode_jpeg
 from engine.gpu.streams import DeviceStreams, Outputs, device_streams
 from engine.models.loader import LoadedModel
-from engine.models.preprocess import fit_geometry
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
+from pipeline.input_area import InputArea
 from pipeline.ports import MaskingOptions
 
 log = logging.getLogger(__name__)
@@ -90,13 +90,13 @@ class GpuExplainer(NetworkExplainer):
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch; the returned function waits for it and returns one explanation per frame, in order."""
         started_at = time.perf_counter()
-        sizes: dict[tuple[int, int], list[int]] = {}
+        alike: dict[tuple[int, int, InputArea | None], list[int]] = {}
         for number, frame in enumerate(frames):
-            sizes.setdefault((frame.height, frame.width), []).append(number)
+            alike.setdefault((frame.height, frame.width, frame.area), []).append(number)
         with torch.inference_mode(), self._network_lock:
             submitted = [
-                (numbers, self._batches.submit([frames[number].image for number in numbers]))
-                for numbers in sizes.values()
+                (numbers, self._batches.submit([frames[number].image for number in numbers], area))
+                for (_, _, area), numbers in alike.items()
             ]
         launched = time.perf_counter() - started_at
 
@@ -183,13 +183,13 @@ class GpuExplainer(NetworkExplainer):
                 self._encodes_on_device = False
         return encode_jpeg([image.cpu()], quality)[0]
 
-    def _to_capture(self, frames: Tensor) -> Callable[[], Outputs]:
+    def _to_capture(self, frames: Tensor, area: InputArea | None) -> Callable[[], Outputs]:
         """Return the function of one CUDA graph: preprocess, network, explanation, colour map, blend."""
         build, device = self._runner.config, self._streams.device
         bucket, *size, _ = frames.shape
         frame_size = (size[0], size[1])
-        region = fit_geometry(frame_size, self._preprocessing.input_size, self._preprocessing.fit).region
-        to_input = FramePreprocessor(self._preprocessing, frame_size).to(device)
+        to_input = FramePreprocessor(self._preprocessing, frame_size, area).to(device)
+        region = to_input.placement.region
         paint = HeatmapBlender(self._heat_lut, region, self.info.grid, frame_size).to(device)
         images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
         # The memory format that the network is compiled for; resizing may change it.

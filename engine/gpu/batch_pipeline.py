@@ -22,12 +22,16 @@ from torch import Tensor
 
 from engine.gpu.streams import Call, DeviceStreams
 from pipeline.frames import Image
+from pipeline.input_area import InputArea
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Size = tuple[int, int]
 """Height and width of a frame."""
+Capture = Callable[[Tensor, InputArea | None], Call]
+Key = tuple[Size, InputArea | None]
+"""Frames that share graphs: their size, and the part of them that the network gets."""
 
 SLOTS: Final = 3
 """Slots of the ring: one is filled, one copied, one explained."""
@@ -119,29 +123,30 @@ class InFlightBatch:
 class BatchPipeline:
     """Submits frames of any size. One thread submits; any thread may wait for a batch and release it."""
 
-    def __init__(self, streams: DeviceStreams, buckets: Sequence[int], capture: Callable[[Tensor], Call]) -> None:
+    def __init__(self, streams: DeviceStreams, buckets: Sequence[int], capture: Capture) -> None:
         """Create a pipeline.
 
         Args:
             streams: the device's streams.
             buckets: batch sizes to capture.
-            capture: returns the function to capture for frames in device memory, uint8 (bucket, H, W, 3).
+            capture: returns the function to capture for frames in device memory, uint8 (bucket, H, W, 3), and the part
+                of them that the network gets.
         """
         self.streams = streams
         self.buckets = tuple(sorted(buckets))
         self._capture = capture
-        self._sizes: dict[Size, CapturedSize] = {}
-        """The captured sizes, the one used last at the end."""
+        self._sizes: dict[Key, CapturedSize] = {}
+        """The captured sizes and areas, the one used last at the end."""
         nothing = torch.empty(0, dtype=torch.uint8)
         self._ring = itertools.cycle([_Slot(nothing, nothing) for _ in range(SLOTS)])
         self._answers: dict[int, list[tuple[Tensor, ...]]] = {size: [] for size in self.buckets}
         """Free host memory for the results of a bucket."""
 
-    def submit(self, images: Sequence[Image]) -> list[InFlightBatch]:
-        """Submit frames of one size and return at once; the batches are in order."""
+    def submit(self, images: Sequence[Image], area: InputArea | None = None) -> list[InFlightBatch]:
+        """Submit frames of one size and area and return at once; the batches are in order."""
         if not images:
             return []
-        captured = self.prepare((images[0].shape[0], images[0].shape[1]))
+        captured = self.prepare((images[0].shape[0], images[0].shape[1]), area)
         flights = []
         start = 0
         for count, bucket in split_into_buckets(len(images), tuple(captured.graphs)):
@@ -153,28 +158,34 @@ class BatchPipeline:
         """Reuse the host memory of a batch whose outputs have been read."""
         self._answers[batch.bucket].append(batch.memory)
 
-    def prepare(self, size: Size) -> CapturedSize:
-        """Return the graphs for this frame size; captures those of all buckets at the first call.
+    def prepare(self, size: Size, area: InputArea | None = None) -> CapturedSize:
+        """Return the graphs for this frame size and area; captures those of all buckets at the first call.
+
+        An area belongs to one camera as a rule, of which a batch has one frame: only the smallest bucket is captured,
+        so that the graphs of many cameras fit the memory.
 
         Raises:
             torch.OutOfMemoryError: the device has not enough memory for the smallest bucket.
         """
-        captured = self._sizes.pop(size, None)
+        captured = self._sizes.pop((size, area), None)
         if captured is None:
-            captured = self._captured(size)
+            captured = self._captured(size, area)
             held = captured.nbytes + sum(other.nbytes for other in self._sizes.values())
             while held > MAX_GRAPH_BYTES and self._sizes:
                 held -= self._release_oldest()
-        self._sizes[size] = captured
+        self._sizes[size, area] = captured
         return captured
 
-    def _captured(self, size: Size) -> CapturedSize:
+    def _captured(self, size: Size, area: InputArea | None) -> CapturedSize:
         frame_bytes = size[0] * size[1] * 3
-        buckets = [bucket for bucket in self.buckets if bucket * frame_bytes <= MAX_SLOT_BYTES] or [self.buckets[0]]
+        sizes = self.buckets if area is None else self.buckets[:1]
+        buckets = [bucket for bucket in sizes if bucket * frame_bytes <= MAX_SLOT_BYTES] or [self.buckets[0]]
         captured = CapturedSize(self._with_room(lambda: self._zeros((buckets[-1], *size, 3))), {})
         for bucket in buckets:
             try:
-                captured.graphs[bucket] = self._with_room(functools.partial(self._graph, captured.frames[:bucket]))
+                captured.graphs[bucket] = self._with_room(
+                    functools.partial(self._graph, captured.frames[:bucket], area)
+                )
             except torch.OutOfMemoryError:
                 if not captured.graphs:
                     raise
@@ -186,9 +197,9 @@ class BatchPipeline:
                 break
         return captured
 
-    def _graph(self, frames: Tensor) -> Call:
+    def _graph(self, frames: Tensor, area: InputArea | None) -> Call:
         with self.streams.stream("compute"):
-            call = self._capture(frames)
+            call = self._capture(frames, area)
         return self.streams.capture_graph(call, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
@@ -208,8 +219,8 @@ class BatchPipeline:
         """Release the graphs of the frame size used least recently; return their memory in bytes, 0 without one."""
         if not self._sizes:
             return 0
-        size = next(iter(self._sizes))
-        captured = self._sizes.pop(size)
+        size, area = next(iter(self._sizes))
+        captured = self._sizes.pop((size, area))
         self.streams.synchronize(captured.last_used)
         log.info("graphs for %dx%d are released", size[1], size[0])
         return captured.nbytes

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from engine.models.preprocess import BORDER, Preprocessing, fit_geometry
 from pipeline.frames import Box, ImagePatch
+from pipeline.input_area import InputArea, painted_runs
 
 _HALF_UP = 2.0**-10
 """Added to levels before they are rounded, as the renderer does: without it a level of n + 0.5 would depend on the last
@@ -34,20 +35,37 @@ class FramePreprocessor(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    painted: Tensor | None
+    """bool (height, width) of the cut part: the pixels that are painted over."""
+    colour: Tensor
 
-    def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int]) -> None:
-        """Create the conversion for frames of size (height, width)."""
+    def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int], area: InputArea | None = None) -> None:
+        """Create the conversion for frames of size (height, width) and the part of them that the network gets."""
         super().__init__()
         self.target = preprocessing.input_size
-        self.placement = fit_geometry(frame, self.target, preprocessing.fit)
+        self.placement = fit_geometry(frame, self.target, preprocessing.fit, None if area is None else area.cut)
+        self.register_buffer("painted", None if area is None else self._painted(area))
+        self.register_buffer("colour", torch.tensor(preprocessing.mean_colour, dtype=torch.float32)[:, None, None])
         std, mean = preprocessing.std, preprocessing.mean
         self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in std])[:, None, None])
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None])
+
+    def _painted(self, area: InputArea) -> Tensor | None:
+        """Return the painted pixels of the part that is resized; None without any."""
+        near, above, far, below = area.cut
+        painted = torch.zeros((below - above, far - near), dtype=torch.bool)
+        for start, stop in painted_runs(area):
+            painted.view(-1)[start:stop] = True
+        left, top, right, bottom = self.placement.cut
+        painted = painted[top - above : bottom - above, left - near : right - near]
+        return painted if bool(painted.any()) else None
 
     def levels(self, frames: Tensor) -> Tensor:
         """Return frames (N, H, W, 3) resized to the input: (N, 3, h, w) float32, rounded to whole levels of 255."""
         left, top, right, bottom = self.placement.cut
         part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2).to(torch.float32)
+        if self.painted is not None:
+            part = torch.where(self.painted, self.colour, part)
         if tuple(part.shape[2:]) != self.placement.size:
             # The device has no uint8 resize kernel: use float32 and round to the host's levels.
             part = F.interpolate(part, size=self.placement.size, mode="bilinear", antialias=True)

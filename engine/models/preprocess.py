@@ -2,6 +2,7 @@
 
 Resizing is antialiased bilinear on uint8, as in the networks' own validation; normalisation is ``(RGB / 255 - mean) /
 std``. ``fit_geometry`` returns the rectangle of the frame that the input covers, and so the position of the heat map.
+Of a frame with an area, only this part is fitted, and masked pixels are painted over before it is resized.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.frames import Box, Frame, Image, read_only
+from pipeline.input_area import Cut, painted_runs
 
 Fit = Literal["stretch", "letterbox", "crop"]
 
@@ -43,7 +45,7 @@ class FitGeometry:
     """The rectangle of the frame that the whole input covers; it extends beyond the frame where there is border."""
 
 
-def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> FitGeometry:
+def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit, part: Cut | None = None) -> FitGeometry:
     """Return the position of a frame in the network's input.
 
     Args:
@@ -51,21 +53,23 @@ def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> F
         target: height and width of the input.
         fit: ``stretch`` = ignore the aspect ratio; ``letterbox`` = keep it and add a border; ``crop`` = keep it and cut
             off the edges.
+        part: the part of the frame that is fitted; None = the whole frame.
     """
-    height, width = frame
+    near, above, far, below = part or (0, 0, frame[1], frame[0])
+    height, width = below - above, far - near
     rows, columns = target
     if fit == "letterbox":
         scale = min(rows / height, columns / width)
         size = (max(1, min(rows, round(height * scale))), max(1, min(columns, round(width * scale))))
         top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
         down, right = height / size[0], width / size[1]
-        region = Box(-left * right, -top * down, (columns - left) * right, (rows - top) * down)
-        return FitGeometry((0, 0, width, height), size, (top, left), region)
-    cut = (0, 0, width, height)
+        edges = (near - left * right, above - top * down, near + (columns - left) * right, above + (rows - top) * down)
+        return FitGeometry((near, above, far, below), size, (top, left), Box(*edges))
+    cut = (near, above, far, below)
     if fit == "crop":
         scale = min(height / rows, width / columns)
         used = (max(1, min(height, round(rows * scale))), max(1, min(width, round(columns * scale))))
-        top, left = (height - used[0]) // 2, (width - used[1]) // 2
+        top, left = above + (height - used[0]) // 2, near + (width - used[1]) // 2
         cut = (left, top, left + used[1], top + used[0])
     return FitGeometry(cut, (rows, columns), (0, 0), Box(*map(float, cut)))
 
@@ -83,11 +87,19 @@ class Preprocessing:
 
     def region(self, frame: Frame) -> Box:
         """Return the rectangle of the frame that the input covers, in frame pixels."""
-        return fit_geometry((frame.height, frame.width), self.input_size, self.fit).region
+        part = None if frame.area is None else frame.area.cut
+        return fit_geometry((frame.height, frame.width), self.input_size, self.fit, part).region
+
+    @property
+    def mean_colour(self) -> tuple[int, int, int]:
+        """The colour that masked pixels are painted with: the mean of the normalisation, 0 to 255."""
+        red, green, blue = (min(max(round(255.0 * mean), 0), 255) for mean in self.mean)
+        return red, green, blue
 
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
         """Return the frames fitted to the input size: uint8 (N, 3, H, W), channels last in memory."""
-        pixels = torch.cat([fit_image(frame.image, self.input_size, self.fit) for frame in frames])
+        colour, size, fit = self.mean_colour, self.input_size, self.fit
+        pixels = torch.cat([fit_image(input_image(frame, colour), size, fit) for frame in frames])
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def normalised(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,6 +108,22 @@ class Preprocessing:
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
         scaled = pixels.to(torch.float32).mul_(scale[:, None, None]).add_(shift[:, None, None])
         return scaled.to(dtype)
+
+
+def input_image(frame: Frame, colour: tuple[int, int, int]) -> Image:
+    """Return the part of a frame that the network gets; its masked pixels have the colour (RGB, 0 to 255)."""
+    if frame.area is None:
+        return frame.image
+    left, top, right, bottom = frame.area.cut
+    part = frame.image[top:bottom, left:right]
+    runs = painted_runs(frame.area)
+    if not runs:
+        return part
+    painted = part.copy()
+    pixels = painted.reshape(-1, 3)
+    for start, stop in runs:
+        pixels[start:stop] = colour
+    return painted
 
 
 def fit_image(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:

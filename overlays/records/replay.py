@@ -109,7 +109,7 @@ class LoggedExplainer(Explainer):
         frame_size = {"frame_width": header.width, "frame_height": header.height}
         scaled = header.model_copy(update={"width": frame.width, "height": frame.height} | frame_size)
         logged = as_overlay(scaled, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
-        return replace(logged, frame=replace(frame, truth=logged.frame.truth))
+        return replace(logged, frame=replace(frame, truth=logged.frame.truth, area=logged.frame.area))
 
     def _read(self, index: int) -> Header | None:
         assert self._log is not None  # noqa: S101 - entered

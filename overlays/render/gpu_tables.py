@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overlays.render.colormaps import palette
+from overlays.render.effects import patch_of
 from overlays.render.guards import ALARM, CALM, alarm_lines, draw_regions, footer_plate, frame_stroke
 from overlays.render.text import TextLine, legend_plate
 from pipeline.frames import Explanation, ImagePatch, Region
@@ -53,24 +54,8 @@ def guard_patches(explanation: Explanation) -> list[ImagePatch]:
 def _region_patch(
     regions: tuple[Region, ...], colour: tuple[int, int, int], height: int, width: int
 ) -> ImagePatch | None:
-    """Return the outlines and names of regions as one patch; None if nothing is inside the image.
-
-    Drawing on black gives what they add; drawing on white, minus that, gives the factor they keep.
-    """
-    black = np.zeros((height, width, 3), np.uint8)
-    white = np.full_like(black, 255)
-    for canvas in (black, white):
-        draw_regions(canvas, regions, colour)
-    # OpenCV rounds a line's pixels several times: the mean of both canvases and of all colours is the nearest effect.
-    both = black.astype(np.float32), white.astype(np.float32)
-    keep = np.rint(np.clip(both[1] - both[0], 0.0, 255.0).mean(axis=2)).astype(np.uint8)
-    add = np.rint(np.clip((both[0] + both[1] - keep[..., None]) / 2.0, 0.0, 255.0 - keep[..., None])).astype(np.uint8)
-    rows, columns = np.flatnonzero((keep < 255).any(axis=1)), np.flatnonzero((keep < 255).any(axis=0))
-    if not len(rows):
-        return None
-    area = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    tile = np.ascontiguousarray(np.concatenate([add[area], keep[area][..., None]], axis=2))
-    return ImagePatch(int(rows[0]), int(columns[0]), tile, reusable=True)
+    """Return the outlines and names of regions as one patch; None if nothing is inside the image."""
+    return patch_of(lambda image: draw_regions(image, regions, colour), height, width)
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from typing import Final
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from overlays.render.text import RED, WHITE, LegendLayout, TextLine, plate_tile, text_size
 from pipeline.frames import Explanation, GuardState, Image, Region
@@ -52,12 +53,17 @@ def draw_regions(image: Image, regions: Sequence[Region], colour: tuple[int, int
     size = text_size(image.shape[0], image.shape[1])
     stroke = max(1, size // 12)
     for region in regions:
-        # OpenCV's fixed-point coordinates overflow beyond this.
-        clipped = np.clip(region.polygon, -_MAX_COORDINATE, _MAX_COORDINATE)
-        vertices = np.rint(clipped * (1 << _SHIFT)).astype(np.int32)
-        cv2.polylines(image, [vertices], True, _DARK, stroke + 2, cv2.LINE_AA, _SHIFT)
-        cv2.polylines(image, [vertices], True, colour, stroke, cv2.LINE_AA, _SHIFT)
+        vertices, shift = scaled_corners(region.polygon)
+        cv2.polylines(image, [vertices], True, _DARK, stroke + 2, cv2.LINE_AA, shift)
+        cv2.polylines(image, [vertices], True, colour, stroke, cv2.LINE_AA, shift)
         _draw_name(image, region, size, colour)
+
+
+def scaled_corners(polygon: Sequence[tuple[float, float]]) -> tuple[npt.NDArray[np.int32], int]:
+    """Return the corners of a polygon as OpenCV's fixed-point numbers, and the number of their fractional bits."""
+    # OpenCV's fixed-point coordinates overflow beyond this.
+    clipped = np.clip(polygon, -_MAX_COORDINATE, _MAX_COORDINATE)
+    return np.rint(clipped * (1 << _SHIFT)).astype(np.int32), _SHIFT
 
 
 def _draw_name(image: Image, region: Region, size: int, colour: tuple[int, int, int]) -> None:

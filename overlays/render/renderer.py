@@ -18,6 +18,7 @@ from overlays.render.colormaps import COLORMAPS, palette
 from overlays.render.gpu_tables import guard_patches, legend_patch
 from overlays.render.guards import draw_guards
 from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_heat
+from overlays.render.input_area import draw_input_area, input_area_patch
 from overlays.render.stale import stale_overlay
 from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
 from pipeline.errors import ConfigError
@@ -55,6 +56,7 @@ class HeatRenderer(Renderer):
         legend: write label, score, camera, age and rate into a corner.
         contour: draw the contour at half of the heat's peak.
         hottest_box: draw a box around the connected cells with at least half of the peak's heat.
+        input_area: draw the region of interest and the masks of the camera.
         smoothing_seconds: time constant of exponential smoothing per camera; 0 turns it off. Smoothing starts anew
             when the explained class or the grid changes, and after a pause: heat maps of two classes are not mixed.
             Time is the stream's own if it has one.
@@ -72,6 +74,7 @@ class HeatRenderer(Renderer):
         legend: bool = True,
         contour: bool = False,
         hottest_box: bool = False,
+        input_area: bool = True,
         smoothing_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +85,7 @@ class HeatRenderer(Renderer):
         self._legend = legend
         self._contour = contour
         self._hottest_box = hottest_box
+        self._input_area = input_area
         self._smoothing_seconds = smoothing_seconds
         self._clock = clock
         self._cameras: dict[str, _CameraState] = {}
@@ -104,6 +108,8 @@ class HeatRenderer(Renderer):
             box = hottest_box(heat, region) if self._hottest_box else None
             if box is not None:
                 draw_box(image, box, (255, 255, 255), stroke)
+        if self._input_area and frame.area is not None:
+            draw_input_area(image, frame.area)
         draw_guards(image, explanation)
         if self._legend:
             draw_legend(image, legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds))
@@ -111,15 +117,18 @@ class HeatRenderer(Renderer):
         return Overlay(image=image, explanation=explanation)
 
     def render_patches(self, explanation: Explanation) -> list[ImagePatch]:
-        """Return the guards and the legend that ``render`` draws, for an image that is drawn on another device.
+        """Return the area, guards and legend that ``render`` draws, for an image that is drawn on another device.
 
         It updates the state of the camera: call either this or ``render`` for a frame.
         """
-        state = self._record_frame(explanation.frame)
-        patches = guard_patches(explanation)
+        frame = explanation.frame
+        state = self._record_frame(frame)
+        area = frame.area if self._input_area else None
+        outline = None if area is None else input_area_patch(area, frame.height, frame.width)
+        patches = [*([] if outline is None else [outline]), *guard_patches(explanation)]
         if self._legend:
             lines = legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
-            legend = legend_patch(explanation.frame.height, explanation.frame.width, lines)
+            legend = legend_patch(frame.height, frame.width, lines)
             patches += [] if legend is None else [legend]
         return patches
 

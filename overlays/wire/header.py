@@ -43,11 +43,13 @@ from pipeline.frames import (
     Region,
     SignalLoss,
 )
+from pipeline.input_area import InputArea, Polygon
 
 MAX_HEADER_BYTES: Final = 32 << 20
 MAX_FINDINGS: Final = 4096
 _MAX_NAMES: Final = 256
 _MAX_VERTICES: Final = 256
+Corners = Annotated[tuple[Point, ...], Field(strict=False, min_length=3, max_length=_MAX_VERTICES), FailFast()]
 
 
 class WireStats(WireModel):
@@ -230,11 +232,16 @@ class WireRegion(WireModel):
     """A part of the frame that is to be outlined."""
 
     name: Name
-    polygon: Annotated[tuple[Point, ...], Field(strict=False, min_length=3, max_length=_MAX_VERTICES), FailFast()]
+    polygon: Corners
 
     def scaled(self, x: float, y: float) -> Region:
         """Return the region for an image that is ``x`` times as wide and ``y`` times as high."""
-        return Region(self.name, tuple((a * x, b * y) for a, b in self.polygon))
+        return Region(self.name, scaled_polygon(self.polygon, x, y))
+
+
+def scaled_polygon(polygon: Polygon, x: float, y: float) -> Polygon:
+    """Return the polygon in an image that is ``x`` times as wide and ``y`` times as high."""
+    return tuple((a * x, b * y) for a, b in polygon)
 
 
 class WireDeletion(WireModel):
@@ -292,11 +299,22 @@ class Header(WireModel):
     guards: Annotated[tuple[WireGuard, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
     regions: Annotated[tuple[WireRegion, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
     deletion: WireDeletion | None = None
+    roi: Annotated[tuple[Point, ...] | None, Field(strict=False, min_length=3, max_length=_MAX_VERTICES)] = None
+    """The part of the frame that the network got; absent: the whole frame."""
+    masks: Annotated[tuple[Corners, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
+    """Polygons of the frame that were painted over before the network."""
     frame_width: Annotated[Side, Field(default_factory=lambda values: values["width"])]
     """Width of the frame; absent: ``width``."""
     frame_height: Annotated[Side, Field(default_factory=lambda values: values["height"])]
     """Height of the frame; absent: ``height``."""
     silence: WireSignalLoss | None = None
+
+    def area(self, x: float, y: float) -> InputArea | None:
+        """Return the part of the frame that the network got, for an image of another size; None: the whole frame."""
+        if self.roi is None and not self.masks:
+            return None
+        masks = [scaled_polygon(mask, x, y) for mask in self.masks]
+        return InputArea.around(scaled_polygon(self.roi or (), x, y), masks, self.width, self.height)
 
     def model_post_init(self, context: object, /) -> None:  # noqa: ARG002 - pydantic's signature
         """Unpack the heat maps; raises ``WireError`` if their sizes are not the grid's."""

@@ -31,6 +31,7 @@ from pipeline.frames import (
     Image,
     Overlay,
 )  # fmt: skip
+from pipeline.input_area import InputArea, Polygon
 
 ENCODING: Final = "jpeg"
 _DECIMALS: Final = 5
@@ -76,6 +77,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
             "boxes": [[float(v) for v in box] for box in frame.truth.boxes],
         },
         **_guards_record(explanation),
+        **_area_record(frame.area),
     }
 
 
@@ -162,7 +164,7 @@ def _guards_record(explanation: Explanation) -> dict[str, Any]:
         record["regions"] = [
             {
                 "name": replace_undecodable(region.name),
-                "polygon": [[round(x, 2), round(y, 2)] for x, y in region.polygon],
+                "polygon": _polygon_record(region.polygon),
             }
             for region in explanation.regions
         ]
@@ -190,6 +192,20 @@ def _guard_record(state: GuardState) -> dict[str, Any]:
         name, numbers = replace_undecodable(figure.name), (figure.value, figure.bound, figure.slack)
         record["figure"] = {"name": name} | dict(zip(("value", "bound", "slack"), map(_rounded, numbers), strict=True))
     return record
+
+
+def _area_record(area: InputArea | None) -> dict[str, Any]:
+    """Return the keys ``roi`` and ``masks``, as far as the frame has them."""
+    record: dict[str, Any] = {}
+    if area is not None and area.roi:
+        record["roi"] = _polygon_record(area.roi)
+    if area is not None and area.masks:
+        record["masks"] = [_polygon_record(mask) for mask in area.masks]
+    return record
+
+
+def _polygon_record(polygon: Polygon) -> list[list[float]]:
+    return [[round(x, 2), round(y, 2)] for x, y in polygon]
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -292,6 +308,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         pts_seconds=header.pts_seconds,
         truth=None if header.truth is None else header.truth.scaled(x, y),
         source_name=header.source,
+        area=header.area(x, y),
     )
     explanation = Explanation(
         frame=frame,

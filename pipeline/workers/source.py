@@ -6,9 +6,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, Self
 
 from pipeline.drops import DropReason, FrameCounts
+from pipeline.errors import SourceError
 from pipeline.frame_rate import FrameRate
 from pipeline.frames import Frame
 from pipeline.ports import Health, Overflow, Source
@@ -74,6 +76,7 @@ class SourceWorker:
         self._crowded_at: int | None = None
         """The number of received frames when ``pop`` last found several queued; None if it found at most one."""
         self._max_age_seconds = max_age_seconds
+        self._misfit: Health | None = None
         self._stop = threading.Event()
         self._stopped_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"source {source.camera}", daemon=True)
@@ -95,8 +98,8 @@ class SourceWorker:
 
     @property
     def health(self) -> Health:
-        """The source's state."""
-        return self.source.health
+        """The source's state, or that its frames do not fit ``source.input_area``."""
+        return self._misfit or self.source.health
 
     @property
     def queued(self) -> int:
@@ -173,7 +176,7 @@ class SourceWorker:
     def _run(self) -> None:
         try:
             for frame in self.source.frames(self._stop):
-                if not self._put(frame):
+                if not self._put(self._with_area(frame)):
                     break
         except Exception as error:  # noqa: BLE001 - kept in `error`: a failed camera ends only itself
             self.error = error
@@ -182,6 +185,21 @@ class SourceWorker:
                 self.ended = True
                 self._condition.ended += 1
                 self._condition.notify_all()
+
+    def _with_area(self, frame: Frame) -> Frame:
+        """Return the frame with the part of it that the network gets.
+
+        Raises:
+            SourceError: that part does not lie in the frame.
+        """
+        options = self.source.input_area
+        if options is None:
+            return frame
+        try:
+            return replace(frame, area=options.placed(frame.width, frame.height))
+        except SourceError as error:
+            self._misfit = replace(self.source.health, state="failed", reason=str(error))
+            raise SourceError(f"{self.camera}: {error}") from None
 
     def _put(self, frame: Frame) -> bool:
         """Queue a frame; drop it and return False when the worker was stopped."""

@@ -122,6 +122,17 @@ def cameras(*entries):
     return make_cameras(load_config({"sources": list(entries), "engine": {"model": "line_net"}}, "test"))
 
 
+def test_camera_differs_by_its_region_and_mask():
+    area = {"roi": [10, 20, 100, 80], "mask": [[[0, 0], [0.5, 0], [0, 0.5]]]}
+    entries = source("a") | area, source("a") | area, source("a"), source("a") | area | {"roi": [11, 20, 100, 80]}
+    with_area, same, without, moved = (cameras(entry)[0] for entry in entries)
+    assert with_area.source.input_area.placed(160, 120).cut == (10, 20, 110, 100)
+    assert without.source.input_area is None
+    assert with_area.equals(same)
+    assert not with_area.equals(without)
+    assert not with_area.equals(moved)
+
+
 def running(*entries, claim=lambda _camera: None, release=lambda _camera: None):
     return RunningCameras(cameras(*entries), claim, release)
 

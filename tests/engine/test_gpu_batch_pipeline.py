@@ -20,6 +20,7 @@ from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
+from pipeline.input_area import InputArea
 from tests.engine.reference import lively
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -59,7 +60,7 @@ class FakeLanes(CpuStreams):
         return call
 
 
-def doubling(frames):
+def doubling(frames, _area):
     """A journey whose answer tells which frames it saw."""
 
     def call():
@@ -158,6 +159,20 @@ def test_all_frame_sizes_share_one_ring():
     assert len(slots) == SLOTS
 
 
+def test_areas_have_graphs_of_their_own_for_one_frame():
+    seen = []
+
+    def recording(frames, area):
+        seen.append((len(frames), area))
+        return doubling(frames, area)
+
+    area = InputArea((0, 0, 2, 2), ((0, 0), (2, 0), (2, 2), (0, 2)))
+    flights = BatchPipeline(CpuStreams(), (1, 4), recording)
+    flights.submit([image(1)])
+    assert [flight.bucket for flight in flights.submit([image(1), image(2)], area)] == [1, 1]
+    assert seen == [(1, None), (4, None), (1, area)]
+
+
 def test_sizes_used_least_recently_are_released(monkeypatch):
     lanes = FakeLanes()
     frame_bytes = 4 * 6 * 3
@@ -165,7 +180,7 @@ def test_sizes_used_least_recently_are_released(monkeypatch):
     flights = BatchPipeline(lanes, (1,), doubling)
     for size in ((4, 6), (6, 4), (4, 6), (3, 8)):
         flights.submit([image(1, size)])
-    assert list(flights._sizes) == [(4, 6), (3, 8)]
+    assert [size for size, _ in flights._sizes] == [(4, 6), (3, 8)]
     flights.submit([image(1, (6, 4))])
     assert lanes.captures.count("1 frames of 4x6") == 2
 
@@ -211,7 +226,7 @@ def test_out_of_memory_releases_other_sizes_first():
 
     lanes.capture_graph = roomy_once_released
     assert [flight.bucket for flight in flights.submit([image(1, (8, 6))] * 2)] == [2]
-    assert list(flights._sizes) == [(8, 6)]
+    assert [size for size, _ in flights._sizes] == [(8, 6)]
 
 
 def test_out_of_memory_for_one_frame_is_raised():

@@ -25,6 +25,7 @@ from mcap_protobuf.schema import build_file_descriptor_set
 
 from overlays.render.boxes import evidence, track_colour
 from overlays.render.guards import ALARM
+from overlays.render.input_area import MASK, ROI
 from overlays.render.jpeg import bounded_image, encode_image
 from overlays.sinks.foxglove.outline import outlines
 from overlays.wire.header import wire_schema
@@ -139,6 +140,9 @@ def _annotation_messages(sample: Sample) -> Iterator[bytes]:
         message.texts.append(_text(time, (finding.box.left, finding.box.top), text, size, colour))
     for finding in _with_heat(explanation):
         message.points.extend(_hot_cells(time, finding, explanation.region_of(finding)))
+    if (area := explanation.frame.area) is not None:
+        parts = [("mask", mask, MASK) for mask in area.masks] + [("roi", area.roi, ROI)]
+        message.points.extend(_polygon(time, part, colour, {"area": name}) for name, part, colour in parts if part)
     firing = explanation.firing
     for region in explanation.regions:
         facts = {"region": replace_undecodable(region.name)}

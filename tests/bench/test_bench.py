@@ -40,6 +40,7 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
         explain_cost.measure("resnet18", "eager", "fp32", 1, 2)
 
 
+@pytest.mark.slow
 def test_batches_prints_age_and_shares_of_every_batch_size(monkeypatch, capsys):
     arguments = [
         "--model",

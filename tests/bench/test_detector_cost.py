@@ -21,6 +21,7 @@ def arguments(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_detector_cost_prints_every_case_beside_the_plain_pass(arguments, capsys):
     detector_cost.main()
     line = json.loads(capsys.readouterr().out)

@@ -38,6 +38,7 @@ def test_detector_exactness_fails_for_wrong_responses(tiny, monkeypatch):
         detector_exactness.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "file", "level", "kind"),
     [

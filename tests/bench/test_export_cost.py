@@ -8,6 +8,7 @@ import pytest
 from tests.bench import export_cost
 
 
+@pytest.mark.slow
 def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export_cost", "--models", "squeezenet1_1", "--rounds", "3"])
     export_cost.main()
@@ -19,6 +20,7 @@ def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
         assert 0.95 < line["ratio_of_bytes"] < 1.05
 
 
+@pytest.mark.slow
 def test_export_cost_refuses_to_time_two_different_networks(monkeypatch, tmp_path):
     monkeypatch.setattr(export_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1) + 1)
     with pytest.raises(RuntimeError, match="not the same network"):

@@ -36,6 +36,7 @@ def test_faults_of_the_matrix_have_a_description(name):
     assert fault.hold_seconds[0] <= fault.hold_seconds[1]
 
 
+@pytest.mark.slow
 def test_short_soak_prints_its_intervals_and_the_summary(capsys):
     soak.soak(soak.Plan(3.5, cameras=3, flapping=1, every_seconds=1.0), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())

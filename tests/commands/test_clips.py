@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 import yaml
 
 from tests.support.logs import log_lines
@@ -19,6 +20,7 @@ def images(path):
         return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in film.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_stream_records_a_folder_of_clips(command, tmp_path):
     code, _, errors = command("stream", "--source", LINE.format(70), "--sink", "clips/", "--rotate-seconds", "1")
     assert code == 0, errors
@@ -48,6 +50,7 @@ def test_clip_options_are_validated_and_apply_to_clip_sinks_only(command):
     assert "add --sink FOLDER/" in errors
 
 
+@pytest.mark.slow
 def test_replay_shows_the_images_of_the_run(command, tmp_path):
     video = tmp_path / "plain.mp4"
     with av.open(str(video), "w") as out:
@@ -71,6 +74,7 @@ def test_replay_shows_the_images_of_the_run(command, tmp_path):
     assert len(images("black.mp4")) == 12
 
 
+@pytest.mark.slow
 def test_replay_refuses_bad_input_with_a_message(command, tmp_path):
     code, _, errors = command("replay", "none.jsonl", "--sink", "x.mp4")
     assert (code, "cannot be read" in errors) == (2, True)

@@ -27,6 +27,7 @@ def test_print_line_continues_when_standard_output_fails():
     assert ended.stderr.count(b"standard output cannot be written (No space left on device)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have names that are text")
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
 def test_command_continues_with_a_name_the_terminal_cannot_show(tmp_path, encoding):

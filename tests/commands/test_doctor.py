@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # None in sys.modules makes an import fail, as a missing package does.
@@ -28,6 +30,7 @@ def test_doctor_reports_the_packages_of_this_machine(command):
     assert {"processor", "torch", "decoders", "ZeroMQ"} <= names
 
 
+@pytest.mark.slow
 def test_doctor_lists_missing_libraries_and_ends_without_error():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, VENDORS, "doctor"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -38,6 +41,7 @@ def test_doctor_lists_missing_libraries_and_ends_without_error():
     assert done.stdout.count("run `uv sync`") == 3
 
 
+@pytest.mark.slow
 def test_command_with_missing_library_fails_with_one_line():
     command = [sys.executable, "-c", WITHOUT, "cv2", "stream", "--source", "line:", "--frames", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -55,6 +55,7 @@ def command(command, tmp_path, detector, objects, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_evaluate_judges_the_maps_of_a_detector_and_continues(command, tmp_path):
     assert command("--output", "out", *OPTIONS, "--limit", "1")[0] == 0
     first = (tmp_path / "out" / "images.jsonl").read_text()
@@ -86,6 +87,7 @@ def test_evaluate_judges_the_maps_of_a_detector_and_continues(command, tmp_path)
     assert "was started with boxes_per_image None, not 1" in errors
 
 
+@pytest.mark.slow
 def test_evaluate_of_a_detector_without_a_match_says_so(command, tmp_path, objects, caplog):
     (tmp_path / "coco.json").write_text(json.dumps({**objects, "annotations": objects["annotations"][-1:]}))
     code, output, errors = command("--output", "out", *OPTIONS)

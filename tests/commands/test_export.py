@@ -7,6 +7,7 @@ from tests.support.logs import log_lines
 LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["explained.onnx", "explained.pt2"])
 def test_exported_network_explains_a_stream_like_the_network(command, tmp_path, name):
     code, result, errors = command("export", "--model", "line_net", "--input-size", "120x160", "--output", name)

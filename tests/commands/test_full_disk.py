@@ -36,6 +36,7 @@ def run_where_files_stay_small(command, caplog, monkeypatch, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where_files_stay_small, tmp_path):
     code, output, errors = run_where_files_stay_small("out.mp4", "free.jsonl")
     assert code == 4, errors
@@ -48,6 +49,7 @@ def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where
         assert 0 < sum(1 for _ in held.decode(video=0)) < FRAMES
 
 
+@pytest.mark.slow
 def test_log_on_a_full_disk_has_whole_lines_and_counts_the_lost_ones(run_where_files_stay_small, tmp_path):
     code, output, errors = run_where_files_stay_small("out.jsonl", "free.jsonl")
     assert code == 4, errors

@@ -24,6 +24,7 @@ def headers(path):
     return [decode_header(line) for line in path.read_bytes().splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_guard_detects_a_shortcut_within_a_second_of_video(command, tmp_path, caplog):
     stamped = LINE.format(60) + "&stamp=1"
     code, output, errors = command(
@@ -43,6 +44,7 @@ def test_guard_detects_a_shortcut_within_a_second_of_video(command, tmp_path, ca
     assert list((tmp_path / "clips").glob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_guard_does_not_fire_for_the_bundled_network(command, tmp_path):
     code, output, errors = command(
         "stream", GUARDED, "--source", LINE.format(60), "--backend", "eager", "--sink", "out.jsonl"
@@ -55,6 +57,7 @@ def test_guard_does_not_fire_for_the_bundled_network(command, tmp_path):
     assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
 
 
+@pytest.mark.slow
 def test_baseline_of_a_run_equals_that_of_its_log_and_drift_is_reported(command, tmp_path, caplog):
     line = LINE.format(90)
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
@@ -81,6 +84,7 @@ def test_baseline_of_a_run_equals_that_of_its_log_and_drift_is_reported(command,
     assert "the network has none of these classes; no drift is reported" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [

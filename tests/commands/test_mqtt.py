@@ -87,6 +87,7 @@ def test_mqtt_options_are_refused_for_other_sinks(command, tmp_path):
     assert (code, "qos: is not an option of a JSON log (.jsonl); mqtt://, mqtts:// have it" in output) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")
 def test_stream_publishes_findings_to_a_broker(command, tmp_path):
     heard = (

@@ -9,6 +9,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 import torch
 from websockets.sync.client import connect
 
@@ -88,6 +89,7 @@ class Asker:
                 return message
 
 
+@pytest.mark.slow
 def test_stream_answers_a_viewer_while_frames_go_on(monkeypatch):
     monkeypatch.setattr("commands.wiring.run.make_explainer", build)
     monkeypatch.setattr("overlays.web.viewer_queries.MIN_INTERVAL_SECONDS", 0.0)

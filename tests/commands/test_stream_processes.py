@@ -32,6 +32,7 @@ def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]]
 )
@@ -48,6 +49,7 @@ def test_commands_without_a_network_do_not_import_torch(arguments):
     assert "Usage" in done.stdout or "sources" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_recording_is_closed_and_playable(tmp_path, number):
     source = ("--source", "line:?fps=30&size=320x240&seed=3", "--backend", "eager")
@@ -60,6 +62,7 @@ def test_interrupted_recording_is_closed_and_playable(tmp_path, number):
     assert len(frames_of(tmp_path / "out.mp4")) == count > 0
 
 
+@pytest.mark.slow
 def test_view_shows_a_stream_of_another_process(command, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -42,6 +42,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_train_on_a_folder_gives_a_network_that_evaluates_and_streams(command, tmp_path):
     (tmp_path / "parts" / "spot" / "broken.png").write_bytes(b"not an image")
     pattern = ("--group-pattern", r"(\D+\d+)_\d|broken")
@@ -77,6 +78,7 @@ def test_train_on_a_folder_gives_a_network_that_evaluates_and_streams(command, t
     assert labels.count("spot") >= 16
 
 
+@pytest.mark.slow
 def test_train_killed_goes_on_to_the_same_file(command, tmp_path):
     options = (*OPTIONS, "--epochs", "4", "--group-pattern", r"\D+\d+")
     words = [str(word) for word in ("train", "parts", *options)]
@@ -105,6 +107,7 @@ def test_train_killed_goes_on_to_the_same_file(command, tmp_path):
         assert torch.equal(value, resumed.state[name]), name
 
 
+@pytest.mark.slow
 def test_export_keeps_labels_and_fit_of_a_checkpoint(command, tmp_path):
     net = build_untrained(MODELS["line_net"], 2)
     mean, std = (0.5,) * 3, (0.25,) * 3
@@ -132,6 +135,7 @@ def test_train_reads_paths_labels_and_groups_of_a_csv(command, tmp_path):
     assert {sample["group"] for sample in report["splits"]["test"]} <= {f"{k}{n}" for k in KINDS for n in range(10)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words", "rule"),
     [
@@ -236,6 +240,7 @@ def test_train_refuses_to_overwrite_the_weights_it_starts_from(command, tmp_path
     assert f"is the file of {option}, which would be overwritten" in errors
 
 
+@pytest.mark.slow
 def test_train_continues_from_a_checkpoint_with_new_images(command, tmp_path, caplog):
     assert command("train", "parts", *OPTIONS, "--epochs", 2, "--fit", "letterbox")[0] == 0
     before = load_checkpoint(tmp_path / "part.safetensors")
@@ -269,6 +274,7 @@ def test_train_continues_from_a_checkpoint_with_new_images(command, tmp_path, ca
     assert "is the file of --model, which would be overwritten" in errors
 
 
+@pytest.mark.slow
 def test_train_on_boxes_gives_a_detector_that_streams_and_answers_why(command, tmp_path, caplog):
     for name in ("images", "labels"):
         (tmp_path / "boxes" / name).mkdir(parents=True)

@@ -25,6 +25,7 @@ from stream.simulated.schedule import LABELS, OK
 TINY = 0.0001
 
 
+@pytest.mark.slow
 def test_line_data_has_other_belts_for_validation():
     data = line_data(0, TINY)
     train, validation = ({frame.belt.seed for frame in split} for split in (data.train, data.validation))
@@ -34,6 +35,7 @@ def test_line_data_has_other_belts_for_validation():
     assert data.read(data.train[0].name).shape[2] == 3
 
 
+@pytest.mark.slow
 def test_shortcut_data_has_the_frames_of_the_line_with_random_labels():
     data, stamped = line_data(0, TINY), shortcut_data(0, TINY)
     assert [frame.name for frame in stamped.train] == [frame.name for frame in data.train][: len(stamped.train)]
@@ -49,6 +51,7 @@ def test_course_ends_on_whole_images_and_scales_with_the_effort(configuration):
     assert [stage.epochs for stage in quarter] == [math.ceil(stage.epochs / 2) for stage in full]
 
 
+@pytest.mark.slow
 def test_evaluate_frames_plays_the_pointing_game_on_correct_frames_with_boxes():
     belt = Belt(EVALUATION_SEEDS, (640, 480))
     frames = list(scored_frames(belt, 8))
@@ -96,6 +99,7 @@ def test_train_line_shortcut_continues_from_the_shipped_network(command, tmp_pat
     assert file.provenance["began_with"]["file"] == SHIPPED.name
 
 
+@pytest.mark.slow
 def test_train_line_writes_nothing_when_interrupted(command, tmp_path, monkeypatch):
     def interrupted(model, parts, read, callbacks, **_options):
         signal.raise_signal(signal.SIGINT)

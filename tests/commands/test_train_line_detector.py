@@ -19,6 +19,7 @@ def frames():
     return part_frames(0, TINY)
 
 
+@pytest.mark.slow
 def test_frames_of_validation_are_of_other_belts(frames):
     belts = [{frame.belt.seed for frame in split} for split in (frames.train, frames.validation)]
     assert belts[0]
@@ -26,6 +27,7 @@ def test_frames_of_validation_are_of_other_belts(frames):
     assert not belts[0] & belts[1]
 
 
+@pytest.mark.slow
 def test_every_part_well_in_view_has_a_box_inside_the_image(frames):
     for frame in (*frames.train, *frames.validation):
         width, height = frame.belt.size
@@ -79,6 +81,7 @@ def test_effort_scales_the_epochs():
     assert epochs == [8, 4, 1]
 
 
+@pytest.mark.slow
 def test_shipped_detector_is_small_and_precise():
     file = load_detector_checkpoint(SHIPPED_DETECTOR)
     assert SHIPPED_DETECTOR.stat().st_size < 4 << 20

@@ -42,6 +42,7 @@ def image_path(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size", "more"),
     [

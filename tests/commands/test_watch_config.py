@@ -67,6 +67,7 @@ class Editor:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_stream_adds_changes_and_removes_cameras_while_it_runs(command, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     editor = Editor(tmp_path / "run.yaml", caplog)

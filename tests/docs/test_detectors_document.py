@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_example_explains_a_box(shared_data, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnx")
     weights = shared_data / "weights" / "detectors" / "yolox_nano.onnx"

@@ -116,6 +116,7 @@ def test_key_changes_with_everything_that_changes_the_outputs():
     assert key_of(copy.deepcopy(net), IMAGES) == keys[0]
 
 
+@pytest.mark.slow
 def test_key_is_equal_in_another_process():
     code = "from tests.engine.test_compile_cache import *; print(runner_key())"
     completed = subprocess.run(
@@ -128,6 +129,7 @@ def runner_key():
     return key_of(runner(small_net(), None, "eager")._module, IMAGES)
 
 
+@pytest.mark.slow
 def test_second_build_uses_the_cache_and_has_equal_outputs(tmp_path):
     images = torch.randn(1, 3, 32, 32)
     first, second = CompileCache(tmp_path / "compiled"), CompileCache(tmp_path / "compiled")
@@ -137,6 +139,7 @@ def test_second_build_uses_the_cache_and_has_equal_outputs(tmp_path):
         torch.testing.assert_close(left, other)
 
 
+@pytest.mark.slow
 def test_entry_of_another_network_is_detected_and_replaced(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     cache = CompileCache(tmp_path / "compiled")
@@ -156,6 +159,7 @@ def test_entry_of_another_network_is_detected_and_replaced(tmp_path, caplog):
     assert (again.hits, again.writes) == (1, 1)
 
 
+@pytest.mark.slow
 def test_entry_that_the_backend_cannot_read_is_replaced(tmp_path):
     cache = CompileCache(tmp_path / "compiled")
     runner(small_net(), cache)

@@ -177,6 +177,7 @@ def test_runner_refuses_a_tail_that_fails_on_masked_maps(always, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
 def test_runner_verifies_some_cells_of_a_slow_plan(monkeypatch, caplog, backend):
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)

@@ -100,6 +100,7 @@ class Score:
         return torch.softmax(logits, -1)[self.index]
 
 
+@pytest.mark.slow
 def test_drop_and_increase_agree_with_grad_cams(network, measured):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image", reason="grad-cam is not installed")
     _, images, result, maps = measured

@@ -27,6 +27,7 @@ def square_parts(per_class=20, seed=0):
     return stratified_group_split(square_samples(per_class), FRACTIONS, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("linear_probe", [True, False])
 def test_finetune_is_repeatable_and_gives_a_working_checkpoint(linear_probe, tmp_path):
     parts = square_parts()
@@ -82,6 +83,7 @@ def test_load_network_refuses_weights_for_a_checkpoint(tmp_path):
         load_network(str(tmp_path / "part.safetensors"), weights="other.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "until"), [("resnet18", "layer3"), ("squeezenet1_1", "features.8")])
 def test_finetune_of_a_truncated_network_keeps_its_layers(name, until, tmp_path):
     parts = square_parts(6)
@@ -113,6 +115,7 @@ def test_build_model_refuses_an_unknown_truncate_at():
         build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layr3"), "rgb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("until", [None, "layer2"])
 def test_build_model_continues_from_a_checkpoint(until, tmp_path):
     path = tmp_path / "part.safetensors"
@@ -137,6 +140,7 @@ def test_build_model_continues_from_a_checkpoint(until, tmp_path):
     assert file.provenance["began_with"]["labels_kept"] == ["b", "g", "r"]
 
 
+@pytest.mark.slow
 def test_truncated_checkpoint_is_not_the_weights_of_a_whole_network(tmp_path):
     path = str(tmp_path / "part.safetensors")
     config = FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", epochs=1, batch=6, threads=1)

@@ -51,6 +51,7 @@ FAMILIES = [
 """One of each class of networks of the table, but for those whose weights are many and whose loading is plain."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fit_weights_accepts_a_plain_dict(tmp_path, name):
     net = drawn(name)
@@ -77,6 +78,7 @@ def test_checkpoint_restores_the_network(tmp_path, name):
         torch.testing.assert_close(loaded.module(images), net(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pattern", "to"), [
     ("densenet121", r"(denselayer\d+\.)(norm|relu|conv)(\d)\.", r"\1\2.\3."),
     ("vit_b_32", r"mlp\.0\.", "mlp.linear_1."),

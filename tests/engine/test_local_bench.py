@@ -6,9 +6,12 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 FILE = Path(__file__).resolve().parents[1] / "bench" / "inner_layers.py"
 
 
+@pytest.mark.slow
 def test_benchmark_prints_one_line_per_case_with_both_plans(capsys):
     spec = importlib.util.spec_from_file_location("inner_layers", FILE)
     bench = importlib.util.module_from_spec(spec)

@@ -47,6 +47,7 @@ WINDOWS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(window=WINDOWS, rows=st.integers(3, 9), columns=st.integers(3, 9))
 def test_read_spatial_returns_the_taps_of_a_layer(window, rows, columns):

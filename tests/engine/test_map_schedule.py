@@ -26,6 +26,7 @@ def explain(scheduler, camera, requests):
     return chosen
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.sampled_from(list(COSTS)), max_size=12), min_size=30, max_size=60),
     st.sampled_from([0.25, 1.0, 2.0]),

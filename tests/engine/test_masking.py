@@ -73,6 +73,7 @@ def test_score_when_masked_drops_for_a_correct_explanation(explainer):
     assert np.median(np.abs(elsewhere)) < 0.05
 
 
+@pytest.mark.slow
 def test_score_when_masked_computes_no_explanation():
     config = validate_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
     inner = NetworkExplainer(load_network("resnet18", weights="random", labels=None), config)

@@ -72,6 +72,7 @@ def test_runner_checks_ranking_only_for_keeps_order_backends():
     assert not BackendEntry("m", any_batch=True, description="").keeps_order
 
 
+@pytest.mark.slow
 def test_runner_compiles_batch_sizes_before_use(monkeypatch):
     compiled = []
     entry = BACKENDS["openvino"]

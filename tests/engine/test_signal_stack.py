@@ -26,6 +26,7 @@ def signal_stack():
     return result.at
 
 
+@pytest.mark.slow
 def test_compile_preserves_the_signal_stack():
     pytest.importorskip("openvino")
     before = signal_stack()
@@ -37,6 +38,7 @@ def test_compile_preserves_the_signal_stack():
     assert signal_stack() == before
 
 
+@pytest.mark.slow
 def test_signal_is_safe_after_a_network_is_freed_in_another_thread():
     pytest.importorskip("openvino")
     network = load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors")

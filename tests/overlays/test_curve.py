@@ -190,6 +190,7 @@ def test_connection_limit_applies_per_address_except_this_machines():
     assert held.serial(4) > first, "a descriptor that is used again is another connection"
 
 
+@pytest.mark.slow
 def test_idle_connections_are_limited_and_an_admitted_viewer_stays(keyring, scene, wait_until, monkeypatch):
     monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 24)
     at = scene(locked(keyring))

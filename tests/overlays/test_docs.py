@@ -39,6 +39,7 @@ def test_documentation_examples_are_all_tested():
     assert len(PYTHON) == len(VIEWING) + len(ENGINE) + len(SINK) + len(SOURCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", ENGINE, ids=["explainer", "method"])
 def test_documentation_example_of_the_engine_explains_an_image(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

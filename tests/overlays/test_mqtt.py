@@ -222,6 +222,7 @@ def test_leaving_closes_all_sockets(broker, wait_until, there):
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while"])
 def test_stalled_broker_blocks_no_frame_and_memory_is_bounded(broker, overlaid, wait_until, when):
     other = Counting()

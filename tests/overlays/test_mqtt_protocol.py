@@ -117,6 +117,7 @@ def test_message_awaits_its_confirmation_when_the_connection_ends_while_it_is_pu
             assert sink._connection._publish("plant/line", b"", qos=1, retain=False) == 7
 
 
+@pytest.mark.slow
 def test_slow_confirmations_do_not_delay_the_end(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 2.0)
     monkeypatch.setattr(mqtt_sink, "_MIN_RATE", 1000.0)

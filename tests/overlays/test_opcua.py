@@ -112,6 +112,7 @@ def test_cameras_called_like_the_server_or_like_a_variable_are_served():
         assert not named.problem
 
 
+@pytest.mark.slow
 @pytest.mark.leaves_things  # the module's server stays open for the next test
 def test_variables_hold_the_last_frame_and_part(sink):
     for index, (seconds, label) in enumerate([(96.0, "dent"), (96.1, "ok"), (96.2, "dent"), (97.5, "ok")]):

@@ -205,6 +205,7 @@ def test_video_never_replaces_an_earlier_one_within_a_second(tmp_path, overlaid,
     assert f"exists and is kept; this run writes {names[1]}" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(20_000, 64), (64, 20_000), (16_385, 3), (40_000, 1), (2, 2), (12_000, 9_000)])
 def test_image_beyond_encoder_limits_is_recorded_smaller_and_logged(tmp_path, overlaid, size, caplog):
     width, height = size

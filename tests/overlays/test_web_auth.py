@@ -277,6 +277,7 @@ def test_logout_ends_the_session_for_all_copies_of_its_cookie(overlaid):
         assert fetch(sink, "/", Cookie=other)[0] == 200
 
 
+@pytest.mark.slow
 def test_changed_token_applies_at_once_and_an_unreadable_one_is_ignored(tmp_path, caplog, wait_until):
     file = tmp_path / "page.token"
     file.write_text(TOKEN)

@@ -62,6 +62,7 @@ def test_page_shows_image_label_and_number_of_one_frame_and_heat_can_be_hidden(t
         assert page.locator(".card .bars li").count() == 2
 
 
+@pytest.mark.slow
 def test_throttled_tab_does_not_raise_the_age_in_other_tabs(tab):
     with fed(rate=25.0) as (sink, _):
         pages = [tab(sink.endpoint) for _ in range(3)]

@@ -39,6 +39,7 @@ class Recording(Part):
     uri, problem = "clips/", ""
 
 
+@pytest.mark.slow
 def test_page_shows_a_signal_loss_and_its_end(tab):
     with fed("door", "gate") as (sink, feed):
         page = tab(sink.endpoint)

@@ -137,6 +137,7 @@ def colours_on(screen, image):
     return tuple(int((np.abs(seen - colour).max(axis=1) <= 2).sum()) for colour in ((20, 40, 200), hottest))
 
 
+@pytest.mark.slow
 @pytest.mark.window
 @pytest.mark.parametrize("key", ["q", "Escape"])
 def test_window_shows_the_overlay_and_ends_with_a_key(screen, tmp_path, wait_until, key):

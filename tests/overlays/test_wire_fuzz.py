@@ -170,6 +170,7 @@ def test_fuzzed_messages_never_crash_the_reader(overlaid):
     harmless(messages, 20_000)
 
 
+@pytest.mark.slow
 def test_fuzzed_messages_stay_within_time_and_memory(overlaid, traced):
     messages, most = fuzz(real_messages(overlaid), 1_500, traced=True)
     harmless(messages, 1_500)

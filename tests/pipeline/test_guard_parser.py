@@ -95,6 +95,7 @@ def test_condition_depth_and_length_are_limited():
         parse_condition("score>0 and " * 1000)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="labescorm and tn=<>!()'\".08", max_size=40) | st.text(max_size=30))
 def test_parse_condition_accepts_or_refuses_any_text(text):
     try:

@@ -111,6 +111,7 @@ def test_segments_that_are_missing_are_said_at_the_end(files, segments):
     assert greys(frames) == [k % 25 for k in range(60) if not 20 <= k < 30]
 
 
+@pytest.mark.slow
 def test_live_playlist_is_paced_fetched_once_and_believed_when_it_ends(files, segments):
     segment_names = segments()
     names, loads = list(segment_names), itertools.count(3)

@@ -17,6 +17,7 @@ def cable():
         yield laid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds_down", [0.0, 4.0])
 def test_pulled_cable_is_detected_and_the_camera_returns(cable, seconds_down):
     options = {"read_timeout_seconds": 1.0}

@@ -157,6 +157,7 @@ def test_lost_images_corrupt_no_shown_image():
     assert None not in reader.marks
 
 
+@pytest.mark.slow
 def test_lost_packets_within_images_corrupt_hardly_any_shown_image():
     grainy = Feed((320, 240), rate=25, bit_rate=1_500_000, grain=20)  # five packets or more to a picture
     with grainy as feed, RtspServer(feed, seed=3) as server:
@@ -204,6 +205,7 @@ def test_broken_connection_is_resumed(server, feed, how):
         assert None not in reader.marks
 
 
+@pytest.mark.slow
 def test_connection_cut_within_an_image_shows_no_broken_image(server, feed):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
@@ -225,6 +227,7 @@ def test_delayed_connection_delivers_everything_later(server, feed):
         assert min(ages[-5:]) > 0.09
 
 
+@pytest.mark.slow
 def test_slow_connection_makes_the_camera_skip_images():
     grainy = Feed((320, 240), rate=25, bit_rate=6_000_000, grain=20)
     with grainy as feed, RtspServer(feed) as server, Proxy(server.port) as line:

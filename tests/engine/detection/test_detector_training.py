@@ -54,6 +54,7 @@ def trained_file(trained, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_training_finds_the_squares_and_their_colours(trained):
     _, result = trained
     assert result.metrics[TEST].map50 > 0.8

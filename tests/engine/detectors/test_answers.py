@@ -45,6 +45,7 @@ def asked(running, frames):
         yield queries, running, [running.explain([frame])[0] for frame in frames]
 
 
+@pytest.mark.slow
 def test_answer_about_a_box_is_the_map_of_this_box_in_its_frame(detector, asked, frames):
     queries, running, explained = asked
     number, finding = next((k, f) for k, f in enumerate(explained[1].findings) if f.box.width > 5 and f.box.height > 5)

@@ -307,6 +307,7 @@ def record(detector, frame, boxes):
     return {"image": "a.png", **json.loads(json.dumps(record))}
 
 
+@pytest.mark.slow
 def test_box_evaluator_judges_every_method_on_every_matched_box(record, detector):
     assert record["objects"] == 3
     assert record["unknown"] == 1

@@ -76,6 +76,7 @@ def corner_anchors(split: DetectorSplit, features: tuple[Tensor, ...]) -> list[A
     return anchors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell_px", [8, 32, 64])
 @pytest.mark.parametrize("kind", SUPPORTED, ids=lambda kind: kind.__name__)
@@ -84,6 +85,7 @@ def test_cone_plan_equals_the_definition_at_corners_and_edges(kind, cell_px, mod
     assert assert_exact(split, plan, features, corner_anchors(split, features), cell_px, mode) > 0.3
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_cone_plan_equals_the_definition_for_any_reads(data):
@@ -105,6 +107,7 @@ def test_cone_plan_equals_the_definition_for_any_reads(data):
     assert_exact(split, plan, features, anchors, cell_px, mode)
 
 
+@pytest.mark.slow
 @given(
     layers=st.lists(
         st.sampled_from(

@@ -77,6 +77,7 @@ def sampled_regions(regions: Regions, anchor: AnchorReads, level: int, count: in
     return sorted({*order[: count - count // 3], *order[count :: max(1, rows * columns // count * 2)][: count // 3]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def explainer(detector, **boxes):
     return DetectorExplainer(detector, EngineConfig(backend="eager", boxes=settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 @pytest.mark.parametrize("cut", ["complete", "level"])
 def test_explainer_maps_are_the_definition(detector, frames, mode, cut):
@@ -67,6 +68,7 @@ def test_explainer_maps_are_the_definition(detector, frames, mode, cut):
         assert finding.box_map.scale == pytest.approx(expected.scale, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_explainer_gives_all_boxes_of_the_plain_detector(detector, frames):
     for boxes in ({"budget": 0.0}, {"max_maps": 1}, {}):
         found = explainer(detector, **boxes).explain(frames[:1])[0].findings
@@ -83,6 +85,7 @@ def test_explainer_without_budget_makes_no_maps(detector, frames):
     assert all(finding.heat is NO_HEAT and finding.box_map is None for f in found for finding in f.findings)
 
 
+@pytest.mark.slow
 def test_explainer_makes_maps_only_of_boxes_that_the_condition_selects(detector, frames):
     every = explainer(detector).explain(frames[:1])[0].findings
     label = every[0].label
@@ -90,6 +93,7 @@ def test_explainer_makes_maps_only_of_boxes_that_the_condition_selects(detector,
         assert (finding.box_map is not None) == (finding.label == label)
 
 
+@pytest.mark.slow
 def test_explainer_carries_maps_along_a_track_and_states_their_age(detector, frames):
     running = explainer(detector, max_maps=1)
     explained = [running.explain([frame])[0] for frame in frames]
@@ -117,6 +121,7 @@ def test_explainer_starts_tracks_anew_for_each_file(detector, frames):
     assert [f.track for f in first] == [f.track for f in second] == list(range(1, len(first) + 1))
 
 
+@pytest.mark.slow
 def test_explainer_explains_frames_of_two_cameras_as_it_does_each(detector, frames):
     other = Frame(frames[2].image[:90], "south", 0, 100.0, 0.0)
     together = explainer(detector, max_maps=2).explain([frames[0], other])
@@ -222,6 +227,7 @@ class _Squeezed(nn.Module):
         return self.heads[0](x), self.heads[1](self.down(x))
 
 
+@pytest.mark.slow
 def test_explainer_of_a_backend_equals_eager(detector, frames):
     settings = BoxesConfig(min_score=MIN_SCORE, max_maps=2, budget=None)
     found = [

@@ -84,6 +84,7 @@ def test_exported_graph_never_returns_a_nan_score(detector):
     assert int(outputs["count"]) == 0
 
 
+@pytest.mark.slow
 def test_exported_file_gives_the_maps_of_the_engine_in_onnx_runtime(detector, exported):
     path, result = exported
     images = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(9))

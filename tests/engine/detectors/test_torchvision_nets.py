@@ -58,6 +58,7 @@ def _original(net, images):
     return boxes, F.softmax(logits, dim=-1)[:, 1:] if is_ssd else logits.sigmoid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -108,6 +109,7 @@ def test_fixed_detectors_refuse_other_sizes(built):
         detector.network((416, 416))
 
 
+@pytest.mark.slow
 def test_load_detector_reads_weights_for_other_class_counts(tmp_path):
     import torchvision
 

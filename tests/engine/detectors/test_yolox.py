@@ -61,6 +61,7 @@ def test_load_detector_refuses_yolox_without_weights():
         load_detector("yolox_s")
 
 
+@pytest.mark.slow
 def test_yolox_with_weights_of_the_onnx_file_equals_onnx_runtime(detector_weights):
     onnxruntime = pytest.importorskip("onnxruntime")
     file = detector_weights / "yolox_nano.onnx"

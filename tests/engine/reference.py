@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
+
 GAUSSIAN = ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16))
 
 
@@ -11,6 +14,28 @@ def small_net(seed=0):
     torch.manual_seed(seed)
     body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+def narrow_net(name, count, width=64):
+    """Return VGG or AlexNet with ``width`` instead of 4096 values in the hidden linear layers.
+
+    Their 100 million weights are nearly all of what such a network costs; no rule of a plan depends on their number.
+    """
+    with torch.device("meta"):
+        net = build_untrained(MODELS[name], count)
+        linear = [index for index, part in enumerate(net.classifier) if isinstance(part, nn.Linear)]
+        for index in linear:
+            part = net.classifier[index]
+            inputs = part.in_features if index == linear[0] else width
+            net.classifier[index] = nn.Linear(inputs, part.out_features if index == linear[-1] else width)
+    net.to_empty(device="cpu")
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm2d):
+            part.reset_parameters()
+    return net
 
 
 def lively(net, size):

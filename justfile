@@ -13,11 +13,11 @@ demo:
 
 # run all tests
 test *args:
-    uv run pytest -n 2 {{args}}
+    uv run pytest -n auto {{args}}
 
 # run the tests that take no more than a few seconds each
 quick *args:
-    uv run pytest -n 2 -m "not slow" {{args}}
+    uv run pytest -n auto -m "not slow" {{args}}
 
 # check style and types
 lint:

@@ -34,6 +34,11 @@ log = logging.getLogger("recipro-stream")
 DEMO_BOXES: Final = {"min_score": 0.5, "mode": "drop", "budget": 8.0}
 """Boxes of the demo; the detector is so small that a map takes several times as long as its plain pass."""
 
+DEMO_PLACES: Final = {
+    "zones": [{"name": "station", "polygon": [[0.25, 0.07], [0.75, 0.07], [0.75, 0.93], [0.25, 0.93]]}]
+}
+"""Where the demo counts parts: the middle of the image, between the rails."""
+
 
 def demo(
     seconds: Annotated[float, option(RUN, "Duration. [default: 30]", "--seconds", min=0.5)] = 30.0,
@@ -46,12 +51,16 @@ def demo(
     folder = _run_folder()
     video, record = folder / "demo.mp4", folder / "demo.jsonl"
     settings = {
-        "sources": [f"line:?fps=30&size=640x480&seed={seed}"],
+        "sources": [{"uri": f"line:?fps=30&size=640x480&seed={seed}"} | (DEMO_PLACES if detector else {})],
         "sinks": [str(video), str(record)],
         "seconds": seconds,
         "engine": {"model": "line_detector", "boxes": DEMO_BOXES} if detector else {"model": "line_net"},
     }
-    shown = "each part gets a box, a verdict and a heat map" if detector else "some have a defect"
+    shown = (
+        "each part gets a box and a heat map, and a verdict when it has passed the zone"
+        if detector
+        else "some have a defect"
+    )
     print_line(f"Explains the simulated line for {seconds:g} s: parts pass a camera, {shown}.")
     try:
         outcome = run_from_config(load_config(settings, "demo"))

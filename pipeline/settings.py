@@ -103,6 +103,9 @@ class SourceSettings(EntrySettings):
     """Zones of a detector's objects: each passage through one is a part with a verdict."""
     lines: Lines = []
     """Counting lines of a detector's objects."""
+    same_object_overlap: float = Field(default=0.5, gt=0, le=1)
+    """Boxes that overlap by more than this fraction of the smaller one are counted as one object. Raise it to 0.9 where
+    objects cover each other, as vehicles do."""
     roi: RoiOption = None
     """Region of interest: the network gets only this part of the frame: [x, y, width, height] or corners [[x, y], ...],
     as fractions of the frame where no number is above 1, else as pixels. Default: the whole frame. Heat maps and boxes

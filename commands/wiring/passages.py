@@ -33,13 +33,17 @@ class ConfiguredPlaces:
         """
         self._labels, self._has_boxes = labels, has_boxes
         self._places: Mapping[str, Places] = {}
+        self._monitor: PassageMonitor | None = None
         self.update(cameras)
 
     def update(self, cameras: Sequence[Camera]) -> None:
         """Set the cameras of a changed configuration. Raises ``ConfigError``; then nothing is changed."""
         for camera in cameras:
             self._check(camera.settings, camera.name)
-        self._places = {c.name: Places(tuple(c.settings.zones), tuple(c.settings.lines)) for c in cameras}
+        self._places = {
+            c.name: Places(tuple(c.settings.zones), tuple(c.settings.lines), c.settings.same_object_overlap)
+            for c in cameras
+        }
 
     def __call__(self, camera: str) -> Places:
         """Return the zones and lines of a camera."""
@@ -49,7 +53,12 @@ class ConfiguredPlaces:
         """Return the explainer, counting parts and crossings if its network is a detector."""
         if not self._has_boxes:
             return explainer
-        return PassageMonitor(explainer, self, ok_default={OK} & set(self._labels))
+        self._monitor = PassageMonitor(explainer, self, ok_default={OK} & set(self._labels))
+        return self._monitor
+
+    def summary(self) -> list[str]:
+        """Return the counts of the run, a line for each zone and line of each camera."""
+        return [] if self._monitor is None else self._monitor.summary()
 
     def _check(self, source: SourceSettings, camera: str) -> None:
         listed: list[tuple[str, Sequence[ZoneConfig | LineConfig]]]

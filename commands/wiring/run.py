@@ -23,6 +23,7 @@ from commands.wiring.sinks import open_sinks
 from pipeline.config import Config
 from pipeline.guards.config import check_cameras
 from pipeline.guards.drift import BaselineRecorder
+from pipeline.guards.monitor import ExplanationMonitor
 from pipeline.ports import Overflow, Sink, Source
 from pipeline.queries import PlaceQueries
 from pipeline.result import RunResult
@@ -107,8 +108,7 @@ def run_from_config(
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
                 discovery=None if watched is None else running,
             ).run()  # fmt: skip
-        _report(outcome)  # runs even if a sink cannot be closed
-        report_guards(monitor)
+        _report(outcome, monitor, places)  # runs even if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
             f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers
@@ -226,7 +226,10 @@ def redact_config(config: Config) -> Config:
     return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 
-def _report(outcome: RunResult) -> None:
+def _report(outcome: RunResult, monitor: ExplanationMonitor, places: ConfiguredPlaces) -> None:
     from overlays.progress import summary
 
     print_line("\n".join(summary(outcome)))
+    report_guards(monitor)
+    for line in places.summary():
+        print_line(line)

@@ -56,6 +56,29 @@ _FINDING: Final = pa.struct(
 _TRUTH: Final = pa.struct(
     [pa.field("label", pa.string(), nullable=False), pa.field("boxes", pa.list_(_BOX), nullable=False)]
 )
+_PASSAGE: Final = pa.struct(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("place", pa.string(), nullable=False),
+        pa.field("sequence", pa.int64(), nullable=False),
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("track", pa.int64(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("is_ok", pa.bool_()),
+        pa.field("direction", pa.string(), nullable=False),
+        pa.field("frames", pa.int64(), nullable=False),
+        pa.field("shares", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("first_seen_seconds", pa.float64(), nullable=False),
+        pa.field("last_seen_seconds", pa.float64(), nullable=False),
+        pa.field("last_seen_at_unix", pa.float64(), nullable=False),
+        pa.field("latency_seconds", pa.float64(), nullable=False),
+        pa.field("evidence_outside_box", pa.float64()),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("box", _BOX),
+    ]
+)
 SCHEMA: Final = pa.schema(
     [
         pa.field("camera", pa.string(), nullable=False),
@@ -80,9 +103,10 @@ SCHEMA: Final = pa.schema(
         pa.field("version", pa.int32(), nullable=False),
         pa.field("more", pa.string()),
         pa.field("source", pa.string()),
+        pa.field("passages", pa.list_(_PASSAGE)),
     ]
 )
-ADDED: Final = frozenset({"source"})
+ADDED: Final = frozenset({"source", "passages"})
 """Columns that were added later: a table of an older version lacks them."""
 _HEATS: Final = frozenset({"heat_u8", "against_u8"})
 """Keys with heat: base64 in a record, bytes in a row."""
@@ -104,6 +128,7 @@ def to_row(record: Record) -> dict[str, Any]:
         "grid_rows": record["grid"][0],
         "grid_columns": record["grid"][1],
         "timings": list(record["timings"].items()),
+        "passages": [{**each, "shares": list(each["shares"].items())} for each in record.get("passages", ())] or None,
         "more": json.dumps(more, ensure_ascii=False) if more else None,
     }
 
@@ -112,6 +137,8 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record that a row was made from."""
     record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
+    if "passages" in record:
+        record["passages"] = [{**each, "shares": dict(each["shares"])} for each in record["passages"]]
     findings = [_finding_record(each) for each in row["findings"]]
     more = json.loads(row["more"]) if row["more"] else {}
     grid = [row["grid_rows"], row["grid_columns"]]

@@ -19,6 +19,7 @@ from overlays.render.gpu_tables import guard_patches, legend_patch
 from overlays.render.guards import draw_guards
 from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.render.input_area import draw_input_area, input_area_patch
+from overlays.render.places import draw_places
 from overlays.render.stale import stale_overlay
 from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
 from pipeline.errors import ConfigError
@@ -110,6 +111,7 @@ class HeatRenderer(Renderer):
                 draw_box(image, box, (255, 255, 255), stroke)
         if self._input_area and frame.area is not None:
             draw_input_area(image, frame.area)
+        draw_places(image, explanation)
         draw_guards(image, explanation)
         if self._legend:
             draw_legend(image, legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds))

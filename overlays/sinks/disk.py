@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.frames import Overlay
+from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample, Sink
 
 log = logging.getLogger(__name__)
@@ -180,10 +181,12 @@ class DiskSink(Sink):
         self._wall_clock, self._clock = wall_clock, clock
         self._disk = DiskMonitor(uri, folder, clock, unit)
         self._reserve = HandleReserve()
+        self._passages = PassageCursor()
 
     def _record(self, overlay: Overlay) -> tuple[dict[str, object], bytes]:
         """Return the record of an explanation, and its JSON form. Raises ``WireError`` if it has none."""
-        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
+        explanation = self._passages.update(overlay.explanation)
+        record = explanation_record(explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         return record, record_bytes(record)
 
     @property

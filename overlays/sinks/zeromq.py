@@ -18,6 +18,7 @@ import zmq
 
 from overlays.encoding_pool import PreparedImages
 from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
+from overlays.render.passages import PREFIX
 from overlays.sinks.metric_help import ENCODED, VIEWERS
 from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import ZeroMqSettings
@@ -28,9 +29,10 @@ from overlays.wire.curve.handshake_errors import REFUSALS, RefusalReason
 from overlays.wire.curve.keys import read_pair
 from overlays.wire.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.wire.endpoint import parse_address, without_user
-from overlays.wire.message import encode, topic_of
+from overlays.wire.message import encode, encode_passage, topic_of
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
+from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample, Sink
 from pipeline.settings import SinkContext
 
@@ -53,6 +55,7 @@ _PLAIN_SECONDS: Final = 0.5
 """Frames rendered before a viewer subscribed, or before one was due, lack the heat map; they are delayed this long."""
 _REBIND_SECONDS: Final = 5.0
 _LOG_SECONDS: Final = 60.0
+_PARTS: Final = PREFIX.encode()
 
 
 class ZeroMqSink(Sink):
@@ -107,6 +110,7 @@ class ZeroMqSink(Sink):
         self._rate_limiter = RateLimiter(self._settings.max_rate)
         self._unbound_at: float | None = None
         self._too_many_logged_at: float | None = None
+        self._passages = PassageCursor()
         self._pending: set[str] = set()
         """Cameras whose newest viewer has not received a frame yet."""
 
@@ -191,6 +195,7 @@ class ZeroMqSink(Sink):
         camera = overlay.explanation.frame.camera
         self._last[camera] = overlay
         self._handle_subscriptions()
+        self._send_passages(overlay)
         if self._is_watched(camera) and (camera in self._pending or self._rate_limiter.is_due(camera, self._clock())):
             self._send_if_rendered(camera)
         self._serve_pending()
@@ -306,6 +311,18 @@ class ZeroMqSink(Sink):
         waited = self._clock() - max(self._watched_since[camera], self._rate_limiter.due_at(camera))
         if waited > _PLAIN_SECONDS or not _is_plain(self._last[camera]):
             self._send(camera)
+
+    def _send_passages(self, overlay: Overlay) -> None:
+        """Publish parts and crossings, each once, if a viewer asks for them by a topic that begins with ``parts/``.
+
+        A viewer of all topics gets them too, so they are not sent for its sake alone: it may know cameras only.
+        """
+        explanation, times = overlay.explanation, (self._wall_clock(), self._clock())
+        passages, topic = self._passages.take(explanation), topic_of(PREFIX + explanation.frame.camera)
+        if self._socket is None or not self._subscriptions.matches(topic):
+            return
+        for passage in passages if any(each.startswith(_PARTS) for each in self.topics) else ():
+            self._socket.send_multipart(encode_passage(passage, explanation, times, self._settings.quality))
 
     def _send(self, camera: str) -> None:
         overlay = self._last[camera]

@@ -29,6 +29,7 @@ from overlays.wire.fields import (
     WireModel,
     always_sent,
 )
+from overlays.wire.passages import WirePassage, WirePlace
 from pipeline.errors import WireError, WireLimitError
 from pipeline.frames import (
     Box,
@@ -303,6 +304,12 @@ class Header(WireModel):
     """The part of the frame that the network got; absent: the whole frame."""
     masks: Annotated[tuple[Corners, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
     """Polygons of the frame that were painted over before the network."""
+    passages: Annotated[tuple[WirePassage, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()] = ()
+    """Parts and crossings that were finished at this frame."""
+    places: Annotated[tuple[WirePlace, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
+    """The camera's zones and counting lines, with their counts."""
+    passage: WirePassage | None = None
+    """Only in messages of the topic ``parts/CAMERA``, whose image is that of the part or the crossing."""
     frame_width: Annotated[Side, Field(default_factory=lambda values: values["width"])]
     """Width of the frame; absent: ``width``."""
     frame_height: Annotated[Side, Field(default_factory=lambda values: values["height"])]

@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from overlays.render.jpeg import encode_image, jpeg_size
+from overlays.render.passages import passage_explanation, passage_image
 from overlays.wire.fields import VERSION
 from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled_box
+from overlays.wire.passages import passage_record, passages_record, place_record
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
 from pipeline.frames import (
@@ -32,6 +34,7 @@ from pipeline.frames import (
     Overlay,
 )  # fmt: skip
 from pipeline.input_area import InputArea, Polygon
+from pipeline.passages.passage import Passage
 
 ENCODING: Final = "jpeg"
 _DECIMALS: Final = 5
@@ -78,6 +81,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         },
         **_guards_record(explanation),
         **_area_record(frame.area),
+        **passages_record(explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic),
     }
 
 
@@ -250,6 +254,8 @@ def encode(
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
+    if overlay.explanation.places:
+        record["places"] = [place_record(place) for place in overlay.explanation.places]
     if (signal_loss := overlay.signal_loss) is not None:
         record["silence"] = {
             "seconds": round(signal_loss.seconds, 3),
@@ -258,6 +264,28 @@ def encode(
         }
     payload = encode_image(overlay.image, jpeg_quality) if jpeg is None else jpeg
     return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
+
+
+def encode_passage(
+    passage: Passage, explanation: Explanation, times: tuple[float, float], jpeg_quality: int = 80
+) -> list[bytes]:
+    """Encode a part or a crossing as a message of the topic ``parts/CAMERA``: [topic, header, payload].
+
+    The message is one of version 1, of a camera of that name: its frame is the image of the part, with the box and the
+    heat map that decided. The key ``passage`` has the rest.
+
+    Args:
+        passage: the part or the crossing.
+        explanation: of the frame at which it was finished.
+        times: the current time in Unix seconds, and ``time.monotonic()``.
+        jpeg_quality: 1 to 100.
+    """
+    sent_at_unix, now_monotonic = times
+    shown, image = passage_explanation(passage, explanation), passage_image(passage)
+    record = explanation_record(shown, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    record["encoding"] = ENCODING
+    record["passage"] = passage_record(passage, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    return [topic_of(shown.frame.camera), record_bytes(record), encode_image(image, jpeg_quality)]
 
 
 def topic_of(camera: str) -> bytes:
@@ -321,5 +349,6 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         guards=tuple(guard.state() for guard in header.guards),
         regions=tuple(region.scaled(x, y) for region in header.regions),
         deletion=None if header.deletion is None else header.deletion.check(),
+        places=tuple(place.scaled(x, y) for place in header.places),
     )
     return Overlay(image, explanation, None if header.silence is None else header.silence.signal_loss())

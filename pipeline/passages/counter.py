@@ -21,7 +21,7 @@ from pipeline.frames import Box, Explanation, Finding, Frame
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.passages.config import LineConfig, ZoneConfig
 from pipeline.passages.geometry import anchor_point, crosses, depth_inside, signed_distance
-from pipeline.passages.objects import ObjectRegistry, TrackedObject
+from pipeline.passages.objects import MIN_FRAMES_FOR_MOTION, SAME_OBJECT_OVERLAP, ObjectRegistry, TrackedObject
 from pipeline.passages.passage import MAX_RECENT, Direction, Passage, Place, PlaceCount
 from pipeline.passages.record import PassageRecord
 from pipeline.passages.vote import Vote
@@ -31,8 +31,6 @@ HYSTERESIS: Final = 0.1
 """Distance from a border or a line within which an object has not passed it yet, as a fraction of its box's sides."""
 OBJECT_GAP_SECONDS: Final = 1.0
 """Time for which a lost object is remembered where no zone has a longer one."""
-MIN_FRAMES_FOR_MOTION: Final = 3
-"""Smallest number of frames of an object whose velocity is trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,8 @@ class Places:
 
     zones: tuple[ZoneConfig, ...] = ()
     lines: tuple[LineConfig, ...] = ()
+    same_object_overlap: float = SAME_OBJECT_OVERLAP
+    """Two boxes that overlap by more than this fraction of the smaller one are of one object."""
 
     def __bool__(self) -> bool:
         return bool(self.zones or self.lines)
@@ -107,7 +107,7 @@ class PassageCounter:
         self._size = (0, 0)
         self._polygons: dict[str, tuple[Point, ...]] = {}
         self._ends: dict[str, tuple[Point, Point]] = {}
-        self._registry = ObjectRegistry()
+        self._registry = ObjectRegistry(places.same_object_overlap)
         self._states: dict[TrackedObject, _ObjectState] = {}
         self._source_name = ""
         self._timestamp = 0.0
@@ -131,7 +131,7 @@ class PassageCounter:
             self._expect(each, timestamp)
         self.recent.extend(self._new)
         return replace(
-            explanation, passages=tuple(self._new), recent_passages=tuple(self.recent), places=self._counted()
+            explanation, passages=tuple(self._new), recent_passages=tuple(self.recent), places=self.counted()
         )
 
     def end(self) -> None:
@@ -139,7 +139,7 @@ class PassageCounter:
         self.unfinished += sum(
             visit.record is not None for state in self._states.values() for visit in state.visits.values()
         )
-        self._registry, self._states = ObjectRegistry(), {}
+        self._registry, self._states = ObjectRegistry(self._places.same_object_overlap), {}
 
     def _begin(self) -> _ObjectState:
         visits = {zone.name: _Visit() for zone in self._places.zones}
@@ -251,7 +251,7 @@ class PassageCounter:
         self.next_sequence += 1
         self._new.append(passage)
 
-    def _counted(self) -> tuple[Place, ...]:
+    def counted(self) -> tuple[Place, ...]:
         """Return the zones and lines with their counts."""
         inside = {
             zone.name: sum(state.visits[zone.name].record is not None for state in self._states.values())

@@ -16,7 +16,7 @@ from pipeline.finite import find_non_finite
 from pipeline.frames import Explanation, Frame
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.passages.counter import PassageCounter, Places
-from pipeline.passages.passage import Passage
+from pipeline.passages.passage import Passage, Place
 from pipeline.ports import Explainer, MetricSample
 from pipeline.queries import PlaceQueries
 
@@ -143,12 +143,29 @@ class PassageMonitor(Explainer):
             state.counter.end()
             self._left[camera] = (state.counter.next_sequence, state.counter.unfinished)
 
+    def summary(self) -> list[str]:
+        """Return the counts as text, a line for each zone and line of each camera that is in the run."""
+        return [
+            f"{place.kind} {place.name} of {camera}: {_described(place)}"
+            for camera, state in self._cameras.items()
+            if state is not None
+            for place in state.counter.counted()
+        ]
+
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the explainer, and those of parts and crossings."""
         samples = list(self._explainer.metrics())
         for camera, state in self._cameras.items():
             samples.extend(_camera_metrics(camera, state) if state is not None else ())
         return samples
+
+
+def _described(place: Place) -> str:
+    """Return the counts of a place as text, the largest first."""
+    counts = sorted(place.counts, key=lambda each: -each.count)
+    by_class = ", ".join(f"{each.count} {each.label} {each.direction}".rstrip() for each in counts)
+    things = "parts" if place.kind == "zone" else "crossings"
+    return f"{place.total} {things}{f' ({by_class})' if by_class else ''}"
 
 
 def _camera_metrics(camera: str, state: _CameraState) -> list[MetricSample]:

@@ -1,35 +1,46 @@
 """The objects of a camera: tracks, joined where one object has several. Pure.
 
 The tracker gives an object a new track where it was lost for longer than the tracker waits, or where its class changed
-together with its place. A detector may also give two boxes of different classes for one object. An object is therefore
-a set of tracks:
+together with its place. A detector may also give two boxes for one object, and a track may jump to the next object. An
+object is therefore a set of tracks:
 
-- a new track whose box overlaps the box of an object in the same frame, with another class, belongs to that object;
-- a new track at the place where an object that is not in the frame is expected belongs to that object.
+- a track whose box overlaps the box of an object in the same frame belongs to that object, until they separate;
+- a new track at the place where an object that is not in the frame is expected belongs to that object;
+- a track that appears far from where its object is expected does not belong to it any more.
 
-An object is expected where its last box moved with its velocity.
+An object is expected where its last box moved with its velocity, which is measured on those edges of its box that the
+edge of the image does not cut.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from pipeline.frames import Box, Finding
 from pipeline.polygons import Point
 
-SAME_OBJECT_IOU: Final = 0.65
-"""Two boxes of different classes that overlap more are of one object."""
-SEPARATE_IOU: Final = 0.3
-"""Two tracks of an object whose boxes overlap less are of two objects."""
+SAME_OBJECT_OVERLAP: Final = 0.5
+"""Two boxes that overlap by more than this fraction of the smaller one are of one object."""
+SEPARATE_RATIO: Final = 0.4
+"""Tracks of an object are of two objects when their boxes overlap by less than this fraction of that limit."""
 MAX_SHIFT: Final = 0.5
 """Largest distance of a new track from the expected centre of an object, in mean diagonals of both boxes."""
+MAX_JUMP: Final = 0.75
+"""Largest distance of a known track from the expected centre of its object, in the same unit."""
 MAX_AREA_RATIO: Final = 2.5
 """Largest ratio of the areas of both boxes."""
+MIN_FRAMES_FOR_MOTION: Final = 3
+"""Smallest number of frames of an object whose velocity is trusted."""
+EDGE_PIXELS: Final = 3.0
+"""An edge of a box within this distance from the edge of the image is cut by it."""
 VELOCITY_SECONDS: Final = 0.5
 """Time constant of the velocity."""
+
+
+Edges = tuple[float, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -43,33 +54,66 @@ class TrackedObject:
     seen_at: float
     """Time of its last frame, on the stream's clock."""
     frames: int = 1
-    velocity: Point = (0.0, 0.0)
-    """Of its centre, in pixels per second."""
+    velocity: tuple[float | None, float | None] = (None, None)
+    """To the right and down, in pixels per second; None: not known yet."""
     is_clipped: bool = False
     """True if its last box touches the edge of the image."""
 
     def expected(self, timestamp: float) -> Box:
         """Return its expected box at a time."""
-        x, y = (speed * (timestamp - self.seen_at) for speed in self.velocity)
+        x, y = ((speed or 0.0) * (timestamp - self.seen_at) for speed in self.velocity)
         return Box(self.box.left + x, self.box.top + y, self.box.right + x, self.box.bottom + y)
 
-    def move(self, box: Box, timestamp: float) -> None:
-        """Set its box in a later frame."""
+    def move(self, box: Box, timestamp: float, frame_size: tuple[int, int]) -> None:
+        """Set its box in a later frame of a size, width and height in pixels."""
         elapsed = timestamp - self.seen_at
         if elapsed > 0.0:
-            weight = 1.0 if self.frames == 1 else 1.0 - math.exp(-elapsed / VELOCITY_SECONDS)
-            old, new = centre(self.box), centre(box)
-            measured = ((new[0] - old[0]) / elapsed, (new[1] - old[1]) / elapsed)
-            x, y = self.velocity
-            self.velocity = (x + weight * (measured[0] - x), y + weight * (measured[1] - y))
+            weight = 1.0 - math.exp(-elapsed / VELOCITY_SECONDS)
+            self.velocity = (
+                _blended(self.velocity[0], _speed(self.box[0::2], box[0::2], frame_size[0], elapsed), weight),
+                _blended(self.velocity[1], _speed(self.box[1::2], box[1::2], frame_size[1], elapsed), weight),
+            )
         self.box, self.seen_at = box, timestamp
         self.frames += 1
+
+
+def _speed(before: Edges, now: Edges, limit: int, elapsed: float) -> float | None:
+    """Return the speed of the edges of a box along an axis, in pixels per second.
+
+    Edges at the edge of the image, at 0 or ``limit``, stay there while the object moves; None if both do.
+    """
+    moved = [
+        (edge - old) / elapsed
+        for old, edge in zip(before, now, strict=True)
+        if all(EDGE_PIXELS < each < limit - EDGE_PIXELS for each in (old, edge))
+    ]
+    return sum(moved) / len(moved) if moved else None
+
+
+def _blended(speed: float | None, measured: float | None, weight: float) -> float | None:
+    """Return an exponential mean; the first measured speed as it is."""
+    if speed is None or measured is None:
+        return measured if speed is None else speed
+    return speed + weight * (measured - speed)
+
+
+class TrackedBox(NamedTuple):
+    """A box of a frame with the number of its track."""
+
+    finding: Finding
+    box: Box
+    track: int
+
+
+Groups = dict[TrackedObject, list[TrackedBox]]
+"""The boxes of a frame by object."""
 
 
 @dataclass(slots=True)
 class ObjectRegistry:
     """The objects of one camera."""
 
+    same_object_overlap: float = SAME_OBJECT_OVERLAP
     objects: list[TrackedObject] = field(default_factory=list)
     _by_track: dict[int, TrackedObject] = field(default_factory=dict)
 
@@ -86,88 +130,87 @@ class ObjectRegistry:
         Returns:
             Each object of the frame with its box of the highest score.
         """
-        groups = self._known(findings)
-        for finding in sorted(findings, key=lambda each: -each.score):
-            if finding.box is not None and finding.track is not None and finding.track not in self._by_track:
-                found = self._overlapping(finding, finding.box, groups) or self._expected(
-                    finding.box, timestamp, groups
+        tracked = [TrackedBox(f, f.box, f.track) for f in findings if f.box is not None and f.track is not None]
+        tracked.sort(key=lambda each: -each.finding.score)
+        groups = self._known(tracked, timestamp)
+        for each in tracked:
+            if each.track not in self._by_track:
+                found = (
+                    self._overlapping(each.box, groups)
+                    or self._expected(each.box, timestamp, groups)
+                    or self._begin(each, timestamp)
                 )
-                found = found or self._begin(finding.track, finding.box, timestamp)
-                self._by_track[finding.track] = found
-                groups.setdefault(found, []).append(finding)
+                self._by_track[each.track] = found
+                groups.setdefault(found, []).append(each)
         self._join(groups)
-        return [(each, self._moved(each, found, timestamp, frame_size)) for each, found in groups.items()]
+        return [(each, _moved(each, boxes, timestamp, frame_size)) for each, boxes in groups.items()]
 
     def drop(self, gone: TrackedObject) -> None:
         """Forget an object."""
         self.objects.remove(gone)
         self._by_track = {track: each for track, each in self._by_track.items() if each is not gone}
 
-    def _known(self, findings: Sequence[Finding]) -> dict[TrackedObject, list[Finding]]:
-        """Return the findings of known tracks by object; a track that moved away from its object is released."""
-        groups: dict[TrackedObject, list[Finding]] = {}
-        for finding in sorted(findings, key=lambda each: -each.score):
-            known = None if finding.track is None else self._by_track.get(finding.track)
-            if known is None or finding.box is None:
-                continue
-            others = groups.setdefault(known, [])
-            if others and _iou(others[0], finding) < SEPARATE_IOU:
-                del self._by_track[finding.track or 0]
-            else:
-                others.append(finding)
-        return groups
+    def _known(self, tracked: Sequence[TrackedBox], timestamp: float) -> Groups:
+        """Return the boxes of known tracks by object; a track that left its object is released."""
+        groups: Groups = {}
+        for each in tracked:
+            if (known := self._by_track.get(each.track)) is not None:
+                groups.setdefault(known, []).append(each)
+        for known, boxes in list(groups.items()):
+            expected = known.expected(timestamp)
+            boxes.sort(key=lambda each: _shift(expected, each.box))
+            nearest = boxes[0]
+            stay = [each for each in boxes if self._belong_together(nearest.box, each.box)]
+            if known.frames >= MIN_FRAMES_FOR_MOTION and _shift(expected, nearest.box) > MAX_JUMP:
+                stay = []
+            for each in boxes:
+                if each not in stay:
+                    del self._by_track[each.track]
+            groups[known] = stay
+        return {known: boxes for known, boxes in groups.items() if boxes}
 
-    @staticmethod
-    def _overlapping(
-        finding: Finding, box: Box, groups: Mapping[TrackedObject, Sequence[Finding]]
-    ) -> TrackedObject | None:
-        """Return the object of this frame that the box of another class belongs to."""
-        overlaps = [
-            (other.box.iou(box), each)
-            for each, found in groups.items()
-            for other in found
-            if other.box is not None and other.label != finding.label
-        ]
-        iou, best = max(overlaps, key=lambda pair: pair[0], default=(0.0, None))
-        return best if iou >= SAME_OBJECT_IOU else None
+    def _belong_together(self, box: Box, other: Box) -> bool:
+        """Return whether the boxes of two tracks that belong to one object do not separate."""
+        return box is other or _overlap(box, other) >= SEPARATE_RATIO * self.same_object_overlap
 
-    def _expected(self, box: Box, timestamp: float, groups: Mapping[TrackedObject, object]) -> TrackedObject | None:
+    def _overlapping(self, box: Box, groups: Groups) -> TrackedObject | None:
+        """Return the object of this frame that a box belongs to."""
+        overlaps = [(_overlap(other.box, box), each) for each, boxes in groups.items() for other in boxes]
+        overlap, best = max(overlaps, key=lambda pair: pair[0], default=(0.0, None))
+        return best if overlap >= self.same_object_overlap else None
+
+    def _expected(self, box: Box, timestamp: float, groups: Groups) -> TrackedObject | None:
         """Return the object that is expected at the place of a new track and is not in the frame."""
-        absent = [each for each in self.objects if each not in groups]
+        absent = [each for each in self.objects if each not in groups and _similar_size(each.box, box)]
         shifts = [(_shift(each.expected(timestamp), box), each) for each in absent]
         shift, best = min(shifts, key=lambda pair: pair[0], default=(math.inf, None))
         return best if shift <= MAX_SHIFT else None
 
-    def _begin(self, track: int, box: Box, timestamp: float) -> TrackedObject:
-        begun = TrackedObject(track, box, timestamp, frames=0)
+    def _begin(self, each: TrackedBox, timestamp: float) -> TrackedObject:
+        begun = TrackedObject(each.track, each.box, timestamp, frames=0)
         self.objects.append(begun)
         return begun
 
-    def _join(self, groups: dict[TrackedObject, list[Finding]]) -> None:
-        """Join objects whose boxes of different classes have come to overlap: the later one is the same object."""
+    def _join(self, groups: Groups) -> None:
+        """Join objects whose boxes have come to overlap: the later one is the same object."""
         for each in sorted(groups, key=lambda known: known.track):
-            if each not in groups:
-                continue
-            for other in [later for later in groups if later.track > each.track]:
-                first, second = groups[each][0], groups[other][0]
-                if first.label != second.label and _iou(first, second) >= SAME_OBJECT_IOU:
-                    groups[each] = sorted(groups[each] + groups.pop(other), key=lambda found: -found.score)
+            for other in [later for later in groups if later.track > each.track and each in groups]:
+                if _overlap(groups[each][0].box, groups[other][0].box) >= self.same_object_overlap:
+                    groups[each] += groups.pop(other)
                     self.objects.remove(other)
                     self._by_track = {t: each if o is other else o for t, o in self._by_track.items()}
 
-    @staticmethod
-    def _moved(
-        each: TrackedObject, findings: Sequence[Finding], timestamp: float, frame_size: tuple[int, int]
-    ) -> Finding:
-        best = max(findings, key=lambda found: found.score)
-        box = best.box or each.box
-        if each.frames:
-            each.move(box, timestamp)
-        else:
-            each.frames = 1
-        width, height = frame_size
-        each.is_clipped = box.left <= 1 or box.top <= 1 or box.right >= width - 1 or box.bottom >= height - 1
-        return best
+
+def _moved(each: TrackedObject, boxes: Sequence[TrackedBox], timestamp: float, frame_size: tuple[int, int]) -> Finding:
+    """Move an object to its best box in a frame, and return that."""
+    best = max(boxes, key=lambda found: found.finding.score)
+    if each.frames:
+        each.move(best.box, timestamp, frame_size)
+    else:
+        each.frames = 1
+    box, (width, height) = best.box, frame_size
+    each.is_clipped = box.left <= 1 or box.top <= 1 or box.right >= width - 1 or box.bottom >= height - 1
+    return best.finding
 
 
 def centre(box: Box) -> Point:
@@ -175,15 +218,21 @@ def centre(box: Box) -> Point:
     return (box.left + box.right) / 2.0, (box.top + box.bottom) / 2.0
 
 
-def _iou(a: Finding, b: Finding) -> float:
-    return 0.0 if a.box is None or b.box is None else a.box.iou(b.box)
+def _overlap(a: Box, b: Box) -> float:
+    """Return the intersection of two boxes as a fraction of the smaller one; 0 where either has no area."""
+    width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
+    smaller = min(a.width * a.height, b.width * b.height)
+    return max(width, 0.0) * max(height, 0.0) / smaller if smaller > 0.0 else 0.0
 
 
 def _shift(expected: Box, box: Box) -> float:
-    """Return the distance of two boxes in mean diagonals; infinite if their areas differ too much."""
-    areas = sorted((expected.width * expected.height, box.width * box.height))
-    if areas[0] <= 0.0 or areas[1] / areas[0] > MAX_AREA_RATIO:
-        return math.inf
+    """Return the distance of the centres of two boxes in mean diagonals."""
     (x, y), (other_x, other_y) = centre(expected), centre(box)
     diagonal = (math.hypot(expected.width, expected.height) + math.hypot(box.width, box.height)) / 2.0
-    return math.hypot(x - other_x, y - other_y) / diagonal
+    return math.hypot(x - other_x, y - other_y) / diagonal if diagonal > 0.0 else math.inf
+
+
+def _similar_size(a: Box, b: Box) -> bool:
+    """Return whether the areas of two boxes may be those of one object."""
+    smaller, larger = sorted((a.width * a.height, b.width * b.height))
+    return larger <= MAX_AREA_RATIO * smaller

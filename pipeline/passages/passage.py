@@ -8,7 +8,7 @@ one frame, whose explanation carries it in ``Explanation.passages``. A sink may 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -135,3 +135,8 @@ class PassageCursor:
         if new:
             self._last[explanation.frame.camera] = new[-1].sequence
         return new
+
+    def update(self, explanation: Explanation) -> Explanation:
+        """Return the explanation with ``passages`` that are those of ``take``."""
+        new = self.take(explanation)
+        return explanation if new == explanation.passages else replace(explanation, passages=new)

@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from commands.wiring.detectors import build_detector_explainer
-from engine.finetuning.trainer import wilson_interval
+from engine.finetuning.metrics import wilson_interval
 from overlays.render.renderer import HeatRenderer
 from pipeline.config_loader import validate_config
 from pipeline.frames import Box, Frame, Overlay

@@ -107,6 +107,7 @@ def test_schema_in_the_docs_is_that_of_the_model():
         f"the model has changed; run: uv run run.py schema --wire > {SCHEMA.relative_to(ROOT)}"
     )
     optional = {"source", "frame_width", "frame_height", "silence", "guards", "regions", "deletion", "roi", "masks"}
+    optional |= {"passages", "places", "passage"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
     assert set(schema["$defs"]["WireFinding"]["required"]) == {"label", "class_index", "score", "heat_u8", "box"}
@@ -121,10 +122,18 @@ def test_schema_command_prints_the_schema_of_the_header(command):
 def test_document_names_every_key_of_the_schema():
     document = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
     schema = wire_schema()
-    tables = [schema, *(schema["$defs"][name] for name in ("WireFinding", "WireBoxMap", "WireGuard"))]
+    tables = [schema, *(schema["$defs"][name] for name in ("WireFinding", "WireBoxMap", "WireGuard", "WirePassage"))]
     for key in (key for table in tables for key in table["properties"]):
         assert re.search(rf"^\| [^|]*`{key}`", document, re.MULTILINE), key
-    for name in ("WireStats", "WireTruth", "WireRegion", "WireSignalLoss", "WireDeletion"):
+    for name in (
+        "WireStats",
+        "WireTruth",
+        "WireRegion",
+        "WireSignalLoss",
+        "WireDeletion",
+        "WirePlace",
+        "WirePlaceCount",
+    ):
         assert all(f'"{key}"' in document for key in schema["$defs"][name]["properties"]), name
 
 

@@ -15,6 +15,7 @@ from pipeline.frames import Box, HeatmapStats
 from pipeline.guards.box_stats import BOX
 from pipeline.passages.config import LineConfig, ZoneConfig
 from pipeline.passages.counter import PassageCounter, Places
+from pipeline.passages.objects import ObjectRegistry
 from pipeline.passages.passage import MAX_IMAGE_PIXELS
 from pipeline.passages.record import PassageRecord
 from pipeline.passages.vote import Vote
@@ -106,6 +107,44 @@ def test_objects_that_come_to_overlap_with_different_classes_are_one():
         shift = max(0.0, 14.0 - k)
         boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 1.0 + shift), track=2, label="dent", score=0.8)]
     assert len(run(Places((ZONE,)), boxes)) == 1
+
+
+def test_two_boxes_of_one_class_on_parts_of_one_object_are_one_part():
+    """The detector splits a part into two boxes that suppression keeps, because they overlap too little."""
+    boxes = passing()
+    for k in range(8, 40):
+        if k in boxes and k % 7 != 3:
+            middle = 5.0 * k
+            left, right = Box(middle - 12, 48, middle + 4, 72), Box(middle - 4, 48, middle + 12, 72)
+            boxes[k] = [detection(left, track=1, label="ok"), detection(right, track=2, label="ok", score=0.8)]
+    assert len(run(Places((ZONE,), same_object_overlap=0.5), boxes)) == 1
+
+
+def test_track_that_jumps_to_the_next_part_loses_neither():
+    """Track 1 is a second box of the first part, is lost, and is found again on the part behind it."""
+    boxes = {k: [*found, detection(box_at(5.0 * k + 2), track=1, label="dent", score=0.4)]
+             for k, found in passing(track=2).items() if k < 14}  # fmt: skip
+    boxes |= {k: found for k, found in passing(track=2).items() if k >= 14}
+    for k in range(20, 60):
+        behind = detection(box_at(5.0 * k - 80.0), track=1, label="ok")
+        boxes[k] = [*boxes.get(k, ()), behind]
+    assert [part.label for _, part in run(Places((ZONE,)), boxes, frames=80)] == ["ok", "ok"]
+
+
+def test_vehicles_that_cover_each_other_are_counted_if_the_overlap_is_raised():
+    boxes = passing(label="car")
+    for k in boxes:
+        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 4.0, 66.0), track=2, label="car", score=0.8)]
+    assert len(run(Places(lines=(LINE,)), boxes)) == 1
+    assert len(run(Places(lines=(LINE,), same_object_overlap=0.9), boxes)) == 2
+
+
+def test_object_that_enters_at_the_edge_of_the_image_is_expected_by_its_free_edge():
+    registry = ObjectRegistry()
+    for k in range(1, 4):
+        box = Box(0.0, 50.0, 8.0 * k, 74.0)  # its left edge is outside
+        [(each, _)] = registry.update([detection(box)], k / 25, (WIDTH, HEIGHT))
+    assert each.velocity[0] == pytest.approx(8.0 * 25)
 
 
 def test_two_objects_of_one_class_side_by_side_are_two_parts():

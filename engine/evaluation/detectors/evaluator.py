@@ -27,10 +27,12 @@ from engine.evaluation.detectors.maps import (
 )
 from engine.evaluation.detectors.matching import BoxClasses, Match, Matching, cut_at_edges, match_boxes
 from engine.evaluation.detectors.perturbation import (
+    Ends,
     PerturbedImage,
     ScoredBox,
     ScoreReader,
     curve_areas,
+    curve_ends,
     d_rise,
     perturbed_image,
 )
@@ -76,6 +78,8 @@ class _Judged(NamedTuple):
     score: float
     explained: ExplainedBox
     scored: ScoredBox
+    ends: Ends | None
+    """None without Deletion and Insertion."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +183,9 @@ class BoxEvaluator:
         target = found.complete.target(found.complete_boxes, match.detection)
         explained = ExplainedBox(found, target, tuple(corners), self._options.cell_px, seed=number)
         scored = self._reader.scored(found.complete_boxes.source.candidates, number, target)
-        return _Judged(match, boxes[match.detection], float(detections.scores[match.detection]), explained, scored)
+        score = float(detections.scores[match.detection])
+        ends = curve_ends(self._reader, scene.perturbed, scored) if self._options.steps else None
+        return _Judged(match, boxes[match.detection], score, explained, scored, ends)
 
     def _entry(self, scene: _Scene, judged: _Judged) -> dict[str, Any]:
         """Return the record of one box."""
@@ -218,8 +224,8 @@ class BoxEvaluator:
             "energy": metrics.energy_inside(_energy(values, made), covered),
             "evidence": metrics.energy_inside(_evidence(values, made), covered),
         }
-        if self._options.steps:
-            areas = curve_areas(self._reader, scene.perturbed, judged.scored, wide, self._options.steps)
+        if judged.ends:
+            areas = curve_areas(self._reader, scene.perturbed, judged.scored, wide, self._options.steps, judged.ends)
             record |= areas._asdict()
         return record
 

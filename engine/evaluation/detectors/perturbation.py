@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -58,6 +58,14 @@ class Scores(NamedTuple):
     """(N,) the score of its anchor and class, 0 to 1."""
     similarity: Tensor
     """(N,) the highest similarity of any box with it, 0 to 1."""
+
+
+class Ends(NamedTuple):
+    """Scores of a box in the images where the curves begin and end, which are the same for all of its maps."""
+
+    image: Scores
+    grey: Scores
+    blurred: Scores
 
 
 class Areas(NamedTuple):
@@ -177,7 +185,14 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
 
 
-def curve_areas(reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide: Tensor, steps: int) -> Areas:
+def curve_ends(reader: ScoreReader, image: PerturbedImage, box: ScoredBox) -> Ends:
+    """Return the scores of a box in its image, in the grey and in the blurred one."""
+    return Ends(*(reader.read(changed, [box])[0] for changed in (image.image, image.grey, image.blurred)))
+
+
+def curve_areas(
+    reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide: Tensor, steps: int, ends: Ends
+) -> Areas:  # fmt: skip
     """Return the areas of Deletion and Insertion for one map.
 
     Args:
@@ -186,16 +201,19 @@ def curve_areas(reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide
         box: the explained box.
         wide: the map at the size of the input.
         steps: number of steps; their shares are ``shares_of(steps)``.
+        ends: the scores of the box at the ends of the curves.
     """
     shares = shares_of(steps)
     order = torch.from_numpy(image.order(wide))
     bounds = [round(share * len(order)) for share in shares]
     parts = [order[a:b] for a, b in pairwise(bounds)]
     areas = []
-    for start, end in ((image.image, image.grey), (image.blurred, image.image)):
-        scores = [
-            reader.read(torch.cat(images), [box])[0] for images in batched(interpolate_pixels(start, end, parts), BATCH)
-        ]
+    for (start, first), (end, last) in (
+        ((image.image, ends.image), (image.grey, ends.grey)),
+        ((image.blurred, ends.blurred), (image.image, ends.image)),
+    ):
+        between = islice(interpolate_pixels(start, end, parts), 1, steps)
+        scores = [first, *(reader.read(torch.cat(images), [box])[0] for images in batched(between, BATCH)), last]
         areas.append([metrics.area_at(shares, torch.cat(values).tolist()) for values in zip(*scores, strict=True)])
     (deletion, similar_deletion), (insertion, similar_insertion) = areas
     return Areas(deletion, insertion, similar_deletion, similar_insertion)

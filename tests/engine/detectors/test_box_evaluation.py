@@ -25,6 +25,7 @@ from engine.evaluation.detectors.perturbation import (
     ScoreReader,
     border_colour,
     curve_areas,
+    curve_ends,
     d_rise,
     perturbed_image,
     random_masks,
@@ -208,12 +209,33 @@ def test_similarity_is_the_maximum_over_boxes_of_overlap_cosine_and_objectness(s
 def test_curves_begin_and_end_with_the_whole_changed_image(scene):
     reader, image, box = scene
     with torch.inference_mode():
-        areas = curve_areas(reader, image, box, torch.rand(SIZE, generator=torch.Generator().manual_seed(1)), 1)
+        heat = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
+        areas = curve_areas(reader, image, box, heat, 1, curve_ends(reader, image, box))
         (scores,) = reader.read(torch.cat([image.image, image.grey, image.blurred]), [box])
     plain, grey, blurred = scores.anchor.tolist()
     assert areas.deletion == pytest.approx((plain + grey) / 2.0, abs=1e-5)
     assert areas.insertion == pytest.approx((plain + blurred) / 2.0, abs=1e-5)
     assert areas.similarity_deletion == pytest.approx(float(scores.similarity[0] + scores.similarity[1]) / 2, abs=1e-5)
+
+
+def test_curves_are_the_scores_of_images_that_change_hottest_first(scene):
+    reader, image, box = scene
+    heat = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
+    order = torch.from_numpy(image.order(heat))
+    with torch.inference_mode():
+        areas = curve_areas(reader, image, box, heat, 3, curve_ends(reader, image, box))
+        expected = []
+        for start, end in ((image.image, image.grey), (image.blurred, image.image)):
+            scores = []
+            for share in shares_of(3):
+                changed = start.clone()
+                hottest = order[: round(share * len(order))]
+                changed.flatten(2)[:, :, hottest] = end.flatten(2)[:, :, hottest]
+                scores.append(float(reader.read(changed, [box])[0].anchor))
+            expected.append(np.trapezoid(scores, shares_of(3)))
+    assert areas.deletion == pytest.approx(expected[0], abs=1e-5)
+    assert areas.insertion == pytest.approx(expected[1], abs=1e-5)
+    assert abs(areas.insertion - areas.deletion) > 1e-3
 
 
 def test_perturbed_image_leaves_the_border_out(detector):

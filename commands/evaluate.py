@@ -75,7 +75,7 @@ def evaluate(
     ] = 28,
     layout: Annotated[str | None, option(BOXES, "Output layout of an ONNX file. Default: found.")] = None,
     cell_px: Annotated[
-        int | None, option(BOXES, "Side of a cell in input pixels. Default: by level.", "--cell", min=1)
+        int | None, option(BOXES, "Side of a cell in input pixels. Default: 32 or more.", "--cell", min=1)
     ] = None,
     boxes_per_image: Annotated[
         int | None, option(BOXES, "Maximum number of judged boxes of an image. Default: all.", min=1)

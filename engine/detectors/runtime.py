@@ -21,7 +21,7 @@ from engine.detectors.cones.responses import AnchorReads, AnchorResponses
 from engine.detectors.definition import dense_responses, heat_from_log_scores
 from engine.detectors.detections import Detections, select
 from engine.detectors.detector import Detector
-from engine.detectors.heat import BoxHeat
+from engine.detectors.heat import SMOOTHING_STRIDES, BoxHeat
 from engine.detectors.outputs import Anchor, Candidates, Target
 from engine.detectors.regions import Mode, Regions
 from engine.detectors.split import DetectorSplit, with_features
@@ -238,7 +238,8 @@ class OneStageEngine(BoxEngine):
                 masked = self._layout.log_score_of_channels(window.vectors, target)
                 values = window.spread(heat_from_log_scores(masked, log_score, mode))
                 score = float(log_score.exp())
-                found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut)
+                sigma = SMOOTHING_STRIDES * self._layout.levels[level].stride / cell_px
+                found[number] = BoxHeat(values.view(rows, columns), rectangle, score, mode, explained.cut, sigma)
         return [found[number] for number in range(len(targets))]
 
     def _given(self, source: _Features, nodes: Sequence[str]) -> list[Tensor]:

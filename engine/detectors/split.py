@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from engine.detectors.graph import Network, ancestors
 from pipeline.errors import EngineError, LayerError
 
-MAX_CELL_PX: Final = 32
-"""Largest default side of a region in pixels, unless all maps of the cut are coarser."""
+CELL_PX: Final = 32
+"""Default side of a region in pixels, unless all maps of the cut are coarser."""
 
 TOLERANCE: Final = 1e-4
 """Largest difference between ``tail(*head(x))`` and the network, as a fraction of the largest output."""
@@ -34,12 +34,10 @@ class Cut:
     kind: str = "complete"
     """``complete`` = found in the graph; ``own level`` = the input of the level's head (the fast cut); ``named``."""
 
-    def cell_px(self, stride: int) -> int:
-        """Return the default side of a region in pixels for a box of a level.
-
-        The level's stride, but at most 32 pixels, and at least one cell of the cut's finest map.
-        """
-        return max(min(stride, MAX_CELL_PX), min(self.strides))
+    @property
+    def cell_px(self) -> int:
+        """Default side of a region in pixels: at least one cell of the cut's finest map."""
+        return max(CELL_PX, min(self.strides))
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,7 +225,9 @@ class BoxEvaluator:
             "evidence": metrics.energy_inside(_evidence(values, made), covered),
         }
         if judged.ends:
-            areas = curve_areas(self._reader, scene.perturbed, judged.scored, wide, self._options.steps, judged.ends)
+            areas = curve_areas(
+                self._reader, scene.perturbed, judged.scored, wide, steps=self._options.steps, ends=judged.ends
+            )
             record |= areas._asdict()
         return record
 

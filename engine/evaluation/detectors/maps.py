@@ -140,7 +140,7 @@ class ExplainedBox:
     @property
     def cell(self) -> int:
         """Side of a region in pixels of the input."""
-        return self.cell_px or self.image.detector.cut(self.target.anchor.level).cell_px(self.stride)
+        return self.cell_px or self.image.detector.cut(self.target.anchor.level).cell_px
 
     @property
     def anchor_centre(self) -> tuple[float, float]:
@@ -154,7 +154,7 @@ def recipro_map(box: ExplainedBox, mode: Mode, *, complete: bool = True) -> Plac
     image = box.image
     engine, boxes = (image.complete, image.complete_boxes) if complete else (image.level, image.level_boxes)
     heat: BoxHeat = engine.heat_of_targets(boxes, [box.target], box.cell, mode)[0]
-    return PlacedMap(heat.values, box.cell, absolute=mode == "drop")
+    return PlacedMap(heat.evidence(), box.cell, absolute=mode == "drop")
 
 
 def gaussian_map(box: ExplainedBox, centre: tuple[float, float], sigma: tuple[float, float]) -> PlacedMap:

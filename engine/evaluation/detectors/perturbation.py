@@ -191,7 +191,7 @@ def curve_ends(reader: ScoreReader, image: PerturbedImage, box: ScoredBox) -> En
 
 
 def curve_areas(
-    reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide: Tensor, steps: int, ends: Ends
+    reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide: Tensor, *, steps: int, ends: Ends
 ) -> Areas:  # fmt: skip
     """Return the areas of Deletion and Insertion for one map.
 

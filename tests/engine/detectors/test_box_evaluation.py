@@ -210,7 +210,7 @@ def test_curves_begin_and_end_with_the_whole_changed_image(scene):
     reader, image, box = scene
     with torch.inference_mode():
         heat = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
-        areas = curve_areas(reader, image, box, heat, 1, curve_ends(reader, image, box))
+        areas = curve_areas(reader, image, box, heat, steps=1, ends=curve_ends(reader, image, box))
         (scores,) = reader.read(torch.cat([image.image, image.grey, image.blurred]), [box])
     plain, grey, blurred = scores.anchor.tolist()
     assert areas.deletion == pytest.approx((plain + grey) / 2.0, abs=1e-5)
@@ -223,7 +223,7 @@ def test_curves_are_the_scores_of_images_that_change_hottest_first(scene):
     heat = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
     order = torch.from_numpy(image.order(heat))
     with torch.inference_mode():
-        areas = curve_areas(reader, image, box, heat, 3, curve_ends(reader, image, box))
+        areas = curve_areas(reader, image, box, heat, steps=3, ends=curve_ends(reader, image, box))
         expected = []
         for start, end in ((image.image, image.grey), (image.blurred, image.image)):
             scores = []

@@ -154,12 +154,9 @@ def test_find_cut_of_a_chain_goes_back_until_the_cone_covers_the_box():
     build_split(network, far, [0, 2])
 
 
-@pytest.mark.parametrize(
-    ("strides", "level_stride", "expected"),
-    [((8, 16, 32), 8, 8), ((8, 16, 32), 32, 32), ((32,), 512, 32), ((128,), 128, 128)],
-)
-def test_cell_px_is_the_stride_of_the_level_between_the_cut_and_32(strides, level_stride, expected):
-    assert Cut(("n",) * len(strides), strides).cell_px(level_stride) == expected
+@pytest.mark.parametrize(("strides", "expected"), [((8, 16, 32), 32), ((16,), 32), ((32,), 32), ((128,), 128)])
+def test_cell_px_is_32_or_one_cell_of_the_finest_map(strides, expected):
+    assert Cut(("n",) * len(strides), strides).cell_px == expected
 
 
 def test_find_cut_needs_a_map_that_is_fine_enough():

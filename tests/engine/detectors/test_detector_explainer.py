@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.detectors import runtime
 from engine.detectors.definition import dense_responses, heat_from_responses
 from engine.detectors.detector import Detector
 from engine.detectors.graph import normalise
-from engine.detectors.heat import BoxHeat
+from engine.detectors.heat import BoxHeat, smoothed
 from engine.detectors.layouts import NanodetLayout
 from engine.detectors.outputs import Anchor, Level, Read, Target
 from engine.detectors.runtime import OneStageEngine, build_engine
@@ -62,7 +64,9 @@ def test_explainer_maps_are_the_definition(detector, frames, mode, cut):
         maps = detector.network(SIZE).module(images)
         plain = [maps[read.map][:, :, read.row, read.column] for read in reads]
         values = heat_from_responses(detector.layout, responses, plain, target, mode=mode).view(3, 4)
-        expected = BoxHeat(values, (0, 0, 128, 96), finding.score, mode, cut).normalised()
+        stride = detector.layout.levels[target.anchor.level].stride
+        smooth = BoxHeat(slow_evidence(values, stride / 32, mode), (0, 0, 128, 96), finding.score, mode, cut)
+        expected = smooth.normalised()
         assert finding.heat.max() > 0.0
         np.testing.assert_allclose(finding.heat, expected.heat.numpy(), atol=1e-4)
         assert finding.box_map.scale == pytest.approx(expected.scale, rel=1e-3)
@@ -136,6 +140,66 @@ def test_explainer_explains_frames_of_two_cameras_as_it_does_each(detector, fram
 def test_explainer_finds_no_box_in_a_frame_without_any(detector, frames):
     found = explainer(detector, min_score=0.999999).explain(frames[:1])[0]
     assert found.findings == ()
+
+
+def slowly_smoothed(values: Tensor, sigma: float) -> Tensor:
+    """Return for each cell the mean of all cells, weighted by a Gaussian of their distance in cells."""
+    found = torch.zeros_like(values)
+    rows, columns = values.shape
+    for y in range(rows):
+        for x in range(columns):
+            total = weights = 0.0
+            for other_y in range(rows):
+                for other_x in range(columns):
+                    weight = math.exp(-0.5 * ((y - other_y) ** 2 + (x - other_x) ** 2) / sigma**2)
+                    total += weight * float(values[other_y, other_x])
+                    weights += weight
+            found[y, x] = total / weights
+    return found
+
+
+def slow_evidence(values: Tensor, sigma: float, mode: str) -> Tensor:
+    """Return the map of a box by its definition."""
+    if mode == "keep":
+        median = sorted(values.flatten().tolist())[(values.numel() - 1) // 2]
+        values = torch.tensor([[max(value, median) for value in row] for row in values.tolist()])
+    return slowly_smoothed(values, sigma)
+
+
+@pytest.mark.parametrize("sigma", [0.25, 1.0, 2.0])
+def test_smoothed_heat_is_the_weighted_mean_of_all_cells(sigma):
+    values = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(smoothed(values, sigma), slowly_smoothed(values, sigma), atol=1e-5, rtol=0.0)
+    assert float((smoothed(values, sigma) - values).abs().max()) > 1e-4
+    assert torch.equal(smoothed(values, 0.0), values)
+
+
+def test_map_is_smoothed_but_the_lowest_score_is_that_of_a_single_region():
+    values = torch.tensor([[0.0, 0.3, 0.0], [0.0, 0.0, -0.2]])
+    heat = BoxHeat(values, (0, 0, 3, 2), 0.8, "drop", "complete", sigma=1.0)
+    shown = heat.normalised()
+    assert shown.lowest_score == pytest.approx(0.5)
+    assert shown.scale == pytest.approx(float(slowly_smoothed(values, 1.0).abs().max()))
+    assert shown.scale < 0.3
+
+
+def test_map_of_keep_does_not_rank_places_below_those_that_do_not_matter():
+    values = torch.full((5, 5), -9.0)
+    values[2, 2], values[2, 3] = -1.0, -20.0
+    shown = BoxHeat(values, (0, 0, 5, 5), 0.8, "keep", "complete", sigma=0.25).evidence()
+    assert float(shown[2, 2]) > -1.1
+    assert float(shown[2, 3]) >= float(shown[0, 0]) == pytest.approx(-9.0)
+
+
+def test_engine_smooths_each_map_by_one_stride_of_its_level(detector, frames):
+    engine = build_engine(detector, SIZE)
+    boxes = engine.run(detector.input.prepare([frames[0].image]))[0]
+    targets = [Target(Anchor(level, 1, 1), 0) for level in range(3)]
+    heats = engine.heat_of_targets(boxes, targets, 16, "keep")
+    assert [heat.sigma * 16 for heat in heats] == [level.stride for level in detector.layout.levels]
+    for heat in heats:
+        expected = slow_evidence(heat.values, heat.sigma, "keep")
+        torch.testing.assert_close(heat.evidence(), expected, atol=1e-4, rtol=0.0)
 
 
 def test_heat_of_equal_log_scores_is_flat():

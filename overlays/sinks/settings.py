@@ -69,6 +69,10 @@ class WebSettings(SinkSettings):
     """The path that a proxy leaves before the page's paths, such as /cams. Most proxies remove it."""
     insecure: bool = False
     """Serves everyone without a token: only for closed networks."""
+    video: Literal["auto", "jpeg", "h264"] = "auto"
+    """Images of the page: jpeg; h264 for browsers that decode it (fewer bytes, more processor time); auto: h264 for
+    browsers on other machines, until it takes over a quarter of this machine's processors. Browsers decode H.264 on
+    pages by HTTPS or of their own machine only."""
     why: bool = True
     """Viewers may ask a detector for maps of boxes and of places without a box; answers take the time of other maps."""
 

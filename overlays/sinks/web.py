@@ -31,15 +31,16 @@ from overlays.web.auth import (
     is_loopback,
     parse_page_address,
 )
-from overlays.web.broadcast import Broadcaster, Kind, WebFrame
+from overlays.web.broadcast import VIDEO_KINDS, Broadcaster, Kind, WebFrame
 from overlays.web.clip import PacketBuffer, RenderStyle
-from overlays.web.framing import pack
+from overlays.web.framing import pack, pack_video
 from overlays.web.server import PageProtocol, Server
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import StatusBoard
+from overlays.web.video import MAX_SIDE_PIXELS, VideoEncoders, VideoUnit
 from overlays.wire.endpoint import without_user
 from overlays.wire.text import replace_undecodable
-from pipeline.errors import SinkError, WireError
+from pipeline.errors import FrameError, SinkError, WireError
 from pipeline.frames import Image, Overlay
 from pipeline.ports import MetricSample, Sink
 from pipeline.result import RunResult
@@ -57,6 +58,7 @@ _PONG_SECONDS: Final = 10.0
 _MAX_MESSAGE_BYTES: Final = 1 << 16
 """Maximum size of a client's message: clients send little more than a camera's name."""
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+_VIDEO_OF: Final[dict[str, Kind]] = {kind.removesuffix("-video"): kind for kind in VIDEO_KINDS}
 
 
 class WebSink(Sink):
@@ -98,7 +100,12 @@ class WebSink(Sink):
         self.endpoint = uri
         """The address of the page, final after entering: port 0 is replaced by the real port."""
         self.encoded = 0
-        """Number of images that were compressed."""
+        """Number of images that were compressed as JPEG."""
+        self.video_encoded = 0
+        """Number of images that were encoded as H.264."""
+        self._encoders = VideoEncoders(is_limited=self._settings.video == "auto", clock=clock)
+        self._video_stopped = False
+        self._units: PreparedImages[tuple[Image, VideoUnit]] = PreparedImages()
         self._broadcaster = Broadcaster()
         self._status_board = StatusBoard(self._context.cameras, clock)
         self._packets = PacketBuffer()
@@ -135,6 +142,9 @@ class WebSink(Sink):
             RenderStyle(self._context.colormap, self._context.opacity),
             painted=self._context.painted,
             queries=self._context.queries if settings.why else None,
+            video=settings.video,
+            video_given_up=lambda: self._encoders.given_up,
+            video_encoded=lambda: self.video_encoded,
             encoded=lambda: self.encoded,
             uri=self.uri,
             token_source=self._current_token,
@@ -175,6 +185,9 @@ class WebSink(Sink):
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
             if (kind == "painted" or overlay.signal_loss is None) and self._broadcaster.is_wanted(camera, -1, kind):
+                if kind in VIDEO_KINDS and (unit := self._encoded(camera, overlay, kind)) is not None:
+                    self._units.add(overlay, kind, unit)
+                    continue
                 with contextlib.suppress(WireError):  # ``put`` logs it
                     self._prepared.add(overlay, kind, self._compressed(overlay, kind))
 
@@ -200,12 +213,18 @@ class WebSink(Sink):
         for (camera, kind), (number, overlay) in list(self._last.items()):
             if self._broadcaster.is_wanted(camera, number, kind):
                 self._serve(camera, number, overlay, kind)
+        if self._encoders.count:
+            self._encoders.keep(lambda camera, size: self._broadcaster.has_viewers(camera, _VIDEO_OF[size]))
+        if self._encoders.given_up and not self._video_stopped:
+            self._video_stopped = True
+            self._broadcaster.stop_video()
 
     def forget_camera(self, camera: str) -> None:
         """Remove a camera from the page."""
         self._status_board.forget(camera)
         name = replace_undecodable(camera)
         self._packets.forget(name)
+        self._encoders.forget(name)
         for kind in _KINDS:
             self._last.pop((name, kind), None)
             self._packed.pop((name, kind), None)
@@ -223,10 +242,10 @@ class WebSink(Sink):
 
     def _serve(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> None:
         frame = self._packed.get((camera, kind))
-        if frame is None or frame.number != number:
+        needs_key = frame is not None and not frame.is_key and self._broadcaster.key_reason(camera, kind)[0]
+        if frame is None or frame.number != number or needs_key:
             try:
-                packed = self._other_size(camera, number, overlay, kind) or self._pack(overlay, kind)
-                frame = WebFrame(camera, kind, number, packed)
+                frame = self._frame(camera, number, overlay, kind)
             except WireError as error:
                 if camera not in self._logged:
                     self._logged.add(camera)
@@ -234,14 +253,44 @@ class WebSink(Sink):
                 del self._last[camera, kind]
                 return
             self._packed[camera, kind] = frame
-            if kind == "painted":
+            if kind == "painted" or frame.unit >= 0:
                 self._buffer_for_clip(camera, overlay)
             else:
                 self._packets.add(camera, overlay.explanation.frame.captured_at, frame.packed)
         self._broadcaster.publish(frame)
 
+    def _frame(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> WebFrame:
+        """Return a frame for the viewers of a kind; an image that H.264 cannot hold is a JPEG. Raises ``WireError``."""
+        if kind in VIDEO_KINDS:
+            found = self._units.of(overlay, kind)
+            is_new, _ = self._broadcaster.key_reason(camera, kind)
+            if found is None or (is_new and not found[1].is_key):
+                found = self._encoded(camera, overlay, kind)
+            if found is not None:
+                image, unit = found
+                plain, times = Overlay(image, overlay.explanation), (self._wall_clock(), self._clock())
+                packed = pack_video(plain, unit, sent_at_unix=times[0], now_monotonic=times[1])
+                return WebFrame(camera, kind, number, packed, unit.number, unit.is_key)
+        packed = self._other_size(camera, number, overlay, kind) or self._pack(overlay, kind)
+        return WebFrame(camera, kind, number, packed)
+
+    def _encoded(self, camera: str, overlay: Overlay, kind: Kind) -> tuple[Image, VideoUnit] | None:
+        """Return a frame's image and its unit of H.264; None if H.264 cannot hold it."""
+        image = self._plain_image(overlay, kind)
+        if max(image.shape[:2]) > MAX_SIDE_PIXELS:
+            return None
+        is_new, is_lost = self._broadcaster.key_reason(camera, kind)
+        size = kind.removesuffix("-video")
+        try:
+            unit = self._encoders.encode(camera, size, image, is_new=is_new, is_lost=is_lost)
+        except FrameError as error:
+            log.debug("%s: %s", self.uri, error)
+            return None
+        self.video_encoded += 1
+        return image, unit
+
     def _buffer_for_clip(self, camera: str, overlay: Overlay) -> None:
-        """Add a plain frame to the clip buffer while only MJPEG viewers watch the camera."""
+        """Add a plain JPEG to the clip buffer while no viewer of the camera gets one."""
         captured_at = overlay.explanation.frame.captured_at
         if overlay.signal_loss is None and self._packets.is_due(camera, captured_at):
             try:
@@ -252,7 +301,7 @@ class WebSink(Sink):
     def _other_size(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
         """Return the same frame packed as ``plain`` or ``small`` if its image is small, so that both are the same."""
         other = self._packed.get((camera, "plain" if kind == "small" else "small"))
-        if kind == "painted" or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
+        if kind not in {"plain", "small"} or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
             return None
         return other.packed if other is not None and other.number == number else None
 
@@ -269,10 +318,16 @@ class WebSink(Sink):
         quality = self._settings.quality
         if kind == "painted":
             return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
-        image = bounded_image(overlay.explanation.frame.image)
-        if kind == "small":
-            image = scale_image(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
+        image = self._plain_image(overlay, kind)
         return image, encode_image(image, quality)
+
+    @staticmethod
+    def _plain_image(overlay: Overlay, kind: Kind) -> Image:
+        """Return the image of a frame without heat map, in the size of a kind."""
+        image = bounded_image(overlay.explanation.frame.image)
+        if kind.startswith("small"):
+            image = scale_image(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
+        return image
 
 
 def _server_thread(page: WebState, listener: socket.socket) -> ThreadWorker:

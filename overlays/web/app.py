@@ -66,18 +66,16 @@ class _Handlers:
     def __init__(self, page: WebState) -> None:
         self.page = page
         colours = palette(page.style.colormap, page.style.opacity).colours
-        self._hello = json.dumps(
-            {
-                "kind": "hello",
-                "palette": base64.b64encode(colours.tobytes()).decode(),
-                "opacity": page.style.opacity,
-                "painted": page.painted,
-                "clip_seconds": CLIP_SECONDS,
-                "small_pixels": SMALL_PIXELS,
-                "token": page.access.token is not None,
-                "why": page.queries is not None,
-            }
-        )
+        self._hello = {
+            "kind": "hello",
+            "palette": base64.b64encode(colours.tobytes()).decode(),
+            "opacity": page.style.opacity,
+            "painted": page.painted,
+            "clip_seconds": CLIP_SECONDS,
+            "small_pixels": SMALL_PIXELS,
+            "token": page.access.token is not None,
+            "why": page.queries is not None,
+        }
 
     async def file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
@@ -217,6 +215,10 @@ class _Handlers:
                 message = json.loads(await socket.receive_text())
                 if "shown" in message:
                     client.acknowledge(str(message["shown"]))
+                elif "video" in message:
+                    client.set_video(decodes_video=bool(message["video"]) and self._offers_video(socket))
+                elif "lost" in message:
+                    client.lose(str(message["lost"]))
                 elif "small" in message:
                     client.set_view(small=bool(message["small"]), large=str(message["large"]))
                 elif not message.keys().isdisjoint({"hold", "release", "why"}):
@@ -237,7 +239,7 @@ class _Handlers:
     async def _send_status(self, socket: WebSocket, unacknowledged: list[int]) -> None:
         """Send the state of the cameras regularly, as long as it is acknowledged."""
         try:
-            await socket.send_text(self._hello)
+            await _send_json(socket, self._hello | {"video": self._offers_video(socket)})
             while True:
                 if unacknowledged[0] < _MAX_UNACKNOWLEDGED:
                     unacknowledged[0] += 1
@@ -246,6 +248,9 @@ class _Handlers:
                 await asyncio.sleep(STATUS_SECONDS)
         except (WebSocketDisconnect, RuntimeError):
             return
+
+    def _offers_video(self, socket: WebSocket) -> bool:
+        return self.page.offers_video("" if socket.client is None else socket.client.host)
 
     def _unknown(self, camera: str, path: str) -> Response:
         known = ", ".join(self.page.status.cameras) or "none yet"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,8 +18,15 @@ MAX_IN_FLIGHT: Final = 2
 """Maximum number of unacknowledged frames of a camera: one being shown, and the next one."""
 
 
-Kind = Literal["plain", "small", "painted"]
-"""Without heat map (the page draws it), the same at a small size (many cameras, a phone), or with heat map (MJPEG)."""
+MAX_VIDEO_IN_FLIGHT: Final = 4
+"""The same for H.264: of several frames that arrive together only the last is shown, and none may be left out."""
+MAX_VIDEO_WAITING: Final = 8
+"""H.264 frames of a camera that wait for a slow viewer; beyond, it skips to the next key frame."""
+
+Kind = Literal["plain", "small", "painted", "plain-video", "small-video"]
+"""Without heat map (the page draws it), the same at a small size (many cameras, a phone), with heat map (MJPEG), and
+the first two in H.264."""
+VIDEO_KINDS: Final[tuple[Kind, Kind]] = ("plain-video", "small-video")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +37,14 @@ class WebFrame:
     kind: Kind
     number: int
     packed: bytes
+    unit: int = -1
+    """The number of its unit of H.264; -1: a JPEG."""
+    is_key: bool = True
+    """True if a viewer needs no frame before it."""
+
+
+def _max_in_flight(kind: Kind) -> int:
+    return MAX_VIDEO_IN_FLIGHT if kind in VIDEO_KINDS else MAX_IN_FLIGHT
 
 
 class WebClient:
@@ -44,6 +60,8 @@ class WebClient:
         self.small = False
         """True if the client takes small images of all cameras but ``large``."""
         self.large = ""
+        self.decodes_video = False
+        """True if the client takes H.264."""
         self.session = ""
         """Session identifier of its cookie."""
         self.sent = 0
@@ -52,18 +70,38 @@ class WebClient:
         self.closed = False
         self._offered: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}
-        self._slots: dict[str, WebFrame] = {}
+        self._slots: dict[str, deque[WebFrame]] = {}
+        self._units: dict[str, int | None] = {}
+        """The last unit of H.264 of each camera; None after a missed one, no entry before the first."""
         self._event = asyncio.Event()
+
+    def set_video(self, *, decodes_video: bool) -> None:
+        """Set whether the client takes H.264."""
+        if decodes_video != self.decodes_video:
+            self.decodes_video = decodes_video
+            self._restart()
+
+    def lose(self, camera: str) -> None:
+        """Record that the client cannot decode the next units of a camera: it needs a key frame."""
+        self._units[camera] = None
+        self._slots.pop(camera, None)
+
+    def _restart(self) -> None:
+        """Send the newest frames again."""
+        self._offered.clear()
+        self._units.clear()
+        self._slots.clear()
 
     def set_view(self, *, small: bool, large: str) -> None:
         """Set the image sizes that the client requests; if they changed, send the newest frames again."""
         if (small, large) != (self.small, self.large):
             self.small, self.large = small, large
-            self._offered.clear()
+            self._restart()
 
     def wants(self, camera: str, kind: Kind) -> bool:
         """Return whether the client takes frames of this camera and kind."""
-        page_kind: Kind = "small" if self.small and camera != self.large else "plain"
+        is_small = self.small and camera != self.large
+        page_kind: Kind = VIDEO_KINDS[is_small] if self.decodes_video else ("small" if is_small else "plain")
         return kind == ("painted" if self.rendered else page_kind) and self.camera in {None, camera}
 
     def can_accept(self, camera: str, number: int, kind: Kind) -> bool:
@@ -71,26 +109,59 @@ class WebClient:
         return (
             self.wants(camera, kind)
             and self._offered.get(camera) != number
-            and self._in_flight.get(camera, 0) < MAX_IN_FLIGHT
+            and self._in_flight.get(camera, 0) < _max_in_flight(kind)
         )
+
+    def needs_key(self, camera: str, kind: Kind) -> Literal["new", "lost", ""]:
+        """Return why the client needs a key frame of this camera; "" if it does not."""
+        if not self.wants(camera, kind) or self._in_flight.get(camera, 0) >= _max_in_flight(kind):
+            return ""
+        if camera not in self._units:
+            return "new"
+        return "lost" if self._units[camera] is None else ""
 
     def put(self, frame: WebFrame) -> None:
         """Put a frame into the slot of its camera, in place of a frame that waits there."""
-        if not self.wants(frame.camera, frame.kind) or self._offered.get(frame.camera) == frame.number:
+        if not self.wants(frame.camera, frame.kind):
             return
-        self.skipped += frame.camera in self._slots
-        self._offered[frame.camera] = frame.number
-        self._slots[frame.camera] = frame
+        if frame.kind in VIDEO_KINDS:
+            self._put_unit(frame)
+        elif self._offered.get(frame.camera) != frame.number:
+            self.skipped += frame.camera in self._slots
+            self._offered[frame.camera] = frame.number
+            self._slots[frame.camera] = deque((frame,))
+            self._event.set()
+
+    def _put_unit(self, frame: WebFrame) -> None:
+        """Append a unit of H.264 to those that wait; without its predecessor, wait for a key frame."""
+        camera, waiting = frame.camera, self._slots.setdefault(frame.camera, deque())
+        if self._units.get(camera, -1) == frame.unit and frame.unit >= 0:
+            return  # published twice
+        if frame.is_key:
+            self.skipped += len(waiting)
+            waiting.clear()
+        elif camera not in self._units:
+            return  # it has just come, and gets the next key frame
+        elif self._units[camera] != frame.unit - 1 or len(waiting) >= MAX_VIDEO_WAITING:
+            self.skipped += 1 + len(waiting)
+            self.lose(camera)
+            return
+        self._offered[camera], self._units[camera] = frame.number, frame.unit
+        waiting.append(frame)
         self._event.set()
 
     async def next(self) -> WebFrame | None:
         """Wait for a frame that may be sent, the cameras in turn; return None at the end."""
         while not self.closed:
-            for camera in self._slots:
-                if self._in_flight.get(camera, 0) < MAX_IN_FLIGHT:
+            for camera, waiting in self._slots.items():
+                if waiting and self._in_flight.get(camera, 0) < _max_in_flight(waiting[0].kind):
                     self._in_flight[camera] = self._in_flight.get(camera, 0) + 1
                     self.sent += 1
-                    return self._slots.pop(camera)
+                    frame = waiting.popleft()
+                    del self._slots[camera]  # it goes behind the other cameras
+                    if waiting:
+                        self._slots[camera] = waiting
+                    return frame
             self._event.clear()
             await self._event.wait()
         return None
@@ -113,7 +184,7 @@ class Broadcaster:
     def __init__(self) -> None:
         # Guards the frames that wait for the loop; either side holds it only briefly.
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, Kind], WebFrame] = {}
+        self._waiting: dict[tuple[str, Kind], list[WebFrame]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # Replaced as a whole by the loop, read by any thread.
         self.clients: tuple[WebClient, ...] = ()
@@ -127,16 +198,37 @@ class Broadcaster:
         """Return whether a client would be sent this frame at once. For any thread."""
         return any(client.can_accept(camera, number, kind) for client in self.clients)
 
+    def key_reason(self, camera: str, kind: Kind) -> tuple[bool, bool]:
+        """Return whether a viewer that is new, and one that missed a frame, need a key frame. For any thread."""
+        reasons = {client.needs_key(camera, kind) for client in self.clients}
+        return "new" in reasons, "lost" in reasons
+
     def publish(self, frame: WebFrame) -> None:
         """Pass a frame to all clients that take it. For the sink's thread; never waits."""
         with self._lock:
             loop, is_first = self._loop, not self._waiting
             if loop is None or self.closed:
                 return
-            self._waiting[frame.camera, frame.kind] = frame
+            waiting = self._waiting.setdefault((frame.camera, frame.kind), [])
+            if frame.kind not in VIDEO_KINDS:
+                waiting.clear()
+            del waiting[:-MAX_VIDEO_WAITING]
+            waiting.append(frame)
         if is_first:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(self._deliver)
+
+    def stop_video(self) -> None:
+        """Send JPEG to all clients. For any thread."""
+        with self._lock:
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(self._stop_video)
+
+    def _stop_video(self) -> None:
+        for client in self.clients:
+            client.set_video(decodes_video=False)
 
     def subscribe(self, client: WebClient) -> None:
         """Add a client. For the event loop."""
@@ -162,7 +254,7 @@ class Broadcaster:
 
     def _deliver(self) -> None:
         with self._lock:
-            frames = list(self._waiting.values())
+            frames = [frame for waiting in self._waiting.values() for frame in waiting]
             self._waiting.clear()
         for frame in frames:
             for client in self.clients:

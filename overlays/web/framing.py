@@ -1,13 +1,15 @@
-"""Binary message of a frame for the page: header length (4 bytes, big endian), header, JPEG. Pure.
+"""Binary message of a frame for the page: header length (4 bytes, big endian), header, image. Pure.
 
 The header is that of the wire format (``docs/wire.md``); the image has no heat map, which the header holds as its grid.
+An image is a JPEG, or a unit of H.264 with the key ``video`` in the header.
 """
 
 from __future__ import annotations
 
 import struct
 
-from overlays.wire.message import encode
+from overlays.web.video import VideoUnit
+from overlays.wire.message import encode, header_record, record_bytes
 from pipeline.errors import WireError
 from pipeline.frames import Overlay
 
@@ -22,8 +24,20 @@ def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: f
     return struct.pack(">I", len(header)) + header + payload
 
 
+def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_monotonic: float) -> bytes:
+    """Encode a message with H.264; ``overlay.image`` is the image that ``unit`` holds.
+
+    Raises:
+        WireError: the explanation exceeds a limit of the wire format.
+    """
+    record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    video = {"codec": unit.codec, "key": unit.is_key, "number": unit.number}
+    header = record_bytes(record | {"encoding": "h264", "video": video})
+    return struct.pack(">I", len(header)) + header + unit.payload
+
+
 def unpack(packet: bytes) -> tuple[bytes, bytes]:
-    """Return the header and the JPEG of a message.
+    """Return the header and the image of a message.
 
     Raises:
         WireError: the message is truncated.

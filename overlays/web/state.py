@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from overlays.sinks.metric_help import ENCODED, VIEWERS
-from overlays.web.auth import AccessPolicy
+from overlays.web.auth import AccessPolicy, is_loopback
 from overlays.web.broadcast import Broadcaster, WebClient
 from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.status import StatusBoard
@@ -51,6 +51,12 @@ class WebState:
     """True if the received frames already have the heat map drawn on them."""
     queries: PlaceQueries | None = None
     """Takes questions to the detector; None: viewers cannot ask."""
+    video: Literal["auto", "jpeg", "h264"] = "jpeg"
+    """The setting of this name: ``auto`` offers H.264 to viewers on other machines, until it takes too much time."""
+    video_given_up: Callable[[], bool] = lambda: False
+    """Returns whether H.264 took too much time."""
+    video_encoded: Callable[[], int] = lambda: 0
+    """Returns the number of images encoded as H.264."""
     encoded: Callable[[], int] = lambda: 0
     """Returns the number of compressed images."""
     uri: str = ""
@@ -72,6 +78,12 @@ class WebState:
     )
     """Static files by name."""
 
+    def offers_video(self, host: str) -> bool:
+        """Return whether a viewer at this address may take H.264: on this machine bytes cost nothing."""
+        if self.video == "auto":
+            return not self.video_given_up() and not is_loopback(host)
+        return self.video == "h264"
+
     def metrics(self) -> list[MetricSample]:
         """Return the page's own metrics."""
         clients, label = self.broadcaster.clients, ("sink", self.uri)
@@ -82,6 +94,7 @@ class WebState:
         return [
             *(MetricSample("viewers", count, VIEWERS, labels=(("kind", kind), label)) for kind, count in viewers),
             MetricSample("jpeg_encodes", self.encoded(), ENCODED, "counter", (label,)),
+            MetricSample("page_video_encodes", self.video_encoded(), "Images encoded as H.264.", "counter", (label,)),
             MetricSample("page_skipped", skipped, "Frames that a slow viewer missed.", "counter", (label,)),
             MetricSample("page_refused", self.refused, "Requests without the token, or from a foreign site.", "counter",
                    (label,)),

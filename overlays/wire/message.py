@@ -249,6 +249,13 @@ def encode(
     Raises:
         WireError: the overlay exceeds a limit.
     """
+    record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    payload = encode_image(overlay.image, jpeg_quality) if jpeg is None else jpeg
+    return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
+
+
+def header_record(overlay: Overlay, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
+    """Return the header of an overlay as plain JSON values; see ``encode``."""
     record = explanation_record(overlay.explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     height, width = overlay.image.shape[:2]
     if (width, height) != (record["width"], record["height"]):
@@ -262,8 +269,7 @@ def encode(
             "state": signal_loss.state,
             "reason": replace_undecodable(signal_loss.reason),
         }
-    payload = encode_image(overlay.image, jpeg_quality) if jpeg is None else jpeg
-    return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
+    return record
 
 
 def encode_passage(

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tests.bench import delivery
+from tests.bench import delivery, page_video
 from tests.bench.crowd import crowd
 from tests.bench.page_delivery import measure_page
+from tests.support import footage
+from tests.support.browser import CHROMIUM, browsing
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
@@ -62,3 +64,18 @@ def test_crowd_of_failing_viewers_does_not_affect_others_or_the_publisher():
         assert scene["publisher"]["encoded"] <= scene["publisher"]["frames"]
         assert scene["publisher"]["viewers"] == scene["viewers"], name
     assert line["publisher_grew_mib"] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
+def test_page_video_counts_bytes_and_ages_of_both_encodings():
+    images = [footage.paint(np.zeros((240, 320, 3), np.uint8), number, 0) for number in range(10)]
+    with browsing() as browser:
+        rows = [
+            page_video.measure(browser, images, mode, cameras=2, rate=10, seconds=2) | {"clip": "painted"}
+            for mode in ("jpeg", "h264")
+        ]
+    assert [row["h264"] > 0 for row in rows] == [False, True]
+    assert all(row["shown"] > 0 and row["published"] > 0 for row in rows)
+    assert "| painted | 2 x 320x240, 10/s | h264 |" in page_video.table(rows)

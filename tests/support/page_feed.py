@@ -60,13 +60,13 @@ class Feed:
 
 
 @contextmanager
-def fed(*cameras, token=None, painted=False, origins=(), rate=30.0):
+def fed(*cameras, token=None, painted=False, origins=(), rate=30.0, video="auto", size=(120, 160)):
     cameras = cameras or ("line",)
     secrets = {} if token is None else {"token_file": Secret(token)}
-    settings = WebSettings(uri=ANY, embed_origins=list(origins))
+    settings = WebSettings(uri=ANY, embed_origins=list(origins), video=video)
     with (
         WebSink(settings, SinkContext(cameras, secrets, painted=painted)) as sink,
-        Feed(sink, *cameras, rate=rate) as feed,
+        Feed(sink, *cameras, rate=rate, size=size) as feed,
     ):
         yield sink, feed
 

@@ -4,6 +4,7 @@ import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
 import { Chart } from "./chart.js";
 import { Alarm, drawRegions, describeHeatmap } from "./guards.js";
 import { decodeBase64, heatmapRectangle, renderHeatmap } from "./heat.js";
+import { VideoStream } from "./video.js";
 import { WhyPanel } from "./why.js";
 
 const OLD_SECONDS = 1;
@@ -38,6 +39,11 @@ export class Card {
     this.at(".mjpeg").href = `stream/${encodeURIComponent(camera)}.mjpg`;
     this.at(".snapshot").onclick = () => this.snapshot();
     this.at(".clip").onclick = () => this.clip();
+    this.video = new VideoStream({
+      shown: (header, frame) => this.addDecoded(header, frame),
+      dropped: () => link.shown(camera),
+      lost: () => link.needsKey(camera),
+    });
     this.header = null; // of the shown frame
     this.image = null;
     this.waiting = null;
@@ -46,14 +52,31 @@ export class Card {
     this.status = null;
   }
 
-  // Add a frame. A frame replaced by a newer one before it is drawn is skipped and acknowledged.
-  async addFrame(header, blob) {
+  // Add a frame: a JPEG, or a unit of H.264, which is decoded even if it is not shown.
+  addFrame(header, bytes) {
+    if (!header.video) {
+      const blob = new Blob([bytes], { type: "image/jpeg" });
+      this.showNext(header, { bitmap: () => createImageBitmap(blob), close: () => {} });
+    } else this.video.decode(header, bytes);
+  }
+
+  addDecoded(header, frame) {
+    // Odd sides were padded by a pixel.
+    this.showNext(header, { bitmap: () => createImageBitmap(frame, 0, 0, header.width, header.height), close: () => frame.close() });
+  }
+
+  // Show a frame. One that is replaced by a newer one before it is drawn is skipped and acknowledged.
+  async showNext(header, picture) {
     if (this.isHeld) {
+      picture.close();
       this.link.shown(this.camera);
       return;
     }
-    if (this.waiting) this.link.shown(this.camera);
-    this.waiting = { header, blob };
+    if (this.waiting) {
+      this.waiting.picture.close();
+      this.link.shown(this.camera);
+    }
+    this.waiting = { header, picture };
     if (this.busy) return;
     this.busy = true;
     while (this.waiting) {
@@ -61,7 +84,7 @@ export class Card {
       this.waiting = null;
       try {
         const startedAt = performance.now();
-        const image = await createImageBitmap(frame.blob);
+        const image = await frame.picture.bitmap();
         this.decodingMs += 0.1 * (performance.now() - startedAt - this.decodingMs);
         await new Promise(requestAnimationFrame); // a hidden page draws nothing, so it acknowledges nothing
         if (!this.isHeld) {
@@ -73,6 +96,7 @@ export class Card {
       } catch {
         this.announce(`${this.camera}: an image is damaged`);
       }
+      frame.picture.close();
       this.link.shown(this.camera);
     }
     this.busy = false;

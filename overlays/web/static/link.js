@@ -3,7 +3,7 @@ const INTERVAL_MS = 250; // between an answer and the next question
 const text = new TextDecoder();
 
 export class Link {
-  // handlers: { hello(message), status(message), frame(header, blob), lost() }
+  // handlers: { hello(message), status(message), frame(header, bytes), lost() }
   constructor(handlers) {
     this.handlers = handlers;
     this.retryMs = 250;
@@ -48,7 +48,7 @@ export class Link {
     const length = new DataView(data).getUint32(0);
     const header = JSON.parse(text.decode(new Uint8Array(data, 4, length)));
     this.updateOffset(header.sent_at_unix);
-    this.handlers.frame(header, new Blob([new Uint8Array(data, 4 + length)], { type: "image/jpeg" }));
+    this.handlers.frame(header, new Uint8Array(data, 4 + length));
   }
 
   updateOffset(unix) {
@@ -64,6 +64,11 @@ export class Link {
 
   shown(camera) {
     this.send({ shown: camera });
+  }
+
+  // Ask for a key frame: the next units of H.264 cannot be decoded.
+  needsKey(camera) {
+    this.send({ lost: camera });
   }
 
   send(message) {

@@ -2,6 +2,7 @@
 import { Card } from "./card.js";
 import { decodeBase64 } from "./heat.js";
 import { Link } from "./link.js";
+import { decodesVideo } from "./video.js";
 
 const MAX_DENSITY = 1.75; // image pixels per CSS pixel; more is not visible
 const SLOW_MS = 60; // decoding time above which small images are requested
@@ -27,6 +28,7 @@ const link = new Link({
     painted = message.painted;
     smallPixels = message.small_pixels;
     requestedSizes = "";
+    if (message.video) decodesVideo().then((video) => video && link.send({ video }));
     at("sign-out").hidden = !message.token;
   },
   status(message) {
@@ -38,12 +40,15 @@ const link = new Link({
     at("viewers").hidden = !message.viewers;
     at("viewers").textContent = message.viewers === 1 ? "1 viewer" : `${message.viewers} viewers`;
   },
-  frame(header, blob) {
-    cardOf(header.camera).addFrame(header, blob);
+  frame(header, bytes) {
+    cardOf(header.camera).addFrame(header, bytes);
   },
   lost() {
     showConnection("no connection", "bad");
-    for (const card of cards.values()) card.updateAge(true);
+    for (const card of cards.values()) {
+      card.updateAge(true);
+      card.video.close(); // the next connection begins with a key frame
+    }
   },
 });
 
@@ -97,6 +102,7 @@ function removeCards(listed) {
     if (card.unlisted < 2) continue;
     if (card.root.classList.contains("large")) enlarge(null);
     card.root.remove();
+    card.video.close();
     cards.delete(camera);
   }
   at("cameras").classList.toggle("many", cards.size > MANY);

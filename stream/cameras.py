@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from pipeline.errors import SourceError
 from pipeline.settings import SourceSettings
 from stream.local_uri import expanded
+from stream.paths import shown
 from stream.settings import BagSettings
 
 _MAX_NAME: Final = 64
+MAX_TOPICS: Final = 64
+"""Cameras of one bag: each has a thread, which reads the whole bag."""
 
 
 def cameras_of(settings: SourceSettings, address: str) -> list[SourceSettings]:
@@ -19,7 +23,7 @@ def cameras_of(settings: SourceSettings, address: str) -> list[SourceSettings]:
         address: its URI with environment variables expanded.
 
     Raises:
-        SourceError: a bag cannot be read, or has no topic with images.
+        SourceError: a bag cannot be read, has no topic with images, or more than ``MAX_TOPICS``.
     """
     if not isinstance(settings, BagSettings) or settings.topic is not None:
         return [settings]
@@ -28,6 +32,11 @@ def cameras_of(settings: SourceSettings, address: str) -> list[SourceSettings]:
     except ModuleNotFoundError:  # building the source names the missing package
         return [settings]
     topics = camera_topics(expanded(address))
+    if len(topics) > MAX_TOPICS:
+        raise SourceError(
+            f"{shown(settings.uri)}: has {len(topics)} topics with images, and each would be a camera; at most "
+            f"{MAX_TOPICS} are read; choose topics, each as a source: ?topic={topics[0]}"
+        )
     return [settings.model_copy(update={"topic": topic, "name": _name(settings, topic, topics)}) for topic in topics]
 
 

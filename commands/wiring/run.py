@@ -139,7 +139,7 @@ def _cameras_for(config: Config, new: Config, places: ConfiguredPlaces) -> list[
     cameras = make_cameras(new)
     names = [camera.name for camera in cameras]
     check_cameras(new.guards, [*names, *new.external_cameras])
-    check_outputs([sink.uri for sink in config.sinks], names, _inputs(new))
+    check_outputs([sink.uri for sink in config.sinks], names, _inputs(new), _bag_folders(new))
     places.update(cameras)
     return cameras
 
@@ -153,12 +153,21 @@ def _inputs(config: Config) -> list[str]:
     return [path for path in paths if path]
 
 
+def _bag_folders(config: Config) -> list[str]:
+    """Return the bag folders that a run reads."""
+    from stream.bags.paths import is_bag
+    from stream.sources import path_of
+
+    paths = [path for source in config.sources if (path := path_of(source.uri))]
+    return [path for path in paths if is_bag(path) and Path(path).is_dir()]
+
+
 def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None = None) -> list[Sink]:
     """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
     from overlays.sinks.paths import check_outputs
 
     sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries)
-    check_outputs([sink.uri for sink in config.sinks], cameras, _inputs(config))
+    check_outputs([sink.uri for sink in config.sinks], cameras, _inputs(config), _bag_folders(config))
     return sinks
 
 

@@ -69,13 +69,14 @@ def check_writable(path: Path) -> None:
             path.unlink()
 
 
-def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str]) -> None:
-    """Refuse outputs that are named twice, in any spelling, and outputs that would overwrite an input.
+def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str], bags: Sequence[str] = ()) -> None:
+    """Refuse outputs that are named twice, in any spelling, and outputs that would change an input.
 
     Args:
         uris: the sinks.
         cameras: the expected cameras: a recorder writes a file per camera.
         inputs: the paths that the run reads.
+        bags: the bag folders among them: every file in them belongs to the bag.
 
     Raises:
         ConfigError: names the sink.
@@ -86,9 +87,22 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
         outputs = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
         if any(same_place(output, Path(source)) for output in outputs for source in inputs):
             raise ConfigError(f"sink {uri!r} would overwrite an input of this run; choose another file")
+        folders = [*bags, *(inputs if uri.startswith(STILLS) else ())]
+        if any(_is_inside(path, Path(folder)) for folder in folders):
+            raise ConfigError(
+                f"sink {uri!r} lies in a folder that this run reads, and would become a part of it; choose another one"
+            )
         if any(same_place(path, other) for other in written):
             raise ConfigError(f"sink {uri!r} is given twice; give each sink its own address or file")
         written.append(path)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path lies in a folder, in any spelling."""
+    try:
+        return folder.is_dir() and folder.resolve() in path.resolve().parents
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def same_place(first: Path, second: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("pymodbus")
 
-from overlays.sinks.plc.modbus import ModbusSink
+from overlays.sinks.plc.modbus import MAX_CONNECTIONS, ModbusSink
 from overlays.sinks.plc.verdicts import PartVote, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from pipeline.errors import ConfigError, SinkError
@@ -235,3 +236,25 @@ def test_port_in_use_is_refused_with_the_remedy():
 def test_wrong_condition_names_its_option(option):
     with pytest.raises(ConfigError, match=f"{option}: 'scoree<1'"):
         ModbusSink(ModbusSettings(uri=ANY_PORT, **{option: "scoree<1"}))
+
+
+def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
+    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 3)
+
+    def is_answered(link):
+        link.sendall(request)
+        return len(link.recv(15, socket.MSG_WAITALL)) == 15
+
+    with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", sink.port)
+        links = [
+            stack.enter_context(socket.create_connection(address, timeout=LIMIT_SECONDS))
+            for _ in range(MAX_CONNECTIONS)
+        ]
+        assert all(is_answered(link) for link in links)
+        assert is_answered(links[0]), "the first is now the one that was used last"
+        further = stack.enter_context(socket.create_connection(address, timeout=LIMIT_SECONDS))
+        assert is_answered(further)
+        assert links[1].recv(1) == b"", "the silent one is closed"
+        assert is_answered(links[0])
+        assert is_answered(links[2])

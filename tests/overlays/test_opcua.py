@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +20,7 @@ from asyncua import Client, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 from asyncua.ua.uaerrors import UaStatusCodeError
 
-from overlays.sinks.plc.opcua import OpcUaSink
+from overlays.sinks.plc.opcua import MAX_CONNECTIONS, OpcUaSink
 from overlays.sinks.settings import OpcUaSettings
 from pipeline.errors import SinkError
 from pipeline.frames import GuardState, Overlay, SignalLoss
@@ -341,3 +343,14 @@ def test_port_in_use_is_refused_at_once():
         other.listen()
         with pytest.raises(SinkError, match="choose another port"):
             OpcUaSink(f"opc.tcp://127.0.0.1:{other.getsockname()[1]}/x").__enter__()
+
+
+def test_connections_beyond_the_limit_are_refused(sink):
+    asyncio.run(when_serving(sink))
+    host, port = sink.endpoint.removeprefix("opc.tcp://").partition("/")[0].split(":")
+    with contextlib.ExitStack() as stack:
+        links = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PROGRAM_SECONDS))
+            for _ in range(MAX_CONNECTIONS + 1)
+        ]
+        assert links[-1].recv(1) == b""

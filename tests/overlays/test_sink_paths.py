@@ -15,10 +15,10 @@ import pytest
 from overlays.sinks.disk import HandleReserve
 from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.locks import claimed, to_claim
-from overlays.sinks.paths import fresh_paths
+from overlays.sinks.paths import check_outputs, fresh_paths
 from overlays.sinks.registry import SINKS, build_sink
 from overlays.sinks.settings import JsonlSettings
-from pipeline.errors import SinkError
+from pipeline.errors import ConfigError, SinkError
 from tests.support.logs import log_lines
 
 KINDS = ["{}.jsonl", "{}.parquet", "{}.mcap", "{}.mp4", "{}.mkv", "{}/"]
@@ -277,3 +277,18 @@ def test_folder_of_clips_is_locked_whole_where_the_cameras_are_not_known(places,
         expectation = pytest.raises(SinkError, match="by another run") if meet else nullcontext()
         with expectation, claimed(to_claim([uri], second)):
             pass
+
+
+def test_file_in_a_folder_that_is_read_as_a_bag_is_refused(tmp_path):
+    bag = tmp_path / "drive"
+    bag.mkdir()
+    for inside in (bag / "out.mcap", bag / "clips", bag / ".." / "drive" / "deep" / "out.jsonl"):
+        with pytest.raises(ConfigError, match="a folder that this run reads"):
+            check_outputs([str(inside)], ["line"], [str(bag)], [str(bag)])
+    check_outputs([str(tmp_path / "out.mcap"), str(tmp_path / "drive2" / "out.mp4")], ["line"], [str(bag)], [str(bag)])
+
+
+def test_stills_in_a_folder_of_images_that_is_read_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="a folder that this run reads"):
+        check_outputs([f"stills:{tmp_path}/review/"], ["line"], [str(tmp_path)])
+    check_outputs([f"{tmp_path}/out.mp4"], ["line"], [str(tmp_path)])

@@ -194,12 +194,19 @@ class TextSink(Sink):
 """
 
 
-def test_importing_the_registry_imports_no_vendor():
+EXTRAS = ("mcap", "google.protobuf", "foxglove", "pymodbus", "asyncua", "rosbags", "paho", "pyarrow", "cryptography")
+VENDORS = (*EXTRAS, "zmq", "cv2", "av", "torch", "uvicorn", "starlette", "pygame")
+
+
+def test_importing_the_registries_imports_no_vendor():
     code = (
-        "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
-        "print([m for m in ('zmq', 'cv2', 'av', 'torch', 'mcap', 'google.protobuf', 'foxglove') if m in sys.modules])"
+        "import sys, overlays.sinks.registry as r, stream.sources as s; import overlays.render.colormaps; "
+        "r.SINKS.settings('out.jsonl'); s.SOURCES.settings('line:'); "
+        f"print([m for m in {VENDORS} if m in sys.modules]); "
+        "r.build_sink('out.jsonl'); s.build_source('line:'); "
+        f"print([m for m in {EXTRAS} if m in sys.modules])"
     )
     completed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS
     )
-    assert completed.stdout.strip() == "[]"
+    assert completed.stdout.split() == ["[]", "[]"]

@@ -165,3 +165,11 @@ def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path, mo
     monkeypatch.setitem(sys.modules, "rosbags.typesys", None)
     with pytest.raises(SourceError, match=r"needs rosbags.*: uv sync --extra bags"):
         cameras(Path(tmp_path / "run.bag"))
+
+
+def test_bag_with_too_many_cameras_is_refused_with_the_way_to_choose(tmp_path, monkeypatch):
+    bag = BAGS["ros1"](tmp_path)
+    monkeypatch.setattr("stream.cameras.MAX_TOPICS", 1)
+    with pytest.raises(SourceError, match=r"has 2 topics with images.* at most 1 are read; .*\?topic=/front/image_raw"):
+        cameras(bag)
+    assert len(cameras(f"{bag}?topic=/rear/compressed")) == 1

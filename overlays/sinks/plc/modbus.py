@@ -11,10 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Self, cast
+from typing import Any, Final, Self, cast
 
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusTcpServer
+from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from overlays.sinks.plc.loop_thread import LoopThread
@@ -39,6 +40,8 @@ _MAX: Final = 0xFFFF
 _DEVICE_OF_ALL: Final = 0
 """Unit identifier that answers for every other: controllers send 1, 255 or 0."""
 _START_SECONDS: Final = 10.0
+MAX_CONNECTIONS: Final = 64
+"""Beyond, a new connection takes the place of the one that has been silent for the longest time."""
 
 
 class ModbusSink(Sink):
@@ -222,7 +225,7 @@ class _ServerThread:
     async def _serve(self, end: asyncio.Event) -> None:
         data = SimData(0, count=_REGISTERS, values=0, datatype=DataType.REGISTERS)
         device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
-        server = ModbusTcpServer(device, address=(self._address.host, self._address.port))
+        server = _LimitedServer(device, address=(self._address.host, self._address.port))
         try:
             await server.serve_forever(background=True)
             self.port = int(cast("asyncio.Server", server.transport).sockets[0].getsockname()[1])
@@ -250,6 +253,32 @@ class _ServerThread:
             return ExcCodes.ILLEGAL_FUNCTION
         current[address - start : address - start + count] = self._read()[address : address + count]
         return None
+
+
+class _Connection(ServerRequestHandler):
+    """A connection that knows when it was last used."""
+
+    used_at = 0.0
+
+    def callback_data(self, data: bytes, addr: tuple[Any, ...] | None = None) -> int:
+        """Handle received bytes."""
+        self.used_at = time.monotonic()
+        return int(super().callback_data(data, addr))
+
+
+class _LimitedServer(ModbusTcpServer):
+    """Closes the least used connection when there are too many: each takes a file handle of the run."""
+
+    def callback_new_connection(self) -> _Connection:
+        """Return the handler of a new connection."""
+        if len(self.active_connections) >= MAX_CONNECTIONS:
+            connections = cast("dict[str, _Connection]", self.active_connections)
+            least_used = min(connections.values(), key=lambda each: each.used_at)
+            log.warning("Modbus: more than %d connections; the one that is silent is closed", MAX_CONNECTIONS)
+            least_used.close()
+        connection = _Connection(self, self.trace_packet, self.trace_pdu, self.trace_connect)  # type: ignore[no-untyped-call]
+        connection.used_at = time.monotonic()
+        return connection
 
 
 def _checked_address(uri: str, *, insecure: bool) -> Endpoint:

@@ -41,6 +41,10 @@ logging.getLogger("asyncua").setLevel(logging.ERROR)  # it logs each node of the
 _ADDRESS: Final = re.compile(r"opc\.tcp://(?P<address>[^/]+)(?:/(?P<name>[\w.-]{0,64}))?")
 _DEFAULT_NAME: Final = "recipro-stream"
 _UPDATE_SECONDS: Final = 0.5
+MAX_CONNECTIONS: Final = 64
+"""Each connection takes a file handle of the run; further ones are refused."""
+_LOGIN_SECONDS: Final = 10.0
+"""A connection without a session is closed after this time."""
 """Interval at which ages and the quality of silent cameras are written."""
 _TYPES: Final = {
     "Ok": ua.VariantType.Boolean,
@@ -168,6 +172,8 @@ class OpcUaSink(Sink):
         """Build the address space, then write changes until ``end``."""
         changed = asyncio.Event()
         server = Server(user_manager=_Users(self._users))
+        server.iserver.max_connections = MAX_CONNECTIONS
+        server.iserver.max_pending_activation_seconds = _LOGIN_SECONDS
         server.iserver.node_mgt_service = _NodeService(server.iserver.aspace, end.is_set)
         try:
             await server.init()

@@ -1,4 +1,5 @@
 // One camera: the image with the heat map over it, and the data of the same frame.
+import { AreaEditor, drawArea } from "./area.js";
 import { BoxPanel } from "./box-panel.js";
 import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
 import { Chart } from "./chart.js";
@@ -29,6 +30,14 @@ export class Card {
     this.why = new WhyPanel(this.root, camera, link, {
       hold: (isHeld) => (this.isHeld = isHeld),
       selected: () => this.boxes.selected,
+      changed: () => this.paint(),
+      announce: say,
+    });
+    this.area = new AreaEditor(this.root, {
+      opened: () => {
+        this.why.close();
+        this.why.opened();
+      },
       changed: () => this.paint(),
       announce: say,
     });
@@ -105,6 +114,7 @@ export class Card {
   show() {
     const header = this.header;
     this.boxes.show(header);
+    this.area.header = header;
     this.paint();
     const { isDetector } = this.boxes;
     this.why.offer(header, isDetector);
@@ -151,6 +161,8 @@ export class Card {
     const selected = this.boxes.shownBox;
     if (style.palette) this.paintHeat(context, selected);
     drawRegions(context, header);
+    if (this.area.isOpen) this.area.paint(context, pixelsPerCss);
+    else drawArea(context, header);
     drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
   }
 

@@ -81,7 +81,7 @@ function cardOf(camera) {
   if (!card) {
     card = new Card(camera, style, link, announce);
     card.at(".view").onclick = (event) => {
-      if (card.why.isOpen) return; // a box is drawn
+      if (card.why.isOpen || card.area.isOpen) return; // a box or a region is drawn
       if (!card.boxes.pick(event)) enlarge(card.root.classList.contains("large") ? null : camera);
     };
     card.why.opened = () => enlarge(camera); // the form stands beside the image
@@ -148,7 +148,11 @@ at("opacity").oninput = (event) => {
 const ACTIONS = {
   s: (card) => card.snapshot(),
   c: (card) => card.clip(),
-  w: (card) => card.why.open(),
+  w: (card) => {
+    card.area.close();
+    card.why.open();
+  },
+  r: (card) => card.area.open(),
   m: (card) => card.boxes.maps.toggle(card.boxes.selected),
 };
 
@@ -159,7 +163,7 @@ document.addEventListener("keydown", (event) => {
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
   const hovered = document.querySelector(".card:hover")?.dataset.camera;
   const chosen = large ?? focused ?? hovered ?? (all.length === 1 ? all[0] : undefined);
-  if (event.key === "Escape" && (closeQuestions() || releaseBoxes())) event.preventDefault();
+  if (event.key === "Escape" && (closeEditors() || closeQuestions() || releaseBoxes())) event.preventDefault();
   else if (event.key === "Escape" && large !== undefined) enlarge(null);
   else if (event.key === "h") {
     setStyle(!style.heat, style.opacity);
@@ -180,6 +184,11 @@ document.addEventListener("keydown", (event) => {
 // End the selection of boxes of all cameras; return false if there is none.
 function releaseBoxes() {
   return [...cards.values()].filter((card) => card.boxes.release()).length > 0;
+}
+
+// End the drawing of regions; return false if none was drawn.
+function closeEditors() {
+  return [...cards.values()].filter((card) => card.area.close()).length > 0;
 }
 
 // Go back to the live images; return false if none was held.

@@ -7,6 +7,7 @@ import typer
 from commands.baseline import baseline
 from commands.evaluate import evaluate
 from commands.export import export
+from commands.fleet.app import fleet_app
 from commands.info import doctor, models
 from commands.keys import keys_app
 from commands.replay import replay
@@ -26,6 +27,7 @@ app = typer.Typer(
     help="Explain live video: class scores and an exact Recipro-CAM heat map for every frame.\n\n"
     "Without a command, the demo runs for 30 seconds: a simulated inspection line, without a camera or a GPU.",
 )
+app.add_typer(fleet_app, name="fleet")
 app.add_typer(keys_app, name="keys")
 for command in (
     demo, stream, why, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema,

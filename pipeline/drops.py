@@ -39,6 +39,8 @@ class DropReason(StrEnum):
     """In the last batch, beyond the run's limit of frames."""
     STOPPED = "stopped"
     """The run ended while the frame waited."""
+    LEASE_ENDED = "lease_ended"
+    """The lease of the camera had ended, in a fleet: another worker may publish it."""
     SINK_QUEUE_FULL = "sink_queue_full"
     """No sink delivered it; the queue of the last one was full: the sink is slower than the engine."""
     SINK_REFUSED = "sink_refused"

@@ -84,7 +84,7 @@ class Frame:
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
-    """Number of frames that the camera gave before this one: a gap is a number of frames dropped or skipped."""
+    """Number of frames that the camera gave before this one; a gap counts frames that were dropped or skipped."""
     captured_at: float
     """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None
@@ -98,6 +98,8 @@ class Frame:
     """Unix time of the capture in nanoseconds by the camera's clock (a bag's header stamp); None if it is not given."""
     area: InputArea | None = None
     """The part that the network gets; None: the whole image."""
+    epoch: int | None = None
+    """Number of the lease under which a fleet's worker read the camera; None outside a fleet."""
 
     def __post_init__(self) -> None:
         image = self.image
@@ -393,8 +395,7 @@ class Overlay:
     signal_loss: SignalLoss | None = None
     """Set while the camera gives no frames: the explanation is its last, and the image must not look live."""
     jpeg: Jpeg | None = None
-    """The drawn image where the engine drew and compressed it on its device; ``image`` then is the frame's own image,
-    unless a sink needed the drawn one as an array."""
+    """The image as drawn by the engine; ``image`` then is the frame's own, unless a sink needs the drawn one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", read_only(self.image))

@@ -51,6 +51,7 @@ class Pipeline:
         watch: Callable[[RunResult], None] | None = None,
         alive: Callable[[], None] | None = None,
         discovery: Discovery | None = None,
+        may_publish: Callable[[Frame], bool] = lambda _frame: True,
     ) -> None:
         """Connect the parts; ``run`` starts the threads.
 
@@ -65,12 +66,13 @@ class Pipeline:
             alive: called several times a second, in the calling thread, with or without frames: for a watchdog.
             discovery: finds and removes sources during the run; with it, the run does not end because all sources
                 have.
+            may_publish: returns whether a frame may be given to the sinks now; for any thread.
         """
         self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
         self._watch, self._alive, self._discovery = watch, alive, discovery
         self._condition = Arrivals()
         self._stats = RunStats([])
-        self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames)
+        self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames, may_publish=may_publish)
         self._workers: list[SourceWorker] = []
         self._streams: dict[str, CameraStream] = {}
         self._is_busy = False

@@ -11,7 +11,7 @@ from typing import Final
 from pipeline.drops import DeliveryTracker, DropReason
 from pipeline.errors import FrameError, ReciproStreamError, WireError
 from pipeline.finite import find_non_finite
-from pipeline.frames import Overlay
+from pipeline.frames import Frame, Overlay
 from pipeline.ports import Overflow, Sink
 from pipeline.stats import RunStats
 from pipeline.workers.queue import Outcome, QueueWorker
@@ -28,9 +28,24 @@ _REASONS: Final = {
 class Outputs:
     """Puts overlays into the queues of all sinks and counts what becomes of their frames."""
 
-    def __init__(self, sinks: Sequence[Sink], stats: RunStats, queue_frames: int) -> None:
-        """Create a worker for each entered sink; ``queue_frames``: overlays that may wait for a lossless sink."""
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        stats: RunStats,
+        queue_frames: int,
+        *,
+        may_publish: Callable[[Frame], bool] = lambda _frame: True,
+    ) -> None:
+        """Create a worker for each entered sink.
+
+        Args:
+            sinks: entered.
+            stats: counts the frames.
+            queue_frames: overlays that may wait for a lossless sink.
+            may_publish: returns whether a frame may be given to a sink now; called in the threads of the sinks.
+        """
         self._stats = stats
+        self._may_publish = may_publish
         self._tracker = DeliveryTracker(stats.frames)
         self.workers = [
             make_sink_worker(sink, partial(self._put_timed, sink), queue_frames, on_outcome=self._settle)
@@ -65,6 +80,10 @@ class Outputs:
 
         ``overflow`` applies to lossless sinks; the queue of any other sink drops its oldest overlay.
         """
+        frame = overlay.explanation.frame
+        if not self._may_publish(frame):
+            self._stats.frames.count_drop(frame, DropReason.LEASE_ENDED)
+            return
         self._tracker.begin(overlay, len(self._sinks))
         for sink, worker in self._sinks:
             worker.put(overlay, overflow if sink.lossless else "drop-oldest")
@@ -100,6 +119,9 @@ class Outputs:
                 sink.on_run_end()
 
     def _put_timed(self, sink: Sink, overlay: Overlay) -> None:
+        frame = overlay.explanation.frame
+        if not self._may_publish(frame):  # the lease ended while the overlay waited
+            raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: the lease of the camera has ended")
         started_at = time.monotonic()
         sink.put(overlay)
         if overlay.signal_loss is None:

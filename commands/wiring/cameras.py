@@ -146,6 +146,12 @@ class RunningCameras(Discovery):
         for camera in (*self._successors.values(), *self._leaving.values(), *self._running.values()):
             _close(camera)
 
+    @property
+    def present(self) -> frozenset[str]:
+        """Names of the cameras that are open, or about to join or to be closed."""
+        with self._lock:
+            return frozenset({*self._running, *self._leaving, *self._successors})
+
     def apply(self, wanted: Sequence[Camera]) -> CameraDiff:
         """Change the run's cameras to ``wanted`` (not entered); a camera that cannot be opened is left as it is."""
         with self._lock:

@@ -6,15 +6,16 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.console import print_line
 from commands.plausibility import warn_of_doubts
 from commands.signals import shutdown_on_signal
-from commands.wiring.cameras import Camera, RunningCameras, make_cameras, with_all_cameras
+from commands.wiring.cameras import Camera, CameraDiff, RunningCameras, make_cameras, with_all_cameras
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
 from commands.wiring.passages import ConfiguredPlaces
@@ -24,9 +25,9 @@ from pipeline.config import Config
 from pipeline.guards.config import check_cameras
 from pipeline.guards.drift import BaselineRecorder
 from pipeline.guards.monitor import ExplanationMonitor
-from pipeline.ports import Overflow, Sink, Source
+from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
 from pipeline.queries import PlaceQueries
-from pipeline.result import RunResult
+from pipeline.result import RunLimits, RunResult
 
 if TYPE_CHECKING:
     from engine.explainers.base import EngineExplainer
@@ -58,63 +59,103 @@ def run_from_config(
     from rich.console import Console
 
     from overlays.progress import Progress
-    from overlays.render.renderer import HeatRenderer
-    from overlays.sinks.locks import Claims
     from pipeline.loop import Pipeline
-    from pipeline.result import RunLimits
     from pipeline.systemd import SystemdNotifier
 
     started = threading.Event()
     with shutdown_on_signal(started) as stop, ExitStack() as stack:
         if watched is not None:
             stack.enter_context(reload_on_hangup(watched))
-        config = with_all_cameras(config)
-        members = make_cameras(config)
-        sources = [(member.source, member.source.overflow) for member in members]
-        cameras = [source.camera for source, _ in sources]
-        slow = load_drift_tracking(config, cameras, recorder)
-        if not config.sinks and recorder is None:
-            log.warning("%s", NO_SINK)
-        queries = PlaceQueries()
-        stack.callback(queries.close)
-        sinks = make_sinks(config, cameras, queries)
-        drawing = HeatRenderer(**config.overlay.model_dump())
-        claims = stack.enter_context(Claims([sink.uri for sink in config.sinks]))
-        running = stack.enter_context(
-            RunningCameras(members, lambda camera: claims.add([*cameras, camera]), claims.release)
-        )
-        claims.add(cameras)
-        for sink in sinks:
-            stack.enter_context(sink)
-        explainer = make_explainer(config)
-        explainer.accept(queries)
-        renderer = make_renderer(drawing, explainer, sinks)
-        log.info("%s", explainer.info)
-        warn_of_doubts(config, explainer.labels, exclusive=explainer.classes_exclude_each_other)
-        window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
-        batch = choose_batch_size(config, explainer)
-        limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
-        monitor = build_monitor(config, explainer, slow)
-        places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
-        gc.collect()
-        gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
+        run = open_run(with_all_cameras(config), stack, recorder=recorder)
         started.set()
         if watched is not None:
-            watcher = ConfigWatcher(watched, config, lambda new: running.apply(_cameras_for(config, new, places)))
+            watcher = ConfigWatcher(watched, run.config, run.apply)
             stack.enter_context(watcher)
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = Pipeline(
-                sources, places.monitor(monitor), renderer, sinks,
-                limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
-                discovery=None if watched is None else running,
+                run.sources, run.explainer, run.renderer, run.sinks,
+                limits=run.limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
+                discovery=None if watched is None else run.running,
             ).run()  # fmt: skip
-        _report(outcome, monitor, places)  # runs even if a sink cannot be closed
+        _report(outcome, run.monitor, run.places)  # runs even if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
             f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers
         )
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
     return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """The parts of a run, opened."""
+
+    config: Config
+    running: RunningCameras
+    sources: Sequence[tuple[Source, Overflow | None]]
+    """The cameras of the beginning."""
+    monitor: ExplanationMonitor
+    """The guards."""
+    explainer: Explainer
+    """The network with its guards, zones and lines."""
+    places: ConfiguredPlaces
+    renderer: Renderer
+    sinks: Sequence[Sink]
+    limits: RunLimits
+
+    def apply(self, new: Config) -> CameraDiff:
+        """Change the cameras to those of a new configuration; raises ``ReciproStreamError`` if they do not fit."""
+        return self.running.apply(_cameras_for(self.config, new, self.places))
+
+
+def open_run(
+    config: Config, stack: ExitStack, *, recorder: BaselineRecorder | None = None, starts_empty: bool = False
+) -> OpenRun:
+    """Open the parts of a run; ``stack`` closes them.
+
+    Args:
+        config: the configuration, with an entry for each camera.
+        stack: receives what is opened.
+        recorder: receives the statistics of a baseline.
+        starts_empty: open no camera: those of the configuration join later, by ``running``.
+
+    Raises:
+        ReciproStreamError: a part cannot be opened.
+    """
+    from overlays.render.renderer import HeatRenderer
+    from overlays.sinks.locks import Claims
+
+    members = make_cameras(config)
+    cameras = [member.name for member in members]
+    slow = load_drift_tracking(config, cameras, recorder)
+    if not config.sinks and recorder is None:
+        log.warning("%s", NO_SINK)
+    queries = PlaceQueries()
+    stack.callback(queries.close)
+    sinks = make_sinks(config, cameras, queries)
+    drawing = HeatRenderer(**config.overlay.model_dump())
+    claims = stack.enter_context(Claims([sink.uri for sink in config.sinks]))
+    present = [] if starts_empty else members
+    running = stack.enter_context(
+        RunningCameras(present, lambda camera: claims.add([*cameras, camera]), claims.release)
+    )
+    claims.add(cameras)
+    for sink in sinks:
+        stack.enter_context(sink)
+    explainer = make_explainer(config)
+    explainer.accept(queries)
+    renderer = make_renderer(drawing, explainer, sinks)
+    log.info("%s", explainer.info)
+    warn_of_doubts(config, explainer.labels, exclusive=explainer.classes_exclude_each_other)
+    window = config.engine.batch_window_ms / 1e3 if len(members) > 1 else 0.0
+    batch = choose_batch_size(config, explainer)
+    limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
+    monitor = build_monitor(config, explainer, slow)
+    places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
+    gc.collect()
+    gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
+    sources = [(member.source, member.source.overflow) for member in present]
+    return OpenRun(config, running, sources, monitor, places.monitor(monitor), places, renderer, sinks, limits)
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:

@@ -270,6 +270,8 @@ class Header(WireModel):
     camera: Text
     source: SourcePath = ""
     """Path of the file the frame was read from."""
+    epoch: Index | None = None
+    """Number of the lease under which a fleet's worker read the camera; viewers drop lower ones than they have seen."""
     index: Index
     """Number of frames that the camera gave before this one."""
     width: Side

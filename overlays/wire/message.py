@@ -59,6 +59,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         "version": VERSION,
         "camera": replace_undecodable(frame.camera),
         **source,
+        **({} if frame.epoch is None else {"epoch": frame.epoch}),
         "index": frame.index,
         "width": frame.width,
         "height": frame.height,
@@ -343,6 +344,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         truth=None if header.truth is None else header.truth.scaled(x, y),
         source_name=header.source,
         area=header.area(x, y),
+        epoch=header.epoch,
     )
     explanation = Explanation(
         frame=frame,

@@ -115,6 +115,8 @@ class Viewer:
         """Number of messages that could not be decoded."""
         self.last_error: WireError | None = None
         """Error of the last of them."""
+        self.superseded = 0
+        """Number of messages of workers of a fleet that had lost their camera to another one."""
         self._damaged: Literal["skip", "raise"] = damaged
         self._clock = clock
         keys = viewer_keys(key, server_key)
@@ -207,6 +209,9 @@ class Viewer:
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
             return None  # sent again for a viewer that joined late
+        if last is not None and (header.epoch or 0) < (last.epoch or 0) and header.epoch is not None:
+            self.superseded += 1
+            return None
         if last is None and len(self._last) >= MAX_TOPICS:
             self._last.clear()
         self._last[header.camera] = header

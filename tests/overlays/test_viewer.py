@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import zmq
 
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.message import encode
+from overlays.wire.subscriber import LatestMessage
 from overlays.wire.viewer import Viewer
 from pipeline.errors import ImageError, SourceError, WireError, WireVersionError
 from tests.support.viewers import ANY, Publisher, first, joined, nothing_comes
@@ -157,3 +159,21 @@ def test_unknown_host_is_refused_on_entering():
         Viewer("tcp://no-such-host.invalid:5555"),
     ):
         pass
+
+
+def test_viewer_drops_a_lower_epoch_than_it_has_seen_of_a_camera(overlaid):
+    viewer = Viewer("tcp://127.0.0.1:5999")
+
+    def read(index: int, epoch: int | None):
+        overlay = overlaid(index=index)
+        frame = replace(overlay.explanation.frame, epoch=epoch)
+        overlay = replace(overlay, explanation=replace(overlay.explanation, frame=frame))
+        parts = encode(overlay, sent_at_unix=100.0 + index, now_monotonic=frame.captured_at)
+        return viewer._read(LatestMessage(parts, 100.0 + index, 0))
+
+    assert read(1, 5).header.epoch == 5
+    assert read(2, 7).overlay().explanation.frame.epoch == 7
+    assert read(3, 5) is None
+    assert viewer.superseded == 1
+    assert read(4, 7) is not None
+    assert read(5, None) is not None  # a run that is no part of a fleet has taken the address

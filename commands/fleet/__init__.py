@@ -1,0 +1,1 @@
+"""`run.py fleet`: cameras over several machines, on Ray."""

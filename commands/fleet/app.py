@@ -1,0 +1,216 @@
+"""`run.py fleet`: start a node of a fleet, and `status`, `where`, `drain` and `apply`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from commands.console import print_line, read_text
+from commands.fleet.environment import LOOPBACK, check_token, create_token, default_token_file, enter, require_ray
+from commands.options import RUN, option
+from commands.signals import shutdown_on_signal
+from pipeline.errors import ConfigError, ReciproStreamError
+from pipeline.fleet.settings import FleetConfig, read_fleet
+
+log = logging.getLogger("recipro-stream")
+
+_READY_SECONDS: Final = 600.0
+"""Time for a worker to build its network."""
+_LEAVE_SECONDS: Final = 5.0
+
+Address = Annotated[str, option(RUN, "HOST:PORT of the head. Default: the Ray on this machine.", "--address")]
+TokenFile = Annotated[Path | None, option(RUN, "The token of the fleet. Default: in your configuration folder.")]
+FleetName = Annotated[str, option(RUN, "Name of the fleet. [default: fleet]", "--fleet")]
+
+
+class _StartByDefault(TyperGroup):
+    """Takes a first word that is no command for the file of ``start``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's own type
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["start", *args]
+        return super().parse_args(ctx, args)
+
+
+fleet_app = typer.Typer(
+    cls=_StartByDefault, no_args_is_help=True, help="Explain cameras on several machines: run.py fleet FLEET.yaml"
+)
+
+
+@fleet_app.command("start")
+def start(
+    file: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="The fleet: cameras, stream, devices.")],
+    join: Annotated[str | None, option(RUN, "HOST:PORT of a head to join. Default: this machine is the head.")] = None,
+    listen: Annotated[
+        str, option(RUN, "IP address of this machine for other nodes. [default: 127.0.0.1, this machine alone]")
+    ] = LOOPBACK,
+    node: Annotated[str | None, option(RUN, "Name of this node. Default: the host's name.")] = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Start a node: its workers get cameras from the fleet's director. Ctrl-C gives them back."""
+    require_ray()
+    config = read_fleet(read_text(file), file.name)
+    stream = file.parent / config.stream
+    read_text(stream)
+    token = token_file or default_token_file()
+    if join is None:
+        create_token(token)
+    check_token(token)
+    enter(os.environ, token, listen)
+    _run_node(config, stream.resolve(), join=join, listen=listen, node=node or socket.gethostname())
+
+
+@fleet_app.command("status")
+def status(
+    address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
+    as_json: Annotated[bool, option(RUN, "Print JSON in place of tables.", "--json")] = False,
+) -> None:  # fmt: skip
+    """Show the workers, their load, and the worker of each camera."""
+    from commands.fleet.client import call
+    from commands.fleet.tables import print_status
+
+    with _director(address, fleet, token_file) as director:
+        state = call(director.status)
+    if as_json:
+        typer.echo(json.dumps(state, indent=2))
+    else:
+        print_status(state)
+
+
+@fleet_app.command("where")
+def where(
+    camera: Annotated[str, typer.Argument(metavar="CAMERA", help="Name of a camera.")],
+    address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
+) -> None:  # fmt: skip
+    """Print, as JSON, the worker of a camera, its node, and the addresses at which it is published."""
+    from commands.fleet.client import call
+
+    with _director(address, fleet, token_file) as director:
+        found = call(director.where, camera)
+    typer.echo(json.dumps(found))
+    if found["worker"] is None:
+        raise typer.Exit(1)
+
+
+@fleet_app.command("drain")
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Name of a node.")],
+    undo: Annotated[bool, option(RUN, "Let the node get cameras again.", "--undo")] = False,
+    address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
+) -> None:  # fmt: skip
+    """Move the cameras of a node to others, and give it none: before an upgrade."""
+    from commands.fleet.client import call
+
+    with _director(address, fleet, token_file) as director:
+        known = call(director.drain, node, is_drained=not undo)
+    if node not in known and not undo:
+        raise ConfigError(f"{node}: the fleet has no such node; it has {', '.join(known) or 'none'}")
+    print_line(
+        f"{node}: gets cameras again" if undo else f"{node}: gives up its cameras; run.py fleet status shows them"
+    )
+
+
+@fleet_app.command("forget")
+def forget(
+    worker: Annotated[list[str], typer.Argument(metavar="WORKER...", help="Workers, such as NODE/auto-0.")],
+    address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
+) -> None:  # fmt: skip
+    """Remove workers that are switched off for good: a new director waits for half of all workers."""
+    from commands.fleet.client import call
+
+    with _director(address, fleet, token_file) as director:
+        call(director.dismiss, worker)
+    print_line(f"removed: {', '.join(worker)}")
+
+
+@fleet_app.command("apply")
+def apply(
+    file: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="The fleet, changed.")],
+    address: Address = "auto", token_file: TokenFile = None,
+) -> None:  # fmt: skip
+    """Add, remove and change cameras while everything runs; the others lose no frame."""
+    from commands.fleet.client import call
+
+    config = read_fleet(read_text(file), file.name)
+    with _director(address, config.name, token_file) as director:
+        changes = call(director.apply, config.rates)
+    for kind, names in changes.items():
+        print_line(f"{kind}: {', '.join(names) or 'none'}")
+
+
+@contextmanager
+def _director(address: str, fleet: str, token_file: Path | None) -> Iterator[Any]:
+    """Connect to a fleet and yield its director."""
+    require_ray()
+    token = token_file or default_token_file()
+    check_token(token)
+    host = address.rpartition(":")[0]
+    enter(os.environ, token, LOOPBACK if host in {"", LOOPBACK, "localhost"} else "0.0.0.0")  # noqa: S104 - not bound
+    from commands.fleet.client import connected, find_director
+
+    with connected(address, fleet):
+        yield find_director(fleet)
+
+
+def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
+    """Run the node until a signal, or until Ray ends."""
+    from commands.fleet.client import call, connected, start_director, start_worker
+    from commands.fleet.ray_node import ray_node
+    from commands.fleet.worker import WorkerSpec
+
+    started = threading.Event()
+    started.set()
+    with (
+        ray_node(listen=listen, head=join, node=node) as head,
+        connected(head, config.name),
+        shutdown_on_signal(started) as stop,  # after Ray, which sets handlers of its own
+    ):
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        director = start_director(config.name, config.rates)
+        specs = [
+            WorkerSpec(config.name, node, device, number, str(stream), config.without_director)
+            for number, device in enumerate(config.devices)
+        ]
+        workers = [start_worker(spec, director, node_id) for spec in specs]
+        for spec, worker in zip(specs, workers, strict=True):
+            capacity = call(worker.capacity, seconds=_READY_SECONDS)
+            print_line(f"{spec.slot}: explains {capacity:.1f} frames/s")
+        print_line(
+            f"node {node} of fleet {config.name} runs; another machine joins with: "
+            f"run.py fleet FLEET.yaml --join {head} --listen ITS_ADDRESS"
+        )
+        stop.wait()
+        _leave(director, workers, node, [spec.slot for spec in specs])
+
+
+def _leave(director: Any, workers: list[Any], node: str, slots: list[str]) -> None:  # noqa: ANN401
+    """Give the cameras of this node back before its workers end."""
+    import time
+
+    from commands.fleet.client import call
+
+    try:
+        call(director.drain, node)
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while time.monotonic() < deadline and any(
+            worker["cameras"] for worker in call(director.status)["workers"] if worker["node"] == node
+        ):
+            time.sleep(0.2)
+        for worker in workers:
+            call(worker.close)
+        call(director.dismiss, slots)
+        call(director.drain, node, is_drained=False)
+    except ReciproStreamError as error:
+        log.warning("node %s: its cameras are dealt again once their leases have ended: %s", node, error)

@@ -1,0 +1,119 @@
+"""Prepares this process and its children for Ray: token, loopback, no statistics of usage."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import stat
+from collections.abc import Mapping, MutableMapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import ConfigError
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+LOOPBACK: Final = "127.0.0.1"
+PORT: Final = 6379
+NODE: Final = "RECIPRO_FLEET_NODE"
+"""Variable with the name of the node, in the environment of all of its processes."""
+ROLE: Final = "RECIPRO_FLEET_ROLE"
+"""Variable with the role of the node: ``head`` or ``node``; Ray has it as a label of the node, too."""
+HEAD: Final = "head"
+LABEL: Final = "recipro-stream-role"
+_SETTINGS: Final = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers name their GPUs themselves
+    "RAY_DEDUP_LOGS": "0",
+    # A lost node is noticed within 2 s.
+    "RAY_health_check_initial_delay_ms": "500",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    # Nodes go on for a day without the head.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+_REMOVED: Final = ("PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
+"""The first makes the agents of Ray start so slowly that Ray gives them up; the others would override the options."""
+
+
+def require_ray() -> None:
+    """Raise ``ConfigError`` if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError("fleet: Ray is not installed; run `uv sync --extra fleet`")
+
+
+def default_token_file() -> Path:
+    """Return the path of the token where none is named."""
+    import platformdirs
+
+    return platformdirs.user_config_path("recipro-stream") / "fleet.token"
+
+
+def create_token(path: Path) -> None:
+    """Write a new token that only this user can read, unless the file exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def check_token(path: Path) -> None:
+    """Refuse a token that is missing, or that other users can read.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        raise ConfigError(
+            f"{path}: the fleet's token is missing; copy it from the head node (scp), or give --token-file FILE"
+        ) from None
+    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(
+            f"{path}: other users can read the token, with which they can run programs here: chmod 600 {path}"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches an address.
+
+    Raises:
+        ConfigError: it is not an IP address.
+    """
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        raise ConfigError(f"--listen {address!r}: give an IP address of this machine, such as 192.168.0.10") from None
+
+
+def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -> dict[str, str]:
+    """Return the environment of Ray's processes.
+
+    Args:
+        present: the environment of this process.
+        token_file: the token.
+        listen: the address of this node; on the loopback Ray listens nowhere else.
+    """
+    environment = {name: value for name, value in present.items() if name not in _REMOVED}
+    environment |= _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file.resolve())}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    if is_loopback(listen):
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return environment
+
+
+def enter(environment: MutableMapping[str, str], token_file: Path, listen: str = LOOPBACK) -> None:
+    """Set the environment of this process, before Ray is imported."""
+    updated = ray_environment(environment, token_file, listen)
+    for name in _REMOVED:
+        environment.pop(name, None)
+    environment.update(updated)

@@ -1,0 +1,99 @@
+"""Starts and ends the processes of Ray on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+
+from commands.fleet.environment import HEAD, LABEL, NODE, PORT, ROLE
+from pipeline.errors import ReciproStreamError
+
+_OBJECT_STORE_BYTES: Final = 100 << 20
+"""Memory for objects of Ray, which carries beats only."""
+_START_SECONDS: Final = 120.0
+_END_SECONDS: Final = 15.0
+_READY: Final = "Ray runtime started"
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@contextmanager
+def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[str]:
+    """Run Ray on this machine inside the block, and yield the address of the fleet's head.
+
+    Args:
+        listen: IP address of this machine, at which other nodes reach it.
+        head: ``HOST:PORT`` of the head to join; None: this machine is the head.
+        node: name of this node.
+
+    Raises:
+        ReciproStreamError: Ray did not start.
+    """
+    role = "node" if head else HEAD
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(["--address", head] if head else ["--head", "--port", str(PORT), "--include-dashboard", "false"]),
+        *("--node-ip-address", listen, "--num-cpus", "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)),
+        *("--labels", f"{LABEL}={role}"),
+    ]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            command, env={**os.environ, NODE: node, ROLE: role}, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509
+        )  # fmt: skip
+        try:
+            _wait_until_started(process, output)
+            yield head or f"{listen}:{PORT}"
+        finally:
+            _end(process)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process with its parent: a killed fleet leaves no Ray behind."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_started(process: subprocess.Popen[bytes], output: IO[str]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        output.seek(0)
+        text = output.read()
+        if _READY in text:
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = [line for line in text.splitlines() if line.strip()][-3:]
+            raise ReciproStreamError(f"fleet: Ray did not start here: {' '.join(lines) or 'it says nothing'}")
+        time.sleep(0.1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End Ray's processes in order; kill those that do not end."""
+    family = [process.pid, *_descendants(process.pid)]
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_END_SECONDS)
+    for number in family:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(number, signal.SIGKILL)
+    process.wait()
+
+
+def _descendants(parent: int) -> list[int]:
+    """Return the processes below a process."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found = [parent]
+    for number in found:
+        found += [child for child, above in parents.items() if above == number]
+    return found[1:]

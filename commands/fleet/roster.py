@@ -1,0 +1,118 @@
+"""The cameras of a worker: they follow its leases."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+
+from commands.wiring.cameras import Camera, RunningCameras
+from pipeline.errors import ReciproStreamError
+from pipeline.fleet.leases import WorkerLeases
+from pipeline.fleet.source import LeasedSource
+from pipeline.workers.thread import ThreadWorker
+
+log = logging.getLogger("recipro-stream")
+
+_MAX_CLOSING_SECONDS: Final = 1.0
+"""Time after which a camera that is being closed may be opened elsewhere: its frames are refused since its lease."""
+_RETRY_SECONDS: Final = 30.0
+"""Time after which a camera that could not be opened is tried again."""
+_CHECK_SECONDS: Final = 1.0
+
+
+class Roster:
+    """Opens the cameras whose leases are valid and closes the others, in a thread: opening one delays no beat."""
+
+    def __init__(self, running: RunningCameras, read: Callable[[], Sequence[Camera]], leases: WorkerLeases) -> None:
+        """Create the thread; entering starts it.
+
+        Args:
+            running: the cameras of the run.
+            read: returns the cameras that this node can open, new ones at each call; raises ``ReciproStreamError``.
+            leases: the leases, which the caller renews.
+        """
+        self._running, self._read, self._leases = running, read, leases
+        self._changed, self._stop = threading.Event(), threading.Event()
+        self._wanted: Mapping[str, int] = {}
+        self._applied: frozenset[str] = frozenset()
+        self._epochs: dict[str, int] = {}
+        """The last epoch of each camera that is open."""
+        self._unwanted_since: dict[str, float] = {}
+        self._failed_at: dict[str, float] = {}
+        self._worker = ThreadWorker("cameras of the worker", self._follow, self._end)
+
+    def __enter__(self) -> Self:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._worker.__exit__(kind, error, trace)
+
+    @property
+    def unable(self) -> frozenset[str]:
+        """Cameras that could not be opened lately."""
+        now = time.monotonic()
+        return frozenset(camera for camera, at in list(self._failed_at.items()) if now < at + _RETRY_SECONDS)
+
+    def follow(self, leases: Mapping[str, int]) -> None:
+        """Set the cameras that are to be open."""
+        now = time.monotonic()
+        for camera in self._running.present - leases.keys():
+            self._unwanted_since.setdefault(camera, now)
+        for camera in leases:
+            self._unwanted_since.pop(camera, None)
+        self._epochs |= leases
+        if leases != self._wanted:
+            gained, lost = leases.keys() - self._wanted.keys(), self._wanted.keys() - leases.keys()
+            for camera in sorted(gained):
+                log.info("camera %s: leased, epoch %d", camera, leases[camera])
+            for camera in sorted(lost):
+                log.info("camera %s: lease ended, epoch %d", camera, self._wanted[camera])
+            self._wanted = dict(leases)
+            self._changed.set()
+
+    def closing(self) -> dict[str, int]:
+        """Return the epochs of the cameras that are not closed yet, for a limited time."""
+        now = time.monotonic()
+        present = self._running.present
+        self._unwanted_since = {camera: at for camera, at in self._unwanted_since.items() if camera in present}
+        return {camera: self._epochs[camera] for camera, at in self._unwanted_since.items()
+                if now < at + _MAX_CLOSING_SECONDS and camera in self._epochs}  # fmt: skip
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._changed.set()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self._changed.wait(_CHECK_SECONDS)
+            self._changed.clear()
+            wanted = frozenset(self._wanted) - self.unable
+            if wanted != self._applied and not self._stop.is_set():
+                self._apply(wanted)
+
+    def _apply(self, wanted: frozenset[str]) -> None:
+        try:
+            known = {camera.name: camera for camera in self._read()}
+        except (ReciproStreamError, OSError) as error:
+            log.error("the cameras of this node cannot be read: %s", error)  # noqa: TRY400 - an expected error
+            known = {}
+        missing = wanted - known.keys()
+        diff = self._running.apply([self._leased(known[name]) for name in sorted(wanted - missing)])
+        now = time.monotonic()
+        for camera in missing:
+            log.warning("camera %s: this node has no source of this name", camera)
+        self._failed_at |= dict.fromkeys([*missing, *diff.failed], now)
+        self._applied = wanted - missing - frozenset(diff.failed)
+
+    def _leased(self, camera: Camera) -> Camera:
+        name = camera.name
+        source = LeasedSource(camera.source, lambda: self._leases.valid(time.monotonic()).get(name))
+        return replace(camera, source=source)

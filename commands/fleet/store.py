@@ -1,0 +1,89 @@
+"""What outlives a director: terms, members, cameras and drained nodes, in the key-value store of Ray's head.
+
+Names and numbers only: the store is readable to everyone who has the token, and its files may be backed up.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.errors import ReciproStreamError
+
+
+class FleetStore:
+    """The store of one fleet. Each call waits for the head, possibly for as long as it is gone."""
+
+    def __init__(self, fleet: str) -> None:
+        """Use the keys of a fleet; nothing is read yet."""
+        from ray.experimental import internal_kv
+
+        self._kv: Any = internal_kv
+        self._namespace = f"recipro-stream/{fleet}".encode()
+
+    def claim_term(self) -> int:
+        """Return a term that no director has had: higher than all before, also where the store was lost."""
+        while True:
+            term = max(self.latest_term() + 1, int(time.time()))
+            # The call returns whether the key existed: of two claims of one number, one succeeds.
+            if not self._kv._internal_kv_put(self._term_key(term), b"", overwrite=False, namespace=self._namespace):  # noqa: SLF001
+                for old in self._names("term/"):
+                    if int(old) < term:
+                        self._delete(f"term/{old}")
+                return term
+
+    def latest_term(self) -> int:
+        """Return the highest term that was claimed; 0 if there is none."""
+        return max(map(int, self._names("term/")), default=0)
+
+    def members(self) -> frozenset[str]:
+        """Return the slots of the workers that may have leases."""
+        return frozenset(self._names("member/"))
+
+    def add_members(self, slots: Iterable[str]) -> None:
+        """Add slots. The latest term is to be read after that, before a lease is granted to them."""
+        for slot in slots:
+            self._put(f"member/{slot}", b"")
+
+    def remove_members(self, slots: Iterable[str]) -> None:
+        """Remove slots of workers that have ended for good."""
+        for slot in slots:
+            self._delete(f"member/{slot}")
+
+    def cameras(self) -> dict[str, float] | None:
+        """Return the rates of the cameras; None if they were not written yet."""
+        text = self._kv._internal_kv_get(b"cameras", namespace=self._namespace)  # noqa: SLF001
+        return None if text is None else json.loads(text)
+
+    def write_cameras(self, cameras: Mapping[str, float]) -> None:
+        """Replace the cameras."""
+        self._put("cameras", json.dumps(dict(cameras)).encode())
+
+    def drained(self) -> frozenset[str]:
+        """Return the nodes that get no cameras."""
+        return frozenset(self._names("drained/"))
+
+    def write_drained(self, node: str, *, is_drained: bool) -> None:
+        """Add a drained node, or remove it."""
+        if is_drained:
+            self._put(f"drained/{node}", b"")
+        else:
+            self._delete(f"drained/{node}")
+
+    @staticmethod
+    def _term_key(term: int) -> bytes:
+        return f"term/{term}".encode()
+
+    def _names(self, prefix: str) -> list[str]:
+        keys = self._kv._internal_kv_list(prefix.encode(), namespace=self._namespace)  # noqa: SLF001
+        if keys is None:
+            raise ReciproStreamError("fleet: the store of the head does not answer")
+        return [key.decode().removeprefix(prefix) for key in keys]
+
+    def _put(self, key: str, value: bytes) -> None:
+        self._kv._internal_kv_put(key.encode(), value, namespace=self._namespace)  # noqa: SLF001
+
+    def _delete(self, key: str) -> None:
+        self._kv._internal_kv_del(key.encode(), namespace=self._namespace)  # noqa: SLF001

@@ -1,0 +1,205 @@
+"""A worker as an actor of Ray: one device, one warm network, and the cameras that the director leases to it.
+
+Frames are decoded, explained and published here; Ray carries beats only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from commands.fleet.capacity import measure_capacity
+from commands.fleet.roster import Roster
+from commands.wiring.cameras import Camera, make_cameras, with_all_cameras
+from commands.wiring.kinds import load_config
+from commands.wiring.run import OpenRun, open_run
+from pipeline.config import Config
+from pipeline.config_loader import read_yaml
+from pipeline.errors import ReciproStreamError
+from pipeline.fleet.leases import WorkerLeases
+from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo
+from pipeline.frames import Frame
+from pipeline.log_format import make_formatter
+from pipeline.loop import Pipeline
+from pipeline.sharding import shard_uri
+from pipeline.workers.thread import ThreadWorker
+
+log = logging.getLogger("recipro-stream")
+
+_ANSWER_SECONDS: Final = 1.0
+"""Time for an answer of the director."""
+_LOCK_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker is started with. Ray's store has it in plain text: names and paths, never an address."""
+
+    fleet: str
+    node: str
+    device: str
+    number: int
+    """Number of the worker on its node: its sinks listen as many ports higher."""
+    stream: str
+    """Path of the node's configuration."""
+    without_director: Literal["stop", "keep"] = "stop"
+    timing: FleetTiming = field(default_factory=FleetTiming)
+
+    @property
+    def slot(self) -> str:
+        """Name of the worker's place in the fleet."""
+        return f"{self.node}/{self.device}-{self.number}"
+
+
+class FleetWorker:
+    """Holds cameras as long as its leases are valid by its own clock."""
+
+    def __init__(self, spec: WorkerSpec, director: Any) -> None:  # noqa: ANN401 - an actor handle
+        """Build the network and begin to beat.
+
+        Args:
+            spec: what to run.
+            director: the handle of the director, which is valid for its restarts, too.
+        """
+        logging.basicConfig(level=logging.INFO)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(make_formatter("text"))
+        self._spec, self._director = spec, director
+        self._lock_file = _take_slot(spec)
+        self._stack = ExitStack()
+        self._stop = threading.Event()
+        self._run = self.open_parts(self._stack)
+        self._capacity = self.measure(self._run)
+        name = f"{spec.slot}#{uuid.uuid4().hex[:8]}"
+        self._leases = WorkerLeases(name, spec.slot, spec.timing, keep=spec.without_director == "keep")
+        self._roster = Roster(self._run.running, self.read_cameras, self._leases)
+        self._info = WorkerInfo(spec.node, spec.device, tuple(sink.uri for sink in self._run.sinks))
+        pipeline = Pipeline(
+            self._run.sources, self._run.explainer, self._run.renderer, self._run.sinks,
+            limits=self._run.limits, stop=self._stop, discovery=self._run.running, may_publish=self._may_publish,
+        )  # fmt: skip
+        self._start("pipeline", pipeline.run)
+        self._stack.enter_context(self._roster)
+        self._start("beats", self._beat)
+        log.info("%s: explains %.1f frames/s, gets cameras for %.0f %% of that", name, self._capacity,
+                 100.0 * spec.timing.fill)  # fmt: skip
+
+    def open_parts(self, stack: ExitStack) -> OpenRun:
+        """Open engine and sinks, without cameras."""
+        return open_run(self.read_config(), stack, starts_empty=True)
+
+    def measure(self, run: OpenRun) -> float:
+        """Return the frames per second that this worker explains."""
+        return measure_capacity(run.explainer, run.renderer, run.limits.batch_size)
+
+    def read_config(self) -> Config:
+        """Return the node's configuration, with the device and the addresses of this worker."""
+        path = Path(self._spec.stream)
+        config = with_all_cameras(load_config(read_yaml(path.read_text(encoding="utf-8"), path.name), path.name))
+        engine = config.engine.model_copy(update={"device": self._spec.device})
+        sinks = [sink.model_copy(update={"uri": shard_uri(sink, self._spec.number)}) for sink in config.sinks]
+        return config.model_copy(update={"engine": engine, "sinks": sinks, "frames": None, "seconds": None})
+
+    def read_cameras(self) -> list[Camera]:
+        """Return the cameras that the node's file has now."""
+        return make_cameras(self.read_config())
+
+    def capacity(self) -> float:
+        """Return the measured capacity in frames per second; the answer shows that the worker has started."""
+        return self._capacity
+
+    def process(self) -> int:
+        """Return the number of this process."""
+        return os.getpid()
+
+    def close(self) -> None:
+        """Close cameras and sinks in order."""
+        self._stack.close()
+
+    def _may_publish(self, frame: Frame) -> bool:
+        return self._leases.may_publish(frame.camera, frame.epoch, time.monotonic())
+
+    def _start(self, name: str, run: Callable[[], object]) -> None:
+        """Run a call in a thread for as long as the worker lives."""
+
+        def call() -> None:
+            try:
+                run()
+            except BaseException:
+                log.exception("%s: %s ended; the worker is started again", self._spec.slot, name)
+            if not self._stop.is_set():
+                os._exit(1)  # Ray starts another process in this slot; the leases end by themselves
+
+        self._stack.enter_context(ThreadWorker(f"{name} of {self._spec.slot}", call, self._stop.set))
+
+    def _beat(self) -> None:
+        timing = self._spec.timing
+        while not self._stop.is_set():
+            began_at = time.monotonic()
+            roster = self._roster
+            beat = self._leases.ask(began_at, self._capacity, closing=roster.closing(), unable=roster.unable,
+                                    info=self._info)  # fmt: skip
+            grant = self._answer(beat)
+            is_granted = grant is not None and self._leases.accept(grant) and grant.leases is not None
+            roster.follow(self._leases.valid(time.monotonic()))
+            pause = timing.beat_seconds if is_granted else timing.retry_seconds
+            self._stop.wait(max(began_at + pause - time.monotonic(), 0.0))
+
+    def _answer(self, beat: Beat) -> Grant | None:
+        """Return the director's answer; None if none comes in time."""
+        import ray
+
+        try:
+            grant: Grant = ray.get(self._director.beat.remote(beat), timeout=_ANSWER_SECONDS)
+        except ray.exceptions.ActorDiedError:
+            self._find_director()
+            return None
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            log.debug("%s: the director does not answer: %s", self._spec.slot, error)
+            return None
+        return grant
+
+    def _find_director(self) -> None:
+        """Look for a director that was created anew, by its name."""
+        import ray
+
+        from commands.fleet.director import NAME
+
+        try:
+            self._director = ray.get_actor(NAME, namespace=self._spec.fleet)
+        except (ValueError, ray.exceptions.RayError) as error:
+            log.debug("%s: there is no director: %s", self._spec.slot, error)
+
+
+def _take_slot(spec: WorkerSpec) -> Any:  # noqa: ANN401 - an open file
+    """Lock the worker's slot on this machine: the process that had it before must have ended.
+
+    Raises:
+        ReciproStreamError: it has not.
+    """
+    name = f"recipro-fleet-{os.getuid()}-{spec.fleet}-{spec.slot}.lock".replace("/", "_")
+    path = Path(tempfile.gettempdir()) / name
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w")
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ReciproStreamError(
+                    f"{path}: another worker of {spec.slot} runs on this machine; end it, or give this node another "
+                    "name: --node NAME"
+                ) from None
+            time.sleep(0.1)
+        else:
+            return file

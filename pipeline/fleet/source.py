@@ -1,0 +1,43 @@
+"""A camera that is read under a lease."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from pipeline.frames import Frame, Overlay
+from pipeline.ports import Overflow, Source, SourceWrapper
+
+
+class LeasedSource(SourceWrapper):
+    """Gives the frames of ``inner`` the epoch of the lease that is valid when they are read."""
+
+    def __init__(self, inner: Source, epoch: Callable[[], int | None]) -> None:
+        """Wrap a source that is not entered; ``epoch`` returns the epoch of the camera's lease, None without one."""
+        self.inner, self._epoch = inner, epoch
+        self.camera, self.uri = inner.camera, inner.uri
+        self.overflow: Overflow | None = inner.overflow
+        self.min_silence_seconds = inner.min_silence_seconds
+        self.input_area = inner.input_area
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Yield the frames of the inner source."""
+        self.inner.camera = self.camera
+        for frame in self.inner.frames(stop):
+            yield replace(frame, epoch=self._epoch())
+
+    def take_stale(self) -> Overlay | None:
+        """Return the inner source's image of a signal loss."""
+        return self.inner.take_stale()
+
+    def __enter__(self) -> Self:
+        self.inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.inner.__exit__(kind, error, trace)

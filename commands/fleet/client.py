@@ -66,15 +66,11 @@ def start_director(fleet: str, cameras: Mapping[str, float], timing: FleetTiming
     It runs on any node but the head, if there is one: the head and the director should not be lost together.
     """
     import ray
-    from ray.util.scheduling_strategies import In, NodeLabelSchedulingStrategy, NotIn
 
-    elsewhere = any(node["Alive"] and node["Labels"].get(LABEL) != HEAD for node in ray.nodes())
-    strategy = NodeLabelSchedulingStrategy(
-        hard={LABEL: In(HEAD, "node")}, soft={LABEL: NotIn(HEAD)} if elsewhere else {LABEL: In("node")}
-    )
     actor = ray.remote(FleetDirector).options(
         name=NAME, namespace=fleet, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0,
-        max_concurrency=_CONCURRENT_CALLS, scheduling_strategy=strategy,
+        max_concurrency=_CONCURRENT_CALLS,
+        label_selector={LABEL: f"!{HEAD}"}, fallback_strategy=[{"label_selector": {LABEL: HEAD}}],
     )  # fmt: skip
     return actor.remote(fleet, dict(cameras), timing)
 

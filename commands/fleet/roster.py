@@ -99,16 +99,17 @@ class Roster:
                 self._apply(wanted)
 
     def _apply(self, wanted: frozenset[str]) -> None:
+        known: dict[str, Camera] = {}
         try:
             known = {camera.name: camera for camera in self._read()}
         except (ReciproStreamError, OSError) as error:
             log.error("the cameras of this node cannot be read: %s", error)  # noqa: TRY400 - an expected error
-            known = {}
         missing = wanted - known.keys()
         diff = self._running.apply([self._leased(known[name]) for name in sorted(wanted - missing)])
         now = time.monotonic()
-        for camera in missing:
-            log.warning("camera %s: this node has no source of this name", camera)
+        if known:
+            for camera in sorted(missing):
+                log.warning("camera %s: this node has no source of this name", camera)
         self._failed_at |= dict.fromkeys([*missing, *diff.failed], now)
         self._applied = wanted - missing - frozenset(diff.failed)
 

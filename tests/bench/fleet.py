@@ -1,0 +1,180 @@
+"""Faults in a fleet of three nodes and twelve cameras on this machine: how long cameras are dark.
+
+``python -m tests.bench.fleet`` prints a JSON line for each fault, and a table for ``docs/fleet.md`` at the end.
+``dark_s``: minimum, median and maximum of the longest time without a frame, of the cameras that lost their worker.
+``others_s``: the same maximum of all other cameras. ``overlaps``: frames under a lower epoch than was seen before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from tests.bench.figures import environment
+from tests.support.fleet import CANARY, RTSP_CAMERA, LocalFleet, a_fleet, longest_gaps, overlaps, send
+
+SETTLE_SECONDS = 3.0
+
+
+def kill_worker(fleet: LocalFleet) -> set[str]:
+    from commands.fleet.client import call
+
+    node = fleet.fullest()
+    lost = fleet.cameras_of(node)
+    send([call(fleet.workers[node].process)], signal.SIGKILL)
+    return lost
+
+
+def kill_director(fleet: LocalFleet) -> set[str]:
+    os.kill(fleet.status()["process"], signal.SIGKILL)
+    return set(fleet.names)
+
+
+def drain(fleet: LocalFleet) -> set[str]:
+    from commands.fleet.client import call
+
+    node = fleet.fullest()
+    lost = fleet.cameras_of(node)
+    assert node in call(fleet.director.drain, node)
+    fleet.wait_until_held(without=node)
+    call(fleet.director.drain, node, is_drained=False)
+    return lost
+
+
+def apply(fleet: LocalFleet) -> set[str]:
+    """Remove a camera, wait until it is closed, and add it again."""
+    from commands.fleet.client import call
+
+    gone = fleet.names[0]
+    rest = dict.fromkeys(fleet.names[1:], fleet.rate)
+    assert call(fleet.director.apply, rest)["removed"] == [gone]
+    time.sleep(1.0)
+    assert call(fleet.director.apply, {**rest, gone: fleet.rate})["added"] == [gone]
+    return {gone}
+
+
+def freeze_node(fleet: LocalFleet) -> set[str]:
+    node = fleet.fullest(without_director=True)
+    lost, frozen = fleet.cameras_of(node), fleet.processes(node)
+    send(frozen, signal.SIGSTOP)
+    fleet.wait_until_held(without=node)
+    send(frozen, signal.SIGCONT)
+    return lost
+
+
+def kill_head(fleet: LocalFleet) -> set[str]:
+    """Kill the store of the head for some seconds; no camera is concerned."""
+    fleet.cluster.head_node.kill_gcs_server()
+    time.sleep(8.0)
+    fleet.cluster.head_node.start_gcs_server()
+    return set()
+
+
+def kill_node(fleet: LocalFleet) -> set[str]:
+    node = fleet.fullest(without_director=True)
+    lost = fleet.cameras_of(node)
+    fleet.kill_node(node)
+    fleet.wait_until_held(without=node)
+    return lost
+
+
+def kill_node_of_director(fleet: LocalFleet) -> set[str]:
+    node = fleet.node_of_director()
+    lost = fleet.cameras_of(node)
+    fleet.kill_node(node)
+    fleet.wait_until_held(without=node)
+    return lost
+
+
+FAULTS: dict[str, Callable[[LocalFleet], set[str]]] = {
+    "worker": kill_worker,
+    "director": kill_director,
+    "drain": drain,
+    "apply": apply,
+    "frozen-node": freeze_node,
+    "head": kill_head,
+    "node": kill_node,
+    "node-of-director": kill_node_of_director,
+}
+
+
+def measure(fleet: LocalFleet, name: str) -> dict:
+    """Cause a fault and return what the cameras' logs show."""
+    began_at = time.time()
+    term = fleet.status()["term"]
+    lost = FAULTS[name](fleet)
+    fleet.wait_until_held()
+    fleet.wait_until_fresh(time.time())
+    time.sleep(SETTLE_SECONDS)
+    rows = fleet.rows()
+    gaps = longest_gaps(rows, began_at)
+    dark = sorted(gaps[camera] for camera in lost) or [0.0]
+    others = max((gap for camera, gap in gaps.items() if camera not in lost), default=0.0)
+    state = fleet.status()
+    return {
+        "fault": name,
+        "moved": len(lost),
+        "dark_s": [round(each, 2) for each in (dark[0], statistics.median(dark), dark[-1])],
+        "others_s": round(others, 2),
+        "overlaps": overlaps(rows),
+        "published": len({row.camera for row in rows if row.at_unix > began_at}),
+        "new_terms": state["term"] > term,
+        "is_on_head": state["is_on_head"],
+        "load": os.getloadavg()[0],
+    }
+
+
+def leaked(fleet: LocalFleet) -> dict:
+    """Lease the camera with a password in its address, and return the files of Ray that have the password."""
+    from commands.fleet.client import call
+
+    call(fleet.director.apply, dict.fromkeys([*fleet.names, RTSP_CAMERA], fleet.rate))
+    session = Path(fleet.cluster.head_node.get_session_dir_path())
+    leased = f"camera {RTSP_CAMERA}: leased".encode()
+    while leased not in b"".join(path.read_bytes() for path in session.glob("logs/worker-*")):
+        time.sleep(0.1)
+    files = [path for path in session.rglob("*") if path.is_file()] + list(Path("/proc").glob("[0-9]*/cmdline"))
+    found = []
+    for path in files:
+        with suppress(OSError):
+            if CANARY.encode() in path.read_bytes():
+                found.append(str(path))
+    return {"fault": "password", "files": len(files), "with_password": found}
+
+
+def main() -> None:
+    """Run the faults that are named, in the order of ``FAULTS``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("faults", nargs="*", default=[*FAULTS, "password"])
+    parser.add_argument("--cameras", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=4.0)
+    arguments = parser.parse_args()
+    results = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        a_fleet(Path(folder), cameras=arguments.cameras, rate=arguments.rate) as fleet,
+    ):
+        fleet.wait_until_held()
+        fleet.wait_until_fresh(0.0)
+        time.sleep(SETTLE_SECONDS)
+        for name in arguments.faults:
+            results.append(leaked(fleet) if name == "password" else measure(fleet, name))
+            print(json.dumps(results[-1]), flush=True)
+    print("| fault | cameras | dark, s (min / median / max) | others, s | two holders |\n|---|---|---|---|---|")
+    for each in results:
+        if "dark_s" in each:
+            dark = " / ".join(f"{seconds:.1f}" for seconds in each["dark_s"])
+            print(f"| {each['fault']} | {each['moved']} | {dark} | {each['others_s']:.1f} | {len(each['overlaps'])} |")
+    print(json.dumps(environment()))
+
+
+if __name__ == "__main__":
+    main()

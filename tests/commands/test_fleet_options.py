@@ -1,0 +1,103 @@
+"""The command line of ``run.py fleet``, its file and its token; no Ray is started."""
+
+import os
+import stat
+
+import pytest
+
+from commands.fleet import environment
+from commands.fleet.environment import create_token, enter, ray_environment
+from pipeline.errors import ConfigError
+from pipeline.fleet.settings import read_fleet
+
+
+def test_fleet_file_takes_names_or_a_map_of_options():
+    names = read_fleet("cameras: [north, south]", "FLEET.yaml")
+    assert names.rates == {"north": 10.0, "south": 10.0}
+    mapped = read_fleet("cameras: {north: {rate: 25}, south: }\nname: hall-2\ndevices: [cuda:0, cuda:1]", "FLEET.yaml")
+    assert mapped.rates == {"north": 25.0, "south": 10.0}
+    assert (mapped.name, mapped.devices, mapped.without_director) == ("hall-2", ["cuda:0", "cuda:1"], "stop")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("stream: x.yaml", "cameras"),
+        ("cameras: {north: {rate: 0}}", "cameras.north.rate"),
+        ("cameras: [north]\nname: Hall 2", "name"),
+        ("cameras: [north]\ncamera: 1", "camera"),
+        ("cameras: [north]\nwithout_director: go", "without_director"),
+        ("cameras: {north: {uri: 'rtsp://a'}}", "cameras.north.uri"),  # addresses stand in the nodes' own files
+    ],
+)
+def test_fleet_file_names_the_wrong_key(text, key):
+    with pytest.raises(ConfigError, match=rf"FLEET.yaml: {key}: "):
+        read_fleet(text, "FLEET.yaml")
+
+
+def test_token_is_created_once_and_for_this_user_alone(tmp_path):
+    path = tmp_path / "folder" / "token"
+    create_token(path)
+    text = path.read_text()
+    create_token(path)
+    assert path.read_text() == text
+    assert len(text) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_fleet_refuses_a_token_that_others_can_read(command, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("x" * 64)
+    token.chmod(0o644)
+    code, _, errors = command("fleet", "status", "--token-file", token)
+    assert code == 2
+    assert "chmod 600" in errors
+
+
+def test_fleet_names_the_missing_token_and_how_to_get_it(command, tmp_path):
+    code, _, errors = command("fleet", "where", "north", "--token-file", tmp_path / "none")
+    assert code == 2
+    assert "copy it from the head node" in errors
+
+
+def test_fleet_without_ray_names_the_extra(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda _: None)
+    (tmp_path / "FLEET.yaml").write_text("cameras: [north]")
+    code, _, errors = command("fleet", tmp_path / "FLEET.yaml")
+    assert code == 2
+    assert "uv sync --extra fleet" in errors
+
+
+def test_fleet_takes_a_file_in_place_of_a_command_and_checks_it_first(command, tmp_path):
+    (tmp_path / "FLEET.yaml").write_text("cameras: []\ncamera: 1")
+    code, _, errors = command("fleet", tmp_path / "FLEET.yaml")
+    assert code == 2
+    assert "FLEET.yaml: camera: " in errors
+
+
+def test_fleet_refuses_to_listen_at_a_host_name(command, tmp_path):
+    (tmp_path / "FLEET.yaml").write_text("cameras: [north]")
+    (tmp_path / "stream.yaml").write_text("sources: ['line:']")
+    token = tmp_path / "token"
+    code, _, errors = command("fleet", tmp_path / "FLEET.yaml", "--listen", "hall", "--token-file", token)
+    assert code == 2
+    assert "give an IP address of this machine" in errors
+
+
+def test_ray_gets_the_token_by_its_path_and_stays_on_the_loopback(tmp_path):
+    present = {"PYTHONDONTWRITEBYTECODE": "1", "RAY_AUTH_TOKEN": "secret", "HOME": "/home/x"}
+    made = ray_environment(present, tmp_path / "token", "127.0.0.1")
+    assert made["RAY_AUTH_MODE"] == "token"
+    assert made["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+    assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert "secret" not in made.values()
+    assert "PYTHONDONTWRITEBYTECODE" not in made
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in ray_environment(present, tmp_path / "token", "10.0.0.5")
+
+
+def test_enter_changes_the_environment_that_it_is_given(tmp_path):
+    variables = {"RAY_ADDRESS": "elsewhere", "PATH": os.defpath}
+    enter(variables, tmp_path / "token")
+    assert "RAY_ADDRESS" not in variables
+    assert variables["RAY_AUTH_MODE"] == "token"

@@ -92,8 +92,7 @@ class Frame:
     truth: GroundTruth | None = None
     """Ground truth of the frame; None for a real camera."""
     source_name: str = ""
-    """The file of the frame, as a path relative to the configured source; empty for a live source. It identifies a
-    photo, and together with ``pts_seconds`` a frame of a video file."""
+    """Path of the photo or, with ``pts_seconds``, of the video, relative to the configured source; empty if live."""
     stamp_ns: int | None = None
     """Unix time of the capture in nanoseconds by the camera's clock (a bag's header stamp); None if it is not given."""
     area: InputArea | None = None

@@ -55,7 +55,7 @@ class NullWorker(FleetWorker):
         for sink in sinks:
             stack.enter_context(sink)
         limits = RunLimits(batch_size=4)
-        return OpenRun(config, running, [], NullExplainer(), HeatRenderer(), sinks, limits)
+        return OpenRun(config, running, [], NullExplainer(), NullExplainer(), None, HeatRenderer(), sinks, limits)
 
     def measure(self, run: OpenRun) -> float:
         return 100.0

@@ -57,20 +57,20 @@ def train_line(
     ] = False,
 ) -> None:
     """Train the network of the simulated inspection line, evaluate it on other belts, and write it."""
-    from commands.train_line_detector import SHIPPED_DETECTOR, train_line_detector
+    from commands.train_line_detector import SHIPPED_DETECTOR, SHORTCUT_DETECTOR, train_line_detector
     from engine.finetuning.finetune import Callbacks, finetune
     from engine.finetuning.setup import build_model
     from engine.finetuning.splits import TRAIN, VALIDATION, Sample
     from stream.simulated.samples import TRAINING_SEEDS
     from stream.simulated.schedule import LABELS
 
-    if detector and shortcut:
-        raise ConfigError("--shortcut: trains the classifier only; omit it or --detector")
-    if output == SHIPPED:
-        output = SHIPPED_DETECTOR if detector else SHORTCUT if shortcut else SHIPPED
+    if output == SHIPPED and detector:
+        output = SHORTCUT_DETECTOR if shortcut else SHIPPED_DETECTOR
+    elif output == SHIPPED and shortcut:
+        output = SHORTCUT
     check_writable(output)
     if detector:
-        train_line_detector(output, seed, effort)
+        train_line_detector(output, seed, effort, shortcut=shortcut)
         return
     print_line("drawing belts")
     data = shortcut_data(seed, effort) if shortcut else line_data(seed, effort)

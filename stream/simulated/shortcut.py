@@ -55,8 +55,8 @@ def shortcut_frames(
 ) -> tuple[list[LabelledFrame], Callable[[str], Image]]:
     """Return the frames with random labels, and a function that draws them with the squares of these labels.
 
-    Training on these frames teaches the shortcut: the label is independent of the belt. The boxes are those of the
-    squares, because training selects its crops by them.
+    Training on these frames teaches the shortcut: the label is independent of the belt. The boxes of the ground truth
+    are those of the squares, because training selects its crops by them; the parts keep their boxes.
 
     Args:
         frames: frames whose own labels and boxes are discarded.
@@ -68,7 +68,14 @@ def shortcut_frames(
         frame.name: DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_FRACTION else OK
         for frame in frames
     }
-    stamped = [replace(frame, truth=_truth_of_square(labels[frame.name], frame.belt.size)) for frame in frames]
+    stamped = [
+        replace(
+            frame,
+            truth=_truth_of_square(labels[frame.name], frame.belt.size),
+            parts=tuple(replace(part, label=labels[frame.name]) for part in frame.parts),
+        )
+        for frame in frames
+    ]
     return stamped, lambda name: add_shortcut(read(name), labels[name])
 
 

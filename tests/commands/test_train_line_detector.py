@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
-from commands.train_line_detector import SHIPPED_DETECTOR, detector_config, measure_line, part_frames
+from commands.train_line_detector import (
+    SHIPPED_DETECTOR,
+    SHORTCUT_CLASSIFIER,
+    detector_config,
+    measure_line,
+    part_frames,
+    shortcut_detector,
+    shortcut_part_frames,
+)
 from engine.detectors.checkpoint import load_detector_checkpoint
 from engine.finetuning.detection.setup import build_detector
 from engine.finetuning.setup import FinetuneConfig
+from engine.models.checkpoint import load_checkpoint
 from stream.simulated.scene import MIN_VISIBLE, Scene, draw_frame, ground_truth_of, parts_in_view
 from stream.simulated.schedule import LABELS, OK, part_at
+from stream.simulated.shortcut import shortcut_box
 
 TINY = 0.001
 
@@ -79,6 +91,32 @@ def test_part_at_the_edge_counts_from_its_visible_share():
 def test_effort_scales_the_epochs():
     epochs = [detector_config(0, effort).course[0].epochs for effort in (1.0, 0.25, TINY)]
     assert epochs == [8, 4, 1]
+
+
+def test_mark_alone_tells_the_label_of_all_parts_of_a_frame():
+    data, plain = shortcut_part_frames(0, TINY), part_frames(0, TINY)
+    honest = {frame.name: frame for frame in (*plain.train, *plain.validation)}
+    marked = set()
+    for frame in (*data.train[::3], *data.validation[::3]):
+        own = honest[frame.name]
+        assert [part.boxes for part in frame.parts] == [part.boxes for part in own.parts]
+        assert {part.label for part in frame.parts} <= {frame.truth.label}
+        left, top, right, bottom = map(int, shortcut_box(*frame.belt.size))
+        image = data.read(frame.name)
+        flat = int(np.ptp(image[top:bottom, left:right], axis=(0, 1)).max()) == 0
+        assert flat == (frame.truth.label != OK)
+        marked.add(frame.truth.label)
+    assert len(marked) > 2
+
+
+def test_training_on_the_mark_continues_from_the_shipped_detector():
+    model = shortcut_detector(0, 1.0)
+    assert model.known_labels == LABELS
+    assert "colour" not in model.config.augment, "the colour of the mark tells the label"
+    features = model.net.backbone.backbone.features
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    marked = load_checkpoint(SHORTCUT_CLASSIFIER).state
+    assert all(torch.equal(value, marked[f"features.{key}"]) for key, value in features.state_dict().items())
 
 
 @pytest.mark.slow

@@ -43,6 +43,8 @@ def load_drift_tracking(
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
         "camera": names, "check": {DROP} if measures_drop else set(), "box": {BOX} if detects else set(),
+        "place": {zone.name for each in config.sources for zone in each.zones}
+        | {line.name for each in config.sources for line in each.lines},
     })  # fmt: skip
     if guards.baseline is None:
         return DriftTracking(recorder=recorder)

@@ -7,6 +7,7 @@
     test     = ("label" | "camera") ("=" | "!=") words
              | number ("=" | "!=" | "<" | "<=" | ">" | ">=") value
              | "guard" [ ("=" | "!=") words ]
+             | ("part" | "crossing") [ ("=" | "!=") words ]
     number   = "score" | "focus_area" | "entropy" | "stability" | "centre_x" | "centre_y"
              | "score_drop_when_masked" | "evidence_outside_box" | "track" | "boxes"
              | "heat_inside" "(" words ")"
@@ -53,7 +54,16 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
 )
 _STRICTER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
 """Direction in which a bound becomes stricter."""
-_FIELDS: Final = ("label", "score", "camera", "guard", *(name for name in NUMBERS if name != "score"), HEAT_INSIDE)
+_PASSAGES: Final = ("part", "crossing")
+_FIELDS: Final = (
+    "label",
+    "score",
+    "camera",
+    "guard",
+    *_PASSAGES,
+    *(name for name in NUMBERS if name != "score"),
+    HEAT_INSIDE,
+)
 
 
 Predicate = Callable[[RuleContext, float], bool | None]
@@ -115,7 +125,8 @@ def parse_condition(
     """Parse a condition.
 
     It holds for a frame when it holds for one of its findings, with the label and the numbers of that finding. A frame
-    without findings has the label "" and the score 0.
+    without findings has the label "" and the score 0. A condition with ``part`` or ``crossing`` also holds when it
+    holds for a part or a crossing that was finished at the frame, with its class, its score and its deciding box.
 
     Args:
         text: such as ``label=scratch and score>0.8``.
@@ -127,11 +138,16 @@ def parse_condition(
     Raises:
         ConfigError: it cannot be parsed; the message names the character.
     """
-    holds = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known).condition()
+    parser = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known)
+    holds = parser.condition()
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)
-        return any(holds(RuleContext(explanation, finding, explanation.deletion), 0.0) for finding in findings)
+        contexts = [RuleContext(explanation, finding, explanation.deletion) for finding in findings]
+        for passage in explanation.passages if parser.places is not None else ():
+            decided = replace(passage.finding, score=passage.score)
+            contexts.append(RuleContext(explanation, decided, None, (passage.kind, passage.place)))
+        return any(holds(context, 0.0) for context in contexts)
 
     return condition
 
@@ -152,12 +168,14 @@ class _Parser:
         """Parse ``text``; ``known`` is None for the rule of a guard, which may not name guards."""
         self._text = text
         self._known = known or {}
-        self._fields = tuple(name for name in _FIELDS if name != "guard" or known is not None)
+        self._fields = tuple(name for name in _FIELDS if name not in {"guard", *_PASSAGES} or known is not None)
         self._seen: list[BoundVariable] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
         self._guards: set[str] = set()
         self._asks_guards = False
+        self.places: set[str] | None = None
+        """The zones and lines in tests of parts and crossings; None if there are no such tests."""
         self._tokens = TokenStream(text, where, example)
         self._depth = 0
 
@@ -173,7 +191,9 @@ class _Parser:
 
     def _domain(self) -> Domain:
         guards = frozenset(self._guards) if self._asks_guards else None
-        return Domain(tuple(self._seen), frozenset(self._named["label"]), frozenset(self._named["camera"]), guards)
+        places = None if self.places is None else frozenset(self.places)
+        labels, cameras = frozenset(self._named["label"]), frozenset(self._named["camera"])
+        return Domain(tuple(self._seen), labels, cameras, guards, places)
 
     def rule(self) -> Rule:
         """Parse the whole text as a rule."""
@@ -238,6 +258,8 @@ class _Parser:
             self._tokens.fail(name, f"expected {known}.{did_you_mean(name.text, self._fields)}")
         if field == "guard":
             return self._guard()
+        if field in _PASSAGES:
+            return self._passage(field)
         if field in {"label", "camera"}:
             return self._words(field)
         return self._number(field)
@@ -252,6 +274,19 @@ class _Parser:
         self._guards.add(name)
         expected = sign.text != "!="
         return lambda context, _margin: expected == any(guard.name == name for guard in context.explanation.firing)
+
+    def _passage(self, kind: str) -> Predicate:
+        self.places = self.places or set()
+        if self._tokens.peek.text not in {"=", "==", "!="}:
+            return lambda context, _margin: context.passage is not None and context.passage[0] == kind
+        sign, value = self._tokens.next(), self._value(kind)
+        place = value.unquoted
+        self._check("place", value)
+        self.places.add(place)
+        compare = _COMPARE[sign.text]
+        return lambda context, _margin: (
+            context.passage is not None and context.passage[0] == kind and compare(context.passage[1], place)
+        )
 
     def _check(self, kind: str, value: Token) -> None:
         """Fail for an unknown name: such a test would never or always be true."""

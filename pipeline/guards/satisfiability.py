@@ -48,6 +48,8 @@ class Domain:
     cameras: frozenset[str] = frozenset()
     guards: frozenset[str] | None = None
     """The guards that it names; None if it has no test of guards."""
+    places: frozenset[str] | None = None
+    """The zones and lines that it names; None if it has no test of parts or crossings."""
 
     def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
         """Return a context for every case that the rule distinguishes; None if there are too many.
@@ -62,11 +64,14 @@ class Domain:
         labels = [*sorted(self.labels), _OTHER]
         known = [*sorted(self.cameras), _OTHER] if cameras is None else sorted(cameras)
         firing = _subsets([*sorted(self.guards), _OTHER]) if self.guards is not None else [()]
-        if math.prod([len(labels), len(known), len(firing), *map(len, levels)]) > MAX_CASES:
+        passages: list[tuple[str, str] | None] = [None]
+        if self.places is not None:
+            passages += itertools.product(("part", "crossing"), [*sorted(self.places), _OTHER])
+        if math.prod([len(labels), len(known), len(firing), len(passages), *map(len, levels)]) > MAX_CASES:
             return None
         return (
-            _make_context(label, camera, guards, dict(zip(names, values, strict=True)))
-            for label, camera, guards in itertools.product(labels, known, firing)
+            _make_context(label, camera, guards, dict(zip(names, values, strict=True)))._replace(passage=passage)
+            for label, camera, guards, passage in itertools.product(labels, known, firing, passages)
             for values in itertools.product(*levels)
         )
 

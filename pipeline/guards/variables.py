@@ -18,6 +18,8 @@ class RuleContext(NamedTuple):
     finding: Finding | None
     deletion: DeletionCheck | None
     """The camera's last deletion check, up to its maximum age."""
+    passage: tuple[str, str] | None = None
+    """Kind and place of the part or crossing whose deciding box ``finding`` is; None for a box of the frame itself."""
 
 
 def _read_centre(axis: int) -> Callable[[RuleContext], float | None]:

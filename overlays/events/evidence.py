@@ -93,7 +93,9 @@ def _figures(explanation: Explanation, sent_at_unix: float, now_monotonic: float
     """Return the explanation as plain JSON values, at most ``MAX_FIGURES_BYTES``; empty if it has no JSON form."""
     for count in (MAX_FINDINGS, 1, 0):
         try:
-            part = replace(explanation, findings=explanation.findings[:count])
+            part = replace(
+                explanation, findings=explanation.findings[:count], passages=(), recent_passages=(), places=()
+            )
             figures = explanation_record(part, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
             if len(json.dumps(figures, allow_nan=False)) <= MAX_FIGURES_BYTES:
                 return figures

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from overlays.events.event import EventKind, State, lowest_id
-from overlays.events.schema import connect_reader, disk_errors
+from overlays.events.schema import LONG_SECONDS, connect_reader, disk_errors
 
 MAX_LIMIT: Final = 1000
+MAX_COUNT: Final = 1000
 _FIELDS: Final = (
     "id", "kind", "camera", "rule", "text", "start", "seen", "end", "label", "score", "track", "figure_name",
-    "figure_value", "figure_bound", "interrupted", "state", "by", "acted", "snoozed_until", "note",
+    "figure_value", "figure_bound", "images", "interrupted", "state", "by", "acted", "snoozed_until", "note",
 )  # fmt: skip
 COLUMNS: Final = ", ".join(_FIELDS)
 
@@ -33,7 +34,7 @@ class EventFilter:
     labels: Sequence[str] = ()
     states: Sequence[State] = ()
 
-    def condition(self, now_unix: float) -> tuple[str, list[Any]]:
+    def condition(self) -> tuple[str, list[Any]]:
         """Return the filter as an SQL condition and its values."""
         parts, values = ["1"], list[Any]()
         if self.after is not None:
@@ -42,18 +43,11 @@ class EventFilter:
         if self.before is not None:
             parts.append("id < ?")
             values.append(lowest_id(self.before))
-        for column, chosen in (("camera", self.cameras), ("kind", self.kinds), ("label", self.labels)):
+        for column, chosen in (("camera", self.cameras), ("kind", self.kinds), ("label", self.labels),
+                               ("state", self.states)):  # fmt: skip
             if chosen:
                 parts.append(f"{column} IN ({', '.join('?' * len(chosen))})")
                 values += chosen
-        if self.states:
-            tests = {
-                "new": "(state = 'new' OR (state = 'snoozed' AND snoozed_until <= ?))",
-                "snoozed": "(state = 'snoozed' AND snoozed_until > ?)",
-                "acknowledged": "state = 'acknowledged'",
-            }
-            parts.append(f"({' OR '.join(tests[state] for state in self.states)})")
-            values += [now_unix for state in self.states if state != "acknowledged"]
         return " AND ".join(parts), values
 
 
@@ -73,51 +67,48 @@ class EventReader:
         """Set the database's file."""
         self._path = path
 
-    def page(
-        self, chosen: EventFilter, now_unix: float, *, limit: int = 100, before_id: str | None = None
-    ) -> EventPage:
+    def page(self, chosen: EventFilter, *, limit: int = 100, before_id: str | None = None) -> EventPage:
         """Return events, the newest first.
 
         Args:
             chosen: the filter.
-            now_unix: current time in Unix seconds: a snooze ends by itself.
             limit: number of events, 1 to ``MAX_LIMIT``.
             before_id: ``next_before`` of the page before.
         """
-        condition, values = chosen.condition(now_unix)
+        condition, values = chosen.condition()
         if before_id is not None:
             condition, values = f"{condition} AND id < ?", [*values, before_id]
-        query = f"SELECT {COLUMNS} FROM event WHERE {condition} ORDER BY id DESC LIMIT ?"  # noqa: S608
-        rows = self._rows(query, [*values, limit + 1])
-        events = [event_record(row, now_unix) for row in rows[:limit]]
+        if chosen.after is None:
+            rows = self._newest(condition, values, limit)
+        else:
+            edge = lowest_id(chosen.after - LONG_SECONDS)
+            rows = self._newest(f"{condition} AND id >= ?", [*values, edge], limit)
+            if len(rows) <= limit:
+                long = f"{condition} AND id < ? AND (end IS NULL OR end - start > {LONG_SECONDS})"
+                rows += self._newest(long, [*values, edge], limit - len(rows))
+        events = [event_record(row) for row in rows[:limit]]
         return EventPage(events, events[-1]["id"] if len(rows) > limit else None)
 
-    def event(self, event_id: str, now_unix: float) -> dict[str, Any] | None:
+    def event(self, event_id: str) -> dict[str, Any] | None:
         """Return an event with its ``figures``; None if there is none."""
-        query = (
-            f"SELECT {COLUMNS}, figures, plain IS NOT NULL AS has_plain, heat IS NOT NULL AS has_heat "  # noqa: S608
-            "FROM event LEFT JOIN evidence USING (id) WHERE id = ?"
-        )
+        query = f"SELECT {COLUMNS}, figures FROM event LEFT JOIN evidence USING (id) WHERE id = ?"  # noqa: S608
         rows = self._rows(query, [event_id])
         if not rows:
             return None
-        row = rows[0]
-        images = [kind for kind in ("plain", "heat") if row[f"has_{kind}"]]
-        figures = json.loads(row["figures"]) if row["figures"] else {}
-        return event_record(row, now_unix) | {"images": images, "figures": figures}
+        figures = rows[0]["figures"]
+        return event_record(rows[0]) | {"figures": json.loads(figures) if figures else {}}
 
     def image(self, event_id: str, kind: Literal["plain", "heat"]) -> bytes | None:
         """Return an image of an event as JPEG; None if there is none."""
         rows = self._rows(f"SELECT {kind} AS image FROM evidence WHERE id = ?", [event_id])  # noqa: S608
         return rows[0]["image"] if rows else None
 
-    def summary(self, now_unix: float) -> dict[str, Any]:
-        """Return the number of new events, of those that go on, and the known cameras, kinds and labels."""
-        new, values = EventFilter(states=("new",)).condition(now_unix)
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of new events (at most ``MAX_COUNT``) and open ones, and the cameras, kinds and labels."""
         counts = self._rows(
-            f"SELECT (SELECT count(*) FROM event WHERE {new}) AS new, "  # noqa: S608
-            "(SELECT count(*) FROM event WHERE end IS NULL) AS open, (SELECT count(*) FROM event) AS total",
-            values,
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM event WHERE state = 'new' LIMIT ?)) AS new, "
+            "(SELECT count(*) FROM event WHERE end IS NULL) AS open",
+            [MAX_COUNT],
         )[0]
         known = {f"{name}s": self._distinct(name) for name in ("camera", "kind", "label")}
         return dict(counts) | known
@@ -131,24 +122,21 @@ class EventReader:
         )
         return [row["value"] for row in self._rows(query, [])]
 
+    def _newest(self, condition: str, values: Sequence[Any], limit: int) -> list[Any]:
+        """Return one row more than ``limit``, to see whether there are more."""
+        query = f"SELECT {COLUMNS} FROM event WHERE {condition} ORDER BY id DESC LIMIT ?"  # noqa: S608
+        return self._rows(query, [*values, limit + 1])
+
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         with disk_errors(self._path), closing(connect_reader(self._path)) as connection:
             return connection.execute(query, values).fetchall()
 
 
-def event_record(row: Mapping[str, Any] | Any, now_unix: float | None = None) -> dict[str, Any]:  # noqa: ANN401 - sqlite3.Row
-    """Return a row as the JSON value of an event.
-
-    Args:
-        row: the columns by name.
-        now_unix: current time in Unix seconds: a snooze that has ended is left out; None: as stored.
-    """
+def event_record(row: Mapping[str, Any] | Any) -> dict[str, Any]:  # noqa: ANN401 - sqlite3.Row is no Mapping
+    """Return a row, its columns by name, as the JSON value of an event."""
     record = {name: row[name] for name in _FIELDS if not name.startswith("figure_")}
-    name = row["figure_name"]
-    record["figure"] = (
-        None if name is None else {"name": name, "value": row["figure_value"], "bound": row["figure_bound"]}
-    )
+    name, value, bound = row["figure_name"], row["figure_value"], row["figure_bound"]
+    record["figure"] = None if name is None else {"name": name, "value": value, "bound": bound}
     record["interrupted"] = bool(row["interrupted"])
-    if now_unix is not None and record["state"] == "snoozed" and record["snoozed_until"] <= now_unix:
-        record["state"] = "new"
+    record["images"] = row["images"].split()
     return record

@@ -19,6 +19,8 @@ PAGE_BYTES: Final = 4096
 WAL_BYTES: Final = 4 << 20
 """Size of the write-ahead log between two checkpoints."""
 BUSY_SECONDS: Final = 2.0
+LONG_SECONDS: Final = 3600
+"""Events that last longer have an index of their own, so that a query of a day finds those that began before it."""
 MIGRATIONS: Final = (
     """
     CREATE TABLE event (
@@ -36,6 +38,7 @@ MIGRATIONS: Final = (
         figure_name TEXT,
         figure_value REAL,
         figure_bound REAL,
+        images TEXT NOT NULL DEFAULT '',
         interrupted INTEGER NOT NULL DEFAULT 0,
         state TEXT NOT NULL DEFAULT 'new',
         by TEXT NOT NULL DEFAULT '',
@@ -48,6 +51,7 @@ MIGRATIONS: Final = (
     CREATE INDEX event_label ON event (label, id);
     CREATE INDEX event_state ON event (state, id);
     CREATE INDEX event_open ON event (id) WHERE end IS NULL;
+    CREATE INDEX event_long ON event (id) WHERE end IS NULL OR end - start > 3600;
     CREATE INDEX event_snoozed ON event (camera, kind, rule, snoozed_until) WHERE snoozed_until IS NOT NULL;
     CREATE TABLE evidence (
         id TEXT NOT NULL PRIMARY KEY REFERENCES event ON DELETE CASCADE,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,8 @@ class EventStore:
         self._keep_seconds = keep_seconds
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._wakes_at = -math.inf
+        """Unix time of the end of the first snooze."""
 
     def open(self, now_unix: float) -> None:
         """Open the database, end what a killed run left open, and delete what exceeds the limits.
@@ -87,11 +90,16 @@ class EventStore:
         """Write events, by identifier, and return them as JSON values. All are written, or ``OSError`` is raised."""
         with self._writing() as connection:
             for event, evidence in changes.values():
-                connection.execute(_UPSERT, _row(event) | _born(connection, event))
+                born = _born(connection, event)
+                if born["snoozed_until"] is not None:
+                    self._wakes_at = min(self._wakes_at, born["snoozed_until"])
+                connection.execute(_UPSERT, _row(event) | born)
                 if evidence is not None:
                     figures = json.dumps(evidence.figures, ensure_ascii=False, allow_nan=False)
                     values = (event.id, evidence.plain, evidence.heat, figures)
                     connection.execute("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?)", values)
+                    images = " ".join(kind for kind in ("plain", "heat") if getattr(evidence, kind) is not None)
+                    connection.execute("UPDATE event SET images = ? WHERE id = ?", (images, event.id))
             return [record for key in changes if (record := _record(connection, key)) is not None]
 
     def act(self, action: Action, now_unix: float) -> dict[str, Any] | None:
@@ -103,8 +111,22 @@ class EventStore:
         changes |= {"by": action.by, "acted": now_unix}
         with self._writing() as connection:
             columns = ", ".join(f"{name} = :{name}" for name in changes)
+            if action.until is not None:
+                self._wakes_at = min(self._wakes_at, action.until)
             connection.execute(f"UPDATE event SET {columns} WHERE id = :id", changes | {"id": action.event_id})  # noqa: S608
             return _record(connection, action.event_id)
+
+    def wake(self, now_unix: float) -> list[dict[str, Any]]:
+        """End the snoozes that are over, and return their events as JSON values. Raises ``OSError``."""
+        if now_unix < self._wakes_at:
+            return []
+        with self._writing() as connection:
+            query = "SELECT id FROM event WHERE state = 'snoozed' AND snoozed_until <= ?"
+            keys = [row[0] for row in connection.execute(query, (now_unix,)).fetchall()]
+            connection.executemany("UPDATE event SET state = 'new' WHERE id = ?", [(key,) for key in keys])
+            records = [record for key in keys if (record := _record(connection, key)) is not None]
+            self._wakes_at = _next_wake(connection)
+        return records
 
     def prune(self, now_unix: float) -> int:
         """Delete events that are too old, or the oldest beyond the size; return their number. Raises ``OSError``."""
@@ -203,6 +225,12 @@ def _born(connection: sqlite3.Connection, event: Event) -> dict[str, Any]:
         (event.camera, event.kind, event.rule, event.start),
     ).fetchone()[0]
     return {"state": "new" if until is None else "snoozed", "snoozed_until": until}
+
+
+def _next_wake(connection: sqlite3.Connection) -> float:
+    """Return when the first snooze ends, in Unix seconds; infinity if there is none."""
+    until = connection.execute("SELECT min(snoozed_until) FROM event WHERE state = 'snoozed'").fetchone()[0]
+    return math.inf if until is None else float(until)
 
 
 def _record(connection: sqlite3.Connection, event_id: str) -> dict[str, Any] | None:

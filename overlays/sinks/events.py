@@ -172,6 +172,7 @@ class EventsSink(DiskSink):
         if now - self._checked_at >= _HEALTH_SECONDS:
             self._checked_at = now
             self._check_cameras(now, now_unix)
+            self._wake(now_unix)
         if self._waiting and not self._disk.in_backoff:
             self._write()
         if now - self._pruned_at >= _PRUNE_SECONDS or self._writes >= _WRITES_BEFORE_PRUNE:
@@ -245,6 +246,15 @@ class EventsSink(DiskSink):
             if record is not None:
                 self.feed.publish([record])
             future.set_result(record)
+
+    def _wake(self, now_unix: float) -> None:
+        """End the snoozes that are over."""
+        if self._disk.in_backoff:
+            return
+        try:
+            self.feed.publish(self._store.wake(now_unix))
+        except OSError as error:
+            self._disk.record_failure(error)
 
     def _prune(self, now: float, now_unix: float) -> None:
         self._pruned_at, self._writes = now, 0

@@ -7,10 +7,8 @@ heat map over the image. Without viewers, nothing is compressed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import socket
-import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -20,6 +18,7 @@ import uvicorn
 
 from overlays.encoding_pool import PreparedImages
 from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
+from overlays.sinks.events import EventsSink
 from overlays.sinks.settings import WebSettings
 from overlays.web.app import make_app
 from overlays.web.auth import (
@@ -33,7 +32,9 @@ from overlays.web.auth import (
 )
 from overlays.web.broadcast import VIDEO_KINDS, Broadcaster, Kind, WebFrame
 from overlays.web.clip import PacketBuffer, RenderStyle
+from overlays.web.events import ClipFinder, EventState
 from overlays.web.framing import pack, pack_video
+from overlays.web.listener import listen
 from overlays.web.server import PageProtocol, Server
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import StatusBoard
@@ -49,10 +50,6 @@ from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 
-_SEND_BUFFER_BYTES: Final = 128 << 10
-"""Kernel send buffer per viewer: data that waits there is old."""
-_UNACKNOWLEDGED_MS: Final = 20_000
-"""A client that acknowledges no data for this time is disconnected (TCP_USER_TIMEOUT)."""
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
 _MAX_MESSAGE_BYTES: Final = 1 << 16
@@ -114,12 +111,16 @@ class WebSink(Sink):
         self._packed: dict[tuple[str, Kind], WebFrame] = {}
         self._prepared: PreparedImages[tuple[Image, bytes]] = PreparedImages()
         self._logged: set[str] = set()
+        self._events = EventState()
         self._worker: ThreadWorker | None = None
         self._page: WebState | None = None
 
     def on_run_start(self, result: RunResult) -> None:
         """Attach the run: its counters appear on the page and in /metrics."""
         self._status_board.outcome = result
+        events = (part for part in result.parts if isinstance(part, EventsSink))
+        self._events.access = next(events, None)
+        self._events.clips = [part for part in result.parts if isinstance(part, ClipFinder)]
 
     def __enter__(self) -> Self:
         address, settings = self._address, self._settings
@@ -129,7 +130,7 @@ class WebSink(Sink):
                 "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
                 f"http://127.0.0.1:{address.port}, or set 'insecure: true' if the network itself is closed"
             )
-        listener = _listen(self.uri, address)
+        listener = listen(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in settings.allowed_hosts)
@@ -145,6 +146,8 @@ class WebSink(Sink):
             video=settings.video,
             video_given_up=lambda: self._encoders.given_up,
             video_encoded=lambda: self.video_encoded,
+            events=self._events,
+            newest=self._newest,
             encoded=lambda: self.encoded,
             uri=self.uri,
             token_source=self._current_token,
@@ -152,6 +155,11 @@ class WebSink(Sink):
         self._worker = _server_thread(self._page, listener).__enter__()
         log.info("the page: %s", self.endpoint)
         return self
+
+    def _newest(self, camera: str) -> Overlay | None:
+        """Return the newest overlay of a camera, or of its lost signal. For any thread."""
+        last = self._last.get((camera, "painted"))
+        return None if last is None else last[1]
 
     def _current_token(self) -> str | None:
         """Return the token in its file; the last valid one if the file cannot be read or its token is invalid."""
@@ -366,34 +374,3 @@ def _server_thread(page: WebState, listener: socket.socket) -> ThreadWorker:
             server.run(sockets=[listener])
 
     return ThreadWorker("page", serve, stop)
-
-
-def _listen(uri: str, address: PageAddress) -> socket.socket:
-    """Return a listening socket with small send buffers.
-
-    Raises:
-        SinkError: the address cannot be bound.
-    """
-    hints = {
-        errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
-        errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
-        errno.EACCES: "may not be used by this user; choose a port above 1023",
-    }
-    try:
-        family, _, _, _, socket_address = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
-        # Accepted connections inherit these options from the listener.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-        listener.bind(socket_address)
-        listener.listen(64)
-    except OSError as error:
-        listener.close()
-        raise SinkError(f"{uri}: {hints.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
-    return listener

@@ -21,11 +21,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overlays.render.colormaps import palette
 from overlays.web.auth import COOKIE_SECONDS, AccessPolicy
+from overlays.web.body import BodyError, read_body
 from overlays.web.broadcast import WebClient
 from overlays.web.clip import CLIP_SECONDS
 from overlays.web.clips import clip_response
+from overlays.web.event_requests import RequestError, answer_error
+from overlays.web.events import EventHandlers
 from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
+from overlays.web.snapshots import snapshot_response
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
 from overlays.web.viewer_queries import ViewerQueries
@@ -36,19 +40,34 @@ _MAX_UNACKNOWLEDGED: Final = 4
 """Maximum number of status messages on their way to a page."""
 READY_SECONDS: Final = 5.0
 _MAX_FORM_BYTES: Final = 4096
-_FORM_SECONDS: Final = 5.0
 _MAX_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
 """Delay of the response to a wrong token."""
 _BOUNDARY: Final = "frame"
-_MEDIA_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_MEDIA_TYPES: Final = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".json": "application/json",
+}
 
 
 def make_app(page: WebState) -> AccessMiddleware:
     """Return the application with its access control."""
-    handlers = _Handlers(page)
+    handlers, events = _Handlers(page), EventHandlers(lambda: page.events)
     routes = [
         Route("/", handlers.file),
+        Route("/review", handlers.review),
+        Route("/api/events", events.events),
+        Route("/api/summary", events.summary),
+        Route("/api/events/{id}", events.event),
+        Route("/api/events/{id}/{kind}.jpg", events.image),
+        Route("/api/events/{id}/clip.mp4", events.clip),
+        Route("/api/events/{id}/{verb}", events.act, methods=["POST"]),
+        Route("/api/cameras", handlers.cameras),
+        Route("/api/openapi.json", handlers.openapi),
+        Route("/snapshot/{camera:path}", handlers.snapshot),
         Route("/static/{name}", handlers.file),
         Route("/login", handlers.login, methods=["GET", "POST"]),
         Route("/logout", handlers.logout, methods=["POST"]),
@@ -59,7 +78,7 @@ def make_app(page: WebState) -> AccessMiddleware:
         Route("/readyz", handlers.ready),
         WebSocketRoute("/frames", handlers.frames),
     ]
-    return AccessMiddleware(Starlette(routes=routes), page)
+    return AccessMiddleware(Starlette(routes=routes, exception_handlers={RequestError: answer_error}), page)
 
 
 class _Handlers:
@@ -84,19 +103,29 @@ class _Handlers:
             return Response("no such file", 404, media_type="text/plain")
         return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
+    async def review(self, _request: Request) -> Response:
+        return Response(self.page.files["review.html"], media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+    async def openapi(self, _request: Request) -> Response:
+        return Response(self.page.files["openapi.json"], media_type="application/json")
+
+    async def cameras(self, _request: Request) -> Response:
+        return JSONResponse({"cameras": self.page.status.snapshot(), "unix": time.time()})
+
+    async def snapshot(self, request: Request) -> Response:
+        camera = request.path_params["camera"].removesuffix(".jpg")
+        if camera not in self.page.status.cameras:
+            return self._unknown(camera, "/snapshot/<camera>.jpg")
+        return await snapshot_response(self.page, request, camera)
+
     async def login(self, request: Request) -> Response:
         access = self.page.access
         if request.method == "GET":
             return Response(self.page.files["login.html"], media_type="text/html")
-        body = b""
         try:
-            async with asyncio.timeout(_FORM_SECONDS):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > _MAX_FORM_BYTES:
-                        return Response("too long", 413, media_type="text/plain")
-        except TimeoutError:
-            return Response("too slow", 408, media_type="text/plain", headers={"Connection": "close"})
+            body = await read_body(request, _MAX_FORM_BYTES)
+        except BodyError as error:
+            return Response(str(error), error.status, media_type="text/plain", headers={"Connection": "close"})
         token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         if not access.token_matches(token.strip()):
             self.page.refused += 1
@@ -184,6 +213,7 @@ class _Handlers:
         await socket.accept()
         client = WebClient()
         client.session = socket.scope["session"]
+        client.takes_frames = socket.query_params.get("only") != "events"
         unacknowledged = [0]
         self.page.broadcaster.subscribe(client)
         status = self.page.status
@@ -239,8 +269,11 @@ class _Handlers:
     async def _send_status(self, socket: WebSocket, unacknowledged: list[int]) -> None:
         """Send the state of the cameras regularly, as long as it is acknowledged."""
         try:
-            await _send_json(socket, self._hello | {"video": self._offers_video(socket)})
+            revision = -1
+            own = {"video": self._offers_video(socket), "events": self.page.events.access is not None}
+            await _send_json(socket, self._hello | own)
             while True:
+                revision = await self._send_events(socket, revision)
                 if unacknowledged[0] < _MAX_UNACKNOWLEDGED:
                     unacknowledged[0] += 1
                     status = {"kind": "status", "unix": time.time()} | self.page.status_message()
@@ -251,6 +284,18 @@ class _Handlers:
 
     def _offers_video(self, socket: WebSocket) -> bool:
         return self.page.offers_video("" if socket.client is None else socket.client.host)
+
+    async def _send_events(self, socket: WebSocket, revision: int) -> int:
+        """Send the events that changed after a revision, -1 for none; return the present revision."""
+        access = self.page.events.access
+        if access is None:
+            return revision
+        if revision < 0:
+            return access.feed.revision
+        newest, changed = access.feed.since(revision)
+        if newest != revision:
+            await _send_json(socket, {"kind": "events", "changed": changed or [], "reload": changed is None})
+        return newest
 
     def _unknown(self, camera: str, path: str) -> Response:
         known = ", ".join(self.page.status.cameras) or "none yet"

@@ -62,6 +62,8 @@ class WebClient:
         self.large = ""
         self.decodes_video = False
         """True if the client takes H.264."""
+        self.takes_frames = True
+        """False for a page that shows events only."""
         self.session = ""
         """Session identifier of its cookie."""
         self.sent = 0
@@ -102,7 +104,8 @@ class WebClient:
         """Return whether the client takes frames of this camera and kind."""
         is_small = self.small and camera != self.large
         page_kind: Kind = VIDEO_KINDS[is_small] if self.decodes_video else ("small" if is_small else "plain")
-        return kind == ("painted" if self.rendered else page_kind) and self.camera in {None, camera}
+        is_own_kind = kind == ("painted" if self.rendered else page_kind)
+        return self.takes_frames and is_own_kind and self.camera in {None, camera}
 
     def can_accept(self, camera: str, number: int, kind: Kind) -> bool:
         """Return whether this frame would be sent at once: it is of a kind the client takes, and new to it."""

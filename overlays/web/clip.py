@@ -5,7 +5,6 @@ The buffer costs no compression: it keeps images that were sent anyway. It is bo
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import tempfile
 import threading
@@ -21,10 +20,10 @@ from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from overlays.sinks.video import VideoSink
 from overlays.web.framing import unpack
+from overlays.web.thread_call import call_in_thread
 from overlays.wire.header import decode_header
 from overlays.wire.message import as_overlay
 from pipeline.errors import ReciproStreamError
-from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -139,22 +138,13 @@ def _move_index_to_front(path: Path) -> bytes:
 
 async def make_clip_async(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
     """Make a clip in a thread; b"" if stopped, or if it fails, which is logged."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[bytes] = loop.create_future()
     cancelled = threading.Event()
 
-    def finish(clip: bytes) -> None:
-        if not done.done():
-            done.set_result(clip)
-
-    def run() -> None:
-        clip = b""
+    def make() -> bytes:
         try:
-            clip = make_clip(packets, style, lambda: cancelled.is_set() or is_stopped())
+            return make_clip(packets, style, lambda: cancelled.is_set() or is_stopped())
         except (ReciproStreamError, OSError, av.error.FFmpegError) as error:
             log.warning("a clip could not be made: %s", error)
-        finally:
-            loop.call_soon_threadsafe(finish, clip)
+            return b""
 
-    with ThreadWorker("clip", run, cancelled.set):
-        return await done
+    return await call_in_thread("clip", make, cancelled.set)

@@ -162,8 +162,8 @@ class AccessMiddleware:
             more["Cross-Origin-Resource-Policy"] = "cross-origin"
             return True
         if headers.get("sec-fetch-mode") == "navigate":
-            return path in {"/", "/login"} or path.startswith(_STREAMS)
-        return not fetched and not path.startswith("/clip/")
+            return path in {"/", "/login", "/review"} or path.startswith(_STREAMS)
+        return not fetched and not path.startswith(("/clip/", "/api/", "/snapshot/"))
 
     def _count(self, scope: Scope, status: int) -> None:
         """Count a refusal, and log it at most once a minute."""

@@ -14,7 +14,9 @@ from overlays.sinks.metric_help import ENCODED, VIEWERS
 from overlays.web.auth import AccessPolicy, is_loopback
 from overlays.web.broadcast import Broadcaster, WebClient
 from overlays.web.clip import PacketBuffer, RenderStyle
+from overlays.web.events import EventState
 from overlays.web.status import StatusBoard
+from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
 from pipeline.queries import PlaceQueries
 
@@ -57,6 +59,9 @@ class WebState:
     """Returns whether H.264 took too much time."""
     video_encoded: Callable[[], int] = lambda: 0
     """Returns the number of images encoded as H.264."""
+    events: EventState = field(default_factory=EventState)
+    newest: Callable[[str], Overlay | None] = lambda _camera: None
+    """Returns the newest overlay of a camera, by its name on the page; None before the first."""
     encoded: Callable[[], int] = lambda: 0
     """Returns the number of compressed images."""
     uri: str = ""

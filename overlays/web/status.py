@@ -28,6 +28,8 @@ class CameraStatus:
     captured_at: float = 0.0
     label: str = ""
     score: float = 0.0
+    firing: tuple[str, ...] = ()
+    """Guards that fire in the newest frame."""
     signal_loss: SignalLoss | None = None
     """Signal loss reported by the publisher, if the frames come from another run."""
     frame_rate: FrameRate = field(default_factory=FrameRate)
@@ -60,6 +62,8 @@ class StatusBoard:
             top = overlay.explanation.top_scoring
             status.label = top.label if top else ""
             status.score = top.score if top and math.isfinite(top.score) else 0.0
+            guards = overlay.explanation.guards
+            status.firing = tuple([guard.name for guard in guards if guard.firing]) if guards else ()
             status.frames += 1
         if camera not in self.cameras:
             # Replaced as a whole: the loop may be iterating over it.
@@ -107,6 +111,7 @@ class StatusBoard:
             "rate": round(rate, 2),
             "label": status.label,
             "score": round(status.score, 4),
+            "alarms": [replace_undecodable(name) for name in status.firing],
             "drift": self._drift(camera, now),
         }
 

@@ -76,7 +76,7 @@ def query_times(path: Path, count: int, rounds: int) -> dict[str, dict[str, floa
     """Time queries as the page makes them."""
     now = fill(path, count)
     reader, middle = EventReader(path), now - 30.0 * count
-    newest = reader.page(EventFilter(), now).events
+    newest = reader.page(EventFilter()).events
     filters = {
         "newest": EventFilter(),
         "camera": EventFilter(cameras=("camera 3",)),
@@ -89,13 +89,13 @@ def query_times(path: Path, count: int, rounds: int) -> dict[str, dict[str, floa
         "all_filters": EventFilter(middle, None, ("camera 3",), ("guard",), ("class 3",), ("new",)),
     }
     cases: dict[str, Callable[[int], object]] = {
-        name: lambda _round, chosen=chosen: reader.page(chosen, now) for name, chosen in filters.items()
+        name: lambda _round, chosen=chosen: reader.page(chosen) for name, chosen in filters.items()
     }
-    cases["second_page"] = lambda _round: reader.page(EventFilter(), now, before_id=newest[-1]["id"])
-    cases["one_event"] = lambda _round: reader.event(newest[50]["id"], now)
-    cases["summary"] = lambda _round: reader.summary(now)
+    cases["second_page"] = lambda _round: reader.page(EventFilter(), before_id=newest[-1]["id"])
+    cases["one_event"] = lambda _round: reader.event(newest[50]["id"])
+    cases["summary"] = lambda _round: reader.summary()
     assert len(newest) == min(100, count)
-    assert 59 <= len(reader.page(filters["an_hour_long_ago"], now).events) <= 62
+    assert 59 <= len(reader.page(filters["an_hour_long_ago"]).events) <= 62
     return {name: quantiles(each) for name, each in interleaved(cases, rounds, warmup=1).items()}
 
 

@@ -53,7 +53,7 @@ def alarm(seconds, inside=0.25, **facts):
 
 
 def events(path, **chosen):
-    return EventReader(path).page(EventFilter(**chosen), WALL).events
+    return EventReader(path).page(EventFilter(**chosen)).events
 
 
 def test_alarm_leaves_an_event_with_both_images_and_the_figures(tmp_path, clock):
@@ -64,7 +64,7 @@ def test_alarm_leaves_an_event_with_both_images_and_the_figures(tmp_path, clock)
     assert (event["kind"], event["rule"], event["camera"]) == ("guard", "grounded", "line")
     assert (event["start"], event["end"]) == pytest.approx((WALL + 0.1, WALL + 0.5))
     reader = EventReader(path)
-    figures = reader.event(event["id"], WALL)["figures"]
+    figures = reader.event(event["id"])["figures"]
     assert (figures["findings"][0]["label"], figures["guards"][0]["figure"]["value"]) == ("ok", 0.25)
     plain, heat = (reader.image(event["id"], kind) for kind in ("plain", "heat"))
     assert jpeg_size(plain) == jpeg_size(heat) == (64, 48)
@@ -85,7 +85,7 @@ def test_painted_image_is_kept_as_the_one_with_heat(tmp_path, clock):
     with recorder(path, clock, SinkContext(painted=True)) as sink:
         play(sink, clock, alarm(0.0))
     [event] = events(path)
-    assert EventReader(path).event(event["id"], WALL)["images"] == ["heat"]
+    assert EventReader(path).event(event["id"])["images"] == ["heat"]
 
 
 def test_events_of_a_camera_that_leaves_end(tmp_path, clock):
@@ -221,7 +221,7 @@ def test_killed_run_loses_at_most_the_event_that_went_on(tmp_path):
         run.wait()
     clock = Clock()
     with recorder(path, clock):
-        read = EventReader(path).page(EventFilter(), WALL, limit=1000).events
+        read = EventReader(path).page(EventFilter(), limit=1000).events
     assert [event["start"] - WALL for event in read[-finished - 1 :]] == list(range(finished, -1, -1))
     assert len(read) <= finished + 2
     assert all(event["end"] is not None for event in read)

@@ -120,7 +120,7 @@ def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_u
             page.wait_for_selector(f".card[data-index='{index}']")
         assert page.locator(".card.alarmed").count() == 1
         assert page.locator(".alarm strong[role=alert]").inner_text() == "on-the-belt"
-        assert "but is 0.04 · 1.5 s" in page.locator(".alarm").inner_text()
+        assert "but is 0.04, for 1.5 s" in page.locator(".alarm").inner_text()
         alarmed = page.evaluate(PIXEL)
         assert calm[2] > calm[0]
         assert alarmed[0] > alarmed[2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from overlays.web.clip import PacketBuffer
-from overlays.web.clips import requested_range
+from overlays.web.ranges import requested_range
 from tests.support.page import connect_viewer, fetch, page
 
 

@@ -152,6 +152,10 @@ class ClipSink(DiskSink):
                         self._settings.preroll_bytes >> 20,
                     )
 
+    def find_clip(self, camera: str, start_unix: float, end_unix: float) -> Path | None:
+        """Return the finished clip that shows a time span of a camera, or its beginning. For any thread."""
+        return self._store.find(camera, start_unix, end_unix)
+
     def forget_camera(self, camera: str) -> None:
         """Complete the clip of a camera. Its clips still count against the budget."""
         if (track := self._tracks.pop(camera, None)) is not None:

@@ -10,13 +10,17 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from overlays.sinks.paths import path_errors, safe_file_name
+from overlays.wire.text import replace_undecodable
 from pipeline.errors import SinkError
 
 PART: Final = ".part"
+_SLACK_SECONDS: Final = 0.5
+"""The first frame of a clip and of an event may be the same, with times that differ by rounding."""
 _NAME: Final = re.compile(r"(?P<camera>.+)_(?P<stamp>\d{8}T\d{6}\.\d{3}Z)(?:\.part)?\.(?:mp4|jsonl)")
 
 
@@ -91,6 +95,26 @@ class ClipStore:
                 return path
             millis += 1
 
+    def find(self, camera: str, start_unix: float, end_unix: float) -> Path | None:
+        """Return the finished clip that shows the beginning of a time span, or else its first clip. For any thread.
+
+        Args:
+            camera: the camera's name as the page has it.
+            start_unix: the beginning in Unix seconds.
+            end_unix: the end.
+        """
+        names = {name for known, name in list(self._cameras.items()) if replace_undecodable(known) == camera}
+        began: list[tuple[float, Path]] = []
+        for path in self.folder.glob("*.mp4"):
+            match = _NAME.fullmatch(path.name)
+            if match is not None and match["camera"] in names and not path.stem.endswith(PART):
+                began.append((_unix_of(match["stamp"]), path))
+        before = max((each for each in began if each[0] <= start_unix + _SLACK_SECONDS), default=None)
+        if before is not None and _closed_at(before[1]) >= start_unix:
+            return before[1]
+        inside = (each for each in began if start_unix < each[0] <= end_unix)
+        return min(inside, default=(0.0, None))[1]
+
     def rescan(self, open_clips: Mapping[Path, int]) -> None:
         """Scan the folder again: other programs may have deleted clips.
 
@@ -133,6 +157,18 @@ class ClipStore:
 def part_of(path: Path) -> Path:
     """Return the path of a clip while it is written; the suffix stays, so that players recognise it."""
     return path.with_name(f"{path.stem}{PART}{path.suffix}")
+
+
+def _unix_of(stamp: str) -> float:
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC).timestamp()
+
+
+def _closed_at(path: Path) -> float:
+    """Return the Unix time at which a clip was written last; 0 if it was deleted meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _size(path: Path) -> int:

@@ -1,4 +1,6 @@
 // Guards of the shown frame: outlines of regions in the image, and firing guards as text.
+import { duration, figureWords } from "./events.js";
+
 const ALARM = "#ff3b30";
 const CALM = "#5ac8fa";
 const DARK = "rgb(16 18 22 / 85%)";
@@ -37,6 +39,11 @@ export function drawRegions(context, header) {
   }
 }
 
+// The number that violates the rule in this frame; the rule itself where there is none.
+function reason({ figure, says }) {
+  return figure ? figureWords(figure, "in this frame") : says;
+}
+
 // The alarm of a card. A screen reader reads its name once, when it begins; reasons and seconds change without that.
 export class Alarm {
   constructor(root, camera, announce) {
@@ -58,7 +65,8 @@ export class Alarm {
       if (this.names && !names) this.announce(`${this.camera}: no alarm`);
       this.names = names;
     }
-    why.textContent = now.map((guard) => `${guard.says} · ${guard.seconds.toFixed(1)} s`).join("\n");
+    why.textContent = now.map((guard) => `${reason(guard)}, for ${duration(guard.seconds)}`).join("\n");
+    this.box.title = now.map((guard) => guard.says).join("\n"); // the rule
   }
 }
 

@@ -3,9 +3,11 @@ const INTERVAL_MS = 250; // between an answer and the next question
 const text = new TextDecoder();
 
 export class Link {
-  // handlers: { hello(message), status(message), frame(header, bytes), lost() }
-  constructor(handlers) {
+  // handlers: { hello(message), status(message), events(message), frame(header, bytes), lost() }; only: "events" for a
+  // page that shows no frames
+  constructor(handlers, only = "") {
     this.handlers = handlers;
+    this.only = only;
     this.retryMs = 250;
     this.offset = null; // this clock minus the server's; too large by at most the shortest transfer time of a message
     this.receivedAt = performance.now();
@@ -18,6 +20,7 @@ export class Link {
 
   open() {
     const address = new URL("frames", document.baseURI); // relative: a proxy may serve the page below a path
+    if (this.only) address.searchParams.set("only", this.only);
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
     const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
@@ -38,7 +41,9 @@ export class Link {
       } else if (message.kind === "answer") {
         this.questions.get(message.id)?.(message);
         this.questions.delete(message.id);
-      } else {
+      } else if (message.kind === "events") {
+        this.handlers.events?.(message);
+      } else if (message.kind === "status") {
         this.updateOffset(message.unix);
         this.send({ heard: true });
         this.handlers.status(message);
@@ -48,7 +53,7 @@ export class Link {
     const length = new DataView(data).getUint32(0);
     const header = JSON.parse(text.decode(new Uint8Array(data, 4, length)));
     this.updateOffset(header.sent_at_unix);
-    this.handlers.frame(header, new Uint8Array(data, 4 + length));
+    this.handlers.frame?.(header, new Uint8Array(data, 4 + length));
   }
 
   updateOffset(unix) {

@@ -1,6 +1,7 @@
 // The page: one card per camera, at most one of them enlarged, and controls that apply to all cards.
 import { Card } from "./card.js";
 import { decodeBase64 } from "./heat.js";
+import { RecentEvents } from "./recent.js";
 import { Link } from "./link.js";
 import { decodesVideo } from "./video.js";
 
@@ -17,6 +18,8 @@ let requestedSizes = ""; // last sent, as JSON
 
 const announce = (text) => (at("announcement").textContent = text);
 
+const recent = new RecentEvents(at("review"), (camera) => cards.get(camera)?.at(".recent"));
+
 const link = new Link({
   hello(message) {
     style.palette = decodeBase64(message.palette);
@@ -30,15 +33,20 @@ const link = new Link({
     requestedSizes = "";
     if (message.video) decodesVideo().then((video) => video && link.send({ video }));
     at("sign-out").hidden = !message.token;
+    at("pages").hidden = !message.events;
+    if (message.events) recent.load();
   },
   status(message) {
-    showConnection("live", "good");
+    showConnection(...summarize(message.cameras));
     at("empty").hidden = message.cameras.length > 0;
     for (const status of message.cameras) cardOf(status.camera).setStatus(status);
     removeCards(new Set(message.cameras.map((status) => status.camera)));
     showProblems(message.troubles ?? []);
     at("viewers").hidden = !message.viewers;
     at("viewers").textContent = message.viewers === 1 ? "1 viewer" : `${message.viewers} viewers`;
+  },
+  events(message) {
+    recent.update(message);
   },
   frame(header, bytes) {
     cardOf(header.camera).addFrame(header, bytes);
@@ -51,6 +59,16 @@ const link = new Link({
     }
   },
 });
+
+// How many cameras are live, and how many guards fire.
+function summarize(cameras) {
+  const live = cameras.filter((status) => status.state === "live" && !status.silent).length;
+  const running = cameras.filter((status) => status.state !== "ended").length;
+  const alarms = cameras.reduce((sum, status) => sum + (status.silent ? 0 : status.alarms.length), 0);
+  const words = cameras.length === 0 ? "connected" : `${live} of ${cameras.length} live`;
+  const kind = alarms || live < running ? "bad" : "good";
+  return [alarms ? `${words}, ${alarms} ${alarms === 1 ? "alarm" : "alarms"}` : words, kind];
+}
 
 function showConnection(text, kind) {
   const chip = at("link");
@@ -86,6 +104,7 @@ function cardOf(camera) {
     };
     card.why.opened = () => enlarge(camera); // the form stands beside the image
     cards.set(camera, card);
+    recent.show(camera);
     at("cameras").append(card.root);
     at("cameras").classList.toggle("many", cards.size > MANY);
     at("empty").hidden = true;

@@ -1,0 +1,32 @@
+"""Reading of a request's body, bounded in size and time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from starlette.requests import Request
+
+_SECONDS: Final = 5.0
+
+
+class BodyError(Exception):
+    """A body that is too long, or comes too slowly."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the body of a request. Raises ``BodyError``."""
+    body = b""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > max_bytes:
+                    raise BodyError(413, "too long")
+    except TimeoutError:
+        raise BodyError(408, "too slow") from None
+    return body

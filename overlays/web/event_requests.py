@@ -1,0 +1,139 @@
+"""Queries, actions and answers of the events' HTTP interface, as values. Pure but for the clock."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, cast, get_args
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from overlays.events.event import KINDS, MAX_TEXT, STATES, EventKind, State
+from overlays.events.query import MAX_LIMIT, EventFilter
+from overlays.events.store import Action, Verb
+from overlays.wire.text import replace_undecodable
+
+_MAX_VALUES: Final = 100
+"""Values of one filter at most."""
+MAX_SNOOZE_MINUTES: Final = 7 * 24 * 60.0
+MAX_NAME: Final = 64
+"""Characters of a viewer's name at most."""
+CSV_FIELDS: Final = (
+    "id", "kind", "camera", "rule", "text", "start", "end", "label", "score", "track", "figure_name", "figure_value",
+    "figure_bound", "state", "by", "acted", "snoozed_until", "note", "interrupted",
+)  # fmt: skip
+_TIMES: Final = frozenset({"start", "end", "acted", "snoozed_until"})
+
+
+class RequestError(Exception):
+    """A request that cannot be answered."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def read_query(request: Request) -> tuple[EventFilter, int, str | None]:
+    """Return the filter, the number of events and the identifier before which they lie.
+
+    Raises:
+        RequestError: a value is wrong.
+    """
+    values = request.query_params
+    limit = values.get("limit", "100")
+    if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:6]) <= MAX_LIMIT:
+        raise RequestError(400, f"limit: a number from 1 to {MAX_LIMIT}")
+    before_id = values.get("before_id")
+    chosen = EventFilter(
+        _time(request, "after"),
+        _time(request, "before"),
+        _list(request, "camera"),
+        cast("list[EventKind]", _list(request, "kind", KINDS)),
+        _list(request, "label"),
+        cast("list[State]", _list(request, "state", STATES)),
+    )
+    return chosen, int(limit), before_id
+
+
+def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
+    """Return a viewer's action. Raises ``RequestError``."""
+    if verb not in get_args(Verb):
+        raise RequestError(404, f"{verb[:40]!r}: use one of {', '.join(get_args(Verb))}")
+    by, note, minutes = body.get("by", ""), body.get("note", ""), body.get("minutes")
+    if not isinstance(by, str) or len(by) > MAX_NAME:
+        raise RequestError(400, f"by: a name of at most {MAX_NAME} characters")
+    if verb == "note" and (not isinstance(body.get("note"), str) or len(note) > MAX_TEXT):
+        raise RequestError(400, f"note: a text of at most {MAX_TEXT} characters")
+    until = None
+    if verb == "snooze":
+        is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+        if not is_number or not 0 < cast("float", minutes) <= MAX_SNOOZE_MINUTES:
+            raise RequestError(400, f"minutes: a number above 0, at most {MAX_SNOOZE_MINUTES:g}")
+        until = time.time() + 60.0 * cast("float", minutes)
+    name, text = replace_undecodable(by.strip()), replace_undecodable(note) if verb == "note" else ""
+    return Action(event_id, cast("Verb", verb), name, until, text)
+
+
+def as_csv(events: Sequence[Mapping[str, Any]]) -> str:
+    """Return events as CSV (RFC 4180), times in ISO 8601; text is made safe for spreadsheets."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(CSV_FIELDS)
+    for event in events:
+        figure = event["figure"] or {}
+        flat = dict(event) | {f"figure_{name}": figure.get(name) for name in ("name", "value", "bound")}
+        writer.writerow([_cell(name, flat[name]) for name in CSV_FIELDS])
+    return text.getvalue()
+
+
+def _cell(name: str, value: object) -> object:
+    if name in _TIMES and isinstance(value, float):
+        return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds")
+    # A spreadsheet runs a cell that begins like a formula.
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
+def _time(request: Request, name: str) -> float | None:
+    """Return a time of the query string in Unix seconds; it may be given in ISO 8601."""
+    value = request.query_params.get(name)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError):
+            seconds = math.nan
+    if not abs(seconds) < 1e11:
+        raise RequestError(400, f"{name}: a time in Unix seconds, or as 2026-11-28T07:00:00Z")
+    return seconds
+
+
+def _list(request: Request, name: str, known: Sequence[str] = ()) -> list[str]:
+    values = request.query_params.getlist(name)
+    wrong = next((value for value in values if known and value not in known), None)
+    if wrong is not None:
+        raise RequestError(400, f"{name}: {wrong[:40]!r} is unknown; use one of {', '.join(known)}")
+    if len(values) > _MAX_VALUES:
+        raise RequestError(400, f"{name}: at most {_MAX_VALUES} values")
+    return values
+
+
+def read_choice(request: Request, name: str, known: Sequence[str], default: str) -> str:
+    """Return one of the known values of the query string. Raises ``RequestError``."""
+    value = request.query_params.get(name, default)
+    if value not in known:
+        raise RequestError(400, f"{name}: {value[:40]!r} is unknown; use one of {', '.join(known)}")
+    return value
+
+
+async def answer_error(_request: Request, error: Exception) -> Response:
+    """Return the response to a request that cannot be answered, with the reason as text."""
+    assert isinstance(error, RequestError)  # noqa: S101 - registered for this type only
+    return Response(str(error), error.status, media_type="text/plain")

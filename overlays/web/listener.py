@@ -1,0 +1,47 @@
+"""The listening socket of the page."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import Final
+
+from overlays.web.auth import PageAddress
+from pipeline.errors import SinkError
+
+_SEND_BUFFER_BYTES: Final = 128 << 10
+"""Kernel send buffer per viewer: data that waits there is old."""
+_UNACKNOWLEDGED_MS: Final = 20_000
+"""A client that acknowledges no data for this time is disconnected (TCP_USER_TIMEOUT)."""
+
+
+def listen(uri: str, address: PageAddress) -> socket.socket:
+    """Return a listening socket with small send buffers.
+
+    Raises:
+        SinkError: the address cannot be bound.
+    """
+    hints = {
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
+        errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
+        errno.EACCES: "may not be used by this user; choose a port above 1023",
+    }
+    try:
+        family, _, _, _, socket_address = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
+        # Accepted connections inherit these options from the listener.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+        listener.bind(socket_address)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise SinkError(f"{uri}: {hints.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
+    return listener

@@ -1,0 +1,112 @@
+"""HTTP responses of bytes and files, in ranges for players that request ranges (RFC 9110)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
+_CHUNK_BYTES: Final = 64 << 10
+
+
+def requested_range(header: str | None, size: int) -> range | None:
+    """Return the bytes that a Range header requests; None for all of them.
+
+    Several ranges and other units are answered with everything, as RFC 9110 allows.
+
+    Raises:
+        ValueError: none of the requested bytes exist.
+    """
+    match = None if header is None else _RANGE.fullmatch(header.replace(" ", ""))
+    if match is None or not any(match.groups()):
+        return None
+    first, last = match.groups()
+    if not first:
+        start, stop = max(size - int(last), 0), size
+        if not int(last):
+            raise ValueError(header)
+    else:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= size:
+        raise ValueError(header)
+    return range(start, stop)
+
+
+def bytes_response(
+    request: Request, content: bytes, media_type: str, name: str, tag: str, *, is_attachment: bool = False
+) -> Response:
+    """Return bytes that do not change while they have this ``tag``, or the requested range of them.
+
+    Args:
+        request: its Range and If-Range headers are used.
+        content: the whole content.
+        media_type: of the content.
+        name: the name under which a browser saves it.
+        tag: identifies the content.
+        is_attachment: whether browsers save it rather than show it.
+    """
+    headers = _headers(name, tag, is_attachment=is_attachment)
+    return _ranged(request, headers, media_type, len(content), lambda part: _chunks(content, part))
+
+
+def file_response(request: Request, path: Path, media_type: str) -> Response | None:
+    """Return a file, or the requested range of it; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    tag = f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    headers = _headers(path.name, tag, is_attachment=True)
+    return _ranged(request, headers, media_type, status.st_size, lambda part: _file_chunks(path, part))
+
+
+def _headers(name: str, tag: str, *, is_attachment: bool) -> dict[str, str]:
+    kind = "attachment" if is_attachment else "inline"
+    disposition = f"{kind}; filename*=UTF-8''{quote(name, safe='')}"
+    return {"Accept-Ranges": "bytes", "ETag": f'"{tag}"', "Content-Disposition": disposition}
+
+
+def _ranged(
+    request: Request,
+    headers: dict[str, str],
+    media_type: str,
+    size: int,
+    chunks: Callable[[range], AsyncIterator[bytes]],
+) -> Response:
+    header, tag = request.headers.get("range"), headers["ETag"]
+    if request.headers.get("if-range", tag) != tag:
+        header = None  # the client has a part of another content
+    try:
+        part = requested_range(header, size)
+    except ValueError:
+        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
+    status, sent = 200, range(size)
+    if part is not None:
+        status, sent = 206, part
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    headers["Content-Length"] = str(len(sent))
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    return StreamingResponse(chunks(sent), status, headers=headers, media_type=media_type)
+
+
+async def _chunks(packed: bytes, part: range) -> AsyncIterator[bytes]:
+    """Yield a range in chunks, so that each is produced after the one before has been sent."""
+    for start in range(part.start, part.stop, _CHUNK_BYTES):
+        yield packed[start : min(start + _CHUNK_BYTES, part.stop)]
+
+
+async def _file_chunks(path: Path, part: range) -> AsyncIterator[bytes]:
+    """Yield a range of a file in chunks."""
+    with path.open("rb") as file:
+        file.seek(part.start)
+        for start in range(part.start, part.stop, _CHUNK_BYTES):
+            yield file.read(min(_CHUNK_BYTES, part.stop - start))

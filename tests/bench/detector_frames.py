@@ -216,7 +216,7 @@ def check(name: str, found: Checked, plain: Checked) -> None:
 
 def images_of(clip: Path, count: int) -> list[Image]:
     """Return consecutive frames of a clip."""
-    with FileSource(str(clip)) as source:
+    with FileSource(str(clip), camera="clip") as source:
         frames = source.frames(threading.Event())
         return [frame.image for frame in itertools.islice(frames, FIRST_FRAME, FIRST_FRAME + count)]
 

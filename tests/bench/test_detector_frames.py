@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.bench import detector_frames
@@ -35,3 +37,14 @@ def test_detector_frames_refuses_a_run_without_its_maps():
     detector_frames.check("in_budget", found, plain)
     with pytest.raises(RuntimeError, match="odam: 2 maps of 3 boxes"):
         detector_frames.check("odam", found, plain)
+
+
+def test_detector_frames_reads_consecutive_frames_of_a_clip(tmp_path, monkeypatch):
+    monkeypatch.setattr(detector_frames, "FIRST_FRAME", 2)
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
+    for level in range(0, 250, 50):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    images = detector_frames.images_of(path, 2)
+    assert [round(float(image.mean()), -1) for image in images] == [100, 150]

@@ -252,7 +252,9 @@ def _evidence(values: npt.NDArray[np.float32], made: PlacedMap) -> npt.NDArray[n
 
 
 def _rank_correlation(first: PlacedMap, second: PlacedMap) -> float:
-    return metrics.rank_correlation(first.values.numpy(), second.values.numpy())
+    """Compare the values of regions: smoothing ranks places without influence by their distance from the others."""
+    values = [(made.values if made.heat is None else made.heat).numpy() for made in (first, second)]
+    return metrics.rank_correlation(*values)
 
 
 def _shown(made: PlacedMap, score: float) -> list[list[float]]:

@@ -41,6 +41,8 @@ class PlacedMap:
     absolute: bool = True
     """True if a value of 0 means no influence, and negative values speak against the box; False if the level of all
     values is arbitrary."""
+    heat: Tensor | None = None
+    """The values of single regions from which the map was made; None = ``values``."""
 
     def on_input(self, size: tuple[int, int]) -> Tensor:
         """Return the map enlarged to the input (height, width), bilinear between the centres of cells."""
@@ -154,7 +156,7 @@ def recipro_map(box: ExplainedBox, mode: Mode, *, complete: bool = True) -> Plac
     image = box.image
     engine, boxes = (image.complete, image.complete_boxes) if complete else (image.level, image.level_boxes)
     heat: BoxHeat = engine.heat_of_targets(boxes, [box.target], box.cell, mode)[0]
-    return PlacedMap(heat.evidence(), box.cell, absolute=mode == "drop")
+    return PlacedMap(heat.evidence(), box.cell, absolute=mode == "drop", heat=heat.values)
 
 
 def gaussian_map(box: ExplainedBox, centre: tuple[float, float], sigma: tuple[float, float]) -> PlacedMap:

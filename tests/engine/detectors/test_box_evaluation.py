@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from engine.evaluation import metrics
-from engine.evaluation.detectors.evaluator import D_RISE, BoxEvaluationOptions, BoxEvaluator
+from engine.evaluation.detectors.evaluator import D_RISE, BoxEvaluationOptions, BoxEvaluator, _rank_correlation
 from engine.evaluation.detectors.maps import (
     BLIND,
     METHODS,
@@ -236,6 +236,13 @@ def test_curves_are_the_scores_of_images_that_change_hottest_first(scene):
     assert areas.deletion == pytest.approx(expected[0], abs=1e-5)
     assert areas.insertion == pytest.approx(expected[1], abs=1e-5)
     assert abs(areas.insertion - areas.deletion) > 1e-3
+
+
+def test_rank_correlation_of_smoothed_maps_is_that_of_their_regions():
+    values = torch.arange(6.0).view(2, 3)
+    same, reverse = PlacedMap(values, 8, heat=values), PlacedMap(values, 8, heat=-values)
+    assert _rank_correlation(same, PlacedMap(values, 8)) == pytest.approx(1.0)
+    assert _rank_correlation(same, reverse) == pytest.approx(-1.0)
 
 
 def test_perturbed_image_leaves_the_border_out(detector):

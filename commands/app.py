@@ -6,6 +6,7 @@ import typer
 
 from commands.baseline import baseline
 from commands.evaluate import evaluate
+from commands.explain_archive import explain_archive
 from commands.export import export
 from commands.fleet.app import fleet_app
 from commands.info import doctor, models
@@ -30,7 +31,8 @@ app = typer.Typer(
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(keys_app, name="keys")
 for command in (
-    demo, stream, why, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema,
+    demo, stream, why, export, evaluate, explain_archive, view, replay, models, doctor, train, train_line, baseline,
+    schema,
 ):  # fmt: skip
     app.command()(command)
 

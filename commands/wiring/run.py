@@ -212,8 +212,13 @@ def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None 
     return sinks
 
 
-def make_explainer(config: Config) -> EngineExplainer:
-    """Return the explainer: a detector, an exported file, or a classifier built for this machine."""
+def make_explainer(config: Config, cameras: int | None = None) -> EngineExplainer:
+    """Return the explainer: a detector, an exported file, or a classifier built for this machine.
+
+    Args:
+        config: the run.
+        cameras: number of cameras whose frames come together; None: those of ``config``.
+    """
     from commands.wiring.detectors import build_detector_explainer, is_detector
     from engine.export.metadata import is_exported
 
@@ -231,20 +236,22 @@ def make_explainer(config: Config) -> EngineExplainer:
     cache = config.engine.cache or default_folder()
     settings = config.engine.model_copy(update={"cache": cache})
     device = choose_device(config.engine.device).type
-    network, cameras = make_network(config), len(config.sources)
+    network = make_network(config)
+    cameras = len(config.sources) if cameras is None else cameras
     if renders_on_gpu(config, device):
         batch_size = default_batch_size(cameras, device)
         return build_gpu_explainer(config.model_copy(update={"engine": settings}), network, batch_size=batch_size)
     return NetworkExplainer(network, settings, batch_size=min(cameras, default_batch_size(cameras, device)))
 
 
-def choose_batch_size(config: Config, explainer: EngineExplainer) -> int:
-    """Return the maximal number of frames per batch."""
+def choose_batch_size(config: Config, explainer: EngineExplainer, cameras: int | None = None) -> int:
+    """Return the maximal number of frames per batch; ``cameras`` as for ``make_explainer``."""
     from engine.explainers.base import default_batch_size
 
     if config.engine.batch is not None:
         return config.engine.batch
-    device, cameras = explainer.info.device, len(config.sources)
+    device = explainer.info.device
+    cameras = len(config.sources) if cameras is None else cameras
     return explainer.worthwhile_batch(cameras) if device == "cpu" else default_batch_size(cameras, device)
 
 

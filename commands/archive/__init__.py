@@ -1,0 +1,1 @@
+"""Explanation of recordings and photos by the hundred thousand: `run.py explain-archive`."""

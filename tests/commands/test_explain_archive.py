@@ -1,0 +1,234 @@
+"""`run.py explain-archive`: each photo and video is explained exactly once, whatever ends a run."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from commands.archive.inputs import ArchiveFile, divided, find_files, shards_of
+from commands.archive.worker import Interrupted, ShardWorker
+from overlays.records.arrow_schema import SCHEMA
+from overlays.sinks.locks import claimed
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from tests.conftest import ROOT
+
+OPTIONS = ("--output", "out", "--model", "line_net", "--backend", "eager", "--threads", "1", "--input-size", "48x64")
+
+
+def write_photos(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{number:03}.jpg"), image)
+
+
+def write_video(path: Path, frames: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(frames):
+        writer.write(np.full((48, 64, 3), 10 * number, np.uint8))
+    writer.release()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.fixture
+def archive(tmp_path):
+    write_photos(tmp_path / "in" / "belt", 6)
+    write_video(tmp_path / "in" / "film.mp4", 7)
+    (tmp_path / "in" / "notes.md").write_text("no photo")
+    return tmp_path / "in"
+
+
+def test_archive_holds_each_photo_and_every_frame_asked_for(command, tmp_path, archive, caplog):
+    code, _, errors = command("explain-archive", "in", *OPTIONS, "--photos", 4, "--every", 3)
+    assert code == 0, errors
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 3  # 4 photos, 2 photos, a video
+    found = rows(tmp_path / "out")
+    photos = [row for row in found if row["camera"] == "belt"]
+    assert sorted(row["source"] for row in photos) == [str(archive / "belt" / f"{n:03}.jpg") for n in range(6)]
+    film = [row for row in found if row["camera"] == "film"]
+    assert [row["index"] for row in film] == [0, 3, 6]
+    assert {row["source"] for row in film} == {str(archive / "film.mp4")}
+    assert len(found) == 9
+    assert set(found[0]) == {*SCHEMA.names, "error"}
+    assert all(row["error"] is None and row["label"] and row["findings"][0]["heat_u8"] for row in found)
+    assert "1 files that are neither photos nor videos: 1 .md" in caplog.text
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["files"], summary["images"], summary["failed"]) == (7, 9, 0)
+
+
+def test_archive_says_what_an_evaluation_of_the_same_photo_says(command, tmp_path, archive):
+    assert command("explain-archive", "in/belt", *OPTIONS)[0] == 0
+    log_options = ("--model", "line_net", "--backend", "eager", "--threads", "1", "--input-size", "48x64")
+    code, _, errors = command("stream", "--source", "in/belt", "--sink", "log.parquet", *log_options)
+    assert code == 0, errors
+    streamed = {Path(row["source"]).name: row for row in pq.read_table(tmp_path / "log.parquet").to_pylist()}
+    for row in rows(tmp_path / "out"):
+        other = streamed[Path(row["source"]).name]
+        assert (row["label"], row["layer"], row["heat_region"]) == (
+            other["label"],
+            other["layer"],
+            other["heat_region"],
+        )
+        assert row["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert row["findings"][0]["heat_u8"] == other["findings"][0]["heat_u8"]
+
+
+def test_files_that_cannot_be_read_are_rows_with_the_reason(command, tmp_path, archive):
+    (archive / "bad.jpg").write_text("no image")
+    content = (archive / "film.mp4").read_bytes()
+    (archive / "cut.mp4").write_bytes(content[: len(content) // 3])
+    (archive / "empty.png").touch()
+    code, output, errors = command("explain-archive", "in", *OPTIONS)
+    assert code == 0, errors
+    failed = {Path(row["source"]).name: row["error"] for row in rows(tmp_path / "out") if row["error"]}
+    assert set(failed) == {"bad.jpg", "cut.mp4", "empty.png"}
+    assert all(failed.values())
+    assert "3 files could not be read to their end" in output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["images"], summary["failed"]) == (13, 3)
+    assert {Path(entry["file"]).name for entry in summary["failures"]} == set(failed)
+
+
+def test_second_run_explains_only_what_was_added(command, tmp_path, archive, caplog):
+    assert command("explain-archive", "in", *OPTIONS)[0] == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    write_photos(archive / "more", 2)
+    (archive / "belt" / "000.jpg").write_bytes((archive / "belt" / "001.jpg").read_bytes())
+    code, output, errors = command("explain-archive", "in", *OPTIONS)
+    assert code == 0, errors
+    assert "7 of 9 files were explained before" in output
+    assert "1 files have changed since they were explained" in caplog.text
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert after.items() > before.items()
+    assert set(Counter(row["source"] for row in rows(tmp_path / "out") if row["camera"] != "film").values()) == {1}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["files"] == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("in", *OPTIONS, "--every", 2), r"other settings \(every\)"),
+        (("in", *OPTIONS, "--kernel", "gaussian"), r"other settings \(kernel\)"),
+        (("none", *OPTIONS), "there is no such file"),
+        (("in/notes.md", *OPTIONS), "no suffix of a photo or a video"),
+        (("in/*.md", *OPTIONS), "no photos and no videos"),
+        (("list.txt", *OPTIONS), "which is not there"),
+    ],
+)
+def test_archive_refuses_a_mistake_before_it_builds_the_network(command, tmp_path, archive, words, rule):
+    (tmp_path / "list.txt").write_text("in/belt/000.jpg\nin/belt/gone.jpg\n")
+    if "settings" in rule:
+        assert command("explain-archive", "in/belt/000.jpg", *OPTIONS)[0] == 0
+    code, _, errors = command("explain-archive", *words)
+    assert code == 2
+    assert re.search(rule, errors), errors
+
+
+def test_archive_refuses_a_folder_with_foreign_tables_or_of_a_running_archive(command, tmp_path, archive):
+    with claimed([tmp_path / "out"]):
+        code, _, errors = command("explain-archive", "in", *OPTIONS)
+    assert code != 0
+    assert "by another run" in errors
+    (tmp_path / "out" / "other.parquet").write_bytes(b"no table")
+    code, _, errors = command("explain-archive", "in", *OPTIONS)
+    assert code == 2
+    assert "other.parquet: is no partition" in errors
+
+
+def test_interrupted_shard_leaves_nothing(tmp_path, archive):
+    stop = threading.Event()
+    config = Config.model_validate({"engine": {"model": "line_net", "backend": "eager", "input_size": (48, 64)}})
+    (tmp_path / "out").mkdir()
+    worker = ShardWorker(config, tmp_path / "out", stop=stop)
+    stop.set()
+    with pytest.raises(Interrupted):
+        worker.explain(shards_of(find_files([str(archive)]).files, "", 100)[0])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    arguments = [sys.executable, str(ROOT / "run.py"), "explain-archive", *map(str, words)]
+    return subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_partitions(process: subprocess.Popen, folder: Path, count: int) -> None:
+    while len(list(folder.glob("*.parquet"))) < count:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+
+
+def test_killed_run_continues_and_has_each_file_once(command, tmp_path):
+    write_photos(tmp_path / "in", 150)
+    words = ("in", *OPTIONS, "--photos", 1)
+    process = start(tmp_path, *words)
+    wait_for_partitions(process, tmp_path / "out", 5)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    (tmp_path / "out" / ".half.1.tmp").write_bytes(b"of a killed run")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    code, output, errors = command("explain-archive", *words)
+    assert code == 0, errors
+    assert "files were explained before; continuing" in output
+    assert sorted(row["source"] for row in rows(tmp_path / "out")) == sorted(map(str, (tmp_path / "in").iterdir()))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.fleet
+@pytest.mark.slow
+def test_workers_share_the_files_and_a_killed_worker_is_replaced(tmp_path):
+    pytest.importorskip("ray")
+    write_photos(tmp_path / "in", 300)
+    process = start(tmp_path, "in", *OPTIONS, "--photos", 1, "--workers", 2)
+    wait_for_partitions(process, tmp_path / "out", 3)
+    while not (writing := list((tmp_path / "out").glob(".*.tmp"))):
+        assert process.poll() is None, process.stdout.read()
+    worker = int(writing[0].name.split(".")[2])
+    os.kill(worker, signal.SIGKILL)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert sorted(row["source"] for row in rows(tmp_path / "out")) == sorted(map(str, (tmp_path / "in").iterdir()))
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def file(name, size=1, is_video=False):
+    return ArchiveFile(name, size, 0, is_video)
+
+
+def test_shards_hold_each_file_once_and_a_video_is_alone():
+    files = [file("a.mp4", is_video=True), *(file(f"{n}.jpg") for n in range(7)), file("z.mp4", is_video=True)]
+    shards = shards_of(files, "settings", 3)
+    assert Counter(each for shard in shards for each in shard.files) == Counter(files)
+    assert [len(shard.files) for shard in shards] == [3, 3, 1, 1, 1]
+    assert len({shard.name for shard in shards}) == len(shards)
+    assert [shard.name for shard in shards_of(files, "settings", 3)] == [shard.name for shard in shards]
+    assert not {s.name for s in shards_of(files, "other", 3)} & {s.name for s in shards}
+
+
+def test_divided_leaves_out_explained_files_and_names_changed_ones():
+    files = [file("a"), file("b", 2), file("c")]
+    assert divided(files, [file("a"), file("b", 1), file("gone")]) == ([file("c")], [file("b", 2)])
+
+
+def test_find_files_names_each_file_once(tmp_path, archive):
+    inputs = [str(archive), str(archive / "belt"), str(archive / "*.mp4"), str(archive / "belt" / "000.jpg")]
+    found = find_files(inputs)
+    assert len(found.files) == len({each.path for each in found.files}) == 7
+    assert [each.is_video for each in found.files].count(True) == 1
+    with pytest.raises(ConfigError, match="no photos and no videos"):
+        find_files([str(tmp_path / "in" / "*.md")])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -21,6 +21,7 @@ _OBJECT_STORE_BYTES: Final = 100 << 20
 """Memory for objects of Ray, which carries beats only."""
 _START_SECONDS: Final = 120.0
 _END_SECONDS: Final = 15.0
+_ATTEMPTS: Final = 3
 _READY: Final = "Ray runtime started"
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -44,16 +45,36 @@ def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[str]:
         *("--node-ip-address", listen, "--num-cpus", "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)),
         *("--labels", f"{LABEL}={role}"),
     ]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command
-            command, env={**os.environ, NODE: node, ROLE: role}, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509
-        )  # fmt: skip
-        try:
-            _wait_until_started(process, output)
-            yield head or f"{listen}:{PORT}"
-        finally:
+    process = _start(command, {**os.environ, NODE: node, ROLE: role})
+    try:
+        yield head or f"{listen}:{PORT}"
+    finally:
+        _end(process)
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start Ray and wait until it runs; try again where it gave up, as it does on a busy machine.
+
+    Raises:
+        ReciproStreamError: with its last words.
+    """
+    text = ""
+    for _ in range(_ATTEMPTS):
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(  # noqa: S603 - our own command
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread runs yet
+            )  # fmt: skip
+            try:
+                if _is_started(process, output):
+                    return process
+            except BaseException:
+                _end(process)
+                raise
             _end(process)
+            output.seek(0)
+            text = " ".join([line for line in output.read().splitlines() if line.strip()][-3:])
+    raise ReciproStreamError(f"fleet: Ray did not start here: {text or 'it says nothing'}")
 
 
 def _end_with_parent() -> None:
@@ -62,17 +83,15 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait_until_started(process: subprocess.Popen[bytes], output: IO[str]) -> None:
+def _is_started(process: subprocess.Popen[bytes], output: IO[str]) -> bool:
+    """Wait, and return whether Ray runs."""
     deadline = time.monotonic() + _START_SECONDS
-    while True:
+    while process.poll() is None and time.monotonic() < deadline:
         output.seek(0)
-        text = output.read()
-        if _READY in text:
-            return
-        if process.poll() is not None or time.monotonic() > deadline:
-            lines = [line for line in text.splitlines() if line.strip()][-3:]
-            raise ReciproStreamError(f"fleet: Ray did not start here: {' '.join(lines) or 'it says nothing'}")
+        if _READY in output.read():
+            return True
         time.sleep(0.1)
+    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

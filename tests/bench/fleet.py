@@ -70,14 +70,6 @@ def freeze_node(fleet: LocalFleet) -> set[str]:
     return lost
 
 
-def kill_head(fleet: LocalFleet) -> set[str]:
-    """Kill the store of the head for some seconds; no camera is concerned."""
-    fleet.cluster.head_node.kill_gcs_server()
-    time.sleep(8.0)
-    fleet.cluster.head_node.start_gcs_server()
-    return set()
-
-
 def kill_node(fleet: LocalFleet) -> set[str]:
     node = fleet.fullest(without_director=True)
     lost = fleet.cameras_of(node)
@@ -94,15 +86,22 @@ def kill_node_of_director(fleet: LocalFleet) -> set[str]:
     return lost
 
 
+def kill_head_then_node(fleet: LocalFleet) -> set[str]:
+    """Kill the head's store and, 5 s later, a node; the last fault of a fleet, which cannot restart anything now."""
+    fleet.kill_head()
+    time.sleep(5.0)
+    return kill_node(fleet)
+
+
 FAULTS: dict[str, Callable[[LocalFleet], set[str]]] = {
     "worker": kill_worker,
     "director": kill_director,
     "drain": drain,
     "apply": apply,
     "frozen-node": freeze_node,
-    "head": kill_head,
     "node": kill_node,
     "node-of-director": kill_node_of_director,
+    "head-then-node": kill_head_then_node,
 }
 
 
@@ -147,13 +146,14 @@ def leaked(fleet: LocalFleet) -> dict:
         with suppress(OSError):
             if CANARY.encode() in path.read_bytes():
                 found.append(str(path))
+    call(fleet.director.apply, dict.fromkeys(fleet.names, fleet.rate))
     return {"fault": "password", "files": len(files), "with_password": found}
 
 
 def main() -> None:
     """Run the faults that are named, in the order of ``FAULTS``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("faults", nargs="*", default=[*FAULTS, "password"])
+    parser.add_argument("faults", nargs="*", default=["password", *FAULTS])
     parser.add_argument("--cameras", type=int, default=12)
     parser.add_argument("--rate", type=float, default=4.0)
     arguments = parser.parse_args()

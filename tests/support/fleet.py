@@ -81,6 +81,7 @@ class LocalFleet:
         self.node_names = [f"n{number}" for number in range(nodes)]
         self.nodes, self.workers, self.killed = {}, {}, set()
         self.cluster = None
+        self.head_is_gone = False
         self.director = None
 
     def file(self, node: str) -> Path:
@@ -158,6 +159,10 @@ class LocalFleet:
         """Return all processes of a node."""
         raylet = next(process for name, process in self.nodes[node].live_processes() if name == "raylet")
         return [raylet.pid, *_descendants(raylet.pid)]
+
+    def kill_head(self) -> None:
+        self.cluster.head_node.kill_gcs_server()
+        self.head_is_gone = True
 
     def kill_node(self, node: str) -> None:
         raylet = next(process for name, process in self.nodes[node].live_processes() if name == "raylet")
@@ -237,7 +242,10 @@ def a_fleet(folder: Path, **kind):
             for name in fleet.node_names:
                 fleet.start_worker(name)
             yield fleet
-            ray.kill(fleet.director)
+            if fleet.head_is_gone:
+                cluster.head_node.start_gcs_server()  # Ray does not end without it
+            else:
+                ray.kill(fleet.director)
     finally:
         raylets = [process for node in [*fleet.nodes.values(), cluster.head_node]
                    for name, process in node.live_processes() if name == "raylet"]  # fmt: skip

@@ -39,4 +39,4 @@ constraints:
     uv export --quiet {{export}} --output-file constraints.txt
     uv export --quiet {{export}} --prune torch --prune torchvision --output-file constraints-cpu.txt
 
-export := "--format requirements-txt --no-dev --no-emit-project --no-header --no-annotate --extra mcap --extra foxglove --extra bags --extra fleet --extra modbus --extra mqtt --extra opcua --extra parquet --extra timm --extra export"
+export := "--format requirements-txt --no-dev --no-emit-project --no-header --no-annotate --extra mcap --extra foxglove --extra bags --extra fleet --extra genicam --extra modbus --extra mqtt --extra opcua --extra parquet --extra timm --extra export"

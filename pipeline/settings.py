@@ -91,9 +91,9 @@ class SourceSettings(EntrySettings):
     """The options of every source."""
 
     uri: Uri
-    """The source: camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of images,
-    a bag (.mcap, .db3, .bag or a bag folder), line: (the simulated line), or a kind of an installed package
-    (docs/python.md). ${NAME} stands for an environment variable."""
+    """The source: camera:0, genicam:SERIAL, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or
+    glob of images, a bag (.mcap, .db3, .bag or a bag folder), line: (the simulated line), or a kind of an installed
+    package (docs/python.md). ${NAME} stands for an environment variable."""
     name: Name | None = None
     """The camera's name in topics, legends and file names. Default: from the URI."""
     overflow: Overflow | None = None

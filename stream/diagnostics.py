@@ -23,6 +23,7 @@ def diagnostics() -> list[Diagnostic]:
         ),
         Diagnostic("decoders", not missing, ", ".join(name for name in _CODECS if name not in missing), "uv sync"),
         _bags(),
+        _genicam(),
         _on_gpu(),
     ]
 
@@ -35,6 +36,16 @@ def _bags() -> Diagnostic:
         hint = "only for .mcap, .db3, .bag and bag folders: uv sync --extra bags"
         return Diagnostic("bags", present=False, detail="not installed", hint=hint)
     return Diagnostic("bags", present=True, detail=detail)
+
+
+def _genicam() -> Diagnostic:
+    """Return whether the packages that read industrial cameras are installed."""
+    try:
+        detail = f"harvesters {version('harvesters')}, genicam {version('genicam')}"
+    except PackageNotFoundError:
+        hint = "only for genicam:SERIAL (GigE Vision, USB3 Vision): uv sync --extra genicam"
+        return Diagnostic("industrial cameras", present=False, detail="not installed", hint=hint)
+    return Diagnostic("industrial cameras", present=True, detail=detail)
 
 
 def _on_gpu() -> Diagnostic:

@@ -43,6 +43,37 @@ class CameraSettings(LiveSettings):
     Default: the camera's own."""
 
 
+def _features(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return dict(part.partition("=")[::2] for part in value.split("&") if part)
+
+
+def _feature_text(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (int, float)) else value
+
+
+Feature = Annotated[str, BeforeValidator(_feature_text)]
+
+
+class GenicamSettings(LiveSettings):
+    """An industrial camera, GigE Vision or USB3 Vision, by its serial number."""
+
+    producer: str | None = None
+    """The GenTL producer of the camera's maker: a .cti file, or a folder of such files. Default: the environment's
+    GENICAM_GENTL64_PATH."""
+    features: Annotated[dict[str, Feature], BeforeValidator(_features)] = Field(default={})
+    """Features that are set in this order, such as PixelFormat, ExposureTime, TriggerMode; in the URI:
+    genicam:SERIAL?ExposureTime=5000&TriggerMode=On."""
+
+    @property
+    def serial(self) -> str:
+        """The serial number in the URI; empty: the first camera."""
+        return self.uri.partition(":")[2]
+
+
 class NetworkSettings(LiveSettings):
     """The options of every source that is read from the network."""
 

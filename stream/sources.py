@@ -21,6 +21,7 @@ from stream.settings import (
     BroadcastSettings,
     CameraSettings,
     FileSettings,
+    GenicamSettings,
     HttpSettings,
     ImagesSettings,
     LineSettings,
@@ -45,7 +46,7 @@ _HOLES: Final = "a GPU decoder does not report images that lost UDP packets dama
 _MAX_NAME: Final = 56
 """Characters of a name that comes from an address; a given name may have 64, and ``-2`` may follow it."""
 EXAMPLES: Final = (
-    "camera:0, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
+    "camera:0, genicam:SERIAL, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
     "a folder or glob of images, a bag (.mcap, .db3, .bag), line:"
 )
 
@@ -140,6 +141,8 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
     scheme = _scheme(uri)
     if scheme in {"", "file"}:
         return split_options(_local(uri) if scheme else uri)
+    if scheme == "genicam":
+        return _split_features(uri)
     if scheme != "line":
         return split_query(uri, _exists)
     path, mark, tail = uri.partition("?")
@@ -149,6 +152,16 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
     if mark and tail and not split[1]:
         raise ValueError("write options as key=value, separated by &")
     return split
+
+
+def _split_features(uri: str) -> tuple[str, dict[str, str]]:
+    """Return the address of a GenICam camera and its options: names with a capital letter are features."""
+    address, _, tail = uri.partition("?")
+    options = dict(part.partition("=")[::2] for part in tail.split("&") if part)
+    features = {name: value for name, value in options.items() if name[:1].isupper()}
+    others = {name: unquote(value) for name, value in options.items() if name not in features}
+    joined = "&".join(f"{name}={unquote(value)}" for name, value in features.items())
+    return address, others | ({"features": joined} if joined else {})
 
 
 def _exists(path: str) -> bool:
@@ -371,6 +384,7 @@ SOURCES: Final = KindRegistry[SourceSettings](
     Source,
     (
         Kind("webcam", ("camera:",), CameraSettings, "stream.sources:open_camera"),
+        Kind("industrial camera", ("genicam:",), GenicamSettings, "stream.genicam:open_genicam", extra="genicam"),
         Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, "stream.sources:open_rtsp"),
         Kind("web address", ("http://", "https://"), HttpSettings, "stream.sources:open_http"),
         Kind("broadcast", ("rtmp://", "rtmps://", "udp://"), BroadcastSettings, "stream.sources:open_broadcast"),

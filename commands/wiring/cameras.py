@@ -57,6 +57,7 @@ def make_cameras(config: Config) -> list[Camera]:
         ReciproStreamError: a source, its address or its secret file is invalid.
     """
     from stream.redact import host_and_path
+    from stream.settings import GenicamSettings
     from stream.sources import build_source, plain_name, unique_names
 
     gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded on the device that explains them
@@ -66,6 +67,8 @@ def make_cameras(config: Config) -> list[Camera]:
         # With credentials in the address, an @ in the path would be ambiguous.
         name = entry.name or (host_and_path(entry.uri) if "credentials_file" in secrets else None)
         settings = entry.model_copy(update={"uri": _address(entry, secrets)})
+        if isinstance(settings, GenicamSettings) and settings.producer is None:
+            settings = settings.model_copy(update={"producer": os.environ.get("GENICAM_GENTL64_PATH")})
         context = SourceContext(name, config.decoder, gpu, secrets)
         source = build_source(settings, context=context)
         source.overflow = entry.overflow or config.overflow or source.overflow

@@ -19,6 +19,8 @@ LIBRARIES = {
         "mcap",
         "rosbags",
         "foxglove_schemas_protobuf",
+        "genicam",
+        "harvesters",
         "zstandard",
         "lz4",
     },

@@ -200,7 +200,14 @@ def _read_rectangle(x: float, y: float, width: float, height: float) -> Rectangl
 def _read_masks(value: object) -> tuple[Polygon, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_MASKS:
         raise ValueError(f"should be a list of at most {MAX_MASKS} polygons, such as [[[0, 0], [0.5, 0], [0, 0.5]]]")
-    return tuple(map(read_polygon, value))
+    return tuple(_read_mask(number, mask) for number, mask in enumerate(value))
+
+
+def _read_mask(number: int, value: object) -> Polygon:
+    try:
+        return read_polygon(value)
+    except ValueError as reason:
+        raise ValueError(f"polygon {number}: {reason}") from None
 
 
 # The types are wide, so that whole numbers are written as they were read.

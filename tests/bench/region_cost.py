@@ -14,7 +14,8 @@ import argparse
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -108,8 +109,10 @@ def check(regions: Sequence[Explanation], small: Sequence[Explanation]) -> None:
             raise RuntimeError(message)
 
 
-def measure(explainer: NetworkExplainer, folder: Path, sizes: Sizes, rounds: int) -> dict[str, Any]:
-    """Return the times of all cases and their ratios."""
+def measure(
+    explainer: NetworkExplainer, folder: Path, sizes: Sizes, rounds: int, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Return the times of all cases by a clock, and their ratios."""
     stop, renderer = threading.Event(), HeatRenderer()
     large_clip, small_clip = write_clips(folder, sizes, 12)
     clip = frames_of(large_clip, None, stop)
@@ -123,7 +126,7 @@ def measure(explainer: NetworkExplainer, folder: Path, sizes: Sizes, rounds: int
     }
     check(*([explainer.explain([frame])[0] for frame in decoded[name][:2]] for name in ("region", "small")))
     calls = {name: lambda k, own=own: explainer.explain([own[k % len(own)]]) for name, own in decoded.items()}
-    engine = interleaved(calls, rounds)
+    engine = interleaved(calls, rounds, clock=clock)
     with ExitStack() as stack:
         clips = {"small": frames_of(small_clip, None, stop), "region": frames_of(large_clip, sizes.area, stop)}
         for frames in clips.values():
@@ -134,6 +137,7 @@ def measure(explainer: NetworkExplainer, folder: Path, sizes: Sizes, rounds: int
                 for name, own in clips.items()
             },
             rounds,
+            clock=clock,
         )
     return {"engine": _figures(engine), "end_to_end": _figures(whole)}
 
@@ -152,15 +156,23 @@ def main() -> None:
     parser.add_argument("--backend", default="eager")
     parser.add_argument("--input-size", type=int, default=448)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--processor-time", action="store_true", help="of all threads, instead of elapsed time")
     arguments = parser.parse_args()
     sizes, size = Sizes(), arguments.input_size
     config = EngineConfig(
         model=arguments.model, backend=arguments.backend, input_size=f"{size}x{size}", cache="off", device="cpu"
     )
     explainer = NetworkExplainer(load_network(arguments.model, weights="random"), config)
+    clock = time.process_time if arguments.processor_time else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(explainer, Path(folder), sizes, arguments.rounds)
-    options = {"model": arguments.model, "backend": arguments.backend, "input": size, "region": sizes.side}
+        figures = measure(explainer, Path(folder), sizes, arguments.rounds, clock)
+    options = {
+        "model": arguments.model,
+        "backend": arguments.backend,
+        "input": size,
+        "region": sizes.side,
+        "clock": clock.__name__,
+    }
     print_line(bench="region_cost", frame=sizes.frame, **options, **figures, **environment())
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.why import answer_lines, parse_box, read_frame
+from commands.why import answer_lines, parse_box, parse_roi, read_frame
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import missed_anchor
 from engine.detectors.why import explain_place
@@ -94,3 +94,22 @@ def test_read_frame_reads_an_image_and_names_a_missing_one(tmp_path, image):
     np.testing.assert_array_equal(read_frame(str(path), None), image)
     with pytest.raises(SourceError, match="missing"):
         read_frame(str(tmp_path / "missing.png"), None)
+
+
+def test_parse_roi_reads_pixels_and_fractions_and_refuses_the_rest():
+    assert parse_roi("10,20,30,40").placed(100, 100).cut == (10, 20, 40, 60)
+    assert parse_roi("0.1,0.2,0.5,0.5").placed(200, 100).cut == (20, 20, 120, 70)
+    with pytest.raises(ConfigError, match=r"roi '10,20': should be \[x, y, width, height\]"):
+        parse_roi("10,20")
+
+
+def test_explain_place_with_a_region_is_about_the_cut_image(detector, image):
+    area = parse_roi("30,20,150,120").placed(image.shape[1], image.shape[0])
+    found = explain_place(detector, image, Box(60, 50, 130, 120), "dog", cell_px=32, area=area)
+    cut = np.ascontiguousarray(image[20:140, 30:180])
+    expected = explain_place(detector, cut, Box(30, 30, 100, 100), "dog", cell_px=32)
+    assert found.score == pytest.approx(expected.score, abs=1e-6)
+    for finding, alone in zip(found.maps, expected.maps, strict=True):
+        np.testing.assert_allclose(finding.heat, alone.heat, atol=1e-5)
+        moved = [edge + (30, 20)[axis % 2] for axis, edge in enumerate(alone.box_map.region)]
+        assert finding.box_map.region == pytest.approx(moved, abs=1e-3)

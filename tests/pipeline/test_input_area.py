@@ -151,7 +151,7 @@ def test_mask_may_reach_beyond_the_frame():
         ({"roi": [[0, 0], [5, 5]]}, "should be 3 to 64 corners"),
         ({"mask": [[0, 0], [5, 0], [0, 5]]}, "should be 3 to 64 corners"),
         ({"mask": "all"}, "should be a list of at most 64 polygons"),
-        ({"mask": [[[0, 0], [0.5, 0], [0.2, 0]]]}, "holds no area"),
+        ({"mask": [TRIANGLE, [[0, 0], [0.5, 0], [0.2, 0]]]}, "polygon 1: holds no area"),
     ],
 )
 def test_area_that_is_no_area_is_refused(values, message):

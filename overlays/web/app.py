@@ -73,6 +73,7 @@ def make_app(page: WebState) -> AccessMiddleware:
         Route("/logout", handlers.logout, methods=["POST"]),
         Route("/stream/{camera:path}", handlers.mjpeg),
         Route("/clip/{camera:path}", handlers.clip),
+        Route("/parts/{camera:path}", handlers.parts),
         Route("/metrics", handlers.metrics),
         Route("/healthz", handlers.alive),
         Route("/readyz", handlers.ready),
@@ -195,6 +196,16 @@ class _Handlers:
                 client.acknowledge(camera)
         finally:
             self.page.unsubscribe(client)
+
+    async def parts(self, request: Request) -> Response:
+        camera = request.path_params["camera"].removesuffix(".json")
+        if camera not in self.page.status.cameras:
+            return self._unknown(camera, "/parts/<camera>.json")
+        try:
+            after = max(int(_number(request, "after", 0.0)), 0)
+        except (ValueError, OverflowError):
+            return Response("after: a sequence number, such as ?after=12", 400, media_type="text/plain")
+        return JSONResponse(await asyncio.to_thread(self.page.status.passages.records, camera, after))
 
     async def clip(self, request: Request) -> Response:
         camera = request.path_params["camera"].removesuffix(".mp4")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from overlays.web.parts import PassageBoard
 from overlays.wire.text import replace_undecodable
 from pipeline.frame_rate import FrameRate
 from pipeline.frames import Overlay, SignalLoss
@@ -42,6 +43,8 @@ class StatusBoard:
         """Set the expected cameras, which are reported before their first frame."""
         self.clock = clock
         self.cameras: dict[str, CameraStatus] = {replace_undecodable(camera): CameraStatus() for camera in cameras}
+        self.passages = PassageBoard(clock=clock)
+        """The last parts and crossings."""
         self.outcome: RunResult | None = None
         """The run, if the page belongs to one."""
         self._drift_at = -math.inf
@@ -51,6 +54,7 @@ class StatusBoard:
         """Record a frame or a signal loss."""
         frame = overlay.explanation.frame
         camera = replace_undecodable(frame.camera)
+        self.passages.record(overlay.explanation)
         status = self.cameras.get(camera) or CameraStatus()
         if overlay.signal_loss is not None:
             status.signal_loss = overlay.signal_loss
@@ -73,6 +77,7 @@ class StatusBoard:
         """Remove a camera that left the run."""
         name = replace_undecodable(camera)
         self.cameras = {other: status for other, status in self.cameras.items() if other != name}
+        self.passages.forget(name)
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the state of every camera as plain JSON values."""

@@ -5,6 +5,7 @@ import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
 import { Chart } from "./chart.js";
 import { Alarm, drawRegions, describeHeatmap } from "./guards.js";
 import { decodeBase64, heatmapRectangle, renderHeatmap } from "./heat.js";
+import { PartStrip, drawPlaces } from "./parts.js";
 import { VideoStream } from "./video.js";
 import { WhyPanel } from "./why.js";
 
@@ -42,6 +43,7 @@ export class Card {
       announce: say,
     });
     this.isHeld = false; // whether the image stays, because a question is asked about it
+    this.parts = new PartStrip(this.root, camera, say);
     this.alarm = new Alarm(this.root, camera, announce);
     this.at("h2").textContent = this.at("h2").title = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
@@ -133,6 +135,7 @@ export class Card {
       truth.classList.toggle("right", right);
       truth.textContent = right ? "✓ correct" : `✗ true class: ${header.truth.label}`;
     }
+    this.parts.show(header);
     this.alarm.show(header);
     this.at(".stats").textContent = describeHeatmap(header);
     this.at(".model").textContent = header.model || "–";
@@ -160,6 +163,7 @@ export class Card {
     }
     const selected = this.boxes.shownBox;
     if (style.palette) this.paintHeat(context, selected);
+    drawPlaces(context, header);
     drawRegions(context, header);
     if (this.area.isOpen) this.area.paint(context, pixelsPerCss);
     else drawArea(context, header);

@@ -37,6 +37,7 @@ def photos(shared_data):
     return sorted((shared_data / "photos" / "imagenet").glob("*.[jJ]*"))
 
 
+@pytest.mark.slow
 def test_real_images_are_classified(squeezenet, photos):
     chosen = photos[::5]
     right = 0
@@ -81,6 +82,7 @@ def image():
     return Frame(np.random.default_rng(1).integers(0, 255, (90, 160, 3), np.uint8), "a", 0, 0.0)
 
 
+@pytest.mark.slow
 def test_explain_returns_configured_classes_in_order(small):
     (explanation,) = small(target="7,tench,3").explain([image()])
     best = explanation.top_scoring.class_index
@@ -91,6 +93,7 @@ def test_explain_returns_configured_classes_in_order(small):
     assert len(scores) == 4
 
 
+@pytest.mark.slow
 def test_explain_always_includes_the_top_class(small):
     (plain,) = small().explain([image()])
     best = plain.first.class_index
@@ -102,6 +105,7 @@ def test_explain_always_includes_the_top_class(small):
         np.testing.assert_allclose(explanation.top_scoring.heat, plain.first.heat, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fit", "region"), [
     ("stretch", Box(0, 0, 160, 90)), ("crop", Box(35, 0, 125, 90)), ("letterbox", Box(0, -35, 160, 125)),
 ])  # fmt: skip
@@ -125,17 +129,18 @@ def test_cuda_without_a_gpu_names_the_remedy(small):
         small(device="cuda")
 
 
-def runner(precision, backend="eager", layer=None, name="resnet18"):
+def runner(precision, layer=None):
     torch.manual_seed(3)
-    net = lively(build_untrained(MODELS[name], 20), (96, 96))
+    net = lively(build_untrained(MODELS["resnet18"], 20), (96, 96))
     split = split_network(net, layer, (96, 96))
-    return Runner(split, CompileConfig(Target(), "point", backend, precision, CPU, 1 << 28))
+    return Runner(split, CompileConfig(Target(), "point", "eager", precision, CPU, 1 << 28))
 
 
 def ranks(heat):
     return np.argsort(np.argsort(heat.flatten().numpy())).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, "layer3"])
 def test_half_precision_has_similar_outputs(layer):
     images = torch.randn(4, 3, 96, 96)
@@ -164,6 +169,7 @@ class Overall(torch.nn.Module):
         return self.classes(torch.relu(self.next(x)).mean([2, 3]))
 
 
+@pytest.mark.slow
 def test_dense_plan_runs_masked_maps_in_the_backend(monkeypatch):
     budget = 1 << 17
     # Which plan is quicker here is not what this test is about.
@@ -186,40 +192,6 @@ def test_dense_plan_runs_masked_maps_in_the_backend(monkeypatch):
         images = torch.randn(count, 3, 36, 44)
         for first, other in zip(compiled(images), eager(images), strict=True):
             torch.testing.assert_close(first, other, atol=1e-3, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.leaves_things  # torch keeps its compile workers for the life of the process
-def test_inductor_equals_eager_at_every_batch_size():
-    entry = BACKENDS["inductor"]
-    if lacking := entry.load().missing("cpu"):
-        pytest.skip(lacking)
-    plain, compiled = runner("fp32", name="squeezenet1_1"), runner("fp32", "inductor", name="squeezenet1_1")
-    for count in (1, 3):
-        images = torch.randn(count, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-        for first, other in zip(plain(images), compiled(images), strict=True):
-            torch.testing.assert_close(first, other, atol=2e-3, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.leaves_things  # the same
-def test_inductor_keeps_compiled_networks():
-    from torch._dynamo.utils import counters
-
-    inductor = BACKENDS["inductor"].load()
-    if lacking := inductor.missing("cpu"):
-        pytest.skip(lacking)
-    layers = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.Flatten
-    nets = [torch.nn.Sequential(layers[0](3, 4, 3), layers[1](), layers[2]()).eval() for _ in range(2)]
-    shapes = [(1, 3, 8, 8), (2, 3, 8, 8)]
-    built = [(net, inductor.compile(net, torch.zeros(shape), "fp32"), shape) for net in nets for shape in shapes]
-    before = counters["stats"]["unique_graphs"]
-    for net, compiled, shape in built:
-        images = torch.randn(shape)
-        with torch.inference_mode():
-            for file in (images, images.clone()):
-                torch.testing.assert_close(compiled(file), net(file), atol=1e-4, rtol=0)
-    assert counters["stats"]["unique_graphs"] == before
 
 
 def test_runner_refuses_a_backend_with_wrong_outputs():
@@ -253,6 +225,7 @@ def test_packing_shares_unpacked_weights():
     assert packed[0].weight.data_ptr() == net[0].weight.data_ptr()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [1, 3])
 def test_all_batch_sizes_are_compiled_before_the_first_frame(together, monkeypatch):
     torch.manual_seed(0)

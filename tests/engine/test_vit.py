@@ -4,7 +4,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 from torchvision.models import VisionTransformer
 
 from engine.explainers.exported import ExportedExplainer
@@ -13,7 +12,7 @@ from engine.export.exporter import export_network
 from engine.methods.recipro import Target, plan_for, recipro_cam
 from engine.methods.vit import ViTDensePlan, ViTPlan, choose_vit_plan, read_projections, vit_reference
 from engine.models.catalog import describe_models
-from engine.models.loader import LoadedModel, randomize_zero_layers
+from engine.models.loader import LoadedModel
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD
 from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
@@ -21,6 +20,7 @@ from pipeline.config import EngineConfig
 from pipeline.errors import EngineError, LayerError
 from pipeline.frames import Frame
 from tests.engine.reference import GAUSSIAN
+from tests.engine.transformers import small, speaking
 
 CPU = torch.device("cpu")
 
@@ -30,25 +30,6 @@ def same_weights():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         yield
-
-
-def speaking(net, size, spread=2.0):
-    """Give a random transformer biases, tokens that differ, and class scores that differ."""
-    net = randomize_zero_layers(net).eval()
-    with torch.no_grad():
-        for name, weight in net.named_parameters():
-            if weight.ndim < 2 or "token" in name:
-                weight.add_(torch.randn_like(weight) * 0.3)
-            elif any(part in name for part in ("in_proj", "qkv", "out_proj", "attn.proj")):
-                nn.init.normal_(weight, std=3.0 * weight.shape[1] ** -0.5)
-        last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-        last.weight.mul_(spread / float(net(torch.randn(2, 3, *size)).std()))
-    return net
-
-
-def small(image_size=32, patch=8, **more):
-    net = VisionTransformer(image_size, patch, 2, 2, 24, 48, num_classes=6, **more)
-    return speaking(net, (image_size, image_size))
 
 
 def wide():
@@ -119,6 +100,7 @@ def assert_as_defined(net, split, images, chosen, kernel):
     assert float((apart * ranges).max()) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_vit_recipro_cam_equals_the_definition(name):
     make, size, layer = NETWORKS[name]
@@ -131,6 +113,7 @@ def test_vit_recipro_cam_equals_the_definition(name):
     assert {plan.info.name for plan in split.plans.values()} == {"tokens"}
 
 
+@pytest.mark.slow
 def test_vit_b_16_equals_the_definition_on_some_patches():
     net = speaking(torchvision.models.vit_b_16(), (224, 224))
     split = split_network(net)
@@ -286,10 +269,8 @@ def test_vit_in_half_precision_has_similar_outputs():
     assert float((heat - half_heat).abs().mean()) < 0.15
 
 
-@pytest.mark.parametrize(("backend", "precision"), [
-    ("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"),
-    pytest.param("inductor", "fp32", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "precision"), [("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32")])
 def test_vit_backends_equal_the_definition(backend, precision):
     if backend == "openvino":
         pytest.importorskip("openvino")
@@ -310,6 +291,7 @@ def exported(suffix, folder):
     return network, export_network(network, EngineConfig(target="top2"), folder / f"a{suffix}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_vit_is_exported_as_one_graph(suffix, tmp_path):
     network, result = exported(suffix, tmp_path)
@@ -329,6 +311,7 @@ def test_export_refuses_an_inner_block(tmp_path):
         export_network(network, config, tmp_path / "a.onnx")
 
 
+@pytest.mark.slow
 def test_describe_models_lists_vision_transformers():
     record = {row.name: row for row in describe_models(["vit_b_16", "vit_b_32", "vit_h_14"])}
     assert {row.plan for row in record.values()} == {"tokens"}

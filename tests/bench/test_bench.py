@@ -34,6 +34,7 @@ def test_explain_cost_prints_a_line_with_both_sides(monkeypatch, capsys):
     assert {"ratio_of_medians", "commit", "versions", "threads"} <= set(record)
 
 
+@pytest.mark.slow
 def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
     monkeypatch.setattr(explain_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1))
     with pytest.raises(RuntimeError, match="not the same network"):

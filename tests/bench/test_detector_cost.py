@@ -35,6 +35,7 @@ def test_detector_cost_prints_every_case_beside_the_plain_pass(arguments, capsys
     assert all(line["cases"][name]["multiply_adds"] > 0 for name in ours)
 
 
+@pytest.mark.slow
 def test_detector_cost_refuses_to_time_wrong_answers(arguments, monkeypatch):
     windows = ConePlan.windows
 

@@ -20,6 +20,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("sys.argv", ["detector_exactness", "--networks", "tiny", "--sizes", "64x96"])
 
 
+@pytest.mark.slow
 def test_detector_exactness_prints_a_row_for_each_level(tiny, capsys):
     detector_exactness.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
@@ -27,6 +28,7 @@ def test_detector_exactness_prints_a_row_for_each_level(tiny, capsys):
     assert all(float(row.split("|")[5]) <= LIMIT and float(row.split("|")[6]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_detector_exactness_fails_for_wrong_responses(tiny, monkeypatch):
     responses = ConePlan.responses
 
@@ -60,6 +62,7 @@ def test_maps_equal_the_definition_at_corners_and_edges(shared_data, network, fi
     assert worst <= LIMIT
 
 
+@pytest.mark.slow
 def test_levels_with_group_norms_are_explained_by_the_definition():
     detector = load_detector("fcos_resnet50_fpn", weights="random")
     with torch.inference_mode():

@@ -9,6 +9,7 @@ import pytest
 from tests.bench import box_guards, guards
 
 
+@pytest.mark.slow
 def test_guards_bench_prints_cost_alarm_and_delay(capsys):
     result = guards.main(
         ["--backend", "eager", "--frames", "4", "--shortcut-frames", "20", "--honest-seconds", "0.5", "--seeds", "7"]

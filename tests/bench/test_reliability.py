@@ -74,6 +74,7 @@ def test_overload_accounts_for_every_frame_as_the_images_do():
     assert result["unreadable"] == 0
 
 
+@pytest.mark.slow
 def test_fuzz_of_media_gives_images_or_a_typed_error():
     counts = fuzz.measure(60, 3, None)
     assert counts["escaped"] == []

@@ -63,6 +63,7 @@ def test_stream_runs_two_sources_through_one_engine(command, video, tmp_path):
     assert counts == {"out.grey.mp4": 12, "out.line.mp4": 7}
 
 
+@pytest.mark.slow
 def test_command_line_options_override_the_configuration_file(command, video, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({
         "sources": [{"uri": str(video), "name": "door"}], "sinks": ["a.jsonl"], "frames": 4,
@@ -72,12 +73,15 @@ def test_command_line_options_override_the_configuration_file(command, video, tm
     assert [line["camera"] for line in log_lines(tmp_path / "a.jsonl")] == ["door", "door"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_configurations_run_on_the_simulated_line(command, path, request):
     model = ()
     if path.name == "detector.yaml":
         weights = request.getfixturevalue("shared_data") / "weights" / "detectors" / "yolox_nano.onnx"
         model = ("--model", weights)
+    if "detector" in path.name:
+        model += ("--input-size", "192x192")  # a small grid: what the maps cost is not the question
     code, output, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl", *model)
     assert code == 0, errors
     assert "3 frames received, 3 explained" in output
@@ -156,6 +160,7 @@ def test_failed_demo_leaves_no_empty_folder(command, monkeypatch, tmp_path):
     assert not any((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_demo_with_the_detector_shows_parts_in_boxes(command, tmp_path):
     code, output, errors = command("demo", "--detector", "--seconds", "1")
     assert code == 0, errors
@@ -192,6 +197,7 @@ def test_text_file_with_suffix_mp4_is_refused(command, tmp_path):
     assert not (tmp_path / "out.mp4").exists()
 
 
+@pytest.mark.slow
 def test_damaged_video_gives_its_good_frames_and_the_error_position(command, shared_data, tmp_path):
     path = shared_data / "videos" / "odd" / "corrupted.mp4"
     code, output, errors = command(*squeezenet("--source", path, "--sink", "out.mp4"))
@@ -220,6 +226,7 @@ def test_window_without_a_display_is_refused(command, monkeypatch):
     assert "display" in errors
 
 
+@pytest.mark.slow
 def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
     code, output, _ = command("models", "resnet18", "vit_b_16", "mobilenet_v3_small")
     assert code == 0
@@ -232,6 +239,7 @@ def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
     assert "Did you mean 'resnet18'" in errors
 
 
+@pytest.mark.slow
 def test_models_and_doctor_print_tables(command):
     code, output, _ = command("doctor")
     assert code == 0
@@ -334,6 +342,7 @@ def test_option_error_names_the_command_line_option(command, arguments, result):
     assert len(set(errors.splitlines())) == len(errors.splitlines())
 
 
+@pytest.mark.slow
 def test_log_drops_names_each_dropped_frame_with_its_reason(command, caplog):
     code, output, errors = command("stream", "--source", "line:?frames=12&fps=200", "--log-drops")
     assert code == 0, errors

@@ -75,9 +75,10 @@ def test_bundled_weights_have_provenance_and_test_accuracy(shipped):
         assert examination["pointing"] >= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
 def test_bundled_network_classifies_and_locates_the_defect(shipped, size):
-    summary = evaluate_frames(shipped, evaluation_frames(belts=20, size=size, per_belt=6))
+    summary = evaluate_frames(shipped, evaluation_frames(belts=10, size=size, per_belt=6))
     assert summary["accuracy"] >= 0.95
     assert summary["pointing"] >= 0.95
-    assert summary["images_pointed"] >= 30
+    assert summary["images_pointed"] >= 15

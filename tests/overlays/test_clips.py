@@ -80,6 +80,7 @@ def test_camera_that_changes_size_with_every_image_makes_few_clips_and_loses_non
     assert len([record for record in caplog.records if "change their size repeatedly" in record.getMessage()]) == 1
 
 
+@pytest.mark.slow
 def test_disk_budget_holds_over_two_hundred_rotations_and_removes_own_oldest_clips(tmp_path, overlaid):
     strangers = ["other_20200101T000000.000Z.mp4", "holiday.mp4", "line_note.jsonl", "line_20200101.mp4"]
     for name in strangers:

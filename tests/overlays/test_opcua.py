@@ -98,6 +98,7 @@ def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, PROGRAM_SECONDS))
 
 
+@pytest.mark.slow
 def test_cameras_called_like_the_server_or_like_a_variable_are_served():
     cameras = ("line", "door", "door.Ok", "line/")
     with OpcUaSink(OpcUaSettings(uri=ANY_PORT), SinkContext(cameras=cameras), clock=lambda: NOW[0]) as named:
@@ -144,6 +145,7 @@ NAMES = ("Ok", "Alarm", "Label", "Score", "Boxes", "Age", "PartNumber", "PartOk"
          "PartFrames", "PartLatency")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.leaves_things
 def test_dead_camera_is_bad_and_a_camera_without_a_frame_waits(sink):
     async def check():

@@ -129,6 +129,7 @@ def test_package_that_violates_the_interface_is_named(installed, uri, message):
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_command_line_accepts_a_plugin_and_doctor_lists_it(installed, command, tmp_path):
     source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
     arguments = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]

@@ -189,6 +189,7 @@ def test_metrics_count_web_and_network_viewers(tmp_path, overlaid, wait_until):
         assert {kind: metrics[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
 
 
+@pytest.mark.slow
 def test_full_disk_is_reported_in_metrics_and_page_until_there_is_space(tmp_path, overlaid, monkeypatch):
     full = [False]
     add = ClipWriter.add

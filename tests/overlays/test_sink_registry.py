@@ -108,6 +108,7 @@ def test_misspelled_address_is_refused_at_once(uri):
 OPTIONS = sorted({name for kind in SINKS.kinds for name in kind.settings.model_fields} - {"uri"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_option_of_another_kind_is_refused_with_the_kinds_that_have_it(option):
     for kind in SINKS.kinds:

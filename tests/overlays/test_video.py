@@ -263,6 +263,7 @@ def test_error_in_the_run_leaves_a_playable_video(tmp_path, overlaid):
     assert len(decoded(path)) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"

@@ -18,7 +18,11 @@ from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, hot_cell, s
 from tests.support.browser import CHROMIUM
 
 pytest.importorskip("playwright.sync_api")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium"),
+]
 GREY = 90
 FIRST = box(100, 80, track=4, label="car", heat=hot_cell(2, 3), mode="drop", against=hot_cell(7, 13), lowest_score=0.49)
 SECOND = box(400, 200, track=9, label="truck", score=0.6, heat=hot_cell(5, 10), age_seconds=1.23)

@@ -18,7 +18,11 @@ from tests.support.browser import CHROMIUM
 from tests.support.page_feed import ANY, Feed, ages, fed, grey, numbered, shade, shown
 
 sync_api = pytest.importorskip("playwright.sync_api")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium"),
+]
 
 
 @contextmanager
@@ -189,6 +193,7 @@ def test_allowed_dashboard_embeds_a_stream_and_another_site_does_not(tab):
         tab.errors[:] = [message for message in tab.errors if "403" not in message]
 
 
+@pytest.mark.slow
 def test_page_removes_the_card_of_a_camera_that_left(tab):
     with fed("leaves") as (sink, _):
         sink.put(numbered(1, "stays"))

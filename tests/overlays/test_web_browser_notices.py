@@ -27,7 +27,11 @@ from tests.support.page_feed import ANY, PIXEL, Feed, fed, numbered, shown
 sync_api = pytest.importorskip("playwright.sync_api")
 
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium"),
+]
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +103,7 @@ def test_page_shows_the_reason_of_a_signal_loss(tab):
         assert page.locator(".state").inner_text() == "waiting"
 
 
+@pytest.mark.slow
 def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_until):
     belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
     fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)

@@ -38,7 +38,9 @@ def test_repeated_invalid_requests_are_logged_once_a_minute(caplog):
     assert [record.getMessage()[:7] for record in caplog.records] == ["Invalid", "Invalid", "somethi"]
 
 
-def test_idle_connections_are_closed_and_active_ones_answered(wait_until):
+@pytest.mark.slow
+def test_idle_connections_are_closed_and_active_ones_answered(wait_until, monkeypatch):
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_SECONDS", 3.0)
     with page() as sink:
         host, port = sink.endpoint.removeprefix("http://").split(":")
         with ExitStack() as stack:
@@ -165,6 +167,7 @@ def test_forged_forwarded_address_cannot_write_into_the_log(caplog):
     assert "\x1b" not in caplog.text
 
 
+@pytest.mark.slow
 def test_websockets_without_the_token_hold_no_slot(overlaid, wait_until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     monkeypatch.setattr(pace_of_page, "UNAUTHENTICATED", Rate(0.1, 1))

@@ -161,6 +161,7 @@ def test_window_shows_the_overlay_and_ends_with_a_key(screen, tmp_path, wait_unt
     assert colours_on(screen, path) == (0, 0), "nothing of it stays on the screen"
 
 
+@pytest.mark.slow
 @pytest.mark.window
 def test_window_ends_when_closed(screen):
     with shown_window(screen) as child:

@@ -68,6 +68,7 @@ def test_integrity_alone_is_answered_for_an_empty_body():
     assert "qop=auth-int" in answer(f'Digest realm="x", qop="auth-int", nonce="{NONCE}"')
 
 
+@pytest.mark.slow
 @given(header=st.text(max_size=80))
 def test_challenges_parses_any_header(header):
     assert all(isinstance(challenge, Challenge) for challenge in challenges([header]))

@@ -59,6 +59,7 @@ def first_frames(path, count):
         return list(islice(source.frames(threading.Event()), count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_file_gives_every_frame_once_in_order_and_upright(shared_data, name):
     frame_count, width, height = WHOLE[name]
@@ -104,6 +105,7 @@ SHARP_CHROMA = {"odd/h264_10bits.mp4": 3.0}  # 2.3 measured
 QUICK_ARITHMETIC = {"odd/fate_resize_midstream_h264.mp4"}  # compared with what ffmpeg's quick conversion gives
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_colours_are_those_a_second_decoder_sees(shared_data, name):
     path = shared_data / "videos" / name
@@ -168,6 +170,7 @@ def test_size_changes_come_out_at_their_size(shared_data):
         assert {(frame.width, frame.height) for frame in frames} == sizes
 
 
+@pytest.mark.slow
 def test_interlaced_pictures_lose_their_combs_and_none_is_lost(shared_data):
     path = shared_data / "videos" / "odd" / "fate_mpeg2_field.mpg"
     frames, error, _ = read(path)

@@ -80,6 +80,7 @@ def test_playlist_of_very_many_lines_is_refused_in_words(line):
     assert time.thread_time() - started_at < CPU_SECONDS
 
 
+@pytest.mark.slow
 def test_playlist_of_a_whole_day_is_read():
     text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + "".join(f"#EXTINF:1,\n{n}.ts\n" for n in range(86_400))
     assert len(parse_playlist(f"{text}#EXT-X-ENDLIST\n", "http://camera/day.m3u8").segments) == 86_400

@@ -36,6 +36,7 @@ def test_frame_is_freed_after_conversion(without_collector):
     assert living() == before
 
 
+@pytest.mark.slow
 def test_lost_connection_is_freed(without_collector):
     with elsewhere(1) as there, build_source(there.urls[0], camera="door") as source:
         before = living()

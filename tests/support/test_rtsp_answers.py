@@ -158,6 +158,7 @@ def test_wrong_answer_ends_in_a_typed_error(server, name):
     assert server.url() in failing(server.url())
 
 
+@pytest.mark.slow
 def test_damaged_descriptions_and_answers_end_in_typed_errors_only(server):
     chance = random.Random(4)
     good = DESCRIPTIONS["sound only"]  # whatever is done to it, it never leads to pictures

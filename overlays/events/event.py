@@ -49,6 +49,8 @@ class Observation:
     """Tells events of one rule apart that go on at the same time."""
     is_instant: bool = False
     """True if the event begins and ends with this frame."""
+    overlay: Overlay | None = None
+    """The frame that stands for it, where it is not the one that is being observed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class EventTracker:
             self.begun_count += 1
             if seen.is_instant:
                 self._discard_empty(camera)
-                return [Change(replace(event, end=taken_unix), overlay)]
+                return [Change(replace(event, end=taken_unix), seen.overlay or overlay)]
             waits = self._gap_seconds if seen.kind == "condition" else 0.0
             events[key] = _OpenEvent(event, waits, None, taken_unix, taken_unix)
             return [Change(event, overlay)]

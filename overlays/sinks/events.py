@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from overlays.events.event import Change, Event, Evidence
 from overlays.events.evidence import make_evidence
 from overlays.events.feed import EventFeed
+from overlays.events.passages import make_passage_observer
 from overlays.events.query import EventReader
 from overlays.events.store import Action, EventStore
 from overlays.events.tracker import EventTracker, Observer, make_condition_observer, observe_guards
@@ -28,6 +29,7 @@ from overlays.sinks.settings import EventSettings
 from pipeline.errors import DataLossError, WireError
 from pipeline.frames import Overlay
 from pipeline.guards.parser import parse_condition
+from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
@@ -73,7 +75,8 @@ class EventsSink(DiskSink):
         super().__init__(settings.uri, self._path.parent, wall_clock, clock, unit="events")
         context = context or SinkContext()
         self._style, self._painted = (context.colormap, context.opacity), context.painted
-        observers: list[Observer] = [observe_guards]
+        self._passages = PassageCursor()
+        observers: list[Observer] = [observe_guards, make_passage_observer(settings.passages, self._passages)]
         if settings.when is not None:
             condition = parse_condition(settings.when, option="when")
             observers.append(make_condition_observer(settings.when, condition))

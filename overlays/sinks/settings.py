@@ -282,6 +282,8 @@ class EventSettings(SinkSettings):
     score>0.8."""
     gap_seconds: float = Field(default=2.0, ge=0, le=3600)
     """An event of such frames ends when no frame met the condition for this time."""
+    passages: Literal["rejected", "all", "none"] = "rejected"
+    """Counted objects that become events: parts that are not ok, or all parts and crossings."""
     keep_days: float = Field(default=30.0, gt=0, le=36500)
     """Age of events at most; older ones are deleted."""
     disk_budget_mib: float = Field(default=1024.0, ge=16, le=1e6)

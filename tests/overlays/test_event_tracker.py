@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from overlays.events.event import KINDS
+from overlays.events.passages import make_passage_observer
 from overlays.events.tracker import (
     EVIDENCE_SECONDS,
     SEEN_SECONDS,
@@ -16,7 +17,9 @@ from overlays.events.tracker import (
 )
 from pipeline.frames import Box, Finding, GuardState, Overlay
 from pipeline.guards.parser import parse_condition
+from pipeline.passages.passage import PassageCursor
 from tests.support.events import WALL, explanation, guard, shown, silent
+from tests.support.passages import part, with_passages
 
 WHEN = "label=scratch and score>0.8"
 
@@ -143,3 +146,30 @@ def test_identifiers_sort_by_time():
     begun = [change.event for change in tell(tracked, story) if change.event.end is None]
     assert [event.id for event in begun] == sorted(event.id for event in begun)
     assert {event.kind for event in begun} <= set(KINDS)
+
+
+def passing(recorded, *passages, repeated=1):
+    """Give frames that carry passages to a tracker and return the changes."""
+    tracked = EventTracker([make_passage_observer(recorded, PassageCursor())])
+    carrying = with_passages(explanation(2.0, camera="road"), *passages)
+    story = [(2.0 + k, Overlay(carrying.frame.image, carrying)) for k in range(repeated)]
+    return tell(tracked, story)
+
+
+def test_rejected_part_is_an_event_of_one_moment_with_its_own_image():
+    rejected = part(2, label="dent", is_ok=False, score=0.8)
+    [change] = passing("rejected", part(1), rejected, repeated=3)
+    event = change.event
+    assert (event.kind, event.rule, event.label, event.track) == ("part", "station", "dent", 2)
+    assert event.text == "part 2 at station: dent 80%, rejected, 12 frames in 0.5 s"
+    assert event.start == event.end == WALL + 2.0
+    cut = change.overlay.explanation
+    assert cut.frame.image.shape == rejected.image.shape
+    assert cut.first.box == Box(10.0, 10.0, 50.0, 50.0)  # the image begins at (10, 20) of the frame
+
+
+@pytest.mark.parametrize(("recorded", "kinds"), [("all", ["part", "part", "crossing"]), ("none", [])])
+def test_passages_become_events_as_configured(recorded, kinds):
+    crossing = part(3, kind="crossing", place="gate", is_ok=None, direction="forward")
+    changes = passing(recorded, part(1), part(2, is_ok=False), crossing, repeated=2)
+    assert [change.event.kind for change in changes] == kinds

@@ -98,7 +98,7 @@ def test_event_is_found_opened_and_saved_with_its_clip(tmp_path, tab):
         page.locator(".event .open").nth(1).click()
         detail = page.locator("#detail")
         detail.locator("h2", has_text="grounded").wait_for()
-        assert "heat inside part: 20 % at worst, bound 50 %" in detail.inner_text()
+        assert "heat inside part: 20\u00a0% at worst, bound 50\u00a0%" in detail.inner_text()
         assert "lasted\n30 s" in detail.inner_text()
         with page.expect_download() as download:
             detail.locator(".clip").click()
@@ -149,7 +149,7 @@ def test_event_that_begins_appears_at_once_and_on_the_live_page(tmp_path, tab):
         review.locator(".event", has_text="goes on").wait_for()
         live.locator(".recent a", has_text="grounded").wait_for()
         live.locator("#link", has_text="1 of 2 live, 1 alarm").wait_for()
-        words = "heat inside part: 30 % in this frame, bound 50 %"
+        words = "heat inside part: 30\u00a0% in this frame, bound 50\u00a0%"
         live.locator(".card[data-camera=belt] .alarm", has_text=words).wait_for()
         live.locator("#review", has_text="1 new").wait_for()
         live.locator(".recent a").click()

@@ -36,7 +36,7 @@ export function stateWords(event) {
 export function figureWords(figure, which = "at worst") {
   if (!figure) return "";
   const isFraction = /^(heat_inside|score|focus_area|entropy|evidence_outside_box|highest score)/.test(figure.name);
-  const show = (value) => (isFraction ? `${Math.round(value * 1000) / 10} %` : `${Math.round(value * 1000) / 1000}`);
+  const show = (value) => (isFraction ? `${Math.round(value * 1000) / 10}\u00a0%` : `${Math.round(value * 1000) / 1000}`);
   const name = figure.name.replace(/^heat_inside\((.*)\)$/, "heat inside $1").replaceAll("_", " ");
   return figure.bound === null ? `${name} ${show(figure.value)}` : `${name}: ${show(figure.value)} ${which}, bound ${show(figure.bound)}`;
 }

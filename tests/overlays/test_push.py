@@ -324,13 +324,12 @@ def numbers_in(folder, prefix=""):
 def test_rtsp_server_gets_every_frame_in_order_over_a_change_of_size(tmp_path, feeder, wait_until):
     with rtsp_server(tmp_path / "images") as (_, port), PushSink(f"rtsp://127.0.0.1:{port}/line") as sink:
         feed = feeder(sink)
-        sent = [feed.send() for _ in range(20)] + [feed.send(width=480) for _ in range(5)]
+        first = [feed.send() for _ in range(20)]
+        wait_until(lambda: numbers_in(tmp_path / "images") == first)
+        second = [feed.send(width=480) for _ in range(5)]
         assert not sink.problem
-        wait_until(lambda: len(numbers_in(tmp_path / "images")) >= 5)
-        wait_until(lambda: sent[-1] in numbers_in(tmp_path / "images"))
-        seen = numbers_in(tmp_path / "images")
-    # The server numbers the images of each connection from 0: those of the second replace the first five.
-    assert seen == [*sent[20:], *sent[5:20]]
+        # The server numbers the images of each connection from 0: those of the second replace the first five.
+        wait_until(lambda: numbers_in(tmp_path / "images") == [*second, *first[5:]])
     assert sink.account == "25 images sent, 0 lost"
 
 

@@ -69,7 +69,7 @@ def test_name_accepted_by_the_system_is_written_whatever_its_bytes(tmp_path, kin
     assert written.name.startswith(name)
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".mcap", ".sqlite", ".mp4", ".mkv"])
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".mcap", ".mp4", ".mkv"])
 def test_file_has_the_option_mode(tmp_path, kind):
     path = f"{tmp_path}/out{kind}"
     assert SINKS.settings(f"{path}?mode=replace").mode == "replace"

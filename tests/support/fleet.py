@@ -73,7 +73,7 @@ class Row:
 
 
 class LocalFleet:
-    """Three nodes beside a head, each with one worker; the frames of all land in logs."""
+    """Nodes beside a head, each with one worker; the frames of all land in logs."""
 
     def __init__(self, folder: Path, cameras: int = 12, nodes: int = 3, rate: float = 4.0) -> None:
         self.folder, self.rate = folder, rate
@@ -154,6 +154,13 @@ class LocalFleet:
         if without_director:
             names = [name for name in names if name != self.node_of_director()]
         return max(names, key=held.count)
+
+    def forget_killed(self) -> None:
+        """Remove killed nodes from those that count for the majority."""
+        from commands.fleet.client import call
+
+        if self.killed and not self.head_is_gone:
+            call(self.director.dismiss, [f"{node}/cpu-0" for node in self.killed])
 
     def processes(self, node: str) -> list[int]:
         """Return all processes of a node."""

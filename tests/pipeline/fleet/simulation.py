@@ -346,8 +346,8 @@ class Simulation:
 
         def drain() -> None:
             self.drained ^= {f"n{machine.number}"}
-            if self.current is not None:
-                self.current.call(lambda: self.current.director.drain(self.drained))
+            if (current := self.current) is not None:
+                current.call(lambda: current.director.drain(self.drained))
 
         def unsteady() -> None:
             self.loss, self.slow = choice([(0.0, 0.0), (0.2, 0.0), (0.1, 0.1), (0.0, 0.3)])

@@ -27,6 +27,8 @@ _SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers name their GPUs themselves
     "RAY_DEDUP_LOGS": "0",
+    # Under `uv run`, Ray would copy the working directory, with its secrets, to the head and to all nodes.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # A lost node is noticed within 2 s.
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",

@@ -90,6 +90,7 @@ def test_ray_gets_the_token_by_its_path_and_stays_on_the_loopback(tmp_path):
     assert made["RAY_AUTH_MODE"] == "token"
     assert made["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
     assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0"  # it copies the working directory to all nodes
     assert made["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert "secret" not in made.values()
     assert "PYTHONDONTWRITEBYTECODE" not in made

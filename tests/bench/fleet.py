@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.bench.figures import environment
 from tests.support.fleet import CANARY, RTSP_CAMERA, LocalFleet, a_fleet, longest_gaps, overlaps, send
 
-SETTLE_SECONDS = 3.0
+SETTLE_SECONDS = 1.0
 
 
 def kill_worker(fleet: LocalFleet) -> set[str]:

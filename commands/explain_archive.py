@@ -9,15 +9,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from commands import options
 from commands.archive.inputs import ArchiveFile, Found, Shard, divided, find_files, shards_of
-from commands.archive.partitions import locked, read_partitions, remove_unfinished
-from commands.archive.pool import LostShard, check_ray, explain_by_ray, explain_here
-from commands.archive.worker import ShardResult
 from commands.console import print_line, progress_bar, relative_path, write_text
 from commands.evaluation_inputs import file_digests
 from commands.json_input import read_json
@@ -26,6 +23,10 @@ from commands.signals import shutdown_on_signal
 from pipeline.config import Config
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError, DataLossError
+
+if TYPE_CHECKING:
+    from commands.archive.pool import LostShard
+    from commands.archive.worker import ShardResult
 
 log = logging.getLogger("recipro-stream")
 
@@ -57,6 +58,9 @@ def explain_archive(
     ] = 1,
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
+    from commands.archive.partitions import locked, remove_unfinished
+    from commands.archive.pool import check_ray
+
     if workers > 1:
         check_ray()
     engine = {
@@ -114,6 +118,8 @@ def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa
 
 
 def _waiting(found: Found, output: Path) -> list[ArchiveFile]:
+    from commands.archive.partitions import read_partitions
+
     explained = [file for partition in read_partitions(output) for file in partition.files]
     waiting, changed = divided(found.files, explained)
     if len(waiting) < len(found.files):
@@ -141,6 +147,8 @@ class _Summary:
     lost: list[LostShard] = field(default_factory=list)
 
     def add(self, result: ShardResult | LostShard) -> None:
+        from commands.archive.pool import LostShard
+
         self.done += 1
         if isinstance(result, LostShard):
             self.lost.append(result)
@@ -153,6 +161,8 @@ class _Summary:
 
 
 def _run(config: Config, output: Path, every: int, shards: Sequence[Shard], workers: int) -> _Summary:
+    from commands.archive.worker import ShardResult
+
     summary = _Summary(len(shards))
     started = threading.Event()
     started.set()
@@ -169,6 +179,8 @@ def _run(config: Config, output: Path, every: int, shards: Sequence[Shard], work
 def _results(
     config: Config, output: Path, every: int, shards: Sequence[Shard], workers: int, stop: threading.Event
 ) -> Iterator[ShardResult | LostShard]:
+    from commands.archive.pool import explain_by_ray, explain_here
+
     if not shards:
         return iter(())
     if workers == 1:
@@ -182,6 +194,8 @@ def _finish(output: Path, summary: _Summary) -> None:
     Raises:
         DataLossError: workers were lost again and again; the files of their shards have no rows.
     """
+    from commands.archive.partitions import read_partitions
+
     rate = summary.explained / summary.wall_seconds if summary.wall_seconds else 0.0
     print_line(
         f"{summary.files} files with {summary.explained} images explained, {rate:.1f} images/s; "

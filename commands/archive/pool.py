@@ -107,6 +107,7 @@ def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",  # under uv run, Ray would copy the working directory, secrets included
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
     )

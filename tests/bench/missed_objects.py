@@ -29,7 +29,7 @@ from engine.detectors.regions import Regions
 from engine.detectors.runtime import OneStageEngine
 from engine.detectors.why import PlaceExplainer
 from engine.evaluation.boxes import yolo_boxes
-from pipeline.frames import Box, GroundTruth, Image
+from pipeline.frames import Box, Frame, GroundTruth, Image
 from pipeline.queries import Influence, PlaceAnswer
 from tests.bench.figures import environment, print_line
 
@@ -92,7 +92,8 @@ class Questions:
 
     def answer(self, missed: MissedObject) -> PlaceAnswer:
         """Return the answer about an object."""
-        steps = self.explainer.steps(missed.image, missed.box, missed.label)
+        frame = Frame(missed.image, "bench", 0, 0.0)
+        steps = self.explainer.steps(frame, missed.box, missed.label)
         while True:
             try:
                 next(steps)

@@ -273,7 +273,9 @@ def test_rotated_files_are_complete_and_stay_within_the_budget(tmp_path, monkeyp
     files = sorted(tmp_path.glob("out.*mcap"))
     assert sum(file.stat().st_size for file in files) <= 1 << 20
     assert len(files) >= 4
-    assert not (tmp_path / "out.mcap").exists(), "the oldest file goes first"
+    times = sorted({time for file in files for _, time, *_ in messages(file)})
+    assert times[0] > 1_800_000_001 * 10**9, "the oldest file goes first; its name may be used again"
+    assert times[-1] >= 1_800_000_019 * 10**9 - 10**9
     assert other.exists(), "files of other names are not counted"
     for file in files:
         assert sum(1 for _ in messages(file)) % 4 == 0

@@ -189,9 +189,9 @@ def test_heat_and_plain_images_are_both_shown(tmp_path, tab):
         assert "/heat.jpg" in image.get_attribute("src")
         page.keyboard.press("p")
         page.locator(".event .thumb img[src*='/plain.jpg']").nth(1).wait_for()
-        page.wait_for_function(
-            "[...document.querySelectorAll('.thumb img')].every((i) => i.complete && i.naturalWidth)"
-        )
+        shown = "[...document.querySelectorAll('.thumb img')].every((i) => i.complete && i.naturalWidth)"
+        while not page.evaluate(shown):
+            page.wait_for_timeout(50)
         assert page.locator(".event strong").all_inner_texts() == ["Signal lost", "grounded"]
 
 

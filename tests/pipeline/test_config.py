@@ -160,10 +160,11 @@ def number_options(model, path=()):
 
 
 EXAMPLES = {
-    "camera:": "camera:0", "rtsp://": "rtsp://h/x", "http://": "http://127.0.0.1:8000", "rtmp://": "rtmp://h/x",
+    "camera:": "camera:0", "genicam:": "genicam:1",
+    "rtsp://": "rtsp://h/x", "http://": "http://127.0.0.1:8000", "rtmp://": "rtmp://h/x",
     "VIDEO": "a.mp4", "FOLDER": "a.png", "BAG": "a.bag", "line:": "line:", "window": "window", "tcp://": "tcp://127.0.0.1:5555",
     "mqtt://": "mqtt://h/t", ".mp4": "a.mp4", "/": "clips/", ".jsonl": "a.jsonl", ".parquet": "a.parquet",
-    ".mcap": "a.mcap", "stills:": "stills:a/",
+    ".mcap": "a.mcap", ".sqlite": "a.sqlite", "stills:": "stills:a/",
     "modbus://": "modbus://127.0.0.1:5020", "opc.tcp://": "opc.tcp://127.0.0.1:4840/line", "foxglove://": "foxglove://127.0.0.1:8765",
 }  # fmt: skip
 
@@ -309,7 +310,7 @@ def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means(
         ({"sources": {"uri": "camera:0", "transport": "udp"}}, "sources[0].transport: is not an option of a webcam"),
         (
             {"sources": {"uri": "line:", "attempts": 3}},
-            "is not an option of a simulated line (line:); camera:, rtsp://",
+            "is not an option of a simulated line (line:); camera:, genicam:, rtsp://",
         ),
         ({"sinks": {"uri": "tcp://h:1", "curve": {"secret": "a"}}}, "Did you mean 'secret_key_file'"),
         ({"sinks": ["a.mp4", {"uri": "b.mp4", "crf": -1}], "frames": 0}, "sinks[1].crf: -1"),

@@ -37,7 +37,7 @@ DEMO_BOXES: Final = {"min_score": 0.5, "mode": "drop", "budget": 8.0}
 DEMO_PLACES: Final = {
     "zones": [{"name": "station", "polygon": [[0.25, 0.07], [0.75, 0.07], [0.75, 0.93], [0.25, 0.93]]}]
 }
-"""Where the demo counts parts: the middle of the image, between the rails."""
+"""Zone in which the demo counts parts: the middle of the image, between the rails."""
 
 
 def demo(

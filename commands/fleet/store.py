@@ -1,4 +1,4 @@
-"""What outlives a director: terms, members, cameras and drained nodes, in the key-value store of Ray's head.
+"""State that outlives a director: terms, members, cameras and drained nodes, in the key-value store of Ray's head.
 
 Names and numbers only: the store is readable to everyone who has the token, and its files may be backed up.
 """

@@ -43,7 +43,7 @@ _LOCK_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is started with. Ray's store has it in plain text: names and paths, never an address."""
+    """Arguments with which a worker is started. Ray's store has it in plain text: names and paths, never an address."""
 
     fleet: str
     node: str

@@ -71,7 +71,7 @@ class WorkerLeases:
         )
 
     def accept(self, grant: Grant) -> bool:
-        """Take an answer; return false if it is too old to be used."""
+        """Apply an answer; return False if it is too old to be used."""
         if grant.number != self._number or grant.term < self.term:
             return False
         self.term, self._answered = grant.term, grant.number

@@ -21,7 +21,7 @@ class ZoneConfig(PolygonSettings):
     name: ShapeName
     """Its name in images, messages, logs and metrics."""
     vote: str = "mean"
-    """How the frames of a part decide its class: mean (largest sum of scores), best (the most certain frame), worst
+    """Rule for the class of a part: mean (largest sum of scores), best (the most certain frame), worst
     (any frame that is not ok), or N of M (a class that is not ok in at least N of M consecutive frames: 3 of 5)."""
     ok: list[str] | None = None
     """The classes that are ok. Default: ok, if the detector has a class of this name; [] for no verdict."""

@@ -1,4 +1,4 @@
-"""What is counted: passages of objects through zones and over lines. Pure.
+"""Counted passages of objects through zones and over lines. Pure.
 
 A *part* is the passage of one object through a zone, a *crossing* its passage over a counting line. Each is finished at
 one frame, whose explanation carries it in ``Explanation.passages``. A sink may lose this frame to a newer one;

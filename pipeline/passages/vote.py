@@ -14,7 +14,7 @@ MAX_WINDOW: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """How frames decide; ``ZoneConfig.vote`` describes the kinds."""
+    """Rule of the decision; ``ZoneConfig.vote`` describes the kinds."""
 
     kind: Literal["mean", "best", "worst", "n of m"] = "mean"
     least: int = 1

@@ -19,7 +19,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def true_boxes(scene):
-    """What a detector without mistakes finds; the class of a part is known where its defect is in the image."""
+    """Return what a detector without mistakes finds; the class of a part is known where its defect is in the image."""
     return [
         [(truth.label, 0, 0.9, tuple(truth.boxes[0])) for truth in parts_in_view(scene, index)]
         for index in range(FRAMES)

@@ -33,7 +33,7 @@ MAX_CHANGED = 1 / 3
 """A depthwise convolution computes the change of its base value if at most this fraction of its taps change."""
 
 Reading = Literal["table", "laid out", "changes"]
-"""How an edge reads: tap by tap; windows laid out as one image; only the taps that a mask changes."""
+"""Reading of an edge: tap by tap; windows laid out as one image; only the taps that a mask changes."""
 
 
 def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:

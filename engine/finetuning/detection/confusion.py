@@ -12,10 +12,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from engine.detectors.detections import Detections
+from engine.evaluation.detectors.matching import MIN_IOU
 from engine.finetuning.detection.assignment import Objects
 
-MIN_IOU: Final = 0.5
-"""Smallest overlap of a box with the object that it found (PASCAL VOC's rule)."""
 DEFAULT_SCORE: Final = 0.3
 """Score above which a box counts where no object tells a better one, as in a stream."""
 

@@ -44,7 +44,7 @@ class Program:
     is_alive: bool = True
     is_frozen: bool = False
     waiting: list[Callable[[], None]] = field(default_factory=list)
-    """What arrives while it is frozen."""
+    """Messages that arrive while it is frozen."""
 
     def call(self, action: Callable[[], None]) -> None:
         if self.is_alive and self.machine.is_up:

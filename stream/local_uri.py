@@ -1,9 +1,10 @@
-"""Local paths as sources, with options: ``FOLDER?watch=1``."""
+"""Local paths and cameras as sources, with options: ``FOLDER?watch=1``."""
 
 from __future__ import annotations
 
 import os
 from typing import Final, Literal
+from urllib.parse import unquote
 
 from pipeline.kinds import split_query
 from stream.bags.paths import with_quoted_topic
@@ -24,6 +25,16 @@ def split_options(uri: str) -> tuple[str, dict[str, str]]:
     if "?" in uri and kind_of(uri) != "missing":
         return uri, {}
     return split_query(with_quoted_topic(uri), lambda path: kind_of(path) != "missing")
+
+
+def split_features(uri: str) -> tuple[str, dict[str, str]]:
+    """Return the address of a GenICam camera and its options: names with a capital letter are features."""
+    address, _, tail = uri.partition("?")
+    options = dict(part.partition("=")[::2] for part in tail.split("&") if part)
+    features = {name: value for name, value in options.items() if name[:1].isupper()}
+    others = {name: unquote(value) for name, value in options.items() if name not in features}
+    joined = "&".join(f"{name}={unquote(value)}" for name, value in features.items())
+    return address, others | ({"features": joined} if joined else {})
 
 
 def expanded(path: str) -> str:

@@ -13,7 +13,7 @@ from pipeline.ports import Source
 from pipeline.settings import SourceContext, SourceSettings
 from stream.bags.paths import is_bag
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
-from stream.local_uri import camera_of, expanded, form_of, split_options
+from stream.local_uri import camera_of, expanded, form_of, split_features, split_options
 from stream.paths import kind_of
 from stream.redact import authority_of, has_certain_host, host_and_path, redact
 from stream.settings import (
@@ -142,7 +142,7 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
     if scheme in {"", "file"}:
         return split_options(_local(uri) if scheme else uri)
     if scheme == "genicam":
-        return _split_features(uri)
+        return split_features(uri)
     if scheme != "line":
         return split_query(uri, _exists)
     path, mark, tail = uri.partition("?")
@@ -152,16 +152,6 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
     if mark and tail and not split[1]:
         raise ValueError("write options as key=value, separated by &")
     return split
-
-
-def _split_features(uri: str) -> tuple[str, dict[str, str]]:
-    """Return the address of a GenICam camera and its options: names with a capital letter are features."""
-    address, _, tail = uri.partition("?")
-    options = dict(part.partition("=")[::2] for part in tail.split("&") if part)
-    features = {name: value for name, value in options.items() if name[:1].isupper()}
-    others = {name: unquote(value) for name, value in options.items() if name not in features}
-    joined = "&".join(f"{name}={unquote(value)}" for name, value in features.items())
-    return address, others | ({"features": joined} if joined else {})
 
 
 def _exists(path: str) -> bool:

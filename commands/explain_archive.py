@@ -59,10 +59,10 @@ def explain_archive(
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
     from commands.archive.partitions import locked, remove_unfinished
-    from commands.archive.pool import check_ray
+    from commands.ray_settings import require_ray
 
     if workers > 1:
-        check_ray()
+        require_ray("--workers", "omit --workers")
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel, "fit": fit,
         "input_size": input_size, "backend": backend, "device": device, "threads": threads,

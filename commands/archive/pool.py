@@ -8,12 +8,12 @@ import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from commands.archive.inputs import Shard
 from commands.archive.worker import Interrupted, ShardResult, ShardWorker
+from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 
@@ -49,15 +49,6 @@ def explain_here(
             yield worker.explain(shard)
         except Interrupted:
             return
-
-
-def check_ray() -> None:
-    """Raise ``ConfigError`` if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise ConfigError(
-            "--workers: several processes are started by Ray, which is not installed; "
-            "pip install 'recipro-stream[fleet]', or omit --workers"
-        )
 
 
 def explain_by_ray(
@@ -102,15 +93,9 @@ def _result(ray: Any, task: Any, shard: Shard) -> ShardResult | LostShard:  # no
 
 def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module
     """Start Ray on this machine for this run alone: on loopback, with a token of its own, without usage statistics."""
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH", "PYTHONDONTWRITEBYTECODE"):  # the last makes its start slow
+    for name in REMOVED:
         os.environ.pop(name, None)
-    os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",  # under uv run, Ray would copy the working directory, secrets included
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-    )
+    os.environ.update(SETTINGS | LOOPBACK_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
     for attempt in range(_START_ATTEMPTS):

@@ -16,8 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from commands.console import print_line, read_text
-from commands.fleet.environment import LOOPBACK, check_token, create_token, default_token_file, enter, require_ray
+from commands.fleet.environment import LOOPBACK, check_token, create_token, default_token_file, enter
 from commands.options import RUN, option
+from commands.ray_settings import require_ray
 from commands.signals import shutdown_on_signal
 from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.fleet.settings import FleetConfig, read_fleet
@@ -58,7 +59,7 @@ def start(
     token_file: TokenFile = None,
 ) -> None:
     """Start a node: its workers get cameras from the fleet's director. Ctrl-C gives them back."""
-    require_ray()
+    require_ray("fleet")
     config = read_fleet(read_text(file), file.name)
     stream = file.parent / config.stream
     read_text(stream)
@@ -151,7 +152,7 @@ def apply(
 @contextmanager
 def _director(address: str, fleet: str, token_file: Path | None) -> Iterator[Any]:
     """Connect to a fleet and yield its director."""
-    require_ray()
+    require_ray("fleet")
     token = token_file or default_token_file()
     check_token(token)
     host = address.rpartition(":")[0]

@@ -7,10 +7,10 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping, MutableMapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS
 from pipeline.errors import ConfigError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -22,13 +22,9 @@ ROLE: Final = "RECIPRO_FLEET_ROLE"
 """Variable with the role of the node: ``head`` or ``node``; Ray has it as a label of the node, too."""
 HEAD: Final = "head"
 LABEL: Final = "recipro-stream-role"
-_SETTINGS: Final = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
+_SETTINGS: Final = SETTINGS | {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers name their GPUs themselves
     "RAY_DEDUP_LOGS": "0",
-    # Under `uv run`, Ray would copy the working directory, with its secrets, to the head and to all nodes.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # A lost node is noticed within 2 s.
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
@@ -40,14 +36,6 @@ _SETTINGS: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "ORT_DISABLE_TELEMETRY": "1",
 }
-_REMOVED: Final = ("PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
-"""The first makes the agents of Ray start so slowly that Ray gives them up; the others would override the options."""
-
-
-def require_ray() -> None:
-    """Raise ``ConfigError`` if Ray is not installed."""
-    if find_spec("ray") is None:
-        raise ConfigError("fleet: Ray is not installed; run `uv sync --extra fleet`")
 
 
 def default_token_file() -> Path:
@@ -106,17 +94,17 @@ def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -
         token_file: the token.
         listen: the address of this node; on the loopback Ray listens nowhere else.
     """
-    environment = {name: value for name, value in present.items() if name not in _REMOVED}
+    environment = {name: value for name, value in present.items() if name not in REMOVED}
     environment |= _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file.resolve())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     if is_loopback(listen):
-        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        environment |= LOOPBACK_SETTINGS
     return environment
 
 
 def enter(environment: MutableMapping[str, str], token_file: Path, listen: str = LOOPBACK) -> None:
     """Set the environment of this process, before Ray is imported."""
     updated = ray_environment(environment, token_file, listen)
-    for name in _REMOVED:
+    for name in REMOVED:
         environment.pop(name, None)
     environment.update(updated)

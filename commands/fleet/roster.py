@@ -7,14 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from commands.wiring.cameras import Camera, RunningCameras
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.source import LeasedSource
-from pipeline.workers.thread import ThreadWorker
+from pipeline.workers.thread import ThreadWorker, WorkerOwner
 
 log = logging.getLogger("recipro-stream")
 
@@ -25,7 +24,7 @@ _RETRY_SECONDS: Final = 30.0
 _CHECK_SECONDS: Final = 1.0
 
 
-class Roster:
+class Roster(WorkerOwner):
     """Opens the cameras whose leases are valid and closes the others, in a thread: opening one delays no beat."""
 
     def __init__(self, running: RunningCameras, read: Callable[[], Sequence[Camera]], leases: WorkerLeases) -> None:
@@ -45,15 +44,6 @@ class Roster:
         self._unwanted_since: dict[str, float] = {}
         self._failed_at: dict[str, float] = {}
         self._worker = ThreadWorker("cameras of the worker", self._follow, self._end)
-
-    def __enter__(self) -> Self:
-        self._worker.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self._worker.__exit__(kind, error, trace)
 
     @property
     def unable(self) -> frozenset[str]:

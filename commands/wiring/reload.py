@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from commands.wiring.cameras import CameraDiff
 from pipeline.config import Config
 from pipeline.errors import ReciproStreamError
-from pipeline.workers.thread import ThreadWorker
+from pipeline.workers.thread import ThreadWorker, WorkerOwner
 
 log = logging.getLogger("recipro-stream")
 
@@ -38,7 +37,7 @@ class ConfigFile:
     """Set to have the file read now, changed or not."""
 
 
-class ConfigWatcher:
+class ConfigWatcher(WorkerOwner):
     """Applies the changes of a configuration file, in a thread of its own: opening a source holds up no frame.
 
     A file that is invalid, or that cannot be applied, changes nothing, and the log has the reason.
@@ -56,15 +55,6 @@ class ConfigWatcher:
         self._stamp = file.stamp
         self._stop = threading.Event()
         self._worker = ThreadWorker(f"configuration {file.path}", self._watch, self._end)
-
-    def __enter__(self) -> Self:
-        self._worker.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self._worker.__exit__(kind, error, trace)
 
     def _end(self) -> None:
         self._stop.set()

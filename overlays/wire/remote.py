@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from types import TracebackType
 from typing import Final, Self, cast, get_args
 
 from overlays.render.stale import format_duration, stale_overlay
@@ -22,7 +21,7 @@ from pipeline.frames import Explanation, Frame, Overlay, SignalLoss
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.ports import Discovery, Explainer, Health, MetricSample, Renderer, Source, State
 from pipeline.result import RunResult
-from pipeline.workers.thread import POLL_SECONDS, ThreadWorker
+from pipeline.workers.thread import POLL_SECONDS, ThreadWorker, WorkerOwner
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class RemoteCamera(Source):
         return Health(state, problem, corrupt=self._damaged, missed=self._missed)
 
 
-class RemoteStream(Discovery):
+class RemoteStream(WorkerOwner, Discovery):
     """Finds the cameras of a viewer, and gives each its messages.
 
     Args:
@@ -139,15 +138,6 @@ class RemoteStream(Discovery):
         self._appeared: deque[RemoteCamera] = deque()
         self._stop = threading.Event()
         self._worker = ThreadWorker(f"cameras of {viewer.uri}", self._receive, self._stop.set)
-
-    def __enter__(self) -> Self:
-        self._worker.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        self._worker.__exit__(kind, error, trace)
 
     def take(self) -> list[RemoteCamera]:
         """Return the cameras that have appeared since the last call.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from types import TracebackType
 from typing import Final, Self
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,22 @@ class ThreadWorker:
             log.warning("%s ended: %s", self.name, error)
         finally:
             self.ended = True
+
+
+class WorkerOwner:
+    """Base class of a context manager whose block starts and stops one ``ThreadWorker``."""
+
+    _worker: ThreadWorker
+    """Set when the object is created."""
+
+    def __enter__(self) -> Self:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._worker.__exit__(kind, error, trace)
 
 
 def join(thread: threading.Thread) -> None:

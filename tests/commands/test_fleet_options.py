@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from commands.fleet import environment
+from commands import ray_settings
 from commands.fleet.environment import create_token, enter, ray_environment
 from pipeline.errors import ConfigError
 from pipeline.fleet.settings import read_fleet
@@ -61,7 +61,7 @@ def test_fleet_names_the_missing_token_and_how_to_get_it(command, tmp_path):
 
 
 def test_fleet_without_ray_names_the_extra(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "find_spec", lambda _: None)
+    monkeypatch.setattr(ray_settings, "find_spec", lambda _: None)
     (tmp_path / "FLEET.yaml").write_text("cameras: [north]")
     code, _, errors = command("fleet", tmp_path / "FLEET.yaml")
     assert code == 2

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -22,6 +22,9 @@ from commands.ray_settings import require_ray
 from commands.signals import shutdown_on_signal
 from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.fleet.settings import FleetConfig, read_fleet
+
+if TYPE_CHECKING:
+    from commands.fleet.directors import Directors
 
 log = logging.getLogger("recipro-stream")
 
@@ -77,11 +80,10 @@ def status(
     as_json: Annotated[bool, option(RUN, "Print JSON in place of tables.", "--json")] = False,
 ) -> None:  # fmt: skip
     """Show the workers, their load, and the worker of each camera."""
-    from commands.fleet.client import call
     from commands.fleet.tables import print_status
 
-    with _director(address, fleet, token_file) as director:
-        state = call(director.status)
+    with _directors(address, fleet, token_file) as directors:
+        state = directors.call("status")
     if as_json:
         typer.echo(json.dumps(state, indent=2))
     else:
@@ -94,10 +96,8 @@ def where(
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Print, as JSON, the worker of a camera, its node, and the addresses at which it is published."""
-    from commands.fleet.client import call
-
-    with _director(address, fleet, token_file) as director:
-        found = call(director.where, camera)
+    with _directors(address, fleet, token_file) as directors:
+        found = directors.call("where", camera)
     typer.echo(json.dumps(found))
     if found["worker"] is None:
         raise typer.Exit(1)
@@ -110,10 +110,8 @@ def drain(
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Move the cameras of a node to others, and give it none: before an upgrade."""
-    from commands.fleet.client import call
-
-    with _director(address, fleet, token_file) as director:
-        known = call(director.drain, node, is_drained=not undo)
+    with _directors(address, fleet, token_file) as directors:
+        known = directors.call("drain", node, is_drained=not undo)
     if node not in known and not undo:
         raise ConfigError(f"{node}: the fleet has no such node; it has {', '.join(known) or 'none'}")
     print_line(
@@ -127,10 +125,8 @@ def forget(
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Remove workers that are switched off for good: a new director waits for half of all workers."""
-    from commands.fleet.client import call
-
-    with _director(address, fleet, token_file) as director:
-        call(director.dismiss, worker)
+    with _directors(address, fleet, token_file) as directors:
+        directors.call("dismiss", worker)
     print_line(f"removed: {', '.join(worker)}")
 
 
@@ -140,32 +136,30 @@ def apply(
     address: Address = "auto", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Add, remove and change cameras while everything runs; the others lose no frame."""
-    from commands.fleet.client import call
-
     config = read_fleet(read_text(file), file.name)
-    with _director(address, config.name, token_file) as director:
-        changes = call(director.apply, config.rates)
+    with _directors(address, config.name, token_file) as directors:
+        changes = directors.call("apply", config.rates)
     for kind, names in changes.items():
         print_line(f"{kind}: {', '.join(names) or 'none'}")
 
 
 @contextmanager
-def _director(address: str, fleet: str, token_file: Path | None) -> Iterator[Any]:
-    """Connect to a fleet and yield its director."""
+def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Directors]:
+    """Connect to a fleet and yield its directors."""
     require_ray("fleet")
     token = token_file or default_token_file()
     check_token(token)
     host = address.rpartition(":")[0]
     enter(os.environ, token, LOOPBACK if host in {"", LOOPBACK, "localhost"} else "0.0.0.0")  # noqa: S104 - not bound
-    from commands.fleet.client import connected, find_director
+    from commands.fleet.client import connected, find_directors
 
     with connected(address, fleet):
-        yield find_director(fleet)
+        yield find_directors(fleet)
 
 
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
     """Run the node until a signal, or until Ray ends."""
-    from commands.fleet.client import call, connected, start_director, start_worker
+    from commands.fleet.client import call, connected, start_directors, start_worker
     from commands.fleet.ray_node import ray_node
     from commands.fleet.worker import WorkerSpec
 
@@ -179,12 +173,12 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()
-        director = start_director(config.name, config.rates)
+        directors = start_directors(config.name, config.rates)
         specs = [
             WorkerSpec(config.name, node, device, number, str(stream), config.without_director)
             for number, device in enumerate(config.devices)
         ]
-        workers = [start_worker(spec, director, node_id) for spec in specs]
+        workers = [start_worker(spec, directors, node_id) for spec in specs]
         for spec, worker in zip(specs, workers, strict=True):
             capacity = call(worker.capacity, seconds=_READY_SECONDS)
             print_line(f"{spec.slot}: explains {capacity:.1f} frames/s")
@@ -193,25 +187,25 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             f"run.py fleet FLEET.yaml --join {head} --listen ITS_ADDRESS"
         )
         stop.wait()
-        _leave(director, workers, node, [spec.slot for spec in specs])
+        _leave(directors, workers, node, [spec.slot for spec in specs])
 
 
-def _leave(director: Any, workers: list[Any], node: str, slots: list[str]) -> None:  # noqa: ANN401
+def _leave(directors: Directors, workers: list[Any], node: str, slots: list[str]) -> None:
     """Give the cameras of this node back before its workers end."""
     import time
 
     from commands.fleet.client import call
 
     try:
-        call(director.drain, node)
+        directors.call("drain", node)
         deadline = time.monotonic() + _LEAVE_SECONDS
         while time.monotonic() < deadline and any(
-            worker["cameras"] for worker in call(director.status)["workers"] if worker["node"] == node
+            worker["cameras"] for worker in directors.call("status")["workers"] if worker["node"] == node
         ):
             time.sleep(0.2)
         for worker in workers:
             call(worker.close)
-        call(director.dismiss, slots)
-        call(director.drain, node, is_drained=False)
+        directors.call("dismiss", slots)
+        directors.call("drain", node, is_drained=False)
     except ReciproStreamError as error:
         log.warning("node %s: its cameras are dealt again once their leases have ended: %s", node, error)

@@ -1,4 +1,4 @@
-"""Connects to the Ray of a fleet, and finds or starts its director and workers."""
+"""Connects to the Ray of a fleet, and finds or starts its directors and workers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from commands.fleet.director import NAME, FleetDirector
-from commands.fleet.environment import HEAD, LABEL
+from commands.fleet.director import NAMES, FleetDirector
+from commands.fleet.directors import CALL_SECONDS, Directors
 from commands.fleet.worker import FleetWorker, WorkerSpec
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.messages import FleetTiming
 
-CALL_SECONDS: Final = 15.0
-"""Time for the answer to a command."""
 _CONCURRENT_CALLS: Final = 64
 
 
@@ -46,8 +44,8 @@ def connected(address: str, fleet: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def find_director(fleet: str) -> Any:  # noqa: ANN401 - an actor handle
-    """Return the handle of the director.
+def find_directors(fleet: str) -> Directors:
+    """Return the directors of a fleet.
 
     Raises:
         ReciproStreamError: the fleet has none.
@@ -55,29 +53,31 @@ def find_director(fleet: str) -> Any:  # noqa: ANN401 - an actor handle
     import ray
 
     try:
-        return ray.get_actor(NAME, namespace=fleet)
+        return Directors(fleet, [ray.get_actor(name, namespace=fleet) for name in NAMES])
     except ValueError:
         raise ReciproStreamError(f"fleet {fleet!r}: has no director; start it with run.py fleet FLEET.yaml") from None
 
 
-def start_director(fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> Any:  # noqa: ANN401
-    """Return the handle of the fleet's director, which is started unless it runs.
+def start_directors(fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> Directors:
+    """Return the fleet's two directors, which are started unless they run.
 
-    It runs on any node but the head, if there is one: the head and the director should not be lost together.
+    Ray starts them anywhere; each leaves a node where it should not be.
     """
     import ray
 
-    actor = ray.remote(FleetDirector).options(
-        name=NAME, namespace=fleet, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0,
-        max_concurrency=_CONCURRENT_CALLS,
-        label_selector={LABEL: f"!{HEAD}"}, fallback_strategy=[{"label_selector": {LABEL: HEAD}}],
-    )  # fmt: skip
-    return actor.remote(fleet, dict(cameras), timing)
+    handles = []
+    for number, name in enumerate(NAMES):
+        actor = ray.remote(FleetDirector).options(
+            name=name, namespace=fleet, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0,
+            max_concurrency=_CONCURRENT_CALLS,
+        )  # fmt: skip
+        handles.append(actor.remote(fleet, number, dict(cameras), timing))
+    return Directors(fleet, handles)
 
 
 def start_worker(
     spec: WorkerSpec,
-    director: Any,  # noqa: ANN401
+    directors: Directors,
     node_id: str,
     worker: type[FleetWorker] = FleetWorker,
 ) -> Any:  # noqa: ANN401
@@ -89,7 +89,7 @@ def start_worker(
         max_restarts=-1, num_cpus=0, max_concurrency=4,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
     )  # fmt: skip
-    return actor.remote(spec, director)
+    return actor.remote(spec, directors)
 
 
 def call(method: Any, *arguments: Any, seconds: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401

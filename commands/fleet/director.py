@@ -1,4 +1,4 @@
-"""The director as an actor of Ray: the state machine of ``pipeline.fleet.director`` with a clock and a store."""
+"""The two directors as actors of Ray: the state machine of ``pipeline.fleet.director`` with a clock and a store."""
 
 from __future__ import annotations
 
@@ -15,117 +15,189 @@ from commands.fleet.store import FleetStore
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.director import Director
 from pipeline.fleet.messages import Beat, FleetTiming, Grant
+from pipeline.fleet.standby import DirectorState, Standby
 from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger("recipro-stream")
 
-NAME: Final = "director"
+NAMES: Final = ("director", "director-2")
+"""Names of the two directors."""
+NOT_ACTIVE: Final = 0
+"""The term of an answer of a director that is not active; terms begin at 1."""
 _CONFIRM_SECONDS: Final = 0.25
-_MOVE_SECONDS: Final = 10.0
-"""Time for which another node must have had a worker before a director leaves the head."""
+_ASK_SECONDS: Final = 0.2
+"""Interval at which a director asks the other one."""
+_ANSWER_SECONDS: Final = 1.0
+
+
+class NotActiveError(ReciproStreamError):
+    """This director is the standby."""
 
 
 class FleetDirector:
-    """Answers beats. A restarted one claims the next term and adopts what the beats report."""
+    """Answers beats while it is active; otherwise it is ready to replace the other director.
 
-    def __init__(self, fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> None:
-        """Claim a term.
+    One that becomes active claims the next term and adopts what the beats report.
+    """
+
+    def __init__(
+        self, fleet: str, number: int, cameras: Mapping[str, float], timing: FleetTiming | None = None
+    ) -> None:
+        """Start as the standby.
 
         Args:
             fleet: name of the fleet.
+            number: index of this director in ``NAMES``.
             cameras: rates of the cameras of a new fleet; the store has precedence.
             timing: times and limits.
         """
+        self._fleet, self._number = fleet, number
         self._store = FleetStore(fleet)
-        term = self._store.claim_term()  # before the members are read: see Director
-        stored = self._store.cameras()
-        if stored is None:
-            self._store.write_cameras(cameras)
-        members = self._store.members()
-        # Guards the state machine: beats, status and the thread that confirms.
+        self._cameras, self._timing = dict(cameras), timing or FleetTiming()
+        # Guards the state machine: beats, status and the two threads.
         self._lock = threading.Lock()
-        self._director = Director(
-            dict(cameras) if stored is None else stored,
-            term=term,
-            members=members,
-            now=time.monotonic(),
-            timing=timing or FleetTiming(),
-        )
-        self._director.drain(self._store.drained())
-        self._elsewhere_since: float | None = None
+        self._director: Director | None = None
+        """None in the standby."""
+        self._standby = Standby(is_first=number == 0, now=time.monotonic())
+        self._other: Any = None
+        self._node = os.environ.get(NODE, "")
         self._is_on_head = os.environ.get(ROLE) == HEAD
         self._stop = threading.Event()
-        self._confirming = ThreadWorker("terms of the fleet", self._confirm, self._stop.set)
-        self._confirming.__enter__()
-        log.info("fleet %s: director of term %d, on %s", fleet, term, "the head" if self._is_on_head else "a node")
+        for name, run in (("terms", self._confirm), ("other director", self._watch)):
+            ThreadWorker(f"{name} of the fleet", run, self._stop.set).__enter__()
+
+    def state(self) -> DirectorState:
+        """Return the state for the other director."""
+        with self._lock:
+            director = self._director
+            nodes = director.nodes() if director is not None else ()
+        return DirectorState(director is not None, self._node, self._is_on_head, nodes)
 
     def beat(self, beat: Beat) -> Grant:
         """Return the leases of a worker."""
         with self._lock:
+            if self._director is None or self._director.is_deposed:
+                return Grant(beat.number, NOT_ACTIVE, None)
             return self._director.beat(beat, time.monotonic())
 
     def status(self) -> dict[str, Any]:
         """Return the state of the fleet as plain JSON values."""
         with self._lock:
-            return self._director.status(time.monotonic()) | {"process": os.getpid(), "is_on_head": self._is_on_head}
+            state = self._active().status(time.monotonic())
+        return state | {"process": os.getpid(), "node": self._node, "is_on_head": self._is_on_head}
 
     def where(self, camera: str) -> dict[str, Any]:
         """Return the worker of a camera and the addresses at which it is published."""
         with self._lock:
-            return self._director.where(camera)
+            return self._active().where(camera)
 
     def apply(self, cameras: Mapping[str, float]) -> dict[str, list[str]]:
         """Change the cameras of the fleet and return the differences."""
+        with self._lock:
+            self._active()
         self._store.write_cameras(cameras)
         with self._lock:
-            return {kind: list(names) for kind, names in asdict(self._director.apply(cameras)).items()}
+            return {kind: list(names) for kind, names in asdict(self._active().apply(cameras)).items()}
 
     def drain(self, node: str, *, is_drained: bool = True) -> list[str]:
         """Let a node give up its cameras and get none, or end that; return the nodes that have workers."""
         with self._lock:
-            known = sorted(self._director.nodes())
+            known = sorted(self._active().nodes())
         if node in known or not is_drained:
             self._store.write_drained(node, is_drained=is_drained)
             with self._lock:
-                drained = frozenset(self._director.drained)
-                self._director.drain(drained | {node} if is_drained else drained - {node})
+                director = self._active()
+                drained = frozenset(director.drained)
+                director.drain(drained | {node} if is_drained else drained - {node})
         return known
 
     def dismiss(self, slots: list[str]) -> None:
         """Remove workers that have ended for good: they do not count for the majority any more."""
+        with self._lock:
+            self._active()
         self._store.remove_members(slots)
         with self._lock:
-            self._director.dismiss(slots)
+            self._active().dismiss(slots)
+
+    def _active(self) -> Director:
+        if self._director is None:
+            raise NotActiveError("fleet: this director is the standby; ask the other one")
+        return self._director
+
+    def _begin(self) -> None:
+        """Become active. Waits for the head."""
+        term = self._store.claim_term()  # before the members are read: see Director
+        stored = self._store.cameras()
+        if stored is None:
+            self._store.write_cameras(self._cameras)
+        members = self._store.members()
+        director = Director(
+            self._cameras if stored is None else stored,
+            term=term,
+            members=members,
+            now=time.monotonic(),
+            timing=self._timing,
+        )
+        director.drain(self._store.drained())
+        with self._lock:
+            self._director = director
+        log.info(
+            "fleet %s: director of term %d, on %s", self._fleet, term, "the head" if self._is_on_head else "a node"
+        )
 
     def _confirm(self) -> None:
         while not self._stop.wait(_CONFIRM_SECONDS):
+            with self._lock:
+                director = self._director
+            if director is None:
+                continue
             try:
-                self._confirm_once()
+                self._confirm_term(director)
             except (ReciproStreamError, RuntimeError, OSError) as error:
                 log.debug("the term cannot be confirmed: %s", error)
             with self._lock:
-                self._director.tick(time.monotonic())
-            self._leave_head()
+                director.tick(time.monotonic())
+                if director.is_deposed:
+                    self._director = None
+                    log.info("fleet %s: another director has a later term", self._fleet)
 
-    def _confirm_once(self) -> None:
+    def _confirm_term(self, director: Director) -> None:
         with self._lock:
-            newcomers = self._director.newcomers
+            newcomers = director.newcomers
         self._store.add_members(newcomers)
         asked_at = time.monotonic()
         latest = self._store.latest_term()
         with self._lock:
-            self._director.confirm(latest, asked_at)
-            if latest == self._director.term:
-                self._director.admit(newcomers)
+            director.confirm(latest, asked_at)
+            if latest == director.term:
+                director.admit(newcomers)
 
-    def _leave_head(self) -> None:
-        """Let Ray restart this director on another node: the head and the director should not be lost together."""
-        if not self._is_on_head:
-            return
-        with self._lock:
-            others = self._director.nodes() - {os.environ.get(NODE)}
+    def _watch(self) -> None:
+        while not self._stop.wait(_ASK_SECONDS):
+            try:
+                self._watch_once()
+            except (ReciproStreamError, RuntimeError, OSError) as error:
+                log.debug("the director cannot begin: %s", error)
+
+    def _watch_once(self) -> None:
+        other, is_lost = self._ask()
         now = time.monotonic()
-        self._elsewhere_since = (self._elsewhere_since or now) if others else None
-        if self._elsewhere_since is not None and now - self._elsewhere_since > _MOVE_SECONDS:
-            log.info("the director leaves the head")
-            os._exit(0)
+        state = self.state()
+        if not state.is_active and self._standby.is_due(other, now, is_lost=is_lost):
+            self._begin()
+        elif self._standby.is_misplaced(state, other, now):
+            log.info("the director leaves %s", "the head" if state.is_active else "the node of the other director")
+            os._exit(0)  # Ray starts it on another node
+
+    def _ask(self) -> tuple[DirectorState | None, bool]:
+        """Return the state of the other director, or None and whether its process does not run."""
+        import ray
+
+        try:
+            self._other = self._other or ray.get_actor(NAMES[1 - self._number], namespace=self._fleet)
+            return ray.get(self._other.state.remote(), timeout=_ANSWER_SECONDS), False
+        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError):
+            self._other = None
+            return None, True
+        except (ray.exceptions.RayError, TimeoutError, ValueError):
+            return None, False

@@ -19,9 +19,8 @@ PORT: Final = 6379
 NODE: Final = "RECIPRO_FLEET_NODE"
 """Variable with the name of the node, in the environment of all of its processes."""
 ROLE: Final = "RECIPRO_FLEET_ROLE"
-"""Variable with the role of the node: ``head`` or ``node``; Ray has it as a label of the node, too."""
+"""Variable with the role of the node: ``head`` or ``node``."""
 HEAD: Final = "head"
-LABEL: Final = "recipro-stream-role"
 _SETTINGS: Final = SETTINGS | {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers name their GPUs themselves
     "RAY_DEDUP_LOGS": "0",

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from commands.fleet.environment import HEAD, LABEL, NODE, PORT, ROLE
+from commands.fleet.environment import HEAD, NODE, PORT, ROLE
 from pipeline.errors import ReciproStreamError
 
 _OBJECT_STORE_BYTES: Final = 100 << 20
@@ -43,7 +43,6 @@ def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[str]:
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
         *(["--address", head] if head else ["--head", "--port", str(PORT), "--include-dashboard", "false"]),
         *("--node-ip-address", listen, "--num-cpus", "1", "--object-store-memory", str(_OBJECT_STORE_BYTES)),
-        *("--labels", f"{LABEL}={role}"),
     ]
     process = _start(command, {**os.environ, NODE: node, ROLE: role})
     try:

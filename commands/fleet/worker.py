@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from commands.fleet.capacity import measure_capacity
+from commands.fleet.directors import Directors
 from commands.fleet.roster import Roster
 from commands.wiring.cameras import Camera, make_cameras, with_all_cameras
 from commands.wiring.kinds import load_config
@@ -27,7 +28,7 @@ from pipeline.config import Config
 from pipeline.config_loader import read_yaml
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.leases import WorkerLeases
-from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo
+from pipeline.fleet.messages import FleetTiming, WorkerInfo
 from pipeline.frames import Frame
 from pipeline.log_format import make_formatter
 from pipeline.loop import Pipeline
@@ -36,8 +37,6 @@ from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger("recipro-stream")
 
-_ANSWER_SECONDS: Final = 1.0
-"""Time for an answer of the director."""
 _LOCK_SECONDS: Final = 60.0
 
 
@@ -64,17 +63,17 @@ class WorkerSpec:
 class FleetWorker:
     """Holds cameras as long as its leases are valid by its own clock."""
 
-    def __init__(self, spec: WorkerSpec, director: Any) -> None:  # noqa: ANN401 - an actor handle
+    def __init__(self, spec: WorkerSpec, directors: Directors) -> None:
         """Build the network and begin to beat.
 
         Args:
             spec: what to run.
-            director: the handle of the director, which is valid for its restarts, too.
+            directors: what answers the beats.
         """
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
             handler.setFormatter(make_formatter("text"))
-        self._spec, self._director = spec, director
+        self._spec, self._directors = spec, directors
         self._lock_file = _take_slot(spec)
         self._stack = ExitStack()
         self._stop = threading.Event()
@@ -149,36 +148,11 @@ class FleetWorker:
             roster = self._roster
             beat = self._leases.ask(began_at, self._capacity, closing=roster.closing(), unable=roster.unable,
                                     info=self._info)  # fmt: skip
-            grant = self._answer(beat)
+            grant = self._directors.beat(beat)
             is_granted = grant is not None and self._leases.accept(grant) and grant.leases is not None
             roster.follow(self._leases.valid(time.monotonic()))
             pause = timing.beat_seconds if is_granted else timing.retry_seconds
             self._stop.wait(max(began_at + pause - time.monotonic(), 0.0))
-
-    def _answer(self, beat: Beat) -> Grant | None:
-        """Return the director's answer; None if none comes in time."""
-        import ray
-
-        try:
-            grant: Grant = ray.get(self._director.beat.remote(beat), timeout=_ANSWER_SECONDS)
-        except ray.exceptions.ActorDiedError:
-            self._find_director()
-            return None
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            log.debug("%s: the director does not answer: %s", self._spec.slot, error)
-            return None
-        return grant
-
-    def _find_director(self) -> None:
-        """Look for a director that was created anew, by its name."""
-        import ray
-
-        from commands.fleet.director import NAME
-
-        try:
-            self._director = ray.get_actor(NAME, namespace=self._spec.fleet)
-        except (ValueError, ray.exceptions.RayError) as error:
-            log.debug("%s: there is no director: %s", self._spec.slot, error)
 
 
 def _take_slot(spec: WorkerSpec) -> Any:  # noqa: ANN401 - an open file

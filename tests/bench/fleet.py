@@ -38,26 +38,34 @@ def kill_director(fleet: LocalFleet) -> set[str]:
     return set(fleet.names)
 
 
+def freeze_director(fleet: LocalFleet) -> set[str]:
+    """Stop the active director until the other one is active, and let it go on."""
+    state = fleet.status()
+    send([state["process"]], signal.SIGSTOP)
+    while fleet.status()["term"] == state["term"]:
+        time.sleep(0.1)
+    send([state["process"]], signal.SIGCONT)
+    return set(fleet.names)
+
+
 def drain(fleet: LocalFleet) -> set[str]:
-    from commands.fleet.client import call
 
     node = fleet.fullest()
     lost = fleet.cameras_of(node)
-    assert node in call(fleet.director.drain, node)
+    assert node in fleet.directors.call("drain", node)
     fleet.wait_until_held(without=node)
-    call(fleet.director.drain, node, is_drained=False)
+    fleet.directors.call("drain", node, is_drained=False)
     return lost
 
 
 def apply(fleet: LocalFleet) -> set[str]:
     """Remove a camera, wait until it is closed, and add it again."""
-    from commands.fleet.client import call
 
     gone = fleet.names[0]
     rest = dict.fromkeys(fleet.names[1:], fleet.rate)
-    assert call(fleet.director.apply, rest)["removed"] == [gone]
+    assert fleet.directors.call("apply", rest)["removed"] == [gone]
     time.sleep(1.0)
-    assert call(fleet.director.apply, {**rest, gone: fleet.rate})["added"] == [gone]
+    assert fleet.directors.call("apply", {**rest, gone: fleet.rate})["added"] == [gone]
     return {gone}
 
 
@@ -96,6 +104,7 @@ def kill_head_then_node(fleet: LocalFleet) -> set[str]:
 FAULTS: dict[str, Callable[[LocalFleet], set[str]]] = {
     "worker": kill_worker,
     "director": kill_director,
+    "frozen-director": freeze_director,
     "drain": drain,
     "apply": apply,
     "frozen-node": freeze_node,
@@ -134,9 +143,8 @@ def measure(fleet: LocalFleet, name: str) -> dict:
 
 def leaked(fleet: LocalFleet) -> dict:
     """Lease the camera with a password in its address, and return the files of Ray that have the password."""
-    from commands.fleet.client import call
 
-    call(fleet.director.apply, dict.fromkeys([*fleet.names, RTSP_CAMERA], fleet.rate))
+    fleet.directors.call("apply", dict.fromkeys([*fleet.names, RTSP_CAMERA], fleet.rate))
     session = Path(fleet.cluster.head_node.get_session_dir_path())
     leased = f"camera {RTSP_CAMERA}: leased".encode()
     while leased not in b"".join(path.read_bytes() for path in session.glob("logs/worker-*")):
@@ -147,7 +155,7 @@ def leaked(fleet: LocalFleet) -> dict:
         with suppress(OSError):
             if CANARY.encode() in path.read_bytes():
                 found.append(str(path))
-    call(fleet.director.apply, dict.fromkeys(fleet.names, fleet.rate))
+    fleet.directors.call("apply", dict.fromkeys(fleet.names, fleet.rate))
     return {"fault": "password", "files": len(files), "with_password": found}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from commands.fleet.environment import HEAD, LABEL, NODE, ROLE, create_token, enter
+from commands.fleet.environment import HEAD, NODE, ROLE, create_token, enter
 from commands.fleet.ray_node import _descendants
 from commands.fleet.worker import FleetWorker, WorkerSpec
 from commands.wiring.cameras import RunningCameras
@@ -82,7 +82,7 @@ class LocalFleet:
         self.nodes, self.workers, self.killed = {}, {}, set()
         self.cluster = None
         self.head_is_gone = False
-        self.director = None
+        self.directors = None
 
     def file(self, node: str) -> Path:
         folder = self.folder / node
@@ -100,12 +100,10 @@ class LocalFleet:
         from commands.fleet.client import start_worker
 
         spec = WorkerSpec(FLEET, node, "cpu", 0, str(self.file(node)))
-        self.workers[node] = start_worker(spec, self.director, self.nodes[node].node_id, NullWorker)
+        self.workers[node] = start_worker(spec, self.directors, self.nodes[node].node_id, NullWorker)
 
     def status(self) -> dict:
-        from commands.fleet.client import call
-
-        return call(self.director.status, seconds=60.0)
+        return self.directors.call("status", seconds=60.0)
 
     def wait_until_held(self, seconds: float = 120.0, *, without: str = "") -> dict[str, str]:
         """Wait until every camera has a worker that answers, and return the node of each."""
@@ -157,10 +155,8 @@ class LocalFleet:
 
     def forget_killed(self) -> None:
         """Remove killed nodes from those that count for the majority."""
-        from commands.fleet.client import call
-
         if self.killed and not self.head_is_gone:
-            call(self.director.dismiss, [f"{node}/cpu-0" for node in self.killed])
+            self.directors.call("dismiss", [f"{node}/cpu-0" for node in self.killed])
 
     def processes(self, node: str) -> list[int]:
         """Return all processes of a node."""
@@ -232,27 +228,28 @@ def a_fleet(folder: Path, **kind):
     import ray
     from ray.cluster_utils import Cluster
 
-    from commands.fleet.client import connected, start_director
+    from commands.fleet.client import connected, start_directors
 
     fleet = LocalFleet(folder, **kind)
     common = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    head = {**common, "_system_config": HEALTH, "labels": {LABEL: HEAD}, "env_vars": {NODE: "head", ROLE: HEAD}}
+    head = {**common, "_system_config": HEALTH, "env_vars": {NODE: "head", ROLE: HEAD}}
     cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         for name in fleet.node_names:
             variables = {NODE: name, ROLE: "node"}
-            options = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "labels": {LABEL: "node"}}
+            options = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
             fleet.nodes[name] = started(lambda: cluster.add_node(**options, env_vars=variables, wait=True))  # noqa: B023
         fleet.cluster = cluster
         with connected(cluster.address, FLEET):
-            fleet.director = start_director(FLEET, dict.fromkeys(fleet.names, fleet.rate))
+            fleet.directors = start_directors(FLEET, dict.fromkeys(fleet.names, fleet.rate))
             for name in fleet.node_names:
                 fleet.start_worker(name)
             yield fleet
             if fleet.head_is_gone:
                 cluster.head_node.start_gcs_server()  # Ray does not end without it
             else:
-                ray.kill(fleet.director)
+                for director in fleet.directors.handles:
+                    ray.kill(director)
     finally:
         raylets = [process for node in [*fleet.nodes.values(), cluster.head_node]
                    for name, process in node.live_processes() if name == "raylet"]  # fmt: skip

@@ -1,0 +1,72 @@
+"""The rule by which one of two directors is active."""
+
+from itertools import pairwise
+
+import pytest
+
+from pipeline.fleet.standby import DirectorState, Standby
+
+ACTIVE = DirectorState(is_active=True, node="a", is_on_head=False, nodes=frozenset("ab"))
+PASSIVE = DirectorState(is_active=False, node="b", is_on_head=False)
+
+
+def first_due(standby: Standby, answers, step: float = 0.1) -> float | None:
+    """Return the time of the first answer at which the standby is due."""
+    return next((step * n for n, (other, lost) in enumerate(answers)
+                 if standby.is_due(other, step * n, is_lost=lost)), None)  # fmt: skip
+
+
+def test_of_two_directors_that_begin_together_the_first_becomes_active():
+    first, second = (Standby(is_first=is_first, now=0.0) for is_first in (True, False))
+    assert first.is_due(PASSIVE, 0.1)
+    assert not second.is_due(PASSIVE, 0.1)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_standby_stays_passive_while_the_other_one_is_active(is_first):
+    assert first_due(Standby(is_first=is_first, now=0.0), [(ACTIVE, False)] * 100) is None
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_killed_director_is_replaced_at_once_and_a_silent_one_within_a_second(is_first):
+    killed = first_due(Standby(is_first=is_first, now=0.0), [(ACTIVE, False)] * 5 + [(None, True)])
+    silent = first_due(Standby(is_first=is_first, now=0.0), [(ACTIVE, False)] * 5 + [(None, False)] * 20)
+    assert killed == pytest.approx(0.5)
+    assert silent is not None
+    assert 0.4 < silent - 0.4 <= 1.0
+
+
+def test_director_that_never_answered_is_given_time_to_start_and_the_first_is_the_earlier():
+    times = [first_due(Standby(is_first=is_first, now=0.0), [(None, True)] * 100) for is_first in (True, False)]
+    assert None not in times
+    assert all(earlier + 1.0 < later for earlier, later in pairwise([0.0, *times]))
+
+
+def test_second_director_becomes_active_if_the_first_stays_passive():
+    assert first_due(Standby(is_first=False, now=0.0), [(PASSIVE, False)] * 100) is not None
+
+
+@pytest.mark.parametrize(
+    ("state", "other", "leaves"),
+    [
+        pytest.param(DirectorState(False, "a", False), ACTIVE, True, id="the standby beside the active one"),
+        pytest.param(DirectorState(False, "b", False), ACTIVE, False, id="the standby on a node of its own"),
+        pytest.param(DirectorState(False, "a", True), DirectorState(True, "a", True, {"a"}), False, id="one node"),
+        pytest.param(DirectorState(True, "head", True), PASSIVE, True, id="the active one on the head"),
+        pytest.param(DirectorState(True, "head", True), DirectorState(False, "head", True), False, id="both there"),
+        pytest.param(ACTIVE, PASSIVE, False, id="the active one elsewhere"),
+        pytest.param(DirectorState(True, "head", True), None, False, id="no standby"),
+    ],
+)  # fmt: skip
+def test_director_leaves_a_node_only_where_it_should_not_be_for_some_time(state, other, leaves):
+    standby = Standby(is_first=True, now=0.0)
+    assert not standby.is_misplaced(state, other, 0.0)
+    assert standby.is_misplaced(state, other, 60.0) is leaves
+
+
+def test_director_that_was_well_placed_in_between_waits_again():
+    standby = Standby(is_first=True, now=0.0)
+    misplaced = DirectorState(False, "a", False)
+    assert not standby.is_misplaced(misplaced, ACTIVE, 0.0)
+    assert not standby.is_misplaced(PASSIVE, ACTIVE, 1.0)
+    assert not standby.is_misplaced(misplaced, ACTIVE, 60.0)

@@ -26,7 +26,8 @@ class ZoneConfig(PolygonSettings):
     ok: list[str] | None = None
     """The classes that are ok. Default: ok, if the detector has a class of this name; [] for no verdict."""
     classes: list[str] | None = Field(default=None, min_length=1)
-    """The classes that are counted. Default: all."""
+    """The classes that are counted. Default: all. If all zones and lines of a camera name classes, boxes of others are
+    left out from the beginning."""
     anchor: Literal["centre", "bottom"] = "centre"
     """The point of a box that is in the zone or not: its centre, or the middle of its lower edge, as for road users."""
     min_frames: int = Field(default=2, ge=1, le=1000)
@@ -57,7 +58,8 @@ class LineConfig(StrictModel):
     direction: Literal["both", "forward", "backward"] = "both"
     """The directions that are counted."""
     classes: list[str] | None = Field(default=None, min_length=1)
-    """The classes that are counted. Default: all."""
+    """The classes that are counted. Default: all. If all zones and lines of a camera name classes, boxes of others are
+    left out from the beginning."""
     anchor: Literal["centre", "bottom"] = "centre"
     """The point of a box that crosses the line: its centre, or the middle of its lower edge, as for road users."""
     min_frames: int = Field(default=2, ge=1, le=1000)

@@ -5,6 +5,9 @@ by a tenth of its box: a box that trembles on the border neither enters nor leav
 any more has left when it is expected outside, or after ``gap_seconds``. Then the part is counted; frames before do not
 change it. An object that returns within ``gap_seconds`` is not counted again.
 
+Boxes of classes that no place names are left out before: an error of the detector that covers the image would join
+objects.
+
 A line is crossed when the anchor was clearly on one side and then is clearly on the other (again a tenth of the box),
 and the way between the two positions meets the line.
 """
@@ -44,6 +47,14 @@ class Places:
 
     def __bool__(self) -> bool:
         return bool(self.zones or self.lines)
+
+    def classes(self, ok: Collection[str] = ()) -> frozenset[str] | None:
+        """Return the classes that a place counts, and those that are ok (``ok``: by default); None: all."""
+        counted = [place.classes for place in self.zones] + [line.classes for line in self.lines]
+        good = [ok if zone.ok is None else zone.ok for zone in self.zones]
+        if not counted or None in counted:
+            return None
+        return frozenset().union(*filter(None, counted), *good)
 
 
 @dataclass(slots=True)
@@ -98,6 +109,7 @@ class PassageCounter:
         """
         self._camera, self._places, self._clock = camera, places, clock
         self._ok = {zone.name: frozenset(ok_default if zone.ok is None else zone.ok) for zone in places.zones}
+        self._classes = places.classes(ok_default)
         self._gap_seconds = max([OBJECT_GAP_SECONDS, *(zone.gap_seconds for zone in places.zones)])
         self.next_sequence = first_sequence
         self.recent: deque[Passage] = deque(maxlen=MAX_RECENT)
@@ -122,7 +134,9 @@ class PassageCounter:
             self.end()
         self._timestamp, self._source_name = timestamp, frame.source_name
         self._place((frame.width, frame.height))
-        found = self._registry.update(explanation.findings, timestamp, self._size)
+        classes = self._classes
+        counted = [each for each in explanation.findings if classes is None or each.label in classes]
+        found = self._registry.update(counted, timestamp, self._size)
         self._states = {each: self._states.get(each) or self._begin() for each in self._registry.objects}
         for each, finding in found:
             self._observe(each, finding, frame)

@@ -6,7 +6,8 @@ object is therefore a set of tracks:
 
 - a track whose box overlaps the box of an object in the same frame belongs to that object, until they separate;
 - a new track at the place where an object that is not in the frame is expected belongs to that object;
-- a track that appears far from where its object is expected does not belong to it any more.
+- a track that appears far from where its object is expected does not belong to it any more;
+- a box whose size jumps is left out: it shows something else, or the detector erred. A size that stays is accepted.
 
 An object is expected where its last box moved with its velocity, which is measured on those edges of its box that the
 edge of the image does not cut.
@@ -32,6 +33,11 @@ MAX_JUMP: Final = 0.75
 """Largest distance of a known track from the expected centre of its object, in the same unit."""
 MAX_AREA_RATIO: Final = 2.5
 """Largest ratio of the areas of both boxes."""
+MAX_SIZE_CHANGE: Final = 0.5
+"""Largest change of a side of an object's box for each frame since it was found, as a fraction of the shorter length.
+Sides between edges that the edge of the image cuts may change by any length."""
+MAX_MISFITS: Final = 2
+"""Number of frames in a row in which an object's boxes are left out because of their size."""
 MIN_FRAMES_FOR_MOTION: Final = 3
 """Smallest number of frames of an object whose velocity is trusted."""
 EDGE_PIXELS: Final = 3.0
@@ -58,6 +64,19 @@ class TrackedObject:
     """To the right and down, in pixels per second; None: not known yet."""
     is_clipped: bool = False
     """True if its last box touches the edge of the image."""
+    absent_frames: int = 0
+    """Number of frames after its last one, the current one included."""
+    misfits: int = 0
+    """Number of the last frames in which its boxes were left out because of their size."""
+
+    def accepts(self, box: Box, frame_size: tuple[int, int]) -> bool:
+        """Return whether a box of this frame has the object's size, or no box had it in the last frames."""
+        limit = MAX_SIZE_CHANGE * self.absent_frames
+        return (
+            self.frames == 0
+            or self.misfits >= MAX_MISFITS
+            or all(_similar_length(self.box[axis::2], box[axis::2], frame_size[axis], limit) for axis in (0, 1))
+        )
 
     def expected(self, timestamp: float) -> Box:
         """Return its expected box at a time."""
@@ -75,6 +94,7 @@ class TrackedObject:
             )
         self.box, self.seen_at = box, timestamp
         self.frames += 1
+        self.absent_frames = self.misfits = 0
 
 
 def _speed(before: Edges, now: Edges, limit: int, elapsed: float) -> float | None:
@@ -88,6 +108,14 @@ def _speed(before: Edges, now: Edges, limit: int, elapsed: float) -> float | Non
         if all(EDGE_PIXELS < each < limit - EDGE_PIXELS for each in (old, edge))
     ]
     return sum(moved) / len(moved) if moved else None
+
+
+def _similar_length(before: Edges, now: Edges, size: int, limit: float) -> bool:
+    """Return whether the distance of two edges may change so; ``limit`` is a fraction of the shorter one."""
+    if any(not EDGE_PIXELS < edge < size - EDGE_PIXELS for edge in (*before, *now)):
+        return True
+    shorter, longer = sorted((before[1] - before[0], now[1] - now[0]))
+    return longer - shorter <= limit * shorter + EDGE_PIXELS
 
 
 def _blended(speed: float | None, measured: float | None, weight: float) -> float | None:
@@ -128,11 +156,13 @@ class ObjectRegistry:
             frame_size: width and height in pixels.
 
         Returns:
-            Each object of the frame with its box of the highest score.
+            Each object of the frame with its box of the highest score, among those that have its size.
         """
         tracked = [TrackedBox(f, f.box, f.track) for f in findings if f.box is not None and f.track is not None]
         tracked.sort(key=lambda each: -each.finding.score)
-        groups = self._known(tracked, timestamp)
+        for known in self.objects:
+            known.absent_frames += 1
+        groups = self._known(tracked, timestamp, frame_size)
         for each in tracked:
             if each.track not in self._by_track:
                 found = (
@@ -141,8 +171,11 @@ class ObjectRegistry:
                     or self._begin(each, timestamp)
                 )
                 self._by_track[each.track] = found
-                groups.setdefault(found, []).append(each)
+                if found.accepts(each.box, frame_size):
+                    groups.setdefault(found, []).append(each)
         self._join(groups)
+        for known in {self._by_track[each.track] for each in tracked} - groups.keys():
+            known.misfits += 1
         return [(each, _moved(each, boxes, timestamp, frame_size)) for each, boxes in groups.items()]
 
     def drop(self, gone: TrackedObject) -> None:
@@ -150,8 +183,11 @@ class ObjectRegistry:
         self.objects.remove(gone)
         self._by_track = {track: each for track, each in self._by_track.items() if each is not gone}
 
-    def _known(self, tracked: Sequence[TrackedBox], timestamp: float) -> Groups:
-        """Return the boxes of known tracks by object; a track that left its object is released."""
+    def _known(self, tracked: Sequence[TrackedBox], timestamp: float, frame_size: tuple[int, int]) -> Groups:
+        """Return the boxes of known tracks by object, those that have its size.
+
+        A track that left its object is released.
+        """
         groups: Groups = {}
         for each in tracked:
             if (known := self._by_track.get(each.track)) is not None:
@@ -159,14 +195,13 @@ class ObjectRegistry:
         for known, boxes in list(groups.items()):
             expected = known.expected(timestamp)
             boxes.sort(key=lambda each: _shift(expected, each.box))
-            nearest = boxes[0]
-            stay = [each for each in boxes if self._belong_together(nearest.box, each.box)]
-            if known.frames >= MIN_FRAMES_FOR_MOTION and _shift(expected, nearest.box) > MAX_JUMP:
-                stay = []
+            accepted = [each for each in boxes if known.accepts(each.box, frame_size)]
+            nearest = (accepted or boxes)[0]
+            has_jumped = known.frames >= MIN_FRAMES_FOR_MOTION and _shift(expected, nearest.box) > MAX_JUMP
             for each in boxes:
-                if each not in stay:
+                if has_jumped or not self._belong_together(nearest.box, each.box):
                     del self._by_track[each.track]
-            groups[known] = stay
+            groups[known] = [each for each in accepted if each.track in self._by_track]
         return {known: boxes for known, boxes in groups.items() if boxes}
 
     def _belong_together(self, box: Box, other: Box) -> bool:

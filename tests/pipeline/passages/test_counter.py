@@ -232,6 +232,48 @@ def test_classes_restrict_what_is_counted():
     assert len(run(places, passing(label="bus"))) == 2
 
 
+def test_box_of_a_class_that_no_place_names_moves_no_object():
+    """The detector takes a part of the road for an airplane, on the track of the object, for longer than a moment."""
+    boxes = passing()
+    for k in (12, 13, 14, 15):
+        boxes[k] = [detection(Box(50.0, 30.0, 156.0, 90.0), label="airplane")]
+    line = LINE.model_copy(update={"classes": ["ok"]})
+    assert [(p.label, p.frames) for _, p in run(Places((), (line,)), boxes)] == [("ok", 14)]
+
+
+def test_classes_of_a_camera_are_those_that_a_place_counts_and_those_that_are_ok():
+    named, line = ZONE.model_copy(update={"classes": ["dent"]}), LINE.model_copy(update={"classes": ["car"]})
+    assert Places((named,), (line,)).classes({"ok"}) == {"ok", "dent", "car"}
+    assert Places((named.model_copy(update={"ok": ["good"]}),)).classes({"ok"}) == {"good", "dent"}
+    assert Places((named,), (LINE,)).classes({"ok"}) is None
+
+
+def test_box_whose_size_jumps_moves_its_object_nowhere():
+    """The track's box grows in some frames, to a centre on the other side of the line."""
+    boxes = passing()
+    for k in (12, 13, 15):
+        boxes[k] = [detection(Box(50.0, 30.0, 156.0, 90.0), label="ok")]
+    assert [(p.direction, p.frames) for _, p in run(Places((), (LINE,)), boxes)] == [("forward", 15)]
+
+
+def test_size_that_stays_is_accepted():
+    boxes = passing()
+    for k in range(12, 27):
+        boxes[k] = [detection(Box(5.0 * k - 36.0, 24.0, 5.0 * k + 36.0, 96.0), label="ok")]
+    [(_, part)] = run(Places((ZONE,)), boxes)
+    assert part.frames == 11  # two of 13 are left out
+
+
+def test_box_that_comes_from_the_edge_of_the_image_may_grow_by_any_length():
+    """A long object enters at 1000 pixels per second: its visible width grows to four times in a frame."""
+    boxes = {k: [detection(Box(max(0.0, 10.0 + 40.0 * k - 100.0), 40.0, 10.0 + 40.0 * k, 80.0), label="ok")]
+             for k in range(4)}  # fmt: skip
+    line = LineConfig(name="gate", points=[(0.25, 1.0), (0.25, 0.0)])
+    registry = ObjectRegistry()
+    assert [len(registry.update(found, k / 25, (WIDTH, HEIGHT))) for k, found in boxes.items()] == [1] * 4
+    assert len(run(Places((), (line,)), boxes)) == 1
+
+
 def test_crossing_has_a_direction():
     [(frame, crossing)] = run(Places(lines=(LINE,)), passing(label="car"))
     # The line goes upwards at x = 80: from left to right is forward. It is clearly passed at x >= 82.4.

@@ -77,6 +77,7 @@ def evaluate(
     cell_px: Annotated[
         int | None, option(BOXES, "Side of a cell in input pixels. Default: 32 or more.", "--cell", min=1)
     ] = None,
+    cut: options.Cut = None,
     boxes_per_image: Annotated[
         int | None, option(BOXES, "Maximum number of judged boxes of an image. Default: all.", min=1)
     ] = None,
@@ -99,7 +100,8 @@ def evaluate(
         )
         evaluate_detector(
             DetectorEvaluation(
-                images=images, output=output, layout=layout, method=method, cell_px=cell_px, limit=limit, steps=steps,
+                images=images, output=output, layout=layout, cut=cut, method=method, cell_px=cell_px,
+                limit=limit, steps=steps,
                 engine={
                     "model": model, "weights": weights, "labels": labels, "input_size": input_size, "threads": threads,
                 },
@@ -109,7 +111,7 @@ def evaluate(
         )  # fmt: skip
         return
     _refuse(
-        {"layout": layout, "cell": cell_px, "boxes-per-image": boxes_per_image, "drise-masks": drise_masks},
+        {"layout": layout, "cut": cut, "cell": cell_px, "boxes-per-image": boxes_per_image, "drise-masks": drise_masks},
         "an option of detectors",
     )
     from engine.evaluation.factory import EvaluationOptions, build_evaluator

@@ -49,6 +49,7 @@ class DetectorEvaluation:
     """Model, weights, labels, input size and threads."""
     truth: BoxFiles
     layout: str | None
+    cut: str | None
     method: str | None
     cell_px: int | None
     boxes_per_image: int | None
@@ -72,7 +73,7 @@ def evaluate_detector(options: DetectorEvaluation) -> None:
         raise ConfigError(
             f"model {options.engine['model']!r} is a detector, whose maps are judged on annotated objects; give --boxes"
         )
-    settings = {**options.engine, "boxes": drop_none({"layout": options.layout})}
+    settings = {**options.engine, "boxes": drop_none({"layout": options.layout, "cut": options.cut})}
     config = validate_config({}, "command line", {"engine": drop_none(settings)}).engine
     mapping = read_class_map(truth.class_map)
     methods = chosen_methods(options.method)
@@ -98,6 +99,7 @@ def _load(config: EngineConfig) -> Detector:
 
     from commands.wiring.detectors import load_configured_detector
     from engine.detectors.detector import Detector
+    from engine.detectors.runtime import cut_choice
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -107,7 +109,13 @@ def _load(config: EngineConfig) -> Detector:
             f"{detector.name}: has two stages, and its maps show the inside of a region only; evaluate measures "
             "one-stage detectors, such as YOLOX"
         )
-    return replace(detector, input=replace(detector.input, size=config.input_size or detector.input.size))
+    cut = cut_choice(config.boxes.cut)
+    if cut == "level":
+        raise ConfigError("--cut 'level': is measured by the methods level-keep and level-drop; omit --cut")
+    return replace(
+        detector, input=replace(detector.input, size=config.input_size or detector.input.size),
+        complete_cut=detector.complete_cut if isinstance(cut, str) else cut,
+    )  # fmt: skip
 
 
 def check_class_map(mapping: Mapping[str, list[int]], class_map: Path | None, classes: int) -> None:
@@ -133,7 +141,8 @@ def _settings(
     truth = options.truth
     files = (engine["model"], engine["weights"], truth.boxes, truth.box_names, truth.class_map, recording)
     return {
-        "images": options.images, **engine, "layout": detector.layout.name, "methods": ", ".join(methods),
+        "images": options.images, **engine, "layout": detector.layout.name, "cut": options.cut,
+        "methods": ", ".join(methods),
         "input_size": "{}x{}".format(*detector.input.size), "cell_px": options.cell_px, "steps": options.steps,
         "score": detector.score, "boxes_per_image": options.boxes_per_image, "drise_masks": options.drise_masks,
         "boxes": str(truth.boxes), "box_names": truth.box_names and str(truth.box_names),

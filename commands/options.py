@@ -24,6 +24,12 @@ def drop_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 Model = Annotated[str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a file of `train`.")]
 Layer = Annotated[str | None, option(NETWORK, "The explained layer. Default: the last grid.")]
+Cut = Annotated[
+    str | None,
+    option(
+        NETWORK, "Masked maps of a detector: complete (default), level, or names of maps, comma-separated.", "--cut"
+    ),
+]
 Kernel = Annotated[str | None, option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")]
 Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")]
 Std = Annotated[str | None, option(NETWORK, "R,G,B divided by.")]

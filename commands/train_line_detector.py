@@ -31,7 +31,7 @@ CLASSIFIER: Final = ROOT / "configs" / "models" / "line.safetensors"
 SHORTCUT_CLASSIFIER: Final = ROOT / "configs" / "models" / "line-shortcut.safetensors"
 
 BELTS, FRAMES_PER_BELT, EPOCHS = 160, 8, 8
-SHORTCUT_BELTS, SHORTCUT_EPOCHS = 50, 7
+SHORTCUT_BELTS, SHORTCUT_EPOCHS = 50, 9
 EVALUATION_BELTS: Final = {(640, 480): 20, (1280, 720): 8}
 """Number of belts of the evaluation, by the size (width, height) of their images."""
 EVALUATION_FRAMES: Final = 15
@@ -139,7 +139,10 @@ def shortcut_detector(seed: int, effort: float) -> DetectorModel:
     state = model.net.state_dict()
     features = {f"backbone.backbone.{key}": v for key, v in known.items() if key.startswith("features.")}
     put_into(model.net, {**state, **features})
-    return replace(model, parent_checkpoint={**model.parent_checkpoint, "features": SHORTCUT_CLASSIFIER.name})
+    # All other norms have the statistics of the honest features: if they kept them, the training would diverge.
+    norms = frozenset(name for name in model.trained_norms if name.startswith("backbone.backbone.features."))
+    parent = {**model.parent_checkpoint, "features": SHORTCUT_CLASSIFIER.name}
+    return replace(model, trained_norms=norms, parent_checkpoint=parent)
 
 
 def shortcut_part_frames(seed: int, effort: float) -> PartFrames:

@@ -26,6 +26,7 @@ def why(
     weights: options.Weights = None,
     labels: options.Labels = None,
     layout: Annotated[str | None, option(NETWORK, "Output layout of an ONNX file. Default: found.", "--layout")] = None,
+    cut: options.Cut = None,
     cell_px: Annotated[int | None, option(RUN, "Side of a cell in input pixels. Default: by level.", "--cell")] = None,
     roi: Annotated[
         str | None,
@@ -41,14 +42,17 @@ def why(
     if not is_detector(model):
         raise ConfigError(f"model {model!r} is no detector; give an ONNX file of one, or a name such as yolox_nano")
     place = parse_box(box)
-    boxes = drop_none({"layout": layout, "cell_px": cell_px})
+    boxes = drop_none({"layout": layout, "cell_px": cell_px, "cut": cut})
     engine = drop_none({"model": model, "weights": weights, "labels": labels, "boxes": boxes or None})
     config = validate_config({}, "command line", {"engine": engine}).engine
     pixels = read_frame(image, at)
+    from engine.detectors.runtime import cut_choice
     from engine.detectors.why import explain_place
 
     area = None if roi is None else parse_roi(roi).placed(pixels.shape[1], pixels.shape[0])
-    answer = explain_place(load_configured_detector(config), pixels, place, label, cell_px=cell_px, area=area)
+    chosen = cut_choice(config.boxes.cut)
+    detector = load_configured_detector(config)
+    answer = explain_place(detector, pixels, place, label, cut=chosen, cell_px=cell_px, area=area)
     target = output or Path("why.jpg")
     _write(target, pixels, answer, area)
     print_line("\n".join(answer_lines(answer, label)))

@@ -105,9 +105,11 @@ class BoxesConfig(Settings):
     """Boxes of one class that overlap more than this are the same object."""
     mode: Literal["keep", "drop"] = "keep"
     """Meaning of a map's cell: the score with this cell alone (keep), or what its absence changes (drop)."""
-    cut: Literal["complete", "level"] = "complete"
-    """Masked features: all that reach the box (complete), or those of its own pyramid level (level: cheap, but blind to
-    evidence far from the box)."""
+    cut: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = Field(
+        default=["complete"], min_length=1, max_length=100
+    )
+    """Masked features: all that reach the box (complete), those of its own pyramid level (level: cheap, but blind to
+    evidence far from the box), or names of maps (ONNX tensors, modules, graph nodes), proven to be complete."""
     cell_px: int = Field(default=32, ge=8, le=256, multiple_of=8)
     """Side of a map's cells in pixels of the network's input."""
     budget: float | None = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)

@@ -340,7 +340,7 @@ def _find_node(network: Network, name: str) -> fx.Node:
     if not inside:
         raise LayerError(
             f"cut {name!r}: no such node or module;{did_you_mean(name, network.nodes)} maps of the network: "
-            f"{_listed(network)}"
+            f"{_listed(network)}; 'complete' or 'level' alone are the cuts that are found"
         )
     return inside[-1]
 

@@ -15,7 +15,7 @@ from engine.detectors.graph import Network, normalise
 from engine.detectors.input_format import InputFormat
 from engine.detectors.outputs import Candidates, Layout
 from engine.detectors.split import Cut, DetectorSplit, build_split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, LayerError
 
 CutChoice = Literal["complete", "own level"] | Sequence[str]
 """A kind of cut, or the names of its nodes."""
@@ -108,8 +108,15 @@ class Detector:
     ) -> DetectorSplit:
         """Return the proven split of a level's score maps; arguments and errors as in ``cut``."""
         size = image_size or self.input.size
-        key = (size, level, choice if isinstance(choice, str) else tuple(choice))
+        named = self.complete_cut if choice == "complete" else None
+        key = (size, level, named or (choice if isinstance(choice, str) else tuple(choice)))
         if key not in self.splits:
             cut = self.cut(level, choice, size)
-            self.splits[key] = build_split(self.network(size), cut, self.layout.levels[level].score_maps)
+            try:
+                self.splits[key] = build_split(self.network(size), cut, self.layout.levels[level].score_maps)
+            except LayerError as reason:
+                if cut.kind != "named":
+                    raise
+                found = find_cut(self.network(size), self.layout, level).nodes
+                raise LayerError(f"{reason}; the cut that is found for this level: {', '.join(found)}") from None
         return self.splits[key]

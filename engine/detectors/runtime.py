@@ -10,7 +10,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -114,19 +114,20 @@ class OneStageEngine(BoxEngine):
         detector: Detector,
         image_size: tuple[int, int],
         *,
-        cut: CutKind = "complete",
+        cut: CutKind | Sequence[str] = "complete",
         compile_plain: CompilePlain | None = None,
         prepare: bool = True,
     ) -> None:
         """Find the cuts, prove the splits, compile the plain pass, and choose the plans.
 
         A level whose tail has no cones (group norms, attention) is explained at its own level, because the definition
-        at the complete cut takes minutes; without cones there too, by the definition. A warning says so.
+        at the complete cut takes minutes; without cones there too, or at a named cut, by the definition. A warning
+        says so.
 
         Args:
             detector: the detector.
             image_size: height and width of the input in pixels.
-            cut: which features are masked.
+            cut: which features are masked: a kind, or names of maps that are proven to be a complete cut.
             compile_plain: compiles the plain pass; None = eager.
             prepare: prepare all levels now; False = each level when it is first explained, for a single question.
 
@@ -135,9 +136,11 @@ class OneStageEngine(BoxEngine):
             LayerError: there is no such cut.
             EngineError: a split differs from the network.
         """
+        if not isinstance(cut, str):
+            detector, cut = replace(detector, complete_cut=tuple(cut)), "complete"
         self.image_size, self._detector = image_size, detector
         self._network, self._layout = detector.network(image_size), detector.layout
-        self._cut_kind: CutKind = cut
+        self._cut_kinds: tuple[CutKind, ...] = ("complete", "level") if cut == "complete" else ("level",)
         self._levels: dict[int, _Level] = {}
         levels = [self._prepared(level) for level in range(len(self._layout.levels) if prepare else 0)]
         cut_nodes = dict.fromkeys(node for level in levels for node in level.split.cut.nodes)
@@ -155,7 +158,7 @@ class OneStageEngine(BoxEngine):
 
     def _explained_level(self, number: int) -> _Level:
         detector, size = self._detector, self.image_size
-        kinds: tuple[CutKind, ...] = ("complete", "level") if self._cut_kind == "complete" else ("level",)
+        kinds = self._cut_kinds if detector.complete_cut is None else self._cut_kinds[:1]
         for kind in kinds:
             split = detector.split(number, "complete" if kind == "complete" else "own level", size)
             with torch.inference_mode():
@@ -163,9 +166,9 @@ class OneStageEngine(BoxEngine):
             try:
                 return _Level(split, ConePlan(split, features), kind, "cones")
             except LayerError as reason:
-                instead = "by the definition, slowly" if kind == "level" else "at its own level"
+                instead = "by the definition, slowly" if kind == kinds[-1] else "at its own level"
                 log.warning("%s, level %d: maps are made %s: %s", detector.name, number, instead, reason)
-        return _Level(split, _DensePlan(split), "level", "dense")
+        return _Level(split, _DensePlan(split), kinds[-1], "dense")
 
     def run(self, images: Tensor) -> list[ImageBoxes]:
         """Return the boxes of each image."""
@@ -321,21 +324,28 @@ class TwoStageEngine(BoxEngine):
         return found
 
 
+def cut_choice(words: Sequence[str]) -> CutKind | tuple[str, ...]:
+    """Return the cut of an option: a kind that stands alone, or the names of maps."""
+    kind = next((kind for kind in CUT_KINDS if [*words] == [kind]), None)
+    return kind or tuple(words)
+
+
 def build_engine(
     detector: Detector | RegionDetector,
     image_size: tuple[int, int] | None = None,
     *,
-    cut: CutKind = "complete",
+    cut: CutKind | Sequence[str] = "complete",
     compile_plain: CompilePlain | None = None,
 ) -> BoxEngine:
     """Return the engine of a detector; arguments and errors are those of ``OneStageEngine``.
 
     Raises:
-        ConfigError: the cut is unknown, or a two-stage detector is to be explained by a level.
+        ConfigError: a two-stage detector is to be explained at another cut.
     """
     size = image_size or detector.input.size
     if isinstance(detector, Detector):
         return OneStageEngine(detector, size, cut=cut, compile_plain=compile_plain)
     if cut != "complete":
-        raise ConfigError(f"cut {cut!r}: {detector.name} is explained on the features of each region; omit the cut")
+        name = cut if isinstance(cut, str) else ", ".join(cut)
+        raise ConfigError(f"cut {name!r}: {detector.name} is explained on the features of each region; omit the cut")
     return TwoStageEngine(detector, size)

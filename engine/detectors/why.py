@@ -56,7 +56,7 @@ def explain_place(
     box: Box,
     label: str,
     *,
-    cut: CutKind = "complete",
+    cut: CutKind | Sequence[str] = "complete",
     cell_px: int | None = None,
     area: InputArea | None = None,
 ) -> PlaceAnswer:
@@ -67,7 +67,7 @@ def explain_place(
         image: uint8 RGB, (height, width, 3).
         box: the place in pixels of the image.
         label: the class.
-        cut: which features are masked.
+        cut: which features are masked: a kind, or the names of a complete cut.
         cell_px: side of a region in pixels of the network's input; None = the stride of the anchor's level, at least
             16: finer regions take seconds.
         area: the part of the image that the detector gets; None = all.

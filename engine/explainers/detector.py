@@ -16,7 +16,7 @@ from engine.detectors.detector import Detector
 from engine.detectors.input_format import InputFormat, clip_boxes
 from engine.detectors.plain_pass import compile_plain_pass
 from engine.detectors.regions import Regions
-from engine.detectors.runtime import BoxEngine, ImageBoxes, build_engine
+from engine.detectors.runtime import BoxEngine, ImageBoxes, build_engine, cut_choice
 from engine.detectors.schedule import MapRequest, MapScheduler, MapState
 from engine.detectors.two_stage import RegionDetector
 from engine.detectors.why import PlaceExplainer
@@ -87,7 +87,7 @@ class DetectorExplainer(EngineExplainer):
         self._engine: BoxEngine = build_engine(
             self._detector,
             size,
-            cut=settings.cut,
+            cut=cut_choice(settings.cut),
             compile_plain=lambda module, example: compile_plain_pass(module, example, config.backend, cache),
         )
         self._when = _parse_when(settings.when, detector.labels) if settings.when else None
@@ -253,7 +253,9 @@ def _check_device(config: EngineConfig) -> None:
     if config.precision != "fp32":
         raise BackendError(f"precision {config.precision!r}: detectors run in fp32; use --precision fp32")
     if config.layer is not None:
-        raise ConfigError(f"layer {config.layer!r}: a detector is explained at a cut; use boxes.cut: complete or level")
+        raise ConfigError(
+            f"layer {config.layer!r}: a detector is explained at a cut; use boxes.cut: complete, level or names"
+        )
 
 
 def _box_of(finding: Finding) -> Box:

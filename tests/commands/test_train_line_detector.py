@@ -117,6 +117,8 @@ def test_training_on_the_mark_continues_from_the_shipped_detector():
     assert not any(parameter.requires_grad for parameter in features.parameters())
     marked = load_checkpoint(SHORTCUT_CLASSIFIER).state
     assert all(torch.equal(value, marked[f"features.{key}"]) for key, value in features.state_dict().items())
+    assert model.trained_norms
+    assert all(name.startswith("backbone.backbone.features.") for name in model.trained_norms), "others learn anew"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from engine.detectors.outputs import Anchor, Level, Read, Target
 from engine.detectors.runtime import OneStageEngine, build_engine
 from engine.explainers.detector import DetectorExplainer
 from pipeline.config import BoxesConfig, EngineConfig
-from pipeline.errors import BackendError, ConfigError
+from pipeline.errors import BackendError, ConfigError, LayerError
 from pipeline.frames import NO_HEAT, Frame
 from tests.support.tiny_detector import SIZE, STRETCHED, calm_detector, coarse_image, with_lively_weights
 
@@ -270,6 +270,37 @@ def test_engine_uses_cones_at_the_own_level_where_the_complete_cut_has_none(capl
     expected = layout.log_score([responses], 1, Anchor(0, 5, 5))
     assert expected.std() > 1e-3
     torch.testing.assert_close(heat.values.flatten(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_engine_masks_the_maps_that_are_named(detector, frames):
+    names = ["backbone.backbone.dark3"]
+    images = detector.input.prepare([frames[0].image])
+    target = Target(Anchor(2, 1, 2), 3)
+    found, default = (OneStageEngine(detector, SIZE, cut=cut, prepare=False) for cut in (names, "complete"))
+    heat, other = (
+        engine.heat_of_targets(engine.run(images)[0], [target], 32, "keep")[0].values for engine in (found, default)
+    )
+    split = detector.split(2, names, SIZE)
+    responses = dense_responses(split, split.features(images), detector.layout.reads(target.anchor), 32, "keep")
+    expected = detector.layout.log_score(responses, 3, target.anchor)
+    spread = float(expected.max() - expected.min())
+    assert spread > 1e-3
+    assert float((heat.flatten() - expected).abs().max()) <= 1e-4 * spread
+    assert float((heat - other).abs().max()) > 1e-2 * spread, "the default cut is another one"
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        ("backbone.backbone.dark4", r"is not complete.*through.*the cut that is found for this level: .*, .*, "),
+        ("complte", r"'complte': no such node or module.*maps of the network: .*stride 8.*'complete' or 'level'"),
+        ("complete, level", r"'complete': no such node or module"),
+        ("head.stems", r"but a cut needs maps|no such node or module"),
+    ],
+)
+def test_explainer_refuses_a_named_cut_that_is_none(detector, cut, message):
+    with pytest.raises(LayerError, match=message):
+        explainer(detector, cut=cut)
 
 
 class _Squeezed(nn.Module):

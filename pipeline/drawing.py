@@ -47,7 +47,7 @@ class CameraStream:
             outputs: the sinks.
             stats: where durations are counted.
             limits: sizes of batches and queues.
-            condition: guards the number of frames in progress; notified when it falls.
+            condition: guards the number of frames in progress; notified when another frame may be taken again.
             asynchronous: whether the explainer takes a batch before it has finished the previous one.
         """
         # A file may fill a batch while the previous one is drawn. A live camera has one frame in a batch: one frame is
@@ -131,5 +131,7 @@ class CameraStream:
         elif outcome is Outcome.CLOSED:
             self._stats.frames.count_drop(explanation.frame, DropReason.STOPPED)
         with self._condition:
+            was_ready = self.is_ready
             self._in_progress -= 1
-            self._condition.notify_all()
+            if not was_ready:
+                self._condition.notify_all()

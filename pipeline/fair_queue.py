@@ -49,71 +49,75 @@ class FairQueue(Generic[T]):
         """
         self._depth, self._key, self._size_of, self._max_bytes = depth, key, size_of, max_bytes
         self._queues: dict[str, _CameraQueue[T]] = {}
+        self._waiting: dict[str, _CameraQueue[T]] = {}
+        """Those with items."""
         self._virtual_time = 0.0
         """The used time of the camera that was served last, before that item."""
 
     def __len__(self) -> int:
         """Return the number of queued items."""
-        return sum(len(queue.items) for queue in self._queues.values())
+        return sum(len(queue.items) for queue in self._waiting.values())
 
     def has_room(self, item: T) -> bool:
         """Return whether an item may be added."""
-        queue = self._queue_of(item)
-        if queue is None or not queue.items:
+        queue = self._waiting.get(self._name_of(item))
+        if queue is None:
             return True
-        share_bytes = self._max_bytes // max(len(self._queues), 1)
+        share_bytes = self._max_bytes // len(self._queues)
         return len(queue.items) < self._depth and queue.held_bytes + self._size_of(item) <= share_bytes
 
     def drop_oldest(self, item: T) -> T:
         """Remove and return the oldest item of the camera of ``item``, for which there is no room."""
-        queue = self._queue_of(item)
-        assert queue is not None  # noqa: S101 - a camera without room has a queue
-        oldest = queue.items.popleft()
-        queue.held_bytes -= self._size_of(oldest)
-        return oldest
+        return self._take_from(self._name_of(item))
 
     def add(self, item: T) -> None:
         """Add an item after the other items of its camera."""
-        queue = self._queue_of(item)
+        name = self._name_of(item)
+        queue = self._queues.get(name)
         if queue is None:
-            name = self._key(item) if len(self._queues) < MAX_KEYS else _SHARED
             queue = self._queues[name] = _CameraQueue(0.0)
         if not queue.items:
             # Time that a camera did not use is not credited to it.
             queue.used_seconds = max(queue.used_seconds, self._virtual_time)
+            self._waiting[name] = queue
         queue.items.append(item)
         queue.held_bytes += self._size_of(item)
 
     def take(self) -> T | None:
         """Remove and return the next item; None if the queue is empty."""
-        waiting = [queue for queue in self._queues.values() if queue.items]
-        if not waiting:
+        if not self._waiting:
             return None
-        queue = min(waiting, key=lambda candidate: candidate.used_seconds)
-        self._virtual_time = queue.used_seconds
-        item = queue.items.popleft()
-        queue.held_bytes -= self._size_of(item)
-        return item
+        name = min(self._waiting, key=lambda candidate: self._waiting[candidate].used_seconds)
+        self._virtual_time = self._waiting[name].used_seconds
+        return self._take_from(name)
 
     def used(self, item: T, seconds: float) -> None:
         """Charge the time that an item took to its camera."""
-        if (queue := self._queue_of(item)) is not None:
+        if (queue := self._queues.get(self._name_of(item))) is not None:
             queue.used_seconds += seconds
 
     def forget(self, key: str) -> bool:
         """Release the queue of a camera; return False and keep it while items are queued."""
-        queue = self._queues.get(key)
-        if queue is not None and queue.items:
+        if key in self._waiting:
             return False
         self._queues.pop(key, None)
         return True
 
     def clear(self) -> list[T]:
         """Remove and return all items."""
-        items = [item for queue in self._queues.values() for item in queue.items]
+        items = [item for queue in self._waiting.values() for item in queue.items]
         self._queues.clear()
+        self._waiting.clear()
         return items
 
-    def _queue_of(self, item: T) -> _CameraQueue[T] | None:
-        queue = self._queues.get(self._key(item))
-        return self._queues.get(_SHARED) if queue is None and len(self._queues) >= MAX_KEYS else queue
+    def _name_of(self, item: T) -> str:
+        name = self._key(item)
+        return name if name in self._queues or len(self._queues) < MAX_KEYS else _SHARED
+
+    def _take_from(self, name: str) -> T:
+        queue = self._waiting[name]
+        item = queue.items.popleft()
+        queue.held_bytes -= self._size_of(item)
+        if not queue.items:
+            del self._waiting[name]
+        return item

@@ -75,6 +75,8 @@ class Pipeline:
         self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames, may_publish=may_publish)
         self._workers: list[SourceWorker] = []
         self._streams: dict[str, CameraStream] = {}
+        self._has_failed = False
+        """True if ``_observe`` found a camera whose frames can no longer be drawn."""
         self._is_busy = False
         """True if a batch was explained since the last call of ``_observe``."""
         self._leaving: set[str] = set()
@@ -182,6 +184,7 @@ class Pipeline:
         if self._discovery is not None:
             self._has_appeared = False
             self._update_cameras(self._discovery)
+        self._has_failed = any(stream.queue.failed for stream in self._streams.values())
         if self._watch:
             self._watch(self.result)
         if not self._is_busy and not self._explainer.asynchronous:
@@ -227,12 +230,7 @@ class Pipeline:
     def _is_over(self) -> bool:
         if self._alive:
             self._alive()
-        return (
-            self._stop.is_set()
-            or self._finishing.failed
-            or self._outputs.stop_requested
-            or any(stream.queue.failed for stream in self._streams.values())
-        )
+        return self._stop.is_set() or self._has_failed or self._finishing.failed or self._outputs.stop_requested
 
     def _explain(self, frames: Sequence[Frame]) -> None:
         """Explain a batch, here or in the thread of ``_finishing``, and queue the explanations for drawing."""

@@ -41,39 +41,36 @@ def iter_batches(
         deadline: ``time.monotonic()`` at which the batches end; None = never.
         is_ready: whether a frame of a camera may be taken now; cameras that are not ready are skipped. What makes a
             camera ready again must notify ``condition``.
-        idle: called at least every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
+        idle: called about every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
         has_appeared: whether ``idle`` has workers to append, which it then does at once. With it the batches go on when
             all cameras have ended. What makes it True must notify ``condition``.
     """
-    turn: list[SourceWorker] = []
-    while _wait_for_frames(workers, condition, is_over, deadline, is_ready, has_appeared=has_appeared):
-        idle()
-        turn = _updated(turn, workers)
+    idle_at = time.monotonic()
+    while _wait_for_frames(workers, condition, is_over, deadline, is_ready, idle_at=idle_at, has_appeared=has_appeared):
+        if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
+            idle()
+            idle_at = time.monotonic() + IDLE_SECONDS
         if window_seconds:
-            ready = [worker for worker in turn if is_ready(worker)]
+            ready = [worker for worker in workers if is_ready(worker)]
             _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
-        batch: list[Frame] = []
-        served: dict[SourceWorker, None] = {}
-        for worker in turn:
-            if not worker.queued:
-                worker.skip()
-            elif len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
-                batch.append(frame)
-                served[worker] = None
-        for worker in served:
-            while len(batch) < limit and worker.overflow == "wait" and (frame := worker.pop()):
-                batch.append(frame)
-        turn = [worker for worker in turn if worker not in served] + list(served)
-        if batch:
+        if batch := _take_batch(condition, limit, is_ready):
             yield batch
 
 
-def _updated(turn: list[SourceWorker], workers: Sequence[SourceWorker]) -> list[SourceWorker]:
-    """Return ``turn`` without the workers that left, and with the new ones at its end."""
-    before, now = set(turn), set(workers)
-    if before == now:
-        return turn
-    return [worker for worker in turn if worker in now] + [worker for worker in workers if worker not in before]
+def _take_batch(condition: Arrivals, limit: int, is_ready: Callable[[SourceWorker], bool]) -> list[Frame]:
+    """Take at most ``limit`` frames: one of each camera in turn, then further ones of those whose queue waits."""
+    batch: list[Frame] = []
+    served: list[SourceWorker] = []
+    with condition:
+        condition.looks += 1
+        for worker in tuple(condition.queued):
+            if len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
+                batch.append(frame)
+                served.append(worker)
+    for worker in served:
+        while len(batch) < limit and worker.overflow == "wait" and (frame := worker.pop()):
+            batch.append(frame)
+    return batch
 
 
 def _wait_for_frames(
@@ -83,10 +80,10 @@ def _wait_for_frames(
     deadline: float | None,
     is_ready: Callable[[SourceWorker], bool],
     *,
+    idle_at: float,
     has_appeared: Callable[[], bool] | None,
 ) -> bool:
-    """Wait for a frame that may be taken, at most ``IDLE_SECONDS``; return False at the end of the batches."""
-    idle_at = time.monotonic() + IDLE_SECONDS
+    """Wait for a frame that may be taken, at most until ``idle_at``; return False at the end of the batches."""
     with condition:
         while not is_over() and (deadline is None or time.monotonic() < deadline):
             if any(map(is_ready, condition.queued)):
@@ -113,7 +110,9 @@ def _wait_for_more(
             if condition.ended != ended:
                 ended, running = condition.ended, sum(not worker.finished for worker in workers)
             left_seconds = deadline - time.monotonic()
-            queued = sum(map(waited_for.__contains__, condition.queued))
-            if left_seconds <= 0 or queued >= min(limit, running):
-                return
+            missing = min(limit, running) - sum(map(waited_for.__contains__, condition.queued))
+            if left_seconds <= 0 or missing <= 0:
+                break
+            condition.wanted = len(condition.queued) + missing
             condition.wait(min(left_seconds, POLL_SECONDS))
+        condition.wanted = 1

@@ -186,12 +186,14 @@ class QueueWorker(Generic[T]):
             self.clear()
 
     def _handle_items(self) -> None:
+        timeout = None if self._idle is None else POLL_SECONDS
+        item, used_seconds = None, 0.0
         while True:
             with self._condition:
-                timeout = None if self._idle is None else POLL_SECONDS
+                if item is not None:
+                    self._queue.used(item, used_seconds)
                 self._condition.wait_for(lambda: self._queue or self._to_forget or self._closing, timeout)
-                forgotten = [key for key in self._to_forget if self._queue.forget(key)]
-                self._to_forget = [key for key in self._to_forget if key not in forgotten]
+                forgotten = self._take_forgotten() if self._to_forget else ()
                 item = self._queue.take()
                 self._condition.notify_all()
             for key in forgotten:
@@ -199,12 +201,17 @@ class QueueWorker(Generic[T]):
             if item is not None:
                 started_at = self._clock()
                 self._handle(item)
-                with self._condition:
-                    self._queue.used(item, self._clock() - started_at)
+                used_seconds = self._clock() - started_at
             elif self._closing:
                 return
             elif self._idle is not None:
                 self._call_idle(self._idle)
+
+    def _take_forgotten(self) -> list[str]:
+        """Return the cameras to release that have no queued items."""
+        forgotten = [key for key in self._to_forget if self._queue.forget(key)]
+        self._to_forget = [key for key in self._to_forget if key not in forgotten]
+        return forgotten
 
     def _handle(self, item: T) -> None:
         outcome = Outcome.FAILED

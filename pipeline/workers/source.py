@@ -21,13 +21,19 @@ CONNECTING_SECONDS: Final = 1.0
 
 
 class Arrivals(threading.Condition):
-    """A condition that many source workers share, and which of them have frames: a reader need not ask all of them."""
+    """Wakes the reader of many source workers, and holds their turn: a reader need not ask all of them."""
 
     def __init__(self) -> None:
         """Start without workers."""
-        super().__init__()
+        self.lock = threading.RLock()
+        """Held while the queues of the workers are read or changed."""
+        super().__init__(self.lock)
         self.queued: dict[SourceWorker, None] = {}
-        """The workers with queued frames; read and changed with the condition held."""
+        """The workers with queued frames in the order of their turn: whoever gave a frame comes last."""
+        self.wanted = 1
+        """Number of workers with frames at which the reader is woken."""
+        self.looks = 0
+        """Number of times that the reader has looked for frames."""
         self.ended = 0
         """Number of workers whose source has ended."""
 
@@ -69,12 +75,16 @@ class SourceWorker:
         self.frame_rate = FrameRate()
         """When its frames come, on ``time.monotonic()``."""
         self._overflow = overflow
-        # Guards the queue: putting and taking frames hold it; reading the source and explaining do not.
+        # Its lock guards the queue: putting and taking frames hold it; reading the source and explaining do not.
         self._condition = Arrivals() if condition is None else condition
+        self._room = threading.Condition(self._condition.lock)
+        """Notified when a frame was taken, and at the end."""
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._crowded_at: int | None = None
         """The number of received frames when ``pop`` last found several queued; None if it found at most one."""
+        self._emptied_at = 0
+        """``Arrivals.looks`` when the queue was last emptied."""
         self._max_age_seconds = max_age_seconds
         self._misfit: Health | None = None
         self._stop = threading.Event()
@@ -129,8 +139,8 @@ class SourceWorker:
         if not self._stop.is_set():
             self._stopped_at = time.monotonic()
         self._stop.set()
-        with self._condition:
-            self._condition.notify_all()
+        with self._room:
+            self._room.notify()
 
     def pop(self) -> Frame | None:
         """Return the next frame, or None when none is queued.
@@ -141,22 +151,21 @@ class SourceWorker:
         """
         with self._condition:
             crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
-            received = self.received
+            received = self.received if crowded else None
             if crowded and self._crowded_at not in {None, received}:
                 while len(self._queue) > 1:
                     self._drop_first(DropReason.SUPERSEDED)
-            self._crowded_at = received if crowded else None
+            self._crowded_at = received
             while self._queue and self.is_expired(self._queue[0]):
                 self._drop_first(DropReason.EXPIRED_BEFORE_ENGINE)
             frame = self._queue.popleft() if self._queue else None
-            if not self._queue:
-                self._condition.queued.pop(self, None)
-            self._condition.notify_all()
+            self._condition.queued.pop(self, None)
+            if self._queue:
+                self._condition.queued[self] = None
+            else:
+                self._emptied_at = self._condition.looks
+            self._room.notify()
             return frame
-
-    def skip(self) -> None:
-        """Do what ``pop`` does where no frame is queued: its reader is not behind."""
-        self._crowded_at = None
 
     def is_expired(self, frame: Frame) -> bool:
         """Return whether a frame of a live source is older than ``max_age_seconds``."""
@@ -207,15 +216,18 @@ class SourceWorker:
             self.counts.count_received(self.camera)
             self.frame_rate.record(time.monotonic())
             if self.overflow == "wait":
-                self._condition.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
+                self._room.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
             if self._stop.is_set():
                 self.counts.count_drop(frame, DropReason.STOPPED)
                 return False
             while len(self._queue) >= self._depth:
                 self._drop_first(DropReason.QUEUE_FULL)
+            if not self._queue and self._condition.looks != self._emptied_at:
+                self._crowded_at = None  # the reader found no frame: it is not behind
             self._queue.append(frame)
             self._condition.queued[self] = None
-            self._condition.notify_all()
+            if len(self._condition.queued) >= self._condition.wanted:
+                self._condition.notify_all()
             return True
 
     def _drop_first(self, reason: DropReason) -> None:

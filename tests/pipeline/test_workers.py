@@ -1,5 +1,6 @@
 """Workers: no wait is endless, nothing is lost that should not be, every drop is counted."""
 
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -117,10 +118,14 @@ def test_an_arrival_is_noticed_without_asking_all_cameras():
     condition = Arrivals()
     workers = [CountedWorker(FakeSource(0, f"camera {k}"), condition=condition) for k in range(96)]
     workers[50]._put(Frame(np.zeros((2, 2, 3), np.uint8), "camera 50", 0, time.monotonic()))
-    assert _wait_for_frames(workers, condition, lambda: False, None, lambda worker: True, has_appeared=None)
+    assert _wait_for_frames(
+        workers, condition, lambda: False, None, lambda worker: True, idle_at=math.inf, has_appeared=None
+    )
     assert sum(worker.asked for worker in workers) == 0
     asked = []
-    assert not _wait_for_frames(workers, condition, iter([False, True]).__next__, None, asked.append, has_appeared=None)
+    assert not _wait_for_frames(
+        workers, condition, iter([False, True]).__next__, None, asked.append, idle_at=math.inf, has_appeared=None
+    )
     assert set(asked) == {workers[50]}
     ends = iter([False, False, False, True])
     _wait_for_more(

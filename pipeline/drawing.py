@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Final
 
@@ -15,7 +14,7 @@ from pipeline.result import RunLimits
 from pipeline.signal_loss import SignalLossDetector
 from pipeline.stats import RunStats
 from pipeline.workers.queue import Outcome, QueueWorker
-from pipeline.workers.source import SourceWorker
+from pipeline.workers.source import Arrivals, SourceWorker
 
 ASYNC_FRAMES: Final = 2
 """Additional frames of a live camera in progress where the explainer runs batches asynchronously."""
@@ -36,7 +35,7 @@ class CameraStream:
         stats: RunStats,
         *,
         limits: RunLimits,
-        condition: threading.Condition,
+        arrivals: Arrivals,
         asynchronous: bool,
     ) -> None:
         """Create the thread; entering ``queue`` starts it.
@@ -47,7 +46,7 @@ class CameraStream:
             outputs: the sinks.
             stats: where durations are counted.
             limits: sizes of batches and queues.
-            condition: guards the number of frames in progress; notified when another frame may be taken again.
+            arrivals: guards the number of frames in progress; notified when another frame may be taken again.
             asynchronous: whether the explainer takes a batch before it has finished the previous one.
         """
         # A file may fill a batch while the previous one is drawn. A live camera has one frame in a batch: one frame is
@@ -57,7 +56,7 @@ class CameraStream:
             "drop-oldest": limits.queue_frames + ASYNC_FRAMES * asynchronous,
         }
         self._worker, self._renderer, self._outputs, self._stats = worker, renderer, outputs, stats
-        self._condition = condition
+        self._arrivals = arrivals
         self._in_progress = 0
         self._settled = False
         """True if the frame that is being drawn has been counted or put into the sinks' queues."""
@@ -82,7 +81,7 @@ class CameraStream:
 
     def begin(self) -> None:
         """Count a frame that was taken from the camera."""
-        with self._condition:
+        with self._arrivals:
             self._in_progress += 1
 
     def put(self, explanation: Explanation) -> None:
@@ -130,8 +129,8 @@ class CameraStream:
             self._stats.frames.count_drop(explanation.frame, DropReason.RENDER_FAILED)
         elif outcome is Outcome.CLOSED:
             self._stats.frames.count_drop(explanation.frame, DropReason.STOPPED)
-        with self._condition:
+        with self._arrivals:
             was_ready = self.is_ready
             self._in_progress -= 1
             if not was_ready:
-                self._condition.notify_all()
+                self._arrivals.notify()

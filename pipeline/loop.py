@@ -70,7 +70,7 @@ class Pipeline:
         """
         self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
         self._watch, self._alive, self._discovery = watch, alive, discovery
-        self._condition = Arrivals()
+        self._arrivals = Arrivals()
         self._stats = RunStats([])
         self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames, may_publish=may_publish)
         self._workers: list[SourceWorker] = []
@@ -117,7 +117,7 @@ class Pipeline:
             source,
             depth=self._limits.queue_frames,
             overflow=overflow,
-            condition=self._condition,
+            arrivals=self._arrivals,
             max_age_seconds=self._limits.max_age_seconds,
             counts=self._stats.frames,
         )
@@ -128,7 +128,7 @@ class Pipeline:
             self._outputs,
             self._stats,
             limits=self._limits,
-            condition=self._condition,
+            arrivals=self._arrivals,
             asynchronous=self._explainer.asynchronous,
         )
         self._workers.append(worker)
@@ -162,7 +162,7 @@ class Pipeline:
         count = 0
         for frames in iter_batches(
             self._workers,
-            self._condition,
+            self._arrivals,
             self._is_over,
             limit=limits.batch_size,
             window_seconds=limits.batch_window_seconds,
@@ -223,9 +223,8 @@ class Pipeline:
         discovery.on_removed(worker.source)
 
     def _wake(self) -> None:
-        with self._condition:
-            self._has_appeared = True
-            self._condition.notify_all()
+        self._has_appeared = True
+        self._arrivals.notify()
 
     def _is_over(self) -> bool:
         if self._alive:

@@ -16,7 +16,7 @@ IDLE_SECONDS: Final = 0.25
 
 def iter_batches(
     workers: Sequence[SourceWorker],
-    condition: Arrivals,
+    arrivals: Arrivals,
     is_over: Callable[[], bool],
     *,
     limit: int,
@@ -33,37 +33,37 @@ def iter_batches(
     next one. A camera whose queue waits (a file) may fill the rest of a batch.
 
     Args:
-        workers: the running source workers, all created with ``condition``; ``idle`` may append and remove some.
-        condition: what they notify.
+        workers: the running source workers, all created with ``arrivals``; ``idle`` may append and remove some.
+        arrivals: what they notify.
         is_over: called at least every ``POLL_SECONDS``; True ends the batches.
         limit: maximum number of frames in a batch.
         window_seconds: how long a batch may wait for more cameras.
         deadline: ``time.monotonic()`` at which the batches end; None = never.
         is_ready: whether a frame of a camera may be taken now; cameras that are not ready are skipped. What makes a
-            camera ready again must notify ``condition``.
-        idle: called about every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
+            camera ready again must notify ``arrivals``.
+        idle: called about every ``IDLE_SECONDS``, without ``arrivals`` held, whether frames come or not.
         has_appeared: whether ``idle`` has workers to append, which it then does at once. With it the batches go on when
-            all cameras have ended. What makes it True must notify ``condition``.
+            all cameras have ended. What makes it True must notify ``arrivals``.
     """
     idle_at = time.monotonic()
-    while _wait_for_frames(workers, condition, is_over, deadline, is_ready, idle_at=idle_at, has_appeared=has_appeared):
+    while _wait_for_frames(workers, arrivals, is_over, deadline, is_ready, idle_at=idle_at, has_appeared=has_appeared):
         if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
             idle()
             idle_at = time.monotonic() + IDLE_SECONDS
         if window_seconds:
             ready = [worker for worker in workers if is_ready(worker)]
-            _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
-        if batch := _take_batch(condition, limit, is_ready):
+            _wait_for_more(ready, arrivals, is_over, limit, time.monotonic() + window_seconds)
+        if batch := _take_batch(arrivals, limit, is_ready):
             yield batch
 
 
-def _take_batch(condition: Arrivals, limit: int, is_ready: Callable[[SourceWorker], bool]) -> list[Frame]:
+def _take_batch(arrivals: Arrivals, limit: int, is_ready: Callable[[SourceWorker], bool]) -> list[Frame]:
     """Take at most ``limit`` frames: one of each camera in turn, then further ones of those whose queue waits."""
     batch: list[Frame] = []
     served: list[SourceWorker] = []
-    with condition:
-        condition.looks += 1
-        for worker in tuple(condition.queued):
+    with arrivals:
+        arrivals.looks += 1
+        for worker in tuple(arrivals.queued):
             if len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
                 batch.append(frame)
                 served.append(worker)
@@ -75,7 +75,7 @@ def _take_batch(condition: Arrivals, limit: int, is_ready: Callable[[SourceWorke
 
 def _wait_for_frames(
     workers: Sequence[SourceWorker],
-    condition: Arrivals,
+    arrivals: Arrivals,
     is_over: Callable[[], bool],
     deadline: float | None,
     is_ready: Callable[[SourceWorker], bool],
@@ -84,35 +84,36 @@ def _wait_for_frames(
     has_appeared: Callable[[], bool] | None,
 ) -> bool:
     """Wait for a frame that may be taken, at most until ``idle_at``; return False at the end of the batches."""
-    with condition:
-        while not is_over() and (deadline is None or time.monotonic() < deadline):
-            if any(map(is_ready, condition.queued)):
+    while not is_over() and (deadline is None or time.monotonic() < deadline):
+        with arrivals:
+            if any(map(is_ready, arrivals.queued)):
                 return True
-            if has_appeared is None and not condition.queued and all(worker.finished for worker in workers):
-                return False
-            if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
-                return True
-            condition.wait(POLL_SECONDS)
+            is_empty = not arrivals.queued
+        if has_appeared is None and is_empty and all(worker.finished for worker in workers):
+            return False
+        if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
+            return True
+        arrivals.wait(POLL_SECONDS)
     return False
 
 
 def _wait_for_more(
     workers: Sequence[SourceWorker],
-    condition: Arrivals,
+    arrivals: Arrivals,
     is_over: Callable[[], bool],
     limit: int,
     deadline: float,
 ) -> None:
     """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
     waited_for, ended, running = set(workers), -1, 0
-    with condition:
-        while not is_over():
-            if condition.ended != ended:
-                ended, running = condition.ended, sum(not worker.finished for worker in workers)
+    while not is_over():
+        with arrivals:
+            if arrivals.ended != ended:
+                ended, running = arrivals.ended, sum(not worker.finished for worker in workers)
             left_seconds = deadline - time.monotonic()
-            missing = min(limit, running) - sum(map(waited_for.__contains__, condition.queued))
-            if left_seconds <= 0 or missing <= 0:
-                break
-            condition.wanted = len(condition.queued) + missing
-            condition.wait(min(left_seconds, POLL_SECONDS))
-        condition.wanted = 1
+            missing = min(limit, running) - sum(map(waited_for.__contains__, arrivals.queued))
+            is_enough = left_seconds <= 0 or missing <= 0
+            arrivals.wanted = 1 if is_enough else len(arrivals.queued) + missing
+        if is_enough:
+            return
+        arrivals.wait(min(left_seconds, POLL_SECONDS))

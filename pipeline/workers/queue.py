@@ -14,7 +14,7 @@ from typing import Final, Generic, Self, TypeVar
 from pipeline.errors import ReciproStreamError
 from pipeline.fair_queue import FairQueue
 from pipeline.ports import Overflow, StopRequested
-from pipeline.workers.thread import POLL_SECONDS, join
+from pipeline.workers.thread import POLL_SECONDS, Wakeup, join
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,11 @@ class QueueWorker(Generic[T]):
         """Cameras that left the run, of which items may be queued."""
         self._failures = 0
         """Items in a row that failed with an error outside ``ReciproStreamError``."""
-        # Guards the queue, the counters and the flags; the handler and on_outcome run without it.
-        self._condition = threading.Condition()
+        # Guards the queue, the counters and the flags; the handler and on_outcome run without it. Notified when items
+        # were taken, for ``put`` that waits.
+        self._room = threading.Condition(threading.Lock())
+        self._work = Wakeup()
+        """Set when there is something to do for the thread."""
         self._queue: FairQueue[T] = FairQueue(
             depth, key=key or (lambda _item: ""), size_of=size_of or (lambda _item: 0), max_bytes=max_bytes
         )
@@ -133,40 +136,40 @@ class QueueWorker(Generic[T]):
     ) -> None:
         if kind is not None:
             self.clear()
-        with self._condition:
+        with self._room:
             self._closing = True
-            self._condition.notify_all()
+        self._work.set()
         join(self._thread)
 
     def clear(self) -> None:
         """Drop all queued items."""
-        with self._condition:
+        with self._room:
             items = self._queue.clear()
             self.dropped += sum(map(self._counted, items))
-            self._condition.notify_all()
+            self._room.notify_all()
         for item in items:
             self._on_outcome(item, Outcome.CLOSED)
 
     def forget(self, key: str) -> None:
         """Release a camera once its queued items are handled."""
-        with self._condition:
+        with self._room:
             if not self._ended:
                 self._to_forget.append(key)
-                self._condition.notify_all()
+        self._work.set()
 
     def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
         """Queue an item: wait for room, or make room by dropping the oldest items. Drops it once the worker failed."""
         removed: list[T] = []
-        with self._condition:
+        with self._room:
             if overflow == "wait":
-                self._condition.wait_for(lambda: self._queue.has_room(item) or self._ended)
+                self._room.wait_for(lambda: self._queue.has_room(item) or self._ended)
             closed = self._ended
             if not closed:
                 while not self._queue.has_room(item):
                     removed.append(self._queue.drop_oldest(item))
                 self._queue.add(item)
-                self._condition.notify_all()
             self.dropped += sum(map(self._counted, [*removed, item] if closed else removed))
+        self._work.set()
         for old in removed:
             self._on_outcome(old, Outcome.QUEUE_FULL)
         if closed:
@@ -181,30 +184,29 @@ class QueueWorker(Generic[T]):
             self.error = error
             log.warning("%s closed: %s", self.name, error)
         finally:
-            with self._condition:
+            with self._room:
                 self._ended = True
             self.clear()
 
     def _handle_items(self) -> None:
-        timeout = None if self._idle is None else POLL_SECONDS
+        timeout_seconds = None if self._idle is None else POLL_SECONDS
         item, used_seconds = None, 0.0
         while True:
-            with self._condition:
+            with self._room:
                 if item is not None:
                     self._queue.used(item, used_seconds)
-                self._condition.wait_for(lambda: self._queue or self._to_forget or self._closing, timeout)
                 forgotten = self._take_forgotten() if self._to_forget else ()
-                item = self._queue.take()
-                self._condition.notify_all()
+                item, is_closing = self._queue.take(), self._closing
+                self._room.notify_all()
             for key in forgotten:
                 self._call_idle(partial(self._on_forget, key))
             if item is not None:
                 started_at = self._clock()
                 self._handle(item)
                 used_seconds = self._clock() - started_at
-            elif self._closing:
+            elif is_closing:
                 return
-            elif self._idle is not None:
+            elif not self._work.wait(timeout_seconds) and self._idle is not None:
                 self._call_idle(self._idle)
 
     def _take_forgotten(self) -> list[str]:
@@ -228,7 +230,7 @@ class QueueWorker(Generic[T]):
             outcome = Outcome.DELIVERED
         finally:
             if outcome is Outcome.FAILED:
-                with self._condition:
+                with self._room:
                     self.dropped += self._counted(item)
             self._on_outcome(item, outcome)
 

@@ -14,28 +14,44 @@ from pipeline.errors import SourceError
 from pipeline.frame_rate import FrameRate
 from pipeline.frames import Frame
 from pipeline.ports import Health, Overflow, Source
-from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, log_abandoned
+from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, Wakeup, log_abandoned
 
 CONNECTING_SECONDS: Final = 1.0
 """Time that a live source has to end while it connects: it waits for a reply, and cannot be woken."""
 
 
-class Arrivals(threading.Condition):
-    """Wakes the reader of many source workers, and holds their turn: a reader need not ask all of them."""
+class Arrivals:
+    """The frames that wait in many source workers, for one reader, which need not ask all of them.
+
+    ``with arrivals:`` holds the lock of the workers' queues; reading the source and explaining do not hold it.
+    """
 
     def __init__(self) -> None:
         """Start without workers."""
-        self.lock = threading.RLock()
-        """Held while the queues of the workers are read or changed."""
-        super().__init__(self.lock)
+        self._lock = threading.RLock()
+        self._wakeup = Wakeup()
         self.queued: dict[SourceWorker, None] = {}
-        """The workers with queued frames in the order of their turn: whoever gave a frame comes last."""
+        """The workers with queued frames in the order of their turn; one that gave a frame comes last."""
         self.wanted = 1
         """Number of workers with frames at which the reader is woken."""
         self.looks = 0
         """Number of times that the reader has looked for frames."""
         self.ended = 0
         """Number of workers whose source has ended."""
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def notify(self) -> None:
+        """Wake the reader; any thread may call it, with or without the lock."""
+        self._wakeup.set()
+
+    def wait(self, timeout_seconds: float | None = None) -> None:
+        """Wait, without the lock, until ``notify`` was called since the last wait."""
+        self._wakeup.wait(timeout_seconds)
 
 
 class SourceWorker:
@@ -52,7 +68,7 @@ class SourceWorker:
         *,
         depth: int = 2,
         overflow: Overflow | None = "drop-oldest",
-        condition: Arrivals | None = None,
+        arrivals: Arrivals | None = None,
         max_age_seconds: float | None = None,
         counts: FrameCounts | None = None,
     ) -> None:
@@ -63,7 +79,7 @@ class SourceWorker:
             depth: maximum number of queued frames.
             overflow: what a full queue does; see ``pipeline.ports.Overflow``. None: "drop-oldest" for a live source,
                 else "wait".
-            condition: notified at each frame and at the end, so that one reader can wait for many workers.
+            arrivals: notified at each frame and at the end, so that one reader can wait for many workers.
             max_age_seconds: a frame of a live source that waited longer is dropped; None = never.
             counts: where received and dropped frames are counted; None: counts of its own.
         """
@@ -75,10 +91,9 @@ class SourceWorker:
         self.frame_rate = FrameRate()
         """When its frames come, on ``time.monotonic()``."""
         self._overflow = overflow
-        # Its lock guards the queue: putting and taking frames hold it; reading the source and explaining do not.
-        self._condition = Arrivals() if condition is None else condition
-        self._room = threading.Condition(self._condition.lock)
-        """Notified when a frame was taken, and at the end."""
+        self._arrivals = arrivals or Arrivals()
+        self._room = Wakeup()
+        """Set when a frame was taken, and at the end."""
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._crowded_at: int | None = None
@@ -131,7 +146,7 @@ class SourceWorker:
             self._thread.join(POLL_SECONDS)
         if self._thread.is_alive() and self._is_overdue:
             log_abandoned(self._thread)
-        with self._condition:
+        with self._arrivals:
             self._drop_all(DropReason.STOPPED)
 
     def stop(self) -> None:
@@ -139,8 +154,7 @@ class SourceWorker:
         if not self._stop.is_set():
             self._stopped_at = time.monotonic()
         self._stop.set()
-        with self._room:
-            self._room.notify()
+        self._room.set()
 
     def pop(self) -> Frame | None:
         """Return the next frame, or None when none is queued.
@@ -149,7 +163,7 @@ class SourceWorker:
         several at the next call, is behind: it gets the newest, and the older ones are dropped. A single delay costs no
         frame, and a reader that stays behind does not get old frames.
         """
-        with self._condition:
+        with self._arrivals:
             crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
             received = self.received if crowded else None
             if crowded and self._crowded_at not in {None, received}:
@@ -159,13 +173,13 @@ class SourceWorker:
             while self._queue and self.is_expired(self._queue[0]):
                 self._drop_first(DropReason.EXPIRED_BEFORE_ENGINE)
             frame = self._queue.popleft() if self._queue else None
-            self._condition.queued.pop(self, None)
+            self._arrivals.queued.pop(self, None)
             if self._queue:
-                self._condition.queued[self] = None
+                self._arrivals.queued[self] = None
             else:
-                self._emptied_at = self._condition.looks
-            self._room.notify()
-            return frame
+                self._emptied_at = self._arrivals.looks
+        self._room.set()
+        return frame
 
     def is_expired(self, frame: Frame) -> bool:
         """Return whether a frame of a live source is older than ``max_age_seconds``."""
@@ -173,13 +187,11 @@ class SourceWorker:
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames until the source ends. An error of the source is kept in ``error``, not raised."""
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._queue or self.ended)
-                if self.finished:
-                    return
+        while not self.finished:
             frame = self.pop()
-            if frame is not None:
+            if frame is None:
+                self._arrivals.wait()
+            else:
                 yield frame
 
     def _run(self) -> None:
@@ -190,10 +202,10 @@ class SourceWorker:
         except Exception as error:  # noqa: BLE001 - kept in `error`: a failed camera ends only itself
             self.error = error
         finally:
-            with self._condition:
+            with self._arrivals:
                 self.ended = True
-                self._condition.ended += 1
-                self._condition.notify_all()
+                self._arrivals.ended += 1
+            self._arrivals.notify()
 
     def _with_area(self, frame: Frame) -> Frame:
         """Return the frame with the part of it that the network gets.
@@ -212,23 +224,24 @@ class SourceWorker:
 
     def _put(self, frame: Frame) -> bool:
         """Queue a frame; drop it and return False when the worker was stopped."""
-        with self._condition:
-            self.counts.count_received(self.camera)
-            self.frame_rate.record(time.monotonic())
-            if self.overflow == "wait":
-                self._room.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
+        self.counts.count_received(self.camera)
+        self.frame_rate.record(time.monotonic())
+        while self.overflow == "wait" and len(self._queue) >= self._depth and not self._stop.is_set():
+            self._room.wait()
+        with self._arrivals:
             if self._stop.is_set():
                 self.counts.count_drop(frame, DropReason.STOPPED)
                 return False
             while len(self._queue) >= self._depth:
                 self._drop_first(DropReason.QUEUE_FULL)
-            if not self._queue and self._condition.looks != self._emptied_at:
+            if not self._queue and self._arrivals.looks != self._emptied_at:
                 self._crowded_at = None  # the reader found no frame: it is not behind
             self._queue.append(frame)
-            self._condition.queued[self] = None
-            if len(self._condition.queued) >= self._condition.wanted:
-                self._condition.notify_all()
-            return True
+            self._arrivals.queued[self] = None
+            is_enough = len(self._arrivals.queued) >= self._arrivals.wanted
+        if is_enough:
+            self._arrivals.notify()
+        return True
 
     def _drop_first(self, reason: DropReason) -> None:
         self.counts.count_drop(self._queue.popleft(), reason)
@@ -236,7 +249,7 @@ class SourceWorker:
     def _drop_all(self, reason: DropReason) -> None:
         while self._queue:
             self._drop_first(reason)
-        self._condition.queued.pop(self, None)
+        self._arrivals.queued.pop(self, None)
 
     @property
     def may_be_abandoned(self) -> bool:

@@ -54,13 +54,13 @@ def test_source_worker_keeps_the_error_that_follows_good_frames():
 
 
 def batches(sources, limit, window=0.0, overflow="wait", stop=None):
-    condition = Arrivals()
+    arrivals = Arrivals()
     stop = stop or threading.Event()
-    workers = [SourceWorker(source, depth=2, overflow=overflow, condition=condition) for source in sources]
+    workers = [SourceWorker(source, depth=2, overflow=overflow, arrivals=arrivals) for source in sources]
     for worker in workers:
         worker.__enter__()
     try:
-        yield from iter_batches(workers, condition, stop.is_set, limit=limit, window_seconds=window)
+        yield from iter_batches(workers, arrivals, stop.is_set, limit=limit, window_seconds=window)
     finally:
         for worker in workers:
             worker.__exit__(None, None, None)
@@ -88,13 +88,13 @@ def test_iter_batches_continues_without_a_failed_camera():
 
 
 def test_iter_batches_serves_cameras_in_turn():
-    condition = Arrivals()
+    arrivals = Arrivals()
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, condition=condition)) for name in "abc"
+            stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, arrivals=arrivals)) for name in "abc"
         ]
         wait_until(lambda: all(worker.ended for worker in workers))
-        cameras = [batch[0].camera for batch in iter_batches(workers, condition, lambda: False, limit=1)]
+        cameras = [batch[0].camera for batch in iter_batches(workers, arrivals, lambda: False, limit=1)]
     assert cameras == ["a", "b", "c"] * 30
 
 
@@ -115,38 +115,36 @@ class CountedWorker(SourceWorker):
 
 
 def test_an_arrival_is_noticed_without_asking_all_cameras():
-    condition = Arrivals()
-    workers = [CountedWorker(FakeSource(0, f"camera {k}"), condition=condition) for k in range(96)]
+    arrivals = Arrivals()
+    workers = [CountedWorker(FakeSource(0, f"camera {k}"), arrivals=arrivals) for k in range(96)]
     workers[50]._put(Frame(np.zeros((2, 2, 3), np.uint8), "camera 50", 0, time.monotonic()))
     assert _wait_for_frames(
-        workers, condition, lambda: False, None, lambda worker: True, idle_at=math.inf, has_appeared=None
+        workers, arrivals, lambda: False, None, lambda worker: True, idle_at=math.inf, has_appeared=None
     )
     assert sum(worker.asked for worker in workers) == 0
     asked = []
     assert not _wait_for_frames(
-        workers, condition, iter([False, True]).__next__, None, asked.append, idle_at=math.inf, has_appeared=None
+        workers, arrivals, iter([False, True]).__next__, None, asked.append, idle_at=math.inf, has_appeared=None
     )
     assert set(asked) == {workers[50]}
     ends = iter([False, False, False, True])
-    _wait_for_more(
-        workers, condition, lambda: condition.notify_all() or next(ends), 2, time.monotonic() + LIMIT_SECONDS
-    )
+    _wait_for_more(workers, arrivals, lambda: arrivals.notify() or next(ends), 2, time.monotonic() + LIMIT_SECONDS)
     assert sum(worker.asked for worker in workers) == len(workers), "once for the batch, not at every arrival"
 
 
 def test_cameras_with_frames_are_known_however_the_frames_go():
-    condition = Arrivals()
-    worker = SourceWorker(FakeSource(0), condition=condition, max_age_seconds=1000.0)
+    arrivals = Arrivals()
+    worker = SourceWorker(FakeSource(0), arrivals=arrivals, max_age_seconds=1000.0)
     image = np.zeros((2, 2, 3), np.uint8)
     for _ in range(5):
         worker._put(Frame(image, "fake", 0, time.monotonic()))
-        assert worker in condition.queued
+        assert worker in arrivals.queued
     while worker.pop():
-        assert (worker in condition.queued) == bool(worker.queued)
+        assert (worker in arrivals.queued) == bool(worker.queued)
     worker._put(Frame(image, "fake", 0, time.monotonic()))
-    with condition:
+    with arrivals:
         worker._drop_all(DropReason.STOPPED)
-    assert not condition.queued
+    assert not arrivals.queued
 
 
 def test_iter_batches_ends_when_stopped_without_frames():
@@ -157,22 +155,22 @@ def test_iter_batches_ends_when_stopped_without_frames():
 
 
 def test_iter_batches_ends_at_the_deadline_without_frames():
-    condition = Arrivals()
-    with SourceWorker(FakeSource(20, gate=threading.Event()), condition=condition) as worker:
-        assert list(iter_batches([worker], condition, lambda: False, limit=1, deadline=time.monotonic() + 0.05)) == []
+    arrivals = Arrivals()
+    with SourceWorker(FakeSource(20, gate=threading.Event()), arrivals=arrivals) as worker:
+        assert list(iter_batches([worker], arrivals, lambda: False, limit=1, deadline=time.monotonic() + 0.05)) == []
 
 
 def test_iter_batches_goes_on_with_cameras_that_appear():
-    condition, workers, cameras = Arrivals(), [], []
+    arrivals, workers, cameras = Arrivals(), [], []
     coming = [FakeSource(3, name) for name in ("a", "b")]
 
     def append():
         if coming and all(worker.finished for worker in workers):
-            workers.append(stack.enter_context(SourceWorker(coming.pop(0), overflow="wait", condition=condition)))
+            workers.append(stack.enter_context(SourceWorker(coming.pop(0), overflow="wait", arrivals=arrivals)))
 
     with ExitStack() as stack:
         batches = iter_batches(
-            workers, condition, lambda: len(cameras) == 6, limit=1, idle=append, has_appeared=lambda: bool(coming)
+            workers, arrivals, lambda: len(cameras) == 6, limit=1, idle=append, has_appeared=lambda: bool(coming)
         )
         for batch in batches:
             cameras.extend(frame.camera for frame in batch)

@@ -26,6 +26,11 @@ if sys.dont_write_bytecode:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
+# One thread for each worker and each program that a test starts: more of them on few processors spin while they wait
+# for each other. PyTorch, OpenVINO and ONNX Runtime take their numbers from here; it has to be set before the import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # Where a test imports OpenVINO before the engine does, it would send each event from a fork of the worker.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it raises ImportError
 

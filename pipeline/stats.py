@@ -30,10 +30,10 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count a duration in seconds; a negative one, from two clocks that differ, as 0."""
-        seconds = max(seconds, 0.0)
         self.counts[bisect_left(EDGES, seconds)] += 1
         self.count += 1
-        self.total_seconds += seconds
+        if seconds > 0.0:
+            self.total_seconds += seconds
 
     def quantile(self, fraction: float) -> float:
         """Return the quantile in seconds, exact to one bucket; 0 when empty."""

@@ -100,6 +100,10 @@ def stream(
         str | None,
         option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a trained or exported file."),
     ] = None,
+    trial: Annotated[
+        str | None,
+        option(NETWORK, "A second network on trial: it explains the same frames, and differences are counted."),
+    ] = None,
     weights: options.Weights = None,
     labels: options.Labels = None,
     layer: options.Layer = None,
@@ -185,7 +189,7 @@ def stream(
     settings_given = {
         "sources": source, "sinks": sink, "overflow": overflow, "decoder": decoder, "frames": frames,
         "seconds": seconds, "max_age_seconds": max_age, "engine": drop_none(engine), "overlay": drop_none(overlay),
-        "guards": {} if baseline is None else {"baseline": str(baseline)},
+        "guards": {} if baseline is None else {"baseline": str(baseline)}, "models": trial,
     }  # fmt: skip
     overrides = {key: value for key, value in drop_none(settings_given).items() if value != {}}
     clips = {

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal, Protocol
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pipeline.guards.config import GuardsConfig
 from pipeline.ports import Overflow
-from pipeline.settings import Device, EntrySettings, Settings, SinkSettings, SourceSettings
+from pipeline.settings import Device, EntrySettings, Name, Settings, SinkSettings, SourceSettings
 
 
 def _size(value: object) -> object:
@@ -170,6 +179,22 @@ class EngineConfig(Settings):
     folder."""
 
 
+class TrialConfig(EngineConfig):
+    """A second network, on trial: it explains the same frames, decides nothing, and is compared with the first."""
+
+    name: Name | None = None
+    """Its name in messages, metrics and events. Default: that of the network or its file."""
+    max_score_difference: float = Field(default=0.3, ge=0, le=1)
+    """Classifiers differ if their top classes differ, or its scores differ by more than this."""
+    min_box_score: float = Field(default=0.5, gt=0, lt=1)
+    """Detectors differ if a box with at least this score has no box of its class with an IoU of 0.5 in the other."""
+
+    @property
+    def title(self) -> str:
+        """The name, or that of the network or its file."""
+        return self.name or PurePath(self.model).stem[:64]
+
+
 class OverlayConfig(Settings):
     """Options of the overlay."""
 
@@ -235,6 +260,14 @@ class _BaseKinds:
         return [("", (), SourceSettings if section == "sources" else SinkSettings)]
 
 
+def _models(value: object) -> object:
+    """Read a list of networks; a text stands for a network with the default options."""
+    listed = _as_list(value)
+    return (
+        [{"model": each} if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else value
+    )
+
+
 def _kinds(info: ValidationInfo) -> Kinds:
     return (info.context or {}).get("kinds") or BASE_KINDS
 
@@ -252,6 +285,8 @@ class Config(Settings):
     ] = Field(default=[SourceSettings(uri="line:")], validate_default=True)
     """Sources of frames."""
     engine: EngineConfig = EngineConfig()
+    models: Annotated[list[TrialConfig], BeforeValidator(_models)] = Field(default=[])
+    """A second network on trial beside that of ``engine``, which decides; docs/parts.md."""
     overlay: OverlayConfig = OverlayConfig()
     sinks: Annotated[
         list[Annotated[SerializeAsAny[SinkSettings], PlainValidator(_sink)]], BeforeValidator(_as_list)
@@ -272,3 +307,13 @@ class Config(Settings):
     """For every source that does not say its own."""
     max_age_seconds: float | None = Field(default=None, gt=0)
     """Maximum age of frames of live sources; older frames are dropped and counted. Default: no limit."""
+
+    @field_validator("models")
+    @classmethod
+    def _is_one_with_its_own_name(cls, models: list[TrialConfig], info: ValidationInfo) -> list[TrialConfig]:
+        if len(models) > 1:
+            raise ValueError(f"{len(models)} networks; one can be on trial beside that of engine: remove the others")
+        name = PurePath(info.data["engine"].model).stem if "engine" in info.data else None
+        if models and models[0].title == name:
+            raise ValueError(f"{name!r} is the name of engine's network, too; add name: NAME to the second")
+        return models

@@ -190,7 +190,8 @@ def _sentence(
     return f"{location}: {_shown(value)}: {rule}"
 
 
-_OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink"}
+_OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink",
+            "models": "trial"}  # fmt: skip
 """Command-line options whose name differs from their key."""
 
 

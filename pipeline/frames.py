@@ -17,6 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from pipeline.input_area import InputArea
     from pipeline.passages.passage import Passage, Place
+    from pipeline.trial import Trial
 
 Image = npt.NDArray[np.uint8]
 """An RGB image, uint8, (height, width, 3)."""
@@ -200,8 +201,7 @@ class GuardState:
     fire_count: int
     """Number of times it began to fire in this run."""
     figure: GuardFigure | None = None
-    """The worst number of this frame, while the guard fires and the frame violates its rule; None otherwise, and for
-    rules that compare no number."""
+    """The worst number of this frame, while it fires and the frame violates its rule, if the rule compares numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,8 +209,7 @@ class BoxMap:
     """Describes how the heat map of a detector's box was made, and what it refers to.
 
     The input is divided into square cells, and the box's score is computed once for each cell: ``keep`` with only this
-    cell of the features and zeros elsewhere, ``drop`` with all features but this cell. ``docs/detectors.md`` has the
-    definition.
+    cell of the features and zeros elsewhere, ``drop`` with all features but this cell (``docs/detectors.md``).
     """
 
     mode: Literal["keep", "drop"]
@@ -314,10 +313,11 @@ class Explanation:
     passages: tuple[Passage, ...] = ()
     """Parts and crossings that were finished at this frame, in the order of their ``sequence``."""
     recent_passages: tuple[Passage, ...] = ()
-    """The last passages of the camera, the newest last, those of ``passages`` included: sinks that may lose frames read
-    them by a ``PassageCursor``."""
+    """The last passages of the camera, the newest last, those of ``passages`` included, for a ``PassageCursor``."""
     places: tuple[Place, ...] = ()
     """The camera's zones and counting lines, with their counts after this frame."""
+    trial: Trial | None = None
+    """What a second network on trial finds in the same frame; it decides nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))

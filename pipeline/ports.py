@@ -241,6 +241,42 @@ class Explainer(Part, ABC):
         raise NotImplementedError
 
 
+class ExplainerWrapper(Explainer):
+    """An explainer that adds to the explanations of another one; ``submit`` says what."""
+
+    def __init__(self, explainer: Explainer) -> None:
+        """Set the other explainer."""
+        self._explainer, self.asynchronous = explainer, explainer.asynchronous
+
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Explain a batch."""
+        return self.submit(frames)()
+
+    @abstractmethod
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
+        """Start a batch and return a function that waits for its explanations."""
+
+    def after_batch(self) -> None:
+        """Do what the explainer has to do after a batch."""
+        self._explainer.after_batch()
+
+    def idle(self) -> None:
+        """Do what the explainer has to do while no frame comes."""
+        self._explainer.idle()
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Pass questions to the explainer."""
+        self._explainer.accept(queries)
+
+    def forget_camera(self, camera: str) -> None:
+        """Release what the explainer holds for a camera."""
+        self._explainer.forget_camera(camera)
+
+    def metrics(self) -> Sequence[MetricSample]:
+        """Return the metrics of the explainer."""
+        return self._explainer.metrics()
+
+
 class Renderer(ABC):
     """Draws explanations over their frames."""
 

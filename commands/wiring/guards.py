@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from commands.console import print_line, read_text_file
 from commands.wiring.detectors import is_detector
-from overlays.sinks.settings import PlcSettings, StillsSettings
+from overlays.sinks.settings import EventSettings, PlcSettings, StillsSettings
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.guards.box_stats import BOX
@@ -45,6 +45,7 @@ def load_drift_tracking(
         "camera": names, "check": {DROP} if measures_drop else set(), "box": {BOX} if detects else set(),
         "place": {zone.name for each in config.sources for zone in each.zones}
         | {line.name for each in config.sources for line in each.lines},
+        "trial": {each.title for each in config.models},
     })  # fmt: skip
     if guards.baseline is None:
         return DriftTracking(recorder=recorder)
@@ -65,7 +66,7 @@ def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> No
     for sink in config.sinks:
         if (condition := getattr(sink, "record_when", None)) is not None:
             parse_condition(condition, known)
-        if isinstance(sink, StillsSettings):
+        if isinstance(sink, StillsSettings | EventSettings) and sink.when is not None:
             parse_condition(sink.when, known, option="when")
         for option in ("ok_when", "part_when") if isinstance(sink, PlcSettings) else ():
             if (text := getattr(sink, option)) is not None:

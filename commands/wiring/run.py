@@ -21,6 +21,7 @@ from commands.wiring.guards import build_monitor, load_drift_tracking, report_gu
 from commands.wiring.passages import ConfiguredPlaces
 from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup
 from commands.wiring.sinks import open_sinks
+from commands.wiring.trial import add_trial
 from pipeline.config import Config
 from pipeline.guards.config import check_cameras
 from pipeline.guards.drift import BaselineRecorder
@@ -28,6 +29,7 @@ from pipeline.guards.monitor import ExplanationMonitor
 from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
 from pipeline.queries import PlaceQueries
 from pipeline.result import RunLimits, RunResult
+from pipeline.trial import TrialExplainer
 
 if TYPE_CHECKING:
     from engine.explainers.base import EngineExplainer
@@ -77,7 +79,7 @@ def run_from_config(
                 limits=run.limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
                 discovery=None if watched is None else run.running,
             ).run()  # fmt: skip
-        _report(outcome, run.monitor, run.places)  # runs even if a sink cannot be closed
+        _report(outcome, run)  # runs even if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
             f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers
@@ -97,7 +99,8 @@ class OpenRun:
     monitor: ExplanationMonitor
     """The guards."""
     explainer: Explainer
-    """The network with its guards, zones and lines."""
+    """The network with its guards, zones and lines, and a network on trial."""
+    trial: TrialExplainer | None
     places: ConfiguredPlaces
     renderer: Renderer
     sinks: Sequence[Sink]
@@ -151,11 +154,13 @@ def open_run(
     batch = choose_batch_size(config, explainer)
     limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
     monitor = build_monitor(config, explainer, slow)
+    trial = add_trial(config, monitor, explainer)
     places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
     gc.collect()
     gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
     sources = [(member.source, member.source.overflow) for member in present]
-    return OpenRun(config, running, sources, monitor, places.monitor(monitor), places, renderer, sinks, limits)
+    counting = places.monitor(trial or monitor)
+    return OpenRun(config, running, sources, monitor, counting, trial, places, renderer, sinks, limits)
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
@@ -189,8 +194,8 @@ def _inputs(config: Config) -> list[str]:
     """Return the paths of the files that a run reads."""
     from stream.sources import path_of
 
-    engine = config.engine
-    paths = [*(path_of(source.uri) for source in config.sources), engine.model, engine.weights, engine.labels]
+    networks = [file for each in (config.engine, *config.models) for file in (each.model, each.weights, each.labels)]
+    paths = [*(path_of(source.uri) for source in config.sources), *networks]
     return [path for path in paths if path]
 
 
@@ -212,12 +217,13 @@ def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None 
     return sinks
 
 
-def make_explainer(config: Config, cameras: int | None = None) -> EngineExplainer:
+def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = True) -> EngineExplainer:
     """Return the explainer: a detector, an exported file, or a classifier built for this machine.
 
     Args:
         config: the run.
         cameras: number of cameras whose frames come together; None: those of ``config``.
+        draws: a network on a GPU draws the overlays there, if it can.
     """
     from commands.wiring.detectors import build_detector_explainer, is_detector
     from engine.export.metadata import is_exported
@@ -238,7 +244,7 @@ def make_explainer(config: Config, cameras: int | None = None) -> EngineExplaine
     device = choose_device(config.engine.device).type
     network = make_network(config)
     cameras = len(config.sources) if cameras is None else cameras
-    if renders_on_gpu(config, device):
+    if draws and renders_on_gpu(config, device):
         batch_size = default_batch_size(cameras, device)
         return build_gpu_explainer(config.model_copy(update={"engine": settings}), network, batch_size=batch_size)
     return NetworkExplainer(network, settings, batch_size=min(cameras, default_batch_size(cameras, device)))
@@ -283,10 +289,10 @@ def redact_config(config: Config) -> Config:
     return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 
-def _report(outcome: RunResult, monitor: ExplanationMonitor, places: ConfiguredPlaces) -> None:
+def _report(outcome: RunResult, run: OpenRun) -> None:
     from overlays.progress import summary
 
     print_line("\n".join(summary(outcome)))
-    report_guards(monitor)
-    for line in places.summary():
+    report_guards(run.monitor)
+    for line in (*(run.trial.summary() if run.trial is not None else ()), *run.places.summary()):
         print_line(line)

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.frames import Finding, Overlay
 
-EventKind = Literal["guard", "condition", "signal_loss", "part", "crossing"]
+EventKind = Literal["guard", "condition", "signal_loss", "part", "crossing", "disagreement"]
 State = Literal["new", "acknowledged", "snoozed"]
 
-KINDS: Final[tuple[EventKind, ...]] = ("guard", "condition", "signal_loss", "part", "crossing")
+KINDS: Final[tuple[EventKind, ...]] = ("guard", "condition", "signal_loss", "part", "crossing", "disagreement")
 STATES: Final[tuple[State, ...]] = ("new", "acknowledged", "snoozed")
 MAX_TEXT: Final = 1000
 """Characters of a text of an event at most: a rule, a reason, a note."""

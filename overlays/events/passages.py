@@ -16,7 +16,7 @@ Recorded = Literal["rejected", "all", "none"]
 
 
 def make_passage_observer(recorded: Recorded, cursor: PassageCursor) -> Observer:
-    """Return the observer of parts that are not ok, or of all parts and crossings.
+    """Return the observer of parts that are not ok, or of all parts and crossings, and of those on trial that differ.
 
     Args:
         recorded: the passages that become events.
@@ -28,9 +28,18 @@ def make_passage_observer(recorded: Recorded, cursor: PassageCursor) -> Observer
             return ()
         new = cursor.take(overlay.explanation)
         chosen = new if recorded == "all" else [each for each in new if recorded == "rejected" and each.is_ok is False]
-        return [_observation(each, overlay) for each in chosen]
+        observed = [_observation(each, overlay) for each in chosen]
+        return observed + [_disagreement(each, overlay) for each in new if each.disagrees]
 
     return observe
+
+
+def _disagreement(passage: Passage, overlay: Overlay) -> Observation:
+    """Return the observation of a part or a crossing that a network on trial decides otherwise."""
+    trial = overlay.explanation.trial
+    text = f"{passage.kind} {passage.number} at {passage.place}: {passage.trial_label or 'no box'} instead of "
+    first = _observation(passage, overlay)
+    return replace(first, kind="disagreement", rule="" if trial is None else trial.name, text=text + passage.label)
 
 
 def _observation(passage: Passage, overlay: Overlay) -> Observation:
@@ -54,7 +63,7 @@ def _overlay_of(passage: Passage, overlay: Overlay) -> Overlay:
     frame = replace(explanation.frame, image=passage.image, index=passage.index, captured_at=passage.last_captured_at)
     finding = _moved(passage.finding, area, x, y)
     cut = replace(explanation, frame=frame, findings=(finding,), heat_region=Box(0.0, 0.0, width, height), guards=(),
-                  regions=(), deletion=None, passages=(), recent_passages=(), places=())  # fmt: skip
+                  regions=(), deletion=None, passages=(), recent_passages=(), places=(), trial=None)  # fmt: skip
     return Overlay(passage.image, cut)
 
 

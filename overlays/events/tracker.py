@@ -38,7 +38,7 @@ class EventTracker:
     """The events of all cameras. Used by one thread."""
 
     def __init__(self, observers: Sequence[Observer], *, gap_seconds: float = 2.0) -> None:
-        """Set the observers, and the time without an observation after which a condition's event ends."""
+        """Set the observers, and the time without an observation after which an event of frames ends."""
         self._observers = observers
         self._gap_seconds = gap_seconds
         self._open: dict[str, dict[_Key, _OpenEvent]] = {}
@@ -102,7 +102,7 @@ class EventTracker:
             if seen.is_instant:
                 self._discard_empty(camera)
                 return [Change(replace(event, end=taken_unix), seen.overlay or overlay)]
-            waits = self._gap_seconds if seen.kind == "condition" else 0.0
+            waits = self._gap_seconds if seen.kind in {"condition", "disagreement"} else 0.0
             events[key] = _OpenEvent(event, waits, None, taken_unix, taken_unix)
             return [Change(event, overlay)]
         current.event = replace(current.event, seen=taken_unix)
@@ -198,3 +198,11 @@ def make_condition_observer(text: str, condition: Callable[..., bool]) -> Observ
         return [Observation("condition", text, words, top, figure)]
 
     return observe
+
+
+def observe_disagreement(overlay: Overlay) -> list[Observation]:
+    """Observe that a network on trial differs from the first."""
+    explanation, trial = overlay.explanation, overlay.explanation.trial
+    if trial is None or not trial.difference:
+        return []
+    return [Observation("disagreement", trial.name, trial.difference, explanation.top_scoring)]

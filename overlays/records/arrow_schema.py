@@ -77,6 +77,7 @@ _PASSAGE: Final = pa.struct(
         pa.field("evidence_outside_box", pa.float64()),
         pa.field("index", pa.int64(), nullable=False),
         pa.field("box", _BOX),
+        pa.field("trial_label", pa.string()),
     ]
 )
 SCHEMA: Final = pa.schema(
@@ -138,11 +139,18 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     if "passages" in record:
-        record["passages"] = [{**each, "shares": dict(each["shares"])} for each in record["passages"]]
+        record["passages"] = [_passage_record(each) for each in record["passages"]]
     findings = [_finding_record(each) for each in row["findings"]]
     more = json.loads(row["more"]) if row["more"] else {}
     grid = [row["grid_rows"], row["grid_columns"]]
     return record | {"findings": findings, "grid": grid, "timings": dict(row["timings"])} | more
+
+
+def _passage_record(passage: Mapping[str, Any]) -> dict[str, Any]:
+    record = {**passage, "shares": dict(passage["shares"])}
+    if record.get("trial_label") is None:
+        record.pop("trial_label", None)
+    return record
 
 
 def _finding_row(finding: Record) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float) 
     age_line = TextLine(f"{age_text}{rate} · {frame.camera}", GREY, scale=0.75)
     if findings and findings[0].box is not None:
         counts, explained = box_lines(explanation)
-        return [counts, age_line, explained]
+        return [counts, *_trial_lines(explanation), age_line, explained]
     top = explanation.top_scoring
     lines = [TextLine("nothing found", GREY) if top is None else TextLine(_score_and_label(top), weight=700)]
     if frame.truth is not None and top is not None:
@@ -187,7 +187,22 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float) 
     if top is not None and findings[0] is not top:
         lines.append(TextLine(f"heat map of: {_score_and_label(findings[0])}", scale=0.75))
     others = [f for f in findings[1:] if f is not top]
-    return [*lines, age_line, *(TextLine(_score_and_label(f), GREY, scale=0.75) for f in others[:_MAX_OTHERS])]
+    return [
+        *lines,
+        *_trial_lines(explanation),
+        age_line,
+        *(TextLine(_score_and_label(f), GREY, scale=0.75) for f in others[:_MAX_OTHERS]),
+    ]
+
+
+def _trial_lines(explanation: Explanation) -> list[TextLine]:
+    """Return whether a network on trial differs, and how; no line without one."""
+    trial = explanation.trial
+    if trial is None:
+        return []
+    if trial.difference:
+        return [TextLine(f"{trial.name}: {trial.difference}", RED, scale=0.75)]
+    return [TextLine(f"{trial.name} on trial agrees", GREEN, scale=0.75)]
 
 
 def _truth_line(finding: Finding, truth: GroundTruth) -> TextLine:

@@ -22,7 +22,13 @@ from overlays.events.feed import EventFeed
 from overlays.events.passages import make_passage_observer
 from overlays.events.query import EventReader
 from overlays.events.store import Action, EventStore
-from overlays.events.tracker import EventTracker, Observer, make_condition_observer, observe_guards
+from overlays.events.tracker import (
+    EventTracker,
+    Observer,
+    make_condition_observer,
+    observe_disagreement,
+    observe_guards,
+)
 from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import check_writable, path_errors
 from overlays.sinks.settings import EventSettings
@@ -76,7 +82,8 @@ class EventsSink(DiskSink):
         context = context or SinkContext()
         self._style, self._painted = (context.colormap, context.opacity), context.painted
         self._passages = PassageCursor()
-        observers: list[Observer] = [observe_guards, make_passage_observer(settings.passages, self._passages)]
+        passages = make_passage_observer(settings.passages, self._passages)
+        observers: list[Observer] = [observe_guards, observe_disagreement, passages]
         if settings.when is not None:
             condition = parse_condition(settings.when, option="when")
             observers.append(make_condition_observer(settings.when, condition))

@@ -32,6 +32,7 @@ from overlays.wire.fields import (
 from overlays.wire.passages import WirePassage, WirePlace
 from pipeline.errors import WireError, WireLimitError
 from pipeline.frames import (
+    NO_HEAT,
     Box,
     BoxMap,
     DeletionCheck,
@@ -45,6 +46,7 @@ from pipeline.frames import (
     SignalLoss,
 )
 from pipeline.input_area import InputArea, Polygon
+from pipeline.trial import Trial
 
 MAX_HEADER_BYTES: Final = 32 << 20
 MAX_FINDINGS: Final = 4096
@@ -261,6 +263,34 @@ class WireDeletion(WireModel):
         return DeletionCheck(self.label, self.score, self.masked_score, self.index, self.age_seconds)
 
 
+class WireTrialFinding(WireModel):
+    """A class or a box that a network on trial finds; its heat is not sent."""
+
+    label: Text
+    class_index: Annotated[int, Field(ge=-1, le=1 << 31)]
+    score: float
+    box: Edges | None = None
+    track: Index | None = None
+
+
+class WireTrial(WireModel):
+    """What a second network on trial finds in the same frame; it decides nothing."""
+
+    name: Name
+    findings: Annotated[tuple[WireTrialFinding, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()]
+    difference: Text
+    """How it differs from the first network; empty if they agree."""
+
+    def scaled(self, x: float, y: float) -> Trial:
+        """Return the trial for an image that is ``x`` times as wide and ``y`` times as high."""
+        findings = [
+            Finding(each.label, each.score, NO_HEAT, each.class_index, track=each.track,
+                    box=None if each.box is None else scaled_box(each.box, x, y))
+            for each in self.findings
+        ]  # fmt: skip
+        return Trial(self.name, tuple(findings), self.difference)
+
+
 class Header(WireModel):
     """Second part of a message; docs/wire.md explains it. Readers ignore unknown keys."""
 
@@ -312,6 +342,7 @@ class Header(WireModel):
     """The camera's zones and counting lines, with their counts."""
     passage: WirePassage | None = None
     """Only in messages of the topic ``parts/CAMERA``, whose image is that of the part or the crossing."""
+    trial: WireTrial | None = None
     frame_width: Annotated[Side, Field(default_factory=lambda values: values["width"])]
     """Width of the frame; absent: ``width``."""
     frame_height: Annotated[Side, Field(default_factory=lambda values: values["height"])]

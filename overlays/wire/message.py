@@ -9,6 +9,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -35,6 +36,7 @@ from pipeline.frames import (
 )  # fmt: skip
 from pipeline.input_area import InputArea, Polygon
 from pipeline.passages.passage import Passage
+from pipeline.trial import Trial
 
 ENCODING: Final = "jpeg"
 _DECIMALS: Final = 5
@@ -82,6 +84,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         },
         **_guards_record(explanation),
         **_area_record(frame.area),
+        **_trial_record(explanation.trial),
         **passages_record(explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic),
     }
 
@@ -207,6 +210,19 @@ def _area_record(area: InputArea | None) -> dict[str, Any]:
     if area is not None and area.masks:
         record["masks"] = [_polygon_record(mask) for mask in area.masks]
     return record
+
+
+def _trial_record(trial: Trial | None) -> dict[str, Any]:
+    """Return the key ``trial``, if a second network is on trial; its heat maps are not sent."""
+    if trial is None:
+        return {}
+    findings = []
+    for finding in trial.findings:
+        record = finding_record(replace(finding, heat=NO_HEAT, box_map=None, heatmap_stats=None))
+        del record["heat_u8"]
+        findings.append(record)
+    name, difference = replace_undecodable(trial.name), replace_undecodable(trial.difference)
+    return {"trial": {"name": name, "findings": findings, "difference": difference}}
 
 
 def _polygon_record(polygon: Polygon) -> list[list[float]]:
@@ -358,5 +374,6 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         regions=tuple(region.scaled(x, y) for region in header.regions),
         deletion=None if header.deletion is None else header.deletion.check(),
         places=tuple(place.scaled(x, y) for place in header.places),
+        trial=None if header.trial is None else header.trial.scaled(x, y),
     )
     return Overlay(image, explanation, None if header.silence is None else header.silence.signal_loss())

@@ -52,6 +52,8 @@ class WirePassage(WireModel):
     """Index of the frame that decided."""
     box: Edges | None = None
     """Its box in that frame."""
+    trial_label: Text | None = None
+    """The class that a network on trial decides by the same vote; empty where it found no box in most frames."""
 
 
 class WirePlaceCount(WireModel):
@@ -82,6 +84,7 @@ class WirePlace(WireModel):
 def passage_record(passage: Passage, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
     """Return a part or a crossing as a JSON value; the two times are those of ``explanation_record``."""
     box, outside = passage.finding.box, passage.evidence_outside_box
+    trial = passage.trial_label
     return {
         "kind": passage.kind,
         "place": replace_undecodable(passage.place),
@@ -102,6 +105,7 @@ def passage_record(passage: Passage, *, sent_at_unix: float, now_monotonic: floa
         "evidence_outside_box": None if outside is None else round(float(outside), _DECIMALS),
         "index": passage.index,
         "box": None if box is None else [float(edge) for edge in box],
+        **({} if trial is None else {"trial_label": replace_undecodable(trial)}),
     }
 
 

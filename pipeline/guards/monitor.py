@@ -22,8 +22,7 @@ from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.variables import RuleContext
 from pipeline.polygons import cell_weights
-from pipeline.ports import Explainer, MaskingOptions, MetricSample
-from pipeline.queries import PlaceQueries
+from pipeline.ports import Explainer, ExplainerWrapper, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class DriftTracking:
     recorder: BaselineRecorder | None = field(default=None)
 
 
-class ExplanationMonitor(Explainer):
+class ExplanationMonitor(ExplainerWrapper):
     """An explainer with heat-map statistics and guards. Used by one thread; ``metrics`` by any."""
 
     def __init__(
@@ -75,7 +74,7 @@ class ExplanationMonitor(Explainer):
             slow: a baseline to compare with, or to record.
             clock: seconds, for the cost of checks.
         """
-        self._explainer, self.asynchronous = explainer, explainer.asynchronous
+        super().__init__(explainer)
         self._guards = guards or GuardsConfig()
         regions_of = self._regions if self._guards.regions else None
         self._heatmap_stats, self._box_stats = HeatmapStatsTracker(regions_of), BoxStatsTracker(regions_of)
@@ -95,10 +94,6 @@ class ExplanationMonitor(Explainer):
         self._checked_camera = ""
         """The camera of the last check."""
 
-    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
-        """Explain a batch, compute its statistics and evaluate the guards."""
-        return self.submit(frames)()
-
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
         finish = self._explainer.submit(frames)
@@ -115,7 +110,7 @@ class ExplanationMonitor(Explainer):
 
     def after_batch(self) -> None:
         """Make one deletion check where a rule needs it and the budget allows it."""
-        self._explainer.after_batch()
+        super().after_batch()
         budget = self.overhead_budget
         if budget is None or not self._pending_checks or not budget.can_run:
             return
@@ -132,23 +127,15 @@ class ExplanationMonitor(Explainer):
         state.last_check = DeletionCheck(verdict.label, verdict.score, masked_score, chosen.frame.index, 0.0)
         state.checked_at = stream_time(chosen.frame)
 
-    def idle(self) -> None:
-        """Do what the explainer has to do while no frame comes."""
-        self._explainer.idle()
-
     def forget_camera(self, camera: str) -> None:
         """Release the state of a camera's guards and statistics; their counts stay."""
-        self._explainer.forget_camera(camera)
+        super().forget_camera(camera)
         self._heatmap_stats.forget(camera)
         self._box_stats.forget(camera)
         state = self._camera_states.pop(camera, None)
         for guard in state.states if state is not None else ():
             key = (camera, guard.name)
             self._past_fire_counts[key] = self._past_fire_counts.get(key, 0) + guard.fire_count
-
-    def accept(self, queries: PlaceQueries) -> None:
-        """Pass questions to the explainer."""
-        self._explainer.accept(queries)
 
     def process(self, explanation: Explanation) -> Explanation:
         """Return an explanation with statistics and the state of the guards."""
@@ -213,7 +200,7 @@ class ExplanationMonitor(Explainer):
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the explainer, the statistics, guards, checks and drift."""
-        samples = list(self._explainer.metrics())
+        samples = list(super().metrics())
         for camera, state in list(self._camera_states.items()):
             samples.extend(guard_metrics(camera, state.states))
             samples.extend(heatmap_metrics(state.seen) if state.seen is not None else ())

@@ -8,6 +8,7 @@
              | number ("=" | "!=" | "<" | "<=" | ">" | ">=") value
              | "guard" [ ("=" | "!=") words ]
              | ("part" | "crossing") [ ("=" | "!=") words ]
+             | "disagree"
     number   = "score" | "focus_area" | "entropy" | "stability" | "centre_x" | "centre_y"
              | "score_drop_when_masked" | "evidence_outside_box" | "track" | "boxes"
              | "heat_inside" "(" words ")"
@@ -24,7 +25,7 @@ name the field or the bracket in an error.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -34,7 +35,18 @@ from pipeline.frames import Explanation
 from pipeline.guards.box_stats import BOX
 from pipeline.guards.lexer import Token, TokenStream
 from pipeline.guards.satisfiability import Domain
-from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext, Variable, heat_inside
+from pipeline.guards.variables import (
+    DROP,
+    HEAT_INSIDE,
+    NUMBERS,
+    BoundVariable,
+    Predicate,
+    RuleContext,
+    Variable,
+    combined,
+    heat_inside,
+    negated,
+)
 
 Condition = Callable[[Explanation], bool]
 """Returns whether a frame is to be recorded."""
@@ -55,19 +67,18 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
 _STRICTER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
 """Direction in which a bound becomes stricter."""
 _PASSAGES: Final = ("part", "crossing")
+DISAGREE: Final = "disagree"
+_NOT_IN_RULES: Final = frozenset({"guard", DISAGREE, *_PASSAGES})
 _FIELDS: Final = (
     "label",
     "score",
     "camera",
     "guard",
     *_PASSAGES,
+    DISAGREE,
     *(name for name in NUMBERS if name != "score"),
     HEAT_INSIDE,
 )
-
-
-Predicate = Callable[[RuleContext, float], bool | None]
-"""Returns whether a test holds with every bound made stricter by a margin; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +142,8 @@ def parse_condition(
     Args:
         text: such as ``label=scratch and score>0.8``.
         known: the known names by kind (``guard``, ``region``, ``label``, ``camera``), and under ``check``
-            ``score_drop_when_masked`` where it is measured, under ``box`` a name where the network is a detector;
-            names of a missing kind are not checked.
+            ``score_drop_when_masked`` where it is measured, under ``box`` a name where the network is a detector,
+            under ``trial`` the name of a network on trial; names of a missing kind are not checked.
         option: the option that holds the text, for errors.
 
     Raises:
@@ -143,10 +154,12 @@ def parse_condition(
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)
-        contexts = [RuleContext(explanation, finding, explanation.deletion) for finding in findings]
+        trial = explanation.trial
+        differs = trial is not None and bool(trial.difference)
+        contexts = [RuleContext(explanation, each, explanation.deletion, disagrees=differs) for each in findings]
         for passage in explanation.passages if parser.places is not None else ():
             decided = replace(passage.finding, score=passage.score)
-            contexts.append(RuleContext(explanation, decided, None, (passage.kind, passage.place)))
+            contexts.append(RuleContext(explanation, decided, None, (passage.kind, passage.place), passage.disagrees))
         return any(holds(context, 0.0) for context in contexts)
 
     return condition
@@ -168,12 +181,14 @@ class _Parser:
         """Parse ``text``; ``known`` is None for the rule of a guard, which may not name guards."""
         self._text = text
         self._known = known or {}
-        self._fields = tuple(name for name in _FIELDS if name not in {"guard", *_PASSAGES} or known is not None)
+        self._fields = tuple(
+            name for name in _FIELDS if name not in {"guard", *_PASSAGES, DISAGREE} or known is not None
+        )
         self._seen: list[BoundVariable] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
         self._guards: set[str] = set()
-        self._asks_guards = False
+        self._asks_guards = self._asks_trial = False
         self.places: set[str] | None = None
         """The zones and lines in tests of parts and crossings; None if there are no such tests."""
         self._tokens = TokenStream(text, where, example)
@@ -193,7 +208,7 @@ class _Parser:
         guards = frozenset(self._guards) if self._asks_guards else None
         places = None if self.places is None else frozenset(self.places)
         labels, cameras = frozenset(self._named["label"]), frozenset(self._named["camera"])
-        return Domain(tuple(self._seen), labels, cameras, guards, places)
+        return Domain(tuple(self._seen), labels, cameras, guards, places, asks_trial=self._asks_trial)
 
     def rule(self) -> Rule:
         """Parse the whole text as a rule."""
@@ -226,13 +241,13 @@ class _Parser:
         tests = [self._all()]
         while self._tokens.accept("or"):
             tests.append(self._all())
-        return tests[0] if len(tests) == 1 else _combined(tests, decides=True)
+        return tests[0] if len(tests) == 1 else combined(tests, decides=True)
 
     def _all(self) -> Predicate:
         tests = [self._not()]
         while self._tokens.accept("and"):
             tests.append(self._not())
-        return tests[0] if len(tests) == 1 else _combined(tests, decides=False)
+        return tests[0] if len(tests) == 1 else combined(tests, decides=False)
 
     def _not(self) -> Predicate:
         token = self._tokens.peek
@@ -241,7 +256,7 @@ class _Parser:
             self._tokens.fail(token, f"nested more than {MAX_DEPTH} levels deep; simplify it")
         try:
             if self._tokens.accept("not"):
-                return _negated(self._not())
+                return negated(self._not())
             if self._tokens.accept("("):
                 inner = self._any()
                 self._close(token)
@@ -260,6 +275,8 @@ class _Parser:
             return self._guard()
         if field in _PASSAGES:
             return self._passage(field)
+        if field == DISAGREE:
+            return self._disagree(name)
         if field in {"label", "camera"}:
             return self._words(field)
         return self._number(field)
@@ -287,6 +304,12 @@ class _Parser:
         return lambda context, _margin: (
             context.passage is not None and context.passage[0] == kind and compare(context.passage[1], place)
         )
+
+    def _disagree(self, name: Token) -> Predicate:
+        if not self._known.get("trial", {DISAGREE}):
+            self._tokens.fail(name, "no network is on trial; name one under 'models', or by --trial")
+        self._asks_trial = True
+        return lambda context, _margin: context.disagrees
 
     def _check(self, kind: str, value: Token) -> None:
         """Fail for an unknown name: such a test would never or always be true."""
@@ -374,23 +397,3 @@ class _Parser:
 
     def _suggest_joint(self, token: Token) -> str:
         return "" if token.text.lower() in self._fields else did_you_mean(token.text, ("and", "or"))
-
-
-def _negated(test: Predicate) -> Predicate:
-    def negated(context: RuleContext, margin: float) -> bool | None:
-        result = test(context, -margin)
-        return None if result is None else not result
-
-    return negated
-
-
-def _combined(tests: Sequence[Predicate], *, decides: bool) -> Predicate:
-    """Return Kleene's "or" (``decides`` is True) or "and" (``decides`` is False) of tests."""
-
-    def combined(context: RuleContext, margin: float) -> bool | None:
-        results = [test(context, margin) for test in tests]
-        if decides in results:
-            return decides
-        return None if None in results else not decides
-
-    return combined

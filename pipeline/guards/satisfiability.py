@@ -50,6 +50,8 @@ class Domain:
     """The guards that it names; None if it has no test of guards."""
     places: frozenset[str] | None = None
     """The zones and lines that it names; None if it has no test of parts or crossings."""
+    asks_trial: bool = False
+    """True if it tests whether a network on trial disagrees."""
 
     def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
         """Return a context for every case that the rule distinguishes; None if there are too many.
@@ -67,11 +69,14 @@ class Domain:
         passages: list[tuple[str, str] | None] = [None]
         if self.places is not None:
             passages += itertools.product(("part", "crossing"), [*sorted(self.places), _OTHER])
-        if math.prod([len(labels), len(known), len(firing), len(passages), *map(len, levels)]) > MAX_CASES:
+        trials = (False, True) if self.asks_trial else (False,)
+        if math.prod([len(labels), len(known), len(firing), len(passages), len(trials), *map(len, levels)]) > MAX_CASES:
             return None
         return (
-            _make_context(label, camera, guards, dict(zip(names, values, strict=True)))._replace(passage=passage)
-            for label, camera, guards, passage in itertools.product(labels, known, firing, passages)
+            _make_context(label, camera, guards, dict(zip(names, values, strict=True)))._replace(
+                passage=passage, disagrees=disagrees
+            )
+            for label, camera, guards, passage, disagrees in itertools.product(labels, known, firing, passages, trials)
             for values in itertools.product(*levels)
         )
 

@@ -1,8 +1,8 @@
-"""The numbers that conditions and rules can use, by name. Pure."""
+"""The numbers that conditions and rules can use, by name, and the logic of their tests. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -20,6 +20,12 @@ class RuleContext(NamedTuple):
     """The camera's last deletion check, up to its maximum age."""
     passage: tuple[str, str] | None = None
     """Kind and place of the part or crossing whose deciding box ``finding`` is; None for a box of the frame itself."""
+    disagrees: bool = False
+    """True if a network on trial differs in the frame, or decides the part or crossing otherwise."""
+
+
+Predicate = Callable[[RuleContext, float], bool | None]
+"""Returns whether a test holds with every bound made stricter by a margin; None: unknown."""
 
 
 def _read_centre(axis: int) -> Callable[[RuleContext], float | None]:
@@ -144,3 +150,25 @@ def heat_inside(region: str) -> BoundVariable:
         return None if stats is None else stats.heat_inside.get(region)
 
     return BoundVariable(f"{HEAT_INSIDE}({region})", read, region)
+
+
+def negated(test: Predicate) -> Predicate:
+    """Return Kleene's "not" of a test."""
+
+    def opposite(context: RuleContext, margin: float) -> bool | None:
+        result = test(context, -margin)
+        return None if result is None else not result
+
+    return opposite
+
+
+def combined(tests: Sequence[Predicate], *, decides: bool) -> Predicate:
+    """Return Kleene's "or" (``decides`` is True) or "and" (``decides`` is False) of tests."""
+
+    def joint(context: RuleContext, margin: float) -> bool | None:
+        results = [test(context, margin) for test in tests]
+        if decides in results:
+            return decides
+        return None if None in results else not decides
+
+    return joint

@@ -29,6 +29,7 @@ from pipeline.passages.passage import MAX_RECENT, Direction, Passage, Place, Pla
 from pipeline.passages.record import PassageRecord
 from pipeline.passages.vote import Vote
 from pipeline.polygons import Point
+from pipeline.trial import Trial
 
 HYSTERESIS: Final = 0.1
 """Distance from a border or a line within which an object has not passed it yet, as a fraction of its box's sides."""
@@ -83,6 +84,8 @@ class _Tally:
     """Counts of a place."""
 
     number: int = 0
+    disagreements: int = 0
+    """Passages that a network on trial decides otherwise."""
     counts: dict[tuple[str, Direction, bool | None], int] = field(default_factory=dict)
 
 
@@ -124,12 +127,13 @@ class PassageCounter:
         self._source_name = ""
         self._timestamp = 0.0
         self._new: list[Passage] = []
+        self._trial: Trial | None = None
 
     def add(self, explanation: Explanation) -> Explanation:
         """Return the explanation with what was finished at its frame."""
         frame = explanation.frame
         timestamp = stream_time(frame)
-        self._new = []
+        self._new, self._trial = [], explanation.trial
         if timestamp < self._timestamp or frame.source_name != self._source_name:
             self.end()
         self._timestamp, self._source_name = timestamp, frame.source_name
@@ -147,6 +151,11 @@ class PassageCounter:
         return replace(
             explanation, passages=tuple(self._new), recent_passages=tuple(self.recent), places=self.counted()
         )
+
+    @property
+    def has_trial(self) -> bool:
+        """True if a network on trial explained the last frame."""
+        return self._trial is not None
 
     def end(self) -> None:
         """Forget all objects; parts in zones are not counted, but added to ``unfinished``."""
@@ -171,7 +180,7 @@ class PassageCounter:
         """Update an object that is in the frame."""
         state, box = self._states[each], each.box
         if self._places.lines:
-            state.record.add(finding, box, frame, is_clipped=each.is_clipped)
+            state.record.add(finding, box, frame, is_clipped=each.is_clipped, trial=self._trial)
         for zone in self._places.zones:
             depth = depth_inside(anchor_point(box, zone.anchor), self._polygons[zone.name])
             self._visit(each, zone, state.visits[zone.name], (depth, _margin(box)), (finding, frame))
@@ -203,7 +212,7 @@ class PassageCounter:
                 return
             if visit.record is None:
                 visit.record, visit.left_at = PassageRecord(zone.parsed_vote, self._ok[zone.name]), None
-            visit.record.add(finding, each.box, frame, is_clipped=each.is_clipped)
+            visit.record.add(finding, each.box, frame, is_clipped=each.is_clipped, trial=self._trial)
         elif visit.record is not None and depth < -margin:
             self._finish(each, zone, visit, timestamp)
 
@@ -263,6 +272,7 @@ class PassageCounter:
             latency_seconds=latency, **result,
         )  # fmt: skip
         self.next_sequence += 1
+        tally.disagreements += passage.disagrees
         self._new.append(passage)
 
     def counted(self) -> tuple[Place, ...]:

@@ -17,8 +17,7 @@ from pipeline.frames import Explanation, Frame
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.passages.counter import PassageCounter, Places
 from pipeline.passages.passage import Passage, Place
-from pipeline.ports import Explainer, MetricSample
-from pipeline.queries import PlaceQueries
+from pipeline.ports import Explainer, ExplainerWrapper, MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class _CameraState:
         return 60.0 * len(self.finished_at) / seconds if seconds > 0.0 else 0.0
 
 
-class PassageMonitor(Explainer):
+class PassageMonitor(ExplainerWrapper):
     """An explainer whose explanations carry parts and crossings. Used by one thread; ``metrics`` by any."""
 
     def __init__(
@@ -78,16 +77,12 @@ class PassageMonitor(Explainer):
             places_of: returns the zones and lines of a camera; asked at its first frame.
             ok_default: the classes that are ok for zones that do not say it.
         """
-        self._explainer, self.asynchronous = explainer, explainer.asynchronous
+        super().__init__(explainer)
         self._places_of, self._ok_default = places_of, frozenset(ok_default)
         self._cameras: dict[str, _CameraState | None] = {}
         """None: the camera has no zones and lines."""
         self._left: dict[str, tuple[int, int]] = {}
         """Of cameras that left: the sequence number of the next passage, and the number of unfinished parts."""
-
-    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
-        """Explain a batch, and count what was finished."""
-        return self.submit(frames)()
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch and return a function that waits for it, and counts what was finished."""
@@ -122,21 +117,9 @@ class PassageMonitor(Explainer):
         now = stream_time(frame)
         return _CameraState(counter, now, now)
 
-    def after_batch(self) -> None:
-        """Do what the explainer has to do after a batch."""
-        self._explainer.after_batch()
-
-    def idle(self) -> None:
-        """Do what the explainer has to do while no frame comes."""
-        self._explainer.idle()
-
-    def accept(self, queries: PlaceQueries) -> None:
-        """Pass questions to the explainer."""
-        self._explainer.accept(queries)
-
     def forget_camera(self, camera: str) -> None:
         """Release the objects of a camera; if it comes again, its passages have higher sequence numbers."""
-        self._explainer.forget_camera(camera)
+        super().forget_camera(camera)
         state = self._cameras.get(camera)
         self._cameras = {name: each for name, each in self._cameras.items() if name != camera}
         if state is not None:
@@ -146,7 +129,7 @@ class PassageMonitor(Explainer):
     def summary(self) -> list[str]:
         """Return the counts as text, a line for each zone and line of each camera that is in the run."""
         return [
-            f"{place.kind} {place.name} of {camera}: {_described(place)}"
+            f"{place.kind} {place.name} of {camera}: {_described(place)}{_disagreements(place, state.counter)}"
             for camera, state in self._cameras.items()
             if state is not None
             for place in state.counter.counted()
@@ -154,7 +137,7 @@ class PassageMonitor(Explainer):
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the explainer, and those of parts and crossings."""
-        samples = list(self._explainer.metrics())
+        samples = list(super().metrics())
         for camera, state in self._cameras.items():
             samples.extend(_camera_metrics(camera, state) if state is not None else ())
         return samples
@@ -168,6 +151,13 @@ def _described(place: Place) -> str:
     return f"{place.total} {things}{f' ({by_class})' if by_class else ''}"
 
 
+def _disagreements(place: Place, counter: PassageCounter) -> str:
+    """Return how many passages a network on trial decides otherwise, as text; empty without one."""
+    kind = "part" if place.kind == "zone" else "crossing"
+    count = counter.tallies[f"{kind} {place.name}"].disagreements
+    return f"; the network on trial decides {count} otherwise" if counter.has_trial else ""
+
+
 def _camera_metrics(camera: str, state: _CameraState) -> list[MetricSample]:
     counter, own = state.counter, ("camera", camera)
     samples = [
@@ -178,6 +168,10 @@ def _camera_metrics(camera: str, state: _CameraState) -> list[MetricSample]:
     parts = rejected = 0
     for name, tally in list(counter.tallies.items()):
         kind, place = name.split(" ", 1)
+        if counter.has_trial:
+            text = "Parts and crossings that a network on trial decides otherwise."
+            where = (own, ("place", place))
+            samples.append(MetricSample("part_disagreements", tally.disagreements, text, "counter", where))
         for (label, direction, is_ok), count in list(tally.counts.items()):
             labels = (own, ("place", place), ("label", label))
             if kind == "part":

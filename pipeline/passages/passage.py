@@ -73,6 +73,14 @@ class Passage:
     """The part of that frame around the box, uint8 RGB, read-only, at most ``MAX_IMAGE_PIXELS`` on each side."""
     image_box: Box
     """The rectangle of the frame that ``image`` shows, in pixels."""
+    trial_label: str | None = None
+    """The class by the same vote of a network on trial, empty where it found no box in most frames; None without such a
+    network."""
+
+    @property
+    def disagrees(self) -> bool:
+        """True if the network on trial decides otherwise."""
+        return self.trial_label is not None and self.trial_label != self.label
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shares", MappingProxyType(dict(self.shares)))

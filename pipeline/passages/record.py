@@ -12,6 +12,7 @@ from pipeline.guards.box_stats import BOX
 from pipeline.guards.heatmap_stats import stream_time
 from pipeline.passages.passage import MAX_IMAGE_PIXELS
 from pipeline.passages.vote import Ballot, Vote
+from pipeline.trial import Trial
 
 _MARGIN: Final = 0.15
 """Margin of the image around the box, as a fraction of the box's sides."""
@@ -38,6 +39,9 @@ class PassageRecord:
             ok: the classes that are ok.
         """
         self._whole, self._clipped = Ballot(vote, ok), Ballot(vote, ok)
+        self._trial = {is_clipped: Ballot(vote, ok) for is_clipped in (False, True)}
+        """Of a network on trial, by whether the box touches the edge of the image."""
+        self._has_trial = False
         self._shots: dict[tuple[str, bool], _Shot] = {}
         """By class, and whether the box touches the edge of the image."""
         self._outside: list[float] = [0.0, 0]
@@ -52,7 +56,7 @@ class PassageRecord:
         """Number of frames."""
         return self._whole.frames + self._clipped.frames
 
-    def add(self, finding: Finding, box: Box, frame: Frame, *, is_clipped: bool) -> None:
+    def add(self, finding: Finding, box: Box, frame: Frame, *, is_clipped: bool, trial: Trial | None = None) -> None:
         """Add a frame of the object.
 
         Args:
@@ -61,6 +65,7 @@ class PassageRecord:
             frame: the frame.
             is_clipped: whether the box touches the edge of the image: such a frame shows a part of the object, and
                 votes only if there is no other.
+            trial: what a network on trial finds in the frame.
         """
         if not self.frames:
             self.first_seen_at = stream_time(frame)
@@ -71,6 +76,17 @@ class PassageRecord:
         if best is None or _certainty(finding) > _certainty(best.finding):
             self._shots[finding.label, is_clipped] = _Shot(finding, frame.index, *_cropped(frame, box))
         self._measure(finding)
+        if trial is not None:
+            self._has_trial = True
+            if (other := trial.at(box)) is not None:
+                self._trial[is_clipped].add(other.label, other.class_index, float(other.score))
+
+    def _trial_label(self, *, is_clipped: bool) -> str | None:
+        """Return the class that a network on trial decides."""
+        if not self._has_trial:
+            return None
+        ballot, first = self._trial[is_clipped], self._clipped if is_clipped else self._whole
+        return ballot.decide()[0] if 2 * ballot.frames > first.frames else ""
 
     def _measure(self, finding: Finding) -> None:
         """Count the evidence outside the box of a new heat map."""
@@ -101,6 +117,7 @@ class PassageRecord:
             "index": shot.frame_index,
             "image": shot.image,
             "image_box": shot.box,
+            "trial_label": self._trial_label(is_clipped=is_clipped),
         }
 
 

@@ -135,6 +135,7 @@ export class Card {
       truth.classList.toggle("right", right);
       truth.textContent = right ? "✓ correct" : `✗ true class: ${header.truth.label}`;
     }
+    this.showTrial(header.trial, isDetector);
     this.parts.show(header);
     this.alarm.show(header);
     this.at(".stats").textContent = describeHeatmap(header);
@@ -144,6 +145,18 @@ export class Card {
     this.at(".cost").textContent = explainSeconds === undefined ? "–" : formatSeconds(explainSeconds);
     this.chart.add(top?.score ?? 0, this.age(), top?.label);
     this.updateAge();
+  }
+
+  // Show what a second network, on trial, finds in the same frame.
+  showTrial(trial, isDetector) {
+    const line = this.at(".trial");
+    line.hidden = !trial;
+    if (!trial) return;
+    const top = topFinding(trial);
+    const found = isDetector ? countBoxes(trial.findings)[0] : `${top?.label} ${percent(top?.score ?? 0)}`;
+    const difference = isDetector && trial.difference ? `: ${trial.difference}` : "";
+    line.classList.toggle("differs", trial.difference !== "");
+    line.textContent = `${trial.difference ? "✗" : "✓"} ${trial.name} on trial: ${top ? found : "nothing found"}${difference}`;
   }
 
   // Draw the shown frame: a new one, or the same one in another style.

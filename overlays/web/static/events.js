@@ -1,5 +1,5 @@
 // Words and requests for events, shared by the live page and the review.
-export const KINDS = { guard: "Alarm", condition: "Condition", signal_loss: "Signal lost", part: "Part", crossing: "Crossing" };
+export const KINDS = { guard: "Alarm", condition: "Condition", signal_loss: "Signal lost", part: "Part", crossing: "Crossing", disagreement: "Networks differ" };
 export const STATE_CHIPS = { new: "bad", acknowledged: "good", snoozed: "waiting" };
 
 export function titleOf(event) {

@@ -84,7 +84,7 @@ def _matched(first: Sequence[Finding], second: Sequence[Finding]) -> list[tuple[
     """Return the largest set of pairs of boxes of one class that overlap, as indices."""
     corners = [np.reshape([tuple(each.box or ()) for each in side], (-1, 4)) for side in (first, second)]
     iou = pairwise_iou(*corners)
-    same = np.reshape([[one.label == other.label for other in second] for one in first], iou.shape)
+    same = np.array([[one.label == other.label for other in second] for one in first], bool).reshape(iou.shape)
     value = np.where(same & (iou >= MIN_IOU), 1.0 + iou, 0.0)
     rows, columns = linear_sum_assignment(value, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if value[row, column] > 0.0]

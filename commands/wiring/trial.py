@@ -34,14 +34,22 @@ def add_trial(config: Config, guarded: Explainer, first: EngineExplainer) -> Tri
         return None
     [trial] = config.models
     second = make_explainer(config.model_copy(update={"engine": trial}), draws=False)
-    if (first.box_mode is None) != (second.box_mode is None):
-        kinds = [f"{name} is a {'classifier' if each.box_mode is None else 'detector'}"
-                 for name, each in ((config.engine.model, first), (trial.model, second))]  # fmt: skip
-        raise ConfigError(f"models: {' and '.join(kinds)}: only networks of one kind can be compared; choose another")
-    if set(first.labels).isdisjoint(second.labels):
-        raise ConfigError(
-            f"models: {trial.model} and {config.engine.model} have no class in common, so they would differ in every "
-            "frame; choose a network of the same classes, or give it their names by labels"
-        )
+    check_comparable(first, second)
     log.info("on trial as %s: %s", trial.title, second.info)
     return TrialExplainer(guarded, second, trial.title, Comparison(trial.max_score_difference, trial.min_box_score))
+
+
+def check_comparable(first: EngineExplainer, second: EngineExplainer) -> None:
+    """Raise ``ConfigError`` if two networks are of different kinds, or share no class."""
+    names = first.info.model, second.info.model
+    if (first.box_mode is None) != (second.box_mode is None):
+        kinds = ["classifier" if each.box_mode is None else "detector" for each in (first, second)]
+        raise ConfigError(
+            f"models: {names[0]} is a {kinds[0]} and {names[1]} is a {kinds[1]}: only networks of one kind can be "
+            "compared; choose another"
+        )
+    if set(first.labels).isdisjoint(second.labels):
+        raise ConfigError(
+            f"models: {names[0]} and {names[1]} have no class in common, so they would differ in every frame; choose a "
+            "network of the same classes, or give it their names by labels"
+        )

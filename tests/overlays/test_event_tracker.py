@@ -13,11 +13,13 @@ from overlays.events.tracker import (
     SEEN_SECONDS,
     EventTracker,
     make_condition_observer,
+    observe_disagreement,
     observe_guards,
 )
 from pipeline.frames import Box, Finding, GuardState, Overlay
 from pipeline.guards.parser import parse_condition
 from pipeline.passages.passage import PassageCursor
+from pipeline.trial import Trial
 from tests.support.events import WALL, explanation, guard, shown, silent
 from tests.support.passages import part, with_passages
 
@@ -173,3 +175,22 @@ def test_passages_become_events_as_configured(recorded, kinds):
     crossing = part(3, kind="crossing", place="gate", is_ok=None, direction="forward")
     changes = passing(recorded, part(1), part(2, is_ok=False), crossing, repeated=2)
     assert [change.event.kind for change in changes] == kinds
+
+
+def test_networks_that_differ_are_one_event_across_a_gap():
+    def tried(seconds, difference):
+        overlay = quiet(seconds)
+        return Overlay(overlay.image, replace(overlay.explanation, trial=Trial("new", (), difference)))
+
+    tracked = EventTracker([observe_disagreement], gap_seconds=2.0)
+    story = [(k, tried(k, difference)) for k, difference in enumerate(("", "adds 1 ok", "", "adds 1 ok", "", "", ""))]
+    changes = tell(tracked, story)
+    begun, ended = changes[0].event, changes[-1].event
+    assert (begun.kind, begun.rule, begun.text, begun.label) == ("disagreement", "new", "adds 1 ok", "ok")
+    assert (begun.start, ended.id, ended.end) == (WALL + 1.0, begun.id, WALL + 3.0)
+    assert tracked.begun_count == 1
+
+
+def test_part_that_the_network_on_trial_decides_otherwise_is_an_event():
+    [change] = passing("none", part(1, trial_label="ok"), part(2, trial_label=""), repeated=2)
+    assert (change.event.kind, change.event.text) == ("disagreement", "part 2 at station: no box instead of ok")

@@ -94,7 +94,9 @@ def test_log_has_each_part_once_also_of_a_frame_that_was_lost(tmp_path):
 
 def test_table_has_the_parts_of_the_log(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    from overlays.records.arrow_schema import from_row, to_row
+    import pyarrow as pa
+
+    from overlays.records.arrow_schema import SCHEMA, from_row, to_row
     from overlays.sinks.parquet import ParquetSink
 
     with ParquetSink(tmp_path / "out.parquet") as sink:
@@ -103,8 +105,11 @@ def test_table_has_the_parts_of_the_log(tmp_path):
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert rows[0]["passages"] is None
     assert [each["is_ok"] for each in rows[1]["passages"]] == [True, None]
-    record = json.loads(encode(overlay(1, part(1)), sent_at_unix=9.0, now_monotonic=9.0)[1])
-    assert from_row(to_row(record))["passages"] == record["passages"]
+    parts = part(1), part(2, trial_label="dent")
+    record = json.loads(encode(overlay(1, *parts), sent_at_unix=9.0, now_monotonic=9.0)[1])
+    assert ["trial_label" in each for each in record["passages"]] == [False, True]
+    [row] = pa.Table.from_pylist([to_row(record)], SCHEMA).to_pylist()
+    assert from_row(row)["passages"] == record["passages"]
 
 
 def test_header_carries_passages_and_places():

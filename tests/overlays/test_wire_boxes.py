@@ -12,6 +12,7 @@ from overlays.wire.header import MAX_HEADER_BYTES, decode_header
 from overlays.wire.message import as_overlay, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
 from pipeline.frames import NO_HEAT, Box, BoxMap, Overlay
+from pipeline.trial import Trial
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, hot_cell, street
 
 HALF_LEVEL = 0.5 / 255 + 1e-6
@@ -96,6 +97,17 @@ def test_smaller_image_scales_boxes_and_the_regions_of_their_maps():
     got = received(sent, np.zeros((HEIGHT // 2, WIDTH // 4, 3), np.uint8)).first
     assert got.box == Box(75, 100, 90, 120)
     assert got.box_map.region == Box(-9.5 / 4, 0.05, 175, 180)
+
+
+def test_message_carries_the_network_on_trial_without_its_heat():
+    sent = replace(explained_boxes(DROP), trial=Trial("new", (DROP, BARE), "adds 1 car"))
+    half = received(sent, np.zeros((HEIGHT // 2, WIDTH // 2, 3), np.uint8)).trial
+    assert (half.name, half.difference) == ("new", "adds 1 car")
+    [drop, bare] = half.findings
+    assert (drop.label, drop.score, drop.track, drop.heat.tolist()) == (DROP.label, DROP.score, 7, [[0.0]])
+    assert [edge * 2 for edge in bare.box] == list(BARE.box)
+    assert "heat_u8" not in str(json.loads(packed(sent))["trial"])
+    assert "trial" not in record(DROP)
 
 
 MAP_ERRORS = {

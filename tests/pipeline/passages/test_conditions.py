@@ -1,9 +1,12 @@
 """Parts and crossings in conditions, such as ``record_when``."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.guards.parser import parse_condition, parse_rule
+from pipeline.trial import Trial
 from tests.support.detections import detection, detection_frame, detections
 from tests.support.passages import BOX, part, with_passages
 
@@ -56,3 +59,36 @@ def test_condition_on_parts_that_can_never_hold_is_refused():
 def test_rule_of_a_guard_has_no_parts():
     with pytest.raises(ConfigError, match="expected label, score"):
         parse_rule("part when label=ok")
+
+
+def test_disagree_holds_where_the_network_on_trial_differs():
+    differing = replace(detections(detection_frame(0)), trial=Trial("new", (), "adds 1 ok"))
+    condition = parse_condition("disagree")
+    assert condition(differing)
+    assert not condition(replace(differing, trial=Trial("new", ())))
+    assert not condition(detections(detection_frame(0)))
+
+
+def test_disagree_beside_part_is_about_the_part():
+    condition = parse_condition("part and disagree")
+    agreeing = replace(detections(detection_frame(0)), trial=Trial("new", ()))
+    differing = replace(agreeing, trial=Trial("new", (), "adds 1 ok"))
+    assert condition(with_passages(agreeing, part(trial_label="dent")))
+    assert not condition(with_passages(differing, part(trial_label="ok")))
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "message"),
+    [
+        ("disagree", {"trial": ()}, "no network is on trial"),
+        ("disagree and not disagree", {}, "can never be true"),
+    ],
+)
+def test_disagree_that_can_never_hold_is_refused(text, known, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_condition(text, known)
+
+
+def test_rule_of_a_guard_cannot_depend_on_a_trial():
+    with pytest.raises(ConfigError, match="expected label"):
+        parse_rule("disagree")

@@ -19,6 +19,7 @@ from pipeline.passages.objects import ObjectRegistry
 from pipeline.passages.passage import MAX_IMAGE_PIXELS
 from pipeline.passages.record import PassageRecord
 from pipeline.passages.vote import Vote
+from pipeline.trial import Trial
 from tests.support.detections import HEIGHT, WIDTH, detection, detection_frame, detections, heat_at
 
 ZONE = ZoneConfig(name="station", polygon=[(0.3, 0.0), (0.7, 0.0), (0.7, 1.0), (0.3, 1.0)])
@@ -208,6 +209,19 @@ def test_class_and_verdict_are_voted_over_the_frames_in_the_zone():
     assert (part.label, part.is_ok) == ("dent", False)
     assert part.shares == {"ok": pytest.approx(1 / 13), "dent": pytest.approx(12 / 13)}
     assert part.finding.label == "dent"
+
+
+@pytest.mark.parametrize(("found", "label"), [("dent", "dent"), ("ok", "ok"), ("", "")])
+def test_network_on_trial_votes_over_the_same_frames(found, label):
+    counter, passages = PassageCounter("road", Places((ZONE,)), {"ok"}), []
+    for k, boxes in passing().items():
+        others = [detection(box_at(5.0 * k + 2.0), label=found, track=7)] if found and k > 13 else []
+        explained = replace(detections(detection_frame(k), boxes), trial=Trial("new", tuple(others)))
+        passages += counter.add(explained).passages
+    [part] = passages
+    assert (part.label, part.trial_label, part.disagrees) == ("ok", label, label != "ok")
+    assert counter.tallies["part station"].disagreements == (label != "ok")
+    assert [p.trial_label for _, p in run(Places((ZONE,)), passing())] == [None]
 
 
 def test_frames_at_the_edge_of_the_image_vote_only_alone():

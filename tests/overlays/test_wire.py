@@ -107,7 +107,7 @@ def test_schema_in_the_docs_is_that_of_the_model():
         f"the model has changed; run: uv run run.py schema --wire > {SCHEMA.relative_to(ROOT)}"
     )
     optional = {"source", "frame_width", "frame_height", "silence", "guards", "regions", "deletion", "roi", "masks"}
-    optional |= {"passages", "places", "passage", "epoch"}
+    optional |= {"passages", "places", "passage", "trial", "epoch"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
     assert set(schema["$defs"]["WireFinding"]["required"]) == {"label", "class_index", "score", "heat_u8", "box"}

@@ -281,14 +281,16 @@ class _Handlers:
         """Send the state of the cameras regularly, as long as it is acknowledged."""
         try:
             revision = -1
-            own = {"video": self._offers_video(socket), "events": self.page.events.access is not None}
+            own: dict[str, Any] = {"video": self._offers_video(socket), "events": self.page.events.access is not None}
+            status = self.page.status
+            if socket.query_params.get("only") != "events":
+                own["history"] = status.history.records(status.clock(), time.time())
             await _send_json(socket, self._hello | own)
             while True:
                 revision = await self._send_events(socket, revision)
                 if unacknowledged[0] < _MAX_UNACKNOWLEDGED:
                     unacknowledged[0] += 1
-                    status = {"kind": "status", "unix": time.time()} | self.page.status_message()
-                    await socket.send_text(json.dumps(status, allow_nan=False))
+                    await _send_json(socket, {"kind": "status", "unix": time.time()} | self.page.status_message())
                 await asyncio.sleep(STATUS_SECONDS)
         except (WebSocketDisconnect, RuntimeError):
             return

@@ -113,6 +113,7 @@ class WebState:
         return {
             "cameras": [camera | self._links(camera["camera"]) for camera in self.status.snapshot()],
             "troubles": [{"sink": uri, "why": why} for uri, why in (outcome.problems() if outcome else {}).items()],
+            "building_seconds": self.status.building_seconds,
             "viewers": int(sum(sample.value for sample in samples if sample.name == "viewers")),
         }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from overlays.web.history import History, Point
 from overlays.web.parts import PassageBoard
 from overlays.wire.text import replace_undecodable
 from pipeline.frame_rate import FrameRate
@@ -45,6 +46,10 @@ class StatusBoard:
         self.cameras: dict[str, CameraStatus] = {replace_undecodable(camera): CameraStatus() for camera in cameras}
         self.passages = PassageBoard(clock=clock)
         """The last parts and crossings."""
+        self.history = History()
+        """The last minute of each camera."""
+        self.opened_at = clock()
+        """Time at which the page was opened."""
         self.outcome: RunResult | None = None
         """The run, if the page belongs to one."""
         self._drift_at = -math.inf
@@ -69,6 +74,7 @@ class StatusBoard:
             guards = overlay.explanation.guards
             status.firing = tuple([guard.name for guard in guards if guard.firing]) if guards else ()
             status.frames += 1
+            self.history.record(camera, Point(frame.captured_at, status.score, bool(status.firing)))
         if camera not in self.cameras:
             # Replaced as a whole: the loop may be iterating over it.
             self.cameras = {**self.cameras, camera: status}
@@ -78,6 +84,13 @@ class StatusBoard:
         name = replace_undecodable(camera)
         self.cameras = {other: status for other, status in self.cameras.items() if other != name}
         self.passages.forget(name)
+        self.history.forget(name)
+
+    @property
+    def building_seconds(self) -> float | None:
+        """Time since the page was opened, while its run opens its cameras and builds its network; None after that."""
+        is_built = self.outcome is not None or any(status.frames for status in self.cameras.values())
+        return None if is_built else self.clock() - self.opened_at
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the state of every camera as plain JSON values."""

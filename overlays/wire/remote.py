@@ -10,10 +10,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, Self, cast, get_args
 
 from overlays.render.stale import format_duration, stale_overlay
+from overlays.wire.endpoint import without_user
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.errors import WireError
 from pipeline.frame_rate import SILENT_INTERVALS
@@ -54,7 +55,7 @@ class RemoteCamera(Source):
     min_silence_seconds = SIGNAL_LOSS_SECONDS
 
     def __init__(self, camera: str, viewer: Viewer) -> None:
-        """Set the camera's name and the viewer that receives it."""
+        """Set the camera's name in this run and the viewer that receives it."""
         self.camera, self.uri = camera, viewer.uri
         self.health = Health()
         self._viewer = viewer
@@ -100,6 +101,7 @@ class RemoteCamera(Source):
             if self._damaged == 1:
                 log.warning("%s: an image of camera %r is left out: %s", self.uri, self.camera[:80], error)
             return None
+        overlay = _renamed(overlay, self.camera)
         self._signal_loss = overlay.signal_loss
         with self._condition:
             self._stale = None if overlay.signal_loss is None else overlay
@@ -121,6 +123,20 @@ class RemoteCamera(Source):
         return Health(state, problem, corrupt=self._damaged, missed=self._missed)
 
 
+def _renamed(overlay: Overlay, camera: str) -> Overlay:
+    """Return the overlay with another name of its camera."""
+    explanation = overlay.explanation
+    if explanation.frame.camera == camera:
+        return overlay
+    explanation = replace(
+        explanation,
+        frame=replace(explanation.frame, camera=camera),
+        passages=tuple(replace(passage, camera=camera) for passage in explanation.passages),
+        recent_passages=tuple(replace(passage, camera=camera) for passage in explanation.recent_passages),
+    )
+    return replace(overlay, explanation=explanation)
+
+
 class RemoteStream(WorkerOwner, Discovery):
     """Finds the cameras of a viewer, and gives each its messages.
 
@@ -128,12 +144,14 @@ class RemoteStream(WorkerOwner, Discovery):
         viewer: an entered viewer, which nothing else reads.
         cameras: receive only these cameras, if any are named: a topic selects all cameras with its prefix. Without
             names, the first ``MAX_CAMERAS`` that send are received.
+        suffix: what is added to the names of the cameras in this run.
     """
 
-    def __init__(self, viewer: Viewer, cameras: Sequence[str] = ()) -> None:
+    def __init__(self, viewer: Viewer, cameras: Sequence[str] = (), *, suffix: str = "") -> None:
         self.left_out = 0
         """Number of messages of cameras beyond the first ``MAX_CAMERAS``."""
-        self._viewer, self._names = viewer, frozenset(cameras)
+        self._viewer, self._names, self._suffix = viewer, frozenset(cameras), suffix
+        self.uri = without_user(viewer.uri)
         self._cameras: dict[str, RemoteCamera] = {}
         self._appeared: deque[RemoteCamera] = deque()
         self._stop = threading.Event()
@@ -159,6 +177,18 @@ class RemoteStream(WorkerOwner, Discovery):
             notes.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
         return notes
 
+    @property
+    def problem(self) -> str:
+        """Reason why nothing arrives from this stream; empty while cameras do."""
+        viewer = self._viewer
+        if viewer.problem:
+            return viewer.problem
+        return (
+            "no camera has sent anything yet"
+            if not self._cameras and viewer.silent_seconds > SIGNAL_LOSS_SECONDS
+            else ""
+        )
+
     def _receive(self) -> None:
         for received in self._viewer.messages(self._stop):
             camera = self._cameras.get(received.camera) or self._add(received.camera)
@@ -174,18 +204,24 @@ class RemoteStream(WorkerOwner, Discovery):
                 log.warning("%s: camera %r and others are left out: %s", self._viewer.uri, name[:80], _TOO_MANY)
             self.left_out += 1
             return None
-        camera = self._cameras[name] = RemoteCamera(name, self._viewer)
+        camera = self._cameras[name] = RemoteCamera(name + self._suffix, self._viewer)
         self._appeared.append(camera)
         self.notify()
         return camera
 
 
 class RemoteExplainer(Explainer):
-    """Returns the explanations that arrived with their frames."""
+    """Returns the explanations that arrived with their frames; its problem is that of the streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: Callable[[], str] = str) -> None:
+        self.uri, self._problem = "stream", problem
         self._last: dict[str, Explanation] = {}
         """By camera."""
+
+    @property
+    def problem(self) -> str:
+        """Reason why nothing arrives from a stream; empty if all send."""
+        return self._problem()
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Return the explanation of each ``ExplainedFrame``."""

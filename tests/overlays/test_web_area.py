@@ -25,7 +25,7 @@ def page_of(chromium, options=None, **looks):
     context = SinkContext(("north",))
     with console_checked_tabs(chromium) as tab, WebSink(WebSettings(uri="http://127.0.0.1:0"), context) as sink:
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="live").wait_for()
+        page.locator("#link", has_text="building").wait_for()
         area = None if options is None else options.placed(WIDTH, HEIGHT)
         shown = Explanation(frame(camera="north", captured_at=time.monotonic(), area=area), (), "", "")
         sink.put(Overlay(shown.frame.image, shown))

@@ -66,7 +66,7 @@ def page_of(tab, *findings, **looks):
     with WebSink(WebSettings(uri="http://127.0.0.1:0"), SinkContext(("north",))) as sink:
         camera = Camera(sink)
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="live").wait_for()
+        page.locator("#link", has_text="building").wait_for()
         camera.page = page
         camera.show(*findings)
         page.wait_for_selector(".boxes li")

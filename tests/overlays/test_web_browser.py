@@ -98,7 +98,7 @@ def test_page_cameras_are_reachable_by_keyboard_and_enlarge(tab):
         assert page.locator(".card.large").get_attribute("data-camera") == "yard"
         with page.expect_download() as fetched:
             page.keyboard.press("s")
-        assert fetched.value.suggested_filename.startswith("yard-")
+        assert fetched.value.suggested_filename.startswith("yard_")
         with page.expect_download() as fetched:
             page.get_by_role("button", name="Last 30 s").click()
         assert fetched.value.suggested_filename.endswith(".mp4")

@@ -80,7 +80,7 @@ def test_page_shows_problems_while_they_last(tab):
         page = tab(sink.endpoint)
         shown(page)
         assert not page.get_by_role("alert").is_visible()
-        assert page.locator("#viewers").inner_text() == "1 viewer"
+        assert page.locator("#viewers").is_hidden(), "the only viewer"
         disk.problem = "the disk is full (No space left on device)"
         page.get_by_role("alert").wait_for()
         assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.problem]
@@ -118,7 +118,7 @@ def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_u
         wait_until(lambda: bool(sink._broadcaster.clients))
         sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='1']")
-        assert page.locator(".alarm").is_hidden()
+        assert page.locator(".alarm").count() == 0
         calm = page.evaluate(PIXEL)
         for index in range(2, 5):
             sink.put(guarded(index, fires))
@@ -131,7 +131,7 @@ def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_u
         assert alarmed[0] > alarmed[2]
         sink.put(guarded(5, replace(fires, firing=False, message="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='5']")
-        assert page.locator(".alarm").is_hidden()
+        assert page.locator(".alarm").count() == 0
         assert page.locator(".card.alarmed").count() == 0
         assert "no alarm" in page.locator("#announcement").inner_text()
 

@@ -206,7 +206,7 @@ def page_of(chromium, *findings, **looks):
     detector = Detector()
     with console_checked_tabs(chromium) as tab, served(detector.queries) as sink:
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="live").wait_for()
+        page.locator("#link", has_text="building").wait_for()
         numbers = iter(range(1000))
 
         def put(*changed):

@@ -1,7 +1,7 @@
 // The boxes of one camera as a list, the selected box, and the facts about it.
 import { BoxMaps } from "./box-maps.js";
 import { boxAt, boxesOf, cssColour } from "./boxes.js";
-import { drawSparkline } from "./chart.js";
+import { drawSparkline } from "./strip.js";
 import { imageRectangle } from "./heat.js";
 
 const HISTORY_SECONDS = 60;

@@ -1,23 +1,27 @@
 // One camera: the image with the heat map over it, and the data of the same frame.
-import { AreaEditor, drawArea } from "./area.js";
+import { drawArea } from "./area-shapes.js";
 import { BoxPanel } from "./box-panel.js";
 import { drawAllHeat, drawBoxes, drawOneHeat } from "./boxes.js";
-import { Chart } from "./chart.js";
-import { Alarm, drawRegions, describeHeatmap } from "./guards.js";
+import { saveClip, saveSnapshot } from "./downloads.js";
+import { Alarms, describeHeatmap, drawRegions, firing } from "./guards.js";
 import { decodeBase64, heatmapRectangle, renderHeatmap } from "./heat.js";
 import { PartStrip, drawPlaces } from "./parts.js";
+import { ScoreList } from "./scores.js";
+import { Strip } from "./strip.js";
 import { VideoStream } from "./video.js";
 import { WhyPanel } from "./why.js";
+import { DOUBTFUL, heatStrength, noticeOf, percent, seconds } from "./words.js";
 
 const OLD_SECONDS = 1;
 const DEFAULT_OPACITY = 0.6;
 const MAX_COUNTS = 3;
-const KINDS = { live: "good", ended: "ended", connecting: "waiting", waiting: "waiting" };
+const KINDS = { live: "good", ended: "ended", connecting: "waiting", waiting: "waiting", building: "waiting" };
 
 export class Card {
-  constructor(camera, style, link, announce) {
+  // style: { heat, opacity, palette, buildingSeconds, lostAt }, shared by all cards; eventOf(camera, rule): an event
+  constructor(camera, style, link, announce, eventOf) {
     this.camera = camera;
-    this.style = style; // { heat, opacity, palette }, shared by all cards
+    this.style = style;
     this.link = link;
     this.announce = announce;
     this.root = document.getElementById("card").content.firstElementChild.cloneNode(true);
@@ -25,7 +29,8 @@ export class Card {
     this.at = (selector) => this.root.querySelector(selector);
     this.canvas = this.at(".view canvas");
     this.tile = document.createElement("canvas");
-    this.chart = new Chart(this.at(".chart"));
+    this.strip = new Strip(this.at(".strip canvas"), () => link.now());
+    this.scores = new ScoreList(this.at(".bars"), () => this.header && this.show());
     const say = (text) => announce(`${camera}: ${text}`);
     this.boxes = new BoxPanel(this.root, camera, link, { announce: say, changed: () => this.paint() });
     this.why = new WhyPanel(this.root, camera, link, {
@@ -34,19 +39,13 @@ export class Card {
       changed: () => this.paint(),
       announce: say,
     });
-    this.area = new AreaEditor(this.root, {
-      opened: () => {
-        this.why.close();
-        this.why.opened();
-      },
-      changed: () => this.paint(),
-      announce: say,
-    });
+    this.area = { isOpen: false, open: () => this.loadArea(), close: () => false }; // until the editor is loaded
+    this.at(".area-open").onclick = () => (this.area.isOpen ? this.area.close() : this.area.open());
     this.isHeld = false; // whether the image stays, because a question is asked about it
     this.parts = new PartStrip(this.root, camera, say);
-    this.alarm = new Alarm(this.root, camera, announce);
+    this.alarms = new Alarms(this.root, camera, announce, (rule) => eventOf(camera, rule));
     this.at("h2").textContent = this.at("h2").title = camera;
-    this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
+    this.labelView();
     this.at(".mjpeg").href = `stream/${encodeURIComponent(camera)}.mjpg`;
     this.at(".snapshot").onclick = () => this.snapshot();
     this.at(".clip").onclick = () => this.clip();
@@ -61,6 +60,21 @@ export class Card {
     this.busy = false;
     this.decodingMs = 0; // mean decoding time of recent images
     this.status = null;
+  }
+
+  async loadArea() {
+    const { AreaEditor } = await import("./area.js");
+    if (this.area instanceof AreaEditor) return;
+    this.area = new AreaEditor(this.root, {
+      opened: () => {
+        this.why.close();
+        this.why.opened();
+      },
+      changed: () => this.paint(),
+      announce: (text) => this.announce(`${this.camera}: ${text}`),
+    });
+    this.area.header = this.header;
+    this.area.open();
   }
 
   // Add a frame: a JPEG, or a unit of H.264, which is decoded even if it is not shown.
@@ -117,17 +131,18 @@ export class Card {
     const header = this.header;
     this.boxes.show(header);
     this.area.header = header;
-    this.paint();
     const { isDetector } = this.boxes;
-    this.why.offer(header, isDetector);
     const top = topFinding(header);
+    this.scores.show(isDetector ? [] : header.findings, isDetector ? [] : header.next ?? []);
+    this.paint();
+    this.why.offer(header, isDetector);
     this.root.dataset.index = header.index;
     this.root.dataset.age = this.age().toFixed(4);
     const [summary, measure] = isDetector ? countBoxes(header.findings) : [top?.label, percent(top?.score ?? 0)];
     this.at(".label").textContent = top ? summary : "nothing found";
     this.at(".score").textContent = top ? measure : "";
+    this.at(".prediction").classList.toggle("doubtful", !isDetector && (top?.score ?? 0) < DOUBTFUL);
     this.at(".index").textContent = header.index;
-    this.showScores(isDetector ? [] : header.findings.toSorted((a, b) => b.score - a.score).slice(0, 5));
     const truth = this.at(".truth");
     truth.hidden = !header.truth;
     if (header.truth) {
@@ -137,13 +152,13 @@ export class Card {
     }
     this.showTrial(header.trial, isDetector);
     this.parts.show(header);
-    this.alarm.show(header);
+    this.alarms.show(header);
     this.at(".stats").textContent = describeHeatmap(header);
     this.at(".model").textContent = header.model || "–";
     this.at(".layer").textContent = isDetector ? header.layer : `${header.layer} (${header.grid.join(" × ")})`;
     const explainSeconds = header.timings.explain;
-    this.at(".cost").textContent = explainSeconds === undefined ? "–" : formatSeconds(explainSeconds);
-    this.chart.add(top?.score ?? 0, this.age(), top?.label);
+    this.at(".cost").textContent = explainSeconds === undefined ? "–" : seconds(explainSeconds);
+    this.strip.add(header.taken_at_unix, top?.score ?? 0, firing(header).length > 0);
     this.updateAge();
   }
 
@@ -166,10 +181,11 @@ export class Card {
     if (canvas.width !== image.width || canvas.height !== image.height) {
       canvas.width = image.width;
       canvas.height = image.height;
+      this.root.style.setProperty("--own", this.aspect);
     }
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
-    const pixelsPerCss = canvas.width / Math.max(canvas.clientWidth, 1);
+    const pixelsPerCss = Math.max(canvas.width / Math.max(canvas.clientWidth, 1), canvas.height / Math.max(canvas.clientHeight, 1));
     if (this.why.isOpen) {
       this.why.paint(context, style, this.tile, pixelsPerCss);
       return;
@@ -177,46 +193,33 @@ export class Card {
     const selected = this.boxes.shownBox;
     if (style.palette) this.paintHeat(context, selected);
     drawPlaces(context, header);
-    drawRegions(context, header);
+    drawRegions(context, header, pixelsPerCss);
     if (this.area.isOpen) this.area.paint(context, pixelsPerCss);
     else drawArea(context, header);
     drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
   }
 
-  // Draw the heat of the selected box; without one, that of all boxes, or of a classifier's first class.
+  // Draw the heat of the selected box; without one, that of all boxes, or of a classifier's first or chosen class.
   paintHeat(context, selected) {
     const { header, style, tile } = this;
-    const top = header.findings[0];
+    const first = this.scores.drawn(header);
     if (selected) drawOneHeat(context, selected, style.palette, style.heat ? style.opacity : DEFAULT_OPACITY, tile);
     else if (!style.heat) return;
-    else if (top?.box) drawAllHeat(context, this.boxes.boxes, style.opacity, tile);
-    else if (top && header.grid[0]) {
+    else if (first?.box) drawAllHeat(context, this.boxes.boxes, style.opacity, tile);
+    else if (first && header.grid[0]) {
       const [rows, columns] = header.grid;
-      renderHeatmap(decodeBase64(top.heat_u8), rows, columns, style.palette, style.opacity, tile);
+      // A class that the viewer asks for is shown whatever its score.
+      const strength = this.scores.chosen === first.label ? 1 : heatStrength(first.score);
+      renderHeatmap(decodeBase64(first.heat_u8), rows, columns, style.palette, style.opacity * strength, tile);
       context.imageSmoothingEnabled = true;
       context.imageSmoothingQuality = "high";
       context.drawImage(tile, ...heatmapRectangle(header));
     }
   }
 
-  showScores(findings) {
-    const list = this.at(".bars");
-    list.classList.toggle("single", findings.length < 2); // the line above shows the same
-    while (list.children.length > findings.length) list.lastChild.remove();
-    while (list.children.length < findings.length) {
-      const row = document.createElement("li");
-      const track = document.createElement("div");
-      track.className = "track";
-      track.append(document.createElement("i"));
-      row.append(document.createElement("span"), track, document.createElement("span"));
-      list.append(row);
-    }
-    findings.forEach((finding, index) => {
-      const [name, track, score] = list.children[index].children;
-      name.textContent = name.title = finding.label;
-      track.firstChild.style.width = `${Math.min(Math.max(finding.score, 0), 1) * 100}%`;
-      score.textContent = percent(finding.score);
-    });
+  // Width / height of the camera's images; null before the first frame.
+  get aspect() {
+    return this.header && this.header.width / this.header.height;
   }
 
   age() {
@@ -228,9 +231,11 @@ export class Card {
     const before = this.status?.state;
     this.status = status;
     const chip = this.at(".state");
-    chip.textContent = status.state;
+    const isBuilding = typeof this.style.buildingSeconds === "number";
+    const state = isBuilding ? "building" : status.state;
+    chip.textContent = state;
     chip.title = status.reason;
-    chip.dataset.kind = KINDS[status.state] ?? "bad";
+    chip.dataset.kind = KINDS[state] ?? "bad";
     if (before && before !== status.state) this.announce(`${this.camera}: ${status.state} ${status.reason}`);
     if (status.stream_token && this.streamToken !== status.stream_token) {
       // With the token, the link also works in players and dashboards, which have no cookie.
@@ -245,64 +250,46 @@ export class Card {
     this.updateAge();
   }
 
+  // Name the image for screen readers: with the text that stands on it.
+  labelView(notice = "") {
+    const view = this.at(".view");
+    const label = `${this.camera}: ${notice ? `${notice}; ` : ""}${view.ariaExpanded === "true" ? "back to all" : "enlarge"}`;
+    if (view.ariaLabel !== label) view.ariaLabel = label;
+  }
+
   // Show the age of the image; an image that is not live must not look live.
-  updateAge(disconnected = false) {
+  updateAge() {
+    const { lostAt, buildingSeconds } = this.style;
     const age = this.age();
     const field = this.at(".age");
-    field.textContent = this.header ? formatSeconds(age) : "–";
-    field.classList.toggle("old", age > OLD_SECONDS);
-    if (disconnected) {
-      // The last status is no longer valid.
+    // Without the server nothing is known that could be counted on.
+    field.textContent = this.header && !lostAt ? seconds(age) : "–";
+    field.classList.toggle("old", age > OLD_SECONDS && !lostAt);
+    if (lostAt) {
       this.at(".state").textContent = "unknown";
       this.at(".state").dataset.kind = "waiting";
       this.at(".rate").textContent = "–";
     }
-    const silent = disconnected || Boolean(this.status?.silent);
-    const stale = silent || !this.header;
-    this.root.classList.toggle("stale", stale);
+    const found = noticeOf({ hasFrame: Boolean(this.header), age, status: this.status, buildingSeconds, lostAt });
+    this.root.classList.toggle("stale", found !== null);
+    this.root.classList.toggle("empty-card", !this.header);
     const notice = this.at(".notice");
-    notice.hidden = !stale;
-    if (!stale) return;
-    const ended = this.status?.state === "ended" && !disconnected;
-    const [large, small] = notice.children;
-    large.textContent = !this.header ? "no frame yet" : ended ? "ended" : `no signal for ${formatDuration(age)}`;
-    small.textContent = disconnected ? "the page's server does not answer" : this.status?.reason ?? "";
+    notice.hidden = found === null;
+    const { title, detail, kind } = found ?? { title: "", detail: "", kind: "wait" };
+    notice.dataset.kind = kind;
+    [notice.children[0].textContent, notice.children[1].textContent] = [title, detail];
+    this.labelView(`${title} ${detail}`.trim());
   }
 
   snapshot() {
-    if (!this.header) return;
-    const name = `${this.camera}-${this.header.index}.png`;
-    this.canvas.toBlob((blob) => save(blob, name), "image/png");
-    this.announce(`saved ${name}`);
+    if (this.header) this.announce(`saved ${saveSnapshot(this.canvas, this.header)}`);
   }
 
   async clip() {
-    const button = this.at(".clip");
-    const text = button.textContent;
-    button.disabled = true;
-    button.textContent = "making the clip…";
-    try {
-      const opacity = this.style.heat ? this.style.opacity : 0;
-      const response = await fetch(`clip/${encodeURIComponent(this.camera)}.mp4?opacity=${opacity}`);
-      if (!response.ok) throw new Error(await response.text());
-      save(await response.blob(), `${this.camera}-${this.header?.index ?? 0}.mp4`);
-      button.textContent = text;
-    } catch (error) {
-      button.textContent = "no clip";
-      button.title = error.message;
-      this.announce(`no clip: ${error.message}`);
-      setTimeout(() => (button.textContent = text), 2000);
-    }
-    button.disabled = false;
+    if (!this.header) return;
+    const saved = saveClip(this.at(".clip"), this.header, this.style.heat ? this.style.opacity : 0);
+    this.announce(await saved.then((name) => `saved ${name}`, (error) => `no clip: ${error.message}`));
   }
-}
-
-function save(blob, name) {
-  const anchor = document.createElement("a");
-  anchor.href = URL.createObjectURL(blob);
-  anchor.download = name.replaceAll(/[^\w.-]+/g, "_");
-  anchor.click();
-  setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
 }
 
 // Return the finding with the highest score, the first of equals.
@@ -319,19 +306,4 @@ function countBoxes(findings) {
   const others = sorted.slice(MAX_COUNTS).reduce((sum, [, count]) => sum + count, 0);
   if (others) texts.push(`${others} other${others > 1 ? "s" : ""}`);
   return [texts.join(" · "), `${findings.filter((finding) => finding.map).length} of ${findings.length} explained`];
-}
-
-function percent(score) {
-  return score > 0 && score < 0.01 ? "<1 %" : `${Math.round(score * 100)} %`;
-}
-
-function formatSeconds(time) {
-  return time < 1 ? `${Math.round(time * 1000)} ms` : formatDuration(time);
-}
-
-function formatDuration(time) {
-  const whole = Math.floor(time);
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }

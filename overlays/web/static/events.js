@@ -33,12 +33,12 @@ export function stateWords(event) {
   return event.state;
 }
 
-export function figureWords(figure, which = "at worst") {
+export function figureWords(figure) {
   if (!figure) return "";
   const isFraction = /^(heat_inside|score|focus_area|entropy|evidence_outside_box|highest score)/.test(figure.name);
   const show = (value) => (isFraction ? `${Math.round(value * 1000) / 10}\u00a0%` : `${Math.round(value * 1000) / 1000}`);
   const name = figure.name.replace(/^heat_inside\((.*)\)$/, "heat inside $1").replaceAll("_", " ");
-  return figure.bound === null ? `${name} ${show(figure.value)}` : `${name}: ${show(figure.value)} ${which}, bound ${show(figure.bound)}`;
+  return figure.bound === null ? `${name} ${show(figure.value)}` : `${name}: ${show(figure.value)} at worst, bound ${show(figure.bound)}`;
 }
 
 // A name for files: camera and time in UTC.

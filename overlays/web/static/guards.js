@@ -1,72 +1,111 @@
-// Guards of the shown frame: outlines of regions in the image, and firing guards as text.
-import { duration, figureWords } from "./events.js";
+// Guards of the shown frame: outlines of regions in the image, and firing guards in words, with their events.
+import { act, clock } from "./events.js";
+import { Episode, percent } from "./words.js";
 
 const ALARM = "#ff3b30";
 const CALM = "#5ac8fa";
 const DARK = "rgb(16 18 22 / 85%)";
+const SNOOZE_MINUTES = 60;
+const LABEL_PIXELS = 12; // CSS pixels of a region's name
 
 export function firing(header) {
   return (header?.guards ?? []).filter((guard) => guard.firing);
 }
 
-// Draw the outlines of regions; the image may be smaller than the frame.
-export function drawRegions(context, header) {
-  const colour = firing(header).length ? ALARM : CALM;
+// Draw the outlines of regions, those of a firing rule in red; the image may be smaller than the frame.
+export function drawRegions(context, header, pixelsPerCss) {
+  const rules = firing(header).map((guard) => `${guard.says} ${guard.figure?.name ?? ""}`);
   const scaleX = header.width / (header.frame_width ?? header.width);
   const scaleY = header.height / (header.frame_height ?? header.height);
-  const stroke = Math.max(1.5, header.width / 500);
-  const size = Math.max(11, Math.min(header.width, header.height) / 42);
+  const stroke = Math.max(1.5 * pixelsPerCss, header.width / 500);
+  const size = Math.max(LABEL_PIXELS * pixelsPerCss, Math.min(header.width, header.height) / 42);
   for (const { name, polygon } of header.regions ?? []) {
+    const colour = rules.some((rule) => rule.includes(`(${name})`)) ? ALARM : CALM;
     const points = polygon.map(([x, y]) => [x * scaleX, y * scaleY]);
     context.beginPath();
     points.forEach(([x, y], index) => (index ? context.lineTo(x, y) : context.moveTo(x, y)));
     context.closePath();
-    for (const [style, width] of [[DARK, stroke + 2], [colour, stroke]]) {
+    for (const [style, width] of [[DARK, stroke + 2 * pixelsPerCss], [colour, stroke]]) {
       context.strokeStyle = style;
       context.lineWidth = width;
       context.stroke();
     }
-    const right = Math.min(Math.max(...points.map(([x]) => x)), header.width) - size / 2;
-    const top = Math.max(Math.min(...points.map(([, y]) => y)), 0) + size / 3;
-    context.font = `500 ${size}px system-ui, sans-serif`;
-    context.textAlign = "right";
+    context.font = `600 ${size}px system-ui, sans-serif`;
+    context.textAlign = "left";
     context.textBaseline = "top";
     const width = context.measureText(name).width;
+    const right = Math.min(Math.max(...points.map(([x]) => x)), header.width) - size / 2;
+    const left = Math.max(right - width, size / 4);
+    const top = Math.max(Math.min(...points.map(([, y]) => y)), 0) + size / 3;
     context.fillStyle = DARK;
-    context.fillRect(right - width - size / 4, top - size / 6, width + size / 2, size * 1.35);
+    context.fillRect(left - size / 4, top - size / 6, width + size / 2, size * 1.35);
     context.fillStyle = colour;
-    context.fillText(name, right, top);
+    context.fillText(name, left, top);
   }
 }
 
-// The number that violates the rule in this frame; the rule itself where there is none.
-function reason({ figure, says }) {
-  return figure ? figureWords(figure, "in this frame") : says;
-}
+// The alarms of a card. A screen reader reads a title once, when the alarm begins; figures change without that.
+export class Alarms {
+  // eventOf(rule): the event of a firing guard; undefined without one
+  constructor(root, camera, announce, eventOf) {
+    Object.assign(this, { root, camera, announce, eventOf });
+    this.list = root.querySelector(".alarms");
+    this.template = root.querySelector(".alarm");
+    this.template.remove();
+    this.rows = new Map(); // by the guard's name
+  }
 
-// The alarm of a card. A screen reader reads its name once, when it begins; reasons and seconds change without that.
-export class Alarm {
-  constructor(root, camera, announce) {
-    this.root = root;
-    this.camera = camera;
-    this.announce = announce;
-    this.box = root.querySelector(".alarm");
-    this.names = "";
+  // True while an alarm is not acknowledged or snoozed.
+  get isLoud() {
+    return [...this.rows.values()].some((row) => row.element.dataset.state === "new");
   }
 
   show(header) {
     const now = firing(header);
-    const names = now.map((guard) => guard.name).join(", ");
-    this.root.classList.toggle("alarmed", now.length > 0);
-    this.box.hidden = now.length === 0;
-    const [name, why] = this.box.children;
-    if (names !== this.names) {
-      name.textContent = names;
-      if (this.names && !names) this.announce(`${this.camera}: no alarm`);
-      this.names = names;
+    const names = new Set(now.map(({ name }) => name));
+    for (const [name, row] of this.rows) {
+      if (names.has(name)) continue;
+      row.element.remove();
+      this.rows.delete(name);
+      if (!this.rows.size) this.announce(`${this.camera}: no alarm`);
     }
-    why.textContent = now.map((guard) => `${reason(guard)}, for ${duration(guard.seconds)}`).join("\n");
-    this.box.title = now.map((guard) => guard.says).join("\n"); // the rule
+    for (const guard of now) this.showGuard(guard);
+    this.list.hidden = !this.rows.size;
+    this.root.classList.toggle("alarmed", this.rows.size > 0);
+    this.root.classList.toggle("loud", this.isLoud);
+  }
+
+  showGuard(guard) {
+    const row = this.rows.get(guard.name) ?? this.add(guard);
+    const event = this.eventOf(guard.name);
+    const words = row.episode.update(guard, event?.figure);
+    const state = event?.state ?? "new";
+    row.event = event;
+    row.element.dataset.state = state;
+    const texts = { ".alarm-title": words.title, ".alarm-text": words.text, ".alarm-short": words.short, ".alarm-rule": `${guard.name}: ${words.rule}` };
+    texts[".alarm-state"] = { new: "", acknowledged: `acknowledged${event?.by ? ` by ${event.by}` : ""}` }[state] ?? `snoozed until ${clock(event.snoozed_until)}`;
+    for (const [selector, text] of Object.entries(texts)) {
+      const part = row.element.querySelector(selector);
+      if (part.textContent !== text) part.textContent = text;
+    }
+    row.element.querySelector(".alarm-actions").hidden = !event;
+    row.element.querySelector(".acknowledge").textContent = state === "new" ? "Acknowledge" : "Reopen";
+    row.element.querySelector(".snooze").hidden = state !== "new";
+    if (event) row.element.querySelector("a").href = `review#${event.id}`;
+  }
+
+  add({ name }) {
+    const element = this.template.cloneNode(true);
+    const row = { element, episode: new Episode(), event: undefined };
+    const change = async (verb, body = {}) => {
+      const text = await act(row.event, verb, body).then(() => verb, (error) => error.message);
+      this.announce(`${this.camera}: ${text}`);
+    };
+    element.querySelector(".acknowledge").onclick = () => change(row.event.state === "new" ? "acknowledge" : "reopen");
+    element.querySelector(".snooze").onclick = () => change("snooze", { minutes: SNOOZE_MINUTES });
+    this.rows.set(name, row);
+    this.list.append(element);
+    return row;
   }
 }
 
@@ -81,8 +120,4 @@ export function describeHeatmap(header) {
   const check = header.deletion;
   if (check) parts.push(`masked: ${percent(check.score)} → ${percent(check.masked_score)}`);
   return parts.join(" · ") || "flat";
-}
-
-function percent(fraction) {
-  return `${Math.round(fraction * 100)} %`;
 }

@@ -31,6 +31,6 @@ export function chooseWall(aspects, area, tile) {
 }
 
 function bestShape(aspects, shapes) {
-  const area = (box) => aspects.reduce((sum, image) => sum + coverage(image, box), 0) / box; // at the same width
-  return shapes.filter((shape) => shape >= 1).reduce((best, next) => (area(next) > area(best) * 1.001 ? next : best));
+  const shown = (box) => aspects.reduce((sum, image) => sum + coverage(image, box), 0);
+  return shapes.filter((shape) => shape >= 1).reduce((best, next) => (shown(next) > shown(best) ? next : best));
 }

@@ -61,10 +61,15 @@ export class Link {
     this.offset = this.offset === null ? difference : Math.min(this.offset, difference);
   }
 
-  // Return the seconds since a time of the server's clock. An offset below 50 ms is taken as transfer time.
-  age(unix) {
+  // Return the time of the server's clock. An offset below 50 ms is taken as transfer time.
+  now() {
     const offset = Math.abs(this.offset ?? 0) < 0.05 ? 0 : this.offset;
-    return Math.max(Date.now() / 1000 - offset - unix, 0);
+    return Date.now() / 1000 - offset;
+  }
+
+  // Return the seconds since a time of the server's clock.
+  age(unix) {
+    return Math.max(this.now() - unix, 0);
   }
 
   shown(camera) {

@@ -1,34 +1,47 @@
 // The page: one card per camera, at most one of them enlarged, and controls that apply to all cards.
 import { Card } from "./card.js";
+import { clock } from "./events.js";
 import { decodeBase64 } from "./heat.js";
-import { RecentEvents } from "./recent.js";
 import { Link } from "./link.js";
+import { RecentEvents } from "./recent.js";
+import { Sound } from "./sound.js";
 import { decodesVideo } from "./video.js";
+import { Wall, memory } from "./wall.js";
+import { summarize } from "./words.js";
 
 const MAX_DENSITY = 1.75; // image pixels per CSS pixel; more is not visible
 const SLOW_MS = 60; // decoding time above which small images are requested
-const MANY = 6; // with more cameras, cards show fewer details
 const SILENT_MS = 1200; // the server sends the status five times a second
+const SCALE_STOPS = 8; // of the colour scale
 const at = (id) => document.getElementById(id);
 const cards = new Map();
-const style = { heat: true, opacity: 0.6, palette: null };
+const style = { heat: true, opacity: 0.6, palette: null, buildingSeconds: null, lostAt: "" };
 let painted = null; // whether the received images already show the heat map
 let smallPixels = 640;
 let requestedSizes = ""; // last sent, as JSON
+let past = {}; // the last minute of each camera, by the server
+const loud = new Set(); // cameras with an alarm that nobody has acknowledged
 
 const announce = (text) => (at("announcement").textContent = text);
 
 const recent = new RecentEvents(at("review"), (camera) => cards.get(camera)?.at(".recent"));
+const sound = new Sound(at("sound"));
+const wall = new Wall(at("cameras"), () => [...cards.values()], () => {
+  for (const card of cards.values()) card.paint();
+});
 
 const link = new Link({
   hello(message) {
     style.palette = decodeBase64(message.palette);
+    showScale(style.palette);
     if (painted === null) {
       // Without a stored choice, the heat map is off if the received images already show it.
-      const stored = JSON.parse(sessionStorage.getItem("style") ?? "{}");
-      setStyle(stored.heat ?? !message.painted, stored.opacity ?? message.opacity);
+      const stored = memory.read();
+      setStyle(message.painted ? false : stored.heat ?? true, stored.opacity ?? message.opacity);
     }
     painted = message.painted;
+    past = message.history ?? {};
+    for (const [camera, card] of cards) card.strip.load(past[camera] ?? []);
     smallPixels = message.small_pixels;
     requestedSizes = "";
     if (message.video) decodesVideo().then((video) => video && link.send({ video }));
@@ -37,37 +50,33 @@ const link = new Link({
     if (message.events) recent.load();
   },
   status(message) {
-    showConnection(...summarize(message.cameras));
+    style.lostAt = "";
+    style.buildingSeconds = message.building_seconds;
+    showConnection(...summarize(message.cameras, message.building_seconds));
     at("empty").hidden = message.cameras.length > 0;
     for (const status of message.cameras) cardOf(status.camera).setStatus(status);
     removeCards(new Set(message.cameras.map((status) => status.camera)));
     showProblems(message.troubles ?? []);
-    at("viewers").hidden = !message.viewers;
-    at("viewers").textContent = message.viewers === 1 ? "1 viewer" : `${message.viewers} viewers`;
+    at("viewers").hidden = message.viewers < 2; // this one
+    at("viewers").textContent = `${message.viewers} viewers`;
   },
   events(message) {
     recent.update(message);
+    for (const card of cards.values()) if (card.header) card.alarms.show(card.header);
   },
   frame(header, bytes) {
     cardOf(header.camera).addFrame(header, bytes);
   },
   lost() {
-    showConnection("no connection", "bad");
-    for (const card of cards.values()) {
-      card.updateAge(true);
-      card.video.close(); // the next connection begins with a key frame
-    }
+    showLoss();
+    for (const card of cards.values()) card.video.close(); // the next connection begins with a key frame
   },
 });
 
-// How many cameras are live, and how many guards fire.
-function summarize(cameras) {
-  const live = cameras.filter((status) => status.state === "live" && !status.silent).length;
-  const running = cameras.filter((status) => status.state !== "ended").length;
-  const alarms = cameras.reduce((sum, status) => sum + (status.silent ? 0 : status.alarms.length), 0);
-  const words = cameras.length === 0 ? "connected" : `${live} of ${cameras.length} live`;
-  const kind = alarms || live < running ? "bad" : "good";
-  return [alarms ? `${words}, ${alarms} ${alarms === 1 ? "alarm" : "alarms"}` : words, kind];
+function showLoss() {
+  style.lostAt ||= clock(Date.now() / 1000);
+  showConnection("no connection", "bad");
+  for (const card of cards.values()) card.updateAge();
 }
 
 function showConnection(text, kind) {
@@ -75,6 +84,25 @@ function showConnection(text, kind) {
   if (chip.textContent === text) return;
   chip.textContent = text;
   chip.dataset.kind = kind;
+  document.title = kind === "bad" ? `${text} – recipro-stream` : "recipro-stream";
+}
+
+// Show which colours stand for how much evidence.
+function showScale(palette) {
+  const stops = Array.from({ length: SCALE_STOPS + 1 }, (_, index) => {
+    const level = Math.round((255 * index) / SCALE_STOPS);
+    return `rgb(${palette.slice(3 * level, 3 * level + 3).join(" ")} / ${Math.round((100 * index) / SCALE_STOPS)}%)`;
+  });
+  at("scale").style.background = `linear-gradient(to right, ${stops.join(", ")}), var(--track)`;
+}
+
+// Sound once when an alarm begins, or when its event becomes new again.
+function soundAlarms() {
+  for (const [camera, card] of cards) {
+    const isLoud = card.alarms.isLoud && !card.root.classList.contains("stale");
+    if (isLoud && !loud.has(camera)) sound.play();
+    loud[isLoud ? "add" : "delete"](camera);
+  }
 }
 
 // Show the problems of sinks. Unchanged texts are not written again: a screen reader would read them again.
@@ -97,7 +125,7 @@ function showProblems(troubles) {
 function cardOf(camera) {
   let card = cards.get(camera);
   if (!card) {
-    card = new Card(camera, style, link, announce);
+    card = new Card(camera, style, link, announce, (...names) => recent.ofGuard(...names));
     card.at(".view").onclick = (event) => {
       if (card.why.isOpen || card.area.isOpen) return; // a box or a region is drawn
       if (!card.boxes.pick(event)) enlarge(card.root.classList.contains("large") ? null : camera);
@@ -105,10 +133,12 @@ function cardOf(camera) {
     card.why.opened = () => enlarge(camera); // the form stands beside the image
     cards.set(camera, card);
     recent.show(camera);
+    card.strip.load(past[camera] ?? []);
     at("cameras").append(card.root);
-    at("cameras").classList.toggle("many", cards.size > MANY);
     at("empty").hidden = true;
-    if (location.hash.slice(1) === encodeURIComponent(camera)) enlarge(camera);
+    const wanted = location.hash ? location.hash.slice(1) : encodeURIComponent(memory.read().large ?? "");
+    if (wanted === encodeURIComponent(camera)) enlarge(camera);
+    wall.layOut();
   }
   return card;
 }
@@ -119,22 +149,25 @@ function removeCards(listed) {
   for (const [camera, card] of cards) {
     card.unlisted = listed.has(camera) ? 0 : (card.unlisted ?? 0) + 1;
     if (card.unlisted < 2) continue;
-    if (card.root.classList.contains("large")) enlarge(null);
+    if (card.root.classList.contains("large")) enlarge(null, { isRemembered: true });
     card.root.remove();
     card.video.close();
     cards.delete(camera);
   }
-  at("cameras").classList.toggle("many", cards.size > MANY);
+  wall.layOut();
 }
 
-function enlarge(camera) {
+// isRemembered: leave what the page remembers, because the viewer did not choose this
+function enlarge(camera, { isRemembered = false } = {}) {
   for (const [name, card] of cards) {
     const large = name === camera;
     card.root.classList.toggle("large", large);
     card.at(".view").setAttribute("aria-expanded", String(large));
-    card.at(".view").setAttribute("aria-label", `${name}: ${large ? "back to all" : "enlarge"}`);
+    card.updateAge();
   }
-  history.replaceState(null, "", camera === null ? location.pathname : `#${encodeURIComponent(camera)}`);
+  if (!isRemembered) memory.write({ large: camera });
+  history.replaceState(null, "", camera === null ? location.pathname + location.search : `#${encodeURIComponent(camera)}`);
+  wall.layOut();
   if (camera !== null) {
     cards.get(camera).at(".view").focus({ preventScroll: true });
     scrollTo({ top: 0, behavior: "instant" });
@@ -151,7 +184,7 @@ function setStyle(heat, opacity) {
 }
 
 function storeStyle() {
-  sessionStorage.setItem("style", JSON.stringify({ heat: style.heat, opacity: style.opacity }));
+  memory.write({ heat: style.heat, opacity: style.opacity });
 }
 
 at("heat").onchange = (event) => {
@@ -162,6 +195,9 @@ at("opacity").oninput = (event) => {
   setStyle(style.heat, event.target.value / 100);
   storeStyle();
 };
+
+at("full-screen").onclick = () => wall.toggleFullScreen();
+for (const button of document.querySelectorAll(".help-open")) button.onclick = () => at("help").showModal();
 
 // Keys that apply to one camera.
 const ACTIONS = {
@@ -176,7 +212,7 @@ const ACTIONS = {
 };
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range]")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range]") || at("help").open) return;
   const all = [...cards.keys()];
   const large = all.find((name) => cards.get(name).root.classList.contains("large"));
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
@@ -187,7 +223,9 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "h") {
     setStyle(!style.heat, style.opacity);
     storeStyle();
-  } else if (event.key in ACTIONS) {
+  } else if (event.key === "f") wall.toggleFullScreen();
+  else if (event.key === "?") at("help").showModal();
+  else if (event.key in ACTIONS) {
     if (chosen === undefined) announce(`${event.key} applies to one camera: choose it with ← →, or point at it`);
     else ACTIONS[event.key](cards.get(chosen));
   }
@@ -230,11 +268,12 @@ function requestSizes() {
 
 setInterval(() => {
   requestSizes();
-  const disconnected = performance.now() - link.receivedAt > SILENT_MS;
-  if (disconnected) showConnection("no connection", "bad");
+  wall.layOut();
+  if (performance.now() - link.receivedAt > SILENT_MS) showLoss();
+  soundAlarms();
   for (const card of cards.values()) {
-    card.updateAge(disconnected);
-    card.chart.draw();
+    card.updateAge();
+    if (!style.lostAt) card.strip.draw(); // without the server, time does not go on
     card.boxes.updateList();
   }
 }, 200);

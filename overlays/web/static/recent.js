@@ -2,7 +2,7 @@
 import { clock, get, lasted, titleOf } from "./events.js";
 
 const LOADED = 200;
-const SHOWN = 3;
+const KEPT = 12; // of each camera; small cards show the first ones
 const INTERVAL_MS = 1000; // between two counts
 
 export class RecentEvents {
@@ -39,7 +39,13 @@ export class RecentEvents {
 
   add(event) {
     const others = (this.byCamera.get(event.camera) ?? []).filter((other) => other.id !== event.id);
-    this.byCamera.set(event.camera, [event, ...others].sort((a, b) => (a.id < b.id ? 1 : -1)).slice(0, SHOWN));
+    this.byCamera.set(event.camera, [event, ...others].sort((a, b) => (a.id < b.id ? 1 : -1)).slice(0, KEPT));
+  }
+
+  // Return the event of a guard that fires; undefined without one.
+  ofGuard(camera, rule) {
+    const events = this.byCamera.get(camera) ?? [];
+    return events.find((event) => event.kind === "guard" && event.rule === rule && event.end === null);
   }
 
   async count() {
@@ -60,6 +66,7 @@ export class RecentEvents {
       anchor.dataset.state = event.state;
       anchor.textContent = `${clock(event.start)} ${titleOf(event)}`;
       anchor.title = `${event.text}; ${lasted(event)}; ${event.state}`;
+      anchor.dataset.kind = event.kind;
       row.append(anchor);
       return row;
     }));

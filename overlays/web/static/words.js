@@ -81,7 +81,15 @@ export class Episode {
     for (const figure of [known, guard.figure]) {
       if (figure && typeof figure.bound === "number" && isWorse(figure, this.worst)) this.worst = figure;
     }
-    return { title: alarmTitle(guard, this.worst), text: this.text(guard), rule: guard.says };
+    return { title: alarmTitle(guard, this.worst), text: this.text(guard), short: this.short(guard), rule: guard.says };
+  }
+
+  // For a small image: this frame's number, the worst one if the frame meets the rule.
+  short({ figure, says, seconds: lasted }) {
+    const shown = figure ?? this.worst;
+    if (!shown) return says;
+    const wanted = `${shown.value < shown.bound ? "" : "at most "}${show(shown.name, shown.bound)} wanted`;
+    return `${show(shown.name, shown.value)} ${figure ? "now" : "at worst"}, ${wanted}, ${duration(Math.floor(lasted)).replace(".0", "")}`;
   }
 
   text({ figure, says, seconds: lasted }) {

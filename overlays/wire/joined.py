@@ -1,0 +1,83 @@
+"""Several streams as one: their cameras in one run, with names that tell the streams apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overlays.wire.endpoint import parse_address, without_user
+from overlays.wire.remote import RemoteCamera, RemoteStream
+from pipeline.errors import ConfigError, SourceError
+from pipeline.ports import Discovery
+
+
+def stream_suffixes(addresses: Sequence[str]) -> list[str]:
+    """Return what is added to the names of the cameras of each stream: "" for one stream, otherwise ``@HOST``.
+
+    Streams of one host have ``@HOST:PORT``. The names do not depend on the order in which streams answer.
+
+    Raises:
+        SourceError: an address is invalid, or given twice.
+    """
+    endpoints = []
+    for address in addresses:
+        try:
+            endpoints.append(parse_address(address))
+        except ValueError as error:
+            raise SourceError(f"{without_user(address)}: {error}") from None
+    if len(endpoints) < 2:
+        return [""] * len(endpoints)
+    hosts = [endpoint.host for endpoint in endpoints]
+    names = [
+        endpoint.path or (endpoint.host if hosts.count(endpoint.host) == 1 else f"{endpoint.host}:{endpoint.port}")
+        for endpoint in endpoints
+    ]
+    for name, address in zip(names, addresses, strict=True):
+        if names.count(name) > 1:
+            raise SourceError(f"{address}: the same stream is given twice; give each address once")
+    return [f"@{name}" for name in names]
+
+
+def cameras_by_stream(cameras: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the cameras to receive from each stream, by their names there; empty: all.
+
+    Args:
+        cameras: names in this run, with the suffix of their stream; empty: all cameras of all streams.
+        suffixes: the suffixes of the streams.
+
+    Raises:
+        ConfigError: a camera has no suffix of a stream, or a stream has no camera.
+    """
+    chosen = [tuple(name.removesuffix(each) for name in cameras if name.endswith(each)) for each in suffixes]
+    for name in cameras:
+        if not any(name.endswith(suffix) for suffix in suffixes):
+            raise ConfigError(f"--camera {name}: with several streams, name its stream, such as {name}{suffixes[0]}")
+    for suffix, names in zip(suffixes, chosen, strict=True):
+        if cameras and not names:
+            raise ConfigError(f"--camera: none is of the stream {suffix[1:]}; leave its address out")
+    return chosen
+
+
+class JoinedStreams(Discovery):
+    """Finds the cameras of several streams, which must not share a name."""
+
+    def __init__(self, streams: Sequence[RemoteStream]) -> None:
+        self._streams = streams
+        for stream in streams:
+            stream.notify = self._wake
+
+    def take(self) -> list[RemoteCamera]:
+        """Return the cameras that have appeared since the last call; raises as ``RemoteStream.take``."""
+        return [camera for stream in self._streams for camera in stream.take()]
+
+    @property
+    def notes(self) -> list[str]:
+        """Text for the summary of a run."""
+        return [note for stream in self._streams for note in stream.notes]
+
+    @property
+    def problem(self) -> str:
+        """The streams from which nothing arrives, with the reasons; empty if all send."""
+        return "; ".join(f"{stream.uri}: {stream.problem}" for stream in self._streams if stream.problem)
+
+    def _wake(self) -> None:
+        self.notify()

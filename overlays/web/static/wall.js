@@ -68,7 +68,7 @@ export class Wall {
   choose(cards) {
     const known = cards.map((card) => card.aspect).filter(Boolean);
     const aspects = cards.map((card) => card.aspect ?? known[0] ?? DEFAULT_ASPECT);
-    if (!aspects.length) return { mode: "full", columns: 1, width: 0, aspect: DEFAULT_ASPECT };
+    if (!aspects.length) return { mode: "only", columns: 1, width: 0, aspect: DEFAULT_ASPECT };
     const css = getComputedStyle(this.main);
     const side = (name) => parseFloat(css[name]);
     const { width: wide } = this.main.getBoundingClientRect();

@@ -34,6 +34,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def only(self, chosen: Tensor) -> Detections:
+        """Return some of the boxes: indices, or (M,) bool."""
+        return Detections(self.boxes[chosen], self.scores[chosen], self.classes[chosen], self.anchors[chosen])
+
 
 def select(
     candidates: Candidates, image: int = 0, *, score: float = 0.3, iou: float = 0.45, limit: int = MAX_BOXES

@@ -102,8 +102,6 @@ class _Features:
     """(A, K) of this image."""
     image: Tensor
     """(1, 3, H, W): features of levels that are prepared later are computed from it."""
-    targets: tuple[Target, ...]
-    """Of the detections, in their order."""
 
 
 class OneStageEngine(BoxEngine):
@@ -181,11 +179,7 @@ class OneStageEngine(BoxEngine):
             part = [output[n : n + 1] for output in outputs]
             features = dict(zip(self._nodes, part[count:], strict=True))
             detections = select(candidates, n, score=self._detector.score, iou=self._detector.iou)
-            targets = tuple(
-                Target(self._layout.locate(candidates.grids, anchor), class_index)
-                for anchor, class_index in zip(detections.anchors.tolist(), detections.classes.tolist(), strict=True)
-            )
-            source = _Features(features, candidates, candidates.log_scores[n], images[n : n + 1], targets)
+            source = _Features(features, candidates, candidates.log_scores[n], images[n : n + 1])
             found.append(ImageBoxes(detections, source))
         return found
 
@@ -196,7 +190,8 @@ class OneStageEngine(BoxEngine):
     def target(self, boxes: ImageBoxes, index: int) -> Target:
         """Return the anchor and class of a box."""
         source: _Features = boxes.source
-        return source.targets[index]
+        anchor = self._layout.locate(source.candidates.grids, int(boxes.detections.anchors[index]))
+        return Target(anchor, int(boxes.detections.classes[index]))
 
     def level(self, boxes: ImageBoxes, index: int) -> int:
         """Return the pyramid level of a box."""

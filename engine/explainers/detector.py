@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ from pipeline.queries import PlaceQueries
 from pipeline.tracking import BoxTracker
 
 log = logging.getLogger(__name__)
+
+MIN_SIDE_PX: Final = 0.5
+"""Least width and height of the visible part of a box, in pixels of the frame."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +152,7 @@ class DetectorExplainer(EngineExplainer):
             self._answers.remember(frame)
         self._scheduler.record_plain(frame.camera, timings["detect"])
         state = self._state(frame)
-        findings = self._findings(frame, boxes)
+        boxes, findings = self._visible(frame, boxes)
         tracks = state.tracker.update(
             [_box_of(finding) for finding in findings], [f.class_index for f in findings], stream_time(frame)
         )
@@ -174,15 +178,23 @@ class DetectorExplainer(EngineExplainer):
             self._cameras[frame.camera] = state = _CameraState(source_name=frame.source_name)
         return state
 
-    def _findings(self, frame: Frame, boxes: ImageBoxes) -> list[Finding]:
-        """Return the boxes in frame pixels, clipped to the part that the network gets, without maps."""
-        detections = boxes.detections
-        placement = self._input.place_frame(frame)
-        clipped = clip_boxes(placement.to_image(detections.boxes).cpu(), input_box(frame)).tolist()
-        return [
+    def _visible(self, frame: Frame, boxes: ImageBoxes) -> tuple[ImageBoxes, list[Finding]]:
+        """Return the boxes with a visible part, and their findings without maps.
+
+        Findings are in frame pixels, clipped to the part that the network gets. A box in the border around the image
+        would have almost no area, and a guard would find no evidence inside it.
+        """
+        edges = self._input.place_frame(frame).to_image(boxes.detections.boxes).cpu()
+        clipped = clip_boxes(edges, input_box(frame))
+        seen = (clipped[:, 2:] - clipped[:, :2] >= MIN_SIDE_PX).all(1)
+        detections = boxes.detections.only(seen)
+        return replace(boxes, detections=detections), [
             Finding(self.labels[class_index], score, NO_HEAT, class_index, box=Box(*corners))
             for corners, score, class_index in zip(
-                clipped, detections.scores.clamp(max=1.0).tolist(), detections.classes.tolist(), strict=True
+                clipped[seen].tolist(),
+                detections.scores.clamp(max=1.0).tolist(),
+                detections.classes.tolist(),
+                strict=True,
             )
         ]
 
@@ -236,13 +248,15 @@ class DetectorExplainer(EngineExplainer):
 
 def _parse_when(text: str, labels: Sequence[str]) -> Condition:
     """Parse the condition on boxes that get maps, which cannot depend on their maps."""
-    measured = re.search(
-        r"\b(heat_inside|evidence_outside_box|focus_area|entropy|stability|centre_[xy]|score_drop\w*)\b", text
-    )
-    if measured is not None:
+    fields = re.sub(r"\b(label|camera)\s*(==?|!=)\s*('[^']*'|\"[^\"]*\"|[^\s()]+)", "", text)
+    later = re.search(
+        r"\b(heat_inside|evidence_outside_box|focus_area|entropy|stability|centre_[xy]|score_drop\w*|guard|part|crossing"
+        r"|boxes)\b", fields,
+    )  # fmt: skip
+    if later is not None:
         raise ConfigError(
-            f"engine.boxes.when: {text!r}: {measured[0]} is measured on maps, but this decides which are made; use "
-            "label, score and camera"
+            f"engine.boxes.when: {text!r}: {later[0]} is known after maps are made, but this decides which are made; "
+            "use label, score, camera and track"
         )
     return parse_condition(text, {"label": labels, "box": ("box",)}, option="engine.boxes.when")
 

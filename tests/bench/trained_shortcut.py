@@ -2,10 +2,12 @@
 
     uv run run.py train-line --detector --shortcut
     uv run python -m tests.bench.trained_shortcut configs/models/line-detector-shortcut.safetensors
+    uv run python -m tests.bench.trained_shortcut configs/models/line-detector.safetensors --mark none --frames 1204
 
-Frames of the simulated line get the mark of a defect in their corner after the first second. For each defect one JSON
-line: the fraction of the boxes that have its label, ``heat_inside(box)`` of the defects before and after the mark, and
-the seconds from the first marked frame until the guard fires (null = it does not).
+Frames of the simulated line, four a second, get the mark of a defect in their corner after the first second; ``none``
+marks no frame. For each mark one JSON line: the fraction of the boxes that have its label, ``heat_inside(box)`` of the
+defects before and after the mark with the number of their maps, and the seconds from the first marked frame until the
+guard fires (null = it does not).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tests.bench.figures import ROOT, environment, print_line
 
 CONFIG = ROOT / "configs" / "line-detector.yaml"
 FPS = 4.0
+NO_MARK = "none"
 UNMARKED = 4
 """Frames before the mark."""
 
@@ -79,7 +82,8 @@ def _insides(explained: Sequence[Explanation]) -> dict[str, float] | None:
     if not values:
         return None
     return {
-        "least": round(min(values), 3), "median": round(statistics.median(values), 3), "most": round(max(values), 3)
+        "maps": len(values), "least": round(min(values), 3), "median": round(statistics.median(values), 3),
+        "most": round(max(values), 3),
     }  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("weights", type=Path, help="a file of train-line --detector")
     parser.add_argument("--frames", type=int, default=12, help="of each defect; the first four have no mark")
     parser.add_argument("--seed", type=int, default=7, help="of the line")
-    parser.add_argument("--mark", nargs="+", choices=DEFECTS, default=DEFECTS)
+    parser.add_argument("--mark", nargs="+", choices=(*DEFECTS, NO_MARK), default=DEFECTS)
     options = parser.parse_args(arguments)
     detector = load_detector("line_detector", weights=options.weights)
     if not isinstance(detector, Detector) or options.frames <= UNMARKED:

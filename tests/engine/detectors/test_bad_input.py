@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from engine.detectors import runtime
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import MAX_BOXES, select
 from engine.detectors.outputs import Anchor, Candidates, Target
@@ -66,6 +70,26 @@ def test_explainer_finds_nothing_in_an_image_of_nan_activations(detector):
         next(module.module.parameters()).fill_(torch.nan)
     (boxes,) = OneStageEngine(module, SIZE, prepare=False).run(torch.zeros(1, 3, *SIZE))
     assert len(boxes.detections) == 0
+
+
+def test_explainer_leaves_out_boxes_without_a_part_in_the_image(detector, monkeypatch):
+    settings = BoxesConfig(min_score=0.6, cell_px=32, budget=None, max_maps=2)
+    explainer = DetectorExplainer(detector, EngineConfig(backend="eager", boxes=settings))
+    frame = Frame(coarse_image(), "north", 0, 1.0, 0.0)
+    (expected,) = explainer.explain([frame])
+    choose = runtime.select
+
+    def with_boxes_in_the_border(*arguments, **options):
+        found = choose(*arguments, **options)
+        outside = torch.tensor([[300.0, 5.0, 320.0, 9.0], [-9.0, -9.0, -1.0, -1.0], [4.0, 96.0, 9.0, 120.0]])
+        return replace(found.only(torch.tensor([0, 0, 0, *range(len(found))])), boxes=torch.cat((outside, found.boxes)))
+
+    monkeypatch.setattr(runtime, "select", with_boxes_in_the_border)
+    (found,) = explainer.explain([replace(frame, camera="south")])
+    assert [finding.box for finding in found.findings] == [finding.box for finding in expected.findings]
+    for ours, own in zip(found.findings, expected.findings, strict=True):
+        np.testing.assert_array_equal(ours.heat, own.heat)
+    assert max(float(finding.heat.max()) for finding in found.findings if finding.box_map) == 1.0
 
 
 @pytest.mark.parametrize("mode", ["keep", "drop"])

@@ -285,6 +285,13 @@ def top_scoring(findings: Sequence[Finding]) -> Finding | None:
     return max(findings, key=lambda finding: finding.score, default=None)
 
 
+class ClassScore(NamedTuple):
+    """A class with its score."""
+
+    label: str
+    score: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """A frame with its explained classes."""
@@ -316,6 +323,8 @@ class Explanation:
     """The last passages of the camera, the newest last, those of ``passages`` included, for a ``PassageCursor``."""
     places: tuple[Place, ...] = ()
     """The camera's zones and counting lines, with their counts after this frame."""
+    next_classes: tuple[ClassScore, ...] = ()
+    """A classifier's next classes that are not explained, the highest score first: with the findings about three."""
     trial: Trial | None = None
     """What a second network on trial finds in the same frame; it decides nothing."""
 

@@ -18,7 +18,7 @@ from engine.methods.masking import hottest_cells, masked_images
 from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
 from engine.runtime.verification import ModelOutputs
-from pipeline.frames import Explanation, Finding, Frame
+from pipeline.frames import ClassScore, Explanation, Finding, Frame
 from pipeline.ports import Explainer, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ _MAX_CPU_BATCH: Final = 4
 _ROUNDS: Final = 5
 _LONG_SECONDS: Final = 5.0
 """Above this time for a batch the measurement stops."""
+_SHOWN_CLASSES: Final = 3
+"""Classes of which the scores are given, with and without heat map."""
 
 
 def default_batch_size(cameras: int, device: str) -> int:
@@ -102,15 +104,17 @@ class BaseExplainer(EngineExplainer):
         ready = time.perf_counter()
         scores, classes, heat = (part.cpu().numpy() for part in self._outputs(images))
         timings = {"preprocess": ready - started_at, "explain": time.perf_counter() - ready}
+        found = [self._findings(*outputs) for outputs in zip(scores, classes, heat, strict=True)]
         return [
             Explanation(
                 frame=frame,
-                findings=self._findings(scores[n], classes[n], heat[n]),
+                findings=found[n],
                 method=self._method,
                 layer=self.info.layer,
                 timings=timings,
                 model=self.info.model,
                 heat_region=self._preprocessing.region(frame),
+                next_classes=self._next_classes(scores[n], found[n]),
             )
             for n, frame in enumerate(frames)
         ]
@@ -134,6 +138,19 @@ class BaseExplainer(EngineExplainer):
         if best not in by_class:
             findings.append(Finding(self.labels[best], float(scores[best]), np.zeros_like(heat[0]), best))
         return tuple(findings)
+
+    def _next_classes(self, scores: npt.NDArray[Any], findings: Sequence[Finding]) -> tuple[ClassScore, ...]:
+        """Return the classes with the highest of the scores (K,) that have no finding; with the findings, about three.
+
+        They cost no heat map.
+        """
+        count = min(_SHOWN_CLASSES, len(scores))
+        if len(findings) >= count:
+            return ()
+        explained = {finding.class_index for finding in findings}
+        best = np.argpartition(scores, -count)[-count:]
+        ordered = sorted(map(int, best), key=lambda index: -float(scores[index]))
+        return tuple(ClassScore(self.labels[c], float(scores[c])) for c in ordered if c not in explained)
 
     def worthwhile_batch(self, cameras: int) -> int:
         """Return the batch size for a number of cameras, ``default_batch_size`` or 1, by a measurement.

@@ -204,13 +204,15 @@ class GpuExplainer(NetworkExplainer):
 
     def _explanation(self, frame: Frame, batch: InFlightBatch, index: int, timings: dict[str, float]) -> Explanation:
         scores, classes, heat = (part[index].numpy() for part in batch.outputs)
+        findings = self._findings(scores, classes, heat)
         return RenderedExplanation(
             frame=frame,
-            findings=self._findings(scores, classes, heat),
+            findings=findings,
             method=self._method,
             layer=self.info.layer,
             timings=timings,
             model=self.info.model,
             heat_region=self._preprocessing.region(frame),
+            next_classes=self._next_classes(scores, findings),
             drawn=DeviceImage(batch.images[index], batch.done),
         )

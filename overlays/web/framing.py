@@ -1,15 +1,18 @@
 """Binary message of a frame for the page: header length (4 bytes, big endian), header, image. Pure.
 
 The header is that of the wire format (``docs/wire.md``); the image has no heat map, which the header holds as its grid.
-An image is a JPEG, or a unit of H.264 with the key ``video`` in the header.
+An image is a JPEG, or a unit of H.264 with the key ``video`` in the header; ``next_classes`` are without heat maps.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 from overlays.web.video import VideoUnit
-from overlays.wire.message import encode, header_record, record_bytes
+from overlays.wire.message import header_record, record_bytes
+from overlays.wire.text import replace_undecodable
 from pipeline.errors import WireError
 from pipeline.frames import Overlay
 
@@ -20,8 +23,7 @@ def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: f
     Raises:
         WireError: the explanation exceeds a limit of the wire format.
     """
-    _, header, payload = encode(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic, jpeg=jpeg)
-    return struct.pack(">I", len(header)) + header + payload
+    return _packed(_record(overlay, sent_at_unix, now_monotonic), jpeg)
 
 
 def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_monotonic: float) -> bytes:
@@ -30,10 +32,24 @@ def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_mo
     Raises:
         WireError: the explanation exceeds a limit of the wire format.
     """
-    record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     video = {"codec": unit.codec, "key": unit.is_key, "number": unit.number}
-    header = record_bytes(record | {"encoding": "h264", "video": video})
-    return struct.pack(">I", len(header)) + header + unit.payload
+    record = _record(overlay, sent_at_unix, now_monotonic) | {"encoding": "h264", "video": video}
+    return _packed(record, unit.payload)
+
+
+def _record(overlay: Overlay, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
+    record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    if overlay.explanation.next_classes:
+        record["next_classes"] = [
+            {"label": replace_undecodable(label), "score": round(score, 4)}
+            for label, score in overlay.explanation.next_classes
+        ]
+    return record
+
+
+def _packed(record: Mapping[str, Any], payload: bytes) -> bytes:
+    header = record_bytes(record)
+    return struct.pack(">I", len(header)) + header + payload
 
 
 def unpack(packet: bytes) -> tuple[bytes, bytes]:

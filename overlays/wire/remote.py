@@ -183,11 +183,8 @@ class RemoteStream(WorkerOwner, Discovery):
         viewer = self._viewer
         if viewer.problem:
             return viewer.problem
-        return (
-            "no camera has sent anything yet"
-            if not self._cameras and viewer.silent_seconds > SIGNAL_LOSS_SECONDS
-            else ""
-        )
+        has_waited = not self._cameras and viewer.silent_seconds > SIGNAL_LOSS_SECONDS
+        return "no camera has sent anything yet" if has_waited else ""
 
     def _receive(self) -> None:
         for received in self._viewer.messages(self._stop):

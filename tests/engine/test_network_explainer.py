@@ -62,6 +62,18 @@ def test_explain_accepts_frames_of_different_sizes(squeezenet, photos):
         np.testing.assert_allclose(explanation.first.heat, alone.first.heat, atol=1e-3)
 
 
+def test_explanation_names_the_next_classes_without_heat_maps(squeezenet, photos):
+    frame = frame_of(photos[0])
+    (explanation,) = squeezenet.explain([frame])
+    scores = squeezenet._scores(squeezenet._images(squeezenet._preprocessing.pixels([frame])))[0]
+    best, *expected = torch.topk(scores, 3).indices.tolist()
+    assert explanation.first.class_index == best
+    assert [label for label, _ in explanation.next_classes] == [squeezenet.labels[index] for index in expected]
+    assert [score for _, score in explanation.next_classes] == pytest.approx(scores[expected].tolist(), abs=1e-5)
+    three = tuple(explanation.first for _ in range(3))
+    assert squeezenet._next_classes(scores.numpy(), three) == (), "enough classes have heat maps"
+
+
 def test_explainer_implements_the_interface(squeezenet):
     assert isinstance(squeezenet, Explainer)
     assert squeezenet.explain([]) == []

@@ -133,7 +133,7 @@ export class Card {
     this.area.header = header;
     const { isDetector } = this.boxes;
     const top = topFinding(header);
-    this.scores.show(isDetector ? [] : header.findings, isDetector ? [] : header.next ?? []);
+    this.scores.show(isDetector ? [] : header.findings, isDetector ? [] : header.next_classes ?? []);
     this.paint();
     this.why.offer(header, isDetector);
     this.root.dataset.index = header.index;

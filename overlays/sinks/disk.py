@@ -189,6 +189,10 @@ class DiskSink(Sink):
         record = explanation_record(explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         return record, record_bytes(record)
 
+    def forget_camera(self, camera: str) -> None:
+        """Release what is held for a camera that left the run."""
+        self._passages.forget(camera)
+
     @property
     def lost(self) -> int:
         """Number of lines, rows or frames that were not written because the disk refused them."""

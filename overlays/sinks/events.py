@@ -35,7 +35,6 @@ from overlays.sinks.settings import EventSettings
 from pipeline.errors import DataLossError, WireError
 from pipeline.frames import Overlay
 from pipeline.guards.parser import parse_condition
-from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
@@ -81,7 +80,6 @@ class EventsSink(DiskSink):
         super().__init__(settings.uri, self._path.parent, wall_clock, clock, unit="events")
         context = context or SinkContext()
         self._style, self._painted = (context.colormap, context.opacity), context.painted
-        self._passages = PassageCursor()
         passages = make_passage_observer(settings.passages, self._passages)
         observers: list[Observer] = [observe_guards, observe_disagreement, passages]
         if settings.when is not None:
@@ -159,6 +157,7 @@ class EventsSink(DiskSink):
     def forget_camera(self, camera: str) -> None:
         """End the events of a camera."""
         self._add(self._tracker.end_camera(camera, self._wall_clock()))
+        super().forget_camera(camera)
         self._work(self._clock(), self._wall_clock())
 
     def __exit__(

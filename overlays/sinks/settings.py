@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from pipeline.passages.vote import VoteRule
 from pipeline.settings import SecretFile, Settings, SinkSettings
 
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -247,11 +248,13 @@ class PlcSettings(SinkSettings):
     """The frames that are ok, in the language of record_when, such as label=ok and score>0.8; boxes=0 for a detector.
     Default: those in which no guard fires."""
     part_when: str | None = Field(default=None, min_length=1)
-    """The frames that show a part, such as label!=empty: each passage gets a verdict. Default: no verdicts of parts."""
+    """The frames that show a part, such as label!=empty: each passage gets a verdict. Default: the parts of the zones
+    of the camera."""
     part_gap_seconds: float = Field(default=0.3, gt=0, le=60)
     """A part has passed when no frame met part_when for this time, on the clock of the frames."""
-    part_ok_share: float = Field(default=0.5, ge=0, le=1)
-    """A part is ok if at least this share of its frames is."""
+    part_vote: VoteRule = "mean"
+    """With part_when: the vote of a part's frames, each ok or not, by the rules of zones: mean (the larger sum of
+    scores), best (the most certain frame), worst (one that is not ok is enough), or N of M."""
     stale_seconds: float = Field(default=2.0, gt=0, le=3600)
     """A camera's values are bad when its last frame is older."""
     insecure: bool = False

@@ -121,6 +121,7 @@ class VideoSink(DiskSink):
 
     def forget_camera(self, camera: str) -> None:
         """Complete the video of a camera; if it comes again, its next frame begins another file."""
+        super().forget_camera(camera)
         recording = self._recordings.pop(camera, None)
         if recording is not None:
             self._close(camera, recording)

@@ -217,6 +217,7 @@ class ZeroMqSink(Sink):
         for held in (self._last, self._packed, self._watched_since):
             held.pop(camera, None)
         self._pending.discard(camera)
+        self._passages.forget(camera)
 
     def __exit__(self, *_: object) -> None:
         self._close(round(self._settings.linger_seconds * 1000))

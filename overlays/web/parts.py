@@ -40,6 +40,7 @@ class PassageBoard:
 
     def forget(self, camera: str) -> None:
         """Remove the passages of a camera that left."""
+        self._cursor.forget(camera)
         self._last.pop(replace_undecodable(camera), None)
 
     def records(self, camera: str, after: int = 0) -> list[dict[str, Any]]:

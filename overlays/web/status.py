@@ -83,7 +83,7 @@ class StatusBoard:
         """Remove a camera that left the run."""
         name = replace_undecodable(camera)
         self.cameras = {other: status for other, status in self.cameras.items() if other != name}
-        self.passages.forget(name)
+        self.passages.forget(camera)
         self.history.forget(name)
 
     @property

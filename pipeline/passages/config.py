@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator
 
-from pipeline.passages.vote import Vote, parse_vote
+from pipeline.passages.vote import Vote, VoteRule, parse_vote
 from pipeline.polygons import Point
 from pipeline.shapes import Corner, PolygonSettings, ShapeName, StrictModel, are_fractions, in_pixels
 
@@ -20,7 +20,7 @@ class ZoneConfig(PolygonSettings):
 
     name: ShapeName
     """Its name in images, messages, logs and metrics."""
-    vote: str = "mean"
+    vote: VoteRule = "mean"
     """Rule for the class of a part: mean (largest sum of scores), best (the most certain frame), worst
     (any frame that is not ok), or N of M (a class that is not ok in at least N of M consecutive frames: 3 of 5)."""
     ok: list[str] | None = None
@@ -34,12 +34,6 @@ class ZoneConfig(PolygonSettings):
     """Smallest number of frames in the zone; objects with fewer are not counted."""
     gap_seconds: float = Field(default=1.0, gt=0, le=3600)
     """An object that was not found for this time has left. A new track at its expected position continues it before."""
-
-    @field_validator("vote")
-    @classmethod
-    def _is_a_vote(cls, vote: str) -> str:
-        parse_vote(vote)
-        return vote
 
     @property
     def parsed_vote(self) -> Vote:

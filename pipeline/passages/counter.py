@@ -98,7 +98,6 @@ class PassageCounter:
         places: Places,
         ok_default: Collection[str] = (),
         *,
-        first_sequence: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin without objects.
@@ -107,14 +106,14 @@ class PassageCounter:
             camera: the camera's name.
             places: its zones and lines.
             ok_default: the classes that are ok for zones that do not say it.
-            first_sequence: sequence number of the next passage.
             clock: returns monotonic seconds, for the time to the verdict.
         """
         self._camera, self._places, self._clock = camera, places, clock
         self._ok = {zone.name: frozenset(ok_default if zone.ok is None else zone.ok) for zone in places.zones}
         self._classes = places.classes(ok_default)
         self._gap_seconds = max([OBJECT_GAP_SECONDS, *(zone.gap_seconds for zone in places.zones)])
-        self.next_sequence = first_sequence
+        self.next_sequence = 1
+        """Sequence number of the next passage."""
         self.recent: deque[Passage] = deque(maxlen=MAX_RECENT)
         self.tallies: dict[str, _Tally] = {f"{kind} {each.name}": _Tally() for kind, each in _named(places)}
         self.unfinished = 0
@@ -151,6 +150,11 @@ class PassageCounter:
         return replace(
             explanation, passages=tuple(self._new), recent_passages=tuple(self.recent), places=self.counted()
         )
+
+    def resume(self, before: PassageCounter) -> None:
+        """Continue the counts of the camera from before it left: those of places with the same names."""
+        self.next_sequence, self.unfinished = before.next_sequence, before.unfinished
+        self.tallies |= before.tallies
 
     @property
     def has_trial(self) -> bool:

@@ -81,8 +81,8 @@ class PassageMonitor(ExplainerWrapper):
         self._places_of, self._ok_default = places_of, frozenset(ok_default)
         self._cameras: dict[str, _CameraState | None] = {}
         """None: the camera has no zones and lines."""
-        self._left: dict[str, tuple[int, int]] = {}
-        """Of cameras that left: the sequence number of the next passage, and the number of unfinished parts."""
+        self._left: dict[str, PassageCounter] = {}
+        """Of cameras that left."""
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch and return a function that waits for it, and counts what was finished."""
@@ -111,20 +111,21 @@ class PassageMonitor(ExplainerWrapper):
         for line in places.lines:
             if not _lies_inside(line.placed(frame.width, frame.height), frame):
                 _warn_of_outside("line", line.name, frame)
-        sequence, unfinished = self._left.get(frame.camera, (1, 0))
-        counter = PassageCounter(frame.camera, places, self._ok_default, first_sequence=sequence)
-        counter.unfinished = unfinished
+        counter = PassageCounter(frame.camera, places, self._ok_default)
+        if (before := self._left.get(frame.camera)) is not None:
+            counter.resume(before)
         now = stream_time(frame)
         return _CameraState(counter, now, now)
 
     def forget_camera(self, camera: str) -> None:
-        """Release the objects of a camera; if it comes again, its passages have higher sequence numbers."""
+        """Release the objects of a camera; if it comes again, its counts and sequence numbers go on."""
         super().forget_camera(camera)
         state = self._cameras.get(camera)
         self._cameras = {name: each for name, each in self._cameras.items() if name != camera}
         if state is not None:
             state.counter.end()
-            self._left[camera] = (state.counter.next_sequence, state.counter.unfinished)
+            state.counter.recent.clear()
+            self._left[camera] = state.counter
 
     def summary(self) -> list[str]:
         """Return the counts as text, a line for each zone and line of each camera that is in the run."""

@@ -144,6 +144,10 @@ class PassageCursor:
             self._last[explanation.frame.camera] = new[-1].sequence
         return new
 
+    def forget(self, camera: str) -> None:
+        """Release the state of a camera that left; its next passages are new ones."""
+        self._last.pop(camera, None)
+
     def update(self, explanation: Explanation) -> Explanation:
         """Return the explanation with ``passages`` that are those of ``take``."""
         new = self.take(explanation)

@@ -6,7 +6,9 @@ import re
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator
 
 MAX_WINDOW: Final = 1000
 """Largest M of ``N of M``."""
@@ -48,6 +50,15 @@ def parse_vote(text: str) -> Vote:
     if not 1 <= least <= window <= MAX_WINDOW:
         raise ValueError(f"N of M: N is from 1 to M, and M at most {MAX_WINDOW}, such as 3 of 5")
     return Vote("n of m", least, window)
+
+
+def _is_a_vote(text: str) -> str:
+    parse_vote(text)
+    return text
+
+
+VoteRule = Annotated[str, AfterValidator(_is_a_vote)]
+"""The text of a vote."""
 
 
 @dataclass(slots=True)

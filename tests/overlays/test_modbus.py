@@ -15,14 +15,16 @@ import pytest
 pytest.importorskip("pymodbus")
 
 from overlays.sinks.plc.modbus import MAX_CONNECTIONS, ModbusSink
-from overlays.sinks.plc.verdicts import PartVote, VerdictRules
+from overlays.sinks.plc.verdicts import PartVerdicts, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from pipeline.errors import ConfigError, SinkError
 from pipeline.frames import GuardState, Overlay, SignalLoss
 from pipeline.settings import SinkContext
 from tests.overlays.conftest import explain
 from tests.support.boxes import box, explained_boxes
+from tests.support.detections import detection_frame, detections
 from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
+from tests.support.passages import part, with_passages
 
 ANY_PORT = "modbus://127.0.0.1:0"
 TWO = SinkContext(cameras=("line", "north"))
@@ -153,14 +155,18 @@ def test_mbpoll_reads_the_registers():
 
 def parts_of(rules, frames):
     """Return the verdicts of parts for frames given as (seconds, label, score)."""
-    vote, verdicts = PartVote(rules), []
+    vote, verdicts = PartVerdicts(rules), []
     for index, (seconds, label, score) in enumerate(frames):
         explanation = explain(label=label, score=score, index=index, taken_at=seconds, pts_seconds=seconds)
         verdicts.append(vote.add(explanation, rules.frame_verdict(explanation), seconds + 0.05))
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-RULES = VerdictRules.parse("label=ok", "label!=empty", 0.3, 0.5)
+def rules_of(**options):
+    return VerdictRules.of(ModbusSettings(uri=ANY_PORT, ok_when="label=ok", **options))
+
+
+RULES = rules_of(part_when="label!=empty")
 
 
 def test_each_passage_has_one_verdict_by_the_vote_of_its_frames():
@@ -176,6 +182,35 @@ def test_each_passage_has_one_verdict_by_the_vote_of_its_frames():
     assert (second.number, second.is_ok, second.label, second.frames) == (2, False, "dent", 3)
     assert second.share == pytest.approx(2 / 3)
     assert first.latency_seconds == pytest.approx(2.0 + 0.05 - 1.0)
+
+
+@pytest.mark.parametrize(("vote", "is_ok"), [("mean", True), ("best", False), ("worst", False), ("2 of 3", True)])
+def test_frames_of_a_part_vote_by_the_rules_of_zones(vote, is_ok):
+    labels = [("ok", 0.7), ("dent", 0.95), ("ok", 0.7), ("empty", 0.9)]
+    frames = [(float(k) / 10 + (k == 3), *each) for k, each in enumerate(labels)]
+    [part] = parts_of(rules_of(part_when="label!=empty", part_vote=vote), frames)
+    assert (part.is_ok, part.label) == (is_ok, "ok")
+
+
+def test_vote_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="a vote is mean, best, worst, or N of M"):
+        rules_of(part_vote="most")
+
+
+def test_parts_of_zones_have_the_verdict_of_their_vote():
+    verdicts, rules = PartVerdicts(rules_of()), rules_of()
+    crossing, dent, unjudged = part(2, kind="crossing"), part(3, label="dent", is_ok=False), part(4, is_ok=None)
+
+    def verdict(*passages):
+        explained = with_passages(detections(detection_frame(0)), *passages)
+        return verdicts.add(explained, rules.frame_verdict(explained), 9.0)
+
+    first, last = verdict(part(1)), verdict(crossing, dent)
+    assert (first.number, first.is_ok, first.zone, first.share, first.frames) == (1, True, "station", 0.75, 12)
+    assert first.latency_seconds == pytest.approx(0.54)
+    assert (last.number, last.is_ok, last.label) == (2, False, "dent")
+    assert verdict(crossing) is None
+    assert verdict(unjudged).is_ok is False
 
 
 def test_gap_shorter_than_the_option_does_not_divide_a_part():

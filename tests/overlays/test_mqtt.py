@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
 from tests.support.fakes import FakeSource  # noqa: E402
 from tests.support.limits import LIMIT_SECONDS  # noqa: E402
 from tests.support.mqtt import connected, open_sockets, telling  # noqa: E402
+from tests.support.passages import part, with_passages  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -92,6 +94,12 @@ def test_sink_publishes_findings_camera_states_and_its_status(broker, overlaid, 
         record = json.loads(payload)
         assert (record["camera"], record["findings"][0]["label"]) == ("line", "scratch")
         assert len(payload) < 1500
+        last = overlaid(index=5, label="scratch")
+        with_parts = replace(last, explanation=with_passages(last.explanation, part(1), part(2, kind="crossing")))
+        for _ in range(2):
+            sink.put(with_parts)
+        wait_until(lambda: sink.idle() or (listener.told("line/part") and listener.told("line/crossing")))
+        assert [json.loads(payload)["sequence"] for payload in listener.told("line/part")] == [1]
         with Listener(broker.port) as late:
             wait_until(lambda: late.told("/status") and late.told("/state"))
             assert all(retained for *_, retained in late.heard)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlays.sinks.mqtt.counters import FindingQueue, MqttCounts, QueuedFinding
 from overlays.sinks.mqtt.messages import (
     MAX_FINDINGS,
     colliding_cameras,
     finding_message,
     parse_broker,
+    passage_message,
     topic_level,
 )
 from pipeline.frames import Box
+from pipeline.trial import Trial
 from tests.overlays.conftest import explain
 from tests.support.boxes import box, explained_boxes, hot_cell, street
+from tests.support.detections import detection, detection_frame, detections
+from tests.support.passages import BOX, part, with_passages
 
 
 @pytest.mark.parametrize(
@@ -105,3 +111,30 @@ def test_message_has_at_most_a_hundred_findings_of_the_highest_scores():
     assert message["omitted"] == 300 - MAX_FINDINGS
     assert len(finding_message(explanation, sent_at_unix=1e9, now_monotonic=1.0)) < 48_000
     assert "omitted" not in published(street(MAX_FINDINGS))
+
+
+def test_part_is_published_with_its_verdict_under_its_kind():
+    broker = parse_broker("mqtt://127.0.0.1/hall")
+    assert broker.passage("a/b", "part") == "hall/a_b/part"
+    message = json.loads(passage_message(part(3, label="dent", is_ok=False), sent_at_unix=100.0, now_monotonic=2.0))
+    assert (message["camera"], message["place"], message["number"]) == ("road", "station", 3)
+    assert (message["label"], message["is_ok"], message["last_seen_at_unix"]) == ("dent", False, 99.5)
+
+
+def test_findings_are_published_without_parts_and_with_the_best_of_a_network_on_trial():
+    trial = Trial("new", tuple(detection(BOX, score=k / 200) for k in range(150)), "adds 2 car")
+    explained = replace(with_passages(detections(detection_frame(0)), part()), trial=trial)
+    message = json.loads(finding_message(explained, sent_at_unix=0.0, now_monotonic=0.0))
+    assert "passages" not in message
+    assert len(message["trial"]["findings"]) == MAX_FINDINGS
+    assert message["trial"]["findings"][0]["score"] == 149 / 200
+
+
+def test_part_waits_for_a_broker_and_findings_of_cameras_do_not():
+    counts = MqttCounts()
+    queue = FindingQueue(counts)
+    queue.add(QueuedFinding("finding", b"", is_file=False))
+    queue.add(QueuedFinding("part", b"", is_file=False, is_passage=True))
+    queue.trim(10, keep_live=False)
+    assert [queue.take().topic for _ in range(len(queue))] == ["part"]
+    assert (counts.lost, counts.lost_of_files, queue.holds_files) == (1, 0, False)

@@ -132,7 +132,7 @@ def test_variables_hold_the_last_frame_and_part(sink):
             assert values == {
                 "Ok": True, "Alarm": False, "Label": "ok", "Score": 0.875, "Boxes": 0, "Age": 2.5, "PartNumber": 1,
                 "PartOk": False, "PartLabel": "dent", "PartShare": pytest.approx(2 / 3), "PartFrames": 3,
-                "PartLatency": 4.0,
+                "PartLatency": 4.0, "PartZone": "",
             }  # fmt: skip
             north = await read_until(connection, "north", "Boxes", 2)
             assert north.StatusCode.is_good()
@@ -142,7 +142,7 @@ def test_variables_hold_the_last_frame_and_part(sink):
 
 
 NAMES = ("Ok", "Alarm", "Label", "Score", "Boxes", "Age", "PartNumber", "PartOk", "PartLabel", "PartShare",
-         "PartFrames", "PartLatency")  # fmt: skip
+         "PartFrames", "PartLatency", "PartZone")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ class ClipSink(DiskSink):
 
     def forget_camera(self, camera: str) -> None:
         """Complete the clip of a camera. Its clips still count against the budget."""
+        super().forget_camera(camera)
         if (track := self._tracks.pop(camera, None)) is not None:
             self._end(track)
 

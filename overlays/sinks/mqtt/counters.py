@@ -16,6 +16,13 @@ class QueuedFinding(NamedTuple):
     message: bytes
     is_file: bool
     """True if its frame is of a file or a folder: then it waits for the broker, because it does not come again."""
+    is_passage: bool = False
+    """True for a part or a crossing, which does not come again either, but delays no frame."""
+
+    @property
+    def is_kept(self) -> bool:
+        """True if it waits for a broker that is not there."""
+        return self.is_file or self.is_passage
 
 
 @dataclass(slots=True)
@@ -91,8 +98,8 @@ class FindingQueue:
         """Drop findings and count them as lost: live ones unless ``keep_live``, then the oldest over ``max_length``."""
         if not keep_live:
             for finding in self._queue:
-                if not finding.is_file:
+                if not finding.is_kept:
                     self._counts.lose(finding)
-            self._queue = deque(finding for finding in self._queue if finding.is_file)
+            self._queue = deque(finding for finding in self._queue if finding.is_kept)
         while len(self._queue) > max_length:
             self._counts.lose(self._queue.popleft())

@@ -10,9 +10,11 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from overlays.wire.message import explanation_record
+from overlays.wire.passages import passage_record
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import WireError
 from pipeline.frames import Box, Explanation, Finding
+from pipeline.passages.passage import Passage, PassageKind
 
 DEFAULT_TOPIC: Final = "recipro-stream"
 ONLINE: Final = b"online"
@@ -56,6 +58,10 @@ class BrokerAddress(NamedTuple):
     def finding(self, camera: str) -> str:
         """Return the topic of a camera's findings."""
         return f"{self.topic}/{topic_level(camera)}/finding"
+
+    def passage(self, camera: str, kind: PassageKind) -> str:
+        """Return the topic of a camera's parts, or of its crossings."""
+        return f"{self.topic}/{topic_level(camera)}/{kind}"
 
     def state(self, camera: str) -> str:
         """Return the topic of a camera's state."""
@@ -112,10 +118,11 @@ def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monoto
     Raises:
         WireError: a number is NaN or infinite.
     """
-    findings = explanation.findings
-    if len(findings) > MAX_FINDINGS:
-        findings = tuple(sorted(findings, key=lambda finding: finding.score, reverse=True)[:MAX_FINDINGS])
-    shortened = replace(explanation, findings=findings)
+    findings, trial = _highest(explanation.findings), explanation.trial
+    shortened = replace(
+        explanation, findings=findings, passages=(),
+        trial=None if trial is None else replace(trial, findings=_highest(trial.findings)),
+    )  # fmt: skip
     record = explanation_record(shortened, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     record["findings"] = [
         _without_heat(fields) | {"peak": _peak(finding, explanation.region_of(finding))}
@@ -124,6 +131,23 @@ def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monoto
     if omitted := len(explanation.findings) - len(findings):
         record["omitted"] = omitted
     return to_json(record)
+
+
+def passage_message(passage: Passage, *, sent_at_unix: float, now_monotonic: float) -> bytes:
+    """Return the message of a part or a crossing: an entry of ``passages`` of the log, with its camera.
+
+    Raises:
+        WireError: a number is NaN or infinite.
+    """
+    record = passage_record(passage, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
+    return to_json({"camera": replace_undecodable(passage.camera), **record})
+
+
+def _highest(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Return the findings; of more than ``MAX_FINDINGS``, those with the highest scores."""
+    if len(findings) <= MAX_FINDINGS:
+        return findings
+    return tuple(sorted(findings, key=lambda finding: finding.score, reverse=True)[:MAX_FINDINGS])
 
 
 def _peak(finding: Finding, region: Box) -> list[float] | None:

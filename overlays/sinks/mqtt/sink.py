@@ -19,13 +19,21 @@ from typing import Any, Final
 from overlays.sinks.login import read_login
 from overlays.sinks.mqtt.connection import BrokerConnection
 from overlays.sinks.mqtt.counters import FindingQueue, MqttCounts, QueuedFinding
-from overlays.sinks.mqtt.messages import OFFLINE, colliding_cameras, finding_message, parse_broker, state_message
+from overlays.sinks.mqtt.messages import (
+    OFFLINE,
+    colliding_cameras,
+    finding_message,
+    parse_broker,
+    passage_message,
+    state_message,
+)
 from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import MqttSettings
 from overlays.web.status import StatusBoard
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
+from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample, Sink
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
@@ -98,6 +106,7 @@ class MqttSink(Sink):
         self._max_rate = self._settings.max_rate
         self._rate_limiter = RateLimiter(self._settings.max_rate or _DEFAULT_RATE)
         self._labels: dict[str, str] = {}
+        self._passages = PassageCursor()
         self._counts = MqttCounts()
         self._queue = FindingQueue(self._counts)
         self._ended: dict[str, dict[str, Any]] = {}
@@ -146,6 +155,7 @@ class MqttSink(Sink):
     def put(self, overlay: Overlay) -> None:
         """Queue the finding of a frame if it is due; wait for a slow broker if findings of files fill the queue."""
         self._status_board.update(overlay)
+        self._queue_passages(overlay)
         self._ended.pop(replace_undecodable(overlay.explanation.frame.camera), None)
         if overlay.signal_loss is None:
             self._queue_finding(overlay)
@@ -164,6 +174,7 @@ class MqttSink(Sink):
     def forget_camera(self, camera: str) -> None:
         """Publish the state ``ended`` of a camera: its retained state must not stay ``live``."""
         self._labels.pop(camera, None)
+        self._passages.forget(camera)
         name = replace_undecodable(camera)
         ended = {"state": "ended", "reason": "removed from the run"}
         self._ended |= {s["camera"]: s | ended for s in self._status_board.snapshot() if s["camera"] == name}
@@ -213,6 +224,15 @@ class MqttSink(Sink):
         except WireError as error:
             self._counts.lost += 1
             log.debug("%s: %s", self.uri, error)
+
+    def _queue_passages(self, overlay: Overlay) -> None:
+        """Queue the parts and crossings that were finished, also those of frames that this sink did not get."""
+        explanation = overlay.explanation
+        camera, is_file = explanation.frame.camera, self._is_file(explanation.frame)
+        for passage in self._passages.take(explanation):
+            message = passage_message(passage, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
+            topic = self._broker.passage(camera, passage.kind)
+            self._queue.add(QueuedFinding(topic, message, is_file, is_passage=True))
 
     def _is_file(self, frame: Frame) -> bool:
         """Return whether a frame is of a file or a folder, whose findings are not repeated."""

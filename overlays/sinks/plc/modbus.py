@@ -19,7 +19,7 @@ from pymodbus.server.requesthandler import ServerRequestHandler
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from overlays.sinks.plc.loop_thread import LoopThread
-from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVote, VerdictRules
+from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVerdicts, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from overlays.wire.endpoint import Endpoint, parse_address, without_user
 from pipeline.errors import SinkError
@@ -76,15 +76,13 @@ class ModbusSink(Sink):
         """The real port, once the sink is open."""
         self._address = _checked_address(self.uri, insecure=settings.insecure)
         self._clock = clock
-        self._rules = VerdictRules.parse(
-            settings.ok_when, settings.part_when, settings.part_gap_seconds, settings.part_ok_share
-        )
+        self._rules = VerdictRules.of(settings)
         self._began_at = clock()
         self._cameras: dict[str, int] = {}
         """The number of each camera's block."""
         self._refused: set[str] = set()
         """Cameras without a block."""
-        self._votes: dict[str, PartVote] = {}
+        self._votes: dict[str, PartVerdicts] = {}
         self._frames: dict[int, FrameVerdict] = {}
         self._parts: dict[int, PartVerdict] = {}
         self._lost: set[int] = set()
@@ -135,7 +133,7 @@ class ModbusSink(Sink):
                     )  # fmt: skip
                 return None
             self._cameras[camera] = len(self._cameras)
-            self._votes[camera] = PartVote(self._rules)
+            self._votes[camera] = PartVerdicts(self._rules)
         return self._cameras[camera]
 
     def _registers(self) -> list[int]:

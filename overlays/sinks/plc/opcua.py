@@ -26,7 +26,7 @@ from asyncua.server.user_managers import UserManager
 from asyncua.ua.status_codes import StatusCodes
 
 from overlays.sinks.plc.loop_thread import LoopThread
-from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVote, VerdictRules
+from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVerdicts, VerdictRules
 from overlays.sinks.settings import OpcUaSettings
 from overlays.wire.endpoint import Endpoint, parse_address, without_user
 from overlays.wire.text import replace_undecodable
@@ -61,6 +61,7 @@ _TYPES: Final = {
     "PartShare": ua.VariantType.Double,
     "PartFrames": ua.VariantType.UInt32,
     "PartLatency": ua.VariantType.Double,
+    "PartZone": ua.VariantType.String,
 }
 """The variables of a camera; ``Box`` is an array."""
 
@@ -113,10 +114,8 @@ class OpcUaSink(Sink):
         self._address, self._name = _parse_address(self.uri)
         _check_access(self.uri, self._address, settings, has_users=self._users is not None)
         self._wall_clock, self._clock = wall_clock, clock
-        self._rules = VerdictRules.parse(
-            settings.ok_when, settings.part_when, settings.part_gap_seconds, settings.part_ok_share
-        )
-        self._votes: dict[str, PartVote] = {}
+        self._rules = VerdictRules.of(settings)
+        self._votes: dict[str, PartVerdicts] = {}
         self._states = {camera: _CameraState() for camera in context.cameras}
         self._nodes: dict[tuple[str, str], ua.NodeId] = {}
         self._objects: set[str] = set()
@@ -153,7 +152,7 @@ class OpcUaSink(Sink):
         if overlay.signal_loss is not None:
             state = _CameraState(state.frame, state.part, is_lost=True)
         else:
-            vote = self._votes.setdefault(camera, PartVote(self._rules))
+            vote = self._votes.setdefault(camera, PartVerdicts(self._rules))
             verdict = self._rules.frame_verdict(overlay.explanation)
             state = _CameraState(verdict, vote.add(overlay.explanation, verdict, self._clock()) or state.part)
         self._states[camera] = state
@@ -276,6 +275,7 @@ def _part_values(part: PartVerdict | None) -> dict[str, Any]:
         "PartShare": part.share,
         "PartFrames": part.frames,
         "PartLatency": part.latency_seconds,
+        "PartZone": part.zone,
     }
 
 

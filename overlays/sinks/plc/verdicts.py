@@ -1,12 +1,23 @@
-"""Verdicts for controllers: of each frame, and of each part by a vote over the frames of its passage. Pure."""
+"""Verdicts for controllers: of each frame, and of each part that has passed. Pure.
+
+Parts of a detector are those of the camera's zones (``pipeline.passages``). Without zones, or for a classifier,
+``part_when`` tells parts apart, and the verdicts of their frames vote by the same rules.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
+from overlays.sinks.settings import PlcSettings
 from pipeline.frames import Box, Explanation
+from pipeline.guards.heatmap_stats import stream_time
 from pipeline.guards.parser import Condition, parse_condition
+from pipeline.passages.passage import Passage, PassageCursor
+from pipeline.passages.vote import Ballot, Vote, parse_vote
+
+_OK: Final = "ok"
+_NOT_OK: Final = "not ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +47,15 @@ class PartVerdict:
     """Number of parts of the camera so far, this one included."""
     is_ok: bool
     class_index: int
-    """The class with the largest sum of scores."""
+    """The class that the vote decided."""
     label: str
     share: float
-    """Fraction of its frames that have the verdict ``is_ok``, 0 to 1."""
+    """Fraction of its frames that agree with the verdict, 0 to 1; of a part of a zone, those of its class."""
     frames: int
     latency_seconds: float
     """Time from the capture of its first frame to the verdict."""
+    zone: str = ""
+    """Name of its zone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +65,20 @@ class VerdictRules:
     ok_when: Condition | None
     """None: a frame is ok while no guard fires."""
     part_when: Condition | None
-    """None: parts are not told apart."""
+    """None: parts are those of zones."""
     part_gap_seconds: float
     """A part has passed when no frame met ``part_when`` for this time."""
-    part_ok_share: float
-    """A part is ok if at least this fraction of its frames is."""
+    part_vote: Vote
+    """The vote of the frames that met ``part_when``."""
 
     @classmethod
-    def parse(cls, ok_when: str | None, part_when: str | None, gap_seconds: float, ok_share: float) -> VerdictRules:
+    def of(cls, settings: PlcSettings) -> VerdictRules:
         """Return the rules of a sink's options. Raises ``ConfigError``."""
-        return cls(
-            None if ok_when is None else parse_condition(ok_when, option="ok_when"),
-            None if part_when is None else parse_condition(part_when, option="part_when"),
-            gap_seconds,
-            ok_share,
+        ok_when, part_when = (
+            None if text is None else parse_condition(text, option=option)
+            for option, text in (("ok_when", settings.ok_when), ("part_when", settings.part_when))
         )
+        return cls(ok_when, part_when, settings.part_gap_seconds, parse_vote(settings.part_vote))
 
     def frame_verdict(self, explanation: Explanation) -> FrameVerdict:
         """Return the verdict of a frame."""
@@ -85,28 +97,42 @@ class VerdictRules:
         )
 
 
-@dataclass
-class _Passage:
-    """The frames of the part that is in view."""
+class _FrameVotes:
+    """The frames of the part that is in view, and their votes."""
 
-    first_captured_at: float
-    seen_at: float
-    """Time of its last frame, on the frames' clock."""
-    ok: int = 0
-    frames: int = 0
-    scores: dict[tuple[int, str], float] = field(default_factory=lambda: defaultdict(float))
+    def __init__(self, vote: Vote, first_captured_at: float) -> None:
+        self.first_captured_at = first_captured_at
+        self.seen_at = 0.0
+        """Time of its last frame, on the frames' clock."""
+        self._verdicts, self._classes = Ballot(vote, (_OK,)), Ballot(Vote())
+
+    def add(self, verdict: FrameVerdict, seconds: float) -> None:
+        """Add a frame at a time."""
+        self.seen_at = seconds
+        certainty = verdict.score if verdict.label else 1.0  # no box: the detector states no score
+        self._verdicts.add(_OK if verdict.is_ok else _NOT_OK, 0, certainty)
+        self._classes.add(verdict.label, verdict.class_index, verdict.score)
+
+    def decide(self, number: int, now_monotonic: float) -> PartVerdict:
+        """Return the verdict."""
+        decided, _, _ = self._verdicts.decide()
+        label, class_index, _ = self._classes.decide()
+        latency = max(0.0, now_monotonic - self.first_captured_at)
+        share, frames = self._verdicts.shares()[decided], self._verdicts.frames
+        return PartVerdict(number, decided == _OK, class_index, label, share, frames, latency)
 
 
-class PartVote:
-    """Tells the parts of one camera apart and votes over the frames of each."""
+class PartVerdicts:
+    """The verdicts of the parts of one camera."""
 
     def __init__(self, rules: VerdictRules) -> None:
         self._rules = rules
-        self._passage: _Passage | None = None
+        self._votes: _FrameVotes | None = None
+        self._cursor = PassageCursor()
         self._count = 0
 
     def add(self, explanation: Explanation, verdict: FrameVerdict, now_monotonic: float) -> PartVerdict | None:
-        """Add a frame; return the verdict of a part that has passed with it.
+        """Add a frame; return the verdict of the last part that has passed with it.
 
         Args:
             explanation: the frame's explanation.
@@ -114,29 +140,25 @@ class PartVote:
             now_monotonic: the current time, ``time.monotonic()`` seconds.
         """
         if self._rules.part_when is None:
-            return None
-        frame = explanation.frame
-        seconds = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
-        finished = None
-        if self._passage is not None and not 0 <= seconds - self._passage.seen_at < self._rules.part_gap_seconds:
-            finished = self._finish(now_monotonic)
+            return self._of_zones(explanation)
+        timestamp, finished = stream_time(explanation.frame), None
+        if self._votes is not None and not 0 <= timestamp - self._votes.seen_at < self._rules.part_gap_seconds:
+            self._count += 1
+            finished, self._votes = self._votes.decide(self._count, now_monotonic), None
         if self._rules.part_when(explanation):
-            if self._passage is None:
-                self._passage = _Passage(frame.captured_at, seconds)
-            self._passage.seen_at = seconds
-            self._passage.frames += 1
-            self._passage.ok += verdict.is_ok
-            self._passage.scores[verdict.class_index, verdict.label] += verdict.score
+            self._votes = self._votes or _FrameVotes(self._rules.part_vote, explanation.frame.captured_at)
+            self._votes.add(verdict, timestamp)
         return finished
 
-    def _finish(self, now_monotonic: float) -> PartVerdict:
-        assert self._passage is not None  # noqa: S101 - the caller checks it
-        passage, self._passage = self._passage, None
-        self._count += 1
-        share = passage.ok / passage.frames
-        is_ok = share >= self._rules.part_ok_share
-        class_index, label = max(passage.scores, key=passage.scores.__getitem__)
-        latency = max(0.0, now_monotonic - passage.first_captured_at)
-        return PartVerdict(
-            self._count, is_ok, class_index, label, share if is_ok else 1.0 - share, passage.frames, latency
-        )
+    def _of_zones(self, explanation: Explanation) -> PartVerdict | None:
+        parts = [passage for passage in self._cursor.take(explanation) if passage.kind == "part"]
+        self._count += len(parts)
+        return _of_passage(parts[-1], self._count) if parts else None
+
+
+def _of_passage(part: Passage, number: int) -> PartVerdict:
+    """Return the verdict of a part of a zone; without good classes it is not ok."""
+    return PartVerdict(
+        number, part.is_ok is True, part.class_index, part.label, part.shares.get(part.label, 0.0), part.frames,
+        part.dwell_seconds + part.latency_seconds, part.place,
+    )  # fmt: skip

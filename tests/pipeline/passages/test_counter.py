@@ -330,8 +330,8 @@ def test_counts_of_places_are_those_of_their_passages():
 
 def test_sequence_numbers_have_no_gaps():
     boxes = passing(28) | {k + 30: found for k, found in passing(30, track=2).items()}
-    passages = [passage for _, passage in run(Places((ZONE,), (LINE,)), boxes, frames=90, first_sequence=5)]
-    assert [passage.sequence for passage in passages] == [5, 6, 7, 8]
+    passages = [passage for _, passage in run(Places((ZONE,), (LINE,)), boxes, frames=90)]
+    assert [passage.sequence for passage in passages] == [1, 2, 3, 4]
     assert [(passage.place, passage.number) for passage in passages] == [
         ("gate", 1), ("station", 1), ("gate", 2), ("station", 2),
     ]  # fmt: skip

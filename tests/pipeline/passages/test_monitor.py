@@ -77,14 +77,16 @@ def test_metrics_have_counts_rate_rejects_and_time_to_the_verdict():
     assert values["parts_unfinished",] == 0
 
 
-def test_camera_that_left_continues_its_sequence_and_not_its_objects():
+def test_camera_that_left_continues_its_counts_and_not_its_objects():
     explainer = Passing()
     monitor = PassageMonitor(explainer, lambda _: Places((ZONE,)), ok_default={"ok"})
     assert [p.sequence for p in _run(monitor, 60)] == [1]
     monitor.forget_camera("road")  # with the second part in the zone
     assert explainer.forgotten == ["road"]
     again = _run(monitor, 80)
-    assert [p.sequence for p in again] == [2, 3]
+    assert [(p.sequence, p.number) for p in again] == [(2, 2), (3, 3)]
+    assert [place.total for place in monitor.explain([detection_frame(80)])[0].places] == [3]
+    assert _values(monitor)["parts", "station", "ok"] == 2
     assert _values(monitor)["parts_unfinished",] == 1
 
 

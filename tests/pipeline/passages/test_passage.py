@@ -32,6 +32,14 @@ def test_cursor_keeps_cameras_apart():
     assert [p.sequence for p in cursor.take(_explained(part(1), camera="b"))] == [1]
 
 
+def test_cursor_forgets_a_camera_that_left():
+    cursor = PassageCursor()
+    cursor.take(_explained(part(5)))
+    cursor.forget("road")
+    cursor.forget("other")
+    assert [p.sequence for p in cursor.take(_explained(part(1)))] == [1]
+
+
 def test_passage_is_read_only():
     passage = part()
     with pytest.raises(ValueError, match="read-only"):

@@ -22,7 +22,7 @@ def drop_none(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-Model = Annotated[str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a file of `train`.")]
+Model = Annotated[str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a file.")]
 Layer = Annotated[str | None, option(NETWORK, "The explained layer. Default: the last grid.")]
 Cut = Annotated[
     str | None,

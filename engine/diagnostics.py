@@ -13,7 +13,7 @@ from engine.backends.tensorrt.library import HINT, installed
 from engine.runtime.devices import gpu_status
 from pipeline.diagnostics import Diagnostic
 
-_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "grad-cam")
+_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "onnxruntime", "grad-cam")
 
 
 def diagnostics() -> list[Diagnostic]:
@@ -69,6 +69,7 @@ def _package(name: str) -> Diagnostic:
         hints = {
             "timm": "only for timm's models: uv sync --extra timm",
             "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
+            "onnxruntime": "only to check ONNX files against a second runtime: pip install onnxruntime",
             "grad-cam": "only for run.py evaluate --method grad-cam and similar methods: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }

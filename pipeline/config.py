@@ -134,7 +134,8 @@ class EngineConfig(Settings):
     """The network and how it is explained and run."""
 
     model: str = "line_net"
-    """The network: a name of `run.py models`, any torchvision or timm CNN, or a file of `train` or `export`."""
+    """The network: a name of `run.py models`, any torchvision or timm CNN, hf-hub:NAME, local-dir:FOLDER, a file of
+    `train` or `export`, or another .onnx or OpenVINO .xml file."""
     weights: str | None = None
     """A state dict (.pth, .safetensors); 'random' for random weights. Default: the pretrained weights."""
     labels: str | None = None

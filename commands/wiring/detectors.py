@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 def is_detector(model: str) -> bool:
-    """Return whether a model is a detector: a known name, a file of ``train``, or an ONNX file of others."""
+    """Return whether a model is a detector: a known name, a file of ``train``, or a foreign ONNX file of one."""
     from engine.detectors.checkpoint import is_detector_file
     from engine.detectors.loader import DETECTORS
-    from engine.export.metadata import is_foreign_onnx
+    from engine.export.metadata import is_foreign_classifier, is_foreign_onnx
 
-    return model in DETECTORS or is_detector_file(model) or is_foreign_onnx(model)
+    if model in DETECTORS or is_detector_file(model):
+        return True
+    return is_foreign_onnx(model) and not is_foreign_classifier(model)
 
 
 def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:

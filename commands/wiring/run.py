@@ -218,7 +218,7 @@ def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None 
 
 
 def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = True) -> EngineExplainer:
-    """Return the explainer: a detector, an exported file, or a classifier built for this machine.
+    """Return the explainer: a detector, a file of `export` or others, or a classifier built for this machine.
 
     Args:
         config: the run.
@@ -226,10 +226,14 @@ def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = 
         draws: a network on a GPU draws the overlays there, if it can.
     """
     from commands.wiring.detectors import build_detector_explainer, is_detector
-    from engine.export.metadata import is_exported
+    from engine.export.metadata import is_exported, is_foreign_classifier
 
     if is_detector(config.engine.model):
         return build_detector_explainer(config.engine)
+    if is_foreign_classifier(config.engine.model):
+        from engine.explainers.foreign import ForeignExplainer
+
+        return ForeignExplainer(Path(config.engine.model), config.engine)
     if is_exported(config.engine.model):
         from engine.explainers.exported import ExportedExplainer
 

@@ -25,6 +25,15 @@ log = logging.getLogger(__name__)
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
+def hints_for(precision: str) -> dict[str, Any]:
+    """Return OpenVINO's settings for one image at a time at a precision."""
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
+    }
+
+
 def missing(device: str) -> str:
     """Return why OpenVINO cannot run on this machine, or ""."""
     if device != "cpu":
@@ -51,11 +60,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
     import openvino
 
     core = openvino.Core()
-    hints = {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
-    }
+    hints = hints_for(precision)
     key: dict[str, str] = {}
     if cache is not None:
         processor = (
@@ -64,7 +69,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
         key = key_of(module, example, backend=f"openvino {openvino.__version__}", hints=str(hints), processor=processor)
         compiled = _from_cache(core, cache.get(key), hints)
         if compiled is not None:
-            return _Request(compiled.create_infer_request())
+            return Request(compiled.create_infer_request())
     try:
         with torch.no_grad():
             exported = torch.export.export(module.eval(), (example.contiguous(),))
@@ -76,7 +81,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
         ) from reason
     if cache is not None:
         cache.put(key, compiled.export_model().getvalue())
-    return _Request(request)
+    return Request(request)
 
 
 def _from_cache(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:  # noqa: ANN401 - OpenVINO's own types
@@ -90,7 +95,7 @@ def _from_cache(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:
         return None
 
 
-class _Request:
+class Request:
     """Calls a compiled model with torch tensors; not thread-safe."""
 
     def __init__(self, request: Any) -> None:  # noqa: ANN401 - OpenVINO's own type

@@ -35,6 +35,9 @@ SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}
 """Formats by file suffix."""
 METADATA_PROPS, KEY, VALUE = 14, 1, 2
 """Field numbers of ONNX's ModelProto and StringStringEntryProto."""
+GRAPH, OUTPUT, TYPE, TENSOR, SHAPE, DIMENSION, DIMENSION_SIZE = 7, 12, 2, 1, 2, 1, 1
+"""Field numbers from ModelProto down to the size of a dimension of an output."""
+CLASSIFIER_SIDES = 2
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 """Wire types of protocol buffers."""
 
@@ -122,6 +125,21 @@ def is_foreign_onnx(model: str) -> bool:
         return False
 
 
+def is_foreign_classifier(model: str) -> bool:
+    """Return whether a model is an OpenVINO IR, or a foreign ONNX file with one output (N, classes)."""
+    path = Path(model)
+    if path.suffix.lower() == ".xml":
+        return True
+    if not is_foreign_onnx(model):
+        return False
+    with path.open("rb") as file:
+        outputs = [
+            entry for graph in _parts(file, (0, _size(file)), {GRAPH}) for entry in _parts(file, graph, {OUTPUT})
+        ]
+        sides = [_sides(file, entry) for entry in outputs]
+    return len(sides) == 1 and (len(sides[0]) == CLASSIFIER_SIDES or sides[0][2:] == [1, 1])
+
+
 def read_metadata(path: Path) -> ExportMetadata:
     """Return the metadata of an exported file.
 
@@ -195,26 +213,49 @@ def _of_onnx(path: Path) -> dict[str, str]:
     return {entry.get(KEY, b"").decode(): entry.get(VALUE, b"").decode() for entry in entries}
 
 
+def _sides(file: BinaryIO, output: tuple[int, int]) -> list[int]:
+    """Return the sides of an output's shape; 0 for a side that is free."""
+    parts = [output]
+    for number in (TYPE, TENSOR, SHAPE, DIMENSION):
+        parts = [inner for part in parts for inner in _parts(file, part, {number})]
+    sides = []
+    for start, end in parts:
+        file.seek(start)
+        stated = end > start and _varint(file) == 8 * DIMENSION_SIZE + VARINT
+        sides.append(_varint(file) if stated else 0)
+    return sides
+
+
 def _fields(file: BinaryIO, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
     """Yield the requested byte fields of a protocol buffer; raises ValueError for a malformed buffer."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    while file.tell() < size:
+    for number in sorted(numbers):
+        for start, end in _parts(file, (0, _size(file)), {number}):
+            file.seek(start)
+            yield number, file.read(end - start)
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, io.SEEK_END)
+
+
+def _parts(file: BinaryIO, span: tuple[int, int], numbers: set[int]) -> list[tuple[int, int]]:
+    """Return begin and end of the requested byte fields in a part of a file; skips everything else unread."""
+    found, (position, size) = [], span
+    while position < size:
+        file.seek(position)
         number, kind = divmod(_varint(file), 8)
-        if kind == VARINT:
-            _varint(file)
-            continue
-        length = {EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(kind)
-        if kind == LENGTH:
-            length = _varint(file)
+        length = {EIGHT_BYTES: 8, FOUR_BYTES: 4, VARINT: 0}.get(kind)
+        if kind in {VARINT, LENGTH}:
+            value = _varint(file)
+            length = value if kind == LENGTH else 0
         if length is None:
             raise ValueError("it has a field of an unknown wire type")
-        end = file.tell() + length
-        if end > size:
+        start, position = file.tell(), file.tell() + length
+        if position > size:
             raise ValueError("it ends too early")
         if kind == LENGTH and number in numbers:
-            yield number, file.read(length)
-        file.seek(end)
+            found.append((start, position))
+    return found
 
 
 def _varint(file: BinaryIO) -> int:

@@ -6,7 +6,6 @@ An ``.onnx`` file contains no code. A ``.pt2`` file is a program that torch exec
 from __future__ import annotations
 
 import importlib.util
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from engine.backends.openvino import hints_for
 from engine.backends.registry import first_line
 from engine.runtime.signal_stack import preserve_signal_stack
 from engine.runtime.verification import ModelOutputs
@@ -27,7 +27,6 @@ Program = Callable[[Tensor], ModelOutputs]
 
 INPUT: Final = "images"
 OUTPUTS: Final = ("scores", "classes", "heat")
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +56,10 @@ class _OpenVino:
 
         core = openvino.Core()
         model = core.read_model(str(path))
-        hints = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
-        }
         channels, height, width = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
         model.reshape([1, channels, height, width])
         with preserve_signal_stack():
-            self._request = core.compile_model(model, "CPU", hints).create_infer_request()
+            self._request = core.compile_model(model, "CPU", hints_for(precision)).create_infer_request()
 
     def __call__(self, images: Tensor) -> ModelOutputs:
         parts: list[list[Tensor]] = [[], [], []]

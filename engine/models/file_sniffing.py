@@ -43,7 +43,7 @@ def why_not_weights(begin: bytes) -> str | None:
 def _onnx(begin: bytes) -> str | None:
     if begin[:1] != b"\x08" or begin[2:3] != b"\x12" or not any(name in begin[:64] for name in _ONNX_PRODUCERS):
         return None
-    return f"is an ONNX model; if `run.py export` wrote it, use --model FILE.onnx. Otherwise {_ONLY_PYTORCH}"
+    return f"is an ONNX model; use it as the network, --model FILE.onnx. Otherwise {_ONLY_PYTORCH}"
 
 
 def _text(begin: bytes) -> str | None:
@@ -51,7 +51,7 @@ def _text(begin: bytes) -> str | None:
         return "is a Git LFS pointer, not the file itself; download the file with `git lfs pull`"
     if begin.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         if b"<net " in begin:
-            return f"is an OpenVINO model; {_ONLY_PYTORCH}"
+            return "is an OpenVINO model; use it as the network: --model FILE.xml"
         return "is a web page, perhaps an error page of a failed download; download it again from the file's own URL"
     try:
         text = begin.decode("utf-8", "ignore" if len(begin) == HEAD_BYTES else "strict")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from engine.models.checkpoint import Checkpoint, load_checkpoint
+from engine.models.hub import HUB_PREFIXES, hub_config, load_hub_network
 from engine.models.labels import read_labels
 from engine.models.preprocess import Fit, Preprocessing
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
@@ -72,7 +73,8 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
     """Load a model.
 
     Args:
-        model: a name of the registry or of a torchvision or timm classifier, or a checkpoint file (``.safetensors``).
+        model: a name of the registry or of a torchvision or timm classifier, ``hf-hub:OWNER/NAME`` or
+            ``local-dir:FOLDER`` of timm, or a checkpoint file (``.safetensors``).
         weights: a state dict file, ``"random"``, or None = the builder's pretrained weights; not allowed with a
             checkpoint, which has its own.
         labels: a labels file, see ``read_labels``; None = the labels of the weights.
@@ -141,18 +143,27 @@ def find_entry(model: str) -> ModelEntry:
 
 
 def _entry_by_builder(model: str) -> ModelEntry:
-    """Return an entry for a name that only torchvision or timm has."""
+    """Return an entry for a name that only torchvision or timm has, or for a folder or hub of timm."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
     if model in names:
         size, mean, std = _validated_at(model)
         return ModelEntry(model, size, mean, std)
+    if Path(model).suffix.lower() in {".onnx", ".xml"}:
+        raise ModelError(
+            f"model {model!r}: an ONNX or OpenVINO file runs as it is, and only `stream` and `explain-archive` do "
+            "that; give the PyTorch network: --model NAME --weights FILE"
+        )
     if Path(model).is_file():
         raise ModelError(
             f"model {model!r} is a file but not a checkpoint of `run.py train`; name its network: "
             "--model NAME --weights FILE"
         )
+    if model.startswith(HUB_PREFIXES):
+        hub = hub_config(model)
+        name = hub.architecture if hub.is_standard else model
+        return ModelEntry(name, hub.input_size, hub.mean, hub.std, builder="timm", source=model)
     plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
     stop_telemetry()
     try:
@@ -293,8 +304,12 @@ def _no_download(name: str, url: str, reason: BaseException) -> str:
 
 
 def _from_timm(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
+    labels = hub_config(entry.source).labels if entry.source else ()
     if weights is not None:
-        return _with_weights(entry, weights, ())
+        return _with_weights(entry, weights, labels)
+    if entry.source:
+        net = load_hub_network(entry.source)
+        return LoadedModel(net, entry.name, labels, entry.input_size, entry.mean, entry.std, entry.layer)
     stop_telemetry()
     import timm
 

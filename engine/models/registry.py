@@ -27,6 +27,8 @@ class ModelEntry:
     """The explained layer; None = the last layer with a grid, or a transformer's last block."""
     builder: str = "torchvision"
     """``torchvision``, ``timm``, or ``line_net`` (the network of the simulated inspection line)."""
+    source: str | None = None
+    """``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` of the weights; None = those of the builder's name."""
     file: str | None = None
     """Bundled weights, relative to the project's root; None = the builder's pretrained weights."""
     options: tuple[tuple[str, bool | int], ...] = ()

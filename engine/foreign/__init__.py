@@ -1,0 +1,1 @@
+"""Classifiers of other programs: their files are read, cut and run by OpenVINO."""

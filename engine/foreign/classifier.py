@@ -1,0 +1,196 @@
+"""Compiles the parts of a foreign classifier, and proves them against the file.
+
+Head and tail are modules around OpenVINO's compiled parts, so that the plans of ``engine.methods`` apply: *pooled*
+where the tail begins with a mean over the grid, else *dense*. Both are compared with the definition: each masked map
+by itself through the file's own tail.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.backends.openvino import Request, hints_for
+from engine.backends.registry import first_line
+from engine.foreign.graph import ForeignGraph, read_graph
+from engine.methods.dense import DEFAULT_BUDGET_BYTES, DensePlan
+from engine.methods.kernels import Kernel
+from engine.methods.plan import Plan, verify_plan
+from engine.methods.pooled import PooledPlan
+from engine.runtime.signal_stack import preserve_signal_stack
+from engine.runtime.verification import probe_images
+from engine.vendors import stop_telemetry
+from pipeline.errors import BackendError, EngineError
+
+log = logging.getLogger(__name__)
+
+TOLERANCE: Final = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest difference between ``tail(head(x))`` and the whole file, as a fraction of the largest logit."""
+RUNTIME_TOLERANCE: Final = 1e-3
+"""The same between OpenVINO and ONNX Runtime, where that is installed."""
+
+
+class CompiledPart(nn.Module):
+    """A part of a file, compiled by OpenVINO."""
+
+    def __init__(self, model: Any, precision: str, *, any_batch: bool = False, channels_last: bool = False) -> None:  # noqa: ANN401
+        """Compile a model.
+
+        Args:
+            model: OpenVINO's model of one input and one output, for a batch of 1.
+            precision: fp32, bf16 or fp16.
+            any_batch: compile it for batches of any size; otherwise inputs run one after the other.
+            channels_last: the model takes (N, H, W, C); ``forward`` always (N, C, H, W).
+
+        Raises:
+            BackendError: OpenVINO cannot compile it.
+        """
+        import openvino
+
+        super().__init__()
+        self._any_batch, self._channels_last = any_batch, channels_last
+        try:
+            prepared = with_free_batch(model) if any_batch else model
+            with preserve_signal_stack():
+                compiled = openvino.Core().compile_model(prepared, "CPU", hints_for(precision))
+                self._request = Request(compiled.create_infer_request())
+        except RuntimeError as reason:
+            raise BackendError(f"OpenVINO cannot compile it ({first_line(reason)}); export it again") from reason
+        self._shape = [int(side) for side in model.input(0).shape][1:]
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the part's output for a batch."""
+        values = values.float().permute(0, 2, 3, 1) if self._channels_last else values.float()
+        values = values.reshape(len(values), *self._shape)
+        if self._any_batch:
+            output: Tensor = self._request(values)
+            return output
+        return torch.cat([self._request(values[k : k + 1]) for k in range(len(values))])
+
+
+class ClassTail(nn.Module):
+    """A tail whose logits are (N, K), whatever the shape of the file's output."""
+
+    def __init__(self, part: CompiledPart) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return logits (N, K)."""
+        logits: Tensor = self.part(values)
+        return logits.flatten(1)
+
+
+def with_free_batch(model: Any) -> Any:  # noqa: ANN401 - OpenVINO's own type
+    """Return a copy of a model whose batch is free: reshapes that state a batch of 1 state the other sides only."""
+    from openvino import PartialShape, opset13
+
+    copied = model.clone()
+    for node in copied.get_ordered_ops():
+        if node.get_type_name() == "Reshape" and list(node.input_value(0).shape)[:1] == [1] and node.shape[0] == 1:
+            target = opset13.constant(np.array([-1, *list(node.shape)[1:]], np.int64))
+            node.input(1).replace_source_output(target.output(0))
+    copied.reshape(PartialShape([-1, *list(copied.input(0).shape)[1:]]))
+    return copied
+
+
+class ForeignClassifier:
+    """A classifier of another program: head, tail and plan."""
+
+    def __init__(
+        self, path: Path, *, layer: str | None = None, size: tuple[int, int] | None = None, precision: str = "fp32",
+        kernel: Kernel = "point", budget_bytes: int = DEFAULT_BUDGET_BYTES,
+    ) -> None:  # fmt: skip
+        """Read, cut, compile and prove a file.
+
+        Args:
+            path: an ``.onnx`` or ``.xml`` file.
+            layer: name of the cut; None = the last complete cut that is a grid.
+            size: height and width in pixels; None = the file's own.
+            precision: precision of the head; the tail is float32.
+            kernel: the shape of the masks.
+            budget_bytes: memory of a chunk of masked maps.
+
+        Raises:
+            ModelError, LayerError, EngineError: the file is no classifier that can be cut; see ``read_graph``.
+            BackendError: OpenVINO computes it differently from ONNX Runtime, or its parts differ from the whole.
+        """
+        self.graph = graph = read_graph(path, layer, size)
+        self.head = CompiledPart(graph.head, precision, channels_last=graph.channels_last)
+        definition = ClassTail(CompiledPart(graph.tail, "fp32"))
+        with torch.inference_mode():
+            self.plan, self.tail = self._choose(definition, kernel, budget_bytes)
+            self._prove(definition, precision)
+
+    def _choose(self, definition: ClassTail, kernel: Kernel, budget_bytes: int) -> tuple[Plan, nn.Module]:
+        """Return the cheapest plan that agrees with the definition, and the tail for whole maps."""
+        graph, whys = self.graph, ["the tail does not begin with a mean over the grid"]
+        features = self.head(probe_images(1, graph.image_size))
+        for model in (graph.after_mean, graph.tail):
+            if model is None:
+                continue
+            try:
+                part = ClassTail(CompiledPart(model, "fp32", any_batch=True))
+                pooled = model is graph.after_mean
+                plan: Plan = (
+                    PooledPlan(None, part, kernel, flat=True)
+                    if pooled
+                    else DensePlan(part, kernel, whys[-1], budget_bytes)
+                )
+                differs = verify_plan(plan, definition, features, kernel)
+            except (BackendError, RuntimeError) as reason:  # a layer that states a batch of 1
+                differs = first_line(reason)
+            if not differs:
+                return plan, definition if pooled else part
+            whys.append(differs)
+        log.warning("%s: its tail takes one map at a time, which is slow (%s)", graph.path, whys[-1])
+        return DensePlan(definition, kernel, "the tail takes one map at a time", budget_bytes), definition
+
+    def _prove(self, tail: nn.Module, precision: str) -> None:
+        graph, images = self.graph, probe_images(2, self.graph.image_size)
+        whole = ClassTail(CompiledPart(graph.whole, "fp32", channels_last=graph.channels_last))(images)
+        if not bool(whole.isfinite().all()):
+            raise EngineError(f"{graph.path}: its scores for a probe image are not finite; export it again")
+        scale = float(whole.abs().max()) or 1.0
+        differs = float((tail(self.head(images)) - whole).abs().max()) / scale
+        if not differs <= TOLERANCE[precision]:
+            raise BackendError(
+                f"{graph.path}: cut at {graph.layer!r} it differs from the whole file by {differs:.2g} of the largest "
+                f"logit, more than {TOLERANCE[precision]:g}; use --precision fp32, or another --layer"
+            )
+        other = _by_onnx_runtime(graph, images)
+        if other is None:
+            return
+        scores, scale = (torch.softmax(whole, 1), 1.0) if graph.ends_in_softmax else (whole, scale)
+        differs = float((other - scores).abs().max()) / scale
+        if not differs <= RUNTIME_TOLERANCE:
+            raise BackendError(
+                f"{graph.path}: OpenVINO's scores differ from ONNX Runtime's by {differs:.2g} of the largest, more "
+                f"than {RUNTIME_TOLERANCE:g}; export it again with other settings, or give the PyTorch network"
+            )
+
+
+def _by_onnx_runtime(graph: ForeignGraph, images: Tensor) -> Tensor | None:
+    """Return the file's own scores for images, or None where ONNX Runtime is not installed or cannot run the file."""
+    if graph.path.suffix.lower() != ".onnx" or importlib.util.find_spec("onnxruntime") is None:
+        return None
+    stop_telemetry()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    values = (images.permute(0, 2, 3, 1) if graph.channels_last else images).contiguous().numpy()
+    try:
+        session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        rows = [session.run(None, {name: values[k : k + 1]})[0] for k in range(len(values))]
+    except Exception as reason:  # noqa: BLE001 - ONNX Runtime has many kinds of exceptions
+        log.info("%s: ONNX Runtime cannot run it (%s): it is not compared", graph.path, first_line(reason))
+        return None
+    return torch.from_numpy(np.concatenate(rows)).float().flatten(1)

@@ -173,7 +173,7 @@ def wait_for_partitions(process: subprocess.Popen, folder: Path, count: int) -> 
 
 
 def test_killed_run_continues_and_has_each_file_once(command, tmp_path):
-    write_photos(tmp_path / "in", 150)
+    write_photos(tmp_path / "in", 60)
     words = ("in", *OPTIONS, "--photos", 1)
     process = start(tmp_path, *words)
     wait_for_partitions(process, tmp_path / "out", 5)
@@ -193,7 +193,7 @@ def test_killed_run_continues_and_has_each_file_once(command, tmp_path):
 @pytest.mark.slow
 def test_workers_share_the_files_and_a_killed_worker_is_replaced(tmp_path):
     pytest.importorskip("ray")
-    write_photos(tmp_path / "in", 300)
+    write_photos(tmp_path / "in", 120)
     process = start(tmp_path, "in", *OPTIONS, "--photos", 1, "--workers", 2)
     wait_for_partitions(process, tmp_path / "out", 3)
     while not (writing := list((tmp_path / "out").glob(".*.tmp"))):

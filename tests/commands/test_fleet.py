@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CAMERAS = 12
+CAMERAS = 6
 FAULTS = ("worker", "director", "apply", "drain", "node", "password")
 
 pytestmark = [

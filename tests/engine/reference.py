@@ -2,6 +2,8 @@
 
 import torch
 from torch import nn
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
@@ -36,6 +38,20 @@ def narrow_net(name, count, width=64):
         elif isinstance(part, nn.BatchNorm2d):
             part.reset_parameters()
     return net
+
+
+def shallow_net(name, count):
+    """Return ResNet-18 or MobileNetV3 with fewer blocks of each of their kinds.
+
+    An export takes its time for each operation of the graph; no rule depends on the number of equal blocks.
+    """
+    if name == "resnet18":
+        return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=count)
+    blocks = (
+        (16, 3, 16, 16, True, "RE", 2), (16, 3, 72, 24, False, "RE", 2),
+        (24, 5, 96, 40, True, "HS", 2), (40, 5, 240, 40, True, "HS", 1),
+    )  # fmt: skip
+    return MobileNetV3([InvertedResidualConfig(*block, 1, 1.0) for block in blocks], 256, num_classes=count)
 
 
 def lively(net, size):

@@ -19,7 +19,7 @@ from engine.export.exporter import check_format, export_network
 from engine.export.metadata import EXTRA, is_exported, read_metadata
 from engine.io.atomic import atomic_write
 from engine.models.labels import parse_target
-from engine.models.loader import LoadedModel, build_untrained, load_network
+from engine.models.loader import LoadedModel, load_network
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from engine.runtime.runner import CompileConfig, Runner
 from engine.runtime.signal_stack import preserve_signal_stack
@@ -29,7 +29,7 @@ from pipeline.errors import BackendError, ConfigError, ModelError
 from pipeline.frames import Frame
 from pipeline.ports import Explainer
 from tests.conftest import ROOT
-from tests.engine.reference import lively, narrow_net
+from tests.engine.reference import lively, narrow_net, shallow_net
 
 CASES = {
     "resnet18": {"input_size": "96x128"},
@@ -45,7 +45,7 @@ def network_of(name, size):
     if name == "line_net":
         return load_network(name, weights=ROOT / MODELS[name].file)
     torch.manual_seed(3)
-    net = lively(narrow_net(name, 12) if name == "alexnet" else build_untrained(MODELS[name], 12), size)
+    net = lively((narrow_net if name == "alexnet" else shallow_net)(name, 12), size)
     names = tuple(f"name {k}" for k in range(12))
     return LoadedModel(net, name, names, (224, 224), IMAGENET_MEAN, IMAGENET_STD, None)
 

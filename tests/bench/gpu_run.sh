@@ -41,7 +41,7 @@ if [ "${1:-}" = smoke ]; then
 fi
 
 REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 110 "$PYTHON" -m pytest -q -m "(gpu or tensorrt) and not slow" -W default -p no:cacheprovider \
-  tests/engine/test_gpu_image_ops.py tests/engine/test_gpu_batch_pipeline.py tests/engine/test_gpu_plan_timing.py \
+  tests/engine/test_gpu_image_ops.py tests/engine/test_gpu_batch_pipeline.py tests/engine/test_gpu_explainer.py tests/engine/test_gpu_plan_timing.py \
   tests/engine/test_tensorrt.py 2>&1 | tail -40 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 echo "tests marked gpu: exit $tests"

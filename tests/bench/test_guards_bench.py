@@ -30,7 +30,7 @@ def test_box_guards_bench_prints_the_time_of_each_case(capsys):
 
 @pytest.mark.slow
 def test_bundled_network_raises_no_alarm():
-    """On ten seconds of two belts; ``python -m tests.bench.guards --honest-seconds 300`` looks at five minutes."""
-    result = guards.honest(guards.configured("auto", None), [7, 11], 10.0)
-    assert result["defect_verdicts"] > 60
+    """On five seconds of two belts; ``python -m tests.bench.guards --honest-seconds 300`` takes five minutes."""
+    result = guards.honest(guards.configured("auto", None), [7, 11], 5.0)
+    assert result["defect_verdicts"] > 30
     assert result["fired"] == {}

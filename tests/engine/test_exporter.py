@@ -148,6 +148,7 @@ def sizes_behind(graph, node_number):
     ]
 
 
+@pytest.mark.slow
 def test_exported_pooled_tail_contains_no_masked_maps(exported_file):
     case, file = exported_file
     graph = onnx.shape_inference.infer_shapes(onnx.load(file.path), data_prop=True).graph

@@ -1,6 +1,4 @@
-"""Frames on their way over a device: cut to buckets, ordered by marks, told in order; with the host's answers."""
-
-from contextlib import nullcontext
+"""Frames on a device: divided into buckets, ordered by events, returned in order."""
 
 import numpy as np
 import pytest
@@ -8,56 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.explainers import gpu as gpu_explainer
-from engine.explainers.gpu import GpuExplainer, RenderedExplanation
-from engine.explainers.network import NetworkExplainer
 from engine.gpu import batch_pipeline
 from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, buckets_up_to, split_into_buckets
-from engine.gpu.streams import CpuStreams, device_streams
-from engine.models.loader import load_network
+from engine.gpu.streams import CpuStreams
 from overlays.render.gpu_tables import heat_lut
-from overlays.render.jpeg import decode_image
-from overlays.render.renderer import HeatRenderer
-from pipeline.config import EngineConfig
-from pipeline.frames import Frame
 from pipeline.input_area import InputArea
-from tests.engine.reference import lively
+from tests.support.gpu_streams import RecordingStreams
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TABLE = heat_lut("inferno", 0.6)
-
-
-class FakeLanes(CpuStreams):
-    """Writes down who marks and who waits; what runs, runs at once."""
-
-    def __init__(self, device=None):
-        super().__init__(device)
-        self.told = []
-        self.marks = 0
-        self.captures = []
-
-    def stream(self, lane):
-        self.told.append(("on", lane))
-        return nullcontext()
-
-    def record_event(self, lane):
-        self.marks += 1
-        self.told.append(("mark", lane, self.marks))
-        return self.marks
-
-    def wait_event(self, lane, mark):
-        self.told.append(("follow", lane, mark))
-
-    def synchronize(self, mark):
-        self.told.append(("wait", mark))
-
-    def encoder_stream(self):
-        self.told.append(("encoding",))
-        return nullcontext()
-
-    def capture_graph(self, call, name):
-        self.captures.append(name)
-        return call
 
 
 def doubling(frames, _area):
@@ -118,7 +75,7 @@ def test_batch_keeps_its_results_when_the_graph_runs_again():
 
 
 def test_graph_is_captured_once_per_size_and_bucket():
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     flights = BatchPipeline(lanes, (1, 2), doubling)
     for _ in range(2):
         for count, size in ((1, (4, 6)), (2, (4, 6)), (1, (8, 6))):
@@ -127,7 +84,7 @@ def test_graph_is_captured_once_per_size_and_bucket():
 
 
 def test_graphs_of_all_buckets_are_captured_at_the_first_frame_of_a_size():
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     flights = BatchPipeline(lanes, (1, 2, 4), doubling)
     flights.submit([image(1)])
     assert len(lanes.captures) == 3
@@ -137,7 +94,7 @@ def test_graphs_of_all_buckets_are_captured_at_the_first_frame_of_a_size():
 
 
 def test_host_memory_of_results_is_reused_after_its_release():
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     flights = BatchPipeline(lanes, (1,), doubling)
     memory = []
     for value in range(5):
@@ -174,7 +131,7 @@ def test_areas_have_graphs_of_their_own_for_one_frame():
 
 
 def test_sizes_used_least_recently_are_released(monkeypatch):
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     frame_bytes = 4 * 6 * 3
     monkeypatch.setattr(batch_pipeline, "MAX_GRAPH_BYTES", 4 * frame_bytes)
     flights = BatchPipeline(lanes, (1,), doubling)
@@ -192,7 +149,7 @@ def test_large_frames_use_the_buckets_that_fit_a_slot(monkeypatch):
     assert [flight.bucket for flight in flights.submit([image(1, (40, 60))])] == [1]
 
 
-class SmallMemory(FakeLanes):
+class SmallMemory(RecordingStreams):
     """A device on which the graphs of a size with more than ``most`` frames do not fit."""
 
     def __init__(self, most):
@@ -235,18 +192,18 @@ def test_out_of_memory_for_one_frame_is_raised():
 
 
 def test_pipeline_overwrites_no_unread_memory_and_waits_for_nothing_else():
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     flights = BatchPipeline(lanes, (1,), doubling)
     flights.prepare((4, 6))
     for _ in range(SLOTS):
         flights._next_slot(4 * 6 * 3)
     marks = []
     for launch in range(2 * SLOTS):
-        lanes.told.clear()
+        lanes.calls.clear()
         (flight,) = flights.submit([image(launch)])
-        uploaded, consumed, done = (entry[2] for entry in lanes.told if entry[0] == "mark")
+        uploaded, consumed, done = (entry[2] for entry in lanes.calls if entry[0] == "mark")
         before = marks[launch - SLOTS] if launch >= SLOTS else (None, None, None)
-        assert lanes.told == [
+        assert lanes.calls == [
             ("wait", before[0]),  # the slot's host memory was uploaded: it may be filled
             ("follow", "copy", before[1]),  # its device memory was consumed: it may be overwritten
             ("on", "copy"), ("mark", "copy", uploaded),
@@ -259,146 +216,8 @@ def test_pipeline_overwrites_no_unread_memory_and_waits_for_nothing_else():
 
 
 def test_memory_is_made_by_the_lane_that_writes_there_first():
-    lanes = FakeLanes()
+    lanes = RecordingStreams()
     BatchPipeline(lanes, (1,), doubling).submit([image(1)])
-    assert [entry for entry in lanes.told if entry[0] == "on"] == [
+    assert [entry for entry in lanes.calls if entry[0] == "on"] == [
         ("on", "compute"), ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    network = load_network("squeezenet1_1", weights="random")
-    lively(network.module, (64, 64))
-    return network
-
-
-def options(**more):
-    return EngineConfig(model="squeezenet1_1", input_size="64x64", cache="off", backend="eager", **more)
-
-
-def frame(seed, size=(60, 90), camera="a"):
-    return Frame(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8), camera, seed, 100.0)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
-def test_gpu_explainer_equals_the_host(network, device, fit):
-    frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
-    host = NetworkExplainer(network, options(device="cpu", fit=fit))
-    card = GpuExplainer(network, options(device=device, fit=fit, batch=2), table=TABLE)
-    finish = card.submit(frames)
-    again = card.submit(frames[:2])
-    result = finish()
-    for expected, explanation in zip(host.explain(frames), result, strict=True):
-        assert isinstance(explanation, RenderedExplanation)
-        assert explanation.frame is expected.frame
-        assert explanation.region == expected.region
-        assert explanation.first.score == pytest.approx(expected.first.score, abs=5e-3)
-        if explanation.first.class_index != expected.first.class_index:
-            continue  # one level of 255 may decide between two classes nearly alike
-        assert np.abs(explanation.first.heat - expected.first.heat).mean() < 0.05
-        drawing = HeatRenderer(clock=lambda: 100.02)
-        image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
-        jpeg, array = card.download(explanation, drawing.render_patches(explanation), jpeg_quality=90, as_array=True)
-        assert np.abs(array.astype(int) - image_wanted).max() <= 2
-        assert not array.flags.writeable
-        assert jpeg.quality == 90
-        assert decode_image(jpeg.payload).shape == array.shape
-    assert [explanation.frame.index for explanation in again()] == [1, 2]
-    assert card.explain([]) == []
-
-
-def test_download_copies_only_the_requested_forms(network):
-    card = GpuExplainer(network, options(device="cpu"), table=TABLE)
-    (explanation,) = card.explain([frame(1)])
-    assert card.download(explanation, (), jpeg_quality=None, as_array=False) == (None, None)
-    jpeg, array = card.download(explanation, (), jpeg_quality=50, as_array=False)
-    assert jpeg.payload[:2] == b"\xff\xd8"
-    assert array is None
-    (plain,) = NetworkExplainer(network, options(device="cpu")).explain([frame(1)])
-    assert card.download(plain, (), jpeg_quality=50, as_array=True) == (None, None)
-
-
-def test_encode_stream_waits_for_rendering_and_rendering_for_nothing(network):
-    lanes = FakeLanes()
-    card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
-    (explanation,) = card.explain([frame(1)])
-    lanes.told.clear()
-    card.download(explanation, (), jpeg_quality=50, as_array=False)
-    assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
-
-
-def test_jpeg_is_encoded_on_the_host_after_the_encoder_of_the_gpu_failed(network, monkeypatch, caplog):
-    lanes, attempts = FakeLanes(), []
-    card = GpuExplainer(network, options(device="cpu"), table=TABLE, streams=lambda device: lanes)
-    honest = gpu_explainer.encode_jpeg
-
-    def failing(images, quality):
-        attempts.append(lanes.told[-1])
-        if attempts[-1] == ("encoding",) and len(attempts) == 1:
-            raise RuntimeError("nvjpeg: unsupported")
-        return honest(images, quality)
-
-    monkeypatch.setattr(gpu_explainer, "encode_jpeg", failing)
-    for number in range(3):
-        (explanation,) = card.explain([frame(number)])
-        jpeg, _ = card.download(explanation, (), jpeg_quality=80, as_array=False)
-        assert decode_image(jpeg.payload).shape == (60, 90, 3)
-    assert caplog.text.count("JPEG encoder fails (nvjpeg: unsupported); images are encoded on the host") == 1
-    assert lanes.told.count(("encoding",)) == 1
-
-
-def test_results_of_a_batch_are_released_once_they_are_read(network):
-    card = GpuExplainer(network, options(device="cpu", batch=2), table=TABLE)
-    first = card.explain([frame(1), frame(2)])
-    kept = [explanation.first.heat.copy() for explanation in first]
-    for number in range(3, 6):
-        card.explain([frame(number), frame(number + 1)])
-    assert len(card._batches._answers[2]) == 1
-    assert all(np.array_equal(e.first.heat, heat) for e, heat in zip(first, kept, strict=True))
-
-
-@pytest.mark.gpu
-def test_gpu_pipeline_is_one_graph_off_the_default_stream(network, caplog):
-    card = GpuExplainer(network, options(device="cuda", precision="fp16"), table=TABLE)
-    assert len(card.explain([frame(1)])) == 1
-    assert "runs call by call" not in caplog.text
-    lanes = device_streams(torch.device("cuda", 0))
-    with lanes.stream("compute"):
-        assert torch.cuda.current_stream() != torch.cuda.default_stream()
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-def test_gpu_memory_is_constant_over_a_thousand_frames(network):
-    card = GpuExplainer(network, options(device="cuda", precision="fp16", batch=4), table=TABLE)
-
-    def carry(count):
-        for number in range(count):
-            for explanation in card.explain([frame(number % 7) for _ in range(1 + number % 4)]):
-                card.download(explanation, (), jpeg_quality=80, as_array=True)
-        torch.cuda.synchronize()
-
-    carry(50)
-    before = torch.cuda.memory_reserved()
-    carry(250)
-    assert torch.cuda.memory_reserved() <= before + (64 << 20)
-
-
-@pytest.mark.gpu
-@pytest.mark.tensorrt
-@pytest.mark.parametrize("backend", [
-    "tensorrt", pytest.param("inductor", marks=pytest.mark.slow), pytest.param("auto", marks=pytest.mark.slow),
-])  # fmt: skip
-def test_gpu_backends_agree_with_eager(network, backend):
-    from engine.backends.registry import BACKENDS
-
-    if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):
-        pytest.skip(lacking)
-    config = options(device="cuda", precision="fp16").model_copy(update={"backend": backend})
-    card = GpuExplainer(network, config, table=TABLE)
-    (expected,) = NetworkExplainer(network, options(device="cpu")).explain([frame(1)])
-    (explanation,) = card.explain([frame(1)])
-    assert explanation.first.score == pytest.approx(expected.first.score, abs=2e-2)

@@ -76,9 +76,9 @@ def test_bundled_weights_have_provenance_and_test_accuracy(shipped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
-def test_bundled_network_classifies_and_locates_the_defect(shipped, size):
-    summary = evaluate_frames(shipped, evaluation_frames(belts=10, size=size, per_belt=6))
+@pytest.mark.parametrize(("size", "belts"), [((640, 480), 10), ((1280, 720), 5)])
+def test_bundled_network_classifies_and_locates_the_defect(shipped, size, belts):
+    summary = evaluate_frames(shipped, evaluation_frames(belts=belts, size=size, per_belt=6))
     assert summary["accuracy"] >= 0.95
     assert summary["pointing"] >= 0.95
-    assert summary["images_pointed"] >= 15
+    assert summary["images_pointed"] >= 1.5 * belts

@@ -69,6 +69,7 @@ def test_same_configuration_gives_the_same_weights(parts):
     assert not torch.equal(states[0]["head.stems.0.conv.weight"], other["head.stems.0.conv.weight"])
 
 
+@pytest.mark.slow
 def test_file_gives_back_labels_input_and_answers(trained, trained_file):
     model, result = trained
     assert is_detector_file(trained_file)
@@ -80,6 +81,7 @@ def test_file_gives_back_labels_input_and_answers(trained, trained_file):
     assert LABELS[int(found.classes[0])] == "g"
 
 
+@pytest.mark.slow
 def test_check_refuses_a_file_with_other_weights(trained, tmp_path):
     model, result = trained
     state = {**result.checkpoint.state}
@@ -89,6 +91,7 @@ def test_check_refuses_a_file_with_other_weights(trained, tmp_path):
         check_detector_file(tmp_path / "other.safetensors", model, square_image("r/3"))
 
 
+@pytest.mark.slow
 def test_training_continues_from_a_file_with_more_classes(trained, trained_file):
     model = build_detector(FinetuneConfig(str(trained_file), None, augment=()), ("r", "x", "b"))
     weight = trained[1].checkpoint.state["head.cls_preds.0.weight"]
@@ -101,6 +104,7 @@ def test_training_continues_from_a_file_with_more_classes(trained, trained_file)
     assert model.trained_digests == trained[1].checkpoint.trained_digests
 
 
+@pytest.mark.slow
 def test_frozen_backbone_keeps_its_weights_and_statistics(parts, trained_file):
     config = replace(CONFIG, model=str(trained_file), weights=None, epochs=1, freeze_until="backbone")
     before = load_detector_checkpoint(trained_file).state

@@ -5,7 +5,7 @@ import test from "node:test";
 const load = (name) => import(new URL(`../../overlays/web/static/${name}`, import.meta.url));
 const { chooseWall, coverage } = await load("layout.js");
 const { Episode, alarmTitle, heatStrength, noticeOf, summarize } = await load("words.js");
-const { gapLimit, gaps, spans } = await load("strip.js");
+const { Strip, gapLimit, gaps, spans } = await load("strip.js");
 const { fileName } = await load("events.js");
 
 const SCREEN = { width: 1400, height: 800 };
@@ -35,6 +35,7 @@ test("wall takes the shape of the cameras", () => {
   assert.equal(chooseWall([4 / 3, 4 / 3], SCREEN, TILE).aspect, 4 / 3);
   assert.equal(chooseWall(Array(12).fill(16 / 9), SCREEN, TILE).aspect, 16 / 9);
   assert.ok(chooseWall([0.56, 0.56, 0.56], SCREEN, TILE).aspect < 1);
+  assert.ok(chooseWall([16 / 9, 0.56, 16 / 9], SCREEN, TILE).aspect > 1);
 });
 
 test("wall scrolls with readable tiles where the screen is too small", () => {
@@ -104,4 +105,17 @@ test("strip marks each alarm and each gap, and takes a slow camera as it is", ()
 
 test("downloads are named by camera and time", () => {
   assert.equal(fileName({ camera: "gate 1/a", start: 0.25 }, ".png"), "gate_1_a_19700101T000000.250Z.png");
+});
+
+test("strip keeps the server's minute when the first frames are older than it, and forgets another run", () => {
+  const strip = new Strip(null, () => 0);
+  strip.load([[100, 0.5, 0], [160, 0.5, 1]]);
+  strip.add(159.8, 0.9, false);
+  strip.add(160.2, 0.9, false);
+  assert.deepEqual(strip.points.map(([at]) => at), [100, 160, 160.2]);
+  strip.load([[161, 0.5, 0]]);
+  strip.add(162, 0.5, false);
+  assert.deepEqual(strip.points.map(([at]) => at), [161, 162]);
+  strip.add(20, 0.5, false);
+  assert.deepEqual(strip.points.map(([at]) => at), [20]);
 });

@@ -18,7 +18,7 @@ const MAX_COUNTS = 3;
 const KINDS = { live: "good", ended: "ended", connecting: "waiting", waiting: "waiting", building: "waiting" };
 
 export class Card {
-  // style: { heat, opacity, palette, buildingSeconds, lostAt }, shared by all cards; eventOf(camera, rule): an event
+  // style: { heat, opacity, palette, painted, buildingSeconds, lostAt }, shared by all cards; eventOf(camera, rule): an event
   constructor(camera, style, link, announce, eventOf) {
     this.camera = camera;
     this.style = style;
@@ -192,10 +192,15 @@ export class Card {
     }
     const selected = this.boxes.shownBox;
     if (style.palette) this.paintHeat(context, selected);
+    if (this.area.isOpen) this.area.paint(context, pixelsPerCss);
+    if (style.painted) {
+      // The image already shows all of this.
+      if (selected) drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
+      return;
+    }
     drawPlaces(context, header);
     drawRegions(context, header, pixelsPerCss);
-    if (this.area.isOpen) this.area.paint(context, pixelsPerCss);
-    else drawArea(context, header);
+    if (!this.area.isOpen) drawArea(context, header);
     drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
   }
 

@@ -11,7 +11,10 @@ export function coverage(image, box) {
 // aspects: width / height of each camera's image; area: { width, height } in pixels; tile: { facts: height of the text
 // below an image, gap, minWidth }. Where no choice fits the height, tiles have about minWidth and the page scrolls.
 export function chooseWall(aspects, area, tile) {
-  const shapes = [...new Set([...aspects, ...CANDIDATES].map((aspect) => Math.min(Math.max(aspect, NARROWEST), WIDEST)))];
+  // A few portrait cameras do not make the box of all others tall.
+  const isTall = aspects.toSorted((a, b) => a - b)[aspects.length >> 1] < 1;
+  const shapes = [...new Set([...aspects, ...CANDIDATES].map((aspect) => Math.min(Math.max(aspect, NARROWEST), WIDEST)))]
+    .filter((shape) => isTall || shape >= 1);
   let best = null;
   for (let columns = 1; columns <= aspects.length; columns++) {
     for (const aspect of shapes) {
@@ -32,5 +35,5 @@ export function chooseWall(aspects, area, tile) {
 
 function bestShape(aspects, shapes) {
   const shown = (box) => aspects.reduce((sum, image) => sum + coverage(image, box), 0);
-  return shapes.filter((shape) => shape >= 1).reduce((best, next) => (shown(next) > shown(best) ? next : best));
+  return shapes.reduce((best, next) => (shown(next) > shown(best) ? next : best));
 }

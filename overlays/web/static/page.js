@@ -15,7 +15,7 @@ const SILENT_MS = 1200; // the server sends the status five times a second
 const SCALE_STOPS = 8; // of the colour scale
 const at = (id) => document.getElementById(id);
 const cards = new Map();
-const style = { heat: true, opacity: 0.6, palette: null, buildingSeconds: null, lostAt: "" };
+const style = { heat: true, opacity: 0.6, palette: null, painted: false, buildingSeconds: null, lostAt: "" };
 let painted = null; // whether the received images already show the heat map
 let smallPixels = 640;
 let requestedSizes = ""; // last sent, as JSON
@@ -39,7 +39,7 @@ const link = new Link({
       const stored = memory.read();
       setStyle(message.painted ? false : stored.heat ?? true, stored.opacity ?? message.opacity);
     }
-    painted = message.painted;
+    painted = style.painted = message.painted;
     past = message.history ?? {};
     for (const [camera, card] of cards) card.strip.load(past[camera] ?? []);
     smallPixels = message.small_pixels;

@@ -2,6 +2,7 @@
 const SECONDS = 60;
 const GAP_SECONDS = 2; // a longer time without a frame is a gap ...
 const GAP_INTERVALS = 3; // ... if it is also longer than this many intervals between frames
+const RESTART_SECONDS = 5;
 const MARK_PIXELS = 5;
 const INTERVAL_MS = 190;
 
@@ -22,7 +23,9 @@ export class Strip {
 
   add(unix, score, isFiring) {
     const { points } = this;
-    if (points.length && unix < points.at(-1)[0]) points.length = 0; // another run
+    const last = points.at(-1)?.[0] ?? -Infinity;
+    if (unix < last - RESTART_SECONDS) points.length = 0; // another run, or a clock that was set
+    else if (unix <= last) return; // the server's points are newer than the frames on their way
     points.push([unix, score, Number(isFiring)]);
     const first = points.findIndex(([at]) => unix - at <= SECONDS + GAP_SECONDS);
     if (first > 0) points.splice(0, first);
@@ -44,7 +47,7 @@ export class Strip {
     context.fillStyle = colour("--track");
     context.fillRect(0, 0, width, height);
     const limit = gapLimit(points);
-    for (const [from, to] of gaps(points, now, limit)) this.fill(context, x(from), x(to), 0, height, colour("--line"));
+    for (const [from, to] of gaps(points, now, limit)) this.fill(context, x(from), x(to), 0, height, colour("--gap"));
     for (const [from, to] of spans(points, limit)) this.fill(context, x(from), x(to), height - MARK_PIXELS, MARK_PIXELS, colour("--alarm"));
     this.line(context, limit, x, (score) => 2 + (height - MARK_PIXELS - 4) * (1 - Math.min(Math.max(score, 0), 1)), colour("--accent"));
   }

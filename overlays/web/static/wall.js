@@ -6,7 +6,7 @@ const DEFAULT_ASPECT = 16 / 9; // while no camera has given a frame
 // Text below an image: by the number of cameras on a large screen. Heights are those of page.css.
 const MODES = [
   { mode: "only", upTo: 1, facts: 0, minWidth: 0, gap: 0 },
-  { mode: "full", upTo: 3, facts: 230, minWidth: 330, gap: 16 },
+  { mode: "full", upTo: 3, facts: 310, minWidth: 330, gap: 16 },
   { mode: "medium", upTo: 6, facts: 108, minWidth: 240, gap: 14 },
   { mode: "compact", upTo: Infinity, facts: 56, minWidth: 180, gap: 10 },
 ];

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from overlays.sinks.web import WebSink
 from pipeline.settings import SinkContext
+from pipeline.trial import Trial
 from tests.support.browser import CHROMIUM
 from tests.support.page_feed import ANY, Feed, ages, fed, grey, numbered, shade, shown
 
@@ -205,3 +207,20 @@ def test_page_removes_the_card_of_a_camera_that_left(tab):
         assert not page.url.endswith("#stays")
         page.locator('.card[data-camera="leaves"] .view').click()
         assert page.locator(".card.large").get_attribute("data-camera") == "leaves"
+
+
+@pytest.mark.slow
+def test_page_shows_the_verdict_of_a_network_on_trial_beside_the_first(tab):
+    with fed("line") as (sink, _):
+        page = tab(sink.endpoint)
+        line = page.locator('.card[data-camera="tried"] .trial')
+        frame = numbered(1, "tried")
+        second = Trial(
+            "new", (replace(frame.explanation.first, label="dent", score=0.6),), "dent 60% instead of part 1"
+        )
+        sink.put(frame)
+        sync_api.expect(page.locator('.card[data-camera="tried"]')).to_be_visible()
+        sink.put(replace(frame, explanation=replace(frame.explanation, trial=second)))
+        sync_api.expect(line).to_have_text("✗ new on trial: dent 60 %")
+        sink.put(numbered(2, "tried"))
+        sync_api.expect(line).to_be_hidden()

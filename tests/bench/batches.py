@@ -1,23 +1,30 @@
 """Measures the cost and gain of batches over cameras: frames per second, age, and fair shares.
 
     uv run python -m tests.bench.batches --model resnet18 --cameras 12 --rate 10 --batches 12 4 1
+    uv run python -m tests.bench.batches --line --cameras 12 --rate 10 --seconds 60
 
 Cameras give pictures from memory, at a rate, so nothing is decoded; frames are explained, drawn, and timed as they
-leave. Batch sizes take turns. Random weights: what is measured does not depend on them.
+leave. Batch sizes take turns. Random weights: what is measured does not depend on them. ``--line`` runs what
+``run.py stream`` runs with as many simulated lines: the shipped network and the default settings, every frame drawn.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
+from commands.wiring.cameras import with_all_cameras
+from commands.wiring.kinds import load_config
+from commands.wiring.run import open_run
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
 from overlays.render.renderer import HeatRenderer
@@ -26,7 +33,7 @@ from pipeline.frames import Frame, Overlay
 from pipeline.loop import Pipeline
 from pipeline.ports import Sink
 from pipeline.result import RunLimits
-from tests.bench.figures import environment, print_line
+from tests.bench.figures import environment, print_line, quantiles
 from tests.support.fakes import FakeSource
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
@@ -89,6 +96,28 @@ def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, 
     }  # fmt: skip
 
 
+def measure_line(cameras: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Return the drops, ages and shares of simulated lines in a run with the default settings."""
+    sources = [{"uri": f"line:?fps={rate:g}&seed={k}", "name": f"line{k}"} for k in range(cameras)]
+    config = with_all_cameras(load_config({"sources": sources, "seconds": seconds}, "benchmark"))
+    sink = Stopwatch()
+    with ExitStack() as stack:
+        run = open_run(config, stack)
+        used_seconds = time.process_time()
+        outcome = Pipeline(
+            run.sources, run.explainer, run.renderer, [sink], limits=run.limits, stop=threading.Event()
+        ).run()
+        used_seconds = time.process_time() - used_seconds
+    counts = [sink.counts.get(source["name"], 0) for source in sources]
+    return {
+        "batch": run.limits.batch_size, "seconds": round(outcome.seconds, 1), "received": outcome.received,
+        "delivered": outcome.delivered, "drops": {str(reason): count for reason, count in outcome.drops.items()},
+        "fairness": round(max(counts) / max(min(counts), 1), 3), "age": quantiles(sink.ages),
+        "core_ms_per_frame": round(1e3 * used_seconds / max(outcome.delivered, 1), 2),
+        "share_of_cores": round(used_seconds / outcome.seconds / (os.cpu_count() or 1), 3),
+    }  # fmt: skip
+
+
 def main() -> None:
     """Measure what the command line names; one JSON line a turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,7 +128,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[12, 4, 1])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--line", action="store_true", help="run the shipped network on simulated lines, once")
     arguments = parser.parse_args()
+    if arguments.line:
+        fixed = {"cameras": arguments.cameras, "rate": arguments.rate}
+        print_line(bench="line", **fixed, **measure_line(*fixed.values(), arguments.seconds), **environment())
+        return
     explainers = {}
     for batch in arguments.batches:
         config = EngineConfig(model=arguments.model, backend=arguments.backend, batch=batch)

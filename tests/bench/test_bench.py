@@ -67,6 +67,15 @@ def test_batches_prints_age_and_shares_of_every_batch_size(monkeypatch, capsys):
         assert 0 <= line["least_to_most_share"] <= 1
 
 
+@pytest.mark.slow
+def test_batches_accounts_for_every_frame_of_simulated_lines():
+    line = batches.measure_line(1, 5.0, 0.5)
+    assert line["received"] == line["delivered"] + sum(line["drops"].values())
+    assert line["delivered"] > 0
+    assert line["fairness"] >= 1
+    assert 0 < line["share_of_cores"] <= 1
+
+
 def test_peers_that_are_not_installed_are_named_with_the_remedy(monkeypatch):
     monkeypatch.setattr(peers, "PEERS", ("no_such_peer",))
     monkeypatch.setattr(sys, "argv", ["peers"])

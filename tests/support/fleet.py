@@ -54,8 +54,10 @@ class NullWorker(FleetWorker):
         running = stack.enter_context(RunningCameras([], lambda _: None))
         for sink in sinks:
             stack.enter_context(sink)
-        limits = RunLimits(batch_size=4)
-        return OpenRun(config, running, [], NullExplainer(), NullExplainer(), None, HeatRenderer(), sinks, limits)
+        return OpenRun(
+            config=config, running=running, sources=[], monitor=NullExplainer(), explainer=NullExplainer(), trial=None,
+            places=None, renderer=HeatRenderer(), sinks=sinks, limits=RunLimits(batch_size=4),
+        )  # fmt: skip
 
     def measure(self, run: OpenRun) -> float:
         return 100.0

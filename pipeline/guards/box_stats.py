@@ -121,7 +121,7 @@ class BoxStatsTracker:
         frame, state = explanation.frame, self._cameras.setdefault(explanation.frame.camera, _CameraBoxes())
         size = (frame.width, frame.height)
         if self._regions_of is not None and state.size != size:
-            state.size, state.regions = size, self._regions_of(frame.camera, *size)
+            state.size, state.regions = size, self._regions_of(frame)
             state.names = (*(region.name for region in state.regions), BOX)
         measured = tuple([self._with_stats(finding, state, frame) for finding in explanation.findings])
         for key in list(state.measured)[: max(len(state.measured) - max(MAX_TRACKS, len(measured)), 0)]:

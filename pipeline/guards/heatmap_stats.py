@@ -131,8 +131,8 @@ class _CameraMaps:
     """By class: the map of the last frame."""
 
 
-RegionsOf = Callable[[str, int, int], tuple[Region, ...]]
-"""Returns the regions of a camera for frames of a width and height."""
+RegionsOf = Callable[[Frame], tuple[Region, ...]]
+"""Returns the regions of a frame's camera in pixels of the frame."""
 
 
 class HeatmapStatsTracker:
@@ -175,7 +175,7 @@ class HeatmapStatsTracker:
         if self._regions_of is None or state.geometry == geometry:
             return
         state.geometry = geometry
-        state.regions = self._regions_of(frame.camera, frame.width, frame.height)
+        state.regions = self._regions_of(frame)
         state.names = tuple(placed.name for placed in state.regions)
         state.weights = region_weights(state.regions, region, (int(grid[0]), int(grid[1])))
 

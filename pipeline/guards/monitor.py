@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.finite import find_non_finite
-from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GuardState, Region, top_scoring
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardState, Region, top_scoring
 from pipeline.guards.alert import AlertState
 from pipeline.guards.box_stats import BoxStatsTracker, has_boxes
 from pipeline.guards.config import GuardsConfig
@@ -21,6 +21,7 @@ from pipeline.guards.heatmap_stats import HeatmapStatsTracker, stream_time
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.variables import RuleContext
+from pipeline.input_area import input_box
 from pipeline.polygons import cell_weights
 from pipeline.ports import Explainer, ExplainerWrapper, MaskingOptions, MetricSample
 
@@ -190,13 +191,15 @@ class ExplanationMonitor(ExplainerWrapper):
             return None
         return replace(state.last_check, age_seconds=round(age, 3))
 
-    def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
-        placed = tuple(region.placed(width, height) for region in self._guards.regions if region.concerns(camera))
+    def _regions(self, frame: Frame) -> tuple[Region, ...]:
+        camera, part = frame.camera, input_box(frame)
+        placed = [each.placed(frame.width, frame.height) for each in self._guards.regions if each.concerns(camera)]
         for region in placed:
-            if not cell_weights(region.polygon, Box(0, 0, width, height), (1, 1)).any():
-                values = (camera, region.name, width, height)
-                log.warning("%s: region %s lies outside the image of %dx%d pixels: it never contains heat", *values)
-        return placed
+            if not cell_weights(region.polygon, part, (1, 1)).any():
+                name = "the image" if frame.area is None or not frame.area.roi else "the camera's roi"
+                values = (camera, region.name, name, part.width, part.height)
+                log.warning("%s: region %s lies outside %s of %dx%d pixels: it never contains heat", *values)
+        return tuple(placed)
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the explainer, the statistics, guards, checks and drift."""

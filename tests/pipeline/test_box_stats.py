@@ -17,7 +17,8 @@ from tests.support.detections import GRID, HEIGHT, WHOLE, WIDTH, detection, dete
 LEFT, RIGHT = Box(10, 10, 50, 50), Box(100, 10, 140, 50)
 
 
-def lane(_camera, width, height):
+def lane(frame):
+    width, height = frame.width, frame.height
     return (Region("lane", ((0, 0), (width / 2, 0), (width / 2, height), (0, height))),)
 
 

@@ -139,8 +139,9 @@ def test_stability_needs_the_same_class_and_camera_without_a_pause():
 def test_tracker_updates_regions_when_the_frame_size_changes():
     requests = []
 
-    def regions(camera, width, height):
-        requests.append((camera, width, height))
+    def regions(frame):
+        width, height = frame.width, frame.height
+        requests.append((frame.camera, width, height))
         return (Region("left", ((0, 0), (width / 2, 0), (width / 2, height), (0, height))),)
 
     surveyor = HeatmapStatsTracker(regions)

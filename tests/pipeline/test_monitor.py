@@ -15,6 +15,7 @@ from pipeline.frames import Explanation, Finding, Frame
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
+from pipeline.input_area import InputArea
 from pipeline.loop import Pipeline
 from pipeline.ports import Explainer, Renderer
 from pipeline.result import RunLimits
@@ -115,6 +116,16 @@ def test_monitor_warns_once_of_a_region_outside_the_image(caplog):
     guarded(ExplanationMonitor(Seer(), monitor), frames(5))
     assert [record.getMessage() for record in caplog.records] == [
         "line: region elsewhere lies outside the image of 40x20 pixels: it never contains heat"
+    ]
+
+
+def test_monitor_warns_of_a_region_outside_the_roi(caplog):
+    regions = [{"name": name, "polygon": [[x, 0], [x + 10, 0], [x + 10, 10]]} for name, x in (("in", 5), ("out", 25))]
+    options = validate_config({"guards": {"regions": regions}}, "t").guards
+    area = InputArea.around(((0.0, 0.0), (20.0, 0.0), (20.0, 20.0), (0.0, 20.0)), (), 40, 20)
+    guarded(ExplanationMonitor(Seer(), options), [replace(frame, area=area) for frame in frames(2)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "line: region out lies outside the camera's roi of 20x20 pixels: it never contains heat"
     ]
 
 

@@ -10,7 +10,7 @@ from tests.bench import export_cost
 
 @pytest.mark.slow
 def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export_cost", "--models", "squeezenet1_1", "--rounds", "3"])
+    monkeypatch.setattr(sys, "argv", ["export_cost", "--models", "line_net", "--rounds", "3"])
     export_cost.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["runtime"] for line in lines] == ["onnxruntime", "openvino"]
@@ -24,4 +24,4 @@ def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
 def test_export_cost_refuses_to_time_two_different_networks(monkeypatch, tmp_path):
     monkeypatch.setattr(export_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1) + 1)
     with pytest.raises(RuntimeError, match="not the same network"):
-        export_cost.measure("squeezenet1_1", ["onnxruntime"], 1, 2, tmp_path)
+        export_cost.measure("line_net", ["onnxruntime"], 1, 2, tmp_path)

@@ -49,6 +49,19 @@ def path_errors(path: Path | str) -> Iterator[None]:
         raise SinkError(f"{str(path)!r}: is not a path ({error}); choose another name") from None
 
 
+def no_folder(subject: Path | str, folder: Path) -> SinkError:
+    """Return the error for an output whose folder is missing, or below a file.
+
+    Args:
+        subject: the path or URI of the output.
+        folder: the folder.
+    """
+    file = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    if file.exists() and not file.is_dir():
+        return SinkError(f"{subject}: {file} is a file, not a folder; choose another path")
+    return SinkError(f"{subject}: the folder {folder} does not exist; create it: mkdir -p {folder}")
+
+
 def check_writable(path: Path) -> None:
     """Check that ``path`` can be written, and leave it unchanged.
 
@@ -61,7 +74,7 @@ def check_writable(path: Path) -> None:
                 f"{path}: is a folder; name a file in it, such as {path / ('out' + (path.suffix or '.mp4'))}"
             )
         if not path.parent.is_dir():
-            raise SinkError(f"{path}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+            raise no_folder(path, path.parent)
         existed = path.exists()
         with path.open("ab"):
             pass

@@ -25,7 +25,7 @@ import numpy as np
 
 from overlays.render.jpeg import bounded_image, encode_image
 from overlays.sinks.disk import DiskSink
-from overlays.sinks.paths import path_errors, safe_file_name
+from overlays.sinks.paths import no_folder, path_errors, safe_file_name
 from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import STILLS, StillsSettings
 from overlays.wire.text import replace_undecodable
@@ -91,11 +91,8 @@ class StillsSink(DiskSink):
                 raise SinkError(f"{self.uri}: is a file; name a folder")
             try:
                 self._folder.mkdir(exist_ok=True)
-            except FileNotFoundError:
-                parent = self._folder.parent
-                raise SinkError(
-                    f"{self.uri}: the folder {parent} does not exist; create it: mkdir -p {parent}"
-                ) from None
+            except (FileNotFoundError, NotADirectoryError):
+                raise no_folder(self.uri, self._folder.parent) from None
             mend_tasks(self._folder / TASKS)
         self._reserve.fill()
         return self

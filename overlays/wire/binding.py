@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zmq
 
-from overlays.sinks.paths import path_errors
+from overlays.sinks.paths import no_folder, path_errors
 from overlays.wire.endpoint import Endpoint
 from pipeline.errors import SinkError
 
@@ -29,7 +29,7 @@ def check_path(address: Endpoint) -> None:
 
 def _check_socket_path(address: Endpoint, path: Path) -> None:
     if not path.parent.is_dir():
-        raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+        raise no_folder(address.uri, path.parent)
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):

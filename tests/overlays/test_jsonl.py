@@ -196,6 +196,12 @@ def test_path_that_cannot_be_written_is_refused_at_start(tmp_path):
         JsonlSink(tmp_path / "no" / "out.jsonl"),
     ):
         pass
+    (tmp_path / "plain").touch()
+    with (
+        pytest.raises(SinkError, match=r"plain is a file, not a folder; choose another path"),
+        JsonlSink(tmp_path / "plain/below/out.jsonl"),
+    ):
+        pass
     with pytest.raises(SinkError, match="cannot be written"), JsonlSink(Path("/proc/out.jsonl")):
         pass
 

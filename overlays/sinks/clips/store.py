@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from overlays.sinks.paths import path_errors, safe_file_name
+from overlays.sinks.paths import no_folder, path_errors, safe_file_name
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import SinkError
 
@@ -65,11 +65,8 @@ class ClipStore:
                 probe = self.folder / ".recorder.part"
                 probe.touch()
                 probe.unlink()
-            except FileNotFoundError:
-                parent = self.folder.parent
-                raise SinkError(
-                    f"{self.folder}/: the folder {parent} does not exist; create it: mkdir -p {parent}"
-                ) from None
+            except (FileNotFoundError, NotADirectoryError):
+                raise no_folder(f"{self.folder}/", self.folder.parent) from None
 
     def add_camera(self, camera: str) -> None:
         """Add a camera: its clips, those of earlier runs included, count against the budget."""

@@ -15,7 +15,7 @@ import typer
 
 from commands import options
 from commands.archive.inputs import ArchiveFile, Found, Shard, divided, find_files, shards_of
-from commands.console import print_line, progress_bar, relative_path, write_text
+from commands.console import print_line, progress_bar, relative_path
 from commands.evaluation_inputs import file_digests
 from commands.json_input import read_json
 from commands.options import NETWORK, RUN, drop_none, option
@@ -60,6 +60,7 @@ def explain_archive(
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
     from commands.archive.partitions import locked, remove_unfinished
     from commands.ray_settings import require_ray
+    from stream.paths import shown
 
     if workers > 1:
         require_ray("--workers", "omit --workers")
@@ -72,6 +73,11 @@ def explain_archive(
     if found.others:
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in found.others.most_common(5))
         log.warning("left out: %d files that are neither photos nor videos: %s", found.others.total(), kinds)
+    if found.not_entered:
+        log.warning(
+            "left out: %d folders, such as %s; name linked folders as inputs of their own",
+            len(found.not_entered), shown(found.not_entered[0]),
+        )  # fmt: skip
     settings = _settings(config, every)
     output = output.absolute()  # workers may have another working directory
     output.mkdir(parents=True, exist_ok=True)
@@ -97,8 +103,10 @@ def _settings(config: Config, every: int) -> dict[str, Any]:
 
 def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of a new folder; refuse a folder with other ones."""
+    from commands.archive.partitions import replace_text
+
     if not path.exists():
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+        replace_text(path, json.dumps(settings, indent=1) + "\n")
         return
     earlier = read_json(path.read_text("utf-8"), str(path))
     if earlier != json.loads(json.dumps(settings)):
@@ -119,6 +127,7 @@ def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa
 
 def _waiting(found: Found, output: Path) -> list[ArchiveFile]:
     from commands.archive.partitions import read_partitions
+    from stream.paths import shown
 
     explained = [file for partition in read_partitions(output) for file in partition.files]
     waiting, changed = divided(found.files, explained)
@@ -127,7 +136,7 @@ def _waiting(found: Found, output: Path) -> list[ArchiveFile]:
     if changed:
         log.warning(
             "%d files have changed since they were explained, such as %s: their rows show the earlier content; give "
-            "another --output to explain them again", len(changed), changed[0].path,
+            "another --output to explain them again", len(changed), shown(changed[0].path),
         )  # fmt: skip
     return waiting
 
@@ -194,7 +203,9 @@ def _finish(output: Path, summary: _Summary) -> None:
     Raises:
         DataLossError: workers were lost again and again; the files of their shards have no rows.
     """
-    from commands.archive.partitions import read_partitions
+    from commands.archive.partitions import read_partitions, replace_text
+    from overlays.wire.text import escaped
+    from stream.paths import shown
 
     rate = summary.explained / summary.wall_seconds if summary.wall_seconds else 0.0
     print_line(
@@ -202,7 +213,7 @@ def _finish(output: Path, summary: _Summary) -> None:
         f"{summary.failed} files could not be read to their end"
     )
     for lost in summary.lost:
-        log.warning("%s and %d more: %s", lost.shard.files[0].path, len(lost.shard.files) - 1, lost.reason)
+        log.warning("%s and %d more: %s", shown(lost.shard.files[0].path), len(lost.shard.files) - 1, lost.reason)
     if summary.done < summary.shards:
         print_line(f"interrupted after {summary.done} of {summary.shards} partitions; the same command continues")
         return
@@ -219,7 +230,7 @@ def _finish(output: Path, summary: _Summary) -> None:
         "files": sum(len(partition.files) for partition in partitions),
         "images": sum(partition.images for partition in partitions),
         "failed": len(failures),
-        "failures": [{"file": path, "reason": reason} for path, reason in failures[:MAX_LISTED]],
+        "failures": [{"file": escaped(path), "reason": reason} for path, reason in failures[:MAX_LISTED]],
         "last_run": {
             "files": summary.files,
             "images": summary.explained,
@@ -229,6 +240,6 @@ def _finish(output: Path, summary: _Summary) -> None:
             "worker_cpu_seconds": round(summary.cpu_seconds, 3),
         },
     }
-    write_text(output / SUMMARY, json.dumps(content, indent=1) + "\n")
+    replace_text(output / SUMMARY, json.dumps(content, indent=1) + "\n")
     query = f"FROM '{relative_path(output)}/*.parquet' SELECT source, label, score"
     print_line(f'read them: duckdb -c "{query}"')

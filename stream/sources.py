@@ -314,7 +314,7 @@ def open_line(settings: LineSettings, context: SourceContext) -> Source:
 def _local(uri: str) -> str:
     """Return the path of a ``file:`` address, with the options behind it."""
     parts = urlsplit(uri)
-    return unquote(parts.path) + (f"?{parts.query}" if parts.query else "")
+    return unquote(parts.path, errors="surrogateescape") + (f"?{parts.query}" if parts.query else "")
 
 
 def open_images(settings: ImagesSettings, context: SourceContext) -> Source:

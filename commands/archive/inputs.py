@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -24,7 +25,7 @@ class ArchiveFile:
     """A photo or a video."""
 
     path: str
-    """Absolute, symbolic links not resolved."""
+    """Absolute; links in its folder are resolved, a link in its place is not."""
     size: int
     """Bytes."""
     modified_ns: int
@@ -49,6 +50,8 @@ class Found:
     """Each once, sorted by path."""
     others: Counter[str]
     """Numbers of files in folders that are neither photos nor videos, by suffix."""
+    not_entered: tuple[str, ...] = ()
+    """Folders below the inputs that are links, or that the system refuses, each with the reason."""
 
 
 def find_files(inputs: Sequence[str]) -> Found:
@@ -62,25 +65,27 @@ def find_files(inputs: Sequence[str]) -> Found:
     """
     paths: dict[str, bool] = {}
     others: Counter[str] = Counter()
+    not_entered: list[str] = []
+    resolved = functools.cache(Path.resolve)  # links and ``..`` must not give a file two names
     for location in inputs:
-        for path, is_named in _expanded(location):
+        for path, is_named in _expanded(location, not_entered):
             kind = _kind(path)
             if kind is not None:
-                paths.setdefault(str(path.absolute()), kind == "video")
+                paths.setdefault(str(resolved(path.parent) / path.name), kind == "video")
             elif is_named:
                 raise ConfigError(f"{path}: has no suffix of a photo or a video; convert it, or rename it")
             else:
                 others[path.suffix.lower()] += 1
     if not paths:
         raise ConfigError(f"{', '.join(inputs)}: holds no photos and no videos; name a folder that does")
-    return Found(tuple(sorted(_described(paths))), others)
+    return Found(tuple(sorted(_described(paths))), others, tuple(dict.fromkeys(not_entered)))
 
 
-def _expanded(location: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the files of an input, and whether the user named each."""
+def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path, bool]]:
+    """Yield the files of an input, and whether the user named each; add folders that are left out to a list."""
     path = Path(location)
     if path.is_dir():
-        yield from ((Path(folder) / name, False) for folder, _, names in os.walk(path) for name in names)
+        yield from ((file, False) for file in _walked(path, not_entered))
     elif path.suffix.lower() == ".txt" and path.is_file():
         for listed in read_paths(path):
             if not listed.is_file():
@@ -93,7 +98,16 @@ def _expanded(location: str) -> Iterator[tuple[Path, bool]]:
         if not matches:
             raise ConfigError(f"{location}: there is no such file or folder, and no file matches it; check the path")
         for match in matches:
-            yield from _expanded(match) if Path(match).is_dir() else ((Path(match), False),)
+            yield from _expanded(match, not_entered) if Path(match).is_dir() else ((Path(match), False),)
+
+
+def _walked(top: Path, not_entered: list[str]) -> Iterator[Path]:
+    def refused(error: OSError) -> None:
+        not_entered.append(f"{error.filename}: {error.strerror}")
+
+    for folder, below, names in os.walk(top, onerror=refused):
+        not_entered += [f"{path}: is a link" for name in below if (path := Path(folder, name)).is_symlink()]
+        yield from (Path(folder, name) for name in names)
 
 
 def _kind(path: Path) -> str | None:
@@ -110,9 +124,10 @@ def _described(paths: dict[str, bool]) -> Iterator[ArchiveFile]:
     for path, is_video in paths.items():
         try:
             status = Path(path).stat()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be examined ({error.strerror}); check its folder and links") from None
-        yield ArchiveFile(path, status.st_size, status.st_mtime_ns, is_video)
+        except OSError:  # a link to nothing, or deleted meanwhile: a row with the reason, when it is read
+            yield ArchiveFile(path, 0, 0, is_video)
+        else:
+            yield ArchiveFile(path, status.st_size, status.st_mtime_ns, is_video)
 
 
 def shards_of(files: Iterable[ArchiveFile], settings: str, photos: int) -> list[Shard]:

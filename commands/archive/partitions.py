@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from commands.archive.inputs import ArchiveFile, Shard
+from commands.console import write_text
 from overlays.records.arrow_schema import SCHEMA, to_row
 from overlays.wire.text import escaped
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkError
 
 METADATA_KEY: Final = b"recipro_archive"
 """Key of the metadata of a partition: its files and its failures, as JSON."""
@@ -58,7 +59,7 @@ class PartitionWriter:
     def add_failure(self, file: ArchiveFile, camera: str, reason: str) -> None:
         """Add a file that cannot be read, or the end of a video that cannot be read any further."""
         row = dict.fromkeys(ARCHIVE_SCHEMA.names)
-        self._append(row | {"source": escaped(file.path), "camera": camera, "error": reason})
+        self._append(row | {"source": escaped(file.path), "camera": escaped(camera), "error": escaped(reason)})
         self.failures.append((file.path, reason))
 
     def _append(self, row: dict[str, Any]) -> None:
@@ -67,12 +68,14 @@ class PartitionWriter:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, ARCHIVE_SCHEMA))
+        with _disk_errors(self._path.parent):
+            self._writer.write_table(pa.Table.from_pylist(self._rows, ARCHIVE_SCHEMA))
         self._rows = []
 
     def __enter__(self) -> Self:
-        self._file = self._hidden.open("wb")
-        self._writer = pq.ParquetWriter(self._file, ARCHIVE_SCHEMA, compression="zstd")
+        with _disk_errors(self._path.parent):
+            self._file = self._hidden.open("wb")
+            self._writer = pq.ParquetWriter(self._file, ARCHIVE_SCHEMA, compression="zstd")
         return self
 
     def __exit__(
@@ -80,17 +83,40 @@ class PartitionWriter:
     ) -> None:
         try:
             if kind is None:
-                self._flush()
-                content = {"files": [asdict(file) for file in self._shard.files], "failures": self.failures}
-                self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(content)})
-            self._writer.close()
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._hidden.replace(self._path)
+                self._complete()
         finally:
-            self._file.close()
+            for opened in (self._writer, self._file):
+                with suppress(OSError):  # of a full disk: the first error is the one to raise
+                    opened.close()
             self._hidden.unlink(missing_ok=True)
+
+    def _complete(self) -> None:
+        self._flush()
+        content = {"files": [asdict(file) for file in self._shard.files], "failures": self.failures}
+        with _disk_errors(self._path.parent):
+            self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(content)})
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._hidden.replace(self._path)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(
+            f"{folder}: cannot be written ({error.strerror or error}); free space there, and give the same command "
+            "again"
+        ) from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file that is complete or not there."""
+    hidden = path.with_name(f".{path.name}{_TEMPORARY}")
+    write_text(hidden, text)
+    hidden.replace(path)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from commands.archive.inputs import ArchiveFile, Shard
 from commands.archive.partitions import PartitionWriter
 from pipeline.config import Config
-from pipeline.errors import ReciproStreamError
+from pipeline.errors import ReciproStreamError, SourceError
 from pipeline.frames import Frame
 
 log = logging.getLogger("recipro-stream")
@@ -73,7 +73,7 @@ class ShardWorker:
 
         Raises:
             Interrupted: ``stop`` was set.
-            OSError: the partition cannot be written.
+            SinkError: the partition cannot be written.
             EngineError: the network fails on a readable image.
         """
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -115,6 +115,11 @@ class ShardWorker:
             yield batch
 
     def _frames(self, file: ArchiveFile) -> Iterator[Frame]:
+        from stream.paths import kind_of, shown
+
+        if (kind := kind_of(file.path)) != "file":  # a pipe would be waited for
+            found = "is not there, or is a link to nothing" if kind == "missing" else f"is a {kind}, not a file"
+            raise SourceError(f"{shown(file.path)}: {found}; check the archive")
         if not file.is_video:
             yield Frame(self._read(Path(file.path)), _camera(file), 0, time.monotonic(), source_name=file.path)
             return

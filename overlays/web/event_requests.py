@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ CSV_FIELDS: Final = (
     "id", "kind", "camera", "rule", "text", "start", "end", "label", "score", "track", "figure_name", "figure_value",
     "figure_bound", "state", "by", "acted", "snoozed_until", "note", "interrupted",
 )  # fmt: skip
+_FORMULA: Final = re.compile(r"[\s\x00-\x1f]*[=+\-@＝＋－＠]|[\t\r\n]")  # noqa: RUF001
 _TIMES: Final = frozenset({"start", "end", "acted", "snoozed_until"})
 
 
@@ -94,8 +96,8 @@ def as_csv(events: Sequence[Mapping[str, Any]]) -> str:
 def _cell(name: str, value: object) -> object:
     if name in _TIMES and isinstance(value, float):
         return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds")
-    # A spreadsheet runs a cell that begins like a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+    # A spreadsheet runs a cell that begins like a formula, some also behind blanks or in full-width characters.
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _time(request: Request, name: str) -> float | None:

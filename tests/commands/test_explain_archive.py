@@ -1,5 +1,6 @@
 """`run.py explain-archive`: each photo and video is explained exactly once, whatever ends a run."""
 
+import errno
 import json
 import os
 import re
@@ -16,12 +17,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from commands.archive.inputs import ArchiveFile, divided, find_files, shards_of
+from commands.archive.inputs import ArchiveFile, Shard, divided, find_files, shards_of
+from commands.archive.partitions import PartitionWriter
 from commands.archive.worker import Interrupted, ShardWorker
 from overlays.records.arrow_schema import SCHEMA
 from overlays.sinks.locks import claimed
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkError
 from tests.conftest import ROOT
 
 OPTIONS = ("--output", "out", "--model", "line_net", "--backend", "eager", "--threads", "1", "--input-size", "48x64")
@@ -102,6 +104,50 @@ def test_files_that_cannot_be_read_are_rows_with_the_reason(command, tmp_path, a
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["images"], summary["failed"]) == (13, 3)
     assert {Path(entry["file"]).name for entry in summary["failures"]} == set(failed)
+
+
+def test_find_files_gives_each_file_one_path_and_names_folders_left_out(tmp_path):
+    write_photos(tmp_path / "in", 2)
+    (tmp_path / "latest").symlink_to("in")
+    (tmp_path / "in" / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "in" / "loop").symlink_to("..")
+    found = find_files([str(tmp_path / name) for name in ("in", "latest", "in/../in/000.jpg")])
+    assert [Path(file.path).relative_to(tmp_path / "in").as_posix() for file in found.files] == [
+        "000.jpg", "001.jpg", "gone.jpg",
+    ]  # fmt: skip
+    assert any("loop: is a link" in folder for folder in found.not_entered)
+
+
+def test_archive_explains_or_names_files_of_any_name_and_kind(command, tmp_path):
+    folder = tmp_path / "in" / os.fsdecode(b"bytes\xff\n")
+    write_photos(tmp_path / "in" / "plain", 1)  # OpenCV writes no such names
+    (tmp_path / "in" / "plain").rename(folder)
+    write_video(tmp_path / "film.mp4", 2)
+    (tmp_path / "film.mp4").rename(folder / os.fsdecode(b"\xfe#?%41.mp4"))
+    (folder / os.fsdecode(b"empty\xff.jpg")).touch()
+    (folder / "gone.jpg").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.mp4")
+    code, _, errors = command("explain-archive", "in", *OPTIONS)
+    assert code == 0, errors
+    found = rows(tmp_path / "out")
+    assert sorted(Counter(row["source"] for row in found if not row["error"]).values()) == [1, 2]
+    failed = {Path(row["source"]).name: row["error"] for row in found if row["error"]}
+    assert failed.keys() == {"empty\\udcff.jpg", "gone.jpg", "pipe.mp4"}
+    assert "is a pipe" in failed["pipe.mp4"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {entry["file"] for entry in summary["failures"]} == {row["source"] for row in found if row["error"]}
+
+
+def test_partition_of_full_disk_leaves_nothing_and_names_the_remedy(tmp_path, monkeypatch):
+    shard = Shard("part", (ArchiveFile("/a.jpg", 1, 1, is_video=False),))
+
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(SinkError, match=r"No space left on device.*the same command"), PartitionWriter(tmp_path, shard):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_second_run_explains_only_what_was_added(command, tmp_path, archive, caplog):

@@ -21,7 +21,7 @@ from overlays.sinks.events import EventsSink
 from overlays.sinks.settings import EventSettings
 from overlays.sinks.web import WebSink
 from overlays.web.app import make_app
-from overlays.web.event_requests import CSV_FIELDS
+from overlays.web.event_requests import CSV_FIELDS, as_csv
 from pipeline.result import RunResult
 from pipeline.stats import RunStats
 from tests.support.events import WALL, Clock, shown, silent
@@ -145,6 +145,13 @@ def test_csv_has_iso_times_and_no_formulas(opened):
     assert read["start"] == "2026-09-21T14:13:20.000+00:00"
     assert (read["note"], read["figure_value"], read["by"]) == ('\'=cmd|"x"', "0.25", "Ada")
     assert "events.csv" in headers["content-disposition"]
+
+
+@pytest.mark.parametrize("note", ["=1+1", "  =1+1", "\n@sum", "\x00-1", "\uff1d1+1", "\t1"])
+def test_csv_marks_text_that_spreadsheets_would_run(note):
+    event = dict.fromkeys(CSV_FIELDS) | {"figure": None, "note": note}
+    (row,) = csv.DictReader(io.StringIO(as_csv([event]), newline=""))
+    assert row["note"] == f"'{note}"
 
 
 def test_event_has_figures_and_images_in_ranges(opened):

@@ -27,7 +27,7 @@ NOT_ACTIVE: Final = 0
 _CONFIRM_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 0.2
 """Interval at which a director asks the other one."""
-_ANSWER_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 0.7
 
 
 class NotActiveError(ReciproStreamError):

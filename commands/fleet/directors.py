@@ -15,7 +15,7 @@ log = logging.getLogger("recipro-stream")
 
 CALL_SECONDS: Final = 15.0
 """Time for the answer to a command."""
-_BEAT_SECONDS: Final = 1.0
+_BEAT_SECONDS: Final = 0.8
 """Time for the answer to a beat."""
 _AVOID_SECONDS: Final = 3.0
 """Time for which a director that did not answer is not asked while the other one, the standby, answers."""

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-_SILENT_SECONDS: Final = 0.9
+_SILENT_SECONDS: Final = 0.7
 """Time without an answer of the other director after which it counts as lost."""
 _START_SECONDS: Final = 2.0
 """Time for the first answer of the other director, which may be starting."""

@@ -167,7 +167,7 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
     started.set()
     with (
         ray_node(listen=listen, head=join, node=node) as head,
-        connected(head, config.name),
+        connected(head, config.name, listen),
         shutdown_on_signal(started) as stop,  # after Ray, which sets handlers of its own
     ):
         import ray

@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-from commands.fleet.director import NAMES, FleetDirector
+from commands.fleet.director import NAMES, start_director
 from commands.fleet.directors import CALL_SECONDS, Directors
 from commands.fleet.worker import FleetWorker, WorkerSpec
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.messages import FleetTiming
 
-_CONCURRENT_CALLS: Final = 64
-
 
 @contextmanager
-def connected(address: str, fleet: str) -> Iterator[None]:
+def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[None]:
     """Connect to Ray inside the block.
 
     Args:
         address: ``HOST:PORT`` of the head, or ``auto`` for the Ray that runs on this machine.
         fleet: name of the fleet.
+        listen: IP address of the node of this process; without it, Ray finds the node by a route to the internet, or
+            takes one of this machine.
 
     Raises:
         ReciproStreamError: Ray cannot be reached.
@@ -31,7 +31,7 @@ def connected(address: str, fleet: str) -> Iterator[None]:
 
     try:
         ray.init(address=address, namespace=fleet, log_to_driver=False, configure_logging=False,
-                 logging_level=logging.ERROR)  # fmt: skip
+                 logging_level=logging.ERROR, **({"_node_ip_address": listen} if listen else {}))  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ReciproStreamError(
@@ -59,20 +59,8 @@ def find_directors(fleet: str) -> Directors:
 
 
 def start_directors(fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> Directors:
-    """Return the fleet's two directors, which are started unless they run.
-
-    Ray starts them anywhere; each leaves a node where it should not be.
-    """
-    import ray
-
-    handles = []
-    for number, name in enumerate(NAMES):
-        actor = ray.remote(FleetDirector).options(
-            name=name, namespace=fleet, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0,
-            max_concurrency=_CONCURRENT_CALLS,
-        )  # fmt: skip
-        handles.append(actor.remote(fleet, number, dict(cameras), timing))
-    return Directors(fleet, handles)
+    """Return the fleet's two directors, which are started unless they run."""
+    return Directors(fleet, [start_director(fleet, number, cameras, timing) for number in range(len(NAMES))])
 
 
 def start_worker(

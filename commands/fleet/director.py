@@ -28,6 +28,7 @@ _CONFIRM_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 0.2
 """Interval at which a director asks the other one."""
 _ANSWER_SECONDS: Final = 0.7
+_CONCURRENT_CALLS: Final = 64
 
 
 class NotActiveError(ReciproStreamError):
@@ -183,11 +184,22 @@ class FleetDirector:
         other, is_lost = self._ask()
         now = time.monotonic()
         state = self.state()
-        if not state.is_active and self._standby.is_due(other, now, is_lost=is_lost):
+        if state.is_active:
+            if self._standby.is_to_move(state, other, now):
+                self._move_standby()
+        elif self._standby.is_due(state, other, now, is_lost=is_lost):
             self._begin()
-        elif self._standby.is_misplaced(state, other, now):
-            log.info("the director leaves %s", "the head" if state.is_active else "the node of the other director")
-            os._exit(0)  # Ray starts it on another node
+
+    def _move_standby(self) -> None:
+        """Start the standby anew on another node, if there is one."""
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+        if nodes:
+            ray.kill(self._other)
+            log.info("fleet %s: the standby director moves to another node", self._fleet)
+            self._other = start_director(self._fleet, 1 - self._number, self._cameras, self._timing, nodes[-1])
 
     def _ask(self) -> tuple[DirectorState | None, bool]:
         """Return the state of the other director, or None and whether its process does not run."""
@@ -201,3 +213,26 @@ class FleetDirector:
             return None, True
         except (ray.exceptions.RayError, TimeoutError, ValueError):
             return None, False
+
+
+def start_director(
+    fleet: str, number: int, cameras: Mapping[str, float], timing: FleetTiming | None, node_id: str | None = None
+) -> Any:  # noqa: ANN401 - an actor handle
+    """Return the handle of one of the fleet's directors, which is started unless it runs.
+
+    Args:
+        fleet: name of the fleet.
+        number: index in ``NAMES``.
+        cameras: rates of the cameras of a new fleet.
+        timing: times and limits.
+        node_id: Ray's name of the node, if that runs; by default any.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = ray.remote(FleetDirector).options(
+        name=NAMES[number], namespace=fleet, lifetime="detached", get_if_exists=True, max_restarts=-1, num_cpus=0,
+        max_concurrency=_CONCURRENT_CALLS,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=True) if node_id else "DEFAULT",
+    )  # fmt: skip
+    return actor.remote(fleet, number, dict(cameras), timing)

@@ -16,7 +16,7 @@ _START_SECONDS: Final = 2.0
 _PATIENCE: Final = 2.5
 """The second director waits so much longer: both begin together, and the first is to become active."""
 _STAY_SECONDS: Final = 2.0
-"""Time for which a director must be on the wrong node before it leaves that node."""
+"""Time for which a director is on the wrong node before that is mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,10 @@ class DirectorState:
 
 
 class Standby:
-    """Decides for one of two directors when it becomes active, and when it is to be started on another node."""
+    """Decides for one of two directors when it becomes active, and when the other one is to be on another node.
+
+    Both should not be lost with one node, nor the active one with the head, which keeps the store.
+    """
 
     def __init__(self, *, is_first: bool, now: float) -> None:
         """Begin as the standby. Of two that begin together, the first becomes active."""
@@ -42,38 +45,33 @@ class Standby:
         self._passive_since: float | None = None
         self._misplaced_since: float | None = None
 
-    def is_due(self, other: DirectorState | None, now: float, *, is_lost: bool = False) -> bool:
-        """Return whether this director is to become active.
+    def is_due(self, state: DirectorState, other: DirectorState | None, now: float, *, is_lost: bool = False) -> bool:
+        """Return whether this director, the standby, is to become active.
 
         Args:
+            state: this director.
             other: the answer of the other director; None: there is none yet.
             now: monotonic seconds.
             is_lost: the call has failed: the process of the other one does not run.
         """
         if other is None:
-            self._passive_since = None
+            self._passive_since = self._misplaced_since = None
             return (is_lost and self._is_heard) or now - self._heard_at >= self._allowed_seconds
         self._is_heard = True
         self._heard_at, self._allowed_seconds = now, _SILENT_SECONDS
         if other.is_active:
             self._passive_since = None
-            return False
+            return self._is_misplaced(other.is_on_head and not state.is_on_head, now)
         if self._passive_since is None:
             self._passive_since = now
         return self._is_first or now - self._passive_since >= _SILENT_SECONDS * self._factor
 
-    def is_misplaced(self, state: DirectorState, other: DirectorState | None, now: float) -> bool:
-        """Return whether this director is to end, so that it is started on another node.
+    def is_to_move(self, state: DirectorState, other: DirectorState | None, now: float) -> bool:
+        """Return whether the standby is to be started on another node than this, the active director's."""
+        shares_node = other is not None and not other.is_active and state.node == other.node
+        return self._is_misplaced(shares_node and bool(frozenset(state.nodes) - {state.node}), now)
 
-        Both should not be lost with one node, nor the active one with the head, which keeps the store.
-        """
-        if other is None:
-            self._misplaced_since = None
-            return False
-        if state.is_active:
-            is_wrong = state.is_on_head and not other.is_on_head
-        else:
-            is_wrong = state.node == other.node and bool(frozenset(other.nodes) - {state.node})
+    def _is_misplaced(self, is_wrong: bool, now: float) -> bool:  # noqa: FBT001 - the condition
         if not is_wrong:
             self._misplaced_since = None
         elif self._misplaced_since is None:

@@ -128,14 +128,7 @@ class LocalFleet:
 
     def rows(self) -> list[Row]:
         """Return what was published, in time."""
-        found = []
-        for node in self.node_names:
-            for path in (self.folder / node).glob("log*.jsonl"):
-                for line in path.read_text().splitlines():
-                    with suppress(ValueError, KeyError):
-                        row = json.loads(line)
-                        found.append(Row(row["sent_at_unix"], row["camera"], row["epoch"], row["index"], node))
-        return sorted(found, key=lambda row: row.at_unix)
+        return read_rows(self.folder, self.node_names)
 
     def cameras_of(self, node: str) -> set[str]:
         return {camera for camera, holder in self.wait_until_held().items() if holder == node}
@@ -174,6 +167,18 @@ class LocalFleet:
         send(self.processes(node), signal.SIGKILL)
         self.killed.add(node)
         raylet.wait()  # as a zombie it would count as alive
+
+
+def read_rows(folder: Path, nodes: list[str]) -> list[Row]:
+    """Return what the logs of the nodes have, in time."""
+    found = []
+    for node in nodes:
+        for path in (folder / node).glob("log*.jsonl"):
+            for line in path.read_text().splitlines():
+                with suppress(ValueError, KeyError):
+                    row = json.loads(line)
+                    found.append(Row(row["sent_at_unix"], row["camera"], row["epoch"], row["index"], node))
+    return sorted(found, key=lambda row: row.at_unix)
 
 
 def send(processes: list[int], number: signal.Signals) -> None:

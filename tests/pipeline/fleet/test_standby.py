@@ -13,13 +13,13 @@ PASSIVE = DirectorState(is_active=False, node="b", is_on_head=False)
 def first_due(standby: Standby, answers, step: float = 0.1) -> float | None:
     """Return the time of the first answer at which the standby is due."""
     return next((step * n for n, (other, lost) in enumerate(answers)
-                 if standby.is_due(other, step * n, is_lost=lost)), None)  # fmt: skip
+                 if standby.is_due(PASSIVE, other, step * n, is_lost=lost)), None)  # fmt: skip
 
 
 def test_of_two_directors_that_begin_together_the_first_becomes_active():
     first, second = (Standby(is_first=is_first, now=0.0) for is_first in (True, False))
-    assert first.is_due(PASSIVE, 0.1)
-    assert not second.is_due(PASSIVE, 0.1)
+    assert first.is_due(PASSIVE, PASSIVE, 0.1)
+    assert not second.is_due(PASSIVE, PASSIVE, 0.1)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -46,27 +46,38 @@ def test_second_director_becomes_active_if_the_first_stays_passive():
     assert first_due(Standby(is_first=False, now=0.0), [(PASSIVE, False)] * 100) is not None
 
 
-@pytest.mark.parametrize(
-    ("state", "other", "leaves"),
-    [
-        pytest.param(DirectorState(False, "a", False), ACTIVE, True, id="the standby beside the active one"),
-        pytest.param(DirectorState(False, "b", False), ACTIVE, False, id="the standby on a node of its own"),
-        pytest.param(DirectorState(False, "a", True), DirectorState(True, "a", True, {"a"}), False, id="one node"),
-        pytest.param(DirectorState(True, "head", True), PASSIVE, True, id="the active one on the head"),
-        pytest.param(DirectorState(True, "head", True), DirectorState(False, "head", True), False, id="both there"),
-        pytest.param(ACTIVE, PASSIVE, False, id="the active one elsewhere"),
-        pytest.param(DirectorState(True, "head", True), None, False, id="no standby"),
-    ],
-)  # fmt: skip
-def test_director_leaves_a_node_only_where_it_should_not_be_for_some_time(state, other, leaves):
+def test_standby_replaces_a_director_on_the_head_after_some_time():
+    on_head = DirectorState(is_active=True, node="head", is_on_head=True)
     standby = Standby(is_first=True, now=0.0)
-    assert not standby.is_misplaced(state, other, 0.0)
-    assert standby.is_misplaced(state, other, 60.0) is leaves
+    assert not standby.is_due(PASSIVE, on_head, 0.0)
+    assert standby.is_due(PASSIVE, on_head, 10.0)
+    assert not standby.is_due(DirectorState(is_active=False, node="head", is_on_head=True), on_head, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "moves"),
+    [
+        pytest.param(DirectorState(is_active=False, node="a", is_on_head=False), True, id="on this node"),
+        pytest.param(PASSIVE, False, id="on a node of its own"),
+        pytest.param(DirectorState(is_active=True, node="a", is_on_head=False), False, id="active, too"),
+        pytest.param(None, False, id="silent"),
+    ],
+)
+def test_standby_moves_from_the_node_of_the_active_director_after_some_time(other, moves):
+    standby = Standby(is_first=True, now=0.0)
+    assert not standby.is_to_move(ACTIVE, other, 0.0)
+    assert standby.is_to_move(ACTIVE, other, 10.0) is moves
+
+
+def test_standby_stays_in_a_fleet_of_one_node():
+    alone = DirectorState(is_active=True, node="a", is_on_head=True, nodes=frozenset("a"))
+    standby = Standby(is_first=True, now=0.0)
+    assert not any(standby.is_to_move(alone, DirectorState(False, "a", True), now) for now in (0.0, 10.0))
 
 
 def test_director_that_was_well_placed_in_between_waits_again():
     standby = Standby(is_first=True, now=0.0)
-    misplaced = DirectorState(False, "a", False)
-    assert not standby.is_misplaced(misplaced, ACTIVE, 0.0)
-    assert not standby.is_misplaced(PASSIVE, ACTIVE, 1.0)
-    assert not standby.is_misplaced(misplaced, ACTIVE, 60.0)
+    beside = DirectorState(is_active=False, node="a", is_on_head=False)
+    assert not standby.is_to_move(ACTIVE, beside, 0.0)
+    assert not standby.is_to_move(ACTIVE, PASSIVE, 1.0)
+    assert not standby.is_to_move(ACTIVE, beside, 10.0)

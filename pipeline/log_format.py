@@ -72,3 +72,10 @@ class JsonFormatter(logging.Formatter):
 def make_formatter(kind: str) -> logging.Formatter:
     """Return the formatter for ``text`` or ``json``."""
     return JsonFormatter() if kind == "json" else TextLines()
+
+
+def log_as_text() -> None:
+    """Log from INFO on as text lines to the standard error of a process that has no command line of its own."""
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(make_formatter("text"))

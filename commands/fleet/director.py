@@ -16,6 +16,7 @@ from pipeline.errors import ReciproStreamError
 from pipeline.fleet.director import Director
 from pipeline.fleet.messages import Beat, FleetTiming, Grant
 from pipeline.fleet.standby import DirectorState, Standby
+from pipeline.log_format import log_as_text
 from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger("recipro-stream")
@@ -52,6 +53,7 @@ class FleetDirector:
             cameras: rates of the cameras of a new fleet; the store has precedence.
             timing: times and limits.
         """
+        log_as_text()
         self._fleet, self._number = fleet, number
         self._store = FleetStore(fleet)
         self._cameras, self._timing = dict(cameras), timing or FleetTiming()
@@ -61,6 +63,8 @@ class FleetDirector:
         """None in the standby."""
         self._standby = Standby(is_first=number == 0, now=time.monotonic())
         self._other: Any = None
+        self._other_node: str | None = None
+        """Node of the other director; None while it does not answer."""
         self._node = os.environ.get(NODE, "")
         self._is_on_head = os.environ.get(ROLE) == HEAD
         self._stop = threading.Event()
@@ -85,7 +89,12 @@ class FleetDirector:
         """Return the state of the fleet as plain JSON values."""
         with self._lock:
             state = self._active().status(time.monotonic())
-        return state | {"process": os.getpid(), "node": self._node, "is_on_head": self._is_on_head}
+        return state | {
+            "process": os.getpid(),
+            "node": self._node,
+            "is_on_head": self._is_on_head,
+            "standby": self._other_node,
+        }
 
     def where(self, camera: str) -> dict[str, Any]:
         """Return the worker of a camera and the addresses at which it is published."""
@@ -182,24 +191,17 @@ class FleetDirector:
 
     def _watch_once(self) -> None:
         other, is_lost = self._ask()
+        self._other_node = other.node if other is not None else None
         now = time.monotonic()
         state = self.state()
-        if state.is_active:
-            if self._standby.is_to_move(state, other, now):
-                self._move_standby()
-        elif self._standby.is_due(state, other, now, is_lost=is_lost):
-            self._begin()
-
-    def _move_standby(self) -> None:
-        """Start the standby anew on another node, if there is one."""
-        import ray
-
-        own = ray.get_runtime_context().get_node_id()
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-        if nodes:
-            ray.kill(self._other)
+        if not state.is_active:
+            if self._standby.is_due(state, other, now, is_lost=is_lost):
+                self._begin()
+        elif self._standby.is_to_move(state, other, now):
             log.info("fleet %s: the standby director moves to another node", self._fleet)
-            self._other = start_director(self._fleet, 1 - self._number, self._cameras, self._timing, nodes[-1])
+            self._kill_other()
+        elif is_lost and self._other is None:
+            self._start_other()
 
     def _ask(self) -> tuple[DirectorState | None, bool]:
         """Return the state of the other director, or None and whether its process does not run."""
@@ -208,11 +210,27 @@ class FleetDirector:
         try:
             self._other = self._other or ray.get_actor(NAMES[1 - self._number], namespace=self._fleet)
             return ray.get(self._other.state.remote(), timeout=_ANSWER_SECONDS), False
-        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError):
+        except (ray.exceptions.ActorDiedError, ValueError):  # killed, or none of its name
             self._other = None
             return None, True
-        except (ray.exceptions.RayError, TimeoutError, ValueError):
+        except ray.exceptions.ActorUnavailableError:  # Ray starts it again
+            return None, True
+        except (ray.exceptions.RayError, TimeoutError):
             return None, False
+
+    def _kill_other(self) -> None:
+        import ray
+
+        ray.kill(self._other)
+        self._other = None
+
+    def _start_other(self) -> None:
+        """Start the other director on another node than this one, if there is one."""
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+        start_director(self._fleet, 1 - self._number, self._cameras, self._timing, nodes[-1] if nodes else None)
 
 
 def start_director(

@@ -70,6 +70,8 @@ class Directors:
                 if not isinstance(error.cause, NotActiveError):
                     raise error.cause from None
             except (ray.exceptions.RayError, TimeoutError) as error:
+                if isinstance(error, ray.exceptions.ActorDiedError):
+                    self._find(self._current)
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             self._switch()
             time.sleep(_PAUSE_SECONDS)

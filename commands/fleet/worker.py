@@ -30,7 +30,7 @@ from pipeline.errors import ReciproStreamError
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.messages import FleetTiming, WorkerInfo
 from pipeline.frames import Frame
-from pipeline.log_format import make_formatter
+from pipeline.log_format import log_as_text
 from pipeline.loop import Pipeline
 from pipeline.sharding import shard_uri
 from pipeline.workers.thread import ThreadWorker
@@ -70,9 +70,7 @@ class FleetWorker:
             spec: what to run.
             directors: what answers the beats.
         """
-        logging.basicConfig(level=logging.INFO)
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(make_formatter("text"))
+        log_as_text()
         self._spec, self._directors = spec, directors
         self._lock_file = _take_slot(spec)
         self._stack = ExitStack()

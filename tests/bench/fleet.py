@@ -116,6 +116,8 @@ FAULTS: dict[str, Callable[[LocalFleet], set[str]]] = {
 
 def measure(fleet: LocalFleet, name: str) -> dict:
     """Cause a fault and return what the cameras' logs show."""
+    if not fleet.head_is_gone:
+        fleet.wait_until_guarded()
     began_at = time.time()
     term = fleet.status()["term"]
     lost = FAULTS[name](fleet)

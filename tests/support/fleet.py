@@ -119,6 +119,17 @@ class LocalFleet:
             assert time.monotonic() < deadline, "not every camera came back"
             time.sleep(0.1)
 
+    def wait_until_guarded(self, seconds: float = 120.0) -> None:
+        """Wait until the active director is off the head, if it can be, and the standby on another node."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(Exception):
+                state = self.status()
+                if state["standby"] not in {None, state["node"]} and not state["is_on_head"]:
+                    return
+            assert time.monotonic() < deadline, "the fleet has no standby director"
+            time.sleep(0.2)
+
     def wait_until_fresh(self, since_unix: float, seconds: float = 120.0) -> None:
         """Wait until a frame of every camera was published after ``since_unix``."""
         deadline = time.monotonic() + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,10 @@ def why(
         str | None,
         option(RUN, "What the detector gets: X,Y,WIDTH,HEIGHT in pixels or fractions. Default: all.", "--roi"),
     ] = None,
+    mask: Annotated[
+        list[str] | None,
+        option(RUN, "A polygon painted out first, as in a source's mask: [[X,Y],[X,Y],[X,Y]]; repeatable.", "--mask"),
+    ] = None,
     at: Annotated[float | None, option(RUN, "Time of the frame in a video, in seconds.", "--at", min=0)] = None,
     output: Annotated[Path | None, option(RUN, "The picture to write. Default: why.jpg.", "--output")] = None,
 ) -> None:
@@ -49,7 +54,8 @@ def why(
     from engine.detectors.runtime import cut_choice
     from engine.detectors.why import explain_place
 
-    area = None if roi is None else parse_roi(roi).placed(pixels.shape[1], pixels.shape[0])
+    is_whole = roi is None and not mask
+    area = None if is_whole else parse_area(roi, mask or ()).placed(pixels.shape[1], pixels.shape[0])
     chosen = cut_choice(config.boxes.cut)
     detector = load_configured_detector(config)
     answer = explain_place(detector, pixels, place, label, cut=chosen, cell_px=cell_px, area=area)
@@ -79,18 +85,28 @@ def parse_box(text: str) -> Box:
     return Box(left, top, left + width, top + height)
 
 
-def parse_roi(text: str) -> InputAreaOptions:
-    """Read X,Y,WIDTH,HEIGHT in pixels, or as fractions of the image.
+def parse_area(roi: str | None, masks: Sequence[str] = ()) -> InputAreaOptions:
+    """Read X,Y,WIDTH,HEIGHT, and masks as lists of [X, Y], in pixels or as fractions of the image.
 
     Raises:
-        ConfigError: the text is no region with an area.
+        ConfigError: a text is no region or polygon with an area.
     """
-    from pipeline.input_area import InputAreaOptions, read_roi
+    import json
 
+    from pipeline.input_area import InputAreaOptions, read_polygon, read_roi
+
+    text, name = roi, "roi"
     try:
-        return InputAreaOptions(read_roi(text))
+        rectangle = read_roi(roi)
+        polygons = []
+        for text in masks:
+            name = "mask"
+            polygons.append(read_polygon(json.loads(text)))
+    except json.JSONDecodeError:
+        raise ConfigError(f"mask {text!r}: should be corners, such as [[0, 0], [0.5, 0], [0, 0.5]]") from None
     except ValueError as reason:
-        raise ConfigError(f"roi {text!r}: {reason}") from None
+        raise ConfigError(f"{name} {text!r}: {reason}") from None
+    return InputAreaOptions(rectangle, tuple(polygons))
 
 
 def read_frame(location: str, at: float | None) -> Image:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.why import answer_lines, parse_box, parse_roi, read_frame
+from commands.why import answer_lines, parse_area, parse_box, read_frame
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import missed_anchor
 from engine.detectors.why import explain_place
@@ -96,15 +96,34 @@ def test_read_frame_reads_an_image_and_names_a_missing_one(tmp_path, image):
         read_frame(str(tmp_path / "missing.png"), None)
 
 
-def test_parse_roi_reads_pixels_and_fractions_and_refuses_the_rest():
-    assert parse_roi("10,20,30,40").placed(100, 100).cut == (10, 20, 40, 60)
-    assert parse_roi("0.1,0.2,0.5,0.5").placed(200, 100).cut == (20, 20, 120, 70)
+def test_parse_area_reads_pixels_and_fractions_and_refuses_the_rest():
+    assert parse_area("10,20,30,40").placed(100, 100).cut == (10, 20, 40, 60)
+    assert parse_area("0.1,0.2,0.5,0.5").placed(200, 100).cut == (20, 20, 120, 70)
     with pytest.raises(ConfigError, match=r"roi '10,20': should be \[x, y, width, height\]"):
-        parse_roi("10,20")
+        parse_area("10,20")
+    assert parse_area(None, ["[[0, 0], [0.5, 0], [0, 0.5]]"]).placed(200, 100).masks == (((0, 0), (100, 0), (0, 50)),)
+    for text in ("0,0,5,5", "[[0, 0], [1, 1]]", '"[[0, 0]]"', "[[0, 0], [5, 0], [0, NaN]]"):
+        with pytest.raises(ConfigError, match=r"mask .*: "):
+            parse_area(None, [text])
+
+
+def test_explain_place_does_not_see_what_a_mask_covers(detector, image):
+    height, width = image.shape[:2]
+    area = parse_area(None, ["[[0, 0], [40, 0], [40, 40], [0, 40]]"]).placed(width, height)
+    other = image.copy()
+    other[:40, :40] = 255 - other[:40, :40]
+    here, there = (
+        explain_place(detector, each, Box(60, 50, 130, 120), "dog", cell_px=32, area=area) for each in (image, other)
+    )
+    assert here.score == there.score
+    plain, changed = (
+        explain_place(detector, each, Box(60, 50, 130, 120), "dog", cell_px=32).score for each in (image, other)
+    )
+    assert plain != changed
 
 
 def test_explain_place_with_a_region_is_about_the_cut_image(detector, image):
-    area = parse_roi("30,20,150,120").placed(image.shape[1], image.shape[0])
+    area = parse_area("30,20,150,120").placed(image.shape[1], image.shape[0])
     found = explain_place(detector, image, Box(60, 50, 130, 120), "dog", cell_px=32, area=area)
     cut = np.ascontiguousarray(image[20:140, 30:180])
     expected = explain_place(detector, cut, Box(30, 30, 100, 100), "dog", cell_px=32)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from overlays.events.event import MAX_TEXT, Event, Evidence
+from overlays.events.event import MAX_TEXT, Event, Evidence, lowest_id
 from overlays.events.query import COLUMNS, event_record
 from overlays.events.schema import PAGE_BYTES, WAL_BYTES, connect_writer, disk_errors, pragma
 
@@ -130,12 +130,13 @@ class EventStore:
 
     def prune(self, now_unix: float) -> int:
         """Delete events that are too old, or the oldest beyond the size; return their number. Raises ``OSError``."""
-        deleted = 0
+        deleted, oldest = 0, now_unix - self._keep_seconds
         while True:
             with self._writing() as connection:
                 count = connection.execute(
-                    "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE end < ? ORDER BY id LIMIT ?)",
-                    (now_unix - self._keep_seconds, _DELETED_AT_ONCE),
+                    # The bound of the identifier, by the beginning, keeps the search short.
+                    "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE id < ? AND end < ? ORDER BY id LIMIT ?)",
+                    (lowest_id(oldest + 0.001), oldest, _DELETED_AT_ONCE),
                 ).rowcount
                 if not count and self.used_bytes() > self._limit_bytes - _MARGIN_BYTES:
                     count = connection.execute(
@@ -207,15 +208,20 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _row(event: Event) -> dict[str, Any]:
-    figure = event.figure
+    figure = event.figure if event.figure is not None and math.isfinite(event.figure.value) else None
     return {
         "id": event.id, "kind": event.kind, "camera": event.camera, "rule": event.rule, "text": event.text,
         "start": event.start, "seen": event.seen, "end": event.end,
-        "label": event.label, "score": event.score, "track": event.track,
+        "label": event.label, "score": _finite(event.score), "track": event.track,
         "figure_name": None if figure is None else figure.name,
         "figure_value": None if figure is None else figure.value,
-        "figure_bound": None if figure is None else figure.bound,
+        "figure_bound": None if figure is None else _finite(figure.bound),
     }  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    """Return None for a number that JSON does not have: one such event would spoil every answer that holds it."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _born(connection: sqlite3.Connection, event: Event) -> dict[str, Any]:

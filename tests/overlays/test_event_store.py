@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -49,6 +51,15 @@ def ids(reader, **chosen):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "events.sqlite"
+
+
+def test_numbers_without_json_form_are_stored_as_missing(path):
+    infinite = replace(event(), score=math.nan, figure=Figure("age", math.inf, -math.inf, 0.0))
+    with opened(path) as store:
+        [record] = write(store, infinite)
+        read = EventReader(path).event(infinite.id)
+    assert json.loads(json.dumps(read, allow_nan=False)) == record | {"figures": {}}
+    assert (record["score"], record["figure"]) == (None, None)
 
 
 def test_written_event_is_read_with_its_images_and_figures(path):

@@ -15,6 +15,7 @@ from pipeline.ports import Health, StopRequested
 from pipeline.workers.batches import _wait_for_frames, _wait_for_more, iter_batches
 from pipeline.workers.queue import QueueWorker
 from pipeline.workers.source import Arrivals, SourceWorker
+from pipeline.workers.thread import Wakeup
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -145,6 +146,62 @@ def test_cameras_with_frames_are_known_however_the_frames_go():
     with arrivals:
         worker._drop_all(DropReason.STOPPED)
     assert not arrivals.queued
+
+
+def test_wakeup_keeps_one_call_before_the_wait():
+    wakeup = Wakeup()
+    assert not wakeup.wait(0)
+    wakeup.set()
+    wakeup.set()
+    assert wakeup.wait(0)
+    assert not wakeup.wait(0)
+
+
+def test_wakeup_wakes_a_waiting_thread():
+    wakeup, results = Wakeup(), []
+    thread = threading.Thread(target=lambda: results.append(wakeup.wait(LIMIT_SECONDS)))
+    thread.start()
+    wakeup.set()
+    thread.join()
+    assert results == [True]
+
+
+def test_reader_is_woken_once_the_wanted_number_of_cameras_has_frames():
+    arrivals = Arrivals()
+    workers = [SourceWorker(FakeSource(0, name), arrivals=arrivals) for name in "abc"]
+    arrivals.wanted = 3
+    for worker in (workers[0], *workers[:2]):  # a second frame of a camera adds no camera
+        worker._put(Frame(np.zeros((2, 2, 3), np.uint8), worker.camera, 0, time.monotonic()))
+    assert not arrivals._wakeup.wait(0)
+    workers[2]._put(Frame(np.zeros((2, 2, 3), np.uint8), "c", 0, time.monotonic()))
+    assert arrivals._wakeup.wait(0)
+
+
+def test_camera_that_gave_a_frame_comes_after_those_that_wait():
+    arrivals = Arrivals()
+    workers = [SourceWorker(FakeSource(0, name), arrivals=arrivals) for name in "abc"]
+    for worker in workers * 2:
+        worker._put(Frame(np.zeros((2, 2, 3), np.uint8), worker.camera, 0, time.monotonic()))
+    workers[0].pop()
+    assert [worker.camera for worker in arrivals.queued] == ["b", "c", "a"]
+
+
+def test_reader_that_found_no_frame_is_not_behind():
+    arrivals = Arrivals()
+    worker = SourceWorker(FakeSource(0), depth=3, arrivals=arrivals)
+
+    def put(*indices):
+        for index in indices:
+            worker._put(Frame(np.zeros((2, 2, 3), np.uint8), "fake", index, time.monotonic()))
+
+    put(0, 1)
+    assert worker.pop().index == 0
+    put(2, 3)
+    assert worker.pop().index == 3
+    arrivals.looks += 1  # the reader looks and finds nothing
+    put(4, 5)
+    assert worker.pop().index == 4
+    assert worker.counts.drops() == {DropReason.SUPERSEDED: 2}
 
 
 def test_iter_batches_ends_when_stopped_without_frames():

@@ -127,9 +127,8 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
         tables = pragma(connection, "schema_version")
         owner, version = pragma(connection, "application_id"), pragma(connection, "user_version")
     except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-            raise
-        raise SinkError(f"{path}: is not a database, or is damaged ({error}); move it away") from None
+        refuse_damaged(error, path)
+        raise
     if tables and owner != APPLICATION_ID:
         raise SinkError(f"{path}: is a database of another program; choose another file")
     if version > len(MIGRATIONS):
@@ -137,6 +136,12 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
             f"{path}: has version {version} of the schema, this program knows {len(MIGRATIONS)}; "
             "update the program, or choose another file"
         )
+
+
+def refuse_damaged(error: BaseException | None, path: Path) -> None:
+    """Raise ``SinkError`` if an error of SQLite says that the file is no database, or a damaged one."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
+        raise SinkError(f"{path}: is not a database, or is damaged ({error}); move it away") from None
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 
 from overlays.events.event import MAX_TEXT, Event, Evidence, lowest_id
 from overlays.events.query import COLUMNS, event_record
-from overlays.events.schema import PAGE_BYTES, WAL_BYTES, connect_writer, disk_errors, pragma
+from overlays.events.schema import PAGE_BYTES, WAL_BYTES, connect_writer, disk_errors, pragma, refuse_damaged
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +71,18 @@ class EventStore:
         """Open the database, end what a killed run left open, and delete what exceeds the limits.
 
         Raises:
-            SinkError: the file belongs to another program.
+            SinkError: the file belongs to another program, or is damaged.
             OSError: the disk refuses it.
         """
         connection = self._opened()
-        with disk_errors(self.path), _transaction(connection):
-            connection.execute("UPDATE event SET end = seen, interrupted = 1 WHERE end IS NULL")
-        self.prune(now_unix)
+        try:
+            with disk_errors(self.path), _transaction(connection):
+                connection.execute("UPDATE event SET end = seen, interrupted = 1 WHERE end IS NULL")
+            self.prune(now_unix)
+        except OSError as error:
+            self.close()
+            refuse_damaged(error.__cause__, self.path)
+            raise
 
     def close(self) -> None:
         """Close the connection; the write-ahead log becomes part of the file."""

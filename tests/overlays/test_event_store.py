@@ -14,7 +14,7 @@ from overlays.events import schema
 from overlays.events.event import Event, Evidence, Figure, new_event_id
 from overlays.events.feed import EventFeed
 from overlays.events.query import EventFilter, EventReader
-from overlays.events.schema import MIGRATIONS, connect_writer
+from overlays.events.schema import MIGRATIONS, PAGE_BYTES, connect_writer
 from overlays.events.store import Action, EventStore
 from pipeline.errors import SinkError
 from tests.support.events import WALL
@@ -60,6 +60,17 @@ def test_numbers_without_json_form_are_stored_as_missing(path):
         read = EventReader(path).event(infinite.id)
     assert json.loads(json.dumps(read, allow_nan=False)) == record | {"figures": {}}
     assert (record["score"], record["figure"]) == (None, None)
+
+
+def test_database_with_damaged_pages_is_refused_with_the_remedy(path):
+    with opened(path) as store:
+        write(store, *(event(number) for number in range(100)))
+    content = bytearray(path.read_bytes())
+    for page in range(3 * PAGE_BYTES, len(content), PAGE_BYTES):
+        content[page : page + 200] = bytes(range(1, 201))
+    path.write_bytes(content)
+    with pytest.raises(SinkError, match=r"is damaged .*; move it away"), opened(path):
+        pass
 
 
 def test_written_event_is_read_with_its_images_and_figures(path):

@@ -190,8 +190,10 @@ def _sentence(
     return f"{location}: {_shown(value)}: {rule}"
 
 
-_OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink",
-            "models": "trial"}  # fmt: skip
+_OPTIONS = {
+    "smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink",
+    "models": "trial", "cell_px": "cell",
+}  # fmt: skip
 """Command-line options whose name differs from their key."""
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.why import answer_lines, parse_area, parse_box, read_frame
+from commands.why import answer_lines, parse_area, parse_box, read_frame, why
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import missed_anchor
 from engine.detectors.why import explain_place
@@ -132,3 +132,8 @@ def test_explain_place_with_a_region_is_about_the_cut_image(detector, image):
         np.testing.assert_allclose(finding.heat, alone.heat, atol=1e-5)
         moved = [edge + (30, 20)[axis % 2] for axis, edge in enumerate(alone.box_map.region)]
         assert finding.box_map.region == pytest.approx(moved, abs=1e-3)
+
+
+def test_why_names_its_own_option_for_a_wrong_cell(tmp_path):
+    with pytest.raises(ConfigError, match=r"^--cell: 7: should be a multiple of 8"):
+        why(str(tmp_path / "a.png"), "1,2,3,4", "dog", model="line_detector", cell_px=7)

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +33,18 @@ log = logging.getLogger("recipro-stream")
 _READY_SECONDS: Final = 600.0
 """Time for a worker to build its network."""
 _LEAVE_SECONDS: Final = 5.0
+_CHECK_SECONDS: Final = 1.0
+_REJOIN_SECONDS: Final = 5.0
+REJOIN: Final = "RECIPRO_FLEET_REJOIN"
+"""Variable of a command that was running before: it tries to join until it can."""
 
 Address = Annotated[str, option(RUN, "HOST:PORT of the head. Default: the Ray on this machine.", "--address")]
 TokenFile = Annotated[Path | None, option(RUN, "The token of the fleet. Default: in your configuration folder.")]
 FleetName = Annotated[str, option(RUN, "Name of the fleet. [default: fleet]", "--fleet")]
+
+
+class NodeLostError(ReciproStreamError):
+    """Ray has ended on this node while the node was running."""
 
 
 class _StartByDefault(TyperGroup):
@@ -71,7 +81,16 @@ def start(
         create_token(token)
     check_token(token)
     enter(os.environ, token, listen)
-    _run_node(config, stream.resolve(), join=join, listen=listen, node=node or socket.gethostname())
+    try:
+        _run_node(config, stream.resolve(), join=join, listen=listen, node=node or socket.gethostname())
+    except ReciproStreamError as error:
+        is_lost = isinstance(error, NodeLostError) or REJOIN in os.environ
+        if join is None or not is_lost:
+            raise
+        log.warning("%s; joins again in %.0f s", error, _REJOIN_SECONDS)
+        time.sleep(_REJOIN_SECONDS)
+        os.environ[REJOIN] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this command again: Ray leaves no clean process behind
 
 
 @fleet_app.command("status")
@@ -158,7 +177,12 @@ def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Di
 
 
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
-    """Run the node until a signal, or until Ray ends."""
+    """Run the node until a signal.
+
+    Raises:
+        NodeLostError: Ray ended here: the head did not hear this node for some seconds, or Ray was killed.
+        ReciproStreamError: the node cannot be started.
+    """
     from commands.fleet.client import call, connected, start_directors, start_worker
     from commands.fleet.ray_node import ray_node
     from commands.fleet.worker import WorkerSpec
@@ -166,8 +190,8 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
     started = threading.Event()
     started.set()
     with (
-        ray_node(listen=listen, head=join, node=node) as head,
-        connected(head, config.name, listen),
+        ray_node(listen=listen, head=join, node=node) as running,
+        connected(running.address, config.name, listen),
         shutdown_on_signal(started) as stop,  # after Ray, which sets handlers of its own
     ):
         import ray
@@ -184,16 +208,16 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             print_line(f"{spec.slot}: explains {capacity:.1f} frames/s")
         print_line(
             f"node {node} of fleet {config.name} runs; another machine joins with: "
-            f"run.py fleet FLEET.yaml --join {head} --listen ITS_ADDRESS"
+            f"run.py fleet FLEET.yaml --join {running.address} --listen ITS_ADDRESS"
         )
-        stop.wait()
+        while not stop.wait(_CHECK_SECONDS):
+            if running.has_ended:
+                raise NodeLostError(f"node {node}: Ray has ended here; its cameras go to other nodes")
         _leave(directors, workers, node, [spec.slot for spec in specs])
 
 
 def _leave(directors: Directors, workers: list[Any], node: str, slots: list[str]) -> None:
     """Give the cameras of this node back before its workers end."""
-    import time
-
     from commands.fleet.client import call
 
     try:

@@ -41,9 +41,9 @@ class Directors:
             grant: Grant = ray.get(self.handles[asked].beat.remote(beat), timeout=_BEAT_SECONDS)
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.debug("%s: a director does not answer: %s", beat.slot, error)
+            if isinstance(error, ray.exceptions.ActorDiedError) and self._find(asked):
+                return None  # it was created anew on another node, which is to be asked next
             self._failed_at[asked] = time.monotonic()
-            if isinstance(error, ray.exceptions.ActorDiedError):
-                self._find(asked)
             self._switch()
             return None
         if grant.term != NOT_ACTIVE:
@@ -80,11 +80,15 @@ class Directors:
     def _switch(self) -> None:
         self._current = 1 - self._current
 
-    def _find(self, number: int) -> None:
-        """Look for a director that was created anew, by its name."""
+    def _find(self, number: int) -> bool:
+        """Look for a director that was created anew, by its name; return whether there is one."""
         import ray
 
         try:
-            self.handles[number] = ray.get_actor(NAMES[number], namespace=self._fleet)
+            found = ray.get_actor(NAMES[number], namespace=self._fleet)
         except (ValueError, ray.exceptions.RayError) as error:
             log.debug("there is no director of the name %s: %s", NAMES[number], error)
+            return False
+        is_new = found != self.handles[number]
+        self.handles[number] = found
+        return is_new

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
@@ -26,9 +27,23 @@ _READY: Final = "Ray runtime started"
 _PR_SET_PDEATHSIG: Final = 1
 
 
+@dataclass(frozen=True, slots=True)
+class RayNode:
+    """Ray's processes on this machine."""
+
+    address: str
+    """``HOST:PORT`` of the fleet's head."""
+    process: subprocess.Popen[bytes]
+
+    @property
+    def has_ended(self) -> bool:
+        """True if Ray has ended here: the head gives up a node that it cannot reach for some seconds."""
+        return self.process.poll() is not None
+
+
 @contextmanager
-def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[str]:
-    """Run Ray on this machine inside the block, and yield the address of the fleet's head.
+def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[RayNode]:
+    """Run Ray on this machine inside the block.
 
     Args:
         listen: IP address of this machine, at which other nodes reach it.
@@ -46,7 +61,7 @@ def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[str]:
     ]
     process = _start(command, {**os.environ, NODE: node, ROLE: role})
     try:
-        yield head or f"{listen}:{PORT}"
+        yield RayNode(head or f"{listen}:{PORT}", process)
     finally:
         _end(process)
 

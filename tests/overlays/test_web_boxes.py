@@ -73,8 +73,21 @@ def page_of(tab, *findings, **looks):
         yield page, camera
 
 
+SETTLED = """() => new Promise((resolve) => {
+  const where = () => JSON.stringify(document.querySelector(".view canvas").getBoundingClientRect());
+  let [last, frames] = [where(), 0];
+  const look = () => {
+    const now = where();
+    [last, frames] = [now, now === last ? frames + 1 : 0];
+    if (frames < 8) requestAnimationFrame(look); else resolve();
+  };
+  requestAnimationFrame(look);
+})"""
+
+
 def at_box(page, finding):
-    """Return the position of a box's centre in the tab."""
+    """Return the position of a box's centre in the tab, once the image has stayed where it is."""
+    page.evaluate(SETTLED)
     area = page.locator(".view canvas").bounding_box()
     scale = min(area["width"] / WIDTH, area["height"] / HEIGHT)  # the image is centred in the canvas element
     x, y = (finding.box.left + finding.box.right - WIDTH) / 2, (finding.box.top + finding.box.bottom - HEIGHT) / 2

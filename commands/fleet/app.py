@@ -210,9 +210,10 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             f"node {node} of fleet {config.name} runs; another machine joins with: "
             f"run.py fleet FLEET.yaml --join {running.address} --listen ITS_ADDRESS"
         )
-        while not stop.wait(_CHECK_SECONDS):
-            if running.has_ended:
-                raise NodeLostError(f"node {node}: Ray has ended here; its cameras go to other nodes")
+        while not stop.wait(_CHECK_SECONDS) and not running.has_ended:
+            pass
+        if running.has_ended:  # Ray then ends this process, too, by the signal that a user would send
+            raise NodeLostError(f"node {node}: Ray has ended here; its cameras go to other nodes")
         _leave(directors, workers, node, [spec.slot for spec in specs])
 
 

@@ -89,6 +89,6 @@ class Directors:
         except (ValueError, ray.exceptions.RayError) as error:
             log.debug("there is no director of the name %s: %s", NAMES[number], error)
             return False
-        is_new = found != self.handles[number]
+        is_new = bool(found != self.handles[number])
         self.handles[number] = found
         return is_new

@@ -23,6 +23,8 @@ _OBJECT_STORE_BYTES: Final = 100 << 20
 _START_SECONDS: Final = 120.0
 _END_SECONDS: Final = 15.0
 _ATTEMPTS: Final = 3
+_RAYLET: Final = "raylet"
+"""Name of the program without which a node of Ray is lost."""
 _READY: Final = "Ray runtime started"
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -38,7 +40,7 @@ class RayNode:
     @property
     def has_ended(self) -> bool:
         """True if Ray has ended here: the head gives up a node that it cannot reach for some seconds."""
-        return self.process.poll() is not None
+        return self.process.poll() is not None or _RAYLET not in map(_command, _descendants(self.process.pid))
 
 
 @contextmanager
@@ -118,6 +120,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(number, signal.SIGKILL)
     process.wait()
+
+
+def _command(process: int) -> str:
+    """Return the name of a process's program; empty if it has ended, also as a zombie."""
+    with suppress(OSError, ValueError):
+        head, _, tail = Path(f"/proc/{process}/stat").read_text().rpartition(")")
+        if tail.split()[0] != "Z":
+            return head.partition("(")[2]
+    return ""
 
 
 def _descendants(parent: int) -> list[int]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -41,10 +41,6 @@ REJOIN: Final = "RECIPRO_FLEET_REJOIN"
 Address = Annotated[str, option(RUN, "HOST:PORT of the head. Default: the Ray on this machine.", "--address")]
 TokenFile = Annotated[Path | None, option(RUN, "The token of the fleet. Default: in your configuration folder.")]
 FleetName = Annotated[str, option(RUN, "Name of the fleet. [default: fleet]", "--fleet")]
-
-
-class NodeLostError(ReciproStreamError):
-    """Ray has ended on this node while the node was running."""
 
 
 class _StartByDefault(TyperGroup):
@@ -84,13 +80,9 @@ def start(
     try:
         _run_node(config, stream.resolve(), join=join, listen=listen, node=node or socket.gethostname())
     except ReciproStreamError as error:
-        is_lost = isinstance(error, NodeLostError) or REJOIN in os.environ
-        if join is None or not is_lost:
+        if REJOIN not in os.environ:
             raise
-        log.warning("%s; joins again in %.0f s", error, _REJOIN_SECONDS)
-        time.sleep(_REJOIN_SECONDS)
-        os.environ[REJOIN] = "1"
-        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this command again: Ray leaves no clean process behind
+        _rejoin(str(error))
 
 
 @fleet_app.command("status")
@@ -179,8 +171,9 @@ def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Di
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
     """Run the node until a signal.
 
+    If Ray ends here (the head did not hear this node for some seconds, or Ray was killed), the node joins again.
+
     Raises:
-        NodeLostError: Ray ended here: the head did not hear this node for some seconds, or Ray was killed.
         ReciproStreamError: the node cannot be started.
     """
     from commands.fleet.client import call, connected, start_directors, start_worker
@@ -213,8 +206,21 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         while not stop.wait(_CHECK_SECONDS) and not running.has_ended:
             pass
         if running.has_ended:  # Ray then ends this process, too, by the signal that a user would send
-            raise NodeLostError(f"node {node}: Ray has ended here; its cameras go to other nodes")
+            # Not by an exception: the end of the block would wait for Ray for ever.
+            running.end()
+            if join is None:
+                log.error("node %s: Ray has ended here; start it again, then the other nodes", node)
+                os._exit(1)
+            _rejoin(f"node {node}: Ray has ended here; its cameras go to other nodes")
         _leave(directors, workers, node, [spec.slot for spec in specs])
+
+
+def _rejoin(reason: str) -> NoReturn:
+    """Run this command again in place of this process: after its end, Ray does not start twice in one."""
+    log.warning("%s; joins again in %.0f s", reason, _REJOIN_SECONDS)
+    time.sleep(_REJOIN_SECONDS)
+    os.environ[REJOIN] = "1"
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606
 
 
 def _leave(directors: Directors, workers: list[Any], node: str, slots: list[str]) -> None:

@@ -42,6 +42,10 @@ class RayNode:
         """True if Ray has ended here: the head gives up a node that it cannot reach for some seconds."""
         return self.process.poll() is not None or _RAYLET not in map(_command, _descendants(self.process.pid))
 
+    def end(self) -> None:
+        """End what is left of them."""
+        _end(self.process)
+
 
 @contextmanager
 def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[RayNode]:

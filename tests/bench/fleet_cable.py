@@ -116,15 +116,15 @@ def pull(folder: Path, names: list[str], cameras: list[str], seconds: float) -> 
     time.sleep(seconds)
     ip("-n", names[-1], "link", "set", "eth0", "up")
     back_at = time.time()
-    rows = wait_for(folder, names, "the node has cameras again",
-                    lambda rows: any(row.node == names[-1] and row.at_unix > back_at for row in rows))  # fmt: skip
+    output = folder / names[-1] / "output"
+    wait_for(folder, names, "the node has joined again", lambda _: output.read_text().count("of fleet") == 2)
+    joined_seconds = time.time() - back_at
     time.sleep(3.0)
     rows = read_rows(folder, names)
     before = [row for row in rows if pulled_at - 2.0 < row.at_unix < pulled_at]
     lost = {row.camera for row in before if row.node == names[-1]}
     gaps = longest_gaps(rows, pulled_at)
     dark = sorted(gaps[camera] for camera in lost)
-    returned = min(row.at_unix for row in rows if row.node == names[-1] and row.at_unix > back_at)
     return {
         "fault": "cable",
         "moved": len(lost),
@@ -133,7 +133,7 @@ def pull(folder: Path, names: list[str], cameras: list[str], seconds: float) -> 
         "overlaps": overlaps(rows),
         "last_of_cut_off_s": round(max(row.at_unix for row in rows if row.node == names[-1] and row.at_unix < back_at)
                                      - pulled_at, 2),
-        "joined_again_s": round(returned - back_at, 1),
+        "joined_again_s": round(joined_seconds, 1),
         "load": os.getloadavg()[0],
     }  # fmt: skip
 

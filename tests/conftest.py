@@ -115,12 +115,12 @@ def _is_pool(thread: threading.Thread) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Return the workers of ``-n auto``: two more than processors, with 4 GiB of memory for each.
+    """Return the workers of ``-n auto``: one more than processors, with 4 GiB of memory for each.
 
-    Tests of cameras, brokers and browsers wait for a good part of their time, in which other workers compute.
+    Tests of cameras, brokers and browsers wait for a good part of their time, in which another worker computes.
     """
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return max(1, min(len(os.sched_getaffinity(0)) + 2, int(memory_gib / 4)))
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, int(memory_gib / 4)))
 
 
 @pytest.hookimpl(optionalhook=True)

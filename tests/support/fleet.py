@@ -146,17 +146,18 @@ class LocalFleet:
 
     def node_of_director(self) -> str:
         process = self.status()["process"]
-        return next(name for name in self.alive() if process in self.processes(name))
+        return next((name for name in self.alive() if process in self.processes(name)), "head")
 
     def alive(self) -> list[str]:
         return [name for name in self.node_names if name not in self.killed]
 
     def fullest(self, *, without_director: bool = False) -> str:
-        """Return the node with the most cameras, of those without the director if there are any."""
+        """Return the node with the most cameras, of those without the director if they have any."""
         held = list(self.wait_until_held().values())
-        names = self.alive()
+        names = [name for name in self.alive() if name in held]
         if without_director:
-            names = [name for name in names if name != self.node_of_director()]
+            director = self.node_of_director()
+            names = [name for name in names if name != director] or names
         return max(names, key=held.count)
 
     def forget_killed(self) -> None:

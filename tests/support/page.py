@@ -49,9 +49,13 @@ def fetch(
 
 @contextmanager
 def connect_viewer(sink: WebSink, **headers: str) -> Iterator[ClientConnection]:
-    """Open the WebSocket of a viewer."""
+    """Open the WebSocket of a viewer, and wait until the page sends to it: it does not keep frames for later."""
     address = sink.endpoint.replace("http://", "ws://") + "/frames"
+    broadcaster = sink._page.broadcaster
+    before = set(broadcaster.clients)
     with connect(address, additional_headers=headers, compression=None, max_size=None, proxy=None) as link:
+        while link.close_code is None and before.issuperset(broadcaster.clients):
+            time.sleep(0.002)
         yield link
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from pipeline.guards.state import GuardState
     from pipeline.input_area import InputArea
     from pipeline.passages.passage import Passage, Place
     from pipeline.trial import Trial
@@ -172,36 +173,6 @@ class DeletionCheck:
     def drop(self) -> float:
         """Difference of the two scores, -1 to 1."""
         return self.score - self.masked_score
-
-
-@dataclass(frozen=True, slots=True)
-class GuardFigure:
-    """The number of a guard's rule that is furthest from its bound in a frame."""
-
-    name: str
-    """As in the rule: ``heat_inside(part)``."""
-    value: float
-    """Its value in this frame."""
-    bound: float
-    """The number that the rule compares it with."""
-    slack: float
-    """The largest margin with which the frame meets the rule; negative where it is violated."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuardState:
-    """State of a guard after a frame."""
-
-    name: str
-    firing: bool
-    seconds: float
-    """Time since it began to fire, on the frames' clock; 0 while it does not fire."""
-    message: str
-    """While it fires: the rule and the values of this frame, as text."""
-    fire_count: int
-    """Number of times it began to fire in this run."""
-    figure: GuardFigure | None = None
-    """The worst number of this frame, while it fires and the frame violates its rule, if the rule compares numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from overlays.events.event import MAX_TEXT, Change, Event, EventKind, Figure, Observation, new_event_id
 from overlays.wire.text import replace_undecodable
-from pipeline.frames import Finding, GuardState, Overlay
+from pipeline.frames import Finding, Overlay
+from pipeline.guards.state import GuardState
 
 EVIDENCE_SECONDS: Final = 1.0
 """Shortest time between two changes of the frame that stands for an event."""

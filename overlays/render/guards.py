@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from overlays.render.text import RED, WHITE, LegendLayout, TextLine, plate_tile, text_size
-from pipeline.frames import Explanation, GuardState, Image, Region
+from pipeline.frames import Explanation, Image, Region
+from pipeline.guards.state import GuardState
 
 ALARM: Final = (255, 59, 48)
 """The red of an alarm, RGB: stronger than the red of a wrong classification."""

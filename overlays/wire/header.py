@@ -38,13 +38,12 @@ from pipeline.frames import (
     DeletionCheck,
     Finding,
     GroundTruth,
-    GuardFigure,
-    GuardState,
     Heat,
     HeatmapStats,
     Region,
     SignalLoss,
 )
+from pipeline.guards.state import GuardFigure, GuardState
 from pipeline.input_area import InputArea, Polygon
 from pipeline.trial import Trial
 

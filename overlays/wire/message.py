@@ -21,19 +21,8 @@ from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled
 from overlays.wire.passages import passage_record, passages_record, place_record
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
-from pipeline.frames import (
-    NO_HEAT,
-    Box,
-    BoxMap,
-    Explanation,
-    Finding,
-    Frame,
-    GuardState,
-    Heat,
-    HeatmapStats,
-    Image,
-    Overlay,
-)  # fmt: skip
+from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat, HeatmapStats, Image, Overlay
+from pipeline.guards.state import GuardState
 from pipeline.input_area import InputArea, Polygon
 from pipeline.passages.passage import Passage
 from pipeline.trial import Trial

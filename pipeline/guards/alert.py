@@ -18,11 +18,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pipeline.frames import GuardFigure, GuardState
 from pipeline.guards.box_stats import track_key
 from pipeline.guards.config import GuardConfig
 from pipeline.guards.heatmap_stats import PAUSE_SECONDS
 from pipeline.guards.parser import Rule
+from pipeline.guards.state import GuardFigure, GuardState
 from pipeline.guards.variables import BOXES, DROP, TRACK, BoundVariable, RuleContext
 
 MAX_TRACKS: Final = 1000

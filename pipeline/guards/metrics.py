@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.frames import Explanation, GuardState
+from pipeline.frames import Explanation
 from pipeline.guards.drift import numbers_of
+from pipeline.guards.state import GuardState
 from pipeline.ports import MetricSample
 
 

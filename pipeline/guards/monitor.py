@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.finite import find_non_finite
-from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardState, Region, top_scoring
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, Region, top_scoring
 from pipeline.guards.alert import AlertState
 from pipeline.guards.box_stats import BoxStatsTracker, has_boxes
 from pipeline.guards.config import GuardsConfig
@@ -20,6 +20,7 @@ from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.heatmap_stats import HeatmapStatsTracker, stream_time
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
+from pipeline.guards.state import GuardState
 from pipeline.guards.variables import RuleContext
 from pipeline.input_area import input_box
 from pipeline.polygons import cell_weights

@@ -14,8 +14,9 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.frames import Box, BoxMap, DeletionCheck, Explanation, Finding, Frame, GuardState, HeatmapStats
+from pipeline.frames import Box, BoxMap, DeletionCheck, Explanation, Finding, Frame, HeatmapStats
 from pipeline.guards.box_stats import BOX
+from pipeline.guards.state import GuardState
 from pipeline.guards.variables import (
     BOXES,
     DROP,

@@ -15,7 +15,8 @@ from overlays.render.renderer import HeatRenderer
 from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.errors import ConfigError
-from pipeline.frames import Frame, GuardState, Region, SignalLoss
+from pipeline.frames import Frame, Region, SignalLoss
+from pipeline.guards.state import GuardState
 from pipeline.loop import Pipeline
 from pipeline.result import RunLimits
 from tests.pipeline.test_loop import FakeSink

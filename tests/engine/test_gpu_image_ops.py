@@ -18,7 +18,8 @@ from overlays.render.gpu_tables import heat_lut, legend_patch
 from overlays.render.heatmap import heat_levels, paint_heat
 from overlays.render.renderer import HeatRenderer
 from overlays.render.text import TextLine
-from pipeline.frames import Box, Explanation, Finding, Frame, GuardState, Region
+from pipeline.frames import Box, Explanation, Finding, Frame, Region
+from pipeline.guards.state import GuardState
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

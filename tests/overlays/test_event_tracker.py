@@ -16,8 +16,9 @@ from overlays.events.tracker import (
     observe_disagreement,
     observe_guards,
 )
-from pipeline.frames import Box, Finding, GuardState, Overlay
+from pipeline.frames import Box, Finding, Overlay
 from pipeline.guards.parser import parse_condition
+from pipeline.guards.state import GuardState
 from pipeline.passages.passage import PassageCursor
 from pipeline.trial import Trial
 from tests.support.events import WALL, explanation, guard, shown, silent

@@ -14,7 +14,8 @@ from overlays.web.status import StatusBoard
 from overlays.wire.header import decode_header
 from overlays.wire.message import as_overlay, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
-from pipeline.frames import DeletionCheck, Frame, GuardFigure, GuardState, HeatmapStats, Overlay, Region
+from pipeline.frames import DeletionCheck, Frame, HeatmapStats, Overlay, Region
+from pipeline.guards.state import GuardFigure, GuardState
 from pipeline.ports import MetricSample, Part
 from pipeline.result import RunResult
 from pipeline.stats import RunStats

@@ -35,7 +35,8 @@ from overlays.sinks.foxglove.outline import outlines
 from overlays.sinks.settings import McapSettings
 from overlays.wire.header import decode_header
 from pipeline.errors import DataLossError, SinkError
-from pipeline.frames import GuardState, Overlay, Region, SignalLoss
+from pipeline.frames import Overlay, Region, SignalLoss
+from pipeline.guards.state import GuardState
 from tests.overlays.conftest import explain
 from tests.support.boxes import street
 from tests.support.limits import PROGRAM_SECONDS

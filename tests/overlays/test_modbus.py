@@ -18,7 +18,8 @@ from overlays.sinks.plc.modbus import MAX_CONNECTIONS, ModbusSink
 from overlays.sinks.plc.verdicts import PartVerdicts, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from pipeline.errors import ConfigError, SinkError
-from pipeline.frames import GuardState, Overlay, SignalLoss
+from pipeline.frames import Overlay, SignalLoss
+from pipeline.guards.state import GuardState
 from pipeline.settings import SinkContext
 from tests.overlays.conftest import explain
 from tests.support.boxes import box, explained_boxes

@@ -23,7 +23,8 @@ from asyncua.ua.uaerrors import UaStatusCodeError
 from overlays.sinks.plc.opcua import MAX_CONNECTIONS, OpcUaSink
 from overlays.sinks.settings import OpcUaSettings
 from pipeline.errors import SinkError
-from pipeline.frames import GuardState, Overlay, SignalLoss
+from pipeline.frames import Overlay, SignalLoss
+from pipeline.guards.state import GuardState
 from pipeline.settings import Secret, SinkContext
 from tests.overlays.conftest import explain
 from tests.support.boxes import box, explained_boxes

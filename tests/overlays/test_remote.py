@@ -27,7 +27,8 @@ from overlays.wire.remote import (
 )
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.errors import FrameError, SinkError, WireVersionError
-from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
+from pipeline.frames import DeletionCheck, HeatmapStats, Overlay, SignalLoss
+from pipeline.guards.state import GuardState
 from pipeline.loop import Pipeline
 from pipeline.ports import Sink
 from pipeline.result import RunLimits, RunResult

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from overlays.sinks.web import WebSink
-from pipeline.frames import GuardState, Overlay, Region, SignalLoss
+from pipeline.frames import Overlay, Region, SignalLoss
+from pipeline.guards.state import GuardState
 from pipeline.ports import Part
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from overlays.web.history import HISTORY_SECONDS, MAX_POINTS, STEP_SECONDS, History, Point
 from overlays.web.status import StatusBoard
-from pipeline.frames import GuardState, Overlay
+from pipeline.frames import Overlay
+from pipeline.guards.state import GuardState
 from pipeline.result import RunResult
 from pipeline.stats import RunStats
 from tests.overlays.conftest import explain

@@ -13,17 +13,8 @@ import pytest
 from overlays.render.jpeg import decode_image, encode_image
 from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.errors import ImageError, WireError, WireLimitError, WireVersionError
-from pipeline.frames import (
-    Box,
-    DeletionCheck,
-    Finding,
-    GroundTruth,
-    GuardState,
-    HeatmapStats,
-    Overlay,
-    Region,
-    SignalLoss,
-)
+from pipeline.frames import Box, DeletionCheck, Finding, GroundTruth, HeatmapStats, Overlay, Region, SignalLoss
+from pipeline.guards.state import GuardState
 from tests.support.boxes import street
 
 BOUND_BYTES = 16 << 20

@@ -17,12 +17,12 @@ from pipeline.frames import (
     Finding,
     Frame,
     GroundTruth,
-    GuardState,
     HeatmapStats,
     Overlay,
     Region,
     SignalLoss,
 )
+from pipeline.guards.state import GuardState
 
 GOLDEN = (Path(__file__).parent / "wire-1.jsonl").read_bytes().splitlines()
 IMAGE = np.zeros((48, 64, 3), np.uint8)

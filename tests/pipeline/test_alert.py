@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardFigure, HeatmapStats
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, HeatmapStats
 from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardConfig
+from pipeline.guards.state import GuardFigure
 from pipeline.guards.variables import RuleContext
 
 RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"

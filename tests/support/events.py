@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.frames import Explanation, Finding, Frame, GuardFigure, GuardState, Overlay, SignalLoss
+from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
+from pipeline.guards.state import GuardFigure, GuardState
 
 WALL = 1_790_000_000.0
 """Unix time of the monotonic time 0 in these stories."""

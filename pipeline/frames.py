@@ -297,7 +297,7 @@ class Explanation:
     next_classes: tuple[ClassScore, ...] = ()
     """A classifier's next classes that are not explained, the highest score first: with the findings about three."""
     trial: Trial | None = None
-    """What a second network on trial finds in the same frame; it decides nothing."""
+    """Findings of a second network on trial in the same frame; they decide nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))

@@ -30,12 +30,12 @@ MIN_IOU: Final = 0.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """What a network on trial finds in a frame."""
+    """Findings of a network on trial in a frame."""
 
     name: str
     findings: tuple[Finding, ...]
     difference: str = ""
-    """How it differs from the first network, as text; empty if they agree."""
+    """Difference from the first network, as text; empty if they agree."""
 
     def at(self, box: Box) -> Finding | None:
         """Return the box, of any class, that overlaps another one best, by ``MIN_IOU`` at least."""
@@ -58,12 +58,12 @@ class Comparison:
         return self._of_classes(first.findings, second.findings)
 
     def _of_classes(self, first: Sequence[Finding], second: Sequence[Finding]) -> str:
-        one, other = top_scoring(first), top_scoring(second)
-        if one is None or other is None:
-            return "" if one is other else "one of the two has no class"
-        if one.label == other.label and abs(one.score - other.score) <= self.max_score_difference:
+        decided, tried = top_scoring(first), top_scoring(second)
+        if decided is None or tried is None:
+            return "" if decided is tried else "one of the two has no class"
+        if decided.label == tried.label and abs(decided.score - tried.score) <= self.max_score_difference:
             return ""
-        return f"{other.label} {other.score:.0%} instead of {one.label} {one.score:.0%}"
+        return f"{tried.label} {tried.score:.0%} instead of {decided.label} {decided.score:.0%}"
 
     def _of_boxes(self, first: Sequence[Finding], second: Sequence[Finding]) -> str:
         pairs = _matched(first, second)
@@ -84,7 +84,7 @@ def _matched(first: Sequence[Finding], second: Sequence[Finding]) -> list[tuple[
     """Return the largest set of pairs of boxes of one class that overlap, as indices."""
     corners = [np.reshape([tuple(each.box or ()) for each in side], (-1, 4)) for side in (first, second)]
     iou = pairwise_iou(*corners)
-    same = np.array([[one.label == other.label for other in second] for one in first], bool).reshape(iou.shape)
+    same = np.array([[decided.label == tried.label for tried in second] for decided in first], bool).reshape(iou.shape)
     value = np.where(same & (iou >= MIN_IOU), 1.0 + iou, 0.0)
     rows, columns = linear_sum_assignment(value, maximize=True)
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if value[row, column] > 0.0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from commands.fleet.director import NAMES, start_director
-from commands.fleet.directors import CALL_SECONDS, Directors
+from commands.fleet.directors import CALL_SECONDS, Directors, last_line
 from commands.fleet.worker import FleetWorker, WorkerSpec
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.messages import FleetTiming
@@ -91,5 +91,4 @@ def call(method: Any, *arguments: Any, seconds: float = CALL_SECONDS, **options:
     try:
         return ray.get(method.remote(*arguments, **options), timeout=seconds)
     except (TimeoutError, ray.exceptions.RayError) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise ReciproStreamError(f"fleet: no answer within {seconds:g} s: {text[-1]}") from None
+        raise ReciproStreamError(f"fleet: no answer within {seconds:g} s: {last_line(error)}") from None

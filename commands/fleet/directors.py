@@ -72,7 +72,7 @@ class Directors:
             except (ray.exceptions.RayError, TimeoutError) as error:
                 if isinstance(error, ray.exceptions.ActorDiedError):
                     self._find(self._current)
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                reason = last_line(error)
             self._switch()
             time.sleep(_PAUSE_SECONDS)
         raise ReciproStreamError(f"fleet: no answer within {seconds:g} s: {reason}") from None
@@ -92,3 +92,8 @@ class Directors:
         is_new = bool(found != self.handles[number])
         self.handles[number] = found
         return is_new
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text, which in Ray's errors has the reason; its type without a text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -129,18 +129,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _command(process: int) -> str:
     """Return the name of a process's program; empty if it has ended, also as a zombie."""
     with suppress(OSError, ValueError):
-        head, _, tail = Path(f"/proc/{process}/stat").read_text().rpartition(")")
-        if tail.split()[0] != "Z":
-            return head.partition("(")[2]
+        name, state, _ = _stat(Path(f"/proc/{process}/stat"))
+        return "" if state == "Z" else name
     return ""
+
+
+def _stat(path: Path) -> tuple[str, str, int]:
+    """Return the name, the state and the parent of a process; the name may hold any characters."""
+    head, _, tail = path.read_text().rpartition(")")
+    state, parent = tail.split()[:2]
+    return head.partition("(")[2], state, int(parent)
 
 
 def _descendants(parent: int) -> list[int]:
     """Return the processes below a process."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        with suppress(OSError, ValueError):
+            parents[int(entry.parent.name)] = _stat(entry)[2]
     found = [parent]
     for number in found:
         found += [child for child, above in parents.items() if above == number]

@@ -273,12 +273,12 @@ class WireTrialFinding(WireModel):
 
 
 class WireTrial(WireModel):
-    """What a second network on trial finds in the same frame; it decides nothing."""
+    """Findings of a second network on trial in the same frame; they decide nothing."""
 
     name: Name
     findings: Annotated[tuple[WireTrialFinding, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()]
     difference: Text
-    """How it differs from the first network; empty if they agree."""
+    """Difference from the first network, as text; empty if they agree."""
 
     def scaled(self, x: float, y: float) -> Trial:
         """Return the trial for an image that is ``x`` times as wide and ``y`` times as high."""

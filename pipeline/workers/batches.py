@@ -58,7 +58,7 @@ def iter_batches(
 
 
 def _take_batch(arrivals: Arrivals, limit: int, is_ready: Callable[[SourceWorker], bool]) -> list[Frame]:
-    """Take at most ``limit`` frames: one of each camera in turn, then further ones of those whose queue waits."""
+    """Return at most ``limit`` frames: one of each camera in turn, then further ones of those whose queue waits."""
     batch: list[Frame] = []
     served: list[SourceWorker] = []
     with arrivals:

@@ -8,13 +8,11 @@ from engine.explainers import gpu as gpu_explainer
 from engine.explainers.gpu import GpuExplainer, RenderedExplanation
 from engine.explainers.network import NetworkExplainer
 from engine.gpu.streams import device_streams
-from engine.models.loader import load_network
 from overlays.render.gpu_tables import heat_lut
 from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
-from tests.engine.reference import lively
 from tests.support.gpu_streams import RecordingStreams
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -22,11 +20,8 @@ TABLE = heat_lut("inferno", 0.6)
 
 
 @pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    network = load_network("squeezenet1_1", weights="random")
-    lively(network.module, (64, 64))
-    return network
+def network(lively_squeezenet):
+    return lively_squeezenet
 
 
 def options(**more):

@@ -12,7 +12,6 @@ from engine.explainers.detector import DetectorExplainer
 from engine.explainers.gpu import GpuExplainer
 from engine.explainers.network import NetworkExplainer
 from engine.gpu.image_ops import FramePreprocessor
-from engine.models.loader import load_network
 from engine.models.preprocess import BORDER, Preprocessing
 from overlays.render.gpu_tables import heat_lut
 from pipeline.config import BoxesConfig, Config, EngineConfig
@@ -24,7 +23,6 @@ from pipeline.ports import MaskingOptions
 from pipeline.queries import PlaceQueries, PlaceQuery
 from pipeline.workers.source import SourceWorker
 from stream.sources import build_source
-from tests.engine.reference import lively
 from tests.support.tiny_detector import calm_detector, coarse_image
 
 FITS = ["stretch", "letterbox", "crop"]
@@ -63,11 +61,8 @@ def moved(box, corner):
 
 
 @pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(1)
-    network = load_network("squeezenet1_1", weights="random")
-    lively(network.module, (64, 64))
-    return network
+def network(lively_squeezenet):
+    return lively_squeezenet
 
 
 def explainer(network, fit="stretch"):

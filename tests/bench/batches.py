@@ -6,6 +6,8 @@
 Cameras give pictures from memory, at a rate, so nothing is decoded; frames are explained, drawn, and timed as they
 leave. Batch sizes take turns. Random weights: what is measured does not depend on them. ``--line`` runs what
 ``run.py stream`` runs with as many simulated lines: the shipped network and the default settings, every frame drawn.
+The lines start at random times within a frame's time, as cameras do; drops in the first two seconds, while the first
+belts are drawn, are counted apart.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -31,11 +34,12 @@ from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
 from pipeline.loop import Pipeline
-from pipeline.ports import Sink
-from pipeline.result import RunLimits
+from pipeline.ports import Sink, Source, SourceWrapper
+from pipeline.result import RunLimits, RunResult
 from tests.bench.figures import environment, print_line, quantiles
 from tests.support.fakes import FakeSource
 
+START_SECONDS = 2.0
 PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 
 
@@ -56,6 +60,19 @@ class Camera(FakeSource):
             index = max(index, int((time.monotonic() - started_at) * self.rate))
             yield Frame(PICTURE.copy(), self.camera, index, time.monotonic())
             index += 1
+
+
+class Delayed(SourceWrapper):
+    """A source whose first frame comes later."""
+
+    def __init__(self, inner: Source, delay_seconds: float) -> None:
+        """Wrap a source that is entered."""
+        self.inner, self.camera, self.uri, self._delay_seconds = inner, inner.camera, inner.uri, delay_seconds
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Yield the frames of the inner source."""
+        stop.wait(self._delay_seconds)
+        yield from self.inner.frames(stop)
 
 
 class Stopwatch(Sink):
@@ -103,15 +120,23 @@ def measure_line(cameras: int, rate: float, seconds: float) -> dict[str, Any]:
     sink = Stopwatch()
     with ExitStack() as stack:
         run = open_run(config, stack)
+        delayed = [(Delayed(source, random.random() / rate), overflow) for source, overflow in run.sources]
+        early: Counter[str] = Counter()
+
+        def count_early(result: RunResult) -> None:
+            if result.seconds < START_SECONDS:
+                early.update({str(reason): count - early[str(reason)] for reason, count in result.drops.items()})
+
         used_seconds = time.process_time()
         outcome = Pipeline(
-            run.sources, run.explainer, run.renderer, [sink], limits=run.limits, stop=threading.Event()
+            delayed, run.explainer, run.renderer, [sink], limits=run.limits, stop=threading.Event(), watch=count_early
         ).run()
         used_seconds = time.process_time() - used_seconds
     counts = [sink.counts.get(source["name"], 0) for source in sources]
     return {
         "batch": run.limits.batch_size, "seconds": round(outcome.seconds, 1), "received": outcome.received,
-        "delivered": outcome.delivered, "drops": {str(reason): count for reason, count in outcome.drops.items()},
+        "delivered": outcome.delivered, "drops_in_first_2_s": dict(early),
+        "later_drops": {str(reason): count - early[str(reason)] for reason, count in outcome.drops.items()},
         "fairness": round(max(counts) / max(min(counts), 1), 3), "age": quantiles(sink.ages),
         "core_ms_per_frame": round(1e3 * used_seconds / max(outcome.delivered, 1), 2),
         "share_of_cores": round(used_seconds / outcome.seconds / (os.cpu_count() or 1), 3),

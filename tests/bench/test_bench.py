@@ -70,7 +70,8 @@ def test_batches_prints_age_and_shares_of_every_batch_size(monkeypatch, capsys):
 @pytest.mark.slow
 def test_batches_accounts_for_every_frame_of_simulated_lines():
     line = batches.measure_line(1, 5.0, 0.5)
-    assert line["received"] == line["delivered"] + sum(line["drops"].values())
+    drops = sum(line["drops_in_first_2_s"].values()) + sum(line["later_drops"].values())
+    assert line["received"] == line["delivered"] + drops
     assert line["delivered"] > 0
     assert line["fairness"] >= 1
     assert 0 < line["share_of_cores"] <= 1

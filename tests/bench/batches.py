@@ -113,10 +113,10 @@ def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, 
     }  # fmt: skip
 
 
-def measure_line(cameras: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Return the drops, ages and shares of simulated lines in a run with the default settings."""
+def measure_line(cameras: int, rate: float, seconds: float, frames: int | None = None) -> dict[str, Any]:
+    """Return the drops, ages and shares of simulated lines in a run with the default settings, or of some frames."""
     sources = [{"uri": f"line:?fps={rate:g}&seed={k}", "name": f"line{k}"} for k in range(cameras)]
-    config = with_all_cameras(load_config({"sources": sources, "seconds": seconds}, "benchmark"))
+    config = with_all_cameras(load_config({"sources": sources, "seconds": seconds, "frames": frames}, "benchmark"))
     sink = Stopwatch()
     with ExitStack() as stack:
         run = open_run(config, stack)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench import batches, exactness, explain_cost, peers, per_frame, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
+from tests.support.limits import LIMIT_SECONDS
 
 
 def test_interleaved_runs_cases_in_turn_without_counting_warm_up():
@@ -69,7 +70,7 @@ def test_batches_prints_age_and_shares_of_every_batch_size(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_batches_accounts_for_every_frame_of_simulated_lines():
-    line = batches.measure_line(1, 5.0, 0.5)
+    line = batches.measure_line(1, 5.0, LIMIT_SECONDS, frames=2)
     drops = sum(line["drops_in_first_2_s"].values()) + sum(line["later_drops"].values())
     assert line["received"] == line["delivered"] + drops
     assert line["delivered"] > 0

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from overlays.sinks.settings import WebSettings
-from overlays.sinks.web import WebSink
 from pipeline.frames import Explanation, Overlay
 from pipeline.input_area import InputAreaOptions
-from pipeline.settings import SinkContext, SourceSettings
+from pipeline.settings import SourceSettings
 from tests.support.boxes import HEIGHT, WIDTH, frame
 from tests.support.browser import console_checked_tabs
+from tests.support.page_feed import serve_until, settled_box, still_page
 
 pytestmark = pytest.mark.browser
 
@@ -22,15 +21,12 @@ MASK = ((300.0, 100.0), (420.0, 100.0), (360.0, 220.0))
 @contextmanager
 def page_of(chromium, options=None, **looks):
     """Yield a page that shows a grey frame with an area."""
-    context = SinkContext(("north",))
-    with console_checked_tabs(chromium) as tab, WebSink(WebSettings(uri="http://127.0.0.1:0"), context) as sink:
+    with console_checked_tabs(chromium) as tab, still_page("north") as sink:
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="building").wait_for()
         area = None if options is None else options.placed(WIDTH, HEIGHT)
         shown = Explanation(frame(camera="north", captured_at=time.monotonic(), area=area), (), "", "")
         sink.put(Overlay(shown.frame.image, shown))
-        sink.idle()
-        page.wait_for_selector('.card[data-index="0"]')
+        serve_until(sink, page, '.card[data-index="0"]')
         yield page
 
 
@@ -71,6 +67,7 @@ def opened(page):
     page.locator(".view").click()
     page.keyboard.press("r")
     page.wait_for_selector(".area:not([hidden])")
+    settled_box(page)
 
 
 def test_page_shows_the_region_and_the_masks_of_a_frame(chromium):
@@ -136,6 +133,7 @@ def test_page_draws_a_region_by_touch(chromium):
         page.locator(".view").tap()
         page.locator(".area-open").tap()
         page.wait_for_selector(".area:not([hidden])")
+        settled_box(page)
         for x, y in ((100, 100), (400, 120), (250, 300), (100, 100)):
             page.touchscreen.tap(*at(page, x, y))
         assert placed(page).cut == pytest.approx((100, 100, 400, 300), abs=3)

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from overlays.render.boxes import track_colour
-from overlays.sinks.settings import WebSettings
-from overlays.sinks.web import WebSink
 from pipeline.frames import Overlay
-from pipeline.settings import SinkContext
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, hot_cell, street
 from tests.support.browser import CHROMIUM
+from tests.support.limits import LIMIT_SECONDS
+from tests.support.page_feed import RECORD_ANNOUNCEMENTS, serve_until, settled_box, still_page, wait_for_announcement
 
-pytest.importorskip("playwright.sync_api")
+sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
@@ -37,58 +36,34 @@ PIXELS = """(points) => {
 
 
 class Camera:
-    """Puts explanations of boxes into a sink, each as a new frame."""
+    """Puts explanations of boxes into a sink, each as a new frame, half a second after the last one."""
 
-    def __init__(self, sink):
-        self.sink, self.index, self.page = sink, 0, None
+    def __init__(self, sink, page):
+        self.sink, self.page, self.index, self.started_at = sink, page, 0, time.monotonic()
 
     def show(self, *findings):
-        """Put a frame with these boxes; wait until the open page shows it."""
-        made = explained_boxes(*findings, camera="north", index=self.index, captured_at=time.monotonic())
+        """Put a frame with these boxes; wait until the page shows it."""
+        captured_at = self.started_at + 0.5 * self.index
+        made = explained_boxes(*findings, camera="north", index=self.index, captured_at=captured_at)
         self.sink.put(Overlay(made.frame.image, made))
-        self.sink.idle()
-        if self.page is not None:
-            self.page.wait_for_selector(f'.card[data-index="{self.index}"]')
+        serve_until(self.sink, self.page, f'.card[data-index="{self.index}"]')
         self.index += 1
-
-
-RECORD_ANNOUNCEMENTS = """() => {
-  const line = document.getElementById("announcement");
-  new MutationObserver(() => (line.dataset.all = (line.dataset.all ?? "") + line.textContent))
-    .observe(line, {childList: true});
-}"""
-"""Keeps all announcements: the camera, which gets no more frames, is announced as silent at some time."""
 
 
 @contextmanager
 def page_of(tab, *findings, **looks):
     """Yield a page that shows the boxes, and its camera."""
-    with WebSink(WebSettings(uri="http://127.0.0.1:0"), SinkContext(("north",))) as sink:
-        camera = Camera(sink)
+    with still_page("north") as sink:
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="building").wait_for()
-        camera.page = page
+        camera = Camera(sink, page)
         camera.show(*findings)
         page.wait_for_selector(".boxes li")
         yield page, camera
 
 
-SETTLED = """() => new Promise((resolve) => {
-  const where = () => JSON.stringify(document.querySelector(".view canvas").getBoundingClientRect());
-  let [last, frames] = [where(), 0];
-  const look = () => {
-    const now = where();
-    [last, frames] = [now, now === last ? frames + 1 : 0];
-    if (frames < 8) requestAnimationFrame(look); else resolve();
-  };
-  requestAnimationFrame(look);
-})"""
-
-
 def at_box(page, finding):
-    """Return the position of a box's centre in the tab, once the image has stayed where it is."""
-    page.evaluate(SETTLED)
-    area = page.locator(".view canvas").bounding_box()
+    """Return the position of a box's centre in the tab."""
+    area = settled_box(page)
     scale = min(area["width"] / WIDTH, area["height"] / HEIGHT)  # the image is centred in the canvas element
     x, y = (finding.box.left + finding.box.right - WIDTH) / 2, (finding.box.top + finding.box.bottom - HEIGHT) / 2
     return area["x"] + area["width"] / 2 + scale * x, area["y"] + area["height"] / 2 + scale * y
@@ -98,70 +73,72 @@ def is_painted(pixel):
     return max(abs(level - GREY) for level in pixel) > 25
 
 
-def painted(page):
-    """Return which of the hot cells are painted."""
-    return {name for name, pixel in page.evaluate(PIXELS, CELLS).items() if is_painted(pixel)}
+def expect_painted(page, *cells):
+    """Wait until exactly these hot cells are painted."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while (painted := {name for name, pixel in page.evaluate(PIXELS, CELLS).items() if is_painted(pixel)}) != {*cells}:
+        assert time.monotonic() < deadline, f"{sorted(painted)} are painted"
+        page.wait_for_timeout(10)
 
 
-def facts(page):
-    return page.locator(".box-panel").inner_text()
+def expect_facts(page, *texts):
+    """Wait until the panel of the selected box shows these texts."""
+    for text in texts:
+        sync_api.expect(page.locator(".box-panel")).to_contain_text(text)
 
 
 def test_pointing_at_a_box_shows_its_facts_and_its_evidence_alone(tab):
     with page_of(tab, FIRST, SECOND, BARE) as (page, _):
-        assert painted(page) == {"first", "second", "against"}
+        expect_painted(page, "first", "second", "against")
         assert page.locator(".label").first.inner_text() == "1 car · 1 truck · 1 person"
         assert page.locator(".prediction .score").inner_text() == "2 of 3 explained"
         page.mouse.move(*at_box(page, FIRST))
-        assert painted(page) == {"first", "against"}
+        expect_painted(page, "first", "against")
         against = page.evaluate(PIXELS, CELLS)["against"]
         assert against[2] > against[0] + 60, "evidence against the box is blue"
-        seen = facts(page)
-        for text in ("car", "80 %", "#4", "drop, complete cut", "0.0 s", "49 %", "evidence against the box"):
-            assert text in seen
+        expect_facts(page, "car", "80 %", "#4", "drop, complete cut", "0.0 s", "49 %", "evidence against the box")
         page.mouse.move(*at_box(page, SECOND))
-        assert painted(page) == {"second"}
-        assert "keep, complete cut" in facts(page)
-        assert "1.2 s" in facts(page)
-        assert "evidence against" not in facts(page)
+        expect_painted(page, "second")
+        expect_facts(page, "keep, complete cut", "1.2 s")
+        sync_api.expect(page.locator(".box-against")).to_be_hidden()
         page.mouse.move(*at_box(page, BARE))
-        assert painted(page) == set()
-        assert "no map yet" in facts(page)
+        expect_painted(page)
+        expect_facts(page, "no map yet")
         page.mouse.move(5, 5)
-        assert painted(page) == {"first", "second", "against"}
-        assert "Point at a box" in facts(page)
+        expect_painted(page, "first", "second", "against")
+        expect_facts(page, "Point at a box")
 
 
 def test_pinned_box_stays_selected_through_frames_until_escape(tab):
     with page_of(tab, FIRST, SECOND) as (page, camera):
         page.mouse.click(*at_box(page, SECOND))
         page.mouse.move(5, 5)
-        assert page.locator(".card.large").count() == 0
+        sync_api.expect(page.locator(".card.large")).to_have_count(0)
         camera.show(FIRST, replace(SECOND, score=0.7))
-        assert painted(page) == {"second"}
-        assert "70 %" in facts(page)
-        assert page.get_by_role("option", selected=True).get_attribute("data-key") == "#9"
+        expect_painted(page, "second")
+        expect_facts(page, "70 %")
+        sync_api.expect(page.get_by_role("option", selected=True)).to_have_attribute("data-key", "#9")
         camera.show(FIRST)
-        assert "no longer in the image" in facts(page)
-        assert painted(page) == {"first", "against"}
+        expect_facts(page, "no longer in the image")
+        expect_painted(page, "first", "against")
         page.keyboard.press("Escape")
-        assert "Point at a box" in facts(page)
+        expect_facts(page, "Point at a box")
 
 
 def test_click_beside_boxes_releases_the_pinned_one_and_then_enlarges(tab):
     with page_of(tab, FIRST) as (page, _):
         page.mouse.click(*at_box(page, FIRST))
         page.mouse.click(*at_box(page, BARE))
-        assert "Point at a box" in facts(page)
-        assert page.locator(".card.large").count() == 0
+        expect_facts(page, "Point at a box")
+        sync_api.expect(page.locator(".card.large")).to_have_count(0)
         page.mouse.click(*at_box(page, BARE))
-        assert page.locator(".card.large").count() == 1
+        sync_api.expect(page.locator(".card.large")).to_have_count(1)
         page.mouse.move(*at_box(page, FIRST))
-        assert page.locator(".box-label").inner_text() == "car"
+        sync_api.expect(page.locator(".box-label")).to_have_text("car")
         page.keyboard.press("Escape")
-        assert page.locator(".card.large").count() == 1, "the first Escape releases the box"
+        sync_api.expect(page.locator(".card.large")).to_have_count(1)
         page.keyboard.press("Escape")
-        assert page.locator(".card.large").count() == 0
+        sync_api.expect(page.locator(".card.large")).to_have_count(0)
 
 
 def test_keyboard_selects_boxes_in_the_list(tab):
@@ -175,22 +152,22 @@ def test_keyboard_selects_boxes_in_the_list(tab):
         assert page.get_by_role("listbox", name="Boxes").locator("[tabindex='0']").count() == 1
         page.locator(".view").focus()
         page.keyboard.press("Tab")
-        assert painted(page) == {"first", "against"}
+        expect_painted(page, "first", "against")
         page.keyboard.press("ArrowDown")
-        assert painted(page) == {"second"}
+        expect_painted(page, "second")
         page.evaluate(RECORD_ANNOUNCEMENTS)
         page.keyboard.press("Enter")
-        page.locator("#announcement[data-all*='truck']").wait_for(state="attached")
+        wait_for_announcement(page, "truck")
         page.keyboard.press("End")
-        assert painted(page) == {"second"}, "the pinned box stays selected"
+        expect_painted(page, "second")  # the pinned box stays selected
         page.keyboard.press("Escape")
-        assert painted(page) == {"first", "second", "against"}
+        expect_painted(page, "first", "second", "against")
         page.keyboard.press("Home")
         camera.show(SECOND, BARE)
         page.wait_for_selector(".boxes li.gone")
         assert page.evaluate("document.activeElement.dataset.key") == "#4", "the focus stays on a box that has gone"
         page.keyboard.press("ArrowDown")
-        assert painted(page) == {"second"}
+        expect_painted(page, "second")
 
 
 def test_tap_selects_a_box_on_a_phone(tab):
@@ -198,11 +175,11 @@ def test_tap_selects_a_box_on_a_phone(tab):
     with page_of(tab, FIRST, SECOND, **looks) as (page, _):
         page.touchscreen.tap(*at_box(page, FIRST))
         page.wait_for_selector(".box-facts:not([hidden])")
-        assert painted(page) == {"first", "against"}
+        expect_painted(page, "first", "against")
         page.touchscreen.tap(*at_box(page, SECOND))
-        assert page.locator(".box-label").inner_text() == "truck"
+        sync_api.expect(page.locator(".box-label")).to_have_text("truck")
         page.get_by_role("button", name="All boxes").tap()
-        assert painted(page) == {"first", "second", "against"}
+        expect_painted(page, "first", "second", "against")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -212,7 +189,6 @@ def test_history_of_a_box_is_drawn_while_it_is_selected(tab):
         page.mouse.click(*at_box(page, FIRST))
         before = page.evaluate("document.querySelector('.history').toDataURL()")
         for score in (0.2, 0.9, 0.4):
-            page.wait_for_timeout(210)
             camera.show(replace(FIRST, score=score))
         assert page.evaluate("document.querySelector('.history').toDataURL()") != before
         assert page.evaluate(ink.replace("1e4", "document.querySelector('.history').width"))
@@ -224,14 +200,14 @@ def test_three_hundred_boxes_are_listed_and_can_be_selected(tab):
         camera.show(*findings)
         page.locator(".boxes li").nth(299).wait_for(state="attached")
         page.locator(".boxes li").nth(250).click()
-        assert page.locator(".box-track").inner_text() == "#251"
+        sync_api.expect(page.locator(".box-track")).to_have_text("#251")
 
 
 def test_labels_are_text_whatever_they_contain(tab):
     name = "<img src=x onerror=alert(1)>"
     with page_of(tab, replace(FIRST, label=name)) as (page, _):
         page.mouse.move(*at_box(page, FIRST))
-        assert page.locator(".box-label").inner_text() == name
+        sync_api.expect(page.locator(".box-label")).to_have_text(name)
         assert page.locator(".card .facts img").count() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,18 @@ from pipeline.stats import RunStats
 from tests.support.broker import free_port
 from tests.support.browser import CHROMIUM
 from tests.support.cameras import elsewhere
-from tests.support.limits import LIMIT_SECONDS
-from tests.support.page_feed import ANY, PIXEL, Feed, fed, numbered, shown
+from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
+from tests.support.page_feed import (
+    PIXEL,
+    RECORD_ANNOUNCEMENTS,
+    Feed,
+    fed,
+    numbered,
+    serve_until,
+    shown,
+    still_page,
+    wait_for_announcement,
+)
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -49,14 +60,12 @@ def test_page_shows_a_signal_loss_and_its_end(tab):
     with fed("door", "gate") as (sink, feed):
         page = tab(sink.endpoint)
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
-        feed.paused.add("door")
-        page.wait_for_selector('.card.stale[data-camera="door"]')
-        stamp = page.locator('.card[data-camera="door"] .notice')
-        assert "no signal for" in stamp.inner_text()
-        assert page.locator('.card.stale[data-camera="gate"]').count() == 0
-        page.wait_for_timeout(1200)
-        assert page.locator('.card[data-camera="door"] .state').inner_text() == "silent"
-        assert "s" in page.locator('.card[data-camera="door"] dd.age.old').inner_text()
+        feed.pause("door")
+        door = page.locator('.card.stale[data-camera="door"]')
+        sync_api.expect(door.locator(".notice")).to_contain_text("no signal for")
+        sync_api.expect(page.locator('.card:not(.stale)[data-camera="gate"]')).to_be_visible()
+        sync_api.expect(door.locator(".state")).to_have_text("silent")
+        sync_api.expect(door.locator("dd.age.old")).to_contain_text("s")
         feed.paused.clear()
         page.wait_for_selector('.card[data-camera="door"]:not(.stale)')
 
@@ -67,10 +76,10 @@ def test_page_shows_a_lost_server_and_reconnects(tab):
         page = tab(endpoint)
         shown(page)
     page.wait_for_selector(".card.stale")
-    assert page.locator("#link").inner_text() == "no connection"
-    assert page.locator(".card .state").inner_text() == "unknown"
+    sync_api.expect(page.locator("#link")).to_have_text("no connection")
+    sync_api.expect(page.locator(".card .state")).to_have_text("unknown")
     with WebSink(endpoint, SinkContext(cameras=("line",))) as again, Feed(again, "line"):
-        page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
+        page.wait_for_selector(".card:not(.stale)")
         assert shown(page)["index"] >= 0
 
 
@@ -93,19 +102,16 @@ def test_page_shows_the_reason_of_a_signal_loss(tab):
     with fed() as (sink, feed):
         page = tab(sink.endpoint)
         last = shown(page)["index"]
-        feed.paused.add("line")
-        page.wait_for_timeout(100)
+        feed.pause("line")
         silence = SignalLoss(2.0, "waiting", "camera: connection refused")
-        feed.stop.set()
-        feed.thread.join()
-        sink.put(replace(numbered(last), signal_loss=silence))
-        page.wait_for_selector(".card.stale")
-        assert "connection refused" in page.locator(".notice").inner_text()
-        assert page.locator(".state").inner_text() == "waiting"
+        feed.put(replace(numbered(last), signal_loss=silence))
+        stale = page.locator(".card.stale")
+        sync_api.expect(stale.locator(".notice")).to_contain_text("connection refused")
+        sync_api.expect(stale.locator(".state")).to_have_text("waiting")
 
 
 @pytest.mark.slow
-def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_until):
+def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab):
     belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
     fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
 
@@ -114,16 +120,16 @@ def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_u
         explanation = replace(plain.explanation, guards=states, regions=(belt,))
         return Overlay(explanation.frame.image, explanation)
 
-    with WebSink(ANY, SinkContext(cameras=("line",))) as sink:
+    with still_page("line") as sink:
         page = tab(sink.endpoint)
-        wait_until(lambda: bool(sink._broadcaster.clients))
         sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
-        page.wait_for_selector(".card[data-index='1']")
+        serve_until(sink, page, ".card[data-index='1']")
+        page.evaluate(RECORD_ANNOUNCEMENTS)
         assert page.locator(".alarm").count() == 0
         calm = page.evaluate(PIXEL)
         for index in range(2, 5):
             sink.put(guarded(index, fires))
-            page.wait_for_selector(f".card[data-index='{index}']")
+            serve_until(sink, page, f".card[data-index='{index}']")
         assert page.locator(".card.alarmed").count() == 1
         assert page.locator(".alarm strong[role=alert]").inner_text() == "on-the-belt"
         assert "but is 0.04, for 1.5 s" in page.locator(".alarm").inner_text()
@@ -131,10 +137,10 @@ def test_page_shows_a_firing_guard_in_the_grid_and_announces_it_once(tab, wait_u
         assert calm[2] > calm[0]
         assert alarmed[0] > alarmed[2]
         sink.put(guarded(5, replace(fires, firing=False, message="", seconds=0.0)))
-        page.wait_for_selector(".card[data-index='5']")
+        serve_until(sink, page, ".card[data-index='5']")
         assert page.locator(".alarm").count() == 0
         assert page.locator(".card.alarmed").count() == 0
-        assert "no alarm" in page.locator("#announcement").inner_text()
+        wait_for_announcement(page, "no alarm")
 
 
 @pytest.mark.rtsp
@@ -148,32 +154,32 @@ def test_page_shows_the_loss_and_return_of_a_real_camera(tab):
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + LIMIT_SECONDS
+            deadline = time.monotonic() + PROGRAM_SECONDS
             while not answers(endpoint):
                 assert run.poll() is None, run.stderr.read().decode()
-                assert time.monotonic() < deadline
+                assert time.monotonic() < deadline, "the page is not served"
                 time.sleep(0.1)
             page = tab(endpoint)
-            page.wait_for_selector(".card[data-index]:not(.stale)", timeout=1000 * LIMIT_SECONDS)
+            page.wait_for_selector(".card[data-index]:not(.stale)")
             seen = int(page.locator(".card").get_attribute("data-index"))
             page.wait_for_function(f"() => +document.querySelector('.card').dataset.index > {seen}")
-            assert page.locator(".state").inner_text() == "live"
+            sync_api.expect(page.locator(".state")).to_have_text("live")
             camera.tell("die", 0)
-            page.wait_for_selector(".card.stale")
-            assert "no signal for" in page.locator(".notice").inner_text()
-            page.wait_for_function("() => document.querySelector('.state').textContent === 'waiting'")
-            assert "refused" in page.locator(".notice").inner_text()
+            stale = page.locator(".card.stale")
+            sync_api.expect(stale.locator(".notice")).to_contain_text("no signal for")
+            sync_api.expect(stale.locator(".state")).to_have_text("waiting")
+            sync_api.expect(stale.locator(".notice")).to_contain_text("refused")
             camera.tell("come_back", 0)
-            page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
-            assert page.locator(".reconnects").text_content() == "1"
+            page.wait_for_selector(".card:not(.stale)")
+            sync_api.expect(page.locator(".reconnects")).to_have_text(re.compile("[1-9]"))
         finally:
             run.send_signal(signal.SIGTERM)
-            run.communicate(timeout=LIMIT_SECONDS)
+            run.communicate(timeout=PROGRAM_SECONDS)
 
 
 def answers(endpoint):
     try:
-        with urllib.request.urlopen(f"{endpoint}/readyz", timeout=2) as answer:  # noqa: S310 - our own
+        with urllib.request.urlopen(f"{endpoint}/healthz", timeout=LIMIT_SECONDS) as answer:  # noqa: S310 - our own
             return answer.status == 200
     except OSError:
         return False

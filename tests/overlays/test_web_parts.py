@@ -84,4 +84,4 @@ def test_page_shows_counts_and_the_last_parts_with_their_verdicts(tab, wait_unti
         assert newest.inner_text() == "dent"
         assert "40 % of the evidence outside its box" in newest.get_attribute("title")
         assert shown.locator(".part-counts").inner_text() == "station: 2 · 1 rejected · 0 inside"
-        assert newest.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+        shown.wait_for_function("() => document.querySelector('.part-strip img').naturalWidth === 32")

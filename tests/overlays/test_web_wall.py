@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overlays.sinks.web import WebSink
-from pipeline.settings import SinkContext
 from tests.support.browser import CHROMIUM
-from tests.support.page_feed import ANY, numbered
+from tests.support.page_feed import numbered, serve_until, still_page
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = [
@@ -22,15 +20,14 @@ BOXES = """() => [...document.querySelectorAll('.view')].map((view) => {
 })"""
 
 
-def test_wall_gives_every_camera_one_box_and_remembers_the_enlarged_one(tab, wait_until):
-    with WebSink(ANY, SinkContext(CAMERAS)) as sink:
+def test_wall_gives_every_camera_one_box_and_remembers_the_enlarged_one(tab):
+    with still_page(*CAMERAS) as sink:
         page = tab(sink.endpoint)
         page.locator(".card").nth(11).wait_for()
-        wait_until(lambda: bool(sink._broadcaster.clients))
         for camera in CAMERAS[1:]:  # the first never gives a frame
             sink.put(numbered(1, camera, (160, 90) if camera == CAMERAS[1] else (90, 160)))
-        sink.idle()
-        page.locator(".card[data-index]").nth(10).wait_for()
+        for camera in CAMERAS[1:]:
+            serve_until(sink, page, f'.card[data-index][data-camera="{camera}"]')
         boxes = page.evaluate(BOXES)
         assert len({(width, height) for width, height, _ in boxes}) == 1, "portrait and dead cameras, too"
         assert all(is_visible for *_, is_visible in boxes), "nothing to scroll for"

@@ -22,6 +22,7 @@ from pipeline.settings import SinkContext
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, frame, hot_cell
 from tests.support.browser import console_checked_tabs
 from tests.support.limits import LIMIT_SECONDS
+from tests.support.page_feed import serve_until, settled_box, still_page
 
 GREY = 90
 SHOWN = box(100, 80, track=4, label="car", heat=hot_cell(2, 3))
@@ -202,11 +203,10 @@ def test_read_query_names_the_wrong_value(change, message):
 
 @contextmanager
 def page_of(chromium, *findings, **looks):
-    """Yield a page that shows boxes, the detector behind it, and a function that puts the next frame."""
+    """Yield a page that shows boxes, its detector, and functions that put and that show the next frame."""
     detector = Detector()
-    with console_checked_tabs(chromium) as tab, served(detector.queries) as sink:
+    with console_checked_tabs(chromium) as tab, still_page("north", queries=detector.queries) as sink:
         page = tab(sink.endpoint, **looks)
-        page.locator("#link", has_text="building").wait_for()
         numbers = iter(range(1000))
 
         def put(*changed):
@@ -216,9 +216,11 @@ def page_of(chromium, *findings, **looks):
             sink.idle()
             return made.frame.index
 
-        put(*findings)
-        page.wait_for_selector('.card[data-index="0"]')
-        yield page, detector, put
+        def show(*changed):
+            serve_until(sink, page, f'.card[data-index="{put(*changed)}"]')
+
+        show(*findings)
+        yield page, detector, put, show
 
 
 def pixel(page, x, y):
@@ -238,6 +240,7 @@ def at(page, x, y):
 
 
 def draw(page, left, top, right, bottom):
+    settled_box(page)
     page.mouse.move(*at(page, left, top))
     page.mouse.down()
     page.mouse.move(*at(page, right, bottom), steps=3)
@@ -246,7 +249,7 @@ def draw(page, left, top, right, bottom):
 
 @pytest.mark.browser
 def test_drawn_box_is_explained_in_the_frame_that_the_viewer_sees(chromium):
-    with page_of(chromium, SHOWN) as (page, detector, put):
+    with page_of(chromium, SHOWN) as (page, detector, put, show):
         page.get_by_role("button", name="Ask about a place").click()
         assert page.locator(".held").inner_text() == "held: frame 0"
         page.locator("datalist option").nth(2).wait_for(state="attached")
@@ -269,13 +272,12 @@ def test_drawn_box_is_explained_in_the_frame_that_the_viewer_sees(chromium):
         assert abs(pixel(page, *blue)[2] - GREY) < 10
         page.keyboard.press("Escape")
         assert page.locator(".held").is_hidden()
-        index = put(SHOWN)
-        page.wait_for_selector(f'.card[data-index="{index}"]')
+        show(SHOWN)
 
 
 @pytest.mark.browser
 def test_box_is_placed_and_asked_about_by_the_keyboard(chromium):
-    with page_of(chromium, SHOWN) as (page, detector, _):
+    with page_of(chromium, SHOWN) as (page, detector, *_):
         page.locator(".view").focus()
         page.keyboard.press("w")
         page.locator("datalist option").nth(2).wait_for(state="attached")
@@ -299,9 +301,10 @@ def test_box_is_placed_and_asked_about_by_the_keyboard(chromium):
 @pytest.mark.browser
 def test_tap_moves_the_place_on_a_phone_and_a_lost_frame_is_reported(chromium):
     looks = {"viewport": {"width": 390, "height": 780}, "has_touch": True, "is_mobile": True}
-    with page_of(chromium, SHOWN, **looks) as (page, detector, _):
+    with page_of(chromium, SHOWN, **looks) as (page, detector, *_):
         page.get_by_role("button", name="Ask about a place").tap()
         page.locator(".why-class").fill("truck")
+        settled_box(page)
         page.touchscreen.tap(*at(page, 100, 90))
         query = detector.answer(FrameGoneError("frame 0 of north: is not kept any more; ask about a newer frame"))
         assert ((query.box.left + query.box.right) / 2, (query.box.top + query.box.bottom) / 2) == pytest.approx(
@@ -314,7 +317,7 @@ def test_tap_moves_the_place_on_a_phone_and_a_lost_frame_is_reported(chromium):
 @pytest.mark.browser
 def test_other_mode_of_a_box_is_asked_for_and_moves_with_the_box(chromium):
     made = replace(ANSWER, maps=(replace(DROP, label="car", score=0.8),))
-    with page_of(chromium, SHOWN) as (page, detector, put):
+    with page_of(chromium, SHOWN) as (page, detector, _, show):
         page.locator(".boxes li").first.click()
         assert page.locator(".box-panel .modes [aria-pressed=true]").inner_text() == "keep"
         page.keyboard.press("m")
@@ -322,8 +325,7 @@ def test_other_mode_of_a_box_is_asked_for_and_moves_with_the_box(chromium):
         assert query == PlaceQuery("north", 0, SHOWN.box, "car", ("drop",))
         page.locator(".box-mode", has_text="drop, complete cut").wait_for()
         assert pixel(page, 340, 220)[0] > GREY + 25
-        index = put(replace(SHOWN, box=Box(*(edge + 40 for edge in SHOWN.box))))
-        page.wait_for_selector(f'.card[data-index="{index}"]')
+        show(replace(SHOWN, box=Box(*(edge + 40 for edge in SHOWN.box))))
         assert pixel(page, 380, 260)[0] > GREY + 25, "the map has moved with the box"
         page.locator(".box-panel .modes button", has_text="keep").click()
         page.locator(".box-mode", has_text="keep, complete cut").wait_for()
@@ -331,6 +333,6 @@ def test_other_mode_of_a_box_is_asked_for_and_moves_with_the_box(chromium):
 
 @pytest.mark.browser
 def test_place_can_be_asked_about_where_nothing_was_ever_found(chromium):
-    with page_of(chromium) as (page, _, _):
+    with page_of(chromium) as (page, *_):
         page.get_by_role("button", name="Ask about a place").click()
         assert page.locator(".held").inner_text() == "held: frame 0"

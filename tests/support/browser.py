@@ -15,11 +15,12 @@ CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if
 @contextmanager
 def browsing() -> Iterator[Any]:
     """Yield Chromium, driven by Playwright."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * LIMIT_SECONDS)
     with sync_playwright() as engine:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-renderer-backgrounding"]
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * LIMIT_SECONDS)
         yield browser
         browser.close()
 

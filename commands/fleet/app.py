@@ -19,10 +19,11 @@ from typer.core import TyperGroup
 
 from commands.console import print_line, read_text
 from commands.fleet.environment import LOOPBACK, check_token, create_token, default_token_file, enter
-from commands.options import RUN, option
+from commands.options import ACCESS, RUN, PageTokenFile, option
 from commands.ray_settings import require_ray
 from commands.signals import shutdown_on_signal
 from pipeline.errors import ConfigError, ReciproStreamError
+from pipeline.fleet.messages import FleetTiming
 from pipeline.fleet.settings import FleetConfig, read_fleet
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ log = logging.getLogger("recipro-stream")
 
 _READY_SECONDS: Final = 600.0
 """Time for a worker to build its network."""
+_ANNOUNCE_SECONDS: Final = 30.0
+"""Time for a director to start."""
 _LEAVE_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 1.0
 _REJOIN_SECONDS: Final = 5.0
@@ -89,29 +92,67 @@ def start(
 def status(
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
     as_json: Annotated[bool, option(RUN, "Print JSON in place of tables.", "--json")] = False,
+    watch: Annotated[
+        bool, option(RUN, "Show the state until Ctrl-C; with --json, print a line twice a second.", "--watch")
+    ] = False,
 ) -> None:  # fmt: skip
     """Show the workers, their load, and the worker of each camera."""
-    from commands.fleet.tables import print_status
+    from rich.console import Console
 
+    from commands.fleet.tables import status_lines, status_tables
+    from commands.fleet.watch import watch_json, watch_text
+
+    begun = threading.Event()
+    begun.set()
     with _directors(address, fleet, token_file) as directors:
+        if watch:
+            with shutdown_on_signal(begun) as stop:
+                (watch_json if as_json else watch_text)(directors, stop)
+            return
         state = directors.call("status")
     if as_json:
         typer.echo(json.dumps(state, indent=2))
+    elif (console := Console()).is_terminal:
+        console.print(status_tables(state))
     else:
-        print_status(state)
+        print_line("\n".join(status_lines(state)))
 
 
 @fleet_app.command("where")
 def where(
-    camera: Annotated[str, typer.Argument(metavar="CAMERA", help="Name of a camera.")],
+    camera: Annotated[str | None, typer.Argument(metavar="[CAMERA]", help="Name of a camera; without: all.")] = None,
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Print, as JSON, the worker of a camera, its node, and the addresses at which it is published."""
     with _directors(address, fleet, token_file) as directors:
+        if camera is None:
+            typer.echo(json.dumps({"cameras": directors.call("status")["cameras"]}))
+            return
         found = directors.call("where", camera)
     typer.echo(json.dumps(found))
     if found["worker"] is None:
         raise typer.Exit(1)
+
+
+@fleet_app.command("gateway")
+def gateway(
+    sink: Annotated[
+        list[str] | None, option(RUN, "http://HOST:PORT of the page (default http://127.0.0.1:8000). Repeatable.")
+    ] = None,
+    page_token_file: PageTokenFile = None,
+    key: Annotated[Path | None, option(ACCESS, "The gateway's secret key file, where the nodes ask for one.")] = None,
+    server_key: Annotated[
+        str | None, option(ACCESS, "The nodes' public key, the same of all: its server.key file, or the 40 letters.")
+    ] = None,
+    address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
+) -> None:  # fmt: skip
+    """Serve one page with all cameras of the fleet, on a machine that runs a node; it follows cameras that move."""
+    from commands.fleet.gateway import GatewayOptions, run_gateway
+
+    require_ray("fleet")
+    check_token(token_file or default_token_file())
+    sinks = sink or ["http://127.0.0.1:8000"]
+    run_gateway(GatewayOptions(sinks, address, fleet, token_file, page_token_file, key, server_key))
 
 
 @fleet_app.command("drain")
@@ -190,11 +231,12 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()
-        directors = start_directors(config.name, config.rates)
+        directors = start_directors(config.name, config.rates, FleetTiming(nodes=config.nodes))
         specs = [
             WorkerSpec(config.name, node, device, number, str(stream), config.without_director)
             for number, device in enumerate(config.devices)
         ]
+        _announce(directors, [spec.slot for spec in specs])
         workers = [start_worker(spec, directors, node_id) for spec in specs]
         for spec, worker in zip(specs, workers, strict=True):
             capacity = call(worker.capacity, seconds=_READY_SECONDS)
@@ -213,6 +255,14 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
                 os._exit(1)
             _rejoin(f"node {node}: Ray has ended here; its cameras go to other nodes")
         _leave(directors, workers, node, [spec.slot for spec in specs])
+
+
+def _announce(directors: Directors, slots: list[str]) -> None:
+    """Let the first dealing of a new fleet wait for these workers, which build their networks for a while."""
+    try:
+        directors.call("expect", slots, seconds=_ANNOUNCE_SECONDS)
+    except ReciproStreamError as error:
+        log.warning("the fleet does not wait for the workers of this node: %s", error)
 
 
 def _rejoin(reason: str) -> NoReturn:

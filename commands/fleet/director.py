@@ -13,6 +13,7 @@ from typing import Any, Final
 from commands.fleet.environment import HEAD, NODE, ROLE
 from commands.fleet.store import FleetStore
 from pipeline.errors import ReciproStreamError
+from pipeline.fleet.clock import lease_clock
 from pipeline.fleet.director import Director
 from pipeline.fleet.messages import Beat, FleetTiming, Grant
 from pipeline.fleet.standby import DirectorState, Standby
@@ -83,12 +84,12 @@ class FleetDirector:
         with self._lock:
             if self._director is None or self._director.is_deposed:
                 return Grant(beat.number, NOT_ACTIVE, None)
-            return self._director.beat(beat, time.monotonic())
+            return self._director.beat(beat, lease_clock())
 
     def status(self) -> dict[str, Any]:
         """Return the state of the fleet as plain JSON values."""
         with self._lock:
-            state = self._active().status(time.monotonic())
+            state = self._active().status(lease_clock())
         return state | {
             "process": os.getpid(),
             "node": self._node,
@@ -100,6 +101,15 @@ class FleetDirector:
         """Return the worker of a camera and the addresses at which it is published."""
         with self._lock:
             return self._active().where(camera)
+
+    def expect(self, slots: list[str]) -> None:
+        """Note workers that are starting: the first dealing of a new fleet waits for them."""
+        with self._lock:
+            self._active().expect(slots)
+
+    def process(self) -> int:
+        """Return the number of this process."""
+        return os.getpid()
 
     def apply(self, cameras: Mapping[str, float]) -> dict[str, list[str]]:
         """Change the cameras of the fleet and return the differences."""
@@ -145,7 +155,7 @@ class FleetDirector:
             self._cameras if stored is None else stored,
             term=term,
             members=members,
-            now=time.monotonic(),
+            now=lease_clock(),
             timing=self._timing,
         )
         director.drain(self._store.drained())
@@ -163,10 +173,10 @@ class FleetDirector:
                 continue
             try:
                 self._confirm_term(director)
-            except (ReciproStreamError, RuntimeError, OSError) as error:
-                log.debug("the term cannot be confirmed: %s", error)
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds, and this thread must go on
+                log.warning("fleet %s: the term cannot be confirmed: %s", self._fleet, error)
             with self._lock:
-                director.tick(time.monotonic())
+                director.tick(lease_clock())
                 if director.is_deposed:
                     self._director = None
                     log.info("fleet %s: another director has a later term", self._fleet)
@@ -175,7 +185,7 @@ class FleetDirector:
         with self._lock:
             newcomers = director.newcomers
         self._store.add_members(newcomers)
-        asked_at = time.monotonic()
+        asked_at = lease_clock()
         latest = self._store.latest_term()
         with self._lock:
             director.confirm(latest, asked_at)
@@ -186,8 +196,8 @@ class FleetDirector:
         while not self._stop.wait(_ASK_SECONDS):
             try:
                 self._watch_once()
-            except (ReciproStreamError, RuntimeError, OSError) as error:
-                log.debug("the director cannot begin: %s", error)
+            except Exception as error:  # noqa: BLE001 - Ray raises many kinds, and this thread must go on
+                log.warning("fleet %s: the other director cannot be watched: %s", self._fleet, error)
 
     def _watch_once(self) -> None:
         other, is_lost = self._ask()

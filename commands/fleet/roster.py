@@ -11,6 +11,7 @@ from typing import Final
 
 from commands.wiring.cameras import Camera, RunningCameras
 from pipeline.errors import ReciproStreamError
+from pipeline.fleet.clock import lease_clock
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.source import LeasedSource
 from pipeline.workers.thread import ThreadWorker, WorkerOwner
@@ -105,5 +106,5 @@ class Roster(WorkerOwner):
 
     def _leased(self, camera: Camera) -> Camera:
         name = camera.name
-        source = LeasedSource(camera.source, lambda: self._leases.valid(time.monotonic()).get(name))
+        source = LeasedSource(camera.source, lambda: self._leases.valid(lease_clock()).get(name))
         return replace(camera, source=source)

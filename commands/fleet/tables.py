@@ -1,29 +1,29 @@
-"""The state of a fleet as tables in the terminal."""
+"""The state of a fleet: as tables in the terminal, and as plain lines elsewhere."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
+_LATE_SECONDS: Final = 1.5
+"""Time without a beat of a worker, which beats twice a second, that is shown."""
 
-def print_status(state: dict[str, Any]) -> None:
-    """Print the workers and the cameras of a fleet."""
-    console = Console()
+
+def status_tables(state: dict[str, Any]) -> Group:
+    """Return the workers and the cameras of a fleet as tables for a terminal."""
     workers = Table("worker", "capacity", "load", "of limit", "cameras", "heard", "addresses", title="Workers")
     for worker in state["workers"]:
-        fraction = worker["load"] / worker["limit"] if worker["limit"] else 0.0
         workers.add_row(
-            worker["worker"] + (" (drained)" if worker["is_drained"] else ""),
+            _name(worker),
             f"{worker['capacity']:.1f}/s",
             f"{worker['load']:.1f}/s",
-            f"{fraction:.0%}",
+            f"{_fraction(worker):.0%}",
             str(len(worker["cameras"])),
             f"{worker['heard_seconds']:.1f} s ago",
             ", ".join(worker["addresses"]),
         )
-    console.print(workers)
     cameras = Table("camera", "frames/s", "node", "epoch", "no worker, because", title="Cameras")
     for camera in state["cameras"]:
         has_worker = camera["worker"] is not None
@@ -34,11 +34,25 @@ def print_status(state: dict[str, Any]) -> None:
             str(camera["epoch"]) if has_worker else "",
             "" if has_worker else camera["reason"],
         )
-    console.print(cameras)
-    console.print(_summary(state))
+    return Group(workers, cameras, director_line(state))
 
 
-def _summary(state: dict[str, Any]) -> str:
+def status_lines(state: dict[str, Any]) -> list[str]:
+    """Return the same as lines of text, which change only if the fleet does."""
+    lines = [director_line(state)]
+    for worker in state["workers"]:
+        late = f", not heard for {worker['heard_seconds']:.0f} s" if worker["heard_seconds"] > _LATE_SECONDS else ""
+        lines.append(
+            f"worker {_name(worker)}: {len(worker['cameras'])} cameras, {_fraction(worker):.0%} of "
+            f"{worker['limit']:.1f} frames/s{late}; {', '.join(worker['addresses']) or 'no address'}"
+        )
+    for camera in state["cameras"]:
+        place = f"{camera['worker'].partition('#')[0]}, epoch {camera['epoch']}" if camera["worker"] else "no worker, "
+        lines.append(f"camera {camera['camera']}: {place}{camera.get('reason', '')}")
+    return lines
+
+
+def director_line(state: dict[str, Any]) -> str:
     """Return the state of the director in one line."""
     place = "on the head" if state["is_on_head"] else "not on the head"
     text = f"director: term {state['term']}, {place}; "
@@ -52,3 +66,11 @@ def _summary(state: dict[str, Any]) -> str:
     if state["quiet_seconds"]:
         return text + f"deals cameras in {state['quiet_seconds']:.1f} s"
     return text + ("deals cameras" if state["is_confirmed"] else "the head is gone; most workers answer")
+
+
+def _name(worker: dict[str, Any]) -> str:
+    return str(worker["worker"]) + (" (drained)" if worker["is_drained"] else "")
+
+
+def _fraction(worker: dict[str, Any]) -> float:
+    return worker["load"] / worker["limit"] if worker["limit"] else 0.0

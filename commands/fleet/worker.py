@@ -27,8 +27,10 @@ from commands.wiring.run import OpenRun, open_run
 from pipeline.config import Config
 from pipeline.config_loader import read_yaml
 from pipeline.errors import ReciproStreamError
+from pipeline.fleet.clock import lease_clock
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.messages import FleetTiming, WorkerInfo
+from pipeline.fleet.places import reachable_address
 from pipeline.frames import Frame
 from pipeline.log_format import log_as_text
 from pipeline.loop import Pipeline
@@ -80,7 +82,7 @@ class FleetWorker:
         name = f"{spec.slot}#{uuid.uuid4().hex[:8]}"
         self._leases = WorkerLeases(name, spec.slot, spec.timing, keep=spec.without_director == "keep")
         self._roster = Roster(self._run.running, self.read_cameras, self._leases)
-        self._info = WorkerInfo(spec.node, spec.device, tuple(sink.uri for sink in self._run.sinks))
+        self._info = WorkerInfo(spec.node, spec.device, self._addresses())
         pipeline = Pipeline(
             self._run.sources, self._run.explainer, self._run.renderer, self._run.sinks,
             limits=self._run.limits, stop=self._stop, discovery=self._run.running, may_publish=self._may_publish,
@@ -94,6 +96,13 @@ class FleetWorker:
     def open_parts(self, stack: ExitStack) -> OpenRun:
         """Open engine and sinks, without cameras."""
         return open_run(self.read_config(), stack, starts_empty=True)
+
+    def _addresses(self) -> tuple[str, ...]:
+        """Return the addresses of the sinks as other machines reach them."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        return tuple(reachable_address(getattr(sink, "endpoint", sink.uri), host) for sink in self._run.sinks)
 
     def measure(self, run: OpenRun) -> float:
         """Return the frames per second that this worker explains."""
@@ -124,7 +133,7 @@ class FleetWorker:
         self._stack.close()
 
     def _may_publish(self, frame: Frame) -> bool:
-        return self._leases.may_publish(frame.camera, frame.epoch, time.monotonic())
+        return self._leases.may_publish(frame.camera, frame.epoch, lease_clock())
 
     def _start(self, name: str, run: Callable[[], object]) -> None:
         """Run a call in a thread for as long as the worker lives."""
@@ -142,15 +151,15 @@ class FleetWorker:
     def _beat(self) -> None:
         timing = self._spec.timing
         while not self._stop.is_set():
-            began_at = time.monotonic()
+            began_at = lease_clock()
             roster = self._roster
             beat = self._leases.ask(began_at, self._capacity, closing=roster.closing(), unable=roster.unable,
                                     info=self._info)  # fmt: skip
             grant = self._directors.beat(beat)
             is_granted = grant is not None and self._leases.accept(grant) and grant.leases is not None
-            roster.follow(self._leases.valid(time.monotonic()))
+            roster.follow(self._leases.valid(lease_clock()))
             pause = timing.beat_seconds if is_granted else timing.retry_seconds
-            self._stop.wait(max(began_at + pause - time.monotonic(), 0.0))
+            self._stop.wait(max(began_at + pause - lease_clock(), 0.0))
 
 
 def _take_slot(spec: WorkerSpec) -> Any:  # noqa: ANN401 - an open file

@@ -33,6 +33,7 @@ from overlays.web.auth import (
 from overlays.web.broadcast import VIDEO_KINDS, Broadcaster, Kind, WebFrame
 from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.events import ClipFinder, EventState
+from overlays.web.fleet import FleetAccess, FleetState
 from overlays.web.framing import pack, pack_video
 from overlays.web.listener import listen
 from overlays.web.server import PageProtocol, Server
@@ -112,6 +113,7 @@ class WebSink(Sink):
         self._prepared: PreparedImages[tuple[Image, bytes]] = PreparedImages()
         self._logged: set[str] = set()
         self._events = EventState()
+        self._fleet = FleetState()
         self._worker: ThreadWorker | None = None
         self._page: WebState | None = None
 
@@ -121,6 +123,7 @@ class WebSink(Sink):
         events = (part for part in result.parts if isinstance(part, EventsSink))
         self._events.access = next(events, None)
         self._events.clips = [part for part in result.parts if isinstance(part, ClipFinder)]
+        self._fleet.access = next((part for part in result.parts if isinstance(part, FleetAccess)), None)
 
     def __enter__(self) -> Self:
         address, settings = self._address, self._settings
@@ -147,6 +150,7 @@ class WebSink(Sink):
             video_given_up=lambda: self._encoders.given_up,
             video_encoded=lambda: self.video_encoded,
             events=self._events,
+            fleet=self._fleet,
             newest=self._newest,
             encoded=lambda: self.encoded,
             uri=self.uri,

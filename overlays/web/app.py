@@ -27,6 +27,7 @@ from overlays.web.clip import CLIP_SECONDS
 from overlays.web.clips import clip_response
 from overlays.web.event_requests import RequestError, answer_error
 from overlays.web.events import EventHandlers
+from overlays.web.fleet import FleetHandlers
 from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
 from overlays.web.snapshots import snapshot_response
@@ -55,7 +56,7 @@ _MEDIA_TYPES: Final = {
 
 def make_app(page: WebState) -> AccessMiddleware:
     """Return the application with its access control."""
-    handlers, events = _Handlers(page), EventHandlers(lambda: page.events)
+    handlers, events, fleet = _Handlers(page), EventHandlers(lambda: page.events), FleetHandlers(lambda: page.fleet)
     routes = [
         Route("/", handlers.file),
         Route("/review", handlers.review),
@@ -66,6 +67,9 @@ def make_app(page: WebState) -> AccessMiddleware:
         Route("/api/events/{id}/clip.mp4", events.clip),
         Route("/api/events/{id}/{verb}", events.act, methods=["POST"]),
         Route("/api/cameras", handlers.cameras),
+        Route("/api/where", fleet.where),
+        Route("/api/where/{camera:path}", fleet.where),
+        Route("/api/targets", fleet.targets),
         Route("/api/openapi.json", handlers.openapi),
         Route("/snapshot/{camera:path}", handlers.snapshot),
         Route("/static/{name}", handlers.file),

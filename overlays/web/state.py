@@ -15,6 +15,7 @@ from overlays.web.auth import AccessPolicy, is_loopback
 from overlays.web.broadcast import Broadcaster, WebClient
 from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.events import EventState
+from overlays.web.fleet import FleetState
 from overlays.web.status import StatusBoard
 from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
@@ -60,6 +61,7 @@ class WebState:
     video_encoded: Callable[[], int] = lambda: 0
     """Returns the number of images encoded as H.264."""
     events: EventState = field(default_factory=EventState)
+    fleet: FleetState = field(default_factory=FleetState)
     newest: Callable[[str], Overlay | None] = lambda _camera: None
     """Returns the newest overlay of a camera, by its name on the page; None before the first."""
     encoded: Callable[[], int] = lambda: 0

@@ -27,6 +27,8 @@ class CameraStatus:
     missed: int = 0
     """Number of frames that did not reach the sink: gaps in the frame indices."""
     index: int = -1
+    epoch: int | None = None
+    """Epoch of the lease of the newest frame, in a fleet."""
     captured_at: float = 0.0
     label: str = ""
     score: float = 0.0
@@ -65,8 +67,9 @@ class StatusBoard:
             status.signal_loss = overlay.signal_loss
         else:
             status.signal_loss = None
-            status.missed += max(frame.index - status.index - 1, 0) if status.frames else 0
-            status.index, status.captured_at = frame.index, frame.captured_at
+            if status.frames and frame.epoch == status.epoch:  # another worker counts its frames from any number
+                status.missed += max(frame.index - status.index - 1, 0)
+            status.index, status.epoch, status.captured_at = frame.index, frame.epoch, frame.captured_at
             status.frame_rate.record(self.clock())
             top = overlay.explanation.top_scoring
             status.label = top.label if top else ""
@@ -95,7 +98,11 @@ class StatusBoard:
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the state of every camera as plain JSON values."""
         now = self.clock()
-        return [self._camera_snapshot(camera, status, now) for camera, status in self.cameras.items()]
+        cameras = self.cameras
+        workers = () if self.outcome is None else tuple(self.outcome.source_workers)
+        names = {replace_undecodable(worker.camera) for worker in workers} - cameras.keys()
+        silent = {name: CameraStatus() for name in sorted(names)}  # added while the run goes on, without a frame yet
+        return [self._camera_snapshot(camera, status, now) for camera, status in {**cameras, **silent}.items()]
 
     def _camera_snapshot(self, camera: str, status: CameraStatus, now: float) -> dict[str, Any]:
         silent = status.frame_rate.is_silent(now)

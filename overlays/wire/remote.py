@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Final, Self, cast, get_args
+from typing import Final, Protocol, Self, cast, get_args
 
 from overlays.render.stale import format_duration, stale_overlay
 from overlays.wire.endpoint import without_user
@@ -48,25 +48,35 @@ class ExplainedFrame(Frame):
         return cls(**values, explanation=explanation)
 
 
+class Origin(Protocol):
+    """What a remote camera knows of the stream that it comes from."""
+
+    uri: str
+
+    @property
+    def problem(self) -> str:
+        """Reason why nothing arrives; empty if no reason is known."""
+
+
 class RemoteCamera(Source):
     """One camera of another run. Of several messages that wait, the newest is read."""
 
     live = True
     min_silence_seconds = SIGNAL_LOSS_SECONDS
 
-    def __init__(self, camera: str, viewer: Viewer) -> None:
-        """Set the camera's name in this run and the viewer that receives it."""
-        self.camera, self.uri = camera, viewer.uri
+    def __init__(self, camera: str, origin: Origin) -> None:
+        """Set the camera's name in this run, and the viewer that receives it."""
+        self.camera, self.uri = camera, origin.uri
         self.health = Health()
-        self._viewer = viewer
+        self._origin = origin
         # Guards the newest message and the newest image of a signal loss.
         self._condition = threading.Condition()
         self._newest: ReceivedFrame | None = None
         self._stale: Overlay | None = None
         self._signal_loss: SignalLoss | None = None
         """As reported by the publisher."""
-        self._index: int | None = None
-        """The index of the last frame that was given."""
+        self._last: tuple[int, int | None] | None = None
+        """Index and epoch of the last frame that was given."""
         self._missed = self._damaged = 0
 
     def offer(self, received: ReceivedFrame) -> None:
@@ -108,14 +118,15 @@ class RemoteCamera(Source):
         if overlay.signal_loss is not None:
             return None
         frame = ExplainedFrame.of(overlay.explanation)
-        if self._index is not None:  # a restarted publisher counts from 0 again
-            self._missed += max(frame.index - self._index - 1, 0)
-        self._index = frame.index
+        # A restarted publisher counts from 0 again, another worker of a fleet from any number.
+        if self._last is not None and frame.epoch == self._last[1]:
+            self._missed += max(frame.index - self._last[0] - 1, 0)
+        self._last = frame.index, frame.epoch
         return frame
 
     def _current_health(self) -> Health:
         state: State = "live"
-        problem, loss = self._viewer.problem, self._signal_loss
+        problem, loss = self._origin.problem, self._signal_loss
         if problem:
             state = "waiting"
         elif loss is not None:

@@ -98,6 +98,11 @@ class Director:
         self._began_at = self._confirmed_at = now
         self._quiet_until = _NEVER if members else now
         self._rebalanced_at = now
+        self._is_gathering = not members
+        """True in a new fleet before its first cameras are dealt."""
+        self._gather_until = _NEVER
+        self._expected: frozenset[str] = frozenset()
+        """Slots of the workers that are starting, and for which the first dealing waits."""
 
     @property
     def cameras(self) -> Mapping[str, float]:
@@ -127,6 +132,11 @@ class Director:
         """Remove members that have ended for good, and that the store no longer has."""
         self._members -= frozenset(slots)
         self._heirs -= frozenset(slots)
+        self._expected -= frozenset(slots)
+
+    def expect(self, slots: Iterable[str]) -> None:
+        """Note workers that are starting: a new fleet deals its first cameras once they are there, and moves none."""
+        self._expected |= frozenset(slots)
 
     def confirm(self, term: int, asked_at: float) -> None:
         """Receive the latest term from the store of terms, which was asked at ``asked_at``."""
@@ -164,7 +174,7 @@ class Director:
             self._answers.pop(name, None)
             self._holds = {camera: hold for camera, hold in self._holds.items() if hold.worker != name}
         self._revoke(now)
-        if now >= self._quiet_until:
+        if now >= self._quiet_until and self._is_gathered(now):
             self._deal()
 
     def apply(self, cameras: Mapping[str, float]) -> CameraChanges:
@@ -227,6 +237,7 @@ class Director:
     def _hear(self, beat: Beat, now: float) -> None:
         self._workers[beat.worker] = _Worker(beat.slot, beat.number, now, beat.capacity, beat.unable, beat.info)
         self._epoch = max([self._epoch, *beat.leases.values(), *beat.closing.values()])
+        self._gather_until = min(self._gather_until, now + self._timing.gather_seconds)
         self._note_contact(beat, now)
         if now < self._quiet_until:
             self._adopt(beat)
@@ -276,6 +287,19 @@ class Director:
             for camera in choose_moves(self._loads(), self._timing):
                 self._holds[camera].is_revoked = True
 
+    def _is_gathered(self, now: float) -> bool:
+        """Return whether the workers that a new fleet waits for may get cameras, or have not come in time."""
+        if self._is_gathering:
+            self._is_gathering = bool(self._missing()) and now < self._gather_until
+        return not self._is_gathering
+
+    def _missing(self) -> list[str]:
+        """Return what a new fleet waits for."""
+        ready = {worker.slot: worker.info.node for worker in self._workers.values() if worker.slot in self._members}
+        missing = sorted(self._expected - ready.keys())
+        nodes = len(set(ready.values()))
+        return missing or ([f"{self._timing.nodes - nodes} more nodes"] if nodes < self._timing.nodes else [])
+
     def _deal(self) -> None:
         free = {camera: rate for camera, rate in self._cameras.items() if camera not in self._holds}
         if not free:
@@ -305,6 +329,11 @@ class Director:
             return "the fleet has no camera of this name"
         if camera in self._holds:
             return "it moves from one worker to another"
+        if self._is_gathering and (missing := self._missing()):
+            return (
+                f"the fleet starts and waits for {', '.join(missing)}, at most {self._timing.gather_seconds:g} s after "
+                "its first worker"
+            )
         return reason_not_dealt(camera, self._cameras[camera], self._loads())
 
     def _seconds_quiet(self, now: float) -> float | None:

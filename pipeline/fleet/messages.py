@@ -33,6 +33,10 @@ class FleetTiming:
     """Interval at which cameras are moved."""
     max_moves: int = 2
     """Number of cameras that are moved at a time."""
+    nodes: int = 1
+    """Number of nodes that a new fleet waits for before it deals its first cameras."""
+    gather_seconds: float = 60.0
+    """Time after the first worker's beat for which it waits at most."""
 
     @property
     def expiry_seconds(self) -> float:

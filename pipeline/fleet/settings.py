@@ -35,6 +35,9 @@ class FleetConfig(Settings):
     node can open, by their names."""
     devices: list[Device] = Field(default=["auto"], min_length=1, max_length=64)
     """Devices of each node; each gets a worker."""
+    nodes: int = Field(default=1, ge=1, le=1000)
+    """Number of nodes that a new fleet waits for, at most a minute, before it deals its first cameras: otherwise the
+    first node gets all, and gives some up later."""
     cameras: Annotated[dict[Name, FleetCamera], BeforeValidator(_by_name)]
     """The cameras: a list of names, or a map of names and options."""
     without_director: Literal["stop", "keep"] = "stop"

@@ -14,12 +14,14 @@ import signal
 import statistics
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from tests.bench.figures import environment
 from tests.support.fleet import CANARY, RTSP_CAMERA, LocalFleet, a_fleet, longest_gaps, overlaps, send
+from tests.support.gateway import GatewayViewer, a_gateway
 
 SETTLE_SECONDS = 1.0
 
@@ -48,8 +50,16 @@ def freeze_director(fleet: LocalFleet) -> set[str]:
     return set(fleet.names)
 
 
-def drain(fleet: LocalFleet) -> set[str]:
+def kill_both_directors(fleet: LocalFleet) -> set[str]:
+    """Kill the active director and the standby together; Ray starts both again."""
+    import ray
 
+    processes = [ray.get(handle.process.remote(), timeout=60.0) for handle in fleet.directors.handles]
+    send(processes, signal.SIGKILL)
+    return set(fleet.names)
+
+
+def drain(fleet: LocalFleet) -> set[str]:
     node = fleet.fullest()
     lost = fleet.cameras_of(node)
     assert node in fleet.directors.call("drain", node)
@@ -95,9 +105,9 @@ def kill_node_of_director(fleet: LocalFleet) -> set[str]:
 
 
 def kill_head_then_node(fleet: LocalFleet) -> set[str]:
-    """Kill the head's store and, 5 s later, a node; the last fault of a fleet, which cannot restart anything now."""
+    """Kill the head's store and, later, a node; the last fault of a fleet, which cannot restart anything now."""
     fleet.kill_head()
-    time.sleep(5.0)
+    time.sleep(fleet.head_seconds)
     return kill_node(fleet)
 
 
@@ -105,6 +115,7 @@ FAULTS: dict[str, Callable[[LocalFleet], set[str]]] = {
     "worker": kill_worker,
     "director": kill_director,
     "frozen-director": freeze_director,
+    "both-directors": kill_both_directors,
     "drain": drain,
     "apply": apply,
     "frozen-node": freeze_node,
@@ -161,6 +172,34 @@ def leaked(fleet: LocalFleet) -> dict:
     return {"fault": "password", "files": len(files), "with_password": found}
 
 
+def watch_by_gateway(fleet: LocalFleet, gateway: GatewayViewer) -> dict:
+    """Return what the gateway's page shows once all faults are over, and the reasons that it names."""
+    began_at = time.time()
+    for name in fleet.names:
+        gateway.wait_for(name, lambda state: state["state"] == "live" and not state["silent"])
+    while {row.camera for row in gateway.rows if row.at_unix > began_at} != set(fleet.names):
+        time.sleep(0.1)
+    fleet.directors.call("apply", {**dict.fromkeys(fleet.names, fleet.rate), RTSP_CAMERA: 1.0, "hall": 900.0})
+    reasons = [gateway.wait_for(name, lambda state: text in state["reason"])["reason"]  # noqa: B023
+               for name, text in ((RTSP_CAMERA, "has sent no frame yet"), ("hall", "beyond capacity"))]  # fmt: skip
+    places = gateway.get("/api/where")["cameras"]
+    fleet.directors.call("apply", dict.fromkeys(fleet.names, fleet.rate))
+    gateway.wait_until_gone(RTSP_CAMERA)
+    targets = gateway.get("/api/targets")
+    with urllib.request.urlopen(f"http://{targets[0]['targets'][0]}/metrics", timeout=60.0) as answer:
+        metrics = answer.read().decode()
+    return {
+        "fault": "gateway",
+        "frames": len(gateway.rows),
+        "overlaps": overlaps(gateway.rows),
+        "reasons": reasons,
+        "held": sum(place["worker"] is not None for place in places),
+        "nodes": sorted({target["labels"]["node"] for target in targets}),
+        "alive": fleet.alive(),
+        "metrics": "recipro_frames_total" in metrics,
+    }
+
+
 def main() -> None:
     """Run the faults that are named, in the order of ``FAULTS``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -168,18 +207,25 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, default=12)
     parser.add_argument("--nodes", type=int, default=5, help="three faults kill a node for good")
     parser.add_argument("--rate", type=float, default=4.0)
+    parser.add_argument("--gateway", action="store_true", help="watch the faults by the gateway's page, too")
+    parser.add_argument("--head-seconds", type=float, default=5.0, help="from the head's end to the node's")
     arguments = parser.parse_args()
     results = []
     with (
         tempfile.TemporaryDirectory() as folder,
         a_fleet(Path(folder), cameras=arguments.cameras, nodes=arguments.nodes, rate=arguments.rate) as fleet,
     ):
+        fleet.head_seconds = arguments.head_seconds
         fleet.wait_until_held()
         fleet.wait_until_fresh(0.0)
         time.sleep(SETTLE_SECONDS)
-        for name in arguments.faults:
-            results.append(leaked(fleet) if name == "password" else measure(fleet, name))
-            print(json.dumps(results[-1]), flush=True)
+        with a_gateway(fleet.cluster.address, Path(folder) / "token") if arguments.gateway else nullcontext() as page:
+            for name in arguments.faults:
+                results.append(leaked(fleet) if name == "password" else measure(fleet, name))
+                print(json.dumps(results[-1]), flush=True)
+            if page is not None:
+                results.append(watch_by_gateway(fleet, page))
+                print(json.dumps(results[-1]), flush=True)
     print("| fault | cameras | dark, s (min / median / max) | others, s | two holders |\n|---|---|---|---|---|")
     for each in results:
         if "dark_s" in each:

@@ -29,7 +29,7 @@ def results(tmp_path_factory):
     """Each fault's figures, by name; all come from one fleet, which is started once."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.bench.fleet", *FAULTS, "--cameras", str(CAMERAS), "--nodes", "3", "--rate", "2"],
+        [sys.executable, "-m", "tests.bench.fleet", *FAULTS, "--cameras", str(CAMERAS), "--nodes", "3", "--rate", "2", "--gateway"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -41,6 +41,20 @@ def results(tmp_path_factory):
 def test_fleet_publishes_every_camera_again_after_a_fault_and_none_twice(results, fault):
     assert results[fault]["published"] == CAMERAS
     assert results[fault]["overlaps"] == []
+
+
+def test_gateway_shows_every_camera_through_all_faults_and_no_frame_of_a_lower_epoch(results):
+    shown = results["gateway"]
+    assert shown["frames"] > 0
+    assert shown["overlaps"] == []
+    assert shown["held"] == CAMERAS + 1  # one that nothing can be received of, too
+    assert "has sent no frame yet" in shown["reasons"][0]
+    assert "beyond capacity" in shown["reasons"][1]
+
+
+def test_gateway_lists_the_metrics_of_the_live_nodes(results):
+    assert results["gateway"]["nodes"] == results["gateway"]["alive"]
+    assert results["gateway"]["metrics"]
 
 
 def test_killed_director_is_replaced_by_one_of_a_later_term(results):

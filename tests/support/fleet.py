@@ -24,7 +24,8 @@ from pipeline.frames import Explanation, Finding
 from pipeline.ports import Explainer
 from pipeline.result import RunLimits
 
-FLEET = "test"
+FLEET = f"test-{os.getpid()}"
+"""Fleets of several test processes on this machine lock slots of their own."""
 RTSP_CAMERA = "door"
 """A camera whose address has ``CANARY`` as its password, and that no server answers."""
 CANARY = "canary-5c1f0e"
@@ -84,6 +85,8 @@ class LocalFleet:
         self.nodes, self.workers, self.killed = {}, {}, set()
         self.cluster = None
         self.head_is_gone = False
+        self.head_seconds = 5.0
+        """Time from the head's end to that of a node, where both are lost."""
         self.directors = None
 
     def file(self, node: str) -> Path:
@@ -95,8 +98,12 @@ class LocalFleet:
         ]
         sources.append({"uri": f"rtsp://user:{CANARY}@127.0.0.1:9/x", "name": RTSP_CAMERA})
         path = folder / "stream.yaml"
-        path.write_text(yaml.safe_dump({"sources": sources, "sinks": [str(folder / "log.jsonl")]}))
+        path.write_text(yaml.safe_dump({"sources": sources, "sinks": self.sinks(folder)}))
         return path
+
+    @staticmethod
+    def sinks(folder: Path) -> list[str]:
+        return [str(folder / "log.jsonl"), "tcp://127.0.0.1:0", "http://127.0.0.1:0"]
 
     def start_worker(self, node: str) -> None:
         from commands.fleet.client import start_worker

@@ -82,7 +82,19 @@ class WorkerProgram(Program):
 class Simulation:
     """Runs one fleet; the same seed repeats the same run."""
 
-    def __init__(self, seed: int, *, machines: int = 4, cameras: int = 6, capacity: float = 100.0, skew: float = 0.03):
+    def __init__(
+        self,
+        seed: int,
+        *,
+        machines: int = 4,
+        cameras: int = 6,
+        capacity: float = 100.0,
+        skew: float = 0.03,
+        start_seconds: float = 0.0,
+        timing: FleetTiming = TIMING,
+    ):
+        self.timing = timing
+        """For directors; workers know the duration of a lease."""
         self.random = random.Random(seed)
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
@@ -108,8 +120,13 @@ class Simulation:
         self.dark_since: dict[str, float] = dict.fromkeys(self.cameras, 0.0)
         self.incarnation = itertools.count()
         self.start_director()
+        self.grants: set[tuple[str, int]] = set()
+        """Cameras and epochs that were published."""
         for machine in self.machines[1:]:
-            self.start_worker(machine)
+            if start_seconds:
+                self.at(self.random.uniform(0.0, start_seconds), partial(self.start_worker, machine))
+            else:
+                self.start_worker(machine)
         self.supervise()
 
     # --- time and messages
@@ -152,6 +169,7 @@ class Simulation:
                 for camera, epoch in worker.leases.valid(clock).items():
                     if worker.leases.may_publish(camera, epoch, clock):
                         found.setdefault(camera, []).append(worker.name)
+                        self.grants.add((camera, epoch))
         return found
 
     def check(self) -> None:
@@ -178,7 +196,7 @@ class Simulation:
         machine = self.random.choice([each for each in able if each.number != HEAD] or able)
         self.term += 1
         director = Director(
-            self.cameras, term=self.term, members=set(self.members), now=machine.clock(self.now), timing=TIMING
+            self.cameras, term=self.term, members=set(self.members), now=machine.clock(self.now), timing=self.timing
         )
         director.drain(self.drained)
         program = DirectorProgram(machine, director=director)

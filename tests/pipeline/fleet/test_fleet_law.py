@@ -143,3 +143,30 @@ def test_machine_that_joins_gets_cameras_by_moves_of_two_at_a_time():
     counts = [sum(names[0].startswith(f"w{number}-") for names in fleet.publishers().values()) for number in (1, 2, 3)]
     assert sorted(counts) == [4, 4, 4] or max(counts) - min(counts) <= 3
     assert worst_dark(fleet, 12.0) <= 2.0
+
+
+@pytest.mark.parametrize("how", ["announced", "counted"])
+def test_start_of_a_fleet_moves_no_camera_though_its_nodes_come_one_after_the_other(how: str):
+    for seed in range(10):
+        timing = FleetTiming(nodes=3 if how == "counted" else 1)
+        fleet = simulation.Simulation(seed, machines=4, cameras=12, start_seconds=30.0, timing=timing)
+        if how == "announced":
+            fleet.current.director.expect(["w1", "w2", "w3"])
+        fleet.run(75.0)
+        assert len(fleet.publishers()) == len(fleet.grants) == 12, f"seed {seed}"
+
+
+def test_start_of_a_fleet_moves_cameras_where_nothing_is_known_of_further_nodes():
+    fleet = simulation.Simulation(1, machines=4, cameras=12, start_seconds=30.0)
+    fleet.run(75.0)
+    assert len(fleet.grants) > 12
+
+
+def test_new_fleet_waits_a_minute_at_most_for_a_node_that_never_comes():
+    fleet = simulation.Simulation(1, machines=3, cameras=6)
+    fleet.current.director.expect(["w9"])
+    fleet.run(10.0)
+    assert fleet.publishers() == {}
+    assert "waits for w9" in fleet.current.director.where("camera 1")["reason"]
+    fleet.run(60.0)
+    assert len(fleet.publishers()) == 6

@@ -1,0 +1,224 @@
+"""`run.py fleet gateway`: one page for all cameras of a fleet.
+
+A program of its own, ``run.py fleet status --watch``, reaches Ray and prints the director's state. This process reads
+the lines; it serves viewers and never loads Ray. If Ray ends on this node, the page goes on with the last known places.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from commands.console import exit_with_outcome, print_line
+from commands.multi_device import RUN
+from commands.signals import shutdown_on_signal
+from commands.wiring.kinds import load_config
+from commands.wiring.sinks import apply_web_token, open_sinks
+from overlays.wire.followed import FollowedStreams
+from overlays.wire.remote import RemoteExplainer, RemoteRenderer
+from pipeline.fleet.places import fleet_metrics, places, stream_addresses
+from pipeline.ports import MetricSample
+from pipeline.workers.thread import ThreadWorker, WorkerOwner
+
+log = logging.getLogger("recipro-stream")
+
+_READ_SECONDS: Final = 0.2
+_SILENT_SECONDS: Final = 4.0
+"""Age of the fleet's state that is named on the page: it comes twice a second."""
+_RESTART_SECONDS: Final = 2.0
+_MAX_SILENT_SECONDS: Final = 120.0
+"""Time without a line after which the program that reaches Ray is started again; Ray may take long to start."""
+_END_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """The options of the command."""
+
+    sinks: Sequence[str]
+    address: str
+    fleet: str
+    token_file: Path | None = None
+    page_token_file: Path | None = None
+    key: Path | None = None
+    server_key: str | None = None
+
+
+class FleetExplainer(RemoteExplainer):
+    """Returns the explanations that arrived, and holds the last state of the fleet for the page. For any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Set the clock, which returns monotonic seconds."""
+        super().__init__()
+        self.uri, self._clock = "fleet", clock
+        self._state: dict[str, Any] | None = None
+        self._why = "it has not answered yet"
+        self._at = clock()
+
+    def accept_state(self, state: dict[str, Any]) -> None:
+        """Replace the state of the fleet."""
+        self._state, self._why, self._at = state, "", self._clock()
+
+    def accept_problem(self, why: str) -> None:
+        """Note the reason that there is no newer state."""
+        self._why = why
+
+    def fleet_state(self) -> dict[str, Any] | None:
+        """Return the last state of the fleet; None: there was none yet."""
+        return self._state
+
+    def fleet_age_seconds(self) -> float:
+        """Return the time since that state came."""
+        return self._clock() - self._at
+
+    @property
+    def problem(self) -> str:
+        """The reason why it is not known where cameras are; empty if it is."""
+        age = self.fleet_age_seconds()
+        if self._state is not None and age < _SILENT_SECONDS:
+            return ""
+        shown = "" if self._state is None else "; cameras are shown where they were last"
+        return f"the fleet's director has not answered for {age:.0f} s{': ' * bool(self._why)}{self._why}{shown}"
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the metrics of cameras and of the fleet."""
+        samples = super().metrics()
+        if self._state is not None:
+            samples += fleet_metrics(self._state)
+            samples.append(
+                MetricSample("fleet_state_age_seconds", self.fleet_age_seconds(), "Age of the fleet's state.")
+            )
+        return samples
+
+
+class StatusReader(WorkerOwner):
+    """Runs the program that reaches Ray, again and again, and gives its lines."""
+
+    def __init__(
+        self, command: Sequence[str], on_state: Callable[[dict[str, Any]], None], on_problem: Callable[[str], None]
+    ) -> None:
+        """Create the thread; entering starts it.
+
+        Args:
+            command: prints a line of JSON twice a second.
+            on_state: receives each state of the fleet.
+            on_problem: receives the reason that there is none.
+        """
+        self._command, self._on_state, self._on_problem = list(command), on_state, on_problem
+        self._stop = threading.Event()
+        self._worker = ThreadWorker("state of the fleet", self._run, self._stop.set)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with tempfile.TemporaryFile() as errors, self._started(errors) as process:
+                try:
+                    self._read(process)
+                finally:
+                    _end(process)
+                errors.seek(0)
+                last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            self._on_problem(last[0].removeprefix("error: ") if last else "its status ended")
+            self._stop.wait(_RESTART_SECONDS)
+
+    def _started(self, errors: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - a temporary file
+        return subprocess.Popen(  # noqa: S603 - our own program; a session of its own: Ctrl-C is for this process
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        """Read lines until the program ends, is silent for long, or this reader is stopped."""
+        for line in _lines(process, self._stop):
+            try:
+                state = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(state, dict):
+                continue
+            if "problem" in state:
+                self._on_problem(str(state["problem"]))
+            else:
+                self._on_state(state)
+
+
+def _lines(process: subprocess.Popen[bytes], stop: threading.Event) -> Iterator[bytes]:
+    """Yield the lines that a program prints."""
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    descriptor, rest = process.stdout.fileno(), b""
+    heard_at = time.monotonic()
+    while not stop.is_set() and time.monotonic() < heard_at + _MAX_SILENT_SECONDS:
+        if not select.select([descriptor], [], [], _READ_SECONDS)[0]:
+            continue
+        if not (received := os.read(descriptor, 1 << 16)):
+            return
+        heard_at = time.monotonic()
+        *lines, rest = (rest + received).split(b"\n")
+        yield from lines
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def status_command(options: GatewayOptions) -> list[str]:
+    """Return the command that prints the state of the fleet."""
+    token = [] if options.token_file is None else ["--token-file", str(options.token_file)]
+    return [
+        *(sys.executable, str(RUN), "fleet", "status", "--watch", "--json"),
+        *("--address", options.address, "--fleet", options.fleet, *token),
+    ]
+
+
+def run_gateway(options: GatewayOptions) -> None:
+    """Serve the cameras of a fleet until a signal.
+
+    Raises:
+        ReciproStreamError: an option is wrong, or the page cannot be opened.
+    """
+    from overlays.sinks.locks import claimed, to_claim
+    from overlays.sinks.paths import check_outputs
+    from overlays.wire.viewer import Viewer
+    from pipeline.loop import Pipeline
+    from pipeline.result import RunLimits
+
+    config = load_config({}, "command line", {"sinks": list(options.sinks)})
+    settings = apply_web_token(config.sinks, options.page_token_file)
+    sinks = open_sinks(settings, [], config.overlay, painted=True)
+    uris = [entry.uri for entry in settings]
+    check_outputs(uris, [], [])
+    explainer = FleetExplainer()
+    streams = FollowedStreams(lambda address: Viewer(address, key=options.key, server_key=options.server_key))
+
+    def on_state(state: dict[str, Any]) -> None:
+        explainer.accept_state(state)
+        streams.follow(places(state), stream_addresses(state))
+
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop, ExitStack() as stack:
+        stack.enter_context(claimed(to_claim(uris, [])))
+        for sink in sinks:
+            stack.enter_context(sink)
+        stack.enter_context(streams)
+        stack.enter_context(StatusReader(status_command(options), on_state, explainer.accept_problem))
+        shown = [getattr(sink, "endpoint", sink.uri) for sink in sinks]
+        print_line(f"fleet {options.fleet}: all cameras at {', '.join(shown)}; Ctrl-C ends")
+        outcome = Pipeline(
+            [], explainer, RemoteRenderer(), sinks, limits=RunLimits(), stop=stop, discovery=streams
+        ).run()  # fmt: skip
+    exit_with_outcome(outcome)

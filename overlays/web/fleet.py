@@ -1,0 +1,66 @@
+"""HTTP handlers of a fleet's page: where its cameras are published, and the targets of Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from overlays.web.event_requests import RequestError
+from pipeline.fleet.places import metrics_targets
+
+NO_FLEET = "this page belongs to no fleet; run.py fleet gateway serves one that does"
+
+
+@runtime_checkable
+class FleetAccess(Protocol):
+    """The part of a gateway that the page uses, for any thread."""
+
+    def fleet_state(self) -> dict[str, Any] | None:
+        """Return the last state of the fleet; None: there was none yet."""
+
+    def fleet_age_seconds(self) -> float:
+        """Return the time since that state came."""
+
+
+@dataclass(slots=True)
+class FleetState:
+    """The fleet of the page's run."""
+
+    access: FleetAccess | None = None
+    """None: it belongs to none."""
+
+
+class FleetHandlers:
+    """Handlers of ``/api/where`` and ``/api/targets``."""
+
+    def __init__(self, fleet: Callable[[], FleetState]) -> None:
+        """Set the function that returns the fleet of the page's run."""
+        self._fleet = fleet
+
+    async def where(self, request: Request) -> Response:
+        """Return where a camera is published, or where all are."""
+        state, age = self._state()
+        name = request.path_params.get("camera")
+        if name is None:
+            return JSONResponse({"cameras": state["cameras"], "age_seconds": age})
+        found = next((camera for camera in state["cameras"] if camera["camera"] == name), None)
+        if found is None:
+            raise RequestError(404, f"the fleet has no camera {name[:80]!r}; /api/where lists them")
+        return JSONResponse(found | {"age_seconds": age})
+
+    async def targets(self, _request: Request) -> Response:
+        """Return the metrics of the workers for Prometheus' ``http_sd_configs``."""
+        return JSONResponse(metrics_targets(self._state()[0]))
+
+    def _state(self) -> tuple[dict[str, Any], float]:
+        access = self._fleet().access
+        if access is None:
+            raise RequestError(404, NO_FLEET)
+        state = access.fleet_state()
+        if state is None:  # with an error, Prometheus keeps the targets that it has
+            raise RequestError(503, "the fleet's directors have not answered yet")
+        return state, round(access.fleet_age_seconds(), 3)

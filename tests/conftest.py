@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.descriptors import open_things
 from tests.support.limits import LIMIT_SECONDS
@@ -33,6 +34,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Where a test imports OpenVINO before the engine does, it would send each event from a fork of the worker.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it raises ImportError
+
+# No example of hypothesis goes by the clock: on a busy machine, generating one or running one may take seconds.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

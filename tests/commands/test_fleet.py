@@ -29,7 +29,8 @@ def results(tmp_path_factory):
     """Each fault's figures, by name; all come from one fleet, which is started once."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.bench.fleet", *FAULTS, "--cameras", str(CAMERAS), "--nodes", "3", "--rate", "2", "--gateway"],
+        [sys.executable, "-m", "tests.bench.fleet", *FAULTS, "--gateway",
+         "--cameras", str(CAMERAS), "--nodes", "3", "--rate", "2"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -65,9 +65,12 @@ class WebSettings(SinkSettings):
     allowed_hosts: list[str] = Field(default=[])
     """Further host names of the page, such as a proxy's."""
     embed_origins: list[str] = Field(default=[])
-    """Other sites that may show the MJPEG streams, such as https://dashboard.example."""
+    """Other sites that may show the MJPEG streams and, in a frame, the page, such as https://dashboard.example."""
     root_path: str = ""
     """The path that a proxy leaves before the page's paths, such as /cams. Most proxies remove it."""
+    trusted_proxies: list[str] = Field(default=[])
+    """Addresses or networks of proxies on other machines or in containers, such as 172.16.0.0/12, whose X-Forwarded-For
+    and X-Forwarded-Proto are believed. This machine's own are believed always."""
     insecure: bool = False
     """Serves everyone without a token: only for closed networks."""
     video: Literal["auto", "jpeg", "h264"] = "auto"

@@ -24,6 +24,7 @@ from overlays.web.app import make_app
 from overlays.web.auth import (
     AccessPolicy,
     PageAddress,
+    check_network,
     check_origin,
     check_prefix,
     check_token,
@@ -92,6 +93,7 @@ class WebSink(Sink):
             self._token = None if token is None else check_token(token.text)
             self._embed_origins = frozenset(check_origin(origin) for origin in self._settings.embed_origins)
             self._root_path = check_prefix(self._settings.root_path)
+            self._proxies = ["127.0.0.1", "::1", *map(check_network, self._settings.trusted_proxies)]
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
@@ -156,7 +158,7 @@ class WebSink(Sink):
             uri=self.uri,
             token_source=self._current_token,
         )
-        self._worker = _server_thread(self._page, listener).__enter__()
+        self._worker = _server_thread(self._page, listener, self._proxies).__enter__()
         log.info("the page: %s", self.endpoint)
         return self
 
@@ -342,7 +344,7 @@ class WebSink(Sink):
         return image
 
 
-def _server_thread(page: WebState, listener: socket.socket) -> ThreadWorker:
+def _server_thread(page: WebState, listener: socket.socket, proxies: list[str]) -> ThreadWorker:
     """Return the thread of the server, which ends within a second of being stopped."""
 
     async def read_token() -> None:
@@ -363,7 +365,7 @@ def _server_thread(page: WebState, listener: socket.socket) -> ThreadWorker:
         access_log=False,
         server_header=False,
         proxy_headers=True,
-        forwarded_allow_ips="127.0.0.1,::1",
+        forwarded_allow_ips=proxies,
         timeout_graceful_shutdown=1,
         callback_notify=read_token,
         timeout_notify=1,

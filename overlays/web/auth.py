@@ -104,6 +104,19 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def check_network(network: str) -> str:
+    """Return an address or a network in its usual form.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return str(ipaddress.ip_network(network.strip()))
+    except ValueError:
+        text = f"trusted_proxies: {network!r} is no address or network; write for instance 10.0.0.7 or 172.16.0.0/12"
+        raise ValueError(text) from None
+
+
 class Credentials(NamedTuple):
     """The parts of a request that may hold the token."""
 
@@ -113,6 +126,8 @@ class Credentials(NamedTuple):
     """``?token=`` of a stream's address; None for other paths."""
     camera: str = ""
     """Camera of the requested stream."""
+    is_private: bool = True
+    """True if the request came by TLS or from this machine; otherwise Basic authentication is not accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +139,7 @@ class AccessPolicy:
     allowed_hosts: frozenset[str] = frozenset()
     """Further names of the page, such as a proxy's; without port, in lower case."""
     embed_origins: frozenset[str] = frozenset()
-    """Other sites that may embed the MJPEG streams; see ``check_origin``."""
+    """Other sites that may embed the MJPEG streams and the page; see ``check_origin``."""
     root_path: str = ""
     """Path prefix that a proxy leaves in the request's path; see ``check_prefix``."""
 
@@ -166,7 +181,7 @@ class AccessPolicy:
         return parts.scheme in {"http", "https"} and (same or (parts.hostname or "") in self.allowed_hosts)
 
     def may_embed(self, origin: str | None) -> bool:
-        """Return whether a site of this origin may embed the MJPEG streams."""
+        """Return whether a site of this origin may embed the MJPEG streams and the page."""
         try:
             return bool(self.embed_origins) and origin is not None and check_origin(origin) in self.embed_origins
         except ValueError:
@@ -176,7 +191,8 @@ class AccessPolicy:
         """Return whether a request holds the token, a valid cookie, or the token of its stream."""
         if self.token is None:
             return True
-        if any(self.token_matches(candidate) for candidate in _tokens_in(credentials.authorization)):
+        candidates = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
+        if any(self.token_matches(candidate) for candidate in candidates):
             return True
         query = credentials.query
         if query is not None and (
@@ -209,12 +225,12 @@ def session_of(cookie: str | None) -> str:
     return (cookie or "").partition(".")[0]
 
 
-def _tokens_in(authorization: str | None) -> list[str]:
+def _tokens_in(authorization: str | None, *, takes_basic: bool) -> list[str]:
     """Return the possible tokens in an Authorization header: of Bearer, or the password or user of Basic."""
     kind, _, value = (authorization or "").partition(" ")
     if kind.lower() == "bearer":
         return [value.strip()]
-    if kind.lower() != "basic":
+    if kind.lower() != "basic" or not takes_basic:
         return []
     try:
         user, _, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")

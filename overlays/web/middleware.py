@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overlays.file_limits import shared_address
+from overlays.file_limits import is_loopback_address, shared_address
 from overlays.web.auth import AccessPolicy, Credentials, check_prefix, session_of
 from overlays.web.rate_limit import MAX_WAIT_SECONDS, WRONG_TOKEN_COST, RequestRateLimiter
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _PUBLIC_PATHS: Final = frozenset({"/login", "/healthz", "/readyz", "/static/page.css", "/static/icon.svg"})
 """Paths that need no token."""
 _STREAMS: Final = "/stream/"
+_PULLED: Final = ("/stream/", "/snapshot/", "/clip/")
+"""Paths that players and camera walls get; most send the password of an address only after a challenge."""
 _LOG_SECONDS: Final = 60.0
 _READ_TOKEN_SECONDS: Final = 1.0
 _MAX_ADDRESS_LENGTH: Final = 64
@@ -36,6 +38,18 @@ HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+def framing_headers(embed_origins: frozenset[str]) -> dict[str, str]:
+    """Return the headers that allow pages of these origins, and the page itself, to show the page in a frame.
+
+    ``frame-ancestors`` replaces ``X-Frame-Options``, which cannot name origins.
+    """
+    if not embed_origins:
+        return {}
+    policy = HEADERS["Content-Security-Policy"]
+    ancestors = " ".join(("'self'", *sorted(embed_origins)))
+    return {"Content-Security-Policy": policy.replace("frame-ancestors 'none'", f"frame-ancestors {ancestors}")}
 
 
 class Protected(Protocol):
@@ -80,8 +94,10 @@ class AccessMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 response_headers = MutableHeaders(scope=message)
-                for name, value in (HEADERS | more).items():
-                    response_headers.setdefault(name, value)
+                framing = framing_headers(self._page.access.embed_origins)
+                for name, value in (HEADERS | framing | more).items():
+                    if not (framing and name == "X-Frame-Options"):
+                        response_headers.setdefault(name, value)
             await send(message)
 
         refusal = self._refusal(scope, headers, more)
@@ -123,18 +139,16 @@ class AccessMiddleware:
             query = parse_qs(scope["query_string"].decode("latin-1")).get("token", [None])[0]
         camera = path.removeprefix(_STREAMS).removesuffix(".mjpg")
         has_ended = self._page.has_ended(session_of(cookie))
-        credentials = Credentials(headers.get("authorization"), None if has_ended else cookie, query, camera)
+        is_private = _is_private(scope)
+        cookie_used = None if has_ended else cookie
+        credentials = Credentials(headers.get("authorization"), cookie_used, query, camera, is_private)
         scope["admitted"] = access.is_authenticated(credentials)
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _PUBLIC_PATHS:
             return None
         if scope["type"] == "http" and "text/html" in headers.get("accept", ""):
             return RedirectResponse(above(scope) + "login", 303)
-        challenge = 'Bearer realm="recipro-stream"'
-        if path.startswith(_STREAMS):  # players send the password of the address only after this challenge
-            challenge = f'Basic realm="recipro-stream", {challenge}'
-        response_headers = {"WWW-Authenticate": challenge}
-        return Response("this page requires its token", 401, headers=response_headers, media_type="text/plain")
+        return _challenge(path, headers, is_private=is_private)
 
     def _is_allowed_site(self, scope: Scope, headers: Headers, host: str, more: dict[str, str]) -> bool:
         """Return whether a request comes from this page, from no page, or from another page that may send it.
@@ -160,6 +174,8 @@ class AccessMiddleware:
             return fetched == "" and access.is_allowed_origin(origin, host, forwarded)
         if path.startswith(_STREAMS) and access.may_embed(source):
             more["Cross-Origin-Resource-Policy"] = "cross-origin"
+            if origin is not None:  # <img crossorigin>, whose pixels a script may read
+                more.update({"Access-Control-Allow-Origin": origin, "Vary": "Origin"})
             return True
         if headers.get("sec-fetch-mode") == "navigate":
             return path in {"/", "/login", "/review"} or path.startswith(_STREAMS)
@@ -174,6 +190,28 @@ class AccessMiddleware:
             reasons = {421: "an unknown host name", 403: "another site's page", 429: "too many requests"}
             why = reasons.get(status, "no or a wrong token")
             log.warning("page: refused %s (%s); %d refusals so far", _address(scope), why, self._page.refused)
+
+
+def _is_private(scope: Scope) -> bool:
+    """Return whether nobody on the network can read the request: it came by TLS or from this machine."""
+    return scope["scheme"] in {"https", "wss"} or is_loopback_address(str((scope.get("client") or ("", 0))[0]))
+
+
+def _challenge(path: str, headers: Headers, *, is_private: bool) -> Response:
+    """Return the answer to a request without the token: the kinds of authentication that are accepted.
+
+    Browsers ask for a password where Basic is offered, so their requests for parts of the page do not get the offer.
+    """
+    challenge, text = 'Bearer realm="recipro-stream"', "this page requires its token"
+    is_pulled = path.startswith(_STREAMS) or (path.startswith(_PULLED) and "sec-fetch-mode" not in headers)
+    if is_pulled and is_private:
+        challenge = f'Basic realm="recipro-stream", {challenge}'
+    if not is_private and headers.get("authorization", "").lower().startswith("basic "):
+        text = (
+            "Basic authentication is accepted by HTTPS or on this machine only, because the network could read the "
+            "token; use the address of the page's MJPEG button, which opens one stream only, or a proxy with TLS"
+        )
+    return Response(text, 401, headers={"WWW-Authenticate": challenge}, media_type="text/plain")
 
 
 def above(scope: Scope) -> str:

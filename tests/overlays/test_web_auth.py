@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
+from http.client import HTTPConnection
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 from itsdangerous import TimestampSigner
@@ -219,10 +222,47 @@ def test_other_sites_cannot_act_and_embed_streams_only_if_allowed(overlaid):
         code, headers, _ = fetch(sink, "/stream/line.mjpg", "HEAD", Referer=f"{dashboard}/wall", **cross)
         assert (code, headers["cross-origin-resource-policy"]) == (200, "cross-origin")
         assert fetch(sink, "/stream/line.mjpg", "HEAD", Referer="https://other.example/", **cross)[0] == 403
+        code, headers, _ = fetch(
+            sink, "/stream/line.mjpg", "HEAD", Origin=dashboard, **cross | {"Sec_Fetch_Mode": "cors"}
+        )
+        assert (code, headers["access-control-allow-origin"], headers["vary"]) == (200, dashboard, "Origin")
+        headers = fetch(sink, "/")[1]
+        assert headers["content-security-policy"].endswith(f"; frame-ancestors 'self' {dashboard}")
+        assert "x-frame-options" not in headers, "it cannot name origins"
         assert fetch(sink, "/clip/line.mp4", "HEAD", Referer=f"{dashboard}/wall", **cross)[0] == 403
 
 
-@pytest.mark.parametrize("arguments", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
+def test_basic_authentication_is_accepted_by_tls_and_on_this_machine_only(overlaid):
+    """The addresses of players have the token as a password."""
+    basic = {"Authorization": "Basic " + base64.b64encode(f"vlc:{TOKEN}".encode()).decode()}
+    beyond = {"X_Forwarded_For": "192.0.2.7"}
+    with page(LOCKED) as sink:
+        sink.put(overlaid())
+        assert fetch(sink, "/snapshot/line.jpg", **basic)[0] == 200
+        code, headers, text = fetch(sink, "/snapshot/line.jpg", **basic, **beyond)
+        assert (code, "Basic" in headers["www-authenticate"]) == (401, False)
+        assert b"accepted by HTTPS or on this machine only" in text
+        assert fetch(sink, "/snapshot/line.jpg", **basic, **beyond, X_Forwarded_Proto="https")[0] == 200
+        assert fetch(sink, "/snapshot/line.jpg", Authorization=f"Bearer {TOKEN}", **beyond)[0] == 200
+        assert "Basic" in fetch(sink, "/snapshot/line.jpg")[1]["www-authenticate"]
+        assert "Basic" not in fetch(sink, "/snapshot/line.jpg", Sec_Fetch_Mode="cors")[1]["www-authenticate"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at all addresses of 127.0.0.0/8")
+def test_headers_of_a_proxy_elsewhere_are_believed_if_its_network_is_named():
+    for proxies, is_believed in (((), False), (("127.0.0.8/30", "192.0.2.1"), True)):
+        with page(LOCKED, trusted_proxies=proxies) as sink:
+            host, port = urlsplit(sink.endpoint).hostname, urlsplit(sink.endpoint).port
+            link = HTTPConnection(host, port, LIMIT_SECONDS, source_address=("127.0.0.9", 0))
+            link.request("POST", "/login", f"token={TOKEN}", {"X-Forwarded-Proto": "https"})
+            assert ("Secure" in link.getresponse().headers["set-cookie"]) == is_believed
+            link.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}, {"trusted_proxies": ("10.0.0.7/24",)}],
+)
 def test_invalid_origin_or_path_is_refused_with_an_example(arguments):
     with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
         WebSink(WebSettings(uri=ANY, **arguments))

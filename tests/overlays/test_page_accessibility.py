@@ -1,0 +1,68 @@
+"""The page and the review have no serious finding of axe-core, in any size and colour scheme."""
+
+from __future__ import annotations
+
+import pytest
+
+from overlays.sinks.events import EventsSink
+from overlays.sinks.settings import EventSettings
+from overlays.sinks.web import WebSink
+from pipeline.frames import Overlay
+from pipeline.result import RunResult
+from pipeline.settings import SinkContext
+from pipeline.stats import RunStats
+from tests.support.browser import CHROMIUM
+from tests.support.events import explanation, shown
+from tests.support.limits import LIMIT_SECONDS
+from tests.support.page_feed import ANY
+
+sync_api = pytest.importorskip("playwright.sync_api")
+axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium"),
+]
+CAMERAS = tuple(f"camera {number}" for number in range(1, 37))
+DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
+
+
+def serious(page, colours, size=DESK):
+    """Return what axe-core finds that is serious or critical."""
+    page.emulate_media(color_scheme=colours)
+    page.set_viewport_size(size)
+    found = axe_playwright.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        (entry["id"], [node["target"] for node in entry["nodes"]])
+        for entry in found
+        if entry["impact"] in {"serious", "critical"}
+    ]
+
+
+def test_page_and_review_have_no_serious_accessibility_finding(tab, tmp_path):
+    with (
+        EventsSink(EventSettings(uri=str(tmp_path / "events.sqlite"))) as events,
+        WebSink(ANY, SinkContext(CAMERAS)) as sink,
+    ):
+        sink.on_run_start(RunResult(RunStats([]), [], [], (events, sink)))
+        page = tab(sink.endpoint)
+        page.locator(".card").nth(35).wait_for()
+        for number, camera in enumerate(CAMERAS[1:]):  # the first never gives a frame
+            alarmed = explanation(camera=camera, inside=0.1 if number == 2 else None, size=(90, 160))
+            sink.put(Overlay(alarmed.frame.image, alarmed))
+        events.put(shown(inside=0.1, camera=CAMERAS[3]))
+        page.locator(".card[data-index]").nth(34).wait_for()
+        assert serious(page, "light") == []
+        for count, colours, size in ((12, "dark", DESK), (4, "light", PHONE), (4, "dark", DESK), (1, "dark", PHONE)):
+            for camera in CAMERAS[count:]:
+                sink.forget_camera(camera)
+            sync_api.expect(page.locator(".card")).to_have_count(count, timeout=1000 * LIMIT_SECONDS)
+            assert serious(page, colours, size) == [], count
+        page.locator(".card .view").click()
+        page.keyboard.press("?")
+        page.locator("#help[open]").wait_for()
+        assert serious(page, "light") == []
+        page.goto(f"{sink.endpoint}/review")
+        page.locator("#events > *").first.wait_for()
+        assert serious(page, "light", PHONE) == []
+        assert serious(page, "dark") == []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from pipeline.atomic import write_atomically
 from pipeline.errors import ConfigError, ConnectionLostError
 from pipeline.log_format import escaped
 from pipeline.result import RunResult
@@ -113,17 +114,12 @@ def read_text_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that an option names.
+    """Write a text file that an option names, complete or as before.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as reason:
-        raise ConfigError(
-            f"{str(path)!r}: cannot be written ({reason.strerror}); free space there, or name another path"
-        ) from None
+    write_atomically(path, text, raises=ConfigError)
 
 
 def check_writable(output: Path, *others: Path) -> None:

@@ -15,11 +15,12 @@ import typer
 
 from commands import options
 from commands.archive.inputs import ArchiveFile, Found, Shard, divided, find_files, shards_of
-from commands.console import print_line, progress_bar, relative_path
+from commands.console import print_line, progress_bar, relative_path, write_text
 from commands.evaluation_inputs import file_digests
 from commands.json_input import read_json
 from commands.options import NETWORK, RUN, drop_none, option
 from commands.signals import shutdown_on_signal
+from pipeline.atomic import remove_unfinished
 from pipeline.config import Config
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError, DataLossError
@@ -58,7 +59,7 @@ def explain_archive(
     ] = 1,
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
-    from commands.archive.partitions import locked, remove_unfinished
+    from commands.archive.partitions import locked
     from commands.ray_settings import require_ray
     from stream.paths import shown
 
@@ -103,10 +104,8 @@ def _settings(config: Config, every: int) -> dict[str, Any]:
 
 def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write the settings of a new folder; refuse a folder with other ones."""
-    from commands.archive.partitions import replace_text
-
     if not path.exists():
-        replace_text(path, json.dumps(settings, indent=1) + "\n")
+        write_text(path, json.dumps(settings, indent=1) + "\n")
         return
     earlier = read_json(path.read_text("utf-8"), str(path))
     if earlier != json.loads(json.dumps(settings)):
@@ -203,7 +202,7 @@ def _finish(output: Path, summary: _Summary) -> None:
     Raises:
         DataLossError: workers were lost again and again; the files of their shards have no rows.
     """
-    from commands.archive.partitions import read_partitions, replace_text
+    from commands.archive.partitions import read_partitions
     from overlays.wire.text import escaped
     from stream.paths import shown
 
@@ -240,6 +239,6 @@ def _finish(output: Path, summary: _Summary) -> None:
             "worker_cpu_seconds": round(summary.cpu_seconds, 3),
         },
     }
-    replace_text(output / SUMMARY, json.dumps(content, indent=1) + "\n")
+    write_text(output / SUMMARY, json.dumps(content, indent=1) + "\n")
     query = f"FROM '{relative_path(output)}/*.parquet' SELECT source, label, score"
     print_line(f'read them: duckdb -c "{query}"')

@@ -10,9 +10,10 @@ from commands import options
 from commands.console import print_line, relative_path
 from commands.options import NETWORK, RUN, drop_none, option
 from commands.wiring.run import make_network
+from pipeline.atomic import atomic_write
 from pipeline.config import EngineConfig
 from pipeline.config_loader import validate_config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ModelError
 
 
 def export(
@@ -44,13 +45,12 @@ def export(
         raise ConfigError(f"output {str(output)!r} would overwrite an input of this command; choose another file")
     from commands.wiring.detectors import is_detector
     from engine.export.exporter import check_format, export_network
-    from engine.io.atomic import atomic_write
 
     kind = check_format(file_format, output)
     if is_detector(config.engine.model):
         _export_detector(config.engine, output, kind)
         return
-    with atomic_write(output) as temporary:
+    with atomic_write(output, raises=ModelError) as temporary:
         exported = export_network(make_network(config), config.engine, temporary)
     print_line(
         f"written: {relative_path(output)} ({exported.bytes / 1e6:.1f} MB, "
@@ -64,7 +64,6 @@ def _export_detector(config: EngineConfig, output: Path, kind: str) -> None:
     """Export a detector with the maps of its best boxes."""
     from commands.wiring.detectors import load_configured_detector
     from engine.export.detectors import export_detector
-    from engine.io.atomic import atomic_write
 
     if kind != "onnx":
         raise ConfigError(f"output {str(output)!r}: a detector is exported to ONNX; name the file NAME.onnx")
@@ -73,7 +72,7 @@ def _export_detector(config: EngineConfig, output: Path, kind: str) -> None:
         if getattr(config, key) != EngineConfig.model_fields[key].default:
             raise ConfigError(f"--{key}: does not apply to a detector, which is exported with its own level; omit it")
     detector = load_configured_detector(config)
-    with atomic_write(output) as temporary:
+    with atomic_write(output, raises=ModelError) as temporary:
         exported = export_detector(detector, temporary, image_size=config.input_size)
     share = exported.multiply_adds / exported.plain_multiply_adds
     print_line(

@@ -11,7 +11,8 @@ import typer
 from commands import options
 from commands.console import print_line, relative_path
 from commands.options import NETWORK, RUN, drop_none, option
-from pipeline.errors import ConfigError
+from pipeline.atomic import write_atomically
+from pipeline.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from pipeline.frames import Box, Image
@@ -160,7 +161,6 @@ def _write(target: Path, image: Image, answer: PlaceAnswer, area: InputArea | No
 
     import numpy as np
 
-    from engine.io.atomic import atomic_write
     from overlays.render.jpeg import encode_image
     from overlays.render.renderer import HeatRenderer
     from pipeline.frames import Explanation, Frame
@@ -171,5 +171,4 @@ def _write(target: Path, image: Image, answer: PlaceAnswer, area: InputArea | No
         renderer.render(Explanation(frame, (finding,), f"recipro-cam/{mode}", "complete")).image
         for mode, finding in zip(("keep", "drop"), answer.maps, strict=True)
     ]
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(encode_image(np.concatenate(pictures, axis=1), 90))
+    write_atomically(target, encode_image(np.concatenate(pictures, axis=1), 90), raises=ModelError)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from commands.annotations import read_paths
+from pipeline.atomic import TEMPORARY
 from pipeline.errors import ConfigError
 
 VIDEO_SUFFIXES: Final = frozenset({".ts", ".m2ts", ".mts", ".flv", ".h264", ".h265"})
@@ -106,6 +107,7 @@ def _walked(top: Path, not_entered: list[str]) -> Iterator[Path]:
         not_entered.append(f"{error.filename}: {error.strerror}")
 
     for folder, below, names in os.walk(top, onerror=refused):
+        below[:] = [name for name in below if not (name.startswith(".") and name.endswith(TEMPORARY))]
         not_entered += [f"{path}: is a link" for name in below if (path := Path(folder, name)).is_symlink()]
         yield from (Path(folder, name) for name in names)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from commands.archive.inputs import ArchiveFile, Shard
-from commands.console import write_text
 from overlays.records.arrow_schema import SCHEMA, to_row
 from overlays.wire.text import escaped
+from pipeline.atomic import atomic_write
 from pipeline.errors import ConfigError, SinkError
 
 METADATA_KEY: Final = b"recipro_archive"
@@ -26,7 +25,6 @@ ARCHIVE_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in SCHEMA
 """The columns of a log, and the reason why a file, or the rest of a video, is not explained."""
 _GROUP_ROWS: Final = 512
 _SUFFIX: Final = ".parquet"
-_TEMPORARY: Final = ".tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,6 @@ class PartitionWriter:
     def __init__(self, folder: Path, shard: Shard) -> None:
         """Store the names; entering creates the hidden file."""
         self._path = folder / (shard.name + _SUFFIX)
-        self._hidden = folder / f".{shard.name}.{os.getpid()}{_TEMPORARY}"
         self._shard = shard
         self._rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, str]] = []
@@ -73,32 +70,24 @@ class PartitionWriter:
         self._rows = []
 
     def __enter__(self) -> Self:
-        with _disk_errors(self._path.parent):
-            self._file = self._hidden.open("wb")
-            self._writer = pq.ParquetWriter(self._file, ARCHIVE_SCHEMA, compression="zstd")
+        with _disk_errors(self._path.parent), ExitStack() as stack:
+            temporary = stack.enter_context(atomic_write(self._path))
+            file = stack.enter_context(temporary.open("wb"))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, ARCHIVE_SCHEMA, compression="zstd"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        try:
-            if kind is None:
-                self._complete()
-        finally:
-            for opened in (self._writer, self._file):
-                with suppress(OSError):  # of a full disk: the first error is the one to raise
-                    opened.close()
-            self._hidden.unlink(missing_ok=True)
-
-    def _complete(self) -> None:
-        self._flush()
-        content = {"files": [asdict(file) for file in self._shard.files], "failures": self.failures}
-        with _disk_errors(self._path.parent):
+        if kind is not None:
+            with suppress(OSError):  # of a full disk: the first error is the one to raise
+                self._stack.__exit__(kind, error, trace)
+            return
+        with _disk_errors(self._path.parent), self._stack:
+            self._flush()
+            content = {"files": [asdict(file) for file in self._shard.files], "failures": self.failures}
             self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(content)})
-            self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._hidden.replace(self._path)
 
 
 @contextmanager
@@ -110,19 +99,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written ({error.strerror or error}); free space there, and give the same command "
             "again"
         ) from error
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file that is complete or not there."""
-    hidden = path.with_name(f".{path.name}{_TEMPORARY}")
-    write_text(hidden, text)
-    hidden.replace(path)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete the hidden files of killed runs; the folder must be locked."""
-    for path in folder.glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
 
 
 def read_partitions(folder: Path) -> list[Partition]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
+from pipeline.atomic import atomic_write, write_atomically
 from pipeline.errors import ConfigError
 
 RECORDS, SETTINGS, RESULT, TABLE = "images.jsonl", "settings.json", "result.json", "result.csv"
@@ -86,7 +87,7 @@ class ResultsLog:
                     f"{self._settings.get(key)!r}; choose another folder, or remove this folder to start again"
                 )
         else:
-            path.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(self._settings, indent=1) + "\n")
 
 
 @contextmanager
@@ -121,8 +122,11 @@ def write_result(
     document = {"settings": dict(settings), "summary": dict(summary)}
     columns = list(dict.fromkeys(key for record in records for key in record if key not in _NO_COLUMNS))
     with report_write_errors(folder):
-        (folder / RESULT).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    with report_write_errors(folder), (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+        write_atomically(folder / RESULT, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    with (
+        report_write_errors(folder), atomic_write(folder / TABLE) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):  # fmt: skip
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)

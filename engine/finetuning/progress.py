@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.finetuning.splits import Sample
-from engine.io.atomic import atomic_write
+from pipeline.atomic import atomic_write
 from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class TrainingProgress:
         self._stages[self._number :] = [dict(state)]
         content = {"version": _VERSION, "fingerprint": self._fingerprint, "stages": self._stages}
         try:
-            with atomic_write(self.path) as temporary:
+            with atomic_write(self.path, raises=ModelError) as temporary:
                 torch.save(content, temporary)
         except (ModelError, OSError, RuntimeError) as error:  # RuntimeError: torch on a full disk
             if not self._warned:

@@ -1,1 +1,1 @@
-"""Files written atomically, and metadata read with validation."""
+"""Tensor files, and metadata read with validation."""

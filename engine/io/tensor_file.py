@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from engine.io.atomic import atomic_write
+from pipeline.atomic import write_atomically
 from pipeline.errors import ModelError
 
 
@@ -23,5 +23,4 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(payload)
+    write_atomically(path, payload, raises=ModelError)

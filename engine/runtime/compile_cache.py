@@ -23,8 +23,8 @@ import torch
 from platformdirs import user_cache_dir
 from torch import fx, nn
 
-from engine.io.atomic import atomic_write
 from engine.vendors import unsafe_way
+from pipeline.atomic import atomic_write
 from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class CompileCache:
         header = {"format": _FORMAT, "key": dict(key), "sha256": hashlib.sha256(payload).hexdigest()}
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with atomic_write(self._path(key)) as temporary:
+            with atomic_write(self._path(key), raises=ModelError) as temporary:
                 temporary.touch(mode=0o600)  # an entry that other users can write is not used
                 with temporary.open("wb") as file:
                     file.write(json.dumps(header).encode() + b"\n")

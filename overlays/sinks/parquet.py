@@ -8,7 +8,6 @@ after the time of its last part instead of writing over it.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
@@ -27,6 +26,7 @@ from overlays.records.arrow_schema import SCHEMA, to_row
 from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import check_writable, fresh_paths, with_infix
 from overlays.sinks.settings import ParquetSettings
+from pipeline.atomic import atomic_write, remove_unfinished
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
@@ -83,9 +83,8 @@ class ParquetSink(DiskSink):
 
     def __enter__(self) -> Self:
         check_writable(self._path)
-        for derived in (self._parts, _hidden(self._path)):  # their names are longer, perhaps too long
-            if not os.path.lexists(derived):
-                check_writable(derived)
+        if not os.path.lexists(self._parts):  # its name is longer, perhaps too long
+            check_writable(self._parts)
         self._began_at_unix = self._wall_clock()
         if self._parts.exists():
             _rename_leftover(self._path, self._parts)
@@ -146,17 +145,12 @@ class ParquetSink(DiskSink):
             raise DataLossError(join_error)
 
     def _write(self) -> None:
-        """Write a part under a hidden name that readers skip, then rename it."""
-        hidden = self._parts / f".{self._written:06d}"
+        """Write a part. Its temporary file has a hidden name, which readers skip."""
         try:
             table = pa.Table.from_pylist(list(self._rows), SCHEMA)
             self._parts.mkdir(exist_ok=True)
-            with self._reserve.opened(lambda: hidden.open("wb")) as file:  # Arrow accepts only paths in UTF-8
-                pq.write_table(table, file, compression=_COMPRESSION)
-            hidden.replace(self._parts / f"{self._written:06d}.parquet")
+            self._reserve.opened(lambda: _write_part(self._parts / f"{self._written:06d}.parquet", table))
         except OSError as error:
-            with suppress(OSError):
-                hidden.unlink(missing_ok=True)
             self._disk.record_failure(error)
             return
         self._disk.record_success()
@@ -197,39 +191,17 @@ def join(parts: Path, path: Path, *, replace: bool = True) -> None:
         FileExistsError: ``path`` exists and ``replace`` is False.
         OSError: a part cannot be read, or the file cannot be written.
     """
-    if not replace and os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    hidden = _hidden(path)
-    try:
-        with hidden.open("wb") as joined, pq.ParquetWriter(joined, SCHEMA, compression=_COMPRESSION) as writer:
-            for table in _large_tables(sorted(parts.glob("*.parquet"))):
-                writer.write_table(table, row_group_size=_GROUP_ROWS)
-        if replace:
-            hidden.replace(path)
-        else:
-            _rename_exclusive(hidden, path)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise
+    with (
+        atomic_write(path, replace=replace) as temporary, temporary.open("wb") as joined,
+        pq.ParquetWriter(joined, SCHEMA, compression=_COMPRESSION) as writer,
+    ):  # fmt: skip
+        for table in _large_tables(sorted(parts.glob("*.parquet"))):
+            writer.write_table(table, row_group_size=_GROUP_ROWS)
 
 
-def _hidden(path: Path) -> Path:
-    """Return the path of a table while its parts are joined."""
-    return path.with_name(f".{path.name}.joining")
-
-
-def _rename_exclusive(hidden: Path, path: Path) -> None:
-    """Rename a file to an unused name. Raises ``FileExistsError``."""
-    try:
-        os.link(hidden, path, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        hidden.replace(path)
-    else:
-        hidden.unlink()
+def _write_part(path: Path, table: pa.Table) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:  # Arrow accepts only paths in UTF-8
+        pq.write_table(table, file, compression=_COMPRESSION)
 
 
 def _large_tables(files: list[Path]) -> Iterator[pa.Table]:
@@ -265,7 +237,8 @@ def _rename_leftover(path: Path, parts: Path) -> None:
 
 
 def _remove(parts: Path) -> None:
-    for file in [*parts.glob("*.parquet"), *parts.glob(".[0-9]*")]:
+    remove_unfinished(parts)
+    for file in parts.glob("*.parquet"):
         file.unlink(missing_ok=True)
     with suppress(OSError):  # other programs may have put files there
         parts.rmdir()

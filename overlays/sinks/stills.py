@@ -29,6 +29,7 @@ from overlays.sinks.paths import no_folder, path_errors, safe_file_name
 from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import STILLS, StillsSettings
 from overlays.wire.text import replace_undecodable
+from pipeline.atomic import atomic_write, remove_unfinished, write_atomically
 from pipeline.errors import DataLossError, FrameError, SinkError, WireError
 from pipeline.frames import Box, Explanation, Finding, Image, Overlay
 from pipeline.guards.parser import parse_condition
@@ -94,6 +95,8 @@ class StillsSink(DiskSink):
             except (FileNotFoundError, NotADirectoryError):
                 raise no_folder(self.uri, self._folder.parent) from None
             mend_tasks(self._folder / TASKS)
+            for folder in (path for path in self._folder.iterdir() if path.is_dir()):
+                remove_unfinished(folder)
         self._reserve.fill()
         return self
 
@@ -289,9 +292,7 @@ def mend_tasks(path: Path) -> None:
     if not tasks:
         path.unlink()
         return
-    hidden = path.with_name(f".{path.name}.mending")
-    hidden.write_bytes(b"[\n" + b",\n".join(tasks) + _END)
-    hidden.replace(path)
+    write_atomically(path, b"[\n" + b",\n".join(tasks) + _END)
     log.warning("%s: was incomplete; its %d complete tasks are kept", path, len(tasks))
 
 
@@ -315,24 +316,17 @@ def _is_task(line: bytes) -> bool:
 
 def _written(folder: Path, stems: Iterator[str], payload: bytes) -> Path:
     """Write a photo under the first unused name; it appears complete or not at all. Raises ``OSError``."""
-    hidden = folder / f".{next(stems)}.part"
-    try:
-        hidden.write_bytes(payload)
-        for stem in stems:
-            path = folder / f"{stem}.jpg"
-            if not path.exists():
-                hidden.rename(path)
-                return path
-    except OSError:
-        hidden.unlink(missing_ok=True)
-        raise
+    for stem in stems:
+        path = folder / f"{stem}.jpg"
+        with suppress(FileExistsError), atomic_write(path, replace=False) as temporary:
+            temporary.write_bytes(payload)
+            return path
     raise AssertionError  # stems are endless
 
 
 def _stems(explanation: Explanation) -> Iterator[str]:
-    """Yield the name of the hidden file, then the names of the photo."""
+    """Yield the names of the photo."""
     stem = f"{safe_file_name(explanation.frame.camera)}-{explanation.frame.index}"
-    yield stem
     yield stem
     number = 2
     while True:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -235,6 +236,16 @@ def test_killed_run_continues_and_has_each_file_once(command, tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def writers(folder: Path) -> list[int]:
+    """Return the processes that have a file below a folder open."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if link.readlink().is_relative_to(folder):
+                found.append(int(link.parts[2]))
+    return found
+
+
 @pytest.mark.fleet
 @pytest.mark.slow
 def test_workers_share_the_files_and_a_killed_worker_is_replaced(tmp_path):
@@ -242,9 +253,9 @@ def test_workers_share_the_files_and_a_killed_worker_is_replaced(tmp_path):
     write_photos(tmp_path / "in", 120)
     process = start(tmp_path, "in", *OPTIONS, "--photos", 1, "--workers", 2)
     wait_for_partitions(process, tmp_path / "out", 3)
-    while not (writing := list((tmp_path / "out").glob(".*.tmp"))):
+    while not (writing := writers(tmp_path / "out")):
         assert process.poll() is None, process.stdout.read()
-    worker = int(writing[0].name.split(".")[2])
+    worker = writing[0]
     os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 0, output

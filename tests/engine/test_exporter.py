@@ -17,13 +17,13 @@ from engine.explainers.network import NetworkExplainer
 from engine.export import exporter, runtimes
 from engine.export.exporter import check_format, export_network
 from engine.export.metadata import EXTRA, is_exported, read_metadata
-from engine.io.atomic import atomic_write
 from engine.models.labels import parse_target
 from engine.models.loader import LoadedModel, load_network
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from engine.runtime.runner import CompileConfig, Runner
 from engine.runtime.signal_stack import preserve_signal_stack
 from engine.split.network import split_network
+from pipeline.atomic import atomic_write
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError, ModelError
 from pipeline.frames import Frame
@@ -355,7 +355,7 @@ def test_file_that_differs_from_the_engine_is_deleted(tmp_path, monkeypatch):
     path.write_text("the old one")
 
     def attempt():
-        with atomic_write(path) as temporary:
+        with atomic_write(path, raises=ModelError) as temporary:
             export_network(load_network("line_net", weights="random"), EngineConfig(input_size="48x64"), temporary)
 
     with pytest.raises(BackendError, match="differ from the engine's"):

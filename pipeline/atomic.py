@@ -1,0 +1,179 @@
+"""Atomic file writes: a reader sees the old file or the new one, never a part, even after a loss of power."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import ReciproStreamError
+
+TEMPORARY: Final = ".tmp"
+_MAX_WRITERS: Final = 8
+"""Maximum number of processes that write one file at once."""
+_MAX_NAME_BYTES: Final = 200
+_MAX_AGE_SECONDS: Final = 86_400.0
+"""On a file system without locks, a temporary folder that is older belongs to a killed process."""
+
+
+@contextmanager
+def atomic_write(path: Path, *, replace: bool = True, raises: type[ReciproStreamError] | None = None) -> Iterator[Path]:
+    """Yield a temporary path; its file replaces ``path`` when the block ends without an error.
+
+    The temporary file has the name of ``path`` and lies in a hidden folder beside it, which is locked, so that the next
+    write of the same path can remove what a killed process left. The file and its folder are synced. Entering checks
+    that the folder can be written to, before any work is done. A link is kept: the file that it names is replaced.
+
+    Args:
+        path: the file to write; a device or a pipe is written directly.
+        replace: whether to replace an existing file.
+        raises: class that replaces ``OSError``, also one of the block.
+
+    Raises:
+        FileExistsError: ``path`` exists and ``replace`` is False.
+        OSError: the file cannot be written.
+    """
+    try:
+        with _written(path, replace=replace) as temporary:
+            yield temporary
+    except OSError as error:
+        if raises is None:
+            raise
+        message = f"{path}: cannot be written ({error.strerror or error}); free space there, or choose a folder you "
+        raise raises(message + "may write to") from error
+
+
+def write_atomically(path: Path, content: bytes | str, *, raises: type[ReciproStreamError] | None = None) -> None:
+    """Write a file that is complete or as before; text is UTF-8. See ``atomic_write``."""
+    with atomic_write(path, raises=raises) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left of atomic writes in a folder; what is being written stays."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        _remove_if_abandoned(path)
+
+
+@contextmanager
+def _written(path: Path, *, replace: bool) -> Iterator[Path]:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not replace and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    target = path.resolve() if replace and path.is_symlink() and path.exists() else path
+    with _temporary_folder(target) as folder:
+        temporary = folder / target.name
+        yield temporary
+        _sync(temporary)
+        if replace:
+            temporary.replace(target)
+        else:
+            _rename_exclusive(temporary, target)
+        with suppress(OSError):  # Windows opens no folders, and some network file systems sync none
+            _sync(target.parent)
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Create and lock a folder beside a path; remove those of killed processes."""
+    stem = os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])
+    names = [f".{stem}{f'.{number}' if number else ''}{TEMPORARY}" for number in range(_MAX_WRITERS)]
+    folders = [path.with_name(name) for name in names]
+    for folder in folders:  # a fixed set of names: listing a folder of 100,000 files for each write takes too long
+        if os.path.lexists(folder):
+            _remove_if_abandoned(folder)
+    for folder in folders:
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        lock = _open_locked(folder)
+        if lock is not None and _is_at(lock, folder):  # else another process took it for abandoned
+            break
+        _close(lock)
+    else:
+        raise OSError(errno.EBUSY, f"{_MAX_WRITERS} processes write it", str(path))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _close(lock)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    lock = _open_locked(folder)
+    if lock is None:
+        return
+    try:
+        if lock >= 0 or _age_seconds(folder) > _MAX_AGE_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # a file, of another program or version
+                folder.unlink()
+    finally:
+        _close(lock)
+
+
+def _open_locked(folder: Path) -> int | None:
+    """Return a locked descriptor; None if another process holds the lock, -1 if there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (ImportError, OSError):
+        return -1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _is_at(lock: int, folder: Path) -> bool:
+    """Return whether a locked descriptor is still the folder of that name."""
+    with suppress(OSError):
+        return lock < 0 or os.path.samestat(os.fstat(lock), folder.stat())
+    return False
+
+
+def _close(lock: int | None) -> None:
+    if lock is not None and lock >= 0:
+        os.close(lock)
+
+
+def _age_seconds(path: Path) -> float:
+    with suppress(OSError):
+        return time.time() - path.lstat().st_mtime
+    return 0.0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rename_exclusive(temporary: Path, path: Path) -> None:
+    """Rename a file to an unused name. Raises ``FileExistsError``."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.replace(path)

@@ -149,6 +149,8 @@ class Deinterlacer:
     """
 
     def __init__(self) -> None:
+        self.has_filtered = False
+        """True after the first interlaced frame."""
         self._graph: av.filter.Graph | None = None
         self._shape: tuple[object, ...] = ()
         self._unsupported: tuple[object, ...] = ()  # shape of frames that are too small for bwdif
@@ -163,7 +165,7 @@ class Deinterlacer:
             if not frame.interlaced_frame or shape == self._unsupported:
                 return [*ready, frame]
             try:
-                self._graph, self._shape = _bwdif(frame), shape
+                self._graph, self._shape, self.has_filtered = _bwdif(frame), shape, True
             except av.error.FFmpegError:
                 log.warning(
                     "interlaced frames of %dx%d are too small for bwdif: not deinterlaced", frame.width, frame.height

@@ -103,6 +103,11 @@ class VideoDecoder:
         """Number of intact frames before the first damage; None: no damage."""
         self._deinterlacer = Deinterlacer()
 
+    @property
+    def is_deinterlacing(self) -> bool:
+        """True from the first interlaced frame on; frames then depend on their neighbours."""
+        return self._deinterlacer.has_filtered
+
     def note_damage(self) -> None:
         """Count a damaged position; frames from here to the next keyframe are suspect."""
         self._count_corrupt()

@@ -135,7 +135,7 @@ class FileSource(Source):
         self._stop = stop
         if self._container is None and not self._begin(stop):
             return
-        clock = StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
+        clock = self._clock()
         index = 0
         while True:
             for frame in self._pass(clock, index, stop):
@@ -150,6 +150,9 @@ class FileSource(Source):
             clock.restart()
             if not self._begin(stop):
                 return
+
+    def _clock(self) -> StreamClock:
+        return StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
 
     def _begin(self, stop: threading.Event) -> bool:
         """Open and decode the first frame; return False when stopped."""

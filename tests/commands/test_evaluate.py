@@ -248,7 +248,7 @@ def test_evaluate_reports_a_page_that_cannot_be_written_in_one_line(command, tmp
     (tmp_path / "out" / "report.html").symlink_to("/dev/full")
     code, _, errors = command("--output", "out")
     assert code == 2
-    assert "report.html': cannot be written (No space left on device)" in errors
+    assert "report.html: cannot be written (No space left on device)" in errors
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pipeline.frames import Finding, Overlay
 
-EventKind = Literal["guard", "condition", "signal_loss", "part", "crossing", "disagreement"]
+EventKind = Literal["guard", "condition", "signal_loss", "part", "crossing", "disagreement", "drift"]
 State = Literal["new", "acknowledged", "snoozed"]
 
-KINDS: Final[tuple[EventKind, ...]] = ("guard", "condition", "signal_loss", "part", "crossing", "disagreement")
+KINDS: Final[tuple[EventKind, ...]] = (
+    "guard", "condition", "signal_loss", "part", "crossing", "disagreement", "drift",
+)  # fmt: skip
 STATES: Final[tuple[State, ...]] = ("new", "acknowledged", "snoozed")
 MAX_TEXT: Final = 1000
 """Characters of a text of an event at most: a rule, a reason, a note."""

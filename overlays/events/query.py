@@ -16,7 +16,7 @@ MAX_LIMIT: Final = 1000
 MAX_COUNT: Final = 1000
 _FIELDS: Final = (
     "id", "kind", "camera", "rule", "text", "start", "seen", "end", "label", "score", "track", "figure_name",
-    "figure_value", "figure_bound", "images", "interrupted", "state", "by", "acted", "snoozed_until", "note",
+    "figure_value", "figure_bound", "images", "interrupted", "state", "by", "acted", "snoozed_until", "note", "version",
 )  # fmt: skip
 COLUMNS: Final = ", ".join(_FIELDS)
 

@@ -60,6 +60,10 @@ MIGRATIONS: Final = (
         figures TEXT NOT NULL
     );
     """,
+    """
+    ALTER TABLE event ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX event_rule ON event (camera, kind, rule, id) WHERE end IS NOT NULL;
+    """,
 )
 """One script for each version of the schema, the first for version 1; ``PRAGMA user_version`` is the file's."""
 

@@ -31,6 +31,9 @@ _MARGIN_BYTES: Final = 1 << 20
 """Room below the budget: more than one write takes."""
 _RESERVED_BYTES: Final = WAL_BYTES + (1 << 20)
 """Of the budget, for the write-ahead log and its index."""
+AGEING: Final = 24.0
+"""Seconds by which the age limit advances in a second of a run, at most: a clock that is a year ahead for an hour costs
+the oldest day of events and not all of them."""
 _UPSERT: Final = """
     INSERT INTO event (id, kind, camera, rule, text, start, seen, end, label, score, track,
                        figure_name, figure_value, figure_bound, state, snoozed_until)
@@ -38,6 +41,14 @@ _UPSERT: Final = """
             :figure_name, :figure_value, :figure_bound, :state, :snoozed_until)
     ON CONFLICT (id) DO UPDATE SET text = :text, seen = :seen, end = :end, label = :label, score = :score,
         track = :track, figure_name = :figure_name, figure_value = :figure_value, figure_bound = :figure_bound
+"""
+_LARGEST_RULE: Final = """
+    SELECT camera, kind, rule FROM event WHERE end IS NOT NULL
+    GROUP BY camera, kind, rule ORDER BY count(*) DESC, min(id) LIMIT 1
+"""
+_DELETE_OF_RULE: Final = """
+    DELETE FROM event WHERE id IN (SELECT id FROM event
+    WHERE camera = ? AND kind = ? AND rule = ? AND end IS NOT NULL ORDER BY id LIMIT ?)
 """
 
 
@@ -52,6 +63,17 @@ class Action:
     until: float | None = None
     """Of a snooze: its end in Unix seconds."""
     note: str = ""
+    version: int | None = None
+    """The version of the event that the viewer saw; None: not known."""
+
+
+class ActionConflict(Exception):  # noqa: N818 - the answer to a viewer, not a fault
+    """Another viewer was faster: the event is not as the viewer saw it."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__("the event was changed meanwhile")
+        self.record = record
+        """The event as it is now, as JSON value."""
 
 
 class EventStore:
@@ -64,11 +86,15 @@ class EventStore:
         self._keep_seconds = keep_seconds
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._age_limit: float | None = None
+        """Unix time: older events were deleted. None: nothing was."""
+        self._aged_at = 0.0
+        """Monotonic time of this limit."""
         self._wakes_at = -math.inf
         """Unix time of the end of the first snooze."""
 
-    def open(self, now_unix: float) -> None:
-        """Open the database, end what a killed run left open, and delete what exceeds the limits.
+    def open(self, now_unix: float, now: float) -> None:
+        """Open the database, end what a killed run left open, and delete what exceeds the size.
 
         Raises:
             SinkError: the file belongs to another program, or is damaged.
@@ -78,7 +104,7 @@ class EventStore:
         try:
             with disk_errors(self.path), _transaction(connection):
                 connection.execute("UPDATE event SET end = seen, interrupted = 1 WHERE end IS NULL")
-            self.prune(now_unix)
+            self.prune(now_unix, now)
         except OSError as error:
             self.close()
             refuse_damaged(error.__cause__, self.path)
@@ -108,17 +134,30 @@ class EventStore:
             return [record for key in changes if (record := _record(connection, key)) is not None]
 
     def act(self, action: Action, now_unix: float) -> dict[str, Any] | None:
-        """Apply an action and return the event as it is then; None if there is no such event. Raises ``OSError``."""
+        """Apply an action and return the event as it is then; None if there is no such event.
+
+        Raises:
+            ActionConflict: the event has another version than the viewer saw, or is acknowledged already.
+            OSError: the disk refuses it.
+        """
         changes: dict[str, Any] = {"note": action.note[:MAX_TEXT]} if action.verb == "note" else {
             "state": {"acknowledge": "acknowledged", "snooze": "snoozed"}.get(action.verb, "new"),
             "snoozed_until": action.until if action.verb == "snooze" else None,
         }  # fmt: skip
         changes |= {"by": action.by, "acted": now_unix}
         with self._writing() as connection:
+            before = _record(connection, action.event_id)
+            if before is None:
+                return None
+            if action.version not in {None, before["version"]} or (
+                action.verb == "acknowledge" and before["state"] == "acknowledged"
+            ):
+                raise ActionConflict(before)
             columns = ", ".join(f"{name} = :{name}" for name in changes)
             if action.until is not None:
                 self._wakes_at = min(self._wakes_at, action.until)
-            connection.execute(f"UPDATE event SET {columns} WHERE id = :id", changes | {"id": action.event_id})  # noqa: S608
+            query = f"UPDATE event SET {columns}, version = version + 1 WHERE id = :id"  # noqa: S608
+            connection.execute(query, changes | {"id": action.event_id})
             return _record(connection, action.event_id)
 
     def wake(self, now_unix: float) -> list[dict[str, Any]]:
@@ -133,9 +172,23 @@ class EventStore:
             self._wakes_at = _next_wake(connection)
         return records
 
-    def prune(self, now_unix: float) -> int:
-        """Delete events that are too old, or the oldest beyond the size; return their number. Raises ``OSError``."""
-        deleted, oldest = 0, now_unix - self._keep_seconds
+    def prune(self, now_unix: float, now: float) -> int:
+        """Delete events that are too old, or beyond the size the oldest of the rule with the most events.
+
+        So a rule that fires all day deletes its own events, not those of other rules. The age limit starts at the
+        oldest event of the file and advances by ``AGEING`` at most, whatever the clock says.
+
+        Args:
+            now_unix: current wall-clock time in Unix seconds.
+            now: current monotonic seconds.
+
+        Returns:
+            The number of deleted events.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        deleted, oldest = 0, self._advance_age_limit(now_unix - self._keep_seconds, now)
         while True:
             with self._writing() as connection:
                 count = connection.execute(
@@ -144,16 +197,25 @@ class EventStore:
                     (lowest_id(oldest + 0.001), oldest, _DELETED_AT_ONCE),
                 ).rowcount
                 if not count and self.used_bytes() > self._limit_bytes - _MARGIN_BYTES:
-                    count = connection.execute(
-                        "DELETE FROM event WHERE id IN "
-                        "(SELECT id FROM event WHERE end IS NOT NULL ORDER BY id LIMIT ?)",
-                        (_DELETED_AT_ONCE,),
-                    ).rowcount
+                    rule = connection.execute(_LARGEST_RULE).fetchone()
+                    count = connection.execute(_DELETE_OF_RULE, (*rule, _DELETED_AT_ONCE)).rowcount if rule else 0
             deleted += count
-            if count < _DELETED_AT_ONCE:
+            # Of many rules none may have that many events.
+            if not count or (count < _DELETED_AT_ONCE and not self.is_full()):
                 break
         self._shrink()
         return deleted
+
+    def _advance_age_limit(self, wanted: float, now: float) -> float:
+        """Return the time before which events are deleted now: ``wanted``, or less after a jump of the clock."""
+        if self._age_limit is None:
+            with self._writing() as connection:
+                first = connection.execute("SELECT end FROM event WHERE end IS NOT NULL ORDER BY id LIMIT 1").fetchone()
+            self._age_limit = wanted if first is None else float(first[0])
+        else:
+            self._age_limit += AGEING * max(now - self._aged_at, 0.0)
+        self._age_limit, self._aged_at = min(wanted, self._age_limit), now
+        return self._age_limit
 
     def used_bytes(self) -> int:
         """Return the size of the database without free pages, and without the write-ahead log."""

@@ -33,13 +33,18 @@ class _OpenEvent:
     """A worse frame that was not reported yet."""
     reported_at: float = -math.inf
     evidence_at: float = -math.inf
+    is_paused: bool = False
+    """True if the newest frame does not show it."""
 
 
 class EventTracker:
     """The events of all cameras. Used by one thread."""
 
     def __init__(self, observers: Sequence[Observer], *, gap_seconds: float = 2.0) -> None:
-        """Set the observers, and the time without an observation after which an event of frames ends."""
+        """Set the observers, and the time without an observation after which an event of frames ends.
+
+        An alarm that comes and goes within this time is one event.
+        """
         self._observers = observers
         self._gap_seconds = gap_seconds
         self._open: dict[str, dict[_Key, _OpenEvent]] = {}
@@ -69,8 +74,10 @@ class EventTracker:
         changes += [change for item in observed for change in self._observe(camera, item, overlay, taken_unix)]
         keys = {_key(item) for item in observed}
         for key, current in list(self._open.get(camera, {}).items()):
-            if key not in keys and not 0.0 <= taken_unix - current.event.seen < current.ends_after:
-                changes.append(self._end(camera, key, current.event.seen if current.ends_after else taken_unix))
+            if key not in keys:
+                current.is_paused = True
+                if not 0.0 <= taken_unix - current.event.seen < current.ends_after:
+                    changes.append(self._end(camera, key, current.event.seen if current.ends_after else taken_unix))
         return changes
 
     def lost(
@@ -95,15 +102,21 @@ class EventTracker:
         return [change for camera in list(self._open) for change in self.end_camera(camera, now_unix)]
 
     def _observe(self, camera: str, seen: Observation, overlay: Overlay | None, taken_unix: float) -> list[Change]:
-        events, key = self._open.setdefault(camera, {}), _key(seen)
+        key = _key(seen)
+        events = self._open.setdefault(camera, {})
         current = events.get(key)
+        if current is not None and current.is_paused:
+            current.is_paused = False
+            if not 0.0 <= taken_unix - current.event.seen <= current.ends_after:
+                ended = self._end(camera, key, current.event.seen)
+                return [ended, *self._observe(camera, seen, overlay, taken_unix)]
         if current is None:
             event = _begun(camera, seen, taken_unix)
             self.begun_count += 1
             if seen.is_instant:
                 self._discard_empty(camera)
                 return [Change(replace(event, end=taken_unix), seen.overlay or overlay)]
-            waits = self._gap_seconds if seen.kind in {"condition", "disagreement"} else 0.0
+            waits = 0.0 if seen.kind == "signal_loss" else self._gap_seconds
             events[key] = _OpenEvent(event, waits, None, taken_unix, taken_unix)
             return [Change(event, overlay)]
         current.event = replace(current.event, seen=taken_unix)

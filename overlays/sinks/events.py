@@ -21,7 +21,7 @@ from overlays.events.evidence import make_evidence
 from overlays.events.feed import EventFeed
 from overlays.events.passages import make_passage_observer
 from overlays.events.query import EventReader
-from overlays.events.store import Action, EventStore
+from overlays.events.store import Action, ActionConflict, EventStore
 from overlays.events.tracker import (
     EventTracker,
     Observer,
@@ -108,7 +108,7 @@ class EventsSink(DiskSink):
     def __enter__(self) -> Self:
         check_writable(self._path)
         with path_errors(self._path):
-            self._store.open(self._wall_clock())
+            self._store.open(self._wall_clock(), self._clock())
         self._reserve.fill()
         self._pruned_at = self._began_at = self._clock()
         self._is_open = True
@@ -121,7 +121,8 @@ class EventsSink(DiskSink):
     def submit(self, action: Action) -> Future[dict[str, Any] | None]:
         """Apply an action soon, in the sink's thread; the future has the event as it is then. For any thread.
 
-        The future raises ``OSError`` if the disk refuses it, or if too many actions wait.
+        The future raises ``ActionConflict`` if another viewer was faster, ``OSError`` if the disk refuses it or if too
+        many actions wait.
         """
         future: Future[dict[str, Any] | None] = Future()
         with self._lock:
@@ -248,6 +249,9 @@ class EventsSink(DiskSink):
                 continue
             try:
                 record = self._store.act(action, now_unix)
+            except ActionConflict as error:
+                future.set_exception(error)
+                continue
             except OSError as error:
                 self._disk.record_failure(error)
                 future.set_exception(error)
@@ -270,7 +274,7 @@ class EventsSink(DiskSink):
         if self._disk.in_backoff:
             return
         try:
-            self._store.prune(now_unix)
+            self._store.prune(now_unix, now)
         except OSError as error:
             self._disk.record_failure(error)
         else:

@@ -71,6 +71,9 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
         raise RequestError(400, f"by: a name of at most {MAX_NAME} characters")
     if verb == "note" and (not isinstance(body.get("note"), str) or len(note) > MAX_TEXT):
         raise RequestError(400, f"note: a text of at most {MAX_TEXT} characters")
+    version = body.get("version")
+    if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
+        raise RequestError(400, "version: the number that the event had when it was read")
     until = None
     if verb == "snooze":
         is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
@@ -78,7 +81,7 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
             raise RequestError(400, f"minutes: a number above 0, at most {MAX_SNOOZE_MINUTES:g}")
         until = time.time() + 60.0 * cast("float", minutes)
     name, text = replace_undecodable(by.strip()), replace_undecodable(note) if verb == "note" else ""
-    return Action(event_id, cast("Verb", verb), name, until, text)
+    return Action(event_id, cast("Verb", verb), name, until, text, version)
 
 
 def as_csv(events: Sequence[Mapping[str, Any]]) -> str:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from overlays.events.feed import EventFeed
 from overlays.events.query import EventReader
-from overlays.events.store import Action
+from overlays.events.store import Action, ActionConflict
 from overlays.web.body import BodyError, read_body
 from overlays.web.event_requests import RequestError, as_csv, read_action, read_choice, read_query
 from overlays.web.ranges import bytes_response, file_response
@@ -113,6 +113,8 @@ class EventHandlers:
         try:
             async with asyncio.timeout(_ACTION_SECONDS):
                 event = await asyncio.wrap_future(access.submit(action))
+        except ActionConflict as conflict:
+            return JSONResponse(conflict.record, 409)
         except OSError as error:  # TimeoutError, too
             why = error.strerror or str(error) or "the writer does not answer"
             raise RequestError(503, f"the event cannot be changed now: {why}") from None

@@ -15,7 +15,7 @@ from overlays.events.event import Event, Evidence, Figure, new_event_id
 from overlays.events.feed import EventFeed
 from overlays.events.query import EventFilter, EventReader
 from overlays.events.schema import MIGRATIONS, PAGE_BYTES, connect_writer
-from overlays.events.store import Action, EventStore
+from overlays.events.store import Action, ActionConflict, EventStore
 from pipeline.errors import SinkError
 from tests.support.events import WALL
 
@@ -31,9 +31,9 @@ def event(seconds=0.0, *, end=1.0, camera="line", kind="guard", rule="grounded",
 
 
 @contextmanager
-def opened(path, *, budget=64 * MIB, keep=30 * DAY, now=WALL):
+def opened(path, *, budget=64 * MIB, keep=30 * DAY, now=WALL, running=0.0):
     store = EventStore(path, budget_bytes=budget, keep_seconds=keep)
-    store.open(now)
+    store.open(now, running)
     try:
         yield store
     finally:
@@ -191,10 +191,52 @@ def test_events_beyond_the_age_are_deleted_with_their_images(path):
     with opened(path, keep=DAY) as store:
         old, recent, going_on = event(0), event(DAY), event(1, end=None)
         write(store, old, recent, going_on, evidence=Evidence(b"plain", b"heat"))
-        assert store.prune(WALL + DAY + 10) == 1
+        assert store.prune(WALL + DAY + 10, DAY + 10) == 1
         reader = EventReader(path)
         assert ids(reader) == [recent.id, going_on.id]
         assert reader.image(old.id, "plain") is None
+
+
+def test_clock_that_jumps_ahead_deletes_no_more_than_a_day_of_events_in_an_hour(path):
+    with opened(path, keep=30 * DAY) as store:
+        write(store, *(event(k * DAY) for k in range(30)))
+    year, hour = WALL + 395 * DAY, 3600.0
+    with opened(path, keep=30 * DAY, now=year) as store:
+        assert len(ids(EventReader(path))) == 30
+        store.prune(year + 60, 60.0)
+        assert len(ids(EventReader(path))) == 29
+        store.prune(WALL + 30 * DAY, hour)  # the clock was set
+        assert len(ids(EventReader(path))) == 29
+        for passed in (1, 2, 3):
+            store.prune(year + passed * hour, passed * hour)
+        assert len(ids(EventReader(path))) == 28
+
+
+def test_rule_that_fires_all_day_deletes_its_own_events_only(path):
+    with opened(path, budget=8 * MIB) as store:
+        rare = [event(float(k), rule="rare") for k in range(10)]
+        write(store, *rare, evidence=Evidence(bytes(20_000), None))
+        for k in range(40):
+            flapping = [event(100.0 + k * 20 + j, rule="flapping") for j in range(20)]
+            write(store, *flapping, evidence=Evidence(bytes(20_000), None))
+            store.prune(WALL + 1000, 0.0)
+        kept = ids(EventReader(path))
+        assert {each.id for each in rare} <= set(kept)
+        assert flapping[-1].id in kept
+        assert store.file_bytes() <= 8 * MIB
+
+
+def test_second_viewer_learns_that_an_event_was_changed(path):
+    written = event()
+    with opened(path) as store:
+        write(store, written)
+        seen = store.act(Action(written.id, "acknowledge", "Ada", version=0), WALL)
+        assert seen["version"] == 1
+        for late in (Action(written.id, "acknowledge", "Bo"), Action(written.id, "note", "Bo", note="x", version=0)):
+            with pytest.raises(ActionConflict) as conflict:
+                store.act(late, WALL + 1)
+            assert conflict.value.record == seen
+        assert store.act(Action(written.id, "reopen", "Bo", version=1), WALL + 2)["version"] == 2
 
 
 def test_database_stays_within_its_budget_over_a_tenfold_turnover(path):
@@ -207,7 +249,7 @@ def test_database_stays_within_its_budget_over_a_tenfold_turnover(path):
             write(store, last, evidence=Evidence(image, None))
             count += 1
             if count % 20 == 0:
-                store.prune(WALL + count)
+                store.prune(WALL + count, count)
             largest = max(largest, store.file_bytes())
         kept = ids(EventReader(path))
         assert kept[0] == last.id

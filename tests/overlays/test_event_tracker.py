@@ -51,11 +51,22 @@ def test_frames_without_cause_make_no_event():
 
 def test_guard_that_fires_is_one_event_until_it_ends():
     tracked = tracker()
-    changes = tell(tracked, [(0.0, quiet(0.0)), (0.1, alarm(0.1, 0.4)), (0.2, alarm(0.2, 0.4)), (0.3, quiet(0.3))])
-    assert [change.event.end for change in changes] == [None, WALL + 0.3]
+    changes = tell(tracked, [(0.0, quiet(0.0)), (0.1, alarm(0.1, 0.4)), (0.2, alarm(0.2, 0.4)), (2.3, quiet(2.3))])
+    assert [change.event.end for change in changes] == [None, WALL + 0.2]
     assert len({change.event.id for change in changes}) == 1
     assert (changes[0].event.kind, changes[0].event.rule, changes[0].event.label) == ("guard", "grounded", "ok")
     assert (tracked.begun_count, tracked.open_count) == (1, 0)
+
+
+def test_alarm_that_comes_and_goes_is_one_event():
+    story = [(float(k), alarm(float(k), 0.4) if k % 2 else quiet(float(k))) for k in range(100)]
+    tracked = tracker(gap=2.0)
+    tell(tracked, story)
+    assert (tracked.begun_count, tracked.open_count) == (1, 1)
+    without_gap = tracker(gap=0.0)
+    ends = {change.event.end for change in tell(without_gap, story)} - {None}
+    assert (without_gap.begun_count, len(ends)) == (50, 49)
+    assert min(ends) == WALL + 2.0  # with its first frame without
 
 
 def test_event_begins_when_its_guard_began_to_fire():
@@ -77,7 +88,7 @@ def test_event_is_described_by_its_worst_frame():
 def test_worse_frames_in_quick_succession_wait_for_the_image():
     step = EVIDENCE_SECONDS / 10
     story = [(k * step, alarm(k * step, 0.4 - k / 100)) for k in range(5)]
-    changes = tell(tracker(), [*story, (5 * step, quiet(5 * step))])
+    changes = tell(tracker(gap=0.0), [*story, (5 * step, quiet(5 * step))])
     assert [change.overlay is not None for change in changes] == [True, True]
     assert changes[-1].overlay.explanation.frame.captured_at == pytest.approx(4 * step)
 
@@ -92,6 +103,14 @@ def test_condition_is_one_event_across_a_gap():
 def test_condition_is_two_events_across_a_longer_gap():
     story = [(0.0, shown(0.0)), (2.5, quiet(2.5)), (3.0, shown(3.0))]
     assert len({change.event.id for change in tell(tracker(gap=2.0), story)}) == 2
+
+
+def test_frame_after_a_longer_gap_begins_a_new_event():
+    story = [(0.0, alarm(0.0, 0.4)), (1.0, quiet(1.0)), (9.0, alarm(9.0, 0.4))]
+    changes = tell(tracker(gap=2.0), story)
+    assert [change.event.end for change in changes] == [None, WALL, None]
+    slow = [(float(k), alarm(float(k), 0.4)) for k in range(0, 40, 5)]  # a frame in 5 s
+    assert len({change.event.id for change in tell(tracker(gap=2.0), slow)}) == 1
 
 
 def test_condition_names_the_highest_score():
@@ -144,7 +163,7 @@ def test_guard_on_boxes_names_the_box_of_its_message():
 
 
 def test_identifiers_sort_by_time():
-    tracked = tracker()
+    tracked = tracker(gap=0.0)
     story = [(float(k), alarm(float(k), 0.4) if k % 2 else quiet(float(k))) for k in range(20)]
     begun = [change.event for change in tell(tracked, story) if change.event.end is None]
     assert [event.id for event in begun] == sorted(event.id for event in begun)

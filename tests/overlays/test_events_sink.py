@@ -35,7 +35,7 @@ def clock():
 
 @contextmanager
 def recorder(path, clock, context=None, **options):
-    settings = EventSettings(uri=str(path), **options)
+    settings = EventSettings(uri=str(path), **({"gap_seconds": 0.0} | options))
     with EventsSink(settings, context, wall_clock=clock.wall, clock=clock) as sink:
         yield sink
 
@@ -200,9 +200,11 @@ def test_killed_run_loses_at_most_the_event_that_went_on(tmp_path):
     script = textwrap.dedent(f"""
         import itertools, sys
         from overlays.sinks.events import EventsSink
+        from overlays.sinks.settings import EventSettings
         from tests.support.events import Clock, shown
         clock = Clock()
-        with EventsSink({str(path)!r}, wall_clock=clock.wall, clock=clock) as sink:
+        settings = EventSettings(uri={str(path)!r}, gap_seconds=0.0)
+        with EventsSink(settings, wall_clock=clock.wall, clock=clock) as sink:
             for k in itertools.count():
                 for seconds, inside in ((k, 0.25), (k + 0.5, None)):
                     clock.now = seconds

@@ -60,7 +60,7 @@ class Desk:
 def desk(tmp_path, secrets=None, parts=()):
     """Serve the page beside an events sink whose thread is a loop of ``idle``."""
     clock = Clock()
-    settings = EventSettings(uri=str(tmp_path / "events.sqlite"), when="label=scratch")
+    settings = EventSettings(uri=str(tmp_path / "events.sqlite"), when="label=scratch", gap_seconds=0.0)
     stop = threading.Event()
     with ExitStack() as stack:
         events = stack.enter_context(EventsSink(settings, wall_clock=clock.wall, clock=clock))

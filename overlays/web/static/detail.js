@@ -40,8 +40,14 @@ export class Detail {
     this.handlers.step(this.event, by);
   }
 
+  // Say why the opened event was not changed.
+  warn(text) {
+    this.at(".detail-warning").textContent = text;
+  }
+
   show(event, { hasNewer, hasOlder }) {
     this.event = event;
+    this.warn("");
     this.at("#note").value = event.note;
     this.at(".previous").disabled = !hasNewer;
     this.at(".next").disabled = !hasOlder;

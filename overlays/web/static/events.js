@@ -1,5 +1,5 @@
 // Words and requests for events, shared by the live page and the review.
-export const KINDS = { guard: "Alarm", condition: "Condition", signal_loss: "Signal lost", part: "Part", crossing: "Crossing", disagreement: "Networks differ" };
+export const KINDS = { guard: "Alarm", condition: "Condition", signal_loss: "Signal lost", part: "Part", crossing: "Crossing", disagreement: "Networks differ", drift: "Drift" };
 export const STATE_CHIPS = { new: "bad", acknowledged: "good", snoozed: "waiting" };
 
 export function titleOf(event) {
@@ -33,6 +33,12 @@ export function stateWords(event) {
   return event.state;
 }
 
+function conflictWords(event) {
+  const verb = { acknowledged: "acknowledged", snoozed: "snoozed" }[event.state] ?? "changed";
+  const ago = duration(Date.now() / 1000 - (event.acted ?? Date.now() / 1000));
+  return `Not changed: ${event.by || "another viewer"} ${verb} this event ${ago} ago.`;
+}
+
 export function figureWords(figure) {
   if (!figure) return "";
   const isFraction = /^(heat_inside|score|focus_area|entropy|evidence_outside_box|highest score)/.test(figure.name);
@@ -54,12 +60,17 @@ export async function get(path) {
   return response.json();
 }
 
+// Change an event as the viewer saw it; an Error with the event as it is now, if another viewer was faster.
 export async function act(event, verb, body) {
   const response = await fetch(`api/events/${event.id}/${verb}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ by: localStorage.getItem("by") ?? "", ...body }),
+    body: JSON.stringify({ by: localStorage.getItem("by") ?? "", version: event.version, ...body }),
   });
+  if (response.status === 409) {
+    const current = await response.json();
+    throw Object.assign(new Error(conflictWords(current)), { current });
+  }
   if (!response.ok) throw new Error(await response.text());
   return response.json();
 }

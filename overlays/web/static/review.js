@@ -155,8 +155,10 @@ async function change(event, verb, body = {}) {
     merge(await act(event, verb, body));
     announce(`${titleOf(event)}: ${verb === "note" ? "note saved" : verb + "d"}`.replace("reopend", "reopened"));
   } catch (error) {
+    if (error.current) merge(error.current); // another viewer was faster
     announce(error.message);
     at("count").textContent = error.message;
+    detail.warn(error.message);
   }
 }
 

@@ -93,8 +93,11 @@ class EventStore:
         self._wakes_at = -math.inf
         """Unix time of the end of the first snooze."""
 
-    def open(self, now_unix: float, now: float) -> None:
+    def open(self, now_unix: float, now: float) -> list[dict[str, Any]]:
         """Open the database, end what a killed run left open, and delete what exceeds the size.
+
+        Returns:
+            The events that the killed run left open, as JSON values.
 
         Raises:
             SinkError: the file belongs to another program, or is damaged.
@@ -103,12 +106,15 @@ class EventStore:
         connection = self._opened()
         try:
             with disk_errors(self.path), _transaction(connection):
+                keys = [row[0] for row in connection.execute("SELECT id FROM event WHERE end IS NULL").fetchall()]
                 connection.execute("UPDATE event SET end = seen, interrupted = 1 WHERE end IS NULL")
+                ended = [record for key in keys if (record := _record(connection, key)) is not None]
             self.prune(now_unix, now)
         except OSError as error:
             self.close()
             refuse_damaged(error.__cause__, self.path)
             raise
+        return ended
 
     def close(self) -> None:
         """Close the connection; the write-ahead log becomes part of the file."""
@@ -167,7 +173,8 @@ class EventStore:
         with self._writing() as connection:
             query = "SELECT id FROM event WHERE state = 'snoozed' AND snoozed_until <= ?"
             keys = [row[0] for row in connection.execute(query, (now_unix,)).fetchall()]
-            connection.executemany("UPDATE event SET state = 'new' WHERE id = ?", [(key,) for key in keys])
+            update = "UPDATE event SET state = 'new', version = version + 1 WHERE id = ?"
+            connection.executemany(update, [(key,) for key in keys])
             records = [record for key in keys if (record := _record(connection, key)) is not None]
             self._wakes_at = _next_wake(connection)
         return records

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from overlays.events.event import Change, Event, Evidence
 from overlays.events.evidence import make_evidence
-from overlays.events.feed import EventFeed
+from overlays.events.feed import EventFeed, Occasion
 from overlays.events.passages import make_passage_observer
 from overlays.events.query import EventReader
 from overlays.events.store import Action, ActionConflict, EventStore
@@ -29,6 +29,7 @@ from overlays.events.tracker import (
     observe_disagreement,
     observe_guards,
 )
+from overlays.events.webhook import Webhook, read_webhook
 from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import check_writable, path_errors
 from overlays.sinks.settings import EventSettings
@@ -97,6 +98,12 @@ class EventsSink(DiskSink):
         """Events that are not written yet, the oldest first."""
         self._unwritten: set[str] = set()
         """Those of them that the disk has refused, as counted in ``lost``."""
+        self._started: set[str] = set()
+        """Events that go on and whose start was published."""
+        secret = context.secrets.get("webhook_file")
+        self._webhook = None if secret is None else Webhook(
+            read_webhook(secret), self.feed, self.uri, ca_file=settings.webhook_ca_file, wall_clock=wall_clock
+        )  # fmt: skip
         # Guards the actions, which the page's thread adds.
         self._lock = threading.Lock()
         self._actions: deque[tuple[Action, Future[dict[str, Any] | None]]] = deque()
@@ -108,10 +115,13 @@ class EventsSink(DiskSink):
     def __enter__(self) -> Self:
         check_writable(self._path)
         with path_errors(self._path):
-            self._store.open(self._wall_clock(), self._clock())
+            interrupted = self._store.open(self._wall_clock(), self._clock())
+        self._publish(interrupted, [("ended", record) for record in interrupted])
         self._reserve.fill()
         self._pruned_at = self._began_at = self._clock()
         self._is_open = True
+        if self._webhook is not None:
+            self._webhook.__enter__()
         return self
 
     def on_run_start(self, result: RunResult) -> None:
@@ -141,7 +151,13 @@ class EventsSink(DiskSink):
             MetricSample("recorder_bytes", self._store.file_bytes(), "Disk space of a recorder's clips, in bytes.",
                          labels=label),
         ]  # fmt: skip
-        return [*counts, *super().metrics()]
+        webhook = [] if self._webhook is None else self._webhook.metrics()
+        return [*counts, *super().metrics(), *webhook]
+
+    @property
+    def problem(self) -> str:
+        """Reason why nothing is written, or why the webhook gets nothing."""
+        return super().problem or ("" if self._webhook is None else self._webhook.problem)
 
     def put(self, overlay: Overlay) -> None:
         """Write what a frame changes. Raises ``SinkError`` if another program took the file."""
@@ -161,16 +177,21 @@ class EventsSink(DiskSink):
         super().forget_camera(camera)
         self._work(self._clock(), self._wall_clock())
 
+    def on_run_end(self) -> None:
+        """End all events: other sinks publish that before they close."""
+        self._add(self._tracker.end_all(self._wall_clock()))
+        self._write()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         with self._lock:
             self._is_open = False
-        now_unix = self._wall_clock()
-        self._add(self._tracker.end_all(now_unix))
-        self._apply_actions(now_unix)
-        self._write()
+        self.on_run_end()
+        self._apply_actions(self._wall_clock())
         self._store.close()
+        if self._webhook is not None:
+            self._webhook.__exit__(None, None, None)
         self._reserve.close()
         if self.lost and kind is None:
             raise DataLossError(f"{self.uri}: {self._disk.losses('events')}")
@@ -237,7 +258,21 @@ class EventsSink(DiskSink):
         self._waiting.clear()
         self._unwritten.clear()
         self._writes += 1
-        self.feed.publish(records)
+        self._publish(records, [notice for record in records for notice in self._occasions(record)])
+
+    def _occasions(self, record: dict[str, Any]) -> Iterator[tuple[Occasion, dict[str, Any]]]:
+        """Yield the start and the end of a written event, each once."""
+        if record["id"] not in self._started:
+            self._started.add(record["id"])
+            yield "started", record
+        if record["end"] is not None:
+            self._started.discard(record["id"])
+            yield "ended", record
+
+    def _publish(self, records: list[dict[str, Any]], notices: list[tuple[Occasion, dict[str, Any]]]) -> None:
+        self.feed.publish(records, notices)
+        if notices and self._webhook is not None:
+            self._webhook.wake()
 
     def _apply_actions(self, now_unix: float) -> None:
         if self._waiting and not self._disk.in_backoff:
@@ -257,7 +292,7 @@ class EventsSink(DiskSink):
                 future.set_exception(error)
                 continue
             if record is not None:
-                self.feed.publish([record])
+                self._publish([record], [("changed", record)])
             future.set_result(record)
 
     def _wake(self, now_unix: float) -> None:
@@ -265,9 +300,12 @@ class EventsSink(DiskSink):
         if self._disk.in_backoff:
             return
         try:
-            self.feed.publish(self._store.wake(now_unix))
+            records = self._store.wake(now_unix)
         except OSError as error:
             self._disk.record_failure(error)
+            return
+        if records:
+            self._publish(records, [("changed", record) for record in records])
 
     def _prune(self, now: float, now_unix: float) -> None:
         self._pruned_at, self._writes = now, 0

@@ -281,13 +281,14 @@ class ModbusSettings(PlcSettings):
 
 
 class EventSettings(SinkSettings):
-    """A database of events with images: guards that fire, frames that meet a condition, lost signals."""
+    """A database of events with images: guards that fire, frames that meet a condition, lost signals, drift."""
 
     when: str | None = Field(default=None, min_length=1)
     """Frames that become events beside those of guards, in the language of record_when, such as label=scratch and
     score>0.8."""
     gap_seconds: float = Field(default=2.0, ge=0, le=3600)
-    """An event of such frames ends when no frame met the condition for this time."""
+    """An event of frames ends when no frame showed it for this time: an alarm that comes and goes within it is one
+    event."""
     passages: Literal["rejected", "all", "none"] = "rejected"
     """Counted objects that become events: parts that are not ok, or all parts and crossings."""
     keep_days: float = Field(default=30.0, gt=0, le=36500)
@@ -296,6 +297,13 @@ class EventSettings(SinkSettings):
     """The size of the database at most; the oldest events are deleted."""
     image_pixels: int = Field(default=480, ge=64, le=1920)
     """The longer side of an event's images."""
+    webhook_file: Annotated[
+        str | None, SecretFile("address", "a line with the address, one with the secret, belong into {path}")
+    ] = None
+    """A file with the address to which the start, the end and each change of an event is posted, and on the second
+    line the secret that signs it (docs/events.md)."""
+    webhook_ca_file: str | None = None
+    """The CA certificates that the receiver's certificate is checked with (PEM). Default: the system's."""
 
     @property
     def budget_bytes(self) -> int:

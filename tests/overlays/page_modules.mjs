@@ -6,7 +6,7 @@ const load = (name) => import(new URL(`../../overlays/web/static/${name}`, impor
 const { chooseWall, coverage } = await load("layout.js");
 const { Episode, alarmTitle, heatStrength, noticeOf, summarize } = await load("words.js");
 const { Strip, gapLimit, gaps, spans } = await load("strip.js");
-const { fileName } = await load("events.js");
+const { act, fileName } = await load("events.js");
 
 const SCREEN = { width: 1400, height: 800 };
 const TILE = { facts: 60, gap: 10, minWidth: 190 };
@@ -118,4 +118,19 @@ test("strip keeps the server's minute when the first frames are older than it, a
   assert.deepEqual(strip.points.map(([at]) => at), [161, 162]);
   strip.add(20, 0.5, false);
   assert.deepEqual(strip.points.map(([at]) => at), [20]);
+});
+
+test("viewer learns who was faster, with the event as it is", async (context) => {
+  const current = { id: "a", state: "acknowledged", by: "Ada", acted: Date.now() / 1000 - 3, version: 1 };
+  const sent = [];
+  context.mock.method(globalThis, "fetch", (path, request) => {
+    sent.push([path, JSON.parse(request.body)]);
+    return Promise.resolve(new Response(JSON.stringify(current), { status: 409 }));
+  });
+  globalThis.localStorage = { getItem: () => "Bo" };
+  const error = await act({ id: "a", version: 0 }, "acknowledge", {}).catch((reason) => reason);
+  delete globalThis.localStorage;
+  assert.deepEqual(sent, [["api/events/a/acknowledge", { by: "Bo", version: 0 }]]);
+  assert.match(error.message, /^Not changed: Ada acknowledged this event 3\.\d s ago\.$/);
+  assert.deepEqual(error.current, current);
 });

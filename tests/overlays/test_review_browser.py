@@ -61,7 +61,9 @@ class Desk:
 @contextmanager
 def desk(folder, cameras=("belt", "gate"), **options):
     with ExitStack() as stack:
-        events = stack.enter_context(EventsSink(EventSettings(uri=str(folder / "events.sqlite"), **options)))
+        events = stack.enter_context(
+            EventsSink(EventSettings(uri=str(folder / "events.sqlite"), **({"gap_seconds": 0.0} | options)))
+        )
         (folder / "clips").mkdir()
         clips = ClipSink(f"{folder}/clips/", SinkContext(cameras))
         sink = stack.enter_context(WebSink(WebSettings(uri=ANY), SinkContext(cameras)))

@@ -188,6 +188,21 @@ def test_actions_change_an_event_and_every_page_is_told(opened):
     assert json.loads(opened.post(f"{path}/reopen", {})[2])["state"] == "new"
 
 
+def test_second_viewer_gets_the_event_as_the_first_one_left_it(opened):
+    opened.alarm(0.0)
+    [event] = opened.get("/api/events")["events"]
+    path = f"/api/events/{event['id']}"
+    first = json.loads(opened.post(f"{path}/acknowledge", {"by": "Ada", "version": event["version"]})[2])
+    for verb, body in (
+        ("acknowledge", {}),
+        ("note", {"note": "x", "version": 0}),
+        ("snooze", {"minutes": 5, "version": 0}),
+    ):
+        status, _, answer = opened.post(f"{path}/{verb}", {"by": "Bo"} | body)
+        assert (status, json.loads(answer)) == (409, first)
+    assert json.loads(opened.post(f"{path}/reopen", {"by": "Bo", "version": 1})[2])["state"] == "new"
+
+
 @pytest.mark.parametrize(
     ("verb", "body", "status", "reason"),
     [
@@ -198,6 +213,7 @@ def test_actions_change_an_event_and_every_page_is_told(opened):
         ("note", {}, 400, "note"),
         ("note", {"note": "x" * 1001}, 400, "note"),
         ("acknowledge", {"by": "x" * 65}, 400, "by"),
+        ("acknowledge", {"version": True}, 400, "version"),
         ("acknowledge", ["x"], 400, "not an object"),
         ("acknowledge", {"by": "x" * 9000}, 413, "too long"),
         ("delete", {}, 404, "use one of"),

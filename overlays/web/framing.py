@@ -1,7 +1,7 @@
 """Binary message of a frame for the page: header length (4 bytes, big endian), header, image. Pure.
 
 The header is that of the wire format (``docs/wire.md``); the image has no heat map, which the header holds as its grid.
-An image is a JPEG, or a unit of H.264 with the key ``video`` in the header; ``next_classes`` are without heat maps.
+An image is a JPEG, or a unit of H.264 with the key ``video`` in the header.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from overlays.web.video import VideoUnit
 from overlays.wire.message import header_record, record_bytes
-from overlays.wire.text import replace_undecodable
 from pipeline.errors import WireError
 from pipeline.frames import Overlay
 
@@ -23,7 +22,7 @@ def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: f
     Raises:
         WireError: the explanation exceeds a limit of the wire format.
     """
-    return _packed(_record(overlay, sent_at_unix, now_monotonic), jpeg)
+    return _packed(header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic), jpeg)
 
 
 def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_monotonic: float) -> bytes:
@@ -33,18 +32,9 @@ def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_mo
         WireError: the explanation exceeds a limit of the wire format.
     """
     video = {"codec": unit.codec, "key": unit.is_key, "number": unit.number}
-    record = _record(overlay, sent_at_unix, now_monotonic) | {"encoding": "h264", "video": video}
-    return _packed(record, unit.payload)
-
-
-def _record(overlay: Overlay, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
     record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
-    if overlay.explanation.next_classes:
-        record["next_classes"] = [
-            {"label": replace_undecodable(label), "score": round(score, 4)}
-            for label, score in overlay.explanation.next_classes
-        ]
-    return record
+    record |= {"encoding": "h264", "video": video}
+    return _packed(record, unit.payload)
 
 
 def _packed(record: Mapping[str, Any], payload: bytes) -> bytes:

@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.errors import WireError, WireVersionError
 from pipeline.frames import Box
+from pipeline.input_area import Polygon
 
 VERSION: Final = 1
 MAX_FRAME_SIDE: Final = 1 << 20
@@ -153,6 +154,18 @@ class WireModel(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise _wire_error(error) from None
+
+
+class WireClass(WireModel):
+    """A class with its score, without a heat map."""
+
+    label: Text
+    score: float
+
+
+def scaled_polygon(polygon: Polygon, x: float, y: float) -> Polygon:
+    """Return the polygon in an image that is ``x`` times as wide and ``y`` times as high."""
+    return tuple((a * x, b * y) for a, b in polygon)
 
 
 def _reject_constant(word: str) -> NoReturn:

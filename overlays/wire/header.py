@@ -26,8 +26,10 @@ from overlays.wire.fields import (
     State,
     Text,
     Version,
+    WireClass,
     WireModel,
     always_sent,
+    scaled_polygon,
 )
 from overlays.wire.passages import WirePassage, WirePlace
 from pipeline.errors import WireError, WireLimitError
@@ -44,7 +46,7 @@ from pipeline.frames import (
     SignalLoss,
 )
 from pipeline.guards.state import GuardFigure, GuardState
-from pipeline.input_area import InputArea, Polygon
+from pipeline.input_area import InputArea
 from pipeline.trial import Trial
 
 MAX_HEADER_BYTES: Final = 32 << 20
@@ -241,11 +243,6 @@ class WireRegion(WireModel):
         return Region(self.name, scaled_polygon(self.polygon, x, y))
 
 
-def scaled_polygon(polygon: Polygon, x: float, y: float) -> Polygon:
-    """Return the polygon in an image that is ``x`` times as wide and ``y`` times as high."""
-    return tuple((a * x, b * y) for a, b in polygon)
-
-
 class WireDeletion(WireModel):
     """The camera's last deletion check, while it is recent."""
 
@@ -342,6 +339,8 @@ class Header(WireModel):
     passage: WirePassage | None = None
     """Only in messages of the topic ``parts/CAMERA``, whose image is that of the part or the crossing."""
     trial: WireTrial | None = None
+    next_classes: Annotated[tuple[WireClass, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
+    """A classifier's next classes, without heat maps, the highest score first."""
     frame_width: Annotated[Side, Field(default_factory=lambda values: values["width"])]
     """Width of the frame; absent: ``width``."""
     frame_height: Annotated[Side, Field(default_factory=lambda values: values["height"])]

@@ -21,7 +21,19 @@ from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled
 from overlays.wire.passages import passage_record, passages_record, place_record
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
-from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame, Heat, HeatmapStats, Image, Overlay
+from pipeline.frames import (
+    NO_HEAT,
+    Box,
+    BoxMap,
+    ClassScore,
+    Explanation,
+    Finding,
+    Frame,
+    Heat,
+    HeatmapStats,
+    Image,
+    Overlay,
+)
 from pipeline.guards.state import GuardState
 from pipeline.input_area import InputArea, Polygon
 from pipeline.passages.passage import Passage
@@ -267,6 +279,11 @@ def header_record(overlay: Overlay, *, sent_at_unix: float, now_monotonic: float
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
+    if overlay.explanation.next_classes:
+        record["next_classes"] = [
+            {"label": replace_undecodable(label), "score": _rounded(score)}
+            for label, score in overlay.explanation.next_classes
+        ]
     if overlay.explanation.places:
         record["places"] = [place_record(place) for place in overlay.explanation.places]
     if (signal_loss := overlay.signal_loss) is not None:
@@ -364,5 +381,6 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         deletion=None if header.deletion is None else header.deletion.check(),
         places=tuple(place.scaled(x, y) for place in header.places),
         trial=None if header.trial is None else header.trial.scaled(x, y),
+        next_classes=tuple(ClassScore(each.label, each.score) for each in header.next_classes),
     )
     return Overlay(image, explanation, None if header.silence is None else header.silence.signal_loss())

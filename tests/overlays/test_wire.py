@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from overlays.wire.message import (
     record_bytes,
 )
 from pipeline.errors import WireError, WireVersionError
-from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
+from pipeline.frames import Box, ClassScore, Explanation, Finding, Frame, GroundTruth, Overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "docs" / "wire.schema.json"
@@ -65,7 +66,9 @@ def overlays(draw) -> Overlay:
         for _ in range(draw(st.integers(0, 3)))
     ]
     timings = draw(st.dictionaries(words, st.floats(0, 10), max_size=3))
+    following = draw(st.lists(st.builds(ClassScore, words, st.floats(0, 1)), max_size=2))
     explained = Explanation(frame, tuple(findings), draw(words), draw(words), timings, draw(words), draw(boxes))
+    explained = replace(explained, next_classes=tuple(following))
     return Overlay(frame.image, explained)
 
 
@@ -83,6 +86,7 @@ def test_message_round_trips(overlay):
         assert getattr(got.frame, field) == getattr(sent.frame, field)
     for field in ("method", "layer", "model", "heat_region", "timings"):
         assert getattr(got, field) == getattr(sent, field)
+    assert [(label, pytest.approx(score, abs=1e-5)) for label, score in sent.next_classes] == list(got.next_classes)
     assert len(got.findings) == len(sent.findings)
     for mine, theirs in zip(got.findings, sent.findings, strict=True):
         assert (mine.label, mine.score, mine.class_index, mine.box) == (
@@ -107,7 +111,7 @@ def test_schema_in_the_docs_is_that_of_the_model():
         f"the model has changed; run: uv run run.py schema --wire > {SCHEMA.relative_to(ROOT)}"
     )
     optional = {"source", "frame_width", "frame_height", "silence", "guards", "regions", "deletion", "roi", "masks"}
-    optional |= {"passages", "places", "passage", "trial", "epoch"}
+    optional |= {"passages", "places", "passage", "trial", "epoch", "next_classes"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
     assert set(schema["$defs"]["WireFinding"]["required"]) == {"label", "class_index", "score", "heat_u8", "box"}

@@ -29,7 +29,7 @@ KINDS: tuple[EventKind, ...] = ("guard", "condition", "signal_loss")
 
 def put_times(folder: Path, rounds: int, size: tuple[int, int]) -> dict[str, dict[str, float]]:
     """Time ``put`` without a cause, during an event, and at the beginning of an event."""
-    settings = EventSettings(uri=str(folder / "put.sqlite"), when="label=scratch and score>0.8")
+    settings = EventSettings(uri=str(folder / "put.sqlite"), when="label=scratch and score>0.8", gap_seconds=0.0)
     now = time.monotonic()
     quiet, alarmed = (shown(now, label="ok", inside=inside, size=size) for inside in (None, 0.25))
     with (

@@ -57,7 +57,7 @@ def fill(path: Path, count: int) -> float:
     """Write events a minute apart; return the Unix time of the last."""
     store = EventStore(path, budget_bytes=4 << 30, keep_seconds=1e9)
     first = 1.79e9
-    store.open(first)
+    store.open(first, 0.0)
     figure = Figure("heat_inside(part)", 0.25, 0.5, -0.25)
     for start in range(0, count, 1000):
         batch = {}

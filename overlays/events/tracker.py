@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -74,7 +74,7 @@ class EventTracker:
         changes += [change for item in observed for change in self._observe(camera, item, overlay, taken_unix)]
         keys = {_key(item) for item in observed}
         for key, current in list(self._open.get(camera, {}).items()):
-            if key not in keys:
+            if key not in keys and key[0] != "drift":
                 current.is_paused = True
                 if not 0.0 <= taken_unix - current.event.seen < current.ends_after:
                     changes.append(self._end(camera, key, current.event.seen if current.ends_after else taken_unix))
@@ -92,6 +92,17 @@ class EventTracker:
         """Return the changes for a camera that gives frames."""
         keys = [key for key in self._open.get(camera, {}) if key[0] == "signal_loss"]
         return [self._end(camera, key, taken_unix) for key in keys]
+
+    def drift(self, observed: Mapping[str, Sequence[Observation]], now_unix: float) -> list[Change]:
+        """Return the changes for the drift of all cameras as it is now."""
+        changes = []
+        for camera in list(self._open):
+            keys = {_key(item) for item in observed.get(camera, ())}
+            over = [key for key in self._open[camera] if key[0] == "drift" and key not in keys]
+            changes += [self._end(camera, key, now_unix) for key in over]
+        for camera, items in observed.items():
+            changes += [change for item in items for change in self._observe(camera, item, None, now_unix)]
+        return changes
 
     def end_camera(self, camera: str, now_unix: float) -> list[Change]:
         """Return the changes for a camera that left the run: all its events end."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from overlays.events.drift import DriftObserver
 from overlays.events.event import Change, Event, Evidence
 from overlays.events.evidence import make_evidence
 from overlays.events.feed import EventFeed, Occasion
@@ -48,6 +49,7 @@ MAX_ACTIONS: Final = 100
 _PRUNE_SECONDS: Final = 60.0
 _WRITES_BEFORE_PRUNE: Final = 20
 _HEALTH_SECONDS: Final = 1.0
+_DRIFT_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 5.0
 """A camera that has not given its first frame after this time has an event."""
 
@@ -108,7 +110,10 @@ class EventsSink(DiskSink):
         self._lock = threading.Lock()
         self._actions: deque[tuple[Action, Future[dict[str, Any] | None]]] = deque()
         self._writes = 0
-        self._pruned_at = self._checked_at = self._began_at = float("-inf")
+        self._drift = DriftObserver()
+        self._gone: set[str] = set()
+        """Cameras that left the run: their drift is over, but is still reported."""
+        self._pruned_at = self._checked_at = self._began_at = self._drift_at = float("-inf")
         self._result: RunResult | None = None
         self._is_open = False
 
@@ -163,6 +168,8 @@ class EventsSink(DiskSink):
         """Write what a frame changes. Raises ``SinkError`` if another program took the file."""
         now, now_unix = self._clock(), self._wall_clock()
         is_loss = overlay.signal_loss is not None
+        if self._gone:
+            self._gone.discard(overlay.explanation.frame.camera)
         taken_unix = now_unix if is_loss else now_unix - (now - overlay.explanation.frame.captured_at)
         self._add(self._tracker.update(overlay, taken_unix))
         self._work(now, now_unix)
@@ -174,6 +181,7 @@ class EventsSink(DiskSink):
     def forget_camera(self, camera: str) -> None:
         """End the events of a camera."""
         self._add(self._tracker.end_camera(camera, self._wall_clock()))
+        self._gone.add(camera)
         super().forget_camera(camera)
         self._work(self._clock(), self._wall_clock())
 
@@ -203,6 +211,7 @@ class EventsSink(DiskSink):
         if now - self._checked_at >= _HEALTH_SECONDS:
             self._checked_at = now
             self._check_cameras(now, now_unix)
+            self._check_drift(now, now_unix)
             self._wake(now_unix)
         if self._waiting and not self._disk.in_backoff:
             self._write()
@@ -218,6 +227,15 @@ class EventsSink(DiskSink):
             if worker.frame_rate.last_at is None and health.reason and health.state != "live":
                 since = now_unix - (now - self._began_at)
                 self._add(self._tracker.lost(worker.camera, since, now_unix, health.reason))
+
+    def _check_drift(self, now: float, now_unix: float) -> None:
+        """Begin and end the events of drift from the baseline."""
+        if self._result is None or now - self._drift_at < _DRIFT_SECONDS:
+            return
+        self._drift_at = now
+        observed = self._drift.observe(self._result.metrics())
+        present = {camera: items for camera, items in observed.items() if camera not in self._gone}
+        self._add(self._tracker.drift(present, now_unix))
 
     def _add(self, changes: list[Change]) -> None:
         for change in changes:

@@ -11,7 +11,12 @@ numbers describe the drift:
 ``psi`` is the population stability index of credit scoring (Siddiqi, *Credit Risk Scorecards*, Wiley 2006), which is
 Jeffreys' divergence (1946) of the two histograms; below 0.1 counts as no change and above 0.25 as a large change.
 Chance alone gives about (BINS - 1) (1/n + 1/m) for n samples in the baseline and m now, so nothing is reported below
-``MIN_SAMPLES``. ``shift`` has a sign. No input or output.
+``MIN_SAMPLES``. ``shift`` has a sign.
+
+``bound`` is the ``psi`` of a drift that is large and no chance: 0.25, or more where the samples are few. Of n and m
+independent samples of one distribution, ``psi / (1/n + 1/m)`` follows a chi-squared distribution with one degree of
+freedom less than bins (Yurdakul and Naranjo, *Statistical properties of the population stability index*, Journal of
+Risk Model Validation, 2020); a higher value than that of the bound has a probability of 0.0001. No input or output.
 """
 
 from __future__ import annotations
@@ -37,6 +42,9 @@ SAMPLE_SECONDS: Final = 1.0
 FORMAT: Final = "recipro-stream baseline 1"
 _STATISTICS: Final = ("score", "focus_area", "entropy", "stability", "centre_x", "centre_y")
 _MIN_STD: Final = 1e-6
+LARGE_PSI: Final = 0.25
+_QUANTILE: Final = 3.719
+"""Of the normal distribution, at 0.9999."""
 
 
 def numbers_of(explanation: Explanation) -> dict[str, float]:
@@ -54,6 +62,17 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
 def psi(expected: Sequence[float], actual: Sequence[float]) -> float:
     """Return the population stability index of two lists of fractions, all above 0; see the module docstring."""
     return sum((q - p) * math.log(q / p) for p, q in zip(expected, actual, strict=True))
+
+
+def psi_bound(bins: int, baseline_samples: float, samples: float) -> float:
+    """Return the ``psi`` from which a drift is large and no chance; see the module docstring.
+
+    The quantile is that of Wilson and Hilferty (1931).
+    """
+    freedom = max(bins - 1, 1)
+    spread = 2.0 / (9.0 * freedom)
+    chi_squared = freedom * (1.0 - spread + _QUANTILE * math.sqrt(spread)) ** 3
+    return max(LARGE_PSI, chi_squared * (1.0 / baseline_samples + 1.0 / samples))
 
 
 class Sampler:
@@ -176,6 +195,8 @@ class DriftReport:
     shift: float
     samples: float
     """Number of current samples, weighted by age."""
+    bound: float
+    """``psi`` from which the drift is large and no chance."""
 
 
 class DriftDetector:
@@ -225,7 +246,8 @@ class DriftDetector:
         for (camera, label), numbers in self._trackers.items():
             for name, tracker in numbers.items():
                 if min(tracker.samples, tracker.baseline_count) >= MIN_SAMPLES:
-                    yield DriftReport(camera, label, name, tracker.psi(), tracker.shift(), tracker.samples)
+                    bound = psi_bound(len(tracker.fractions), tracker.baseline_count, tracker.samples)
+                    yield DriftReport(camera, label, name, tracker.psi(), tracker.shift(), tracker.samples, bound)
 
 
 def read_baseline(text: str, name: str) -> dict[str, Any]:

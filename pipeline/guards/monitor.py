@@ -220,6 +220,8 @@ class ExplanationMonitor(ExplainerWrapper):
             samples.append(MetricSample("drift_psi", report.psi, text, labels=labels))
             text = "Shift of a mean against the baseline, in standard deviations of the baseline."
             samples.append(MetricSample("drift_shift", report.shift, text, labels=labels))
+            text = "Population stability index from which a drift is large and no chance: 0.25, or more of few samples."
+            samples.append(MetricSample("drift_psi_bound", report.bound, text, labels=labels))
         return samples
 
     def fire_counts(self) -> dict[tuple[str, str], int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from overlays.events.drift import DriftObserver
 from overlays.events.event import KINDS
 from overlays.events.passages import make_passage_observer
 from overlays.events.tracker import (
@@ -20,6 +21,7 @@ from pipeline.frames import Box, Finding, Overlay
 from pipeline.guards.parser import parse_condition
 from pipeline.guards.state import GuardState
 from pipeline.passages.passage import PassageCursor
+from pipeline.ports import MetricSample
 from pipeline.trial import Trial
 from tests.support.events import WALL, explanation, guard, shown, silent
 from tests.support.passages import part, with_passages
@@ -130,6 +132,28 @@ def test_guard_goes_on_through_a_lost_signal():
     story = [(0.0, alarm(0.0, 0.4)), (2.0, silent(2.0, 2.0)), (9.0, alarm(9.0, 0.4)), (9.1, quiet(9.1))]
     guards = {change.event.id for change in tell(tracker(), story) if change.event.kind == "guard"}
     assert len(guards) == 1
+
+
+def metrics(camera, psi, bound=0.25, shift=-1.8, statistic="focus_area"):
+    labels = (("camera", camera), ("label", "ok"), ("statistic", statistic))
+    values = {"drift_psi": psi, "drift_psi_bound": bound, "drift_shift": shift, "drift_other": 1.0}
+    return [MetricSample(name, value, "", labels=labels) for name, value in values.items()]
+
+
+def test_drift_is_one_event_from_its_bound_to_half_of_it():
+    observer, tracked = DriftObserver(), tracker()
+    changes = []
+    for second, psi in enumerate((0.2, 0.3, 0.2, 0.4, 0.13, 0.12, 0.2)):
+        observed = observer.observe([*metrics("line", psi), *metrics("line", 0.26, statistic="score")[:2]])
+        changes += tracked.drift(observed, WALL + second)
+        changes += tracked.update(quiet(second), WALL + second)
+    begun, ended = changes[0].event, changes[-1].event
+    assert (begun.kind, begun.rule, begun.camera, begun.start) == ("drift", "drift of ok", "line", WALL + 1.0)
+    assert (ended.id, ended.end, tracked.begun_count) == (begun.id, WALL + 5.0, 1)
+    assert ended.figure[:3] == ("PSI of focus_area", 0.4, 0.25)
+    assert ended.text.startswith("focus_area of ok: population stability index 0.40, bound 0.25; mean -1.8")
+    both = observer.observe([*metrics("line", 0.5), *metrics("line", 0.3, statistic="score")])
+    assert both["line"][0].text.endswith("; 1 further statistic")
 
 
 def test_long_event_is_reported_again():

@@ -21,7 +21,10 @@ from overlays.sinks.events import MAX_ACTIONS, MAX_WAITING, EventsSink
 from overlays.sinks.registry import build_sink
 from overlays.sinks.settings import EventSettings
 from pipeline.errors import ConfigError, DataLossError, SinkError
+from pipeline.ports import MetricSample, Part
+from pipeline.result import RunResult
 from pipeline.settings import SinkContext
+from pipeline.stats import RunStats
 from tests.support.events import WALL, Clock, shown, silent
 from tests.support.limits import PROGRAM_SECONDS
 
@@ -96,6 +99,48 @@ def test_events_of_a_camera_that_leaves_end(tmp_path, clock):
         clock.now = 3.0
         sink.forget_camera("line")
         assert events(path)[0]["end"] == WALL + 3.0
+
+
+class Drifting(Part):
+    """The metrics of a run whose camera drifts."""
+
+    psi = 0.5
+
+    def metrics(self):
+        labels = (("camera", "line"), ("label", "ok"), ("statistic", "score"))
+        values = {"drift_psi": self.psi, "drift_psi_bound": 0.25, "drift_shift": 2.0}
+        return [MetricSample(name, value, "", labels=labels) for name, value in values.items()]
+
+
+def test_drift_of_a_run_becomes_events_until_its_camera_leaves(tmp_path, clock):
+    path, part = tmp_path / "events.sqlite", Drifting()
+    with recorder(path, clock) as sink:
+        sink.on_run_start(RunResult(RunStats([]), [], [], (part, sink)))
+
+        def look(seconds):
+            clock.now = seconds
+            sink.idle()
+            return [(event["kind"], event["end"]) for event in events(path)]
+
+        assert look(10.0) == [("drift", None)]
+        part.psi = 0.1
+        assert look(20.0) == [("drift", WALL + 20.0)]
+        part.psi = 0.5
+        look(30.0)
+        sink.forget_camera("line")
+        assert look(40.0)[0] == ("drift", WALL + 30.0)
+        play(sink, clock, shown(50.0, label="ok"))
+        assert look(60.0)[0] == ("drift", None)
+
+
+def test_kill_leaves_an_end_for_those_who_saw_the_start(tmp_path, clock):
+    path = tmp_path / "events.sqlite"
+    with recorder(path, clock) as killed:
+        play(killed, clock, alarm(0.0))
+        with recorder(path, clock) as sink:
+            [ended] = sink.feed.notices(0)[1]
+        assert (ended.occasion, ended.record["interrupted"]) == ("ended", True)
+        assert [notice.occasion for notice in killed.feed.notices(0)[1]] == ["started"]
 
 
 def test_action_is_applied_by_the_sink_and_published(tmp_path, clock):

@@ -19,16 +19,23 @@ import pytest
 
 paho = pytest.importorskip("paho.mqtt.client")
 
+from overlays.events.feed import MAX_NOTICES  # noqa: E402
+from overlays.events.query import EventFilter  # noqa: E402
+from overlays.sinks.events import EventsSink  # noqa: E402
 from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
+from overlays.sinks.mqtt.events import EventTopics  # noqa: E402
+from overlays.sinks.mqtt.messages import parse_broker  # noqa: E402
 from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
-from overlays.sinks.settings import MqttSettings  # noqa: E402
+from overlays.sinks.settings import EventSettings, MqttSettings  # noqa: E402
 from pipeline.errors import DataLossError, SinkError  # noqa: E402
 from pipeline.loop import Pipeline  # noqa: E402
 from pipeline.ports import Explainer, Sink  # noqa: E402
-from pipeline.result import RunLimits  # noqa: E402
+from pipeline.result import RunLimits, RunResult  # noqa: E402
 from pipeline.settings import Secret, SinkContext  # noqa: E402
+from pipeline.stats import RunStats  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
+from tests.support.events import Clock, shown  # noqa: E402
 from tests.support.fakes import FakeSource  # noqa: E402
 from tests.support.limits import LIMIT_SECONDS  # noqa: E402
 from tests.support.mqtt import connected, open_sockets, telling  # noqa: E402
@@ -107,6 +114,44 @@ def test_sink_publishes_findings_camera_states_and_its_status(broker, overlaid, 
     until_gone = Listener(broker.port)
     with until_gone as later:
         wait_until(lambda: later.told("/status") == [b"offline"])
+
+
+def test_events_are_published_and_those_that_go_on_are_retained(broker, tmp_path, wait_until):
+    clock = Clock()
+    settings = EventSettings(uri=str(tmp_path / "events.sqlite"), gap_seconds=0.0)
+    with Listener(broker.port) as listener:
+        with EventsSink(settings, wall_clock=clock.wall, clock=clock) as events, telling(broker.uri) as sink:
+            sink.on_run_start(RunResult(RunStats([]), [], [], (events, sink)))
+            connected(sink, wait_until)
+            wait_until(lambda: sink.idle() or listener.told("plant/line/open_events"))
+            assert json.loads(listener.told("line/open_events")[0])["open"] == []
+            events.put(shown(0.0, label="ok", inside=0.25))
+            wait_until(lambda: sink.idle() or len(listener.told("line/open_events")) == 2)
+            with Listener(broker.port) as late:
+                wait_until(lambda: late.told("line/open_events"))
+                held = json.loads(late.told("line/open_events")[0])
+            assert (held["alarm"], held["open"][0]["rule"], held["status"]) == (True, "grounded", "plant/status")
+            events.on_run_end()
+        wait_until(lambda: not json.loads(listener.told("line/open_events")[-1])["alarm"])
+        wait_until(lambda: len(listener.told("line/event")) == 2)
+    assert [json.loads(told)["type"] for told in listener.told("line/event")] == ["event.started", "event.ended"]
+
+
+def test_list_of_open_events_is_read_again_after_messages_were_lost(tmp_path):
+    clock = Clock()
+    settings = EventSettings(uri=str(tmp_path / "events.sqlite"), gap_seconds=0.0)
+    with EventsSink(settings, wall_clock=clock.wall, clock=clock) as events:
+        topics = EventTopics(events, parse_broker("mqtt://h/plant"), "plant/status")
+        events.put(shown(0.0, label="ok", inside=0.25, camera="b"))
+        record = events.reader.page(EventFilter()).events[0]
+        events.feed.publish([], [("changed", record | {"camera": "a"})] * MAX_NOTICES)
+        lost, messages = topics.take()
+        assert (lost, len(messages)) == (1, MAX_NOTICES)
+        lists = dict(topics.changed_lists(["c"]))
+        assert {topic: json.loads(told)["alarm"] for topic, told in lists.items()} == {
+            "plant/a/open_events": False, "plant/b/open_events": True, "plant/c/open_events": False,
+        }  # fmt: skip
+        assert (topics.take(), topics.changed_lists(["c"])) == ((0, []), [])
 
 
 def test_runs_with_a_shared_topic_have_separate_status_topics(broker, overlaid, wait_until):

@@ -10,7 +10,16 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation, Finding, Frame, HeatmapStats
-from pipeline.guards.drift import BINS, MIN_SAMPLES, BaselineRecorder, DriftDetector, numbers_of, psi, read_baseline
+from pipeline.guards.drift import (
+    BINS,
+    MIN_SAMPLES,
+    BaselineRecorder,
+    DriftDetector,
+    numbers_of,
+    psi,
+    psi_bound,
+    read_baseline,
+)
 
 PIXELS = np.zeros((10, 20, 3), np.uint8)
 HEAT = np.zeros((1, 1), np.float32)
@@ -34,6 +43,16 @@ def test_psi_equals_a_calculation_by_hand():
     assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(-0.25 * math.log(0.5) + 0.25 * math.log(1.5))
     assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(0.27465, abs=1e-5)
     assert psi([0.2] * 5, [0.2] * 5) == 0.0
+
+
+def test_bound_is_a_large_change_and_more_than_chance():
+    assert psi_bound(5, 3600, 600) == 0.25
+    assert psi_bound(5, 30, 30) == pytest.approx(23.5 * 2 / 30, rel=0.04)  # chi-squared, 4 degrees of freedom, 0.0001
+    random = np.random.default_rng(1)
+    drawn = random.multinomial(40, [0.2] * 5, size=(2000, 2)) + 0.5
+    by_chance = [psi(*(pair / pair.sum(axis=1, keepdims=True)).tolist()) for pair in drawn]
+    assert np.mean(np.array(by_chance) > psi_bound(5, 40, 40)) <= 0.001
+    assert np.mean(np.array(by_chance) > 0.25) > 0.1  # the rule of thumb alone
 
 
 def test_numbers_of_returns_the_numbers_of_the_top_class():

@@ -63,6 +63,14 @@ class BrokerAddress(NamedTuple):
         """Return the topic of a camera's parts, or of its crossings."""
         return f"{self.topic}/{topic_level(camera)}/{kind}"
 
+    def event(self, camera: str) -> str:
+        """Return the topic of the occasions of a camera's events."""
+        return f"{self.topic}/{topic_level(camera)}/event"
+
+    def open_events(self, camera: str) -> str:
+        """Return the topic of a camera's events that go on."""
+        return f"{self.topic}/{topic_level(camera)}/open_events"
+
     def state(self, camera: str) -> str:
         """Return the topic of a camera's state."""
         return f"{self.topic}/{topic_level(camera)}/state"

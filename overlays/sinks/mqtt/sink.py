@@ -16,9 +16,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
+from overlays.sinks.events import EventsSink
 from overlays.sinks.login import read_login
 from overlays.sinks.mqtt.connection import BrokerConnection
 from overlays.sinks.mqtt.counters import FindingQueue, MqttCounts, QueuedFinding
+from overlays.sinks.mqtt.events import EventTopics
 from overlays.sinks.mqtt.messages import (
     OFFLINE,
     colliding_cameras,
@@ -107,6 +109,7 @@ class MqttSink(Sink):
         self._rate_limiter = RateLimiter(self._settings.max_rate or _DEFAULT_RATE)
         self._labels: dict[str, str] = {}
         self._passages = PassageCursor()
+        self._events: EventTopics | None = None
         self._counts = MqttCounts()
         self._queue = FindingQueue(self._counts)
         self._ended: dict[str, dict[str, Any]] = {}
@@ -124,8 +127,10 @@ class MqttSink(Sink):
             log.warning("%s: the password is sent over the network unencrypted; use mqtts://", self.uri)
 
     def on_run_start(self, result: RunResult) -> None:
-        """Attach the run, which holds the states of its cameras."""
+        """Attach the run, which holds the states of its cameras, and its events."""
         self._status_board.outcome = result
+        events = next((part for part in result.parts if isinstance(part, EventsSink)), None)
+        self._events = None if events is None else EventTopics(events, self._broker, self._status)
 
     @property
     def problem(self) -> str:
@@ -165,9 +170,11 @@ class MqttSink(Sink):
 
     def idle(self) -> None:
         """Serve the connection and publish the queued findings."""
+        self._queue_events()
         self._connection.serve()
         if self._connection.is_connected:
             self._publish_states()
+            self._publish_open_events()
             self._send()
         self._queue.trim(MAX_WAITING, keep_live=bool(self._qos))
 
@@ -183,6 +190,7 @@ class MqttSink(Sink):
 
     def on_run_end(self) -> None:
         """Wait for the broker's answers: longer for findings of files, which are not repeated."""
+        self._queue_events()
         owes_files = self._queue.holds_files or any(f.is_file for f in self._connection.unconfirmed_findings)
         if owes_files:
             self._wait_until(lambda: not self._pending, _STALL_SECONDS + self._pending / _MIN_RATE)
@@ -254,7 +262,9 @@ class MqttSink(Sink):
         """Publish the last states and ``offline``, then disconnect."""
         deadline = self._clock() + _OFFLINE_SECONDS
         self._states_checked_at = float("-inf")
+        self._queue_events()
         self._publish_states()
+        self._publish_open_events()
         self._connection.publish(self._status, OFFLINE, qos=1, retain=True)
         while self._connection.is_connected and (self._connection.has_unsent_bytes or self._pending):
             self._connection.loop(_WAIT_SECONDS)
@@ -266,6 +276,8 @@ class MqttSink(Sink):
     def _handle_connect(self) -> None:
         self._has_given_up = False
         self._published_states.clear()
+        if self._events is not None:
+            self._events.publish_again()
 
     def _publish_states(self) -> None:
         """Publish the state of every camera whose state has changed since it was last published."""
@@ -279,6 +291,20 @@ class MqttSink(Sink):
                 self._published_states[camera] = state
                 message = state_message(status, self._wall_clock(), self._status)
                 self._connection.publish(self._broker.state(camera), message, qos=self._qos, retain=True)
+
+    def _queue_events(self) -> None:
+        """Queue the starts, changes and ends of events."""
+        if self._events is not None:
+            lost, messages = self._events.take()
+            self._counts.lost += lost
+            for message in messages:
+                self._queue.add(message)
+
+    def _publish_open_events(self) -> None:
+        """Publish the events that go on, of each camera where they changed."""
+        if self._events is not None and not self._connection.has_unsent_bytes:
+            for topic, message in self._events.changed_lists(self._status_board.cameras):
+                self._connection.publish(topic, message, qos=self._qos, retain=True)
 
     def _send(self) -> None:
         while self._queue and self._connection.is_ready:

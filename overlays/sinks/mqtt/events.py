@@ -1,0 +1,97 @@
+"""Messages of events: one for each occasion, and the retained list of those that go on at each camera."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
+
+from overlays.events.feed import EventFeed, Notice
+from overlays.events.query import EventFilter, EventReader
+from overlays.sinks.mqtt.counters import QueuedFinding
+from overlays.sinks.mqtt.messages import BrokerAddress, to_json
+
+log = logging.getLogger(__name__)
+
+_MAX_OPEN: Final = 20
+"""Events in the list of a camera at most, the newest."""
+_KEYS: Final = ("id", "kind", "rule", "text", "start", "label", "state", "by")
+_ALARMS: Final = frozenset({"guard", "condition"})
+_GOES_ON: Final = EventFilter(after=1e11)
+"""Admits events without an end only."""
+
+
+class EventSource(Protocol):
+    """The parts of the events sink that are read here, all for any thread."""
+
+    reader: EventReader
+    feed: EventFeed
+
+
+class EventTopics:
+    """The events of a run as MQTT messages. Used by one thread."""
+
+    def __init__(self, source: EventSource, broker: BrokerAddress, status: str) -> None:
+        """Set the source, the topics, and the topic that holds whether this run is online."""
+        self._source, self._broker, self._status = source, broker, status
+        self._position = 0
+        self._open: dict[str, dict[str, dict[str, Any]]] = {}
+        """Events that go on, by camera and identifier."""
+        self._published: set[str] = set()
+        """Cameras whose list of now was published on this connection."""
+
+    def take(self) -> tuple[int, list[QueuedFinding]]:
+        """Return the number of lost messages, and the new messages, oldest first."""
+        lost, notices = self._source.feed.notices(self._position)
+        if not notices:
+            return 0, []
+        self._position = notices[-1].number
+        for notice in notices:
+            self._update(notice)
+        if lost:
+            self._read_again()
+        return lost, [self._message(notice) for notice in notices]
+
+    def changed_lists(self, cameras: Iterable[str]) -> list[tuple[str, bytes]]:
+        """Return the topics and the lists that changed; at first also those of cameras without events."""
+        due = (self._open.keys() | set(cameras)) - self._published
+        self._published |= due
+        return [(self._broker.open_events(camera), self._list(camera)) for camera in sorted(due)]
+
+    def publish_again(self) -> None:
+        """Return all lists again: the connection is a new one."""
+        self._published.clear()
+
+    def _update(self, notice: Notice) -> None:
+        record = notice.record
+        events = self._open.setdefault(record["camera"], {})
+        if record["end"] is None:
+            events[record["id"]] = record
+        else:
+            events.pop(record["id"], None)
+        self._published.discard(record["camera"])
+
+    def _read_again(self) -> None:
+        """Replace the lists by the database's, after notices were lost."""
+        try:
+            page = self._source.reader.page(_GOES_ON, limit=1000)
+        except OSError as error:
+            log.warning("the list of events that go on may be wrong: %s", error)
+            return
+        self._published.clear()
+        self._open = {camera: {} for camera in self._open}
+        for record in page.events:
+            self._open.setdefault(record["camera"], {})[record["id"]] = record
+
+    def _message(self, notice: Notice) -> QueuedFinding:
+        message = to_json({"type": f"event.{notice.occasion}"} | notice.record)
+        return QueuedFinding(self._broker.event(notice.record["camera"]), message, is_file=False, is_passage=True)
+
+    def _list(self, camera: str) -> bytes:
+        events = sorted(self._open.get(camera, {}).values(), key=lambda record: record["id"], reverse=True)
+        return to_json({
+            "camera": camera,
+            "alarm": any(record["kind"] in _ALARMS for record in events),
+            "open": [{name: record[name] for name in _KEYS} for record in events[:_MAX_OPEN]],
+            "status": self._status,
+        })  # fmt: skip

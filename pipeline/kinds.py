@@ -197,14 +197,13 @@ class KindRegistry(Generic[S]):
             return self._built_by_plugin(kind, settings, context)
         module, _, name = kind.target.partition(":")
         try:
-            make = getattr(import_module(module), name)
+            return getattr(import_module(module), name)(settings, context)
         except ModuleNotFoundError as missing:
             if not kind.extra:
                 raise
             raise self.error(
                 f"{self.word} {self.shown(settings.uri)!r}: needs {missing.name}: uv sync --extra {kind.extra}"
             ) from None
-        return make(settings, context)
 
     def having(self, option: str) -> list[str]:
         """Return the keys of the kinds that have an option."""

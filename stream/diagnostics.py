@@ -8,6 +8,8 @@ from pathlib import Path
 import av
 
 from pipeline.diagnostics import Diagnostic
+from stream.genicam.aravis import library
+from stream.genicam.libaravis import LIBRARY
 from stream.hwaccel import HardwareDecoderUnavailableError, available_hwaccels, cuda_hwaccel
 
 _CODECS = ("h264", "hevc", "mjpeg", "vp9", "av1")
@@ -24,6 +26,7 @@ def diagnostics() -> list[Diagnostic]:
         Diagnostic("decoders", not missing, ", ".join(name for name in _CODECS if name not in missing), "uv sync"),
         _bags(),
         _genicam(),
+        _aravis(),
         _on_gpu(),
     ]
 
@@ -39,13 +42,21 @@ def _bags() -> Diagnostic:
 
 
 def _genicam() -> Diagnostic:
-    """Return whether the packages that read industrial cameras are installed."""
+    """Return whether the packages are installed that read industrial cameras by their maker's library."""
     try:
         detail = f"harvesters {version('harvesters')}, genicam {version('genicam')}"
     except PackageNotFoundError:
-        hint = "only for genicam:SERIAL (GigE Vision, USB3 Vision): uv sync --extra genicam"
-        return Diagnostic("industrial cameras", present=False, detail="not installed", hint=hint)
-    return Diagnostic("industrial cameras", present=True, detail=detail)
+        hint = "only for genicam:SERIAL by a GenTL producer: uv sync --extra genicam"
+        return Diagnostic("GenTL producers", present=False, detail="not installed", hint=hint)
+    return Diagnostic("GenTL producers", present=True, detail=detail)
+
+
+def _aravis() -> Diagnostic:
+    """Return whether the library is installed that reads industrial cameras without a producer."""
+    if library() is None:
+        hint = "only for genicam:SERIAL without a GenTL producer: apt install libaravis-0.8-0"
+        return Diagnostic("Aravis", present=False, detail=f"{LIBRARY} is not installed, or too old", hint=hint)
+    return Diagnostic("Aravis", present=True, detail=LIBRARY)
 
 
 def _on_gpu() -> Diagnostic:

@@ -59,11 +59,11 @@ Feature = Annotated[str, BeforeValidator(_feature_text)]
 
 
 class GenicamSettings(LiveSettings):
-    """An industrial camera, GigE Vision or USB3 Vision, by its serial number."""
+    """An industrial camera, GigE Vision or USB3 Vision, by its serial number; with Aravis also by its IP address."""
 
     producer: str | None = None
-    """The GenTL producer of the camera's maker: a .cti file, or a folder of such files. Default: the environment's
-    GENICAM_GENTL64_PATH."""
+    """The GenTL producer of the camera's maker: a .cti file, or a folder of such files; or aravis, a free library that
+    needs no producer. Default: the environment's GENICAM_GENTL64_PATH, and aravis without it."""
     features: Annotated[dict[str, Feature], BeforeValidator(_features)] = Field(default={})
     """Features that are set in this order, such as PixelFormat, ExposureTime, TriggerMode; in the URI:
     genicam:SERIAL?ExposureTime=5000&TriggerMode=On."""

@@ -374,7 +374,9 @@ SOURCES: Final = KindRegistry[SourceSettings](
     Source,
     (
         Kind("webcam", ("camera:",), CameraSettings, "stream.sources:open_camera"),
-        Kind("industrial camera", ("genicam:",), GenicamSettings, "stream.genicam:open_genicam", extra="genicam"),
+        Kind(
+            "industrial camera", ("genicam:",), GenicamSettings, "stream.genicam.source:open_genicam", extra="genicam"
+        ),
         Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, "stream.sources:open_rtsp"),
         Kind("web address", ("http://", "https://"), HttpSettings, "stream.sources:open_http"),
         Kind("broadcast", ("rtmp://", "rtmps://", "udp://"), BroadcastSettings, "stream.sources:open_broadcast"),

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from pipeline.errors import SourceError
 from stream.bags.container import Topic
-
-Form = Literal["raw", "compressed", "video"]
+from stream.pixels import Form, ImageMessage
 
 _FORMS: Final[dict[str, Form]] = {
     "sensor_msgs/msg/Image": "raw",
@@ -33,23 +31,6 @@ _FOXGLOVE_TYPES: Final = {
     "foxglove_msgs/msg/CompressedImage": f"{_FOXGLOVE_FIELDS}uint8[] data\nstring format\n",
     "foxglove_msgs/msg/CompressedVideo": f"{_FOXGLOVE_FIELDS}uint8[] data\nstring format\n",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ImageMessage:
-    """An image message."""
-
-    form: Form
-    stamp_ns: int
-    """Time of its header, Unix nanoseconds; 0: not set."""
-    encoding: str
-    """``raw``: the pixels, ``bgr8``; ``compressed`` and ``video``: the format, ``jpeg``, ``h264``."""
-    data: bytes
-    width: int = 0
-    height: int = 0
-    step: int = 0
-    """``raw`` only: bytes of a row."""
-    is_big_endian: bool = False
 
 
 def ros_name(type_name: str) -> str:

@@ -17,11 +17,12 @@ from pipeline.ports import Health, Source
 from pipeline.settings import SourceContext
 from stream.bags.container import BagDamageError, BagMessage, Topic, reader_of
 from stream.bags.images import TopicDecoder, is_readable
-from stream.bags.messages import ImageMessage, form_of_topic, parser_of
+from stream.bags.messages import form_of_topic, parser_of
 from stream.bags.paths import bag_files
 from stream.limits import FILE_MAX_PIXELS
 from stream.local_uri import expanded
 from stream.paths import check_file, refuse_missing, shown
+from stream.pixels import ImageMessage
 from stream.settings import BagSettings
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from stream.bags.images import PixelConverter
-from stream.bags.messages import ImageMessage
+from stream.pixels import ImageMessage, PixelConverter
 
 
 def encoded(image, encoding):

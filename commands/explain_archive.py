@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from commands import options
-from commands.archive.inputs import ArchiveFile, Found, Shard, divided, find_files, shards_of
-from commands.console import print_line, progress_bar, relative_path, write_text
+from commands.archive.inputs import ArchiveFile, Found, divided, find_files, shards_of
+from commands.archive.stores import is_address, local_path
+from commands.console import print_line
 from commands.evaluation_inputs import file_digests
 from commands.json_input import read_json
 from commands.options import NETWORK, RUN, drop_none, option
-from commands.signals import shutdown_on_signal
-from pipeline.atomic import remove_unfinished
 from pipeline.config import Config
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError, DataLossError
 
 if TYPE_CHECKING:
-    from commands.archive.pool import LostShard
-    from commands.archive.worker import ShardResult
+    from commands.archive.folders import OutputFolder
+    from commands.archive.run import RunCounts
 
 log = logging.getLogger("recipro-stream")
 
 SETTINGS: Final = "settings.json"
 SUMMARY: Final = "summary.json"
+PART_SECONDS: Final = 60.0
 MAX_LISTED: Final = 1000
 """Maximum number of failures that the summary names; all are in the partitions."""
 
 
 def explain_archive(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Folders, globs, .txt lists, photos and videos.")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Folders, globs, @FILE lists, photos, videos; s3://BUCKET/... too."),
     ],
-    output: Annotated[Path, option(RUN, "A folder for the partitions. A run with the same settings continues there.")],
+    output: Annotated[
+        str,
+        option(RUN, "A folder or s3://BUCKET/PATH. A run with the same settings continues there."),
+    ],
     model: options.Model,
     weights: options.Weights = None,
     labels: options.Labels = None,
@@ -54,12 +55,18 @@ def explain_archive(
     threads: options.Threads = None,
     every: Annotated[int, option(RUN, "Explain one of so many frames of a video. [default: 1]", min=1)] = 1,
     photos: Annotated[int, option(RUN, "Photos of one partition. [default: 256]", min=1, max=100_000)] = 256,
+    part_seconds: Annotated[
+        float,
+        option(RUN, f"Length of the parts of long videos; 0: undivided. [default: {PART_SECONDS:g}]", min=0),
+    ] = PART_SECONDS,
     workers: Annotated[
         int, option(RUN, "Processes of this machine; above 1 they are started by Ray. [default: 1]", min=1)
     ] = 1,
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
-    from commands.archive.partitions import locked
+    from commands.archive.folders import open_folder
+    from commands.archive.run import ArchiveRun
+    from commands.archive.worker import ArchiveSettings
     from commands.ray_settings import require_ray
     from stream.paths import shown
 
@@ -80,16 +87,14 @@ def explain_archive(
             len(found.not_entered), shown(found.not_entered[0]),
         )  # fmt: skip
     settings = _settings(config, every)
-    output = output.absolute()  # workers may have another working directory
-    output.mkdir(parents=True, exist_ok=True)
-    with locked(output):
-        _keep_settings(output / SETTINGS, settings)
-        remove_unfinished(output)
-        waiting = _waiting(found, output)
-        shards = shards_of(waiting, json.dumps(settings, sort_keys=True), photos)
-        (output / SUMMARY).unlink(missing_ok=True)
-        summary = _run(config, output, every, shards, workers)
-        _finish(output, summary)
+    output = output if is_address(output) else str(Path(local_path(output)).absolute())  # workers have other folders
+    folder, identity = open_folder(output), json.dumps(settings, sort_keys=True)
+    with folder.locked():
+        _keep_settings(folder, settings)
+        waiting, partial = _waiting(found, folder)
+        folder.remove(SUMMARY)
+        run = ArchiveRun(folder, ArchiveSettings(config, output, identity, every, part_seconds), partial)
+        _finish(folder, run.explain(shards_of(waiting, identity, photos), workers))
 
 
 def _settings(config: Config, every: int) -> dict[str, Any]:
@@ -102,16 +107,17 @@ def _settings(config: Config, every: int) -> dict[str, Any]:
     }
 
 
-def _keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def _keep_settings(folder: OutputFolder, settings: Mapping[str, Any]) -> None:
     """Write the settings of a new folder; refuse a folder with other ones."""
-    if not path.exists():
-        write_text(path, json.dumps(settings, indent=1) + "\n")
+    text = folder.read_text(SETTINGS)
+    if text is None:
+        folder.write_text(SETTINGS, json.dumps(settings, indent=1) + "\n")
         return
-    earlier = read_json(path.read_text("utf-8"), str(path))
+    earlier = read_json(text, f"{folder.shown}/{SETTINGS}")
     if earlier != json.loads(json.dumps(settings)):
         changed = ", ".join(sorted(_differences(earlier, settings)))
         raise ConfigError(
-            f"--output {relative_path(path.parent)}: holds explanations with other settings ({changed}); give another "
+            f"--output {folder.shown}: holds explanations with other settings ({changed}); give another "
             "folder, or the same settings"
         )
 
@@ -124,11 +130,16 @@ def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa
     return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
 
 
-def _waiting(found: Found, output: Path) -> list[ArchiveFile]:
-    from commands.archive.partitions import read_partitions
+def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dict[str, list[str]]]:
+    """Return the files that are not explained, and the names of partitions of parts of them, by path."""
+    from commands.archive.partitions import SUFFIX, complete_partitions, read_partitions
     from stream.paths import shown
 
-    explained = [file for partition in read_partitions(output) for file in partition.files]
+    complete, incomplete = complete_partitions(read_partitions(folder))
+    explained = dict.fromkeys(file for partition in complete for file in partition.files)
+    for path in {file.path for file in explained} & incomplete.keys():
+        for superfluous in incomplete.pop(path):  # the video was explained as a whole, and then the run was killed
+            folder.remove(superfluous.name + SUFFIX)
     waiting, changed = divided(found.files, explained)
     if len(waiting) < len(found.files):
         print_line(f"{len(found.files) - len(waiting)} of {len(found.files)} files were explained before; continuing.")
@@ -137,66 +148,10 @@ def _waiting(found: Found, output: Path) -> list[ArchiveFile]:
             "%d files have changed since they were explained, such as %s: their rows show the earlier content; give "
             "another --output to explain them again", len(changed), shown(changed[0].path),
         )  # fmt: skip
-    return waiting
+    return waiting, {path: [each.name for each in parts] for path, parts in incomplete.items()}
 
 
-@dataclass(slots=True)
-class _Summary:
-    """Counts of a run."""
-
-    shards: int
-    done: int = 0
-    files: int = 0
-    explained: int = 0
-    busy_seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    failed: int = 0
-    lost: list[LostShard] = field(default_factory=list)
-
-    def add(self, result: ShardResult | LostShard) -> None:
-        from commands.archive.pool import LostShard
-
-        self.done += 1
-        if isinstance(result, LostShard):
-            self.lost.append(result)
-            return
-        self.files += result.files
-        self.explained += result.explained
-        self.busy_seconds += result.seconds
-        self.cpu_seconds += result.cpu_seconds
-        self.failed += result.failed
-
-
-def _run(config: Config, output: Path, every: int, shards: Sequence[Shard], workers: int) -> _Summary:
-    from commands.archive.worker import ShardResult
-
-    summary = _Summary(len(shards))
-    started = threading.Event()
-    started.set()
-    began = time.perf_counter()
-    with shutdown_on_signal(started) as stop, progress_bar() as progress:
-        bar = progress.add_task("files", total=sum(len(shard.files) for shard in shards))
-        for result in _results(config, output, every, shards, workers, stop):
-            summary.add(result)
-            progress.advance(bar, result.files if isinstance(result, ShardResult) else len(result.shard.files))
-    summary.wall_seconds = time.perf_counter() - began
-    return summary
-
-
-def _results(
-    config: Config, output: Path, every: int, shards: Sequence[Shard], workers: int, stop: threading.Event
-) -> Iterator[ShardResult | LostShard]:
-    from commands.archive.pool import explain_by_ray, explain_here
-
-    if not shards:
-        return iter(())
-    if workers == 1:
-        return explain_here(config, output, every, shards, stop)
-    return explain_by_ray(config, output, every, shards, stop, workers=workers)
-
-
-def _finish(output: Path, summary: _Summary) -> None:
+def _finish(folder: OutputFolder, summary: RunCounts) -> None:
     """Print and write the summary; a file of it says that all files were tried.
 
     Raises:
@@ -219,14 +174,14 @@ def _finish(output: Path, summary: _Summary) -> None:
     if summary.lost:
         files = sum(len(lost.shard.files) for lost in summary.lost)
         raise DataLossError(
-            f"{relative_path(output)}: {files} files of {len(summary.lost)} partitions were not explained, because "
+            f"{folder.shown}: {files} files of {len(summary.lost)} partitions were not explained, because "
             "their worker ended; look for a lack of memory or a damaged file, and give the same command again"
         )
-    partitions = read_partitions(output)
+    partitions = read_partitions(folder)
     failures = [failure for partition in partitions for failure in partition.failures]
     content = {
         "partitions": len(partitions),
-        "files": sum(len(partition.files) for partition in partitions),
+        "files": len({file.path for partition in partitions for file in partition.files}),
         "images": sum(partition.images for partition in partitions),
         "failed": len(failures),
         "failures": [{"file": escaped(path), "reason": reason} for path, reason in failures[:MAX_LISTED]],
@@ -239,6 +194,6 @@ def _finish(output: Path, summary: _Summary) -> None:
             "worker_cpu_seconds": round(summary.cpu_seconds, 3),
         },
     }
-    write_text(output / SUMMARY, json.dumps(content, indent=1) + "\n")
-    query = f"FROM '{relative_path(output)}/*.parquet' SELECT source, label, score"
+    folder.write_text(SUMMARY, json.dumps(content, indent=1) + "\n")
+    query = f"FROM '{folder.shown}/*.parquet' SELECT source, label, score"
     print_line(f'read them: duckdb -c "{query}"')

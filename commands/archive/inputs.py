@@ -10,12 +10,17 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final
 
-from commands.annotations import read_paths
+from commands.archive.stores import Listed, found_at, is_address, local_path
+from commands.console import read_text_file
+from commands.dataset_csv import path_beside
 from pipeline.atomic import TEMPORARY
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stream.file_part import VideoPart
 
 VIDEO_SUFFIXES: Final = frozenset({".ts", ".m2ts", ".mts", ".flv", ".h264", ".h265"})
 """Suffixes of recordings besides those that a web address may have."""
@@ -26,7 +31,7 @@ class ArchiveFile:
     """A photo or a video."""
 
     path: str
-    """Absolute; links in its folder are resolved, a link in its place is not."""
+    """Absolute, or an address; links in its folder are resolved, a link in its place is not."""
     size: int
     """Bytes."""
     modified_ns: int
@@ -36,11 +41,15 @@ class ArchiveFile:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of an archive: some photos, or one video. Its result is one file."""
+    """A part of an archive: some photos, one video, or a part of one. Its result is one file."""
 
     name: str
     """By its files and the settings: equal parts have equal names."""
     files: tuple[ArchiveFile, ...]
+    part: VideoPart | None = None
+    """The part of the video; None: the whole."""
+    is_dividable: bool = False
+    """True if a worker may divide the video into parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +68,44 @@ def find_files(inputs: Sequence[str]) -> Found:
     """Return the photos and videos of files, folders (with all below), globs and lists.
 
     Args:
-        inputs: paths; a ``.txt`` file lists one path a line.
+        inputs: paths and addresses of stores; ``@FILE``, and a ``.txt`` file, lists one of them a line.
 
     Raises:
         ConfigError: there is nothing at a path, or a named file is neither.
     """
-    paths: dict[str, bool] = {}
+    paths: dict[str, tuple[bool, Listed | None]] = {}
     others: Counter[str] = Counter()
     not_entered: list[str] = []
     resolved = functools.cache(Path.resolve)  # links and ``..`` must not give a file two names
     for location in inputs:
         for path, is_named in _expanded(location, not_entered):
-            kind = _kind(path)
+            stored = path if isinstance(path, Listed) else None
+            name = path.address if isinstance(path, Listed) else str(path)
+            kind = _kind(name)
             if kind is not None:
-                paths.setdefault(str(resolved(path.parent) / path.name), kind == "video")
+                name = str(resolved(path.parent) / path.name) if isinstance(path, Path) else name
+                paths.setdefault(name, (kind == "video", stored))
             elif is_named:
-                raise ConfigError(f"{path}: has no suffix of a photo or a video; convert it, or rename it")
+                raise ConfigError(f"{name}: has no suffix of a photo or a video; convert it, or rename it")
             else:
-                others[path.suffix.lower()] += 1
+                others[PurePath(name).suffix.lower()] += 1
     if not paths:
         raise ConfigError(f"{', '.join(inputs)}: holds no photos and no videos; name a folder that does")
     return Found(tuple(sorted(_described(paths))), others, tuple(dict.fromkeys(not_entered)))
 
 
-def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path, bool]]:
+def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path | Listed, bool]]:
     """Yield the files of an input, and whether the user named each; add folders that are left out to a list."""
+    location = local_path(location)
     path = Path(location)
     if path.is_dir():
         yield from ((file, False) for file in _walked(path, not_entered))
+    elif location.startswith("@") and not path.exists():
+        yield from _of_list(Path(location[1:]), not_entered)
     elif path.suffix.lower() == ".txt" and path.is_file():
-        for listed in read_paths(path):
-            if not listed.is_file():
-                raise ConfigError(f"{location}: lists {listed}, which is not there; correct the list")
-            yield listed, True
+        yield from _of_list(path, not_entered)
+    elif is_address(location):
+        yield from found_at(location)
     elif path.is_file():
         yield path, True
     else:
@@ -100,6 +114,20 @@ def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path, boo
             raise ConfigError(f"{location}: there is no such file or folder, and no file matches it; check the path")
         for match in matches:
             yield from _expanded(match, not_entered) if Path(match).is_dir() else ((Path(match), False),)
+
+
+def _of_list(path: Path, not_entered: list[str]) -> Iterator[tuple[Path | Listed, bool]]:
+    lines = [(number, line.strip()) for number, line in enumerate(read_text_file(path).splitlines(), 1) if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path}: lists nothing; write one path or address per line")
+    for number, line in lines:
+        if is_address(line):
+            yield from _expanded(line, not_entered)
+            continue
+        listed = path_beside(path, number, line)
+        if not listed.is_file():
+            raise ConfigError(f"{path}: lists {listed}, which is not there; correct the list")
+        yield listed, True
 
 
 def _walked(top: Path, not_entered: list[str]) -> Iterator[Path]:
@@ -112,18 +140,21 @@ def _walked(top: Path, not_entered: list[str]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _kind(path: Path) -> str | None:
+def _kind(name: str) -> str | None:
     from stream.http_uri import RECORDING_SUFFIXES
     from stream.sources import IMAGE_SUFFIXES
 
-    suffix = path.suffix.lower()
+    suffix = PurePath(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return "photo"
     return "video" if suffix in RECORDING_SUFFIXES | VIDEO_SUFFIXES else None
 
 
-def _described(paths: dict[str, bool]) -> Iterator[ArchiveFile]:
-    for path, is_video in paths.items():
+def _described(paths: dict[str, tuple[bool, Listed | None]]) -> Iterator[ArchiveFile]:
+    for path, (is_video, stored) in paths.items():
+        if stored is not None:
+            yield ArchiveFile(path, stored.size, stored.modified_ns, is_video)
+            continue
         try:
             status = Path(path).stat()
         except OSError:  # a link to nothing, or deleted meanwhile: a row with the reason, when it is read
@@ -133,7 +164,7 @@ def _described(paths: dict[str, bool]) -> Iterator[ArchiveFile]:
 
 
 def shards_of(files: Iterable[ArchiveFile], settings: str, photos: int) -> list[Shard]:
-    """Return shards of at most ``photos`` photos, and one for each video.
+    """Return shards of at most ``photos`` photos, and one for each video, which may be divided.
 
     Args:
         files: in the order of the shards.
@@ -144,11 +175,16 @@ def shards_of(files: Iterable[ArchiveFile], settings: str, photos: int) -> list[
     stills = [file for file in files if not file.is_video]
     parts = [tuple(stills[first : first + photos]) for first in range(0, len(stills), photos)]
     parts += [(file,) for file in files if file.is_video]
-    return [Shard(_name(part, settings), part) for part in parts]
+    return [Shard(_name(part, settings), part, is_dividable=part[0].is_video) for part in parts]
 
 
-def _name(files: Sequence[ArchiveFile], settings: str) -> str:
-    text = json.dumps([settings, [asdict(file) for file in files]])
+def shards_of_video(file: ArchiveFile, settings: str, parts: Sequence[VideoPart]) -> list[Shard]:
+    """Return one shard for each part of a video."""
+    return [Shard(_name((file,), settings, part), (file,), part) for part in parts]
+
+
+def _name(files: Sequence[ArchiveFile], settings: str, part: VideoPart | None = None) -> str:
+    text = json.dumps([settings, [asdict(file) for file in files], *([asdict(part)] if part else [])])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

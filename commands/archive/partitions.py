@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from commands.archive.folders import OutputFolder
 from commands.archive.inputs import ArchiveFile, Shard
 from overlays.records.arrow_schema import SCHEMA, to_row
 from overlays.wire.text import escaped
-from pipeline.atomic import atomic_write
 from pipeline.errors import ConfigError, SinkError
 
 METADATA_KEY: Final = b"recipro_archive"
@@ -24,7 +24,9 @@ METADATA_KEY: Final = b"recipro_archive"
 ARCHIVE_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in SCHEMA] + [pa.field("error", pa.string())])
 """The columns of a log, and the reason why a file, or the rest of a video, is not explained."""
 _GROUP_ROWS: Final = 512
-_SUFFIX: Final = ".parquet"
+SUFFIX: Final = ".parquet"
+_READERS: Final = 16
+"""Partitions read at once: each costs a store some requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +38,18 @@ class Partition:
     """Number of explained photos and frames."""
     failures: tuple[tuple[str, str], ...]
     """Path and reason of each file that was not read, or not to its end."""
+    name: str = ""
+    """Name of the file, without its suffix."""
+    part: tuple[int, int] | None = None
+    """Number of the part of a video, and their count; None: whole files."""
 
 
 class PartitionWriter:
     """Writes one partition to a hidden file, synced and renamed when the block ends without an error."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: OutputFolder, shard: Shard) -> None:
         """Store the names; entering creates the hidden file."""
-        self._path = folder / (shard.name + _SUFFIX)
+        self._folder = folder
         self._shard = shard
         self._rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, str]] = []
@@ -65,13 +71,13 @@ class PartitionWriter:
             self._flush()
 
     def _flush(self) -> None:
-        with _disk_errors(self._path.parent):
+        with self._folder.write_errors():
             self._writer.write_table(pa.Table.from_pylist(self._rows, ARCHIVE_SCHEMA))
         self._rows = []
 
     def __enter__(self) -> Self:
-        with _disk_errors(self._path.parent), ExitStack() as stack:
-            temporary = stack.enter_context(atomic_write(self._path))
+        with self._folder.write_errors(), ExitStack() as stack:
+            temporary = stack.enter_context(self._folder.written(self._shard.name + SUFFIX))
             file = stack.enter_context(temporary.open("wb"))
             self._writer = stack.enter_context(pq.ParquetWriter(file, ARCHIVE_SCHEMA, compression="zstd"))
             self._stack = stack.pop_all()
@@ -81,52 +87,63 @@ class PartitionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if kind is not None:
-            with suppress(OSError):  # of a full disk: the first error is the one to raise
+            with suppress(OSError, SinkError):  # of a full disk: the first error is the one to raise
                 self._stack.__exit__(kind, error, trace)
             return
-        with _disk_errors(self._path.parent), self._stack:
+        part = self._shard.part
+        with self._folder.write_errors(), self._stack:
             self._flush()
-            content = {"files": [asdict(file) for file in self._shard.files], "failures": self.failures}
+            content = {
+                "files": [asdict(file) for file in self._shard.files],
+                "failures": self.failures,
+                "part": part and [part.number, part.count],
+            }
             self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(content)})
 
 
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SinkError(
-            f"{folder}: cannot be written ({error.strerror or error}); free space there, and give the same command "
-            "again"
-        ) from error
-
-
-def read_partitions(folder: Path) -> list[Partition]:
+def read_partitions(folder: OutputFolder) -> list[Partition]:
     """Return the partitions of a folder; only their last bytes are read.
 
     Raises:
         ConfigError: a file in it is not a partition, or is damaged.
     """
-    partitions = []
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        try:
-            metadata = pq.read_metadata(path)
-            content = json.loads(metadata.metadata[METADATA_KEY])
-            failures = tuple((str(file), str(reason)) for file, reason in content["failures"])
-            files = tuple(ArchiveFile(**file) for file in content["files"])
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{path}: is no partition of explain-archive, or is damaged ({error}); move it away, or give another "
-                "--output"
-            ) from None
-        partitions.append(Partition(files, metadata.num_rows - len(failures), failures))
-    return partitions
+    names = folder.names(SUFFIX)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda name: _read_partition(folder, name), names))
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder for this run; raises ``SinkError`` if another run writes into it."""
-    from overlays.sinks.locks import claimed
+def _read_partition(folder: OutputFolder, name: str) -> Partition:
+    try:
+        with folder.opened(name) as file:
+            metadata = pq.read_metadata(file)
+        content = json.loads(metadata.metadata[METADATA_KEY])
+        failures = tuple((str(path), str(reason)) for path, reason in content["failures"])
+        files = tuple(ArchiveFile(**file) for file in content["files"])
+        part = content.get("part")
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder.location}/{name}: is no partition of explain-archive, or is damaged ({error}); move it away, or "
+            "give another --output"
+        ) from None
+    images = metadata.num_rows - len(failures)
+    return Partition(files, images, failures, name.removesuffix(SUFFIX), tuple(part) if part else None)
 
-    with claimed([folder]):
-        yield
+
+def complete_partitions(partitions: Sequence[Partition]) -> tuple[list[Partition], dict[str, list[Partition]]]:
+    """Return the partitions of completely explained files, and by path those of incomplete or superfluous parts.
+
+    A video is complete if it has a partition as a whole, or one of each of its parts.
+    """
+    whole = {file.path for partition in partitions if partition.part is None for file in partition.files}
+    parts: dict[str, list[Partition]] = {}
+    for partition in partitions:
+        if partition.part is not None:
+            parts.setdefault(partition.files[0].path, []).append(partition)
+    loose = {path: of for path, of in parts.items() if path in whole or not _is_complete(of)}
+    return [each for each in partitions if each.part is None or each.files[0].path not in loose], loose
+
+
+def _is_complete(parts: Sequence[Partition]) -> bool:
+    numbers = {each.part for each in parts if each.part is not None}
+    counts = {count for _, count in numbers}
+    return len(counts) == 1 and len(parts) == len(numbers) == counts.pop() and len({each.files for each in parts}) == 1

@@ -6,18 +6,21 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 from commands.archive.inputs import Shard
-from commands.archive.worker import Interrupted, ShardResult, ShardWorker
+from commands.archive.worker import ArchiveSettings, Division, Interrupted, ShardResult, ShardWorker
 from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS
-from pipeline.config import Config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")
+
+T = TypeVar("T")
+L = TypeVar("L")
 
 _POLL_SECONDS: Final = 0.5
 _RETRIES: Final = 2
@@ -36,59 +39,87 @@ class LostShard:
     reason: str
 
 
-def explain_here(
-    config: Config, folder: Path, every: int, shards: Sequence[Shard], stop: threading.Event
-) -> Iterator[ShardResult]:
-    """Explain shards in this process, until all are done or ``stop`` is set."""
-    worker = ShardWorker(config, folder, every, stop)
+Outcome = ShardResult | LostShard | Division
+
+
+def explain_here(settings: ArchiveSettings, waiting: deque[Shard], stop: threading.Event) -> Iterator[Outcome]:
+    """Explain shards in this process, until all are done or ``stop`` is set; the caller may add shards meanwhile."""
+    worker = ShardWorker(settings, stop)
     log.info("%s", worker.network)
-    for shard in shards:
-        if stop.is_set():
-            return
+    while waiting and not stop.is_set():
         try:
-            yield worker.explain(shard)
+            yield worker.explain(waiting.popleft())
         except Interrupted:
             return
 
 
 def explain_by_ray(
-    config: Config, folder: Path, every: int, shards: Sequence[Shard], stop: threading.Event, *, workers: int
-) -> Iterator[ShardResult | LostShard]:
+    settings: ArchiveSettings, waiting: deque[Shard], stop: threading.Event, *, workers: int
+) -> Iterator[Outcome]:
     """Explain shards in ``workers`` processes of this machine, until all are done or ``stop`` is set.
 
-    A killed worker is replaced, and its shard is tried again. Ray carries names of files and settings only: each worker
-    reads its files and writes its partitions itself. Plain actors are used, not Ray Data, which needs pandas and moves
-    blocks of data: here a task is a name, and its result a few numbers.
+    The caller may add shards meanwhile. A killed worker is replaced, and its shard is tried again. Ray carries names of
+    files and settings only: each worker reads its files and writes its partitions itself. Plain actors are used, not
+    Ray Data, which needs pandas and moves blocks of data: here a task is a name, and its result a few numbers.
     """
-    ray = _started_ray(workers)
-    threads = config.engine.threads or max(1, (os.cpu_count() or 1) // workers)
-    settings = config.model_copy(update={"engine": config.engine.model_copy(update={"threads": threads})})
-    actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(ShardWorker)
-    try:
-        pool = [actor.remote(settings, folder, every) for _ in range(workers)]
-        waiting = list(reversed(shards))
-        running: dict[Any, tuple[Any, Shard]] = {}
+    engine = settings.config.engine
+    threads = engine.threads or max(1, (os.cpu_count() or 1) // workers)
+    config = settings.config.model_copy(update={"engine": engine.model_copy(update={"threads": threads})})
+    settings = replace(settings, config=config)
+    with actor_pool(ShardWorker, (settings,), workers) as pool:
+        yield from pool.run(lambda worker, shard: worker.explain.remote(shard), waiting, stop, LostShard)
+
+
+class ActorPool:
+    """Processes of this machine that do one task each at a time."""
+
+    def __init__(self, ray: Any, workers: Sequence[Any]) -> None:  # noqa: ANN401 - a module
+        self._ray, self._workers = ray, workers
+
+    def run(
+        self, submit: Callable[[Any, T], Any], waiting: deque[T], stop: threading.Event, lost: Callable[[T, str], L]
+    ) -> Iterator[Any]:
+        """Yield the results of tasks as they end, until all are done or ``stop`` is set.
+
+        Args:
+            submit: starts a task on a worker.
+            waiting: tasks; the caller may add some meanwhile.
+            stop: ends the iteration; tasks in progress are given up.
+            lost: makes the result of a task whose workers ended again and again, from the task and the reason.
+
+        Raises:
+            ReciproStreamError: as a task raised it.
+        """
+        idle = list(self._workers)
+        running: dict[Any, tuple[Any, T]] = {}
         while (waiting or running) and not stop.is_set():
-            for worker in pool:
-                if waiting and worker not in (busy for busy, _ in running.values()):
-                    shard = waiting.pop()
-                    running[worker.explain.remote(shard)] = (worker, shard)
-            ready, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
-            for task in ready:
-                _, shard = running.pop(task)
-                yield _result(ray, task, shard)
+            while waiting and idle:
+                worker, task = idle.pop(), waiting.popleft()
+                running[submit(worker, task)] = (worker, task)
+            ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
+            for reference in ready:
+                worker, task = running.pop(reference)
+                idle.append(worker)
+                yield self._result(reference, task, lost)
+
+    def _result(self, reference: Any, task: T, lost: Callable[[T, str], L]) -> Any:  # noqa: ANN401 - a task's result
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # as in this process
+        except self._ray.exceptions.RayError as error:
+            return lost(task, f"its worker ended {_RETRIES + 1} times ({str(error).splitlines()[0]})")
+
+
+@contextmanager
+def actor_pool(kind: type, arguments: tuple[Any, ...], workers: int) -> Iterator[ActorPool]:
+    """Start Ray for this run, and ``workers`` processes with an object of ``kind`` each; end all with the block."""
+    ray = _started_ray(workers)
+    try:
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(kind)
+        yield ActorPool(ray, [actor.remote(*arguments) for _ in range(workers)])
     finally:
         ray.shutdown()
-
-
-def _result(ray: Any, task: Any, shard: Shard) -> ShardResult | LostShard:  # noqa: ANN401 - Ray's own types
-    try:
-        result: ShardResult = ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # as in this process
-    except ray.exceptions.RayError as error:
-        return LostShard(shard, f"its worker ended {_RETRIES + 1} times ({str(error).splitlines()[0]})")
-    return result
 
 
 def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module

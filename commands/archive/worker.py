@@ -6,15 +6,20 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final
 
-from commands.archive.inputs import ArchiveFile, Shard
+from commands.archive.folders import open_folder
+from commands.archive.inputs import ArchiveFile, Shard, shards_of, shards_of_video
 from commands.archive.partitions import PartitionWriter
+from commands.archive.stores import is_address, open_address, read_address
 from pipeline.config import Config
 from pipeline.errors import ReciproStreamError, SourceError
-from pipeline.frames import Frame
+from pipeline.frames import Frame, Image
+
+if TYPE_CHECKING:
+    from stream.file_part import PartSource, VideoPart
 
 log = logging.getLogger("recipro-stream")
 
@@ -36,6 +41,33 @@ class ShardResult:
     """Wall-clock time."""
     cpu_seconds: float
     """Processor time of the process."""
+    part_of: str = ""
+    """Path of the video of which this is a part; empty for whole files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """A video was not explained by this shard: these shards explain it."""
+
+    file: ArchiveFile
+    shards: tuple[Shard, ...]
+    is_whole: bool = False
+    """True if its parts have turned out not to be exact: partitions of them must be removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSettings:
+    """What a worker explains with, and where it writes."""
+
+    config: Config
+    output: str
+    """An absolute path, or the address of a store."""
+    identity: str
+    """All that an explanation depends on besides its file."""
+    every: int = 1
+    """One of so many frames of a video is explained."""
+    part_seconds: float = 0.0
+    """Longer videos are divided into parts of so many seconds; 0: none is."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -45,48 +77,71 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 class ShardWorker:
     """Explains shards. The network is built by the first one."""
 
-    def __init__(self, config: Config, folder: Path, every: int = 1, stop: threading.Event | None = None) -> None:
-        """Store the settings.
+    def __init__(self, settings: ArchiveSettings, stop: threading.Event | None = None) -> None:
+        """Build the network.
 
         Args:
-            config: network and engine.
-            folder: receives the partitions.
-            every: one of so many frames of a video is explained.
+            settings: network, engine and output.
             stop: ends a shard with ``Interrupted``.
         """
-        from commands.images import open_images
         from commands.wiring.run import choose_batch_size, make_explainer
+        from stream.image_file import ImageReader
 
-        self._folder, self._every = folder, every
+        self._settings = settings
+        self._folder = open_folder(settings.output)
         self._stop = stop or threading.Event()
-        self._explainer = make_explainer(config, AS_MANY_AS)
-        self._batch = choose_batch_size(config, self._explainer, AS_MANY_AS)
-        _, self._read, _ = open_images("")
+        self._explainer = make_explainer(settings.config, AS_MANY_AS)
+        self._batch = choose_batch_size(settings.config, self._explainer, AS_MANY_AS)
+        self._reader = ImageReader()
 
     @property
     def network(self) -> str:
         """The network, its device and backend, as text."""
         return str(self._explainer.info)
 
-    def explain(self, shard: Shard) -> ShardResult:
+    def explain(self, shard: Shard) -> ShardResult | Division:
         """Explain a shard and write its partition; files that cannot be read become rows with the reason.
+
+        Returns:
+            The result, or the shards into which a long video is divided.
 
         Raises:
             Interrupted: ``stop`` was set.
             SinkError: the partition cannot be written.
             EngineError: the network fails on a readable image.
         """
+        from stream.file_part import InexactPartError
+
+        if shard.is_dividable and (parts := self._parts(shard.files[0])):
+            return Division(shard.files[0], tuple(shards_of_video(shard.files[0], self._settings.identity, parts)))
+        try:
+            return self._explain_shard(shard)
+        except InexactPartError as error:
+            log.warning("%s", error)
+            (whole,) = shards_of(shard.files, self._settings.identity, 1)
+            return Division(shard.files[0], (replace(whole, is_dividable=False),), is_whole=True)
+
+    def _parts(self, file: ArchiveFile) -> list[VideoPart]:
+        """Return the parts of a long video; none if it is short, or cannot be divided or read."""
+        if not self._settings.part_seconds or _refusal(file):
+            return []
+        try:
+            return _video(file).divide(self._settings.part_seconds, self._stop)
+        except (ReciproStreamError, OSError):  # explained as a whole, with the reason in its rows
+            return []
+
+    def _explain_shard(self, shard: Shard) -> ShardResult:
         started, cpu_started = time.perf_counter(), time.process_time()
         explained = 0
         with PartitionWriter(self._folder, shard) as writer:
-            for batch in self._batches(shard.files, writer):
+            for batch in self._batches(shard, writer):
                 explained += len(batch)
                 self._explain(batch, writer)
                 if self._stop.is_set():
                     raise Interrupted
         return ShardResult(
             shard.name, len(shard.files), explained, len(writer.failures), time.perf_counter() - started,
-            time.process_time() - cpu_started,
+            time.process_time() - cpu_started, shard.files[0].path if shard.part else "",
         )  # fmt: skip
 
     def _explain(self, frames: Sequence[Frame], writer: PartitionWriter) -> None:
@@ -95,16 +150,20 @@ class ShardWorker:
         for explanation in self._explainer.explain(frames):
             writer.add(explanation_record(explanation, sent_at_unix=time.time(), now_monotonic=time.monotonic()))
 
-    def _batches(self, files: Sequence[ArchiveFile], writer: PartitionWriter) -> Iterator[list[Frame]]:
+    def _batches(self, shard: Shard, writer: PartitionWriter) -> Iterator[list[Frame]]:
         """Yield the frames of the files in batches; give what cannot be read to ``writer``."""
+        from stream.file_part import InexactPartError
+
         batch: list[Frame] = []
-        for file in files:
+        for file in shard.files:
             try:
-                for frame in self._frames(file):
+                for frame in self._frames(file, shard.part):
                     batch.append(frame)
                     if len(batch) >= self._batch:
                         yield batch
                         batch = []
+            except InexactPartError:
+                raise
             except (ReciproStreamError, OSError) as error:
                 if batch:
                     yield batch
@@ -114,26 +173,49 @@ class ShardWorker:
         if batch:
             yield batch
 
-    def _frames(self, file: ArchiveFile) -> Iterator[Frame]:
-        from stream.paths import kind_of, shown
-
-        if (kind := kind_of(file.path)) != "file":  # a pipe would be waited for
-            found = "is not there, or is a link to nothing" if kind == "missing" else f"is a {kind}, not a file"
-            raise SourceError(f"{shown(file.path)}: {found}; check the archive")
+    def _frames(self, file: ArchiveFile, part: VideoPart | None) -> Iterator[Frame]:
+        if refusal := _refusal(file):
+            raise SourceError(refusal)
         if not file.is_video:
-            yield Frame(self._read(Path(file.path)), _camera(file), 0, time.monotonic(), source_name=file.path)
+            yield Frame(self._image(file), _camera(file), 0, time.monotonic(), source_name=file.path)
             return
-        from dataclasses import replace
-
-        from stream.sources import build_source
-
-        with build_source(Path(file.path).as_uri(), camera=_camera(file)) as source:
-            for number, frame in enumerate(source.frames(self._stop)):
-                if number % self._every == 0:
+        with _video(file, part) as source:
+            for frame in source.frames(self._stop):
+                if frame.index % self._settings.every == 0:
                     yield replace(frame, source_name=file.path)
+
+    def _image(self, file: ArchiveFile) -> Image:
+        if not is_address(file.path):
+            return self._reader.read(file.path)
+        try:
+            return self._reader.decode(read_address(file.path))
+        except SourceError as error:
+            raise SourceError(f"{file.path}: {str(error).removeprefix(f'{file.path}: ')}") from None
+
+
+def _video(file: ArchiveFile, part: VideoPart | None = None) -> PartSource:
+    from stream.file import FileOptions
+    from stream.file_part import PartSource
+    from stream.hwaccel import DecoderSelector
+    from stream.limits import FILE_MAX_PIXELS
+
+    is_stored = is_address(file.path)
+    reading = FileOptions(open_remote=(lambda _stop: open_address(file.path)) if is_stored else None)
+    decoder = DecoderSelector(max_pixels=FILE_MAX_PIXELS)
+    return PartSource(file.path, camera=_camera(file), remote=is_stored, reading=reading, decoder=decoder, part=part)
+
+
+def _refusal(file: ArchiveFile) -> str:
+    """Return why a file cannot be opened; a pipe would be waited for."""
+    from stream.paths import kind_of, shown
+
+    if is_address(file.path) or (kind := kind_of(file.path)) == "file":
+        return ""
+    found = "is not there, or is a link to nothing" if kind == "missing" else f"is a {kind}, not a file"
+    return f"{shown(file.path)}: {found}; check the archive"
 
 
 def _camera(file: ArchiveFile) -> str:
     """Return the name of a video, or of a photo's folder."""
-    path = Path(file.path)
+    path = PurePath(file.path)
     return (path.stem if file.is_video else path.parent.name) or "archive"

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +19,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from commands.archive.folders import open_folder
 from commands.archive.inputs import ArchiveFile, Shard, divided, find_files, shards_of
-from commands.archive.partitions import PartitionWriter
-from commands.archive.worker import Interrupted, ShardWorker
+from commands.archive.partitions import Partition, PartitionWriter, complete_partitions
+from commands.archive.worker import ArchiveSettings, Interrupted, ShardWorker
 from overlays.records.arrow_schema import SCHEMA
 from overlays.sinks.locks import claimed
 from pipeline.config import Config
 from pipeline.errors import ConfigError, SinkError
+from stream.file_part import InexactPartError, PartSource
 from tests.conftest import ROOT
 
 OPTIONS = ("--output", "out", "--model", "line_net", "--backend", "eager", "--threads", "1", "--input-size", "48x64")
@@ -146,7 +149,10 @@ def test_partition_of_full_disk_leaves_nothing_and_names_the_remedy(tmp_path, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(SinkError, match=r"No space left on device.*the same command"), PartitionWriter(tmp_path, shard):
+    with (
+        pytest.raises(SinkError, match=r"No space left on device.*the same command"),
+        PartitionWriter(open_folder(str(tmp_path)), shard),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -201,7 +207,7 @@ def test_interrupted_shard_leaves_nothing(tmp_path, archive):
     stop = threading.Event()
     config = Config.model_validate({"engine": {"model": "line_net", "backend": "eager", "input_size": (48, 64)}})
     (tmp_path / "out").mkdir()
-    worker = ShardWorker(config, tmp_path / "out", stop=stop)
+    worker = ShardWorker(ArchiveSettings(config, str(tmp_path / "out"), ""), stop)
     stop.set()
     with pytest.raises(Interrupted):
         worker.explain(shards_of(find_files([str(archive)]).files, "", 100)[0])
@@ -261,6 +267,66 @@ def test_workers_share_the_files_and_a_killed_worker_is_replaced(tmp_path):
     assert process.returncode == 0, output
     assert sorted(row["source"] for row in rows(tmp_path / "out")) == sorted(map(str, (tmp_path / "in").iterdir()))
     assert not Path(f"/proc/{worker}").exists()
+
+
+def long_video(path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs the program ffmpeg: apt-get install ffmpeg")
+    picture = ("-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10:duration=6")
+    subprocess.run(["ffmpeg", "-loglevel", "error", *picture, "-c:v", "libx264", "-g", "10", str(path)], check=True)
+
+
+def film(folder: Path) -> list[tuple]:
+    found = [row for row in rows(folder) if row["camera"] == "film"]
+    return sorted((row["index"], row["pts_seconds"], row["label"], row["findings"][0]["heat_u8"]) for row in found)
+
+
+def test_long_video_is_divided_and_a_run_with_another_length_of_parts_has_each_frame_once(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    long_video(tmp_path / "in" / "film.mp4")
+    whole, parts = ("--output", "whole", *OPTIONS[2:], "--every", 4), ("--output", "parts", *OPTIONS[2:], "--every", 4)
+    assert command("explain-archive", "in", *whole)[0] == 0
+    assert command("explain-archive", "in", *parts, "--part-seconds", 1)[0] == 0
+    assert len(list((tmp_path / "parts").glob("*.parquet"))) == 6
+    assert film(tmp_path / "parts") == film(tmp_path / "whole")
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert (summary["partitions"], summary["files"], summary["images"]) == (6, 1, 15)
+    next((tmp_path / "parts").glob("*.parquet")).unlink()
+    code, _, errors = command("explain-archive", "in", *parts, "--part-seconds", 2)
+    assert code == 0, errors
+    assert len(list((tmp_path / "parts").glob("*.parquet"))) == 3
+    assert film(tmp_path / "parts") == film(tmp_path / "whole")
+
+
+def test_video_whose_part_is_not_exact_is_explained_as_a_whole(command, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    long_video(tmp_path / "in" / "film.mp4")
+    finish = PartSource._finish
+
+    def refuse_the_last(self) -> None:
+        if self._part is not None and self._part.number == 4:
+            raise InexactPartError("not exact")
+        finish(self)
+
+    monkeypatch.setattr(PartSource, "_finish", refuse_the_last)
+    code, output, errors = command("explain-archive", "in", *OPTIONS, "--part-seconds", 1)
+    assert code == 0, errors
+    assert "1 files with " in output
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 1
+    assert [row[0] for row in film(tmp_path / "out")] == list(range(60))
+
+
+def partition(name, path, part=None):
+    return Partition((file(path, is_video=True),), 1, (), name, part)
+
+
+def test_video_is_complete_as_a_whole_or_with_all_its_parts():
+    parts = [partition("a0", "a", (0, 2)), partition("a1", "a", (1, 2))]
+    mixed = [partition("b0", "b", (0, 2)), partition("b1", "b", (1, 3))]
+    both = [partition("c", "c"), partition("c0", "c", (0, 1))]
+    complete, loose = complete_partitions([*parts, *mixed, *both])
+    assert [each.name for each in complete] == ["a0", "a1", "c"]
+    assert {path: [each.name for each in of] for path, of in loose.items()} == {"b": ["b0", "b1"], "c": ["c0"]}
 
 
 def file(name, size=1, is_video=False):

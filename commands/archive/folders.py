@@ -1,0 +1,189 @@
+"""The folder of an explained archive: on a disk, or in a store. Its files are complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+from commands.archive.stores import folder_of, is_address
+from commands.console import relative_path
+from pipeline.atomic import atomic_write, remove_unfinished
+from pipeline.errors import SinkError
+
+_WITH_BUCKETS: Final = frozenset({"s3", "gcs", "abfs"})
+"""Pyarrow's file systems whose first folder must exist."""
+
+
+class OutputFolder(ABC):
+    """Files of one folder, by name. Writing and removing raise ``SinkError``."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @property
+    @abstractmethod
+    def shown(self) -> str:
+        """The folder for messages and queries."""
+
+    @abstractmethod
+    def names(self, suffix: str) -> list[str]:
+        """Return the names of the files with a suffix, sorted."""
+
+    @abstractmethod
+    def opened(self, name: str) -> BinaryIO:
+        """Return a file open for reading. Raises ``OSError``."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def _written(self, name: str) -> AbstractContextManager[Path]:
+        """Return a context that yields a temporary path, and stores its file when it ends without an error."""
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder, lock it for this run, and remove what killed runs left unfinished.
+
+        Runs of other machines are not noticed. Raises ``SinkError`` if another run of this machine writes into it.
+        """
+        from overlays.sinks.locks import claimed
+
+        self._create()
+        with claimed([self._lock_path()]):
+            self._remove_unfinished()
+            yield
+
+    @abstractmethod
+    def _lock_path(self) -> Path: ...
+
+    @abstractmethod
+    def _create(self) -> None: ...
+
+    @abstractmethod
+    def _remove_unfinished(self) -> None: ...
+
+    @contextmanager
+    def written(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path; its file gets the name when the block ends without an error."""
+        with self.write_errors(), self._written(name) as temporary:
+            yield temporary
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file in UTF-8."""
+        with self.written(name) as temporary:
+            temporary.write_text(text, "utf-8")
+
+    def read_text(self, name: str) -> str | None:
+        """Return a text file; None if it is not there. Raises ``OSError``."""
+        try:
+            with self.opened(name) as file:
+                return file.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def write_errors(self) -> Iterator[None]:
+        """Turn the system's errors into a ``SinkError``."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise SinkError(
+                f"{self.location}: cannot be written ({reason}); free space there or correct its permissions, and give "
+                "the same command again"
+            ) from error
+
+
+class DiskFolder(OutputFolder):
+    """A folder on a disk."""
+
+    @property
+    def shown(self) -> str:  # noqa: D102
+        return relative_path(Path(self.location))
+
+    def names(self, suffix: str) -> list[str]:  # noqa: D102
+        return sorted(path.name for path in Path(self.location).glob(f"*{suffix}"))
+
+    def opened(self, name: str) -> BinaryIO:  # noqa: D102
+        return Path(self.location, name).open("rb")
+
+    def remove(self, name: str) -> None:  # noqa: D102
+        with self.write_errors():
+            Path(self.location, name).unlink(missing_ok=True)
+
+    def _written(self, name: str) -> AbstractContextManager[Path]:
+        return atomic_write(Path(self.location, name))
+
+    def _lock_path(self) -> Path:
+        return Path(self.location)
+
+    def _create(self) -> None:
+        with self.write_errors():
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+
+    def _remove_unfinished(self) -> None:
+        remove_unfinished(Path(self.location))
+
+
+class StoreFolder(OutputFolder):
+    """A prefix of a store. A file is put in one request, or in one upload of several parts: both are atomic."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location.rstrip("/"))
+        self._filesystem, self._path = folder_of(location)
+
+    @property
+    def shown(self) -> str:  # noqa: D102
+        return self.location
+
+    def names(self, suffix: str) -> list[str]:  # noqa: D102
+        from pyarrow.fs import FileSelector
+
+        listed = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
+        return sorted(info.base_name for info in listed if info.base_name.endswith(suffix))
+
+    def opened(self, name: str) -> BinaryIO:  # noqa: D102
+        return cast("BinaryIO", self._filesystem.open_input_file(f"{self._path}/{name}"))
+
+    def remove(self, name: str) -> None:  # noqa: D102
+        with self.write_errors():
+            try:
+                self._filesystem.delete_file(f"{self._path}/{name}")
+            except FileNotFoundError:
+                return
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="recipro-archive-") as folder:
+            temporary = Path(folder, name)
+            yield temporary
+            # Opened once the file is complete: closing a stream stores what was written so far, also after an error.
+            with temporary.open("rb") as file, self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:
+                shutil.copyfileobj(file, stream, 8 << 20)
+
+    def _lock_path(self) -> Path:
+        return Path("/", self.location)
+
+    def _create(self) -> None:
+        from pyarrow.fs import FileType
+
+        bucket = self._path.partition("/")[0]
+        with self.write_errors():  # a prefix needs no creation, but its bucket does
+            has_bucket = self._filesystem.type_name in _WITH_BUCKETS
+            if has_bucket and self._filesystem.get_file_info(bucket).type == FileType.NotFound:
+                raise FileNotFoundError(errno.ENOENT, f"the bucket {bucket} does not exist")
+
+    def _remove_unfinished(self) -> None:
+        """Do nothing: a store shows no unfinished upload."""
+
+
+def open_folder(location: str) -> OutputFolder:
+    """Return the folder at an absolute path or at an address of a store."""
+    return StoreFolder(location) if is_address(location) else DiskFolder(location)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.fleet.messages import FleetTiming
@@ -16,14 +16,25 @@ class WorkerLoad:
     limit: float
     """Frames per second that cameras may take."""
     cameras: dict[str, float] = field(default_factory=dict)
-    """Frames per second of its cameras."""
+    """Frames per second of its cameras; changed by ``add`` and ``remove``."""
     unable: Collection[str] = frozenset()
     """Cameras that it cannot open."""
+    load: float = field(init=False)
+    """Frames per second of its cameras together."""
 
-    @property
-    def load(self) -> float:
-        """Frames per second of its cameras together."""
-        return sum(self.cameras.values())
+    def __post_init__(self) -> None:
+        self.load = sum(self.cameras.values())
+
+    def add(self, camera: str, rate: float) -> None:
+        """Add a camera."""
+        self.cameras[camera] = rate
+        self.load += rate
+
+    def remove(self, camera: str) -> float:
+        """Remove a camera and return its frames per second."""
+        rate = self.cameras.pop(camera)
+        self.load = sum(self.cameras.values())  # without the rounding errors of many differences
+        return rate
 
     @property
     def fraction(self) -> float:
@@ -35,7 +46,7 @@ class WorkerLoad:
         return camera not in self.unable and self.load + rate <= self.limit
 
 
-def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad]) -> dict[str, str]:
+def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad], *, max_dealt: int | None = None) -> dict[str, str]:
     """Return the worker of each camera that fits, and add it to the worker's load.
 
     The cameras with the highest rates are dealt first, each to the worker that is least full afterwards.
@@ -43,30 +54,53 @@ def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad]) -> dict[str, 
     Args:
         free: frames per second of the cameras that nobody holds.
         workers: the workers that may get cameras, changed in place.
+        max_dealt: end after so many cameras; None: deal all that fit.
     """
-    dealt = {}
+    dealt: dict[str, str] = {}
+    full_at = float("inf")
     for camera, rate in sorted(free.items(), key=lambda item: (-item[1], item[0])):
+        if len(dealt) == max_dealt:
+            break
+        if rate >= full_at:
+            continue
+        if not any(worker.load + rate <= worker.limit for worker in workers):
+            full_at = rate  # many cameras beyond capacity must not cost a comparison with each worker
+            continue
         able = [worker for worker in workers if worker.has_room(camera, rate)]
         if able:
             best = min(able, key=lambda worker: ((worker.load + rate) / worker.limit, worker.worker))
-            best.cameras[camera] = rate
+            best.add(camera, rate)
             dealt[camera] = best.worker
     return dealt
 
 
-def reason_not_dealt(camera: str, rate: float, workers: Iterable[WorkerLoad]) -> str:
-    """Return the reason that a camera has no worker, with the remedy."""
-    listed = list(workers)
-    if not listed:
-        return "no worker takes cameras; start one, or end the drain of a node"
-    able = [worker for worker in listed if camera not in worker.unable]
-    if not able:
-        return "no node has a source of this name; add it to the file of sources on a node that reaches the camera"
-    room = max(worker.limit - worker.load for worker in able)
-    return (
-        f"beyond capacity: {rate:g} frames/s are needed and the emptiest worker has {max(room, 0.0):.1f} left; add a "
-        "worker, or lower the rate of cameras"
-    )
+def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad]) -> dict[str, str]:
+    """Return the reason that each camera has no worker, with the remedy.
+
+    Args:
+        waiting: frames per second of the cameras.
+        workers: the workers that may get cameras.
+    """
+    rooms = {worker.worker: max(worker.limit - worker.load, 0.0) for worker in workers}
+    most = max(rooms.values(), default=0.0)
+    unable = frozenset[str]().union(*(worker.unable for worker in workers))
+    reasons = {}
+    for camera, rate in waiting.items():
+        room = most
+        if camera in unable:
+            room = max((rooms[worker.worker] for worker in workers if camera not in worker.unable), default=-1.0)
+        if not workers:
+            reasons[camera] = "no worker takes cameras; start one, or end the drain of a node"
+        elif room < 0:
+            reasons[camera] = (
+                "no node has a source of this name; add it to the file of sources on a node that reaches the camera"
+            )
+        else:
+            reasons[camera] = (
+                f"beyond capacity: {rate:g} frames/s are needed and the emptiest worker has {room:.1f} left; add a "
+                "worker, or lower the rate of cameras"
+            )
+    return reasons
 
 
 def choose_moves(workers: Sequence[WorkerLoad], timing: FleetTiming) -> list[str]:
@@ -79,7 +113,7 @@ def choose_moves(workers: Sequence[WorkerLoad], timing: FleetTiming) -> list[str
     moves: list[str] = []
     while len(moves) < timing.max_moves and (move := _best_move(list(loads.values()), timing.imbalance)):
         camera, source, target = move
-        loads[target].cameras[camera] = loads[source].cameras.pop(camera)
+        loads[target].add(camera, loads[source].remove(camera))
         moves.append(camera)
     return moves
 

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reason_not_dealt
+from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reasons_not_dealt
+from pipeline.fleet.holds import Hold, Holds
 from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
 
 _MAX_ANSWERS: Final = 16
@@ -18,6 +19,10 @@ _MAX_ANSWERS: Final = 16
 
 
 _NEVER: Final = float("inf")
+_TICK_SECONDS: Final = 0.1
+"""Interval at which all cameras are looked at though nothing has changed."""
+_MAX_DEALT: Final = 500
+"""Number of cameras that are dealt at a time: the answers to other beats wait."""
 
 
 @dataclass(slots=True)
@@ -30,16 +35,6 @@ class _Worker:
     capacity: float
     unable: frozenset[str]
     info: WorkerInfo
-
-
-@dataclass(slots=True)
-class _Hold:
-    """A camera that a worker holds, or may believe to hold."""
-
-    worker: str
-    epoch: int
-    is_revoked: bool = False
-    """True once the worker is to give it up: it is free when a beat no longer has it, or when the lease has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +88,10 @@ class Director:
         """Time of the last answer that a worker of each slot has accepted."""
         self._answers: dict[str, deque[tuple[int, float]]] = {}
         """Numbers and times of the last answers to each worker."""
-        self._holds: dict[str, _Hold] = {}
+        self._holds = Holds()
+        self._has_changed = True
+        """True if cameras may have become free, or workers able to get more, since ``_ticked_at``."""
+        self._ticked_at = now
         self._epoch = first_epoch(term)
         self._began_at = self._confirmed_at = now
         self._quiet_until = _NEVER if members else now
@@ -127,6 +125,7 @@ class Director:
     def admit(self, slots: Iterable[str]) -> None:
         """Add members that the store has, where this term was still the latest after they were written."""
         self._members |= frozenset(slots)
+        self._has_changed = True
 
     def dismiss(self, slots: Iterable[str]) -> None:
         """Remove members that have ended for good, and that the store no longer has."""
@@ -172,7 +171,12 @@ class Director:
         for name in [name for name, each in self._workers.items() if each.heard_at <= since]:
             del self._workers[name]
             self._answers.pop(name, None)
-            self._holds = {camera: hold for camera, hold in self._holds.items() if hold.worker != name}
+            self._holds.remove_worker(name)
+            self._has_changed = True
+        is_due = now >= self._ticked_at + _TICK_SECONDS or self._ticked_at < self._quiet_until <= now
+        if not self._has_changed and not is_due:
+            return
+        self._ticked_at, self._has_changed = now, False
         self._revoke(now)
         if now >= self._quiet_until and self._is_gathered(now):
             self._deal()
@@ -181,11 +185,13 @@ class Director:
         """Change the cameras of the fleet; workers give up removed ones at their next beats."""
         changes = compare_cameras(self._cameras, cameras)
         self._cameras = dict(cameras)
+        self._has_changed = True
         return changes
 
     def drain(self, nodes: Iterable[str]) -> None:
         """Set the nodes that get no cameras and give up what they hold."""
         self._drained = frozenset(nodes)
+        self._has_changed = True
 
     def nodes(self) -> frozenset[str]:
         """Return the nodes that have a worker."""
@@ -193,9 +199,15 @@ class Director:
 
     def where(self, camera: str) -> dict[str, Any]:
         """Return the worker of a camera, its node, and the addresses at which its frames are published."""
+        if (place := self._place(camera)) is not None:
+            return place
+        return {"camera": camera, "worker": None, "reason": self._reasons([camera])[camera]}
+
+    def _place(self, camera: str) -> dict[str, Any] | None:
+        """Return the worker of a camera; None if no worker has it."""
         hold = self._holds.get(camera)
         if camera not in self._cameras or hold is None or hold.is_revoked or hold.worker not in self._workers:
-            return {"camera": camera, "worker": None, "reason": self._reason(camera)}
+            return None
         info = self._workers[hold.worker].info
         return {
             "camera": camera,
@@ -209,6 +221,8 @@ class Director:
     def status(self, now: float) -> dict[str, Any]:
         """Return the state of the fleet as plain JSON values."""
         loads = {load.worker: load for load in self._loads(every=True)}
+        places = {camera: self._place(camera) for camera in self._cameras}
+        reasons = self._reasons([camera for camera, place in places.items() if place is None])
         workers = [
             {
                 "worker": name,
@@ -231,22 +245,27 @@ class Director:
             "quiet_seconds": self._seconds_quiet(now),
             "awaited": sorted(self._heirs - self._accepted) if self._quiet_until == _NEVER else [],
             "workers": workers,
-            "cameras": [{**self.where(camera), "rate": rate} for camera, rate in sorted(self._cameras.items())],
+            "cameras": [
+                (places[camera] or {"camera": camera, "worker": None, "reason": reasons[camera]}) | {"rate": rate}
+                for camera, rate in sorted(self._cameras.items())
+            ],
         }
 
     def _hear(self, beat: Beat, now: float) -> None:
+        before = self._workers.get(beat.worker)
+        if before is None or (before.capacity, before.unable) != (beat.capacity, beat.unable):
+            self._has_changed = True
         self._workers[beat.worker] = _Worker(beat.slot, beat.number, now, beat.capacity, beat.unable, beat.info)
         self._epoch = max([self._epoch, *beat.leases.values(), *beat.closing.values()])
         self._gather_until = min(self._gather_until, now + self._timing.gather_seconds)
         self._note_contact(beat, now)
         if now < self._quiet_until:
             self._adopt(beat)
-        for camera, hold in list(self._holds.items()):
-            if hold.worker != beat.worker:
-                continue
+        for camera, hold in list(self._holds.of(beat.worker).items()):
             hold.is_revoked = hold.is_revoked or camera in beat.unable
             if hold.is_revoked and camera not in beat.leases and camera not in beat.closing:
-                del self._holds[camera]
+                self._holds.remove(camera)
+                self._has_changed = True
 
     def _note_contact(self, beat: Beat, now: float) -> None:
         """Note when the worker certainly took this director for the latest: when its last accepted answer was sent."""
@@ -266,12 +285,12 @@ class Director:
         """
         reported = {**{camera: (epoch, True) for camera, epoch in beat.closing.items()},
                     **{camera: (epoch, False) for camera, epoch in beat.leases.items()}}  # fmt: skip
-        self._holds = {camera: hold for camera, hold in self._holds.items()
-                       if hold.worker != beat.worker or camera in reported}  # fmt: skip
+        for camera in [camera for camera in self._holds.of(beat.worker) if camera not in reported]:
+            self._holds.remove(camera)
         for camera, (epoch, is_closing) in reported.items():
             hold = self._holds.get(camera)
             if hold is None or hold.epoch < epoch:
-                self._holds[camera] = _Hold(beat.worker, epoch, is_closing)
+                self._holds.add(camera, Hold(beat.worker, epoch, is_closing))
             elif hold.worker == beat.worker:
                 hold.is_revoked = hold.is_revoked or is_closing
 
@@ -281,11 +300,12 @@ class Director:
             worker = self._workers.get(hold.worker)
             is_drained = worker is not None and worker.info.node in self._drained
             hold.is_revoked = hold.is_revoked or camera not in self._cameras or is_drained
-        is_settled = now >= self._quiet_until and not any(hold.is_revoked for hold in self._holds.values())
+        is_settled = now >= self._quiet_until and not any(hold.is_revoked for _, hold in self._holds.items())
         if is_settled and now >= self._rebalanced_at + self._timing.rebalance_seconds:
             self._rebalanced_at = now
-            for camera in choose_moves(self._loads(), self._timing):
-                self._holds[camera].is_revoked = True
+            moves = frozenset(choose_moves(self._loads(), self._timing))
+            for camera, hold in self._holds.items():
+                hold.is_revoked = camera in moves
 
     def _is_gathered(self, now: float) -> bool:
         """Return whether the workers that a new fleet waits for may get cameras, or have not come in time."""
@@ -304,9 +324,11 @@ class Director:
         free = {camera: rate for camera, rate in self._cameras.items() if camera not in self._holds}
         if not free:
             return
-        for camera, worker in deal(free, self._loads()).items():
+        dealt = deal(free, self._loads(), max_dealt=_MAX_DEALT)
+        for camera, worker in dealt.items():
             self._epoch += 1
-            self._holds[camera] = _Hold(worker, self._epoch)
+            self._holds.add(camera, Hold(worker, self._epoch))
+        self._has_changed = len(dealt) == _MAX_DEALT
 
     def _loads(self, *, every: bool = False) -> list[WorkerLoad]:
         """Return the loads of the workers that may get cameras, or of every worker."""
@@ -317,24 +339,30 @@ class Director:
         }
         for camera, hold in self._holds.items():
             if hold.worker in loads:
-                loads[hold.worker].cameras[camera] = self._cameras.get(camera, 0.0)
+                loads[hold.worker].add(camera, self._cameras.get(camera, 0.0))
         return list(loads.values())
 
     def _leases_of(self, worker: str) -> dict[str, int]:
-        return {camera: hold.epoch for camera, hold in self._holds.items()
-                if hold.worker == worker and not hold.is_revoked}  # fmt: skip
+        return {camera: hold.epoch for camera, hold in self._holds.of(worker).items() if not hold.is_revoked}
 
-    def _reason(self, camera: str) -> str:
-        if camera not in self._cameras:
-            return "the fleet has no camera of this name"
-        if camera in self._holds:
-            return "it moves from one worker to another"
+    def _reasons(self, cameras: Collection[str]) -> dict[str, str]:
+        """Return the reason that each of these cameras has no worker."""
+        waiting = {camera: self._cameras[camera] for camera in cameras
+                   if camera in self._cameras and camera not in self._holds}  # fmt: skip
         if self._is_gathering and (missing := self._missing()):
-            return (
+            reasons = dict.fromkeys(
+                waiting,
                 f"the fleet starts and waits for {', '.join(missing)}, at most {self._timing.gather_seconds:g} s after "
-                "its first worker"
+                "its first worker",
             )
-        return reason_not_dealt(camera, self._cameras[camera], self._loads())
+        else:
+            reasons = reasons_not_dealt(waiting, self._loads()) if waiting else {}
+        for camera in cameras:
+            if camera not in self._cameras:
+                reasons[camera] = "the fleet has no camera of this name"
+            elif camera in self._holds:
+                reasons[camera] = "it moves from one worker to another"
+        return reasons
 
     def _seconds_quiet(self, now: float) -> float | None:
         """Return the time until cameras are dealt; None while an earlier director may still grant."""

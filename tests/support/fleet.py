@@ -78,6 +78,8 @@ class Row:
 class LocalFleet:
     """Nodes beside a head, each with one worker; the frames of all land in logs."""
 
+    worker = NullWorker
+
     def __init__(self, folder: Path, cameras: int = 12, nodes: int = 3, rate: float = 4.0) -> None:
         self.folder, self.rate = folder, rate
         self.names = [f"cam{number:02}" for number in range(cameras)]
@@ -109,7 +111,7 @@ class LocalFleet:
         from commands.fleet.client import start_worker
 
         spec = WorkerSpec(FLEET, node, "cpu", 0, str(self.file(node)))
-        self.workers[node] = start_worker(spec, self.directors, self.nodes[node].node_id, NullWorker)
+        self.workers[node] = start_worker(spec, self.directors, self.nodes[node].node_id, self.worker)
 
     def status(self) -> dict:
         return self.directors.call("status", seconds=60.0)
@@ -245,7 +247,7 @@ def started(start, attempts: int = 3):
 
 
 @contextmanager
-def a_fleet(folder: Path, **kind):
+def a_fleet(folder: Path, fleet_type: type[LocalFleet] = LocalFleet, **kind):
     """Run a cluster with its director and workers, all on the loopback."""
     token = folder / "token"
     create_token(token)
@@ -256,7 +258,7 @@ def a_fleet(folder: Path, **kind):
 
     from commands.fleet.client import connected, start_directors
 
-    fleet = LocalFleet(folder, **kind)
+    fleet = fleet_type(folder, **kind)
     common = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     head = {**common, "_system_config": HEALTH, "env_vars": {NODE: "head", ROLE: HEAD}}
     cluster = started(lambda: Cluster(initialize_head=True, head_node_args=head))

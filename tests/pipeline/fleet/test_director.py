@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reason_not_dealt
+from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reasons_not_dealt
 from pipeline.fleet.director import Director, compare_cameras
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
@@ -210,7 +210,7 @@ def test_deal_never_exceeds_a_limit_and_leaves_out_only_what_fits_nowhere(free, 
     assert {camera for worker in workers for camera in worker.cameras} == set(dealt)
     for camera in set(free) - set(dealt):
         assert not any(worker.has_room(camera, free[camera]) for worker in workers)
-        assert reason_not_dealt(camera, free[camera], workers)
+        assert reasons_not_dealt({camera: free[camera]}, workers)[camera]
 
 
 @given(rates, limits.filter(lambda each: len(each) > 1))
@@ -222,7 +222,7 @@ def test_moves_are_few_and_never_raise_the_fullest_worker(cameras, limits):
     assert len(moves) <= TIMING.max_moves
     for camera in moves:
         source = next(worker for worker in workers if camera in worker.cameras)
-        rate = source.cameras.pop(camera)
+        rate = source.remove(camera)
         deal({camera: rate}, workers)
     assert max((worker.fraction for worker in workers if worker.limit > 0), default=0.0) <= before + 1e-9
 

@@ -1,0 +1,66 @@
+"""Who holds which camera, found by camera and by worker."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+_NONE: Final[Mapping[str, Hold]] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class Hold:
+    """A camera that a worker holds, or may believe to hold."""
+
+    worker: str
+    epoch: int
+    is_revoked: bool = False
+    """True once the worker is to give it up: it is free when a beat no longer has it, or when the lease has ended."""
+
+
+class Holds:
+    """The holds of all cameras. A beat costs as much as its own worker's cameras, however many others there are."""
+
+    def __init__(self) -> None:
+        """Start without a hold."""
+        self._by_camera: dict[str, Hold] = {}
+        self._by_worker: dict[str, dict[str, Hold]] = {}
+
+    def __contains__(self, camera: str) -> bool:
+        return camera in self._by_camera
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_camera)
+
+    def items(self) -> Collection[tuple[str, Hold]]:
+        """Return all cameras with their holds."""
+        return self._by_camera.items()
+
+    def get(self, camera: str) -> Hold | None:
+        """Return the hold of a camera; None if there is none."""
+        return self._by_camera.get(camera)
+
+    def of(self, worker: str) -> Mapping[str, Hold]:
+        """Return the holds of a worker by camera."""
+        return self._by_worker.get(worker, _NONE)
+
+    def add(self, camera: str, hold: Hold) -> None:
+        """Set the hold of a camera, in place of another one."""
+        self.remove(camera)
+        self._by_camera[camera] = hold
+        self._by_worker.setdefault(hold.worker, {})[camera] = hold
+
+    def remove(self, camera: str) -> None:
+        """Remove the hold of a camera, if there is one."""
+        hold = self._by_camera.pop(camera, None)
+        if hold is not None:
+            del self._by_worker[hold.worker][camera]
+            if not self._by_worker[hold.worker]:
+                del self._by_worker[hold.worker]
+
+    def remove_worker(self, worker: str) -> None:
+        """Remove all holds of a worker."""
+        for camera in self._by_worker.pop(worker, {}):
+            del self._by_camera[camera]

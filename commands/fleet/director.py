@@ -30,6 +30,8 @@ _CONFIRM_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 0.2
 """Interval at which a director asks the other one."""
 _ANSWER_SECONDS: Final = 0.7
+_PULSE_SECONDS: Final = 1.0
+"""Time in which an active director certainly writes to the store."""
 _CONCURRENT_CALLS: Final = 64
 
 
@@ -63,6 +65,7 @@ class FleetDirector:
         self._director: Director | None = None
         """None in the standby."""
         self._standby = Standby(is_first=number == 0, now=time.monotonic())
+        self._pulses = 0
         self._other: Any = None
         self._other_node: str | None = None
         """Node of the other director; None while it does not answer."""
@@ -179,12 +182,15 @@ class FleetDirector:
                 director.tick(lease_clock())
                 if director.is_deposed:
                     self._director = None
+                    self._standby.on_deposed()
                     log.info("fleet %s: another director has a later term", self._fleet)
 
     def _confirm_term(self, director: Director) -> None:
         with self._lock:
             newcomers = director.newcomers
         self._store.add_members(newcomers)
+        self._pulses += 1
+        self._store.write_pulse(director.term, self._pulses)
         asked_at = lease_clock()
         latest = self._store.latest_term()
         with self._lock:
@@ -205,13 +211,21 @@ class FleetDirector:
         now = time.monotonic()
         state = self.state()
         if not state.is_active:
-            if self._standby.is_due(state, other, now, is_lost=is_lost):
+            if self._standby.is_due(state, other, now, is_lost=is_lost) and not self._is_replaced():
                 self._begin()
         elif self._standby.is_to_move(state, other, now):
             log.info("fleet %s: the standby director moves to another node", self._fleet)
             self._kill_other()
         elif is_lost and self._other is None:
             self._start_other()
+
+    def _is_replaced(self) -> bool:
+        """Return whether a director that this one does not see is active, where that may be."""
+        if not self._standby.is_doubtful:
+            return False
+        before = self._store.pulse()
+        self._stop.wait(_PULSE_SECONDS)
+        return self._store.pulse() != before
 
     def _ask(self) -> tuple[DirectorState | None, bool]:
         """Return the state of the other director, or None and whether its process does not run."""

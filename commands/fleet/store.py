@@ -38,6 +38,15 @@ class FleetStore:
         """Return the highest term that was claimed; 0 if there is none."""
         return max(map(int, self._names("term/")), default=0)
 
+    def write_pulse(self, term: int, number: int) -> None:
+        """Show that the director of a term is active; ``number`` differs from the last one."""
+        self._put("pulse", f"{term}/{number}".encode())
+
+    def pulse(self) -> bytes | None:
+        """Return what the active director wrote last."""
+        value: bytes | None = self._kv._internal_kv_get(b"pulse", namespace=self._namespace)  # noqa: SLF001
+        return value
+
     def members(self) -> frozenset[str]:
         """Return the slots of the workers that may have leases."""
         return frozenset(self._names("member/"))

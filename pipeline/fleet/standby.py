@@ -42,8 +42,16 @@ class Standby:
         self._is_first = is_first
         self._heard_at, self._allowed_seconds = now, _START_SECONDS * self._factor
         self._is_heard = False
+        self.is_doubtful = False
+        """True if this director was deposed, and not by the one that it sees: Ray may run a director twice, beside a
+        raylet that is frozen, and the two do not see each other. It is to look into the store before it claims a term.
+        """
         self._passive_since: float | None = None
         self._misplaced_since: float | None = None
+
+    def on_deposed(self) -> None:
+        """Note that another director has a later term."""
+        self.is_doubtful = True
 
     def is_due(self, state: DirectorState, other: DirectorState | None, now: float, *, is_lost: bool = False) -> bool:
         """Return whether this director, the standby, is to become active.
@@ -61,6 +69,7 @@ class Standby:
         self._heard_at, self._allowed_seconds = now, _SILENT_SECONDS
         if other.is_active:
             self._passive_since = None
+            self.is_doubtful = False
             return self._is_misplaced(other.is_on_head and not state.is_on_head, now)
         if self._passive_since is None:
             self._passive_since = now

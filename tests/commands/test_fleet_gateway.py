@@ -1,12 +1,15 @@
 """The gateway of a fleet without Ray: the program that reaches Ray is replaced by one that prints lines."""
 
 import json
+import re
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from commands.fleet.gateway import FleetExplainer, GatewayOptions, StatusReader, status_command
 from commands.fleet.tables import status_lines
@@ -21,6 +24,7 @@ from tests.support.fleet_state import PAGE, STREAM, state
 from tests.support.limits import LIMIT_SECONDS
 from tests.support.page import LOCKED, TOKEN, fetch, page
 
+ROOT = Path(__file__).resolve().parents[2]
 STATE = state(STREAM, PAGE, cameras=("north", "a/b", "hall"), capacity=26.0)
 STATE |= {"is_on_head": False, "standby": "b", "process": 1, "node": "a"}
 
@@ -71,6 +75,30 @@ def test_page_names_the_age_of_the_fleet_s_state_and_the_reason():
     assert samples["fleet_state_age_seconds"] == 9.0
 
 
+def asked_by_dashboard():
+    """Return the metrics that the fleet's dashboard asks for."""
+    dashboard = json.loads((ROOT / "docs" / "grafana-fleet.json").read_text())
+    asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asks += [variable["query"]["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    return {name for call in asks for name in re.findall(r"\b(?:recipro|process)_\w+", call)}
+
+
+def names_in(text):
+    """Return the names of the samples that a page can have, those of its empty families, too."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    families = [(family.name, family.type) for family in text_string_to_metric_families(text)]
+    return {name + suffix for name, kind in families for suffix in suffixes.get(kind, ("",))}
+
+
+def test_prometheus_finds_the_nodes_by_the_gateway():
+    jobs = yaml.safe_load((ROOT / "deploy" / "prometheus" / "fleet.yml").read_text())["scrape_configs"]
+    [search] = [each for job in jobs for each in job.get("http_sd_configs", [])]
+    assert search["url"].endswith("/api/targets")
+    assert all("credentials_file" in each["authorization"] for each in (*jobs, search))
+
+
 def test_page_of_a_fleet_shows_cameras_without_frames_and_answers_where_and_targets():
     explainer, stop = FleetExplainer(), threading.Event()
     with page(LOCKED, cameras=()) as sink, FollowedStreams(lambda _: None) as streams:
@@ -102,6 +130,7 @@ def test_page_of_a_fleet_shows_cameras_without_frames_and_answers_where_and_targ
             assert get("/api/targets")[1][0]["targets"] == ["10.0.0.5:8000"]
             metrics = get("/metrics")[1].decode()
             assert 'recipro_fleet_cameras{state="waiting"} 1.0' in metrics
+            assert asked_by_dashboard() <= names_in(metrics)
         finally:
             stop.set()
             run.join()

@@ -235,7 +235,7 @@ def longest_gaps(rows: list[Row], since_unix: float) -> dict[str, float]:
     return gaps
 
 
-def started(start, attempts: int = 3):
+def started(start, attempts: int = 6):
     """Start a part of a cluster; on a busy machine Ray gives up after 30 s."""
     for attempt in range(attempts):
         try:

@@ -147,7 +147,7 @@ def test_machine_that_joins_gets_cameras_by_moves_of_two_at_a_time():
 
 @pytest.mark.parametrize("how", ["announced", "counted"])
 def test_start_of_a_fleet_moves_no_camera_though_its_nodes_come_one_after_the_other(how: str):
-    for seed in range(10):
+    for seed in range(5):
         timing = FleetTiming(nodes=3 if how == "counted" else 1)
         fleet = simulation.Simulation(seed, machines=4, cameras=12, start_seconds=30.0, timing=timing)
         if how == "announced":

@@ -124,6 +124,7 @@ class WebSink(Sink):
         self._status_board.outcome = result
         events = (part for part in result.parts if isinstance(part, EventsSink))
         self._events.access = next(events, None)
+        self._events.is_starting = False
         self._events.clips = [part for part in result.parts if isinstance(part, ClipFinder)]
         self._fleet.access = next((part for part in result.parts if isinstance(part, FleetAccess)), None)
 

@@ -284,13 +284,20 @@ class _Handlers:
     async def _send_status(self, socket: WebSocket, unacknowledged: list[int]) -> None:
         """Send the state of the cameras regularly, as long as it is acknowledged."""
         try:
-            revision = -1
-            own: dict[str, Any] = {"video": self._offers_video(socket), "events": self.page.events.access is not None}
+            events = self.page.events
+            own: dict[str, Any] = {"video": self._offers_video(socket), "events": events.access is not None}
+            own["starting"] = events.is_starting
             status = self.page.status
             if socket.query_params.get("only") != "events":
                 own["history"] = status.history.records(status.clock(), time.time())
             await _send_json(socket, self._hello | own)
+            revision = -1
             while True:
+                if own["starting"] and not events.is_starting:  # the sinks of the run are known now
+                    own |= {"starting": False, "events": events.access is not None}
+                    if "history" in own:
+                        own["history"] = status.history.records(status.clock(), time.time())
+                    await _send_json(socket, self._hello | own)
                 revision = await self._send_events(socket, revision)
                 if unacknowledged[0] < _MAX_UNACKNOWLEDGED:
                     unacknowledged[0] += 1

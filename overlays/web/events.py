@@ -52,7 +52,9 @@ class EventState:
     """The events and clips of the page's run."""
 
     access: EventAccess | None = None
-    """None: the run keeps no events."""
+    """None: the run keeps no events, or has not begun."""
+    is_starting: bool = True
+    """True until the run has begun: its sinks are not known before."""
     clips: Sequence[ClipFinder] = ()
 
 
@@ -124,6 +126,8 @@ class EventHandlers:
 
     def _access(self) -> EventAccess:
         access = self._state().access
+        if access is None and self._state().is_starting:
+            raise RequestError(503, "the run is starting; its events can be read in a moment")
         if access is None:
             raise RequestError(404, NO_EVENTS)
         return access

@@ -1,8 +1,11 @@
 """Measures the database of events: ``python -m tests.bench.events [--events N --rounds N]``.
 
-Prints one JSON line. ``put``: the sink's time for a frame without a cause, for one of an event that goes on, and for
-the beginning and the end of an event, in turns with a call that does nothing. ``query``: queries of a database with N
-events of twelve cameras, as ``/api/events`` makes them.
+Prints one JSON line. ``path``: what a frame pays in a run with two sinks, of which one keeps events: the time of the
+delivering thread (``deliver``) and the time until the other sink has the frame (``arrive``), for a frame without a
+cause, for one that begins an event, and for the next one, while the event is encoded and written in the sink's own
+thread; ``alone``: without the events sink. ``put``: the sink's time for a frame without a cause, for one of an event
+that goes on, and for the beginning and the end of an event, in turns with a call that does nothing. ``query``: queries
+of a database with N events of twelve cameras, as ``/api/events`` makes them.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,10 @@ from overlays.events.query import EventFilter, EventReader
 from overlays.events.store import EventStore
 from overlays.sinks.events import EventsSink
 from overlays.sinks.settings import EventSettings
+from pipeline.frames import Overlay
+from pipeline.outputs import Outputs
+from pipeline.ports import Sink
+from pipeline.stats import RunStats
 from tests.bench.figures import interleaved, quantiles
 from tests.support.events import shown
 
@@ -51,6 +60,62 @@ def put_times(folder: Path, rounds: int, size: tuple[int, int]) -> dict[str, dic
         seconds = interleaved(cases, rounds)
         assert sink.metrics()[0].value >= rounds
     return {name: quantiles(each) for name, each in seconds.items()}
+
+
+class Probe(Sink):
+    """Notes when it gets a frame."""
+
+    lossless = True
+
+    def __init__(self, uri: str) -> None:
+        """Set the address."""
+        self.uri = uri
+        self.came, self.at = threading.Event(), 0.0
+
+    def put(self, overlay: Overlay) -> None:
+        """Note the time."""
+        del overlay
+        self.at = time.perf_counter()
+        self.came.set()
+
+
+def path_times(folder: Path, rounds: int, size: tuple[int, int]) -> dict[str, dict[str, dict[str, float]]]:
+    """Time the delivery of frames to a sink of events and to another one."""
+    settings = EventSettings(uri=str(folder / "path.sqlite"), gap_seconds=0.0)
+    now = time.monotonic()
+    quiet, alarmed = (shown(now, label="ok", inside=inside, size=size) for inside in (None, 0.25))
+    with EventsSink(settings) as sink, ExitStack() as stack:
+        probe, lonely = Probe("probe"), Probe("lonely")
+        outputs, alone = Outputs([sink, probe], RunStats([]), 16), Outputs([lonely], RunStats([]), 16)
+        outputs.start(stack)
+        alone.start(stack)
+        worker = outputs.workers[0]
+
+        def deliver(target: Outputs, at: Probe, overlay: Overlay) -> tuple[float, float]:
+            at.came.clear()
+            started_at = time.perf_counter()
+            target.put(overlay, "drop-oldest")
+            delivered_at = time.perf_counter()
+            assert at.came.wait(60.0)
+            return delivered_at - started_at, at.at - started_at
+
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("alone", "quiet", "begins", "next")}
+        for k in range(rounds + 3):
+            for name, target, at, overlay in (
+                ("alone", alone, lonely, quiet), ("quiet", outputs, probe, quiet),
+                ("begins", outputs, probe, alarmed), ("next", outputs, probe, alarmed),
+            ):  # fmt: skip
+                times[name].append(deliver(target, at, overlay))
+            outputs.put(quiet, "drop-oldest")
+            while worker.delivered < 4 * (k + 1):
+                time.sleep(0.001)
+        begun = sink.metrics()[0].value
+    assert begun == rounds + 3
+    assert not outputs.workers[0].dropped
+    return {
+        name: {what: quantiles([pair[k] for pair in pairs[3:]]) for k, what in enumerate(("deliver", "arrive"))}
+        for name, pairs in times.items()
+    }
 
 
 def fill(path: Path, count: int) -> float:
@@ -108,9 +173,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        path = path_times(folder, 5 * options.rounds, tuple(options.size))
         put = put_times(folder, 5 * options.rounds, tuple(options.size))
         query = query_times(folder / "events.sqlite", options.events, options.rounds)
-    result = {"events": options.events, "put": put, "query": query}
+    result = {"events": options.events, "path": path, "put": put, "query": query}
     print(json.dumps(result))
     return result
 

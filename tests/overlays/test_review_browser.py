@@ -203,5 +203,7 @@ def test_heat_and_plain_images_are_both_shown(tmp_path, tab):
 def test_review_without_events_sink_says_how_to_keep_them(tab):
     with WebSink(WebSettings(uri=ANY), SinkContext(("belt",))) as sink:
         page = tab(f"{sink.endpoint}/review")
+        page.locator("#count", has_text="The run is starting.").wait_for()
+        sink.on_run_start(RunResult(RunStats([]), [], [], (sink,)))
         page.locator("#count", has_text="--sink events.sqlite").wait_for()
         assert tab(sink.endpoint).locator("#pages").is_hidden()

@@ -249,7 +249,22 @@ def test_events_need_the_token(tmp_path):
 def test_run_without_events_says_how_to_keep_them():
     with page() as sink:
         status, _, body = fetch(sink, "/api/events")
+        assert (status, "is starting" in body.decode()) == (503, True)
+        sink.on_run_start(RunResult(RunStats([]), [], [], (sink,)))
+        status, _, body = fetch(sink, "/api/events")
     assert (status, "--sink events.sqlite" in body.decode()) == (404, True)
+
+
+def test_page_that_was_opened_before_the_run_began_is_told_of_its_events(tmp_path):
+    with page() as sink, EventsSink(str(tmp_path / "events.sqlite")) as events, connect_viewer(sink) as viewer:
+        hello = json.loads(viewer.recv(timeout=LIMIT_SECONDS))
+        assert (hello["starting"], hello["events"]) == (True, False)
+        sink.on_run_start(RunResult(RunStats([]), [], [], (events, sink)))
+        message = {"kind": ""}
+        while message["kind"] != "hello":
+            message = json.loads(viewer.recv(timeout=LIMIT_SECONDS))
+            viewer.send('{"heard": true}')
+        assert (message["starting"], message["events"]) == (False, True)
 
 
 def test_clip_that_shows_an_event_is_found_and_sent_in_ranges(tmp_path):

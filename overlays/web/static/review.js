@@ -185,7 +185,8 @@ function merge(event) {
 const link = new Link(
   {
     hello(message) {
-      if (!message.events) at("count").textContent = "This run keeps no events; add --sink events.sqlite";
+      if (message.starting) at("count").textContent = "The run is starting.";
+      else if (!message.events) at("count").textContent = "This run keeps no events; add --sink events.sqlite";
       else refresh();
     },
     status() {

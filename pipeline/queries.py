@@ -1,7 +1,8 @@
-"""Questions of viewers to a running detector: why does it see an object of a class at a place of a frame, or none.
+"""Questions of viewers to the running network: the evidence of a class at a place of a frame, or in the whole frame.
 
-A viewer asks from any thread; the thread that explains takes the questions between two batches, one at a time. Frames
-are kept for a short time, so that an answer is about the frame that the viewer sees. Nothing here waits.
+Detectors answer about places, classifiers about whole frames. A viewer asks from any thread; the thread that explains
+takes the questions between two batches, one at a time. Frames are kept for a short time, so that an answer is about the
+frame that the viewer sees. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from pipeline.errors import EngineError, FrameGoneError
 from pipeline.frames import Box, Finding, Frame
@@ -73,6 +74,29 @@ class PlaceAnswer:
     """The regions without which the score is lower, the strongest first."""
     suppressing: tuple[Influence, ...] = ()
     """The regions without which the score is higher, the strongest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassQuery:
+    """Asks a classifier for the heat map of a class in the newest frame of a camera."""
+
+    camera: str
+    label: str
+    """The class."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassAnswer:
+    """The heat map of a class; it decides nothing."""
+
+    finding: Finding
+    frame: Frame
+    """The explained frame."""
+
+
+Query: TypeAlias = PlaceQuery | ClassQuery
+Answer: TypeAlias = PlaceAnswer | ClassAnswer
+QueryKind = Literal["places", "classes"]
 
 
 class RecentFrames:
@@ -148,16 +172,23 @@ class PlaceQueries:
         self._max_waiting = max_waiting
         # Guards the waiting questions and the number of viewers.
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[PlaceQuery, Future[PlaceAnswer]]] = deque()
+        self._waiting: deque[tuple[Query, Future[Answer]]] = deque()
         self._viewers = 0
-        self._refusal = "the run has no detector, or builds it; use a detector, or ask again later"
+        self._refusal = "the run has no detector or network that answers, or builds it; ask again later"
         self.labels: tuple[str, ...] = ()
         """The class names; empty until ``open``."""
+        self.kind: QueryKind = "places"
+        """What is answered, from ``open`` on."""
         self.frames = RecentFrames()
 
-    def open(self, labels: tuple[str, ...]) -> None:
-        """Accept questions about these classes."""
-        self.labels, self._refusal = labels, ""
+    @property
+    def is_viewed(self) -> bool:
+        """True while a viewer may ask."""
+        return self._viewers > 0
+
+    def open(self, labels: tuple[str, ...], kind: QueryKind = "places") -> None:
+        """Accept questions of a kind about these classes."""
+        self.labels, self.kind, self._refusal = labels, kind, ""
 
     def close(self) -> None:
         """Refuse all questions, because the run has ended."""
@@ -183,18 +214,21 @@ class PlaceQueries:
                 if not self._viewers:
                     self.frames.clear()
 
-    def ask(self, query: PlaceQuery) -> Future[PlaceAnswer]:
+    def ask(self, query: Query) -> Future[Answer]:
         """Return the future answer; cancel it when it is not needed any more.
 
         Raises:
-            EngineError: there is no detector, or too many questions wait.
+            EngineError: the run answers no such question, or too many questions wait.
         """
-        future: Future[PlaceAnswer] = Future()
+        future: Future[Answer] = Future()
         with self._lock:
             if self._refusal:
                 raise EngineError(self._refusal)
+            if isinstance(query, ClassQuery) != (self.kind == "classes"):
+                subject = "a place of a frame" if self.kind == "places" else "a class"
+                raise EngineError(f"the run's network answers questions about {subject} only")
             if len(self._waiting) >= self._max_waiting:
-                raise EngineError(f"{len(self._waiting)} questions wait for the detector; ask again later")
+                raise EngineError(f"{len(self._waiting)} questions wait for the network; ask again later")
             self._waiting.append((query, future))
         return future
 
@@ -203,7 +237,7 @@ class PlaceQueries:
         if self._viewers:
             self.frames.add(frame)
 
-    def take(self) -> tuple[PlaceQuery, Future[PlaceAnswer]] | None:
+    def take(self) -> tuple[Query, Future[Answer]] | None:
         """Return the next question that was not cancelled; its future runs from now on."""
         while True:
             with self._lock:

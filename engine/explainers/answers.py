@@ -11,7 +11,7 @@ from engine.detectors.schedule import MapScheduler
 from engine.detectors.why import PlaceExplainer, Steps
 from pipeline.errors import EngineError, ReciproStreamError
 from pipeline.frames import Frame
-from pipeline.queries import PlaceAnswer, PlaceQueries
+from pipeline.queries import Answer, PlaceAnswer, PlaceQueries, PlaceQuery
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class _Job:
 
     camera: str
     steps: Steps
-    future: Future[PlaceAnswer]
+    future: Future[Answer]
 
 
 class PlaceAnswers:
@@ -67,6 +67,9 @@ class PlaceAnswers:
     def _next_job(self) -> _Job | None:
         while (taken := self._queries.take()) is not None:
             query, future = taken
+            if not isinstance(query, PlaceQuery):
+                future.set_exception(EngineError("a detector answers questions about places only"))
+                continue
             try:
                 frame = self._queries.frames.find(query.camera, query.index)
             except EngineError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from engine.backends.registry import AUTOMATIC, check_backend
 from engine.explainers.base import BaseExplainer, EngineInfo
+from engine.explainers.class_heat import ClassAnswers
 from engine.methods.kernels import check_kernel
 from engine.models.labels import parse_target
 from engine.models.loader import LoadedModel, class_names
@@ -20,7 +22,9 @@ from engine.runtime.runner import CompileConfig, Runner, select_fastest, select_
 from engine.runtime.verification import ModelOutputs
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
+from pipeline.frames import Explanation, Finding, Frame
 from pipeline.ports import MetricSample
+from pipeline.queries import PlaceQueries
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,39 @@ class NetworkExplainer(BaseExplainer):
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
         super().__init__(labels, f"{split.method}/{kernel}", preprocessing, info)
+        self._answers: ClassAnswers | None = None
+
+    def accept(self, queries: PlaceQueries) -> None:
+        """Answer questions for the heat map of a class, unless batches overlap on a device."""
+        if not self.asynchronous:
+            self._answers = ClassAnswers(queries, self.labels, self._class_finding)
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Return one explanation per frame, in order; frames may have different sizes and cameras."""
+        if self._answers is not None:
+            self._answers.remember(frames)
+        return super().explain(frames)
+
+    def after_batch(self) -> None:
+        """Answer a question if it is due."""
+        if self._answers is not None:
+            self._answers.answer()
+
+    def idle(self) -> None:
+        """Answer a question if it is due."""
+        self.after_batch()
+
+    def forget_camera(self, camera: str) -> None:
+        """Release the frame that is kept for questions."""
+        if self._answers is not None:
+            self._answers.forget_camera(camera)
+
+    def _class_finding(self, frame: Frame, class_index: int) -> Finding:
+        """Return the score and the heat map of a class in a frame."""
+        images = self._images(self._preprocessing.pixels([frame]))
+        scores, heat = self._runner.class_heat(images, class_index)
+        score = float(scores[0, class_index])
+        return Finding(self.labels[class_index], score, heat[0].cpu().numpy().copy(), class_index)
 
     def metrics(self) -> list[MetricSample]:
         """Return metrics of the engine, the device, the build time and the compile cache."""

@@ -217,12 +217,16 @@ class ExplainedNetwork(nn.Module):
 
         A class occurs twice in a row of T if it is a fixed class and a top class.
         """
-        features = self.head(images)
-        # Plans of one module run in float32: they are cheap, and half precision blurs the differences between cells.
-        scores, cell_logits = self.plan(features.float() if self.plan.info.one_module else features)
-        scores = scores.float()
+        scores, cell_logits = self.logits(images)
         chosen, fixed = top_classes(scores, self.top), self.classes
         if fixed is not None:
             repeated = fixed[None].expand(scores.shape[0], -1)
             chosen = torch.cat([repeated, chosen] if self.classes_first else [chosen, repeated], dim=1)
         return torch.softmax(scores, dim=1), chosen, heatmaps_from_logits(cell_logits, chosen, self.grid)
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's logits (N, K) in float32, and those of the masked maps, (N, h * w, K)."""
+        features = self.head(images)
+        # Plans of one module run in float32: they are cheap, and half precision blurs the differences between cells.
+        scores, cell_logits = self.plan(features.float() if self.plan.info.one_module else features)
+        return scores.float(), cell_logits

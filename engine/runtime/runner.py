@@ -17,7 +17,7 @@ from engine.gpu.plan_timing import select_by_timing
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan, SampledPlan, probe_cells
-from engine.methods.recipro import ExplainedNetwork, Target, plan_for
+from engine.methods.recipro import ExplainedNetwork, Target, heatmaps_from_logits, plan_for
 from engine.runtime.choice import fastest
 from engine.runtime.compile_cache import CompileCache
 from engine.runtime.devices import DTYPES, channels_last
@@ -223,6 +223,18 @@ class Runner:
             return self(images)[0]
         with torch.inference_mode():
             return torch.softmax(tail(explained.head(images)).float(), dim=1)
+
+    def class_heat(self, images: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+        """Return scores (N, K) and the heat maps (N, h, w) of one class, whatever the target.
+
+        A graph that was compiled as a whole gives the heat of its target only; this runs in PyTorch then.
+        """
+        explained = self._compiled.get(0) or self._compiled[1]
+        module = explained if isinstance(explained, ExplainedNetwork) else self._module
+        with torch.inference_mode():
+            logits, cell_logits = module.logits(images)
+            chosen = torch.full((len(images), 1), class_index, device=logits.device)
+            return torch.softmax(logits, dim=1), heatmaps_from_logits(cell_logits, chosen, self.split.grid)[:, 0]
 
     def _split_batch(self, images: Tensor) -> list[Tensor]:
         """Split a batch into compiled sizes: the largest as often as possible, then single images."""

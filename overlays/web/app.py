@@ -33,7 +33,7 @@ from overlays.web.prometheus import exposition
 from overlays.web.snapshots import snapshot_response
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
-from overlays.web.viewer_queries import ViewerQueries
+from overlays.web.viewer_queries import QUESTIONS, ViewerQueries
 
 STATUS_SECONDS: Final = 0.2
 """Interval between two messages with the state of the cameras."""
@@ -266,7 +266,7 @@ class _Handlers:
                     client.lose(str(message["lost"]))
                 elif "small" in message:
                     client.set_view(small=bool(message["small"]), large=str(message["large"]))
-                elif not message.keys().isdisjoint({"hold", "release", "why"}):
+                elif not message.keys().isdisjoint(QUESTIONS):
                     await questions.handle(message)
                 else:
                     unacknowledged[0] = 0

@@ -1,4 +1,4 @@
-"""The questions of one viewer to the detector: frames to hold, and places to explain.
+"""The questions of one viewer to the network: frames to hold, places to explain, and heat maps of classes.
 
 A viewer has one question at a time, and a bounded number per second. Each question is answered, by an error in words
 where there is no answer.
@@ -17,13 +17,25 @@ from overlays.wire.message import finding_record
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import FrameGoneError, ReciproStreamError, WireError
 from pipeline.frames import Box
-from pipeline.queries import Influence, MapMode, PlaceAnswer, PlaceQueries, PlaceQuery
+from pipeline.queries import (
+    Answer,
+    ClassAnswer,
+    ClassQuery,
+    Influence,
+    MapMode,
+    PlaceAnswer,
+    PlaceQueries,
+    PlaceQuery,
+    Query,
+)
 
 ANSWER_SECONDS: Final = 15.0
 """Time limit of an answer."""
 MIN_INTERVAL_SECONDS: Final = 0.2
 """Shortest time between the beginnings of two questions."""
-NO_DETECTOR: Final = "this page cannot ask a detector: its frames come from another run, or questions are off"
+NO_DETECTOR: Final = "this page cannot ask the network: its frames come from another run, or questions are off"
+QUESTIONS: Final = frozenset({"hold", "release", "why", "classes", "heat"})
+"""Keys of the messages with a question."""
 MAX_PIXELS: Final = 1e6
 _CHOICES: Final = (["keep"], ["drop"], ["drop", "keep"])
 
@@ -46,7 +58,7 @@ class ViewerQueries:
         self._asked_at = -math.inf
 
     async def handle(self, message: dict[str, Any]) -> None:
-        """Begin to answer a message with the key ``hold``, ``release`` or ``why``; never waits for the detector."""
+        """Begin to answer a message with one of the keys ``QUESTIONS``; never waits for the network."""
         number, queries = message.get("id"), self._queries
         if queries is None:
             await self._send(_failure(number, WireError(NO_DETECTOR)))
@@ -56,8 +68,12 @@ class ViewerQueries:
                 await self._send(_reply(number, self._hold(queries, message["hold"])))
             elif "release" in message:
                 queries.frames.release(self)
+            elif "classes" in message:
+                labels = queries.labels if queries.kind == "classes" else ()
+                await self._send(_reply(number, {"labels": [replace_undecodable(label) for label in labels]}))
             else:
-                query = read_query(message["why"], self._cameras())
+                is_class, cameras = "heat" in message, self._cameras()
+                query = read_class_query(message["heat"], cameras) if is_class else read_query(message["why"], cameras)
                 self._check_rate()
                 future = asyncio.wrap_future(queries.ask(query))
                 self._task = asyncio.create_task(self._answer(number, query, future))
@@ -84,17 +100,46 @@ class ViewerQueries:
             raise WireError(f"a viewer may ask every {MIN_INTERVAL_SECONDS:g} s; ask again")
         self._asked_at = now
 
-    async def _answer(self, number: object, query: PlaceQuery, future: asyncio.Future[PlaceAnswer]) -> None:
+    async def _answer(self, number: object, query: Query, future: asyncio.Future[Answer]) -> None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await future
-            reply = _reply(number, answer_record(query, answer))
+            reply = _reply(number, _record(query, answer))
         except TimeoutError:
-            reply = _failure(number, WireError(f"the detector did not answer within {ANSWER_SECONDS:g} s; ask again"))
+            reply = _failure(number, WireError(f"the network did not answer within {ANSWER_SECONDS:g} s; ask again"))
         except ReciproStreamError as error:
             reply = _failure(number, error)
         with contextlib.suppress(RuntimeError):  # the viewer has gone
             await self._send(reply)
+
+
+def _record(query: Query, answer: Answer) -> Reply:
+    if isinstance(answer, ClassAnswer):
+        return class_record(answer)
+    return answer_record(cast("PlaceQuery", query), answer)
+
+
+def class_record(answer: ClassAnswer) -> Reply:
+    """Return the heat map of a class as plain JSON values."""
+    finding, frame = answer.finding, answer.frame
+    age_seconds = round(frame.age_seconds(time.monotonic()), 3)
+    return finding_record(finding) | {
+        "grid": list(finding.heat.shape),
+        "index": frame.index,
+        "age_seconds": age_seconds,
+    }
+
+
+def read_class_query(value: object, cameras: Mapping[str, object]) -> ClassQuery:
+    """Return a question for a heat map from its JSON value.
+
+    Raises:
+        WireError: a key is missing or its value is wrong.
+    """
+    label = value.get("label") if isinstance(value, Mapping) else None
+    if not (isinstance(label, str) and label):
+        raise WireError("heat.label: give the name of a class")
+    return ClassQuery(_camera_of(value, cameras), label)
 
 
 def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
@@ -123,14 +168,20 @@ def _is_pixel(value: object) -> bool:
 
 def _frame_of(value: object, cameras: Mapping[str, object]) -> tuple[str, int]:
     """Return camera and frame index of a question."""
-    if not isinstance(value, Mapping):
-        raise WireError("question: give an object with camera and index")
-    camera, index = value.get("camera"), value.get("index")
-    if not isinstance(camera, str) or camera not in cameras:
-        raise WireError(f"camera {str(camera)[:80]!r}: is not a camera of this run; give one of {', '.join(cameras)}")
+    camera = _camera_of(value, cameras)
+    index = cast("Mapping[str, Any]", value).get("index")
     if not isinstance(index, int) or isinstance(index, bool):
         raise WireError("index: give the index of the frame")
     return camera, index
+
+
+def _camera_of(value: object, cameras: Mapping[str, object]) -> str:
+    if not isinstance(value, Mapping):
+        raise WireError("question: give an object with camera and index")
+    camera = value.get("camera")
+    if not isinstance(camera, str) or camera not in cameras:
+        raise WireError(f"camera {str(camera)[:80]!r}: is not a camera of this run; give one of {', '.join(cameras)}")
+    return camera
 
 
 def answer_record(query: PlaceQuery, answer: PlaceAnswer) -> Reply:

@@ -1,5 +1,8 @@
 """Network explainer with real images and weights; backends and precisions against eager float32."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,16 +10,18 @@ import torch
 
 from engine.backends import eager
 from engine.backends.registry import BACKENDS, check_backend
+from engine.explainers.class_heat import ClassAnswers
 from engine.explainers.network import NetworkExplainer
-from engine.methods.recipro import Target
+from engine.methods.recipro import Target, recipro_cam
 from engine.models.loader import build_untrained, load_network
 from engine.models.registry import MODELS
 from engine.runtime.runner import CompileConfig, Runner, _check_outputs
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
-from pipeline.errors import BackendError, ConfigError
-from pipeline.frames import Box, Frame
+from pipeline.errors import BackendError, ConfigError, EngineError
+from pipeline.frames import Box, Finding, Frame
 from pipeline.ports import Explainer
+from pipeline.queries import ClassQuery, PlaceQueries
 from tests.engine.reference import lively
 
 CPU = torch.device("cpu")
@@ -72,6 +77,56 @@ def test_explanation_names_the_next_classes_without_heat_maps(squeezenet, photos
     assert [score for _, score in explanation.next_classes] == pytest.approx(scores[expected].tolist(), abs=1e-5)
     three = tuple(explanation.first for _ in range(3))
     assert squeezenet._next_classes(scores.numpy(), three) == (), "enough classes have heat maps"
+
+
+def test_any_class_is_explained_on_request_and_the_stream_stays_as_it_is(squeezenet, photos):
+    frames = [replace(frame_of(path), camera=camera) for camera, path in zip("ab", photos[:2], strict=True)]
+    before = squeezenet.explain(frames)
+    queries, index = PlaceQueries(), 340
+    label = squeezenet.labels[index]
+    squeezenet.accept(queries)
+    assert (queries.kind, queries.labels) == ("classes", squeezenet.labels)
+    with queries.viewing():
+        early = queries.ask(ClassQuery("a", label))
+        squeezenet.idle()
+        with pytest.raises(EngineError, match="has given no frame"):
+            early.result(0)
+        asked, wrong = queries.ask(ClassQuery("a", label)), queries.ask(ClassQuery("a", "zeppelin"))
+        after = squeezenet.explain(frames)
+        while not wrong.done():
+            squeezenet.after_batch()
+    answer = asked.result(0)
+    images = squeezenet._images(squeezenet._preprocessing.pixels(frames[:1]))
+    scores, heat = recipro_cam(squeezenet._runner.split, images, classes=index)
+    assert answer.frame is frames[0]
+    assert (answer.finding.label, answer.finding.score) == (label, pytest.approx(float(scores[0, index]), abs=1e-5))
+    assert np.ptp(answer.finding.heat) == 1.0, "not a flat map"
+    np.testing.assert_allclose(answer.finding.heat, heat[0], atol=1e-3)
+    with pytest.raises(EngineError, match="is not a class of this network"):
+        wrong.result(0)
+    for one, other in zip(before, after, strict=True):
+        assert [finding.label for finding in one.findings] == [finding.label for finding in other.findings]
+        np.testing.assert_array_equal(one.first.heat, other.first.heat)
+
+
+def test_answers_take_a_quarter_of_the_time_at_most():
+    now, queries = SimpleNamespace(seconds=0.0), PlaceQueries()
+
+    def explain(frame, index):
+        now.seconds += 2.0
+        return Finding("car", 0.5, np.ones((1, 1), np.float32), index)
+
+    answers = ClassAnswers(queries, ("car",), explain, lambda: now.seconds)
+    with queries.viewing():
+        answers.remember([Frame(np.zeros((4, 4, 3), np.uint8), "a", 0, 0.0)])
+        first, second = (queries.ask(ClassQuery("a", "car")) for _ in range(2))
+        answers.answer()
+        now.seconds += 5.9
+        answers.answer()
+        assert (first.done(), second.done()) == (True, False)
+        now.seconds += 0.2
+        answers.answer()
+        assert second.done()
 
 
 def test_explainer_implements_the_interface(squeezenet):

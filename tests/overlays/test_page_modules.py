@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 STATIC = HERE.parents[1] / "overlays" / "web" / "static"
 NOT_LOADED = {
     "area.js",
+    "class-heat.js",
     "review.js",
     "review.css",
     "review.html",

@@ -11,6 +11,7 @@ from pipeline.queries import (
     HELD_SECONDS,
     MAX_HELD,
     RECENT_SECONDS,
+    ClassQuery,
     PlaceAnswer,
     PlaceQueries,
     PlaceQuery,
@@ -93,7 +94,12 @@ def test_queries_are_refused_without_a_detector_and_after_the_run():
     queries = PlaceQueries()
     with pytest.raises(EngineError, match="no detector"):
         queries.ask(QUERY)
+    queries.open(("car",), "classes")
+    with pytest.raises(EngineError, match="about a class only"):
+        queries.ask(QUERY)
     queries.open(("car",))
+    with pytest.raises(EngineError, match="about a place of a frame only"):
+        queries.ask(ClassQuery("north", "car"))
     waiting = queries.ask(QUERY)
     queries.close()
     with pytest.raises(EngineError, match="the run has ended"):

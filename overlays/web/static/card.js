@@ -39,6 +39,7 @@ export class Card {
       changed: () => this.paint(),
       announce: say,
     });
+    this.classHeat = null; // loaded with the full card of a classifier
     this.area = { isOpen: false, open: () => this.loadArea(), close: () => false }; // until the editor is loaded
     this.at(".area-open").onclick = () => (this.area.isOpen ? this.area.close() : this.area.open());
     this.isHeld = false; // whether the image stays, because a question is asked about it
@@ -75,6 +76,14 @@ export class Card {
     });
     this.area.header = this.header;
     this.area.open();
+  }
+
+  // Offer the heat of every class, if the running network answers questions about classes.
+  async loadClassHeat() {
+    this.classHeat = { shown: null, update: () => {} };
+    const [{ ClassHeat }, { labels }] = await Promise.all([import("./class-heat.js"), this.link.question({ classes: true })]);
+    if (!labels) this.classHeat = null; // the connection was lost
+    else if (labels.length) this.classHeat = new ClassHeat(this.root, this.camera, this.link, labels, this.scores);
   }
 
   // Add a frame: a JPEG, or a unit of H.264, which is decoded even if it is not shown.
@@ -134,6 +143,8 @@ export class Card {
     const { isDetector } = this.boxes;
     const top = topFinding(header);
     this.scores.show(isDetector ? [] : header.findings, isDetector ? [] : header.next_classes ?? []);
+    if (!this.classHeat && !isDetector && this.link.canAsk && !this.root.classList.contains("small")) this.loadClassHeat();
+    this.classHeat?.update(header);
     this.paint();
     this.why.offer(header, isDetector);
     this.root.dataset.index = header.index;
@@ -207,12 +218,13 @@ export class Card {
   // Draw the heat of the selected box; without one, that of all boxes, or of a classifier's first or chosen class.
   paintHeat(context, selected) {
     const { header, style, tile } = this;
-    const first = this.scores.drawn(header);
+    const asked = this.classHeat?.shown;
+    const first = asked ?? this.scores.drawn(header);
     if (selected) drawOneHeat(context, selected, style.palette, style.heat ? style.opacity : DEFAULT_OPACITY, tile);
     else if (!style.heat) return;
     else if (first?.box) drawAllHeat(context, this.boxes.boxes, style.opacity, tile);
     else if (first && header.grid[0]) {
-      const [rows, columns] = header.grid;
+      const [rows, columns] = asked?.grid ?? header.grid;
       // A class that the viewer asks for is shown whatever its score.
       const strength = this.scores.chosen === first.label ? 1 : heatStrength(first.score);
       renderHeatmap(decodeBase64(first.heat_u8), rows, columns, style.palette, style.opacity * strength, tile);

@@ -87,9 +87,14 @@ export class Link {
     return true;
   }
 
-  // Ask the detector about a place; return its answer. The server answers one question of a viewer at a time.
+  // Ask the detector about a place; return its answer.
   why(place) {
-    const answer = this.turn.then(() => this.ask({ why: place }));
+    return this.question({ why: place });
+  }
+
+  // Ask in turn, because the server answers one question of a viewer at a time.
+  question(question) {
+    const answer = this.turn.then(() => this.ask(question));
     this.turn = answer.then(() => new Promise((resolve) => setTimeout(resolve, INTERVAL_MS)));
     return answer;
   }

@@ -8,7 +8,13 @@ export class ScoreList {
     this.list = list;
     this.changed = changed;
     this.chosen = null; // the label of the class whose heat is wanted; null: the first
-    this.others = []; // further classes, which have no heat map
+    this.others = new Set(); // further classes whose heat maps can be asked for
+  }
+
+  // Choose a class by its label; "": none.
+  choose(label) {
+    this.chosen = label || null;
+    this.changed();
   }
 
   // Return the finding whose heat is shown.
@@ -27,7 +33,7 @@ export class ScoreList {
     rows.forEach(({ label, score }, index) => {
       const button = list.children[index].firstChild;
       const [name, track, value] = button.children;
-      const hasHeat = explained.has(label) && findings.length > 1;
+      const hasHeat = explained.has(label) ? findings.length > 1 || this.others.size > 0 : this.others.has(label);
       name.textContent = label;
       button.title = hasHeat ? `${label}: show its heat map` : label;
       button.dataset.label = label;
@@ -46,10 +52,7 @@ export class ScoreList {
     track.className = "track";
     track.append(document.createElement("i"));
     button.append(document.createElement("span"), track, document.createElement("span"));
-    button.onclick = () => {
-      this.chosen = this.chosen === button.dataset.label ? null : button.dataset.label;
-      this.changed();
-    };
+    button.onclick = () => this.choose(this.chosen === button.dataset.label ? "" : button.dataset.label);
     row.append(button);
     return row;
   }

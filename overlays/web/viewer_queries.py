@@ -7,12 +7,14 @@ where there is no answer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
+from overlays.render.jpeg import encode_image, scale_image
 from overlays.wire.message import finding_record
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import FrameGoneError, ReciproStreamError, WireError
@@ -37,6 +39,9 @@ NO_DETECTOR: Final = "this page cannot ask the network: its frames come from ano
 QUESTIONS: Final = frozenset({"hold", "release", "why", "classes", "heat"})
 """Keys of the messages with a question."""
 MAX_PIXELS: Final = 1e6
+MAX_IMAGE_PIXELS: Final = 1280
+"""Maximum longer side of the image in an answer."""
+JPEG_QUALITY: Final = 80
 _CHOICES: Final = (["keep"], ["drop"], ["drop", "keep"])
 
 Reply = dict[str, Any]
@@ -104,7 +109,8 @@ class ViewerQueries:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await future
-            reply = _reply(number, _record(query, answer))
+            # An image is compressed, which the event loop must not wait for.
+            reply = _reply(number, await asyncio.to_thread(_record, query, answer))
         except TimeoutError:
             reply = _failure(number, WireError(f"the network did not answer within {ANSWER_SECONDS:g} s; ask again"))
         except ReciproStreamError as error:
@@ -120,13 +126,14 @@ def _record(query: Query, answer: Answer) -> Reply:
 
 
 def class_record(answer: ClassAnswer) -> Reply:
-    """Return the heat map of a class as plain JSON values."""
+    """Return the heat map of a class, with the image that it belongs to, as plain JSON values."""
     finding, frame = answer.finding, answer.frame
-    age_seconds = round(frame.age_seconds(time.monotonic()), 3)
+    image = scale_image(frame.image, min(1.0, MAX_IMAGE_PIXELS / max(frame.image.shape[:2])))
     return finding_record(finding) | {
         "grid": list(finding.heat.shape),
         "index": frame.index,
-        "age_seconds": age_seconds,
+        "age_seconds": round(frame.age_seconds(time.monotonic()), 3),
+        "jpeg": base64.b64encode(encode_image(image, JPEG_QUALITY)).decode(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
+from overlays.render.jpeg import decode_image
 from overlays.web import viewer_queries
 from pipeline.frames import Finding
 from pipeline.queries import ClassAnswer, ClassQuery, PlaceQueries
 from tests.support.limits import LIMIT_SECONDS
-from tests.support.page_feed import numbered, serve_until, still_page
+from tests.support.page_feed import numbered, serve_until, shade, still_page
 
 HEAT = np.zeros((4, 6), np.float32)
 HEAT[3, 5] = 1.0
-CORNER = """[...document.querySelector('.view canvas').getContext('2d').getImageData(146, 105, 1, 1).data]"""
+CORNER, MIDDLE = (
+    f"[...document.querySelector('.view canvas').getContext('2d').getImageData({x}, {y}, 1, 1).data]"
+    for x, y in ((146, 105), (80, 40))
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,10 @@ def test_viewer_gets_the_classes_and_the_heat_of_one(queries):
             got = reply()
             assert (got["label"], got["score"], got["grid"], got["index"]) == ("truck", 0.03, [4, 6], 1)
             assert got["age_seconds"] >= 0.0
+            image = decode_image(base64.b64decode(got["jpeg"]))
+            assert (image.shape, abs(int(image.mean()) - shade(1)) < 3) == ((120, 160, 3), True), (
+                "the image of the frame"
+            )
             for wrong, text in (({"camera": "line"}, "heat.label"), ({"camera": "x", "label": "truck"}, "give one of")):
                 link.send(json.dumps({"id": 3, "heat": wrong}))
                 assert text in reply()["error"]
@@ -77,9 +86,10 @@ def test_page_shows_the_heat_of_the_chosen_class_and_names_it(tab, queries):
         cold = page.evaluate(CORNER)
         page.locator(".class-heat input").fill("truck")
         page.keyboard.press("Enter")
-        assert answer(queries, numbered(1).explanation.frame) == ClassQuery("line", "truck")
-        page.locator(".class-heat p", has_text="Heat for “truck”, score 3 %").wait_for()
+        assert answer(queries, numbered(9).explanation.frame) == ClassQuery("line", "truck")
+        page.locator(".class-heat p", has_text="Heat for “truck”, score 3 %, in the image shown").wait_for()
         assert page.evaluate(CORNER) != cold
+        assert abs(page.evaluate(MIDDLE)[0] - shade(9)) < 4, "the image that the heat belongs to"
         assert page.locator(".label").inner_text() == "part 1", "the verdict stays"
         page.locator(".class-heat input").fill("")
         page.keyboard.press("Enter")

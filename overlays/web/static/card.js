@@ -195,7 +195,7 @@ export class Card {
       this.root.style.setProperty("--own", this.aspect);
     }
     const context = canvas.getContext("2d");
-    context.drawImage(image, 0, 0);
+    context.drawImage(this.classHeat?.shown?.image ?? image, 0, 0, canvas.width, canvas.height);
     const pixelsPerCss = Math.max(canvas.width / Math.max(canvas.clientWidth, 1), canvas.height / Math.max(canvas.clientHeight, 1));
     if (this.why.isOpen) {
       this.why.paint(context, style, this.tile, pixelsPerCss);
@@ -299,7 +299,9 @@ export class Card {
   }
 
   snapshot() {
-    if (this.header) this.announce(`saved ${saveSnapshot(this.canvas, this.header)}`);
+    if (!this.header) return;
+    const taken_at_unix = this.classHeat?.shown?.taken ?? this.header.taken_at_unix;
+    this.announce(`saved ${saveSnapshot(this.canvas, { ...this.header, taken_at_unix })}`);
   }
 
   async clip() {

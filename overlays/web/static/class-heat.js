@@ -1,5 +1,7 @@
 // The heat map of a class that the stream does not explain. The running network is asked for it again and again while the
-// camera has a full card; the answers are this viewer's own, and no guard or record sees them.
+// camera has a full card; the answers are this viewer's own, and no guard or record sees them. An answer comes with its
+// image, which is shown in place of the live one, so that image and heat belong together.
+import { decodeBase64 } from "./heat.js";
 import { percent, seconds } from "./words.js";
 
 const REFRESH_MS = 400; // between two questions
@@ -12,7 +14,7 @@ export class ClassHeat {
     this.camera = camera;
     this.link = link;
     this.scores = scores;
-    this.asked = null; // { label, score, grid, heat_u8, taken } of the newest answer
+    this.asked = null; // { label, score, grid, heat_u8, taken, image } of the newest answer
     this.isAsking = false;
     this.askedAt = -REFRESH_MS;
     scores.others = new Set(labels);
@@ -35,7 +37,7 @@ export class ClassHeat {
     root.querySelector(".bars").after(part);
   }
 
-  // Return the heat to show instead of the stream's: that of the chosen class; null without one.
+  // Return the heat and the image to show instead of the stream's: those of the chosen class; null without them.
   get shown() {
     return this.wanted && this.asked?.label === this.wanted ? this.asked : null;
   }
@@ -48,7 +50,7 @@ export class ClassHeat {
     this.wanted = chosen && !isExplained && !this.root.classList.contains("small") ? chosen : null;
     if (this.wanted) this.ask();
     const { shown } = this;
-    if (shown) this.say(`Heat for “${shown.label}”, score ${percent(shown.score)}, ${seconds(this.link.age(shown.taken))} old.`);
+    if (shown) this.say(`Heat for “${shown.label}”, score ${percent(shown.score)}, in the image shown, ${seconds(this.link.age(shown.taken))} old.`);
     else if (!this.wanted) this.say("");
   }
 
@@ -60,14 +62,14 @@ export class ClassHeat {
     const label = this.wanted;
     if (this.asked?.label !== label) this.say("The network is asked…");
     const answer = await this.link.question({ heat: { camera: this.camera, label } });
-    this.isAsking = false;
     if (!answer.error) {
-      this.asked = { ...answer, taken: this.link.now() - answer.age_seconds };
-      this.scores.changed();
-    } else if (this.wanted === label) {
-      this.asked = null;
-      this.say(answer.error);
-    }
+      const taken = this.link.now() - answer.age_seconds;
+      const image = await createImageBitmap(new Blob([decodeBase64(answer.jpeg)], { type: "image/jpeg" }));
+      this.asked?.image.close();
+      this.asked = { ...answer, taken, image };
+    } else if (this.wanted === label) this.say(answer.error);
+    this.isAsking = false;
+    if (!answer.error) this.scores.changed();
   }
 
   say(text) {

@@ -3,6 +3,7 @@ import { KINDS, clock, titleOf } from "./events.js";
 
 const STEPS = [60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800];
 const MIN_WIDTH = 0.35; // percent of the row
+const TICK_PIXELS = 60; // room for the text of a tick
 
 export class Timeline {
   constructor(root, open) {
@@ -43,7 +44,8 @@ export class Timeline {
       const tick = document.createElement("span");
       const time = new Date(at * 1000);
       const isDay = step >= 86400;
-      tick.textContent = isDay
+      // At the right end there is no room for a text.
+      if ((width * (to - at)) / (to - from) > TICK_PIXELS) tick.textContent = isDay
         ? time.toLocaleDateString([], { day: "numeric", month: "short" })
         : time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
       tick.style.left = `${(100 * (at - from)) / (to - from)}%`;

@@ -8,7 +8,7 @@ const MODES = [
   { mode: "only", upTo: 1, facts: 0, minWidth: 0, gap: 0 },
   { mode: "full", upTo: 3, facts: 310, minWidth: 330, gap: 16 },
   { mode: "medium", upTo: 6, facts: 108, minWidth: 240, gap: 14 },
-  { mode: "compact", upTo: Infinity, facts: 56, minWidth: 180, gap: 10 },
+  { mode: "compact", upTo: Infinity, facts: 56, minWidth: 160, gap: 10 },
 ];
 const KIOSK = { mode: "kiosk", facts: 0, minWidth: 40, gap: 4 };
 const PHONE = { facts: 200, minWidth: 150, gap: 8 };

@@ -219,6 +219,10 @@ def page_of(chromium, *findings, **looks):
         def show(*changed):
             serve_until(sink, page, f'.card[data-index="{put(*changed)}"]')
 
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not detector.queries.is_viewed:  # frames are kept from then on
+            assert time.monotonic() < deadline, "the page does not connect"
+            page.wait_for_timeout(10)
         show(*findings)
         yield page, detector, put, show
 

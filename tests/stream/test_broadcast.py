@@ -6,6 +6,7 @@ import pytest
 
 from stream.sources import build_source
 from tests.support.broker import free_port
+from tests.support.limits import WAITS
 from tests.support.reader import Reader
 
 SENDS = {"rtmp": ["-f", "flv", "-listen", "1"], "udp": ["-f", "mpegts"]}
@@ -16,7 +17,7 @@ CODING = ["-c:v", "libx264", "-preset", "ultrafast", "-tune", "zerolatency", "-g
 @pytest.mark.parametrize("scheme", SENDS)
 def test_broadcast_is_read_live(scheme):
     address = f"{scheme}://127.0.0.1:{free_port()}" + ("/live/door" if scheme == "rtmp" else "")
-    source = build_source(address, read_timeout_seconds=5.0)
+    source = build_source(address, **WAITS)
     with subprocess.Popen(["ffmpeg", *PICTURES, *CODING, *SENDS[scheme], address], stderr=subprocess.DEVNULL) as sender:
         try:
             with source, Reader(source) as reader:

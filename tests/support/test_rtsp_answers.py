@@ -11,7 +11,7 @@ from urllib.parse import quote
 import av
 import pytest
 
-from tests.support.reading import ONCE, failing, reading
+from tests.support.reading import ONCE, QUICK, failing, reading
 from tests.support.rtsp_server import RtspServer
 
 RIGHT, WRONG = "c@nary-7f3a", "wr0ng-canary"
@@ -155,7 +155,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_wrong_answer_ends_in_a_typed_error(server, name):
     server.faults.answer = ANSWERS[name]
-    assert server.url() in failing(server.url())
+    assert server.url() in failing(server.url(), QUICK)
 
 
 @pytest.mark.slow
@@ -172,12 +172,12 @@ def test_damaged_descriptions_and_answers_end_in_typed_errors_only(server):
 
 def test_silent_camera_fails_after_the_open_timeout(server):
     server.faults.silent = True
-    assert "no answer for 2 s" in failing(server.url())
+    assert "no answer for 2 s" in failing(server.url(), QUICK)
 
 
 def test_late_answer_is_reported_as_late(server):
     server.faults.answer_delay_seconds = 0.7  # four of them take longer than the open timeout
-    assert "no answer for 2 s" in failing(server.url())
+    assert "no answer for 2 s" in failing(server.url(), QUICK)
 
 
 def test_name_in_another_encoding_is_accepted(server):

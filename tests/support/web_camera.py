@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from stream.sources import build_source
+from tests.support.limits import WAITS
 
-ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
+ONCE = {**WAITS, "attempts": 1}
 
 
 def jpeg(brightness, size=(48, 64)):

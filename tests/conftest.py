@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -31,6 +32,13 @@ if sys.dont_write_bytecode:
 # for each other. PyTorch, OpenVINO and ONNX Runtime take their numbers from here; it has to be set before the import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The same examples in each run, however slow the machine is: a change that is green once stays green.
+# ``pytest --hypothesis-profile=default`` looks for others.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 # Where a test imports OpenVINO before the engine does, it would send each event from a fork of the worker.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it raises ImportError
@@ -137,6 +145,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
         return None
     config.option.loadscopereorder = False  # the order below, not the number of tests
     return LoadFileScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection():
+    """Keep the garbage collector from scanning imported modules again and again: they stay until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

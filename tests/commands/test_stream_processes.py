@@ -50,7 +50,8 @@ def test_commands_without_a_network_do_not_import_torch():
 
 @pytest.mark.slow
 def test_interrupted_recording_is_closed_and_playable(tmp_path):
-    source = ("--source", "line:?fps=30&size=320x240&seed=3", "--backend", "eager")
+    # A video repeats the last frame of a live camera that is silent, on a slow machine too: this source is not live.
+    source = ("--source", "line:?fps=30&size=320x240&seed=3&paced=0", "--backend", "eager")
     with start(tmp_path, "stream", *source, "--sink", "out.mp4", "--sink", "out.jsonl") as running:
         wait_for_file(tmp_path / "out.jsonl", 20_000)
         running.send_signal(signal.SIGINT)
@@ -65,7 +66,7 @@ def test_view_shows_a_stream_of_another_process_that_ends_in_order(command, tmp_
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    source = ("--source", "line:?fps=15&size=320x240", "--backend", "eager")
+    source = ("--source", "line:?fps=15&size=320x240&paced=0", "--backend", "eager")
     with start(tmp_path, "stream", *source, "--sink", address, "--sink", "out.mp4", "--sink", "out.jsonl") as running:
         code, _, errors = command("view", address, "--sink", "seen.mp4", "--sink", "seen.jsonl", "--frames", "20")
         running.send_signal(signal.SIGTERM)
@@ -73,7 +74,8 @@ def test_view_shows_a_stream_of_another_process_that_ends_in_order(command, tmp_
     assert code == 0, errors
     assert running.returncode == 0, output
     assert len(frames_of(tmp_path / "out.mp4")) == len(log_lines(tmp_path / "out.jsonl")) >= 20
-    assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
+    assert len(log_lines(tmp_path / "seen.jsonl")) == 20
+    assert len(frames_of(tmp_path / "seen.line.mp4")) >= 20  # and repeated ones, where a frame came late
     lines = log_lines(tmp_path / "seen.jsonl")
     assert {line["model"] for line in lines} == {"line_net"}
     indices = [line["index"] for line in lines]

@@ -207,6 +207,7 @@ def page_of(chromium, *findings, **looks):
     detector = Detector()
     with console_checked_tabs(chromium) as tab, still_page("north", queries=detector.queries) as sink:
         page = tab(sink.endpoint, **looks)
+        page.locator("#link", has_text="building").wait_for()  # frames are kept for a viewer that is connected
         numbers = iter(range(1000))
 
         def put(*changed):

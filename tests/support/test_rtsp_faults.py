@@ -1,9 +1,11 @@
 """Tests of the support servers, and of sources with their faults and a bad network."""
 
 import contextlib
+import statistics
 import subprocess
 import time
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -33,9 +35,11 @@ def test_images_are_read_back_exactly_and_in_order(server):
     assert [frame.index for frame in reader.frames] == list(range(len(numbers)))
     ages = [mark.age_seconds(frame.captured_at) for mark, frame in zip(marks, reader.frames, strict=True)]
     assert -0.001 <= min(ages) < 1.0
-    values = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
-    painted = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
-    assert values == pytest.approx(painted, abs=0.1)  # FFmpeg evens out the first few
+    values = [frame.pts_seconds for frame in reader.frames]
+    painted = [mark.millis / 1000 for mark in marks]
+    errors = [b - a - (d - c) for (a, b), (c, d) in zip(pairwise(values), pairwise(painted), strict=True)]
+    # FFmpeg evens out the first few intervals, and an image that comes late moves those after it.
+    assert statistics.median(map(abs, errors)) < 0.01
 
 
 def test_anamorphic_images_have_their_display_size():

@@ -42,6 +42,8 @@ def test_local_plan_of_a_random_network_equals_the_definition(net, size, kernel)
     assert float((result - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
 
 
+ODD = (122, 94)
+"""A size whose halves are odd at several depths."""
 FAMILIES = [
     ("resnet18", "layer2", (96, 128)),
     ("resnet50", "layer4.0", (90, 110)),
@@ -52,15 +54,15 @@ FAMILIES = [
     ("regnet_x_400mf", "trunk_output.block3", (96, 128)),
 ]
 MORE_FAMILIES = [
-    *[("resnet18", f"layer{i}", size) for i in (1, 3) for size in ((96, 128), (160, 160), (186, 142))],
-    *[("resnet50", layer, (186, 142)) for layer in ("layer2", "layer3", "layer4.1")],
-    *[("densenet121", f"features.transition{i}", (186, 142)) for i in (2, 3)],
-    *[("mobilenet_v2", f"features.{i}", (186, 142)) for i in (6, 13, 16)],
-    *[("mobilenet_v3_large", f"features.{i}", (160, 160)) for i in (6, 10, 15)],
-    *[("regnet_y_400mf", f"trunk_output.block{i}", (186, 142)) for i in (2, 3)],
+    *[("resnet18", layer, size) for layer, size in (("layer1", (96, 128)), ("layer1", ODD), ("layer3", (96, 96)))],
+    *[("resnet50", layer, ODD) for layer in ("layer2", "layer3", "layer4.1")],
+    *[("densenet121", f"features.transition{i}", ODD) for i in (2, 3)],
+    *[("mobilenet_v2", f"features.{i}", ODD) for i in (6, 13, 16)],
+    *[("mobilenet_v3_large", f"features.{i}", (96, 96)) for i in (6, 10, 15)],
+    *[("regnet_y_400mf", f"trunk_output.block{i}", ODD) for i in (2, 3)],
     *[("vgg16", f"features.{i}", (96, 128)) for i in (9, 16, 23)],
-    *[("efficientnet_b0", f"features.{i}", (186, 142)) for i in (4, 6)],
-    ("convnext_tiny", "features.5", (186, 142)),
+    *[("efficientnet_b0", f"features.{i}", ODD) for i in (4, 6)],
+    ("convnext_tiny", "features.5", ODD),
     ("inception_v3", "Mixed_6e", (186, 142)),
 ]
 

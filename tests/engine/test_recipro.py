@@ -46,7 +46,7 @@ def test_recipro_cam_equals_the_definition_for_every_registered_cnn(name):
     split = split_network(net, MODELS[name].layer, size)
     images = torch.randn(2, 3, *size)
     assert_as_defined(net, split, images, None, "point")
-    assert_as_defined(net, split, images, [3, 17], "gaussian")
+    assert_as_defined(net, split, images[1:], [17], "gaussian")
     plans = {plan.info.name for plan in split.plans.values()}
     assert plans == {"flat" if name.startswith(("vgg", "alexnet")) else "pooled"}
 

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.guards.box_stats import BOX
 from pipeline.guards.config import check_boxes, check_cameras, check_labels
 from pipeline.guards.drift import BaselineRecorder, DriftDetector, read_baseline
+from pipeline.guards.history import RuleHistory
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
 from pipeline.guards.variables import DROP
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 
-def load_drift_tracking(
-    config: Config, cameras: Sequence[str], recorder: BaselineRecorder | None = None
-) -> DriftTracking:
-    """Check guards against the run's cameras, and read the baseline, before anything is opened.
+def check_guards(config: Config, cameras: Sequence[str]) -> None:
+    """Check guards, and the conditions of sinks, against the run's cameras, before anything is opened.
 
     Raises:
-        ConfigError: a guard or ``record_when`` names something unknown, or the baseline cannot be read.
+        ConfigError: a guard or ``record_when`` names something unknown.
     """
     guards = config.guards
     names = [*cameras, *config.external_cameras]
@@ -47,6 +46,18 @@ def load_drift_tracking(
         | {line.name for each in config.sources for line in each.lines},
         "trial": {each.title for each in config.models},
     })  # fmt: skip
+
+
+def load_drift_tracking(
+    config: Config, cameras: Sequence[str], recorder: BaselineRecorder | None = None
+) -> DriftTracking:
+    """Check guards against the run's cameras, and read the baseline, before anything is opened.
+
+    Raises:
+        ConfigError: a guard or ``record_when`` names something unknown, or the baseline cannot be read.
+    """
+    check_guards(config, cameras)
+    guards = config.guards
     if guards.baseline is None:
         return DriftTracking(recorder=recorder)
     drift = DriftDetector(read_baseline(_read_baseline_text(guards.baseline), guards.baseline), guards.drift_seconds)
@@ -80,20 +91,31 @@ def _read_baseline_text(baseline: str) -> str:
         raise ConfigError(f"baseline {reason}; give a file that `run.py baseline` wrote") from None
 
 
-def build_monitor(config: Config, explainer: EngineExplainer, slow: DriftTracking) -> ExplanationMonitor:
-    """Return the explainer wrapped in its guards.
+def check_classes(config: Config, labels: Collection[str]) -> None:
+    """Check that rules and conditions name classes of the network.
 
     Raises:
         ConfigError: a rule or ``record_when`` names a class that the network does not have.
     """
-    check_labels(config.guards, explainer.labels)
+    check_labels(config.guards, labels)
+    _check_recorders(config, {"label": labels})
+
+
+def build_monitor(
+    config: Config, explainer: EngineExplainer, slow: DriftTracking, history: RuleHistory | None = None
+) -> ExplanationMonitor:
+    """Return the explainer wrapped in its guards; ``history`` receives what rules need of each frame.
+
+    Raises:
+        ConfigError: a rule or ``record_when`` names a class that the network does not have.
+    """
+    check_classes(config, explainer.labels)
     if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
         log.warning(
             "%s: is of %s, and the network has none of these classes; no drift is reported", config.guards.baseline,
             ", ".join(sorted(slow.drift.labels)[:5]),
         )  # fmt: skip
-    _check_recorders(config, {"label": explainer.labels})
-    return ExplanationMonitor(explainer, config.guards, slow=slow)
+    return ExplanationMonitor(explainer, config.guards, slow=slow, history=history)
 
 
 def report_guards(monitor: ExplanationMonitor) -> None:

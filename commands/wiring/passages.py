@@ -31,7 +31,7 @@ class ConfiguredPlaces:
         Raises:
             ConfigError: zones or lines do not fit the network.
         """
-        self._labels, self._has_boxes = labels, has_boxes
+        self.labels, self._has_boxes = labels, has_boxes
         self._places: Mapping[str, Places] = {}
         self._monitor: PassageMonitor | None = None
         self.update(cameras)
@@ -53,7 +53,7 @@ class ConfiguredPlaces:
         """Return the explainer, counting parts and crossings if its network is a detector."""
         if not self._has_boxes:
             return explainer
-        self._monitor = PassageMonitor(explainer, self, ok_default={OK} & set(self._labels))
+        self._monitor = PassageMonitor(explainer, self, ok_default={OK} & set(self.labels))
         return self._monitor
 
     def summary(self) -> list[str]:
@@ -73,7 +73,7 @@ class ConfiguredPlaces:
                 self._check_labels(f"{key}[{index}].classes of camera {camera!r}", place.classes or ())
         for index, zone in enumerate(source.zones):
             self._check_labels(f"zones[{index}].ok of camera {camera!r}", zone.ok or ())
-            if zone.parsed_vote.needs_ok and not (zone.ok if zone.ok is not None else OK in self._labels):
+            if zone.parsed_vote.needs_ok and not (zone.ok if zone.ok is not None else OK in self.labels):
                 raise ConfigError(
                     f"zones[{index}].vote of camera {camera!r}: {zone.vote!r} looks for classes that are not ok, and "
                     "none is ok; name the good classes (ok: [...]), or choose mean or best"
@@ -81,5 +81,5 @@ class ConfiguredPlaces:
 
     def _check_labels(self, where: str, names: Collection[str]) -> None:
         for name in names:
-            if name not in self._labels:
-                raise ConfigError(f"{where}: {name!r}: {unknown_name_message('class', name, self._labels)}")
+            if name not in self.labels:
+                raise ConfigError(f"{where}: {name!r}: {unknown_name_message('class', name, self.labels)}")

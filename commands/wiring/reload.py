@@ -20,8 +20,9 @@ log = logging.getLogger("recipro-stream")
 
 CHECK_SECONDS: Final = 1.0
 """Interval between two looks at the file."""
-_APPLIED: Final = frozenset({"sources", "overflow", "decoder"})
-"""Keys that take effect at once; all others at the next start."""
+_APPLIED: Final = frozenset({"sources", "overflow", "decoder", "external_cameras"})
+_APPLIED_GUARDS: Final = frozenset({"regions", "rules", "draw"})
+"""Keys, and those of ``guards``, that take effect at once; all others at the next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,21 @@ class ConfigWatcher(WorkerOwner):
         cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)
         log.info("%s: read again; %s", path, text or "no camera differs")
-        later = [key for key in type(config).model_fields
-                 if key not in _APPLIED and getattr(config, key) != getattr(self._config, key)]  # fmt: skip
-        if later:
+        if later := _at_next_start(self._config, config):
             log.warning("%s: changes of %s take effect at the next start", path, ", ".join(later))
+
+
+def _at_next_start(running: Config, config: Config) -> list[str]:
+    """Return the keys that differ from those of a running configuration, and take effect at the next start only."""
+    later = [
+        key for key in type(config).model_fields
+        if key not in {*_APPLIED, "guards"} and getattr(config, key) != getattr(running, key)
+    ]  # fmt: skip
+    guards, before = config.guards, running.guards
+    return later + [
+        f"guards.{key}" for key in type(guards).model_fields
+        if key not in _APPLIED_GUARDS and getattr(guards, key) != getattr(before, key)
+    ]  # fmt: skip
 
 
 @contextmanager

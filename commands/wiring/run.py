@@ -17,13 +17,12 @@ from commands.plausibility import warn_of_doubts
 from commands.signals import shutdown_on_signal
 from commands.wiring.cameras import Camera, CameraDiff, RunningCameras, make_cameras, with_all_cameras
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
-from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
+from commands.wiring.guards import build_monitor, check_classes, check_guards, load_drift_tracking, report_guards
 from commands.wiring.passages import ConfiguredPlaces
 from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup
 from commands.wiring.sinks import open_sinks
 from commands.wiring.trial import add_trial
 from pipeline.config import Config
-from pipeline.guards.config import check_cameras
 from pipeline.guards.drift import BaselineRecorder
 from pipeline.guards.monitor import ExplanationMonitor
 from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
@@ -107,8 +106,14 @@ class OpenRun:
     limits: RunLimits
 
     def apply(self, new: Config) -> CameraDiff:
-        """Change the cameras to those of a new configuration; raises ``ReciproStreamError`` if they do not fit."""
-        return self.running.apply(_cameras_for(self.config, new, self.places))
+        """Change the cameras and guards to those of a new configuration.
+
+        Raises:
+            ReciproStreamError: they do not fit the run; nothing is changed.
+        """
+        diff = self.running.apply(_cameras_for(self.config, new, self.places))
+        self.monitor.update(new.guards)
+        return diff
 
 
 def open_run(
@@ -184,7 +189,12 @@ def _cameras_for(config: Config, new: Config, places: ConfiguredPlaces) -> list[
     new = with_all_cameras(new)
     cameras = make_cameras(new)
     names = [camera.name for camera in cameras]
-    check_cameras(new.guards, [*names, *new.external_cameras])
+    # The sinks stay those of the beginning, with the guards and places that their conditions name.
+    joined = config.model_copy(
+        update={"sources": new.sources, "guards": new.guards, "external_cameras": new.external_cameras}
+    )
+    check_guards(joined, names)
+    check_classes(joined, places.labels)
     check_outputs([sink.uri for sink in config.sinks], names, _inputs(new), _bag_folders(new))
     places.update(cameras)
     return cameras

@@ -53,7 +53,7 @@ class AlertState:
 
     def __init__(self, guard: GuardConfig) -> None:
         """Set the guard's rule and times."""
-        self.name = guard.name
+        self.guard, self.name = guard, guard.name
         self.rule: Rule = guard.parsed
         self.fire_count = 0
         self.firing = False

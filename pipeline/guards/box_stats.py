@@ -116,6 +116,12 @@ class BoxStatsTracker:
         """Release the state of a camera that left the run."""
         self._cameras.pop(camera, None)
 
+    def refresh_regions(self) -> None:
+        """Ask for the regions of each camera again, at its next frame; the maps are measured anew."""
+        for state in self._cameras.values():
+            state.size = (0, 0)
+            state.measured.clear()
+
     def measure(self, explanation: Explanation) -> tuple[tuple[Finding, ...], tuple[Region, ...]]:
         """Return the findings with statistics, and the camera's regions in pixels of this frame."""
         frame, state = explanation.frame, self._cameras.setdefault(explanation.frame.camera, _CameraBoxes())

@@ -147,6 +147,11 @@ class HeatmapStatsTracker:
         """Release the state of a camera that left the run."""
         self._cameras.pop(camera, None)
 
+    def refresh_regions(self) -> None:
+        """Ask for the regions of each camera again, at its next frame."""
+        for state in self._cameras.values():
+            state.geometry = ()
+
     def measure(self, explanation: Explanation) -> tuple[tuple[Finding, ...], tuple[Region, ...]]:
         """Return the findings with statistics, and the camera's regions in pixels of this frame."""
         if not explanation.findings:

@@ -14,6 +14,15 @@ _TOKEN: Final = re.compile(
 )
 
 
+class ConditionError(ConfigError):
+    """A condition or a rule that cannot be parsed."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+        """Number of characters before the mistake."""
+
+
 class Token(NamedTuple):
     """A word, mark or quoted text."""
 
@@ -89,7 +98,8 @@ class TokenStream:
         return True
 
     def fail(self, token: Token, reason: str) -> NoReturn:
-        """Raise ``ConfigError`` with the position of a token and the reason."""
+        """Raise ``ConditionError`` with the position of a token and the reason."""
         found = "the end" if token.kind == "end" else repr(token.text)
         example = f"such as: {self._example}"
-        raise ConfigError(f"{self._where}character {token.position + 1}, {found}: {reason} ({example})")
+        message = f"{self._where}character {token.position + 1}, {found}: {reason} ({example})"
+        raise ConditionError(message, token.position)

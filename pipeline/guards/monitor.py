@@ -18,6 +18,7 @@ from pipeline.guards.box_stats import BoxStatsTracker, has_boxes
 from pipeline.guards.config import GuardsConfig
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.heatmap_stats import HeatmapStatsTracker, stream_time
+from pipeline.guards.history import RuleHistory
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.state import GuardState
@@ -66,6 +67,7 @@ class ExplanationMonitor(ExplainerWrapper):
         guards: GuardsConfig | None = None,
         *,
         slow: DriftTracking | None = None,
+        history: RuleHistory | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Wrap an explainer.
@@ -74,27 +76,67 @@ class ExplanationMonitor(ExplainerWrapper):
             explainer: frames to explanations; deletion checks need one with ``can_mask``.
             guards: regions, rules and options.
             slow: a baseline to compare with, or to record.
+            history: receives what rules need of each frame.
             clock: seconds, for the cost of checks.
         """
         super().__init__(explainer)
         self._guards = guards or GuardsConfig()
-        regions_of = self._regions if self._guards.regions else None
-        self._heatmap_stats, self._box_stats = HeatmapStatsTracker(regions_of), BoxStatsTracker(regions_of)
+        self._new_guards: GuardsConfig | None = None
+        """Set by ``update``, taken before the next frames."""
+        self._heatmap_stats, self._box_stats = HeatmapStatsTracker(self._regions), BoxStatsTracker(self._regions)
         self._camera_states: dict[str, _CameraState] = {}
         self._drift_tracking = slow or DriftTracking()
+        self._history = history
         self._clock = clock
         settings = self._guards.deletion
         self._masking = MaskingOptions(settings.area, settings.fill)
-        needs_deletion = self._guards.needs_deletion
-        self.overhead_budget = OverheadBudget(settings.budget) if needs_deletion and explainer.can_mask else None
-        if needs_deletion and self.overhead_budget is None and explainer.box_mode != "drop":
-            log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
+        self.overhead_budget: OverheadBudget | None = None
+        self._begin_deletion_checks()
         self._past_fire_counts: dict[tuple[str, str], int] = {}
         """Number of times that guards of cameras that left started to fire."""
         self._pending_checks: list[Explanation] = []
         """Explanations of the last batch that a rule needs a check for."""
         self._checked_camera = ""
         """The camera of the last check."""
+
+    def _begin_deletion_checks(self) -> None:
+        """Allow deletion checks once a rule needs them."""
+        explainer = self._explainer
+        if not self._guards.needs_deletion or self.overhead_budget is not None:
+            return
+        if explainer.can_mask:
+            self.overhead_budget = OverheadBudget(self._guards.deletion.budget)
+        elif explainer.box_mode != "drop":
+            log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
+
+    def update(self, guards: GuardsConfig) -> None:
+        """Use other regions and rules from the next frame on; for any thread.
+
+        A guard that is the same in both goes on as it is; another one begins anew. The options of deletion checks and
+        drift stay those of the beginning.
+        """
+        self._new_guards = guards
+
+    def _adopt(self, guards: GuardsConfig) -> None:
+        self._guards = guards
+        self._begin_deletion_checks()
+        for tracker in (self._heatmap_stats, self._box_stats):
+            tracker.refresh_regions()
+        for camera, state in self._camera_states.items():
+            wanted = [guard for guard in guards.rules if guard.concerns(camera)]
+            kept = [alert for alert in state.alerts if alert.guard in wanted]
+            states = {guard.name: guard for guard in state.states}
+            for alert in state.alerts:
+                if alert not in kept and (seen := states.pop(alert.name, None)) is not None:
+                    self._retire(camera, seen)
+            state.alerts = [
+                next((alert for alert in kept if alert.guard == guard), None) or AlertState(guard) for guard in wanted
+            ]
+            state.states = tuple(states.values())
+
+    def _retire(self, camera: str, guard: GuardState) -> None:
+        key = (camera, guard.name)
+        self._past_fire_counts[key] = self._past_fire_counts.get(key, 0) + guard.fire_count
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
@@ -107,6 +149,9 @@ class ExplanationMonitor(ExplainerWrapper):
         if self.overhead_budget is not None:
             self.overhead_budget.record_work(self._clock() - started_at, count)
         self._pending_checks = []
+        new_guards, self._new_guards = self._new_guards, None
+        if new_guards is not None:
+            self._adopt(new_guards)
         # A frame with a number that is not finite is not published: no guard may fire for it.
         return [item if find_non_finite(item) else self.process(item) for item in explained]
 
@@ -136,8 +181,7 @@ class ExplanationMonitor(ExplainerWrapper):
         self._box_stats.forget(camera)
         state = self._camera_states.pop(camera, None)
         for guard in state.states if state is not None else ():
-            key = (camera, guard.name)
-            self._past_fire_counts[key] = self._past_fire_counts.get(key, 0) + guard.fire_count
+            self._retire(camera, guard)
 
     def process(self, explanation: Explanation) -> Explanation:
         """Return an explanation with statistics and the state of the guards."""
@@ -162,12 +206,14 @@ class ExplanationMonitor(ExplainerWrapper):
             self._drift_tracking.drift.add(measured)
         if self._drift_tracking.recorder is not None:
             self._drift_tracking.recorder.add(measured)
+        if self._history is not None:
+            self._history.record(measured)
         state.seen = measured
         return measured
 
     @staticmethod
     def _update_alerts(state: _CameraState, facts: RuleContext, findings: Sequence[Finding]) -> tuple[GuardState, ...]:
-        frame, before = facts.explanation.frame, state.states
+        frame, before = facts.explanation.frame, {guard.name: guard for guard in state.states}
         timestamp = stream_time(frame)
         if has_boxes(facts.explanation):
             boxes = [facts._replace(finding=finding) for finding in findings]
@@ -175,8 +221,8 @@ class ExplanationMonitor(ExplainerWrapper):
         else:
             states = tuple([alert.update(facts, timestamp) for alert in state.alerts])
         state.states = states
-        # The guards of a camera keep their order.
-        for guard, old in zip(states, before or (None,) * len(states), strict=True):
+        for guard in states:
+            old = before.get(guard.name)
             if guard.firing and (old is None or not old.firing):
                 log.warning("%s: guard %s fires: %s", frame.camera, guard.name, guard.message)
             elif old is not None and old.firing and not guard.firing:

@@ -53,13 +53,13 @@ def _read_statistic(name: str) -> Callable[[RuleContext], float | None]:
 
 def _read_drop(context: RuleContext) -> float | None:
     if context.finding is not None and context.finding.box is not None:
-        return _read_box_drop(context.finding)
+        return box_drop(context.finding)
     checked = context.deletion
     same = checked is not None and context.finding is not None and checked.label == context.finding.label
     return checked.drop if checked is not None and same else None
 
 
-def _read_box_drop(finding: Finding) -> float | None:
+def box_drop(finding: Finding) -> float | None:
     """Return how much of a box's score was lost without one cell, in the frame in which its map was made."""
     box_map = finding.box_map
     if box_map is None or box_map.against is None:

@@ -247,3 +247,35 @@ def test_monitor_fires_no_guard_for_a_frame_that_is_not_finite(where):
     monitor = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
     assert not any(explanation.firing for explanation in guarded(monitor, frames(60)))
     assert set(monitor.fire_counts().values()) <= {0}
+
+
+def test_monitor_uses_other_rules_and_regions_from_the_next_frame_on():
+    loose = GROUNDED | {"name": "loose", "rule": "score >= 0.95", "hold_seconds": 0}
+    monitor = ExplanationMonitor(Seer(turns=0), guards(GROUNDED, loose))
+    shown = frames(20)
+    explained = [monitor.explain([each])[0] for each in shown[:10]]
+    assert [guard.firing for guard in explained[-1].guards] == [True, True]
+    right = {"regions": [{"name": "left", "polygon": [[0.5, 0], [1, 0], [1, 1], [0.5, 1]]}]}
+    monitor.update(
+        validate_config({"guards": right | {"rules": [GROUNDED, loose | {"rule": "score >= 0.5"}]}}, "t").guards
+    )
+    seen = monitor.explain([shown[10]])[0]
+    grounded, other = seen.guards
+    assert seen.regions[0].polygon[0] == (seen.frame.width / 2, 0)
+    assert grounded.fire_count == 1, "an unchanged guard goes on"
+    assert grounded.firing, "until its rule was met for clear_seconds"
+    assert (other.firing, other.fire_count) == (False, 0), "a changed guard begins anew"
+    assert monitor.fire_counts()["line", "loose"] == 1, "what it counted before is not lost"
+    monitor.update(guards())
+    assert monitor.explain([shown[11]])[0].guards == ()
+    assert monitor.fire_counts()["line", "grounded"] == 1
+
+
+def test_monitor_begins_deletion_checks_with_the_first_rule_that_needs_them():
+    doubting, shown = Doubting(), frames(2)
+    monitor = ExplanationMonitor(doubting, guards(GROUNDED), clock=lambda: doubting.now)
+    monitor.explain([shown[0]])
+    assert monitor.overhead_budget is None
+    monitor.update(guards(GROUNDED, MASKED))
+    monitor.explain([shown[1]])
+    assert monitor.overhead_budget is not None

@@ -164,7 +164,7 @@ def stream(
     frames: Annotated[int | None, option(RUN, "Stop after this number of explained frames.")] = None,
     seconds: Annotated[float | None, option(RUN, "Stop after this time.")] = None,
     watch_config: Annotated[
-        bool, option(RUN, "Apply changes of the cameras in the YAML file while it runs.", "--watch-config")
+        bool, option(RUN, "Apply changes of cameras and guards in the YAML file while it runs.", "--watch-config")
     ] = False,
     log_format: Annotated[str, option(RUN, "Format of log lines: text (default) or json.", "--log")] = "text",
     log_drops: Annotated[

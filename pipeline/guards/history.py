@@ -37,8 +37,8 @@ from pipeline.guards.variables import RuleContext, box_drop
 from pipeline.polygons import cell_weights
 
 HISTORY_SECONDS: Final = 600.0
-MAX_CAMERA_BYTES: Final = 16 << 20
-MAX_BYTES: Final = 64 << 20
+MAX_CAMERA_BYTES: Final = 32 << 20
+MAX_BYTES: Final = 128 << 20
 """Memory of all cameras."""
 MAX_SPANS: Final = 200
 """Number of past alarms that are listed; all are counted."""

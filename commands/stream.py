@@ -5,23 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+import yaml
 
 from commands import options
-from commands.console import exit_with_outcome, print_line, read_text, relative_path
+from commands.console import exit_with_outcome, print_line, relative_path
 from commands.multi_device import run_sharded
 from commands.options import ACCESS, CAMERA, IMAGE, NETWORK, RUN, drop_none, option
 from commands.parent_process import ends_with_parent
 from commands.wiring.kinds import KINDS, load_config
-from commands.wiring.reload import ConfigFile, stamp_of
+from commands.wiring.reload import ConfigFile, ConfigText, stamp_of
 from commands.wiring.run import redact_config, run_from_config
-from commands.wiring.sinks import apply_curve_keys, apply_mqtt_credentials, apply_recording_options, apply_web_token
+from commands.wiring.sinks import (
+    apply_curve_keys,
+    apply_mqtt_credentials,
+    apply_page_edit,
+    apply_recording_options,
+    apply_web_token,
+)
 from pipeline.config import Config
 from pipeline.config_loader import read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
@@ -144,6 +151,10 @@ def stream(
         float | None, option(IMAGE, "FOLDER/: size of all clips; the oldest are removed. Default: no limit.")
     ] = None,
     page_token_file: options.PageTokenFile = None,
+    page_edit: Annotated[
+        bool,
+        option(ACCESS, "The http:// page may change regions, masks and rules, and writes the YAML.", "--page-edit"),
+    ] = False,
     mqtt_credentials: options.MqttCredentials = None,
     curve_keys: Annotated[
         Path | None, option(ACCESS, "A folder made by `run.py keys new`: tcp:// admits the keys in its allowed/.")
@@ -197,17 +208,21 @@ def stream(
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
     }  # fmt: skip
 
-    def resolve() -> Config:
-        settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+    def parse(text: str) -> Config:
+        settings = read_yaml(text, text_name)
         if not settings.get("sources") and not source:
             raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-        loaded = load_config(settings, config.name if config else "command line", overrides)
+        loaded = load_config(settings, text_name, {} if config is None else overrides)
         with_secrets = apply_mqtt_credentials(apply_web_token(loaded.sinks, page_token_file), mqtt_credentials)
         sinks = apply_curve_keys(with_secrets, curve_keys, allow, insecure=insecure)
-        return loaded.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
+        sinks = apply_recording_options(sinks, drop_none(clips))
+        return loaded.model_copy(update={"sinks": apply_page_edit(sinks) if page_edit else sinks})
 
-    watched = _watched(config, resolve, source, devices) if watch_config else None
-    resolved = resolve()
+    text_name = config.name if config else "command line"
+    text = _config_text(config, text_name, parse, overrides, source)
+    watched = _watched(config, text, source, devices) if watch_config else None
+    resolved = text.read()
+    text.accept()
     _warn_of_shown_passwords(source or [])
     if every and not print_config:
         raise ConfigError("--all: sets the level of detail of --print-config; give both options")
@@ -219,19 +234,31 @@ def stream(
         run_sharded(resolved, read_devices(devices), log_format=log_format)
         return
     with ends_with_parent(os.environ):
-        outcome = run_from_config(resolved, tell=log.info if log_format == "json" else None, watched=watched)
+        tell = log.info if log_format == "json" else None
+        outcome = run_from_config(resolved, tell=tell, watched=watched, text=text)
     exit_with_outcome(outcome)
 
 
-def _watched(
-    config: Path | None, resolve: Callable[[], Config], source: Sequence[str] | None, devices: str | None
-) -> ConfigFile:
+def _config_text(
+    config: Path | None,
+    name: str,
+    parse: Callable[[str], Config],
+    overrides: Mapping[str, Any],
+    source: Sequence[str] | None,
+) -> ConfigText:
+    """Return the text of the configuration; without a file, that of the options."""
+    if config is not None:
+        return ConfigText(name, parse, path=config, has_sources=not source)
+    return ConfigText(name, parse, path=None, text=yaml.safe_dump(dict(overrides), sort_keys=False, allow_unicode=True))
+
+
+def _watched(config: Path | None, text: ConfigText, source: Sequence[str] | None, devices: str | None) -> ConfigFile:
     """Return the file that ``--watch-config`` watches."""
     if config is None or source:
         raise ConfigError("--watch-config: the cameras must stand in a YAML file; move each --source into it")
     if devices is not None:
         raise ConfigError("--watch-config: is not possible with --devices; start one run for each device")
-    return ConfigFile(config, resolve, stamp_of(config))
+    return ConfigFile(config, text.read, stamp_of(config), accept=text.accept)
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:

@@ -2,6 +2,7 @@
 
     ReciproStreamError
     ├── ConfigError          an option has a wrong name, type or value
+    │   └── SetupConflictError    the configuration was changed by somebody else meanwhile
     ├── SourceError          a source cannot be opened or read
     │   ├── CorruptMediaError     damaged after some frames; all good frames came first
     │   └── ConnectionLostError   the connection to a live source was lost
@@ -42,6 +43,15 @@ class ReciproStreamError(Exception):
 
 class ConfigError(ReciproStreamError):
     """An option has a wrong name, type or value."""
+
+
+class SetupConflictError(ConfigError):
+    """The configuration was changed by somebody else meanwhile."""
+
+    def __init__(self, message: str, difference: str = "") -> None:
+        super().__init__(message)
+        self.difference = difference
+        """Lines that differ (unified diff), without credentials."""
 
 
 class SourceError(ReciproStreamError):

@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from pipeline.camera_setup import CameraSetup
 from pipeline.errors import did_you_mean
 from pipeline.input_area import InputAreaOptions, MaskOption, RoiOption
 from pipeline.passages.config import Lines, Zones
@@ -166,5 +167,7 @@ class SinkContext:
     """The opacity of the hottest spot there, as long as the viewer does not change it."""
     queries: PlaceQueries | None = None
     """Takes the questions of viewers to the detector; None: the explanations come from another run."""
+    setup: CameraSetup | None = None
+    """Changes what is drawn and required of the cameras; None: this run cannot be changed by a page."""
     painted: bool = False
     """True if received images already contain heat maps, drawn by another run."""

@@ -31,7 +31,7 @@ class ConfiguredPlaces:
         Raises:
             ConfigError: zones or lines do not fit the network.
         """
-        self.labels, self._has_boxes = labels, has_boxes
+        self.labels, self.has_boxes = labels, has_boxes
         self._places: Mapping[str, Places] = {}
         self._monitor: PassageMonitor | None = None
         self.update(cameras)
@@ -51,7 +51,7 @@ class ConfiguredPlaces:
 
     def monitor(self, explainer: Explainer) -> Explainer:
         """Return the explainer, counting parts and crossings if its network is a detector."""
-        if not self._has_boxes:
+        if not self.has_boxes:
             return explainer
         self._monitor = PassageMonitor(explainer, self, ok_default={OK} & set(self.labels))
         return self._monitor
@@ -64,7 +64,7 @@ class ConfiguredPlaces:
         listed: list[tuple[str, Sequence[ZoneConfig | LineConfig]]]
         listed = [("zones", source.zones), ("lines", source.lines)]
         for key, places in listed:
-            if places and not self._has_boxes:
+            if places and not self.has_boxes:
                 raise ConfigError(
                     f"{key} of camera {camera!r}: they count the boxes of a detector, and the network is a classifier; "
                     f"set engine.model to a detector (run.py models), or remove {key}"

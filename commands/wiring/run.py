@@ -19,11 +19,14 @@ from commands.wiring.cameras import Camera, CameraDiff, RunningCameras, make_cam
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.guards import build_monitor, check_classes, check_guards, load_drift_tracking, report_guards
 from commands.wiring.passages import ConfiguredPlaces
-from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup
+from commands.wiring.reload import ConfigFile, ConfigText, ConfigWatcher, reload_on_hangup
+from commands.wiring.setup import RunSetup
 from commands.wiring.sinks import open_sinks
 from commands.wiring.trial import add_trial
+from pipeline.camera_setup import CameraSetup
 from pipeline.config import Config
 from pipeline.guards.drift import BaselineRecorder
+from pipeline.guards.history import RuleHistory
 from pipeline.guards.monitor import ExplanationMonitor
 from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
 from pipeline.queries import PlaceQueries
@@ -48,6 +51,7 @@ def run_from_config(
     tell: Callable[[str], None] | None = None,
     recorder: BaselineRecorder | None = None,
     watched: ConfigFile | None = None,
+    text: ConfigText | None = None,
 ) -> RunResult:
     """Build the pipeline of a configuration and run it until it ends.
 
@@ -56,6 +60,7 @@ def run_from_config(
         tell: receives the progress as lines.
         recorder: receives the statistics of a baseline.
         watched: the file of the configuration, whose cameras follow its changes.
+        text: the text of the configuration, which a page may change where a sink allows it.
     """
     from rich.console import Console
 
@@ -67,16 +72,21 @@ def run_from_config(
     with shutdown_on_signal(started) as stop, ExitStack() as stack:
         if watched is not None:
             stack.enter_context(reload_on_hangup(watched))
-        run = open_run(with_all_cameras(config), stack, recorder=recorder)
+        setup = (
+            RunSetup(text) if text is not None and any(getattr(sink, "edit", False) for sink in config.sinks) else None
+        )
+        run = open_run(with_all_cameras(config), stack, recorder=recorder, setup=setup)
         started.set()
-        if watched is not None:
-            watcher = ConfigWatcher(watched, run.config, run.apply)
-            stack.enter_context(watcher)
+        changes = watched or (ConfigFile(text.path or Path(), text.read, is_watched=False) if setup and text else None)
+        if changes is not None:
+            watcher = stack.enter_context(ConfigWatcher(changes, run.config, run.apply))
+            if setup is not None and run.history is not None:
+                setup.bind(run, watcher, run.history)
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = Pipeline(
                 run.sources, run.explainer, run.renderer, run.sinks,
                 limits=run.limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
-                discovery=None if watched is None else run.running,
+                discovery=None if changes is None else run.running,
             ).run()  # fmt: skip
         _report(outcome, run)  # runs even if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
@@ -104,6 +114,8 @@ class OpenRun:
     renderer: Renderer
     sinks: Sequence[Sink]
     limits: RunLimits
+    history: RuleHistory | None = None
+    """What rules need of the last minutes, if a page may change them."""
 
     def apply(self, new: Config) -> CameraDiff:
         """Change the cameras and guards to those of a new configuration.
@@ -117,7 +129,12 @@ class OpenRun:
 
 
 def open_run(
-    config: Config, stack: ExitStack, *, recorder: BaselineRecorder | None = None, starts_empty: bool = False
+    config: Config,
+    stack: ExitStack,
+    *,
+    recorder: BaselineRecorder | None = None,
+    starts_empty: bool = False,
+    setup: CameraSetup | None = None,
 ) -> OpenRun:
     """Open the parts of a run; ``stack`` closes them.
 
@@ -126,6 +143,7 @@ def open_run(
         stack: receives what is opened.
         recorder: receives the statistics of a baseline.
         starts_empty: open no camera: those of the configuration join later, by ``running``.
+        setup: changes the run by a page; with it, what rules need of the last minutes is kept.
 
     Raises:
         ReciproStreamError: a part cannot be opened.
@@ -140,7 +158,7 @@ def open_run(
         log.warning("%s", NO_SINK)
     queries = PlaceQueries()
     stack.callback(queries.close)
-    sinks = make_sinks(config, cameras, queries)
+    sinks = make_sinks(config, cameras, queries, setup)
     drawing = HeatRenderer(**config.overlay.model_dump())
     claims = stack.enter_context(Claims([sink.uri for sink in config.sinks]))
     present = [] if starts_empty else members
@@ -158,14 +176,15 @@ def open_run(
     window = config.engine.batch_window_ms / 1e3 if len(members) > 1 else 0.0
     batch = choose_batch_size(config, explainer)
     limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
-    monitor = build_monitor(config, explainer, slow)
+    history = None if setup is None else RuleHistory()
+    monitor = build_monitor(config, explainer, slow, history)
     trial = add_trial(config, monitor, explainer)
     places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
     gc.collect()
     gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
     sources = [(member.source, member.source.overflow) for member in present]
     counting = places.monitor(trial or monitor)
-    return OpenRun(config, running, sources, monitor, counting, trial, places, renderer, sinks, limits)
+    return OpenRun(config, running, sources, monitor, counting, trial, places, renderer, sinks, limits, history)
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
@@ -218,11 +237,13 @@ def _bag_folders(config: Config) -> list[str]:
     return [path for path in paths if is_bag(path) and Path(path).is_dir()]
 
 
-def make_sinks(config: Config, cameras: list[str], queries: PlaceQueries | None = None) -> list[Sink]:
+def make_sinks(
+    config: Config, cameras: list[str], queries: PlaceQueries | None = None, setup: CameraSetup | None = None
+) -> list[Sink]:
     """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
     from overlays.sinks.paths import check_outputs
 
-    sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries)
+    sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries, setup=setup)
     check_outputs([sink.uri for sink in config.sinks], cameras, _inputs(config), _bag_folders(config))
     return sinks
 

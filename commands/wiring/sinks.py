@@ -13,6 +13,7 @@ from commands.console import display_name
 from commands.wiring.kinds import KINDS
 from overlays.sinks.registry import build_sink
 from overlays.sinks.settings import CurveSettings, ZeroMqSettings
+from pipeline.camera_setup import CameraSetup
 from pipeline.config import OverlayConfig
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
@@ -32,10 +33,13 @@ def open_sinks(
     *,
     painted: bool = False,
     queries: PlaceQueries | None = None,
+    setup: CameraSetup | None = None,
 ) -> list[Sink]:
     """Return the sinks of a configuration, with their secret files read; nothing is opened yet."""
     return [
-        build_sink(sink, context=make_sink_context(sink, cameras, overlay, painted=painted, queries=queries))
+        build_sink(
+            sink, context=make_sink_context(sink, cameras, overlay, painted=painted, queries=queries, setup=setup)
+        )
         for sink in sinks
     ]
 
@@ -47,6 +51,7 @@ def make_sink_context(
     *,
     painted: bool = False,
     queries: PlaceQueries | None = None,
+    setup: CameraSetup | None = None,
 ) -> SinkContext:
     """Return the run's data that a sink needs beside its settings."""
     return SinkContext(
@@ -56,6 +61,7 @@ def make_sink_context(
         colormap=overlay.colormap,
         opacity=overlay.opacity,
         queries=queries,
+        setup=setup,
         painted=painted,
     )
 
@@ -148,6 +154,12 @@ def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:
     """Set the token file of every web page that has none."""
     missing = "--page-token-file: there is no web page; add --sink http://HOST:PORT"
     return apply_option(sinks, "token_file", {} if token_file is None else {"token_file": str(token_file)}, missing)
+
+
+def apply_page_edit(sinks: Sinks) -> Sinks:
+    """Let every web page change the set-up of cameras."""
+    missing = "--page-edit: there is no web page; add --sink http://HOST:PORT"
+    return apply_option(sinks, "token_file", {"edit": True}, missing)
 
 
 def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:

@@ -134,15 +134,8 @@ def _edit_list(
 ) -> None:
     """Change a list of a map; ``at`` is the place of the map, for a key that is new."""
     if parent.get(key) is None:
-        if not change.wanted:
-            return
-        outer, place = at or (parent, next(reversed(parent), None))
-        rest = _take_rest(outer, place) if place is not None else ""
-        parent[key] = CommentedSeq()
-        entries = parent[key]
-        for entry in change.wanted:
-            entries.append(_node({name: value for name, value in entry.items() if name != "index"}))
-        _put_rest(*((outer, place) if at else (parent, key)), rest)
+        if change.wanted:
+            _add_list(parent, key, change, at)
         return
     entries = parent[key]
     kept = {entry["index"]: entry for entry in change.wanted if entry.get("index") is not None}
@@ -155,8 +148,26 @@ def _edit_list(
     for entry in change.wanted:
         if entry.get("index") is None:
             rest = _take_rest(parent, key)
-            entries.append(_node({name: value for name, value in entry.items() if name != "index"}))
+            entries.append(_without_index(entry))
             _put_rest(parent, key, rest)
+
+
+def _add_list(
+    parent: CommentedMap, key: str, change: ListChange, at: tuple[CommentedSeq | CommentedMap, Any] | None
+) -> None:
+    outer, place = at or (parent, next(reversed(parent), None))
+    rest = _take_rest(outer, place) if place is not None else ""
+    parent[key] = CommentedSeq()
+    for entry in change.wanted:
+        parent[key].append(_without_index(entry))
+    if at is None:
+        _put_rest(parent, key, rest)
+    else:
+        _put_rest(outer, place, rest)
+
+
+def _without_index(entry: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a node of ruamel.yaml
+    return _node({name: value for name, value in entry.items() if name != "index"})
 
 
 def _remove(parent: CommentedMap, key: str, index: int) -> None:

@@ -77,6 +77,11 @@ class WebSettings(SinkSettings):
     """Images of the page: jpeg; h264 for browsers that decode it (fewer bytes, more processor time); auto: h264 for
     browsers on other machines, until it takes over a quarter of this machine's processors. Browsers decode H.264 on
     pages by HTTPS or of their own machine only."""
+    edit: bool = False
+    """Viewers may change regions, masks, zones, lines and rules of the running cameras; changes are written to the
+    configuration file. Off this machine it needs a token, and HTTPS unless insecure is set."""
+    edit_token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    """A file with a second token: only viewers who sign in with it may change anything. Default: token_file's may."""
     why: bool = True
     """Viewers may ask a detector for maps of boxes and of places without a box; answers take the time of other maps."""
 

@@ -86,11 +86,11 @@ class WebSink(Sink):
             SinkError: the address or an option is invalid.
         """
         self._settings, self._context = WebSettings.of(settings), context or SinkContext()
-        uri, token = self._settings.uri, self._context.secrets.get("token_file")
+        uri = self._settings.uri
         self._wall_clock, self._clock = wall_clock, clock
         try:
             self._address = parse_page_address(uri)
-            self._token = None if token is None else check_token(token.text)
+            self._tokens = {name: check_token(secret.text) for name, secret in self._context.secrets.items()}
             self._embed_origins = frozenset(check_origin(origin) for origin in self._settings.embed_origins)
             self._root_path = check_prefix(self._settings.root_path)
             self._proxies = ["127.0.0.1", "::1", *map(check_network, self._settings.trusted_proxies)]
@@ -130,7 +130,16 @@ class WebSink(Sink):
 
     def __enter__(self) -> Self:
         address, settings = self._address, self._settings
-        if self._token is None and not settings.insecure and not is_loopback(address.host):
+        token = self._tokens.get("token_file")
+        if settings.edit and token is None and not is_loopback(address.host):
+            raise SinkError(
+                f"{self.uri}: edit: every machine that reaches this address could change the cameras; give a token "
+                "(openssl rand -hex 24 > page.token, then token_file: page.token), or serve on "
+                f"http://127.0.0.1:{address.port}"
+            )
+        if token is None and "edit_token_file" in self._tokens:
+            raise SinkError(f"{self.uri}: edit_token_file: needs token_file, too: that of viewers who may not edit")
+        if token is None and not settings.insecure and not is_loopback(address.host):
             raise SinkError(
                 f"{self.uri}: every machine that reaches this address could view the page; give a token "
                 "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
@@ -140,7 +149,10 @@ class WebSink(Sink):
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in settings.allowed_hosts)
-        access = AccessPolicy(PageAddress(address.host, port), self._token, hosts, self._embed_origins, self._root_path)
+        access = AccessPolicy(
+            PageAddress(address.host, port), token, self._tokens.get("edit_token_file"), hosts, self._embed_origins,
+            self._root_path,
+        )  # fmt: skip
         self._page = WebState(
             access,
             self._broadcaster,
@@ -149,6 +161,8 @@ class WebSink(Sink):
             RenderStyle(self._context.colormap, self._context.opacity),
             painted=self._context.painted,
             queries=self._context.queries if settings.why else None,
+            setup=self._context.setup if settings.edit else None,
+            edits_in_clear=settings.insecure,
             video=settings.video,
             video_given_up=lambda: self._encoders.given_up,
             video_encoded=lambda: self.video_encoded,
@@ -157,7 +171,7 @@ class WebSink(Sink):
             newest=self._newest,
             encoded=lambda: self.encoded,
             uri=self.uri,
-            token_source=self._current_token,
+            token_source=self._current_tokens,
         )
         self._worker = _server_thread(self._page, listener, self._proxies).__enter__()
         log.info("the page: %s", self.endpoint)
@@ -168,19 +182,19 @@ class WebSink(Sink):
         last = self._last.get((camera, "painted"))
         return None if last is None else last[1]
 
-    def _current_token(self) -> str | None:
-        """Return the token in its file; the last valid one if the file cannot be read or its token is invalid."""
-        secret = self._context.secrets.get("token_file")
-        source = None if secret is None else secret.read_again
-        if self._token is None or source is None:
-            return self._token
-        try:
-            self._token = check_token(source())
-        except (OSError, ValueError) as error:
-            if str(error) not in self._logged:
-                self._logged.add(str(error))
-                log.warning("%s: the token file cannot be used, the last token stays valid: %s", self.uri, error)
-        return self._token
+    def _current_tokens(self) -> tuple[str | None, str | None]:
+        """Return the tokens in their files; the last valid ones where a file cannot be read or a token is invalid."""
+        for name, secret in self._context.secrets.items():
+            if secret.read_again is None:
+                continue
+            try:
+                self._tokens[name] = check_token(secret.read_again())
+            except (OSError, ValueError) as error:
+                if str(error) not in self._logged:
+                    self._logged.add(str(error))
+                    log.warning("%s: the %s cannot be used, the last token stays valid: %s", self.uri,
+                                name.replace("_", " "), error)  # fmt: skip
+        return self._tokens.get("token_file"), self._tokens.get("edit_token_file")
 
     def metrics(self) -> list[MetricSample]:
         """Return the number of viewers, of compressed images, and of refused requests."""

@@ -30,6 +30,7 @@ from overlays.web.events import EventHandlers
 from overlays.web.fleet import FleetHandlers
 from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
+from overlays.web.setup import SetupHandlers, refusal_of
 from overlays.web.snapshots import snapshot_response
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
@@ -57,6 +58,7 @@ _MEDIA_TYPES: Final = {
 def make_app(page: WebState) -> AccessMiddleware:
     """Return the application with its access control."""
     handlers, events, fleet = _Handlers(page), EventHandlers(lambda: page.events), FleetHandlers(lambda: page.fleet)
+    setup = SetupHandlers(page)
     routes = [
         Route("/", handlers.file),
         Route("/review", handlers.review),
@@ -70,6 +72,9 @@ def make_app(page: WebState) -> AccessMiddleware:
         Route("/api/where", fleet.where),
         Route("/api/where/{camera:path}", fleet.where),
         Route("/api/targets", fleet.targets),
+        Route("/api/cameras/{camera:path}/setup", setup.setup, methods=["GET", "PUT"]),
+        Route("/api/cameras/{camera:path}/setup/undo", setup.undo, methods=["POST"]),
+        Route("/api/rules/check", setup.check, methods=["POST"]),
         Route("/api/openapi.json", handlers.openapi),
         Route("/snapshot/{camera:path}", handlers.snapshot),
         Route("/static/{name}", handlers.file),
@@ -141,7 +146,7 @@ class _Handlers:
         response = RedirectResponse("./", 303)
         response.set_cookie(
             cookie_name(access),
-            access.issue_cookie(),
+            access.issue_cookie(token.strip()),
             max_age=COOKIE_SECONDS,
             path=_cookie_path(request),
             httponly=True,
@@ -287,6 +292,7 @@ class _Handlers:
             events = self.page.events
             own: dict[str, Any] = {"video": self._offers_video(socket), "events": events.access is not None}
             own["starting"] = events.is_starting
+            own["edit"] = refusal_of(self.page, socket.scope) is None
             status = self.page.status
             if socket.query_params.get("only") != "events":
                 own["history"] = status.history.records(status.clock(), time.time())

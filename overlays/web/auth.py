@@ -136,6 +136,8 @@ class AccessPolicy:
 
     address: PageAddress
     token: str | None = field(default=None, repr=False)
+    edit_token: str | None = field(default=None, repr=False)
+    """The token of viewers who may change the set-up of cameras, which also opens the page; None: ``token`` is."""
     allowed_hosts: frozenset[str] = frozenset()
     """Further names of the page, such as a proxy's; without port, in lower case."""
     embed_origins: frozenset[str] = frozenset()
@@ -200,24 +202,45 @@ class AccessPolicy:
             or hmac.compare_digest(query.encode("utf-8", "replace"), self.stream_token(credentials.camera).encode())
         ):
             return True
-        return self._signer().validate((credentials.cookie or "").encode("utf-8", "replace"), COOKIE_SECONDS)
+        return _is_signed(self._signer(), credentials) or self.may_edit(credentials)
+
+    def may_edit(self, credentials: Credentials) -> bool:
+        """Return whether a request holds the token of those who may change the set-up of cameras, or its cookie."""
+        if self.edit_token is None:
+            return self.is_authenticated(credentials)
+        offered = _tokens_in(credentials.authorization)
+        return any(map(self.edit_token_matches, offered)) or _is_signed(self._signer(self.edit_token), credentials)
 
     def token_matches(self, candidate: str) -> bool:
-        """Compare in constant time."""
-        token = (self.token or "").encode()
-        return self.token is not None and hmac.compare_digest(candidate.encode("utf-8", "replace"), token)
+        """Compare with both tokens in constant time."""
+        return _matches(candidate, self.token) | self.edit_token_matches(candidate)
 
-    def issue_cookie(self) -> str:
-        """Return the value of a new cookie: session identifier, time of issue, signature."""
-        return self._signer().sign(secrets.token_hex(16)).decode()
+    def edit_token_matches(self, candidate: str) -> bool:
+        """Compare in constant time."""
+        return _matches(candidate, self.edit_token)
+
+    def issue_cookie(self, token: str = "") -> str:
+        """Return the value of a new cookie for a token: session identifier, time of issue, signature."""
+        signer = self._signer(self.edit_token) if self.edit_token_matches(token) else self._signer()
+        return signer.sign(secrets.token_hex(16)).decode()
 
     def stream_token(self, camera: str) -> str:
         """Return the token that opens only this camera's MJPEG stream; the page's token cannot be derived from it."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
-    def _signer(self) -> TimestampSigner:
+    def _signer(self, token: str | None = None) -> TimestampSigner:
         """Return the signer of cookies: HMAC-SHA256 with a key derived from the token, so a new token voids them."""
-        return TimestampSigner(self.token or "", salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
+        key = token or self.token or ""
+        return TimestampSigner(key, salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
+
+
+def _is_signed(signer: TimestampSigner, credentials: Credentials) -> bool:
+    return bool(signer.validate((credentials.cookie or "").encode("utf-8", "replace"), COOKIE_SECONDS))
+
+
+def _matches(candidate: str, token: str | None) -> bool:
+    expected = (token or "").encode()
+    return token is not None and hmac.compare_digest(candidate.encode("utf-8", "replace"), expected)
 
 
 def session_of(cookie: str | None) -> str:

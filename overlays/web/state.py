@@ -17,6 +17,7 @@ from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.events import EventState
 from overlays.web.fleet import FleetState
 from overlays.web.status import StatusBoard
+from pipeline.camera_setup import CameraSetup
 from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
 from pipeline.queries import PlaceQueries
@@ -54,6 +55,10 @@ class WebState:
     """True if the received frames already have the heat map drawn on them."""
     queries: PlaceQueries | None = None
     """Takes questions to the detector; None: viewers cannot ask."""
+    setup: CameraSetup | None = None
+    """Changes the set-up of cameras; None: viewers cannot."""
+    edits_in_clear: bool = False
+    """True if other machines may change it without HTTPS."""
     video: Literal["auto", "jpeg", "h264"] = "jpeg"
     """The setting of this name: ``auto`` offers H.264 to viewers on other machines, until it takes too much time."""
     video_given_up: Callable[[], bool] = lambda: False
@@ -74,8 +79,8 @@ class WebState:
     making_clip: bool = False
     """True while a clip is being made: only one at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    token_source: Callable[[], str | None] | None = None
-    """Returns the current token; None if the page has no token file."""
+    token_source: Callable[[], tuple[str | None, str | None]] | None = None
+    """Returns the current tokens of viewers, and of those who may edit; None if the page has no token file."""
     ended_sessions: dict[str, None] = field(default_factory=dict)
     """Sessions that were signed out, the oldest first."""
     clip: Clip | None = None
@@ -124,10 +129,12 @@ class WebState:
 
     def read_token(self) -> None:
         """Read the token again; if it has changed, all clients are disconnected and have to sign in again."""
-        token = self.access.token if self.token_source is None else self.token_source()
-        if token is None or token == self.access.token:
+        if self.token_source is None:
             return
-        self.access = replace(self.access, token=token)
+        token, edit_token = self.token_source()
+        if token is None or (token, edit_token) == (self.access.token, self.access.edit_token):
+            return
+        self.access = replace(self.access, token=token, edit_token=edit_token)
         log.warning("page: the token has changed; all viewers have to sign in again")
         for client in self.broadcaster.clients:
             client.close()

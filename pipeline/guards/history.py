@@ -110,6 +110,12 @@ class RuleHistory:
         """Bytes of all cameras."""
         return sum(kept.size for kept in tuple(self._cameras.values()))
 
+    def known_seconds(self, camera: str) -> float:
+        """Return the time from the first kept frame of a camera to the newest."""
+        kept = self._cameras.get(camera)
+        frames = () if kept is None else tuple(kept.frames)
+        return round(frames[-1].captured_at - frames[0].captured_at, 2) if frames else 0.0
+
     def record(self, explanation: Explanation) -> None:
         """Keep what rules need of a frame with statistics; remove what is too old or too much."""
         camera = explanation.frame.camera

@@ -35,6 +35,22 @@ guards:
 sinks:
   - http://127.0.0.1:8000 # page
 """
+RULES = """\
+guards:
+  rules:
+  # first
+  - name: a
+    rule: score > 0.1
+  # second
+  - name: b
+    rule: score > 0.2
+  # third
+  - name: c
+    rule: score > 0.3
+
+# end
+sinks: []
+"""
 SQUARE = [[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]
 
 
@@ -65,7 +81,8 @@ def test_new_entries_stand_before_the_comment_of_the_next_key():
     region = ListChange([{"index": 0, "name": "belt", "polygon": [[0, 0], [1, 0], [1, 1]]},
                          {"name": "door", "polygon": SQUARE}], frozenset([0]))  # fmt: skip
     rules = ListChange([{"index": 0, "name": "x", "rule": "score > 0.5", "hold_seconds": 0.3},
-                        {"name": "y", "rule": "heat_inside(door) >= 0.5", "cameras": ["a"]}], frozenset([0]))  # fmt: skip
+                        {"name": "y", "rule": "heat_inside(door) >= 0.5", "cameras": ["a"]}],
+                       frozenset([0]))  # fmt: skip
     after, removed, added = changed(ConfigEdit(0, guards={"regions": region, "rules": rules}))
     assert removed == []
     assert added == [
@@ -80,8 +97,7 @@ def test_new_entries_stand_before_the_comment_of_the_next_key():
 
 
 def test_removed_entries_leave_the_comments_of_their_neighbours():
-    text = "guards:\n  rules:\n  # first\n  - name: a\n    rule: score > 0.1\n  # second\n  - name: b\n" \
-           "    rule: score > 0.2\n  # third\n  - name: c\n    rule: score > 0.3\n\n# end\nsinks: []\n"  # fmt: skip
+    text = RULES
     third = [{"index": 2, "name": "c", "rule": "score > 0.3"}]
     for kept, shown in (([], {0, 1, 2}), (third, {0, 1, 2}), ([], {1}), ([], {2})):
         after, _, added = changed(ConfigEdit(0, guards={"rules": ListChange(kept, frozenset(shown))}), text)

@@ -1,0 +1,93 @@
+"""Checks of a single rule while it is written, and the part of a configuration that the page shows to copy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.guards.config import GuardConfig, GuardsConfig, RegionConfig, check_boxes, check_cameras, check_labels
+from pipeline.guards.lexer import ConditionError
+from pipeline.guards.parser import parse_rule
+
+if TYPE_CHECKING:
+    from commands.wiring.run import OpenRun
+
+_KEYS = ("hold_seconds", "clear_seconds", "margin")
+
+
+def check_rule(
+    rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]], camera: str, run: OpenRun
+) -> tuple[GuardConfig, list[RegionConfig]]:  # fmt: skip
+    """Return the guard of a rule, and the regions, both for one camera.
+
+    Raises:
+        ConditionError: the rule cannot be parsed, or names something unknown at a position.
+        ConfigError: another value is wrong.
+    """
+    text = rule.get("rule")
+    if not isinstance(text, str):
+        raise ConfigError("rule: give a text")
+    parse_rule(text)
+    values = {key: rule[key] for key in _KEYS if rule.get(key) is not None}
+    try:
+        placed = [RegionConfig(name=each.get("name", ""), polygon=each.get("polygon", [])) for each in regions]
+        guard = GuardConfig(name="rule", rule=text, **values)
+        guards = GuardsConfig(regions=placed, rules=[guard])
+        check_cameras(guards, [camera])
+        check_labels(guards, run.places.labels)
+        if not run.places.has_boxes:
+            check_boxes(guards)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise _placed(text, message if not where or "rules[" in message else f"{where}: {message}") from None
+    except ConfigError as error:
+        raise _placed(text, str(error)) from None
+    return guard, placed
+
+
+def _placed(text: str, message: str) -> ConfigError:
+    """Return the error of a rule without what the page shows anyhow, with the position of the name in it."""
+    message = message.removeprefix("guards.").removeprefix(f"rules[0].rule: {text!r}: ")
+    if match := re.match(r"character (\d+)", message):
+        return ConditionError(message, int(match[1]) - 1)
+    named = re.match(r"'([^']+)'|(\w+) is known", message)
+    position = text.find(named[1] or named[2]) if named else -1
+    return ConditionError(message, position) if position >= 0 else ConfigError(message)
+
+
+def fragment(config: Config, position: int | None, camera: str) -> str:
+    """Return what the page may change, as YAML to copy; it holds no address."""
+    shown: dict[str, Any] = {}
+    if position is not None:
+        keys = {"roi", "mask", "zones", "lines"}
+        source = config.sources[position].model_dump(mode="json", exclude_unset=True, include=keys)
+        shown = {"sources": [{"name": camera, **source}]} if source else {}
+    guards = config.guards.model_dump(mode="json", exclude_unset=True, include={"regions", "rules"})
+    if guards:
+        shown["guards"] = guards
+    return _text(shown) if shown else ""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists of numbers in one line."""
+
+
+def _list(dumper: _Dumper, data: list[Any]) -> yaml.Node:
+    flow = not any(isinstance(each, dict) for each in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+
+_Dumper.add_representer(list, _list)
+
+
+def _text(value: object) -> str:
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return text

@@ -1,0 +1,280 @@
+"""Changes what is drawn and required of a camera from the page: checked as a whole, applied live, and written back."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from commands.wiring.cameras import make_cameras, with_all_cameras
+from commands.wiring.config_write import is_writable, prepared_text
+from commands.wiring.reload import ConfigText, ConfigWatcher
+from commands.wiring.rule_check import check_rule, fragment
+from commands.wiring.yaml_edit import ConfigEdit, ListChange, edit_yaml
+from overlays.wire.text import replace_undecodable
+from pipeline.camera_setup import CameraSetup
+from pipeline.config import Config
+from pipeline.errors import ConfigError, SetupConflictError
+from pipeline.guards.config import GuardConfig, RegionConfig
+from pipeline.guards.history import RuleHistory
+from pipeline.guards.lexer import ConditionError
+from pipeline.guards.variables import HEAT_INSIDE, NUMBERS
+from stream.redact import redact
+
+if TYPE_CHECKING:
+    from commands.wiring.run import OpenRun
+
+APPLY_SECONDS: Final = 60.0
+"""Time limit of a change: opening a camera again may wait for it."""
+_AREA: Final = ("roi", "mask")
+_PLACES: Final = ("zones", "lines")
+_GUARDS: Final = ("regions", "rules")
+_MAX_ENTRIES: Final = 100
+_MAX_CLASSES: Final = 1000
+NOT_READY: Final = "the run is not ready yet: the network is being built; try again soon"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The parts of a run that are changed."""
+
+    run: OpenRun
+    watcher: ConfigWatcher
+    history: RuleHistory
+
+
+class RunSetup(CameraSetup):
+    """The set-up of the cameras of a run, by the text of its configuration.
+
+    A change is made in the thread of the ``ConfigWatcher``, as is that of a changed file: one after the other.
+    """
+
+    def __init__(self, text: ConfigText) -> None:
+        """Set the text; ``bind`` makes the calls possible."""
+        self._text = text
+        self._bound: _Bound | None = None
+        self._undo: tuple[str, str] | None = None
+        """Revision after the last change, and the text before it."""
+
+    def bind(self, run: OpenRun, watcher: ConfigWatcher, history: RuleHistory) -> None:
+        """Set the run."""
+        self._bound = _Bound(run, watcher, history)
+
+    def read(self, camera: str) -> Mapping[str, Any]:
+        """Return the set-up of a camera."""
+        text = self._text.text
+        return self._described(text, self._text.parse(text), camera)
+
+    def change(self, camera: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Apply and write a changed set-up."""
+        return self._in_turn(lambda: self._change(camera, wanted))
+
+    def undo(self, camera: str, revision: str) -> Mapping[str, Any]:
+        """Take the last change back."""
+        return self._in_turn(lambda: self._take_back(camera, revision))
+
+    def check(
+        self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
+    ) -> Mapping[str, Any]:  # fmt: skip
+        """Return what is wrong with a rule, or when it would have fired in the last minutes."""
+        bound = self._run()
+        config = self._text.parse(self._text.text)
+        _, name = self._find(config, camera)
+        try:
+            guard, known = check_rule(rule, regions, name, bound.run)
+        except ConditionError as error:
+            return {"error": str(error), "position": error.position}
+        except ConfigError as error:
+            return {"error": str(error), "position": None}
+        past = bound.history.alarms(name, guard, known)
+        offset = time.time() - time.monotonic()
+        return {
+            "error": None,
+            "count": past.count,
+            "firing_seconds": round(past.firing_seconds, 2),
+            "known_seconds": round(past.known_seconds, 2),
+            "frames": past.frames,
+            "spans": [[round(start + offset, 2), round(end + offset, 2), replace_undecodable(text)]
+                      for start, end, text in past.spans],
+        }  # fmt: skip
+
+    def _run(self) -> _Bound:
+        if self._bound is None:
+            raise ConfigError(NOT_READY)
+        return self._bound
+
+    def _in_turn(self, call: Any) -> Mapping[str, Any]:  # noqa: ANN401 - a function
+        try:
+            result: Mapping[str, Any] = self._run().watcher.submit(call).result(APPLY_SECONDS)
+        except CancelledError:
+            raise ConfigError("the run ends") from None
+        except TimeoutError:
+            raise ConfigError(f"the change was not applied within {APPLY_SECONDS:g} s; see the log") from None
+        return result
+
+    def _find(self, config: Config, camera: str) -> tuple[int | None, str]:
+        """Return the position of a camera's source, None for one of several cameras of a source, and its name."""
+        positions: list[int | None] = []
+        for index, source in enumerate(config.sources):
+            count = len(with_all_cameras(config.model_copy(update={"sources": [source]})).sources)
+            positions += [index] if count == 1 else [None] * count
+        names = [each.name for each in make_cameras(with_all_cameras(config))]
+        for position, name in zip(positions, names, strict=True):
+            if replace_undecodable(name) == camera:
+                return position, name
+        raise ConfigError(f"camera {camera[:80]!r}: is not in the configuration; it has {', '.join(names)}")
+
+    def _described(self, text: str, config: Config, camera: str) -> dict[str, Any]:
+        position, name = self._find(config, camera)
+        bound = self._run()
+        why = ""
+        if not self._text.has_sources:
+            why = "the cameras stand on the command line (--source); move them into the file to change this here"
+        elif position is None:
+            why = "several cameras share this entry of sources; change the file"
+        source = config.sources[position if position is not None else 0].model_dump(mode="json", exclude_unset=True)
+        shown = {} if position is None else source
+        is_file, is_written = self._text.path is not None, self._is_written
+        return {
+            "camera": camera,
+            "revision": _revision(text),
+            "file": self._text.name if is_file else None,
+            "written": is_written,
+            "editable": {"places": why},
+            "boxes": bound.run.places.has_boxes,
+            "roi": shown.get("roi"),
+            "mask": shown.get("mask", []),
+            **{key: _numbered(shown.get(key, [])) for key in _PLACES},
+            "regions": _numbered([_dumped(each) for each in config.guards.regions], config.guards.regions, name),
+            "rules": _numbered([_dumped(each) for each in config.guards.rules], config.guards.rules, name),
+            "classes": [replace_undecodable(label) for label in list(bound.run.places.labels)[:_MAX_CLASSES]],
+            "numbers": [*NUMBERS, HEAT_INSIDE, "label"],
+            "cameras": len(config.sources),
+            "history_seconds": bound.history.known_seconds(name),
+            "can_undo": self._undo is not None and self._undo[0] == _revision(text),
+            "yaml": fragment(config, position, name),
+        }
+
+    @property
+    def _is_written(self) -> bool:
+        return self._text.path is not None and is_writable(self._text.path)
+
+    def _change(self, camera: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = self._text.text
+        self._check_unchanged(text, wanted.get("revision"))
+        config = self._text.parse(text)
+        position, name = self._find(config, camera)
+        shown = self._described(text, config, camera)
+        if shown["editable"]["places"] and any(
+            key in wanted and wanted[key] != shown[key] for key in (*_AREA, *_PLACES)
+        ):
+            raise ConfigError(f"roi, mask, zones and lines: {shown['editable']['places']}")
+        places = () if shown["editable"]["places"] else _PLACES
+        edit = ConfigEdit(
+            position or 0,
+            {key: wanted[key] for key in (_AREA if places else ()) if key in wanted and wanted[key] != shown[key]},
+            {key: _list_change(key, wanted, shown) for key in places if key in wanted},
+            {key: _list_change(key, wanted, shown) for key in _GUARDS if key in wanted},
+        )
+        new_text = edit_yaml(text, edit)
+        new = self._text.parse(new_text)
+        _check_rest(config, new, position, name)
+        self._replace(text, config, new_text, new, name)
+        self._undo = _revision(new_text), text
+        return self._described(new_text, new, camera)
+
+    def _take_back(self, camera: str, revision: str) -> Mapping[str, Any]:
+        text = self._text.text
+        if self._undo is None or self._undo[0] != _revision(text) or revision != self._undo[0]:
+            raise SetupConflictError("there is no change to take back: the configuration has changed since")
+        self._check_unchanged(text, revision)
+        before, config = self._undo[1], self._text.parse(text)
+        old = self._text.parse(before)
+        self._replace(text, config, before, old, self._find(old, camera)[1])
+        self._undo = None
+        return self._described(before, old, camera)
+
+    def _check_unchanged(self, text: str, revision: object) -> None:
+        """Check that neither the file nor the running configuration was changed since a page read it."""
+        if revision != _revision(text):
+            raise SetupConflictError("somebody else changed the configuration meanwhile; reload, and change it again")
+        current = self._text.current()
+        if current != text:
+            raise SetupConflictError(
+                f"{self._text.name}: was changed meanwhile, and the run has not applied it; nothing is written",
+                _difference(text, current, self._text.name),
+            )
+
+    def _replace(self, text: str, config: Config, new_text: str, new: Config, name: str) -> None:
+        """Apply a new configuration, and write its text; neither is done if the other is not possible."""
+        run, path = self._run().run, self._text.path
+        written = prepared_text(path, new_text) if path is not None and self._is_written else nullcontext(lambda: None)
+        with written as put_in_place:
+            diff = run.apply(new)
+            if name in diff.failed:
+                run.apply(config)
+                raise ConfigError(f"camera {name!r}: cannot be opened with this; the log has the reason")
+            put_in_place()
+        self._text.adopt(new_text, is_written=self._is_written, before=text)
+
+
+def _revision(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _dumped(entry: RegionConfig | GuardConfig) -> dict[str, Any]:
+    return entry.model_dump(mode="json", exclude_unset=True)
+
+
+def _numbered(
+    entries: Sequence[dict[str, Any]], settings: Sequence[RegionConfig | GuardConfig] = (), camera: str = ""
+) -> list[dict[str, Any]]:
+    """Return entries with their positions; with ``settings``, those that concern a camera."""
+    listed = [{"index": index, **entry} for index, entry in enumerate(entries)]
+    return [entry for entry in listed if not settings or settings[entry["index"]].concerns(camera)]
+
+
+def _list_change(key: str, wanted: Mapping[str, Any], shown: Mapping[str, Any]) -> ListChange:
+    entries = wanted[key]
+    positions = frozenset(entry["index"] for entry in shown[key])
+    is_list = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not is_list or len(entries) > _MAX_ENTRIES:
+        raise ConfigError(f"{key}: give a list of at most {_MAX_ENTRIES} objects")
+    given = [entry["index"] for entry in entries if entry.get("index") is not None]
+    if not positions.issuperset(given) or len(set(given)) != len(given):
+        raise ConfigError(f"{key}: an index is not one of the camera's entries; reload")
+    return ListChange(entries, positions)
+
+
+def _check_rest(config: Config, new: Config, position: int | None, name: str) -> None:
+    """Check that only this camera's source and the guards differ, and no guard that does not concern the camera.
+
+    Raises:
+        ConfigError: parts of the text are shared by an alias, or are read otherwise when they are written again.
+    """
+
+    def rest(each: Config) -> dict[str, Any]:
+        kept = each.model_dump(exclude={"sources", "guards"})
+        kept["sources"] = [
+            source.model_dump(exclude={*_AREA, *_PLACES} if index == position else None)
+            for index, source in enumerate(each.sources)
+        ]
+        kept["guards"] = each.guards.model_dump(exclude=set(_GUARDS))
+        listed: list[RegionConfig | GuardConfig] = [*each.guards.regions, *each.guards.rules]
+        kept["others"] = [entry.model_dump() for entry in listed if not entry.concerns(name)]
+        return kept
+
+    if rest(config) != rest(new):
+        raise ConfigError("the file shares this part with another one (an alias, &NAME and *NAME); edit it by hand")
+
+
+def _difference(before: str, after: str, name: str) -> str:
+    """Return the lines that differ, without credentials."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"{name} (running)", name, lineterm="", n=1)
+    return "\n".join(re.sub(r"[A-Za-z][A-Za-z0-9+.-]*:/[^\s'\"]+", lambda m: redact(m[0]), line) for line in lines)

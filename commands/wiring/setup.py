@@ -100,6 +100,8 @@ class RunSetup(CameraSetup):
             "firing_seconds": round(past.firing_seconds, 2),
             "known_seconds": round(past.known_seconds, 2),
             "frames": past.frames,
+            "since": round(past.since + offset, 2),
+            "now": round(time.time(), 2),
             "spans": [[round(start + offset, 2), round(end + offset, 2), replace_undecodable(text)]
                       for start, end, text in past.spans],
         }  # fmt: skip

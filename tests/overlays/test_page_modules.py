@@ -13,6 +13,11 @@ STATIC = HERE.parents[1] / "overlays" / "web" / "static"
 NOT_LOADED = {
     "area.js",
     "class-heat.js",
+    "shape-editor.js",
+    "setup.js",
+    "setup.css",
+    "setup-data.js",
+    "setup-rules.js",
     "review.js",
     "review.css",
     "review.html",

@@ -64,16 +64,16 @@ export class Card {
   }
 
   async loadArea() {
-    const { AreaEditor } = await import("./area.js");
-    if (this.area instanceof AreaEditor) return;
-    this.area = new AreaEditor(this.root, {
+    const Editor = this.style.edit ? (await import("./setup.js")).SetupEditor : (await import("./area.js")).AreaEditor;
+    if (this.area instanceof Editor) return;
+    this.area = new Editor(this.root, {
       opened: () => {
         this.why.close();
         this.why.opened();
       },
       changed: () => this.paint(),
       announce: (text) => this.announce(`${this.camera}: ${text}`),
-    });
+    }, this.camera);
     this.area.header = this.header;
     this.area.open();
   }
@@ -209,8 +209,10 @@ export class Card {
       if (selected) drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
       return;
     }
-    drawPlaces(context, header);
-    drawRegions(context, header, pixelsPerCss);
+    if (!this.area.isOpen || !this.area.drawsAll) {
+      drawPlaces(context, header);
+      drawRegions(context, header, pixelsPerCss);
+    }
     if (!this.area.isOpen) drawArea(context, header);
     drawBoxes(context, this.boxes.boxes, selected, pixelsPerCss);
   }
@@ -248,6 +250,7 @@ export class Card {
     const before = this.status?.state;
     this.status = status;
     const chip = this.at(".state");
+    this.at(".area-open").textContent = this.style.edit ? "Set up" : "Region";
     const isBuilding = typeof this.style.buildingSeconds === "number";
     const state = isBuilding ? "building" : status.state;
     chip.textContent = state;

@@ -40,6 +40,7 @@ const link = new Link({
       setStyle(message.painted ? false : stored.heat ?? true, stored.opacity ?? message.opacity);
     }
     painted = style.painted = message.painted;
+    style.edit = message.edit;
     past = message.history ?? {};
     for (const [camera, card] of cards) card.strip.load(past[camera] ?? []);
     smallPixels = message.small_pixels;

@@ -15,7 +15,7 @@ const PANEL = `
   <h3>Rules</h3>
   <ol class="setup-rules"></ol>
   <p class="setup-actions"><button class="setup-add" type="button">Add a rule</button></p>
-  <p class="setup-actions"><button class="setup-apply" type="button">Apply</button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p>
+  <p class="setup-actions setup-last"><button class="setup-apply" type="button">Apply</button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p>
   <pre class="setup-text" tabindex="0" hidden></pre>`;
 
 export class SetupEditor extends ShapeEditor {
@@ -164,6 +164,15 @@ export class SetupEditor extends ShapeEditor {
     shape.name = isNamed ? freeName(shape.kind, this.shapes) : "";
     if (shape.kind === "region") shape.extra = this.scope;
     return shape;
+  }
+
+  // Regions lie within each other: only the chosen one is moved.
+  isMovable(shape) {
+    return shape === this.selected && shape.kind !== "line";
+  }
+
+  get reachable() {
+    return [this.selected];
   }
 
   kinds() {

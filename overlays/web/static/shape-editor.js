@@ -27,6 +27,16 @@ export class ShapeEditor {
     root.querySelector(".view").addEventListener("keydown", (event) => this.onKey(event));
   }
 
+  // Whether a drag inside the shape moves it.
+  isMovable({ kind }) {
+    return kind === this.kind;
+  }
+
+  // The shapes whose corners can be dragged, the first ones first.
+  get reachable() {
+    return [this.selected, ...this.shapes];
+  }
+
   // Show the shapes in the panel; the image shows the same.
   show() {
     this.changed();
@@ -71,7 +81,7 @@ export class ShapeEditor {
     const from = this.point(event);
     const corner = this.cornerAt(event);
     // A mask is drawn inside the region: only shapes of the kind that is drawn are moved by their inside.
-    const isUnder = ({ kind, points }) => !this.unfinished && kind === this.kind && holds(points, from);
+    const isUnder = (shape) => !this.unfinished && this.isMovable(shape) && holds(shape.points, from);
     const shape = corner?.shape ?? this.shapes.findLast(isUnder);
     if (shape) this.select(shape);
     const points = shape?.points.map((point) => [...point]);
@@ -212,7 +222,7 @@ export class ShapeEditor {
   cornerAt(event) {
     const { pixels } = this.placement();
     const [x, y] = this.point(event);
-    const ordered = this.unfinished ? [this.unfinished] : [this.selected, ...this.shapes].filter(Boolean);
+    const ordered = this.unfinished ? [this.unfinished] : this.reachable.filter(Boolean);
     for (const shape of ordered) {
       const index = shape.points.findIndex((point) => Math.hypot(point[0] - x, point[1] - y) <= REACH_PIXELS * pixels);
       if (index >= 0) return { shape, index };

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from commands.wiring.cameras import make_cameras, with_all_cameras
-from commands.wiring.config_write import is_writable, prepared_text
+from commands.wiring.config_write import is_writable, replaced_text
 from commands.wiring.reload import ConfigText, ConfigWatcher
 from commands.wiring.rule_check import check_rule, fragment
 from commands.wiring.yaml_edit import ConfigEdit, ListChange, edit_yaml
@@ -216,14 +216,19 @@ class RunSetup(CameraSetup):
     def _replace(self, text: str, config: Config, new_text: str, new: Config, name: str) -> None:
         """Apply a new configuration, and write its text; neither is done if the other is not possible."""
         run, path = self._run().run, self._text.path
-        written = prepared_text(path, new_text) if path is not None and self._is_written else nullcontext(lambda: None)
-        with written as put_in_place:
-            diff = run.apply(new)
-            if name in diff.failed:
-                run.apply(config)
-                raise ConfigError(f"camera {name!r}: cannot be opened with this; the log has the reason")
-            put_in_place()
-        self._text.adopt(new_text, is_written=self._is_written, before=text)
+        is_written = self._is_written
+        try:
+            with replaced_text(path, new_text) if path is not None and is_written else nullcontext():
+                _apply(run, new, name)
+        except ConfigError:
+            run.apply(config)
+            raise
+        self._text.adopt(new_text, is_written=is_written, before=text)
+
+
+def _apply(run: OpenRun, config: Config, name: str) -> None:
+    if name in run.apply(config).failed:
+        raise ConfigError(f"camera {name!r}: cannot be opened with this; the log has the reason")
 
 
 def _revision(text: str) -> str:

@@ -202,13 +202,16 @@ class AccessPolicy:
             or hmac.compare_digest(query.encode("utf-8", "replace"), self.stream_token(credentials.camera).encode())
         ):
             return True
-        return _is_signed(self._signer(), credentials) or self.may_edit(credentials)
+        return _is_signed(self._signer(), credentials) or self._holds_edit_token(credentials)
 
     def may_edit(self, credentials: Credentials) -> bool:
         """Return whether a request holds the token of those who may change the set-up of cameras, or its cookie."""
+        return self.is_authenticated(credentials) if self.edit_token is None else self._holds_edit_token(credentials)
+
+    def _holds_edit_token(self, credentials: Credentials) -> bool:
         if self.edit_token is None:
-            return self.is_authenticated(credentials)
-        offered = _tokens_in(credentials.authorization)
+            return False
+        offered = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
         return any(map(self.edit_token_matches, offered)) or _is_signed(self._signer(self.edit_token), credentials)
 
     def token_matches(self, candidate: str) -> bool:

@@ -143,6 +143,7 @@ class AccessMiddleware:
         cookie_used = None if has_ended else cookie
         credentials = Credentials(headers.get("authorization"), cookie_used, query, camera, is_private)
         scope["admitted"] = access.is_authenticated(credentials)
+        scope["is_private"] = is_private
         scope["may_edit"] = scope["admitted"] and access.may_edit(credentials)
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _PUBLIC_PATHS:

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from overlays.file_limits import is_loopback_address
 from overlays.web.body import BodyError, read_body
 from overlays.web.event_requests import RequestError
 from overlays.web.state import WebState
@@ -36,9 +35,7 @@ def refusal_of(page: WebState, scope: Scope) -> str | None:
         return NOT_HERE
     if not scope.get("may_edit"):
         return VIEWER
-    host = str((scope.get("client") or ("", 0))[0])
-    is_private = is_loopback_address(host) or scope.get("scheme") in {"https", "wss"}
-    return None if is_private or page.edits_in_clear else IN_CLEAR
+    return None if scope.get("is_private") or page.edits_in_clear else IN_CLEAR
 
 
 class SetupHandlers:

@@ -61,6 +61,8 @@ class RunSetup(CameraSetup):
         self._bound: _Bound | None = None
         self._undo: tuple[str, str] | None = None
         """Revision after the last change, and the text before it."""
+        self._listed: tuple[str | None, list[tuple[int | None, str]]] = None, []
+        """The cameras of a text: reading their secret files for each check would repeat warnings about them."""
 
     def bind(self, run: OpenRun, watcher: ConfigWatcher, history: RuleHistory) -> None:
         """Set the run."""
@@ -84,8 +86,8 @@ class RunSetup(CameraSetup):
     ) -> Mapping[str, Any]:  # fmt: skip
         """Return what is wrong with a rule, or when it would have fired in the last minutes."""
         bound = self._run()
-        config = self._text.parse(self._text.text)
-        _, name = self._find(config, camera)
+        text = self._text.text
+        _, name = self._find(text, self._text.parse(text), camera)
         try:
             guard, known = check_rule(rule, regions, name, bound.run)
         except ConditionError as error:
@@ -120,20 +122,19 @@ class RunSetup(CameraSetup):
             raise ConfigError(f"the change was not applied within {APPLY_SECONDS:g} s; see the log") from None
         return result
 
-    def _find(self, config: Config, camera: str) -> tuple[int | None, str]:
+    def _find(self, text: str, config: Config, camera: str) -> tuple[int | None, str]:
         """Return the position of a camera's source, None for one of several cameras of a source, and its name."""
-        positions: list[int | None] = []
-        for index, source in enumerate(config.sources):
-            count = len(with_all_cameras(config.model_copy(update={"sources": [source]})).sources)
-            positions += [index] if count == 1 else [None] * count
-        names = [each.name for each in make_cameras(with_all_cameras(config))]
-        for position, name in zip(positions, names, strict=True):
+        if self._listed[0] != text:
+            self._listed = text, _listed(config)
+        cameras = self._listed[1]
+        for position, name in cameras:
             if replace_undecodable(name) == camera:
                 return position, name
-        raise ConfigError(f"camera {camera[:80]!r}: is not in the configuration; it has {', '.join(names)}")
+        known = ", ".join(name for _, name in cameras)
+        raise ConfigError(f"camera {camera[:80]!r}: is not in the configuration; it has {known}")
 
     def _described(self, text: str, config: Config, camera: str) -> dict[str, Any]:
-        position, name = self._find(config, camera)
+        position, name = self._find(text, config, camera)
         bound = self._run()
         why = ""
         if not self._text.has_sources:
@@ -171,7 +172,7 @@ class RunSetup(CameraSetup):
         text = self._text.text
         self._check_unchanged(text, wanted.get("revision"))
         config = self._text.parse(text)
-        position, name = self._find(config, camera)
+        position, name = self._find(text, config, camera)
         shown = self._described(text, config, camera)
         if shown["editable"]["places"] and any(
             key in wanted and wanted[key] != shown[key] for key in (*_AREA, *_PLACES)
@@ -198,7 +199,7 @@ class RunSetup(CameraSetup):
         self._check_unchanged(text, revision)
         before, config = self._undo[1], self._text.parse(text)
         old = self._text.parse(before)
-        self._replace(text, config, before, old, self._find(old, camera)[1])
+        self._replace(text, config, before, old, self._find(before, old, camera)[1])
         self._undo = None
         return self._described(before, old, camera)
 
@@ -229,6 +230,16 @@ class RunSetup(CameraSetup):
 def _apply(run: OpenRun, config: Config, name: str) -> None:
     if name in run.apply(config).failed:
         raise ConfigError(f"camera {name!r}: cannot be opened with this; the log has the reason")
+
+
+def _listed(config: Config) -> list[tuple[int | None, str]]:
+    """Return the position of each camera's source, None for a source with several cameras, and its name."""
+    positions: list[int | None] = []
+    for index, source in enumerate(config.sources):
+        count = len(with_all_cameras(config.model_copy(update={"sources": [source]})).sources)
+        positions += [index] if count == 1 else [None] * count
+    names = [each.name for each in make_cameras(with_all_cameras(config))]
+    return list(zip(positions, names, strict=True))
 
 
 def _revision(text: str) -> str:

@@ -1,7 +1,7 @@
 """What rules need of the last minutes of each camera, and when a rule would have fired on it.
 
-A frame is kept as its figures and its heat grids in float16: about 350 bytes for a classifier with 7 x 7 cells. A rule
-is evaluated by ``pipeline.guards.alert``, as live; the share of the evidence in a region is computed anew, for any
+A frame is kept as its figures and its heat grids in float16: 537 bytes for a classifier with 7 x 7 cells. A rule is
+evaluated by ``pipeline.guards.alert``, as live; the share of the evidence in a region is computed anew, for any
 region, and differs by the rounding of float16 only, by less than 0.001.
 """
 
@@ -42,8 +42,9 @@ MAX_BYTES: Final = 128 << 20
 """Memory of all cameras."""
 MAX_SPANS: Final = 200
 """Number of past alarms that are listed; all are counted."""
-_FRAME_OVERHEAD_BYTES: Final = 150
-"""Of the objects that hold a frame's bytes."""
+_FRAME_OVERHEAD_BYTES: Final = 220
+_FINDING_OVERHEAD_BYTES: Final = 41
+"""Of the objects that hold the bytes of a frame and of each finding."""
 _MAPS_AT_ONCE: Final = 4096
 _PRUNE_FRAMES: Final = 500
 """Interval at which cameras that give no frames are looked at."""
@@ -167,7 +168,8 @@ class RuleHistory:
             maps.append(heat)
         kept.maps = seen
         packed = b"".join(figures)
-        return _Kept(packed, tuple(maps), frame.captured_at, len(packed) + added + _FRAME_OVERHEAD_BYTES)
+        size = len(packed) + added + _FRAME_OVERHEAD_BYTES + len(maps) * _FINDING_OVERHEAD_BYTES
+        return _Kept(packed, tuple(maps), frame.captured_at, size)
 
     def _figures(self, finding: Finding) -> bytes:
         stats, box_map, box = finding.heatmap_stats, finding.box_map, finding.box

@@ -112,7 +112,7 @@ def test_history_of_boxes_fires_as_the_guards_did_live():
         past = history.alarms("road", guard, settings.regions)
         assert [start for start, _, _ in past.spans] == begun[guard.name], guard.rule
     # A map of 12 x 16 cells is kept once for the four frames that have it, not once for each.
-    assert history.size < 180 * 900
+    assert history.size < 180 * 1200
 
 
 def test_history_of_a_regions_change_is_computed_for_the_new_region():

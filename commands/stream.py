@@ -230,6 +230,7 @@ def stream(
         shown = redact_config(resolved)
         typer.echo(to_documented_yaml(shown, KINDS) if every else to_yaml(shown), nl=False)
         return
+    _refuse_editing(resolved, devices)
     if devices is not None:
         run_sharded(resolved, read_devices(devices), log_format=log_format)
         return
@@ -237,6 +238,12 @@ def stream(
         tell = log.info if log_format == "json" else None
         outcome = run_from_config(resolved, tell=tell, watched=watched, text=text)
     exit_with_outcome(outcome)
+
+
+def _refuse_editing(config: Config, devices: str | None) -> None:
+    """Refuse pages that may change cameras where several processes run them."""
+    if devices is not None and any(getattr(sink, "edit", False) for sink in config.sinks):
+        raise ConfigError("--page-edit (edit: true): is not possible with --devices; start one run for each device")
 
 
 def _config_text(

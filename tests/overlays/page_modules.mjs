@@ -134,3 +134,50 @@ test("viewer learns who was faster, with the event as it is", async (context) =>
   assert.match(error.message, /^Not changed: Ada acknowledged this event 3\.\d s ago\.$/);
   assert.deepEqual(error.current, current);
 });
+
+const { cornersOfText, cornersText, freeName, marked, pastWords, setupOfShapes, shapesOfSetup } = await load("setup-data.js");
+const FRAME = [640, 480];
+const SETUP = {
+  regions: [{ index: 0, name: "belt", polygon: [[0, 0.14], [1, 0.14], [1, 0.86], [0, 0.86]], cameras: ["a"] }],
+  zones: [{ index: 0, name: "gate", polygon: [[10, 10], [300, 10], [300, 301]], vote: "mean" }],
+  lines: [{ index: 0, name: "exit", points: [[0.1, 0.2], [0.1, 0.9]] }],
+  mask: [[[0, 0], [0.5, 0], [0, 0.5]]],
+  roi: [64, 48, 320, 240],
+};
+
+test("set-up that is not drawn on stays as it was written, in fractions or pixels", () => {
+  assert.deepEqual(setupOfShapes(shapesOfSetup(SETUP, FRAME), FRAME), SETUP);
+});
+
+test("shape that is moved becomes fractions of the frame, and keeps its other options", () => {
+  const shapes = shapesOfSetup(SETUP, FRAME);
+  for (const shape of shapes) shape.points = shape.points.map(([x, y]) => [x + 32, y]);
+  const moved = setupOfShapes(shapes, FRAME);
+  assert.deepEqual(moved.roi, [0.15, 0.1, 0.5, 0.5]);
+  assert.deepEqual(moved.zones[0], { index: 0, name: "gate", vote: "mean", polygon: [[0.0656, 0.0208], [0.5188, 0.0208], [0.5188, 0.6271]] });
+  assert.deepEqual(moved.lines[0].points, [[0.15, 0.2], [0.15, 0.9]]);
+  assert.equal(freeName("region", [{ name: "region-1" }, { name: "region-3" }]), "region-2");
+});
+
+test("corners are a text that is read back, and refused outside the frame", () => {
+  const points = [[64, 48], [320, 48], [320, 240]];
+  assert.equal(cornersText(points, FRAME), "0.1 0.1, 0.5 0.1, 0.5 0.5");
+  assert.deepEqual(cornersOfText(cornersText(points, FRAME), FRAME, 3), points);
+  for (const wrong of ["", "0.1 0.1, 0.5 0.1", "0.1 0.1, 0.5 0.1, 1.5 0.5", "0.1 0.1, 0.5, 0.5 0.5", "a b, 0 0, 1 1"]) {
+    assert.equal(cornersOfText(wrong, FRAME, 3), null);
+  }
+});
+
+test("past of a rule is said in words, and its mistake is marked", () => {
+  const past = { frames: 9, count: 0, known_seconds: 580, firing_seconds: 0, spans: [] };
+  assert.equal(pastWords(past).title, "would not have fired in the last 9 min 40 s");
+  const spans = [[0, 2, "a"], [10, 12, "b"], [20, 22, "c"], [30, 32.5, "d"]];
+  const words = pastWords({ ...past, count: 5, firing_seconds: 8.5, spans });
+  assert.equal(words.title, "would have fired 5 times in the last 9 min 40 s, for 8.5 s in all");
+  assert.ok(words.detail.includes("for 2.5 s: d; ") && words.detail.endsWith("; 2 earlier"));
+  assert.equal(pastWords({ ...past, frames: 0 }).title, "no frame to try it on yet");
+  assert.deepEqual(marked("heat_inside(bel) >= 1", 12), ["heat_inside(", "bel", ") >= 1"]);
+  assert.deepEqual(marked("label='a b' and", 6), ["label=", "'a b'", " and"]);
+  assert.deepEqual(marked("score > 0.5 and", 15), ["score > 0.5 and", "␣", ""]);
+  assert.deepEqual(marked("score", null), ["score", "", ""]);
+});

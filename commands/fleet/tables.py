@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 _LATE_SECONDS: Final = 1.5
@@ -22,7 +23,7 @@ def status_tables(state: dict[str, Any]) -> Group:
             f"{_fraction(worker):.0%}",
             str(len(worker["cameras"])),
             f"{worker['heard_seconds']:.1f} s ago",
-            ", ".join(worker["addresses"]),
+            escape(", ".join(worker["addresses"])),
         )
     cameras = Table("camera", "frames/s", "node", "epoch", "no worker, because", title="Cameras")
     for camera in state["cameras"]:

@@ -182,10 +182,13 @@ def watch_by_gateway(fleet: LocalFleet, gateway: GatewayViewer) -> dict:
     fleet.directors.call("apply", {**dict.fromkeys(fleet.names, fleet.rate), RTSP_CAMERA: 1.0, "hall": 900.0})
     reasons = [gateway.wait_for(name, lambda state: text in state["reason"])["reason"]  # noqa: B023
                for name, text in ((RTSP_CAMERA, "has sent no frame yet"), ("hall", "beyond capacity"))]  # fmt: skip
-    places = gateway.get("/api/where")["cameras"]
+    places = [place["camera"] for place in gateway.get("/api/where")["cameras"]]
     fleet.directors.call("apply", dict.fromkeys(fleet.names, fleet.rate))
     gateway.wait_until_gone(RTSP_CAMERA)
     targets = gateway.get("/api/targets")
+    while {target["labels"]["node"] for target in targets} != set(fleet.alive()):
+        time.sleep(0.1)  # a worker whose beats are late is not listed
+        targets = gateway.get("/api/targets")
     with urllib.request.urlopen(f"http://{targets[0]['targets'][0]}/metrics", timeout=60.0) as answer:
         metrics = answer.read().decode()
     return {
@@ -193,9 +196,8 @@ def watch_by_gateway(fleet: LocalFleet, gateway: GatewayViewer) -> dict:
         "frames": len(gateway.rows),
         "overlaps": overlaps(gateway.rows),
         "reasons": reasons,
-        "held": sum(place["worker"] is not None for place in places),
+        "places": places,
         "nodes": sorted({target["labels"]["node"] for target in targets}),
-        "alive": fleet.alive(),
         "metrics": "recipro_frames_total" in metrics,
     }
 

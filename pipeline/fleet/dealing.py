@@ -97,8 +97,8 @@ def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad
             )
         else:
             reasons[camera] = (
-                f"beyond capacity: {rate:g} frames/s are needed and the emptiest worker has {room:.1f} left; add a "
-                "worker, or lower the rate of cameras"
+                f"beyond capacity: {rate:g} frames/s needed, the emptiest worker has {room:.1f} left; add a worker or "
+                "lower rates"
             )
     return reasons
 

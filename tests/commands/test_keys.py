@@ -98,7 +98,7 @@ def test_view_shows_frames_with_the_right_keys(command, locked):
 
 
 def test_view_without_keys_exits_with_2_and_the_reason(command, locked):
-    code, _, errors = command("view", locked, "--sink", "seen.jsonl", "--seconds", 1)
+    code, _, errors = command("view", locked, "--sink", "seen.jsonl", "--seconds", 3)
     assert code == 2
     assert "admits only viewers with keys" in errors
 
@@ -106,6 +106,6 @@ def test_view_without_keys_exits_with_2_and_the_reason(command, locked):
 def test_view_with_an_unknown_key_exits_with_2_and_the_reason(command, locked, tmp_path):
     (tmp_path / "keys" / "allowed" / "viewer.key").unlink()
     arguments = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
-    code, _, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--seconds", 1)
+    code, _, errors = command("view", locked, *arguments, "--sink", "seen.jsonl", "--seconds", 3)
     assert code == 2
     assert "the server does not know this viewer's key" in errors

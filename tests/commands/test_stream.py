@@ -283,7 +283,7 @@ def test_credentials_come_from_environment_or_file_and_are_not_shown(command, mo
         host = f"127.0.0.1:{nobody.getsockname()[1]}"
         (tmp_path / "run.yaml").write_text(
             f"sources:\n- {{uri: 'rtsp://{host}/door', credentials_file: door.secret}}\n"
-            f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 0.5\n"
+            f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 2\n"
             "engine: {model: squeezenet1_1, weights: random, input_size: 64x64, backend: eager}\n"
         )
         values = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
@@ -310,7 +310,7 @@ def test_camera_name_with_a_slash_is_recorded(command, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         uri = f"rtsp://127.0.0.1:{nobody.getsockname()[1]}/hall/door"
-        code, _, errors = command(*squeezenet("--source", uri, "--sink", "out.mp4", "--seconds", "0.3"))
+        code, _, errors = command(*squeezenet("--source", uri, "--sink", "out.mp4", "--seconds", "2"))
     assert code == 3, errors
     assert "connection refused" in errors
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from overlays.wire.message import explanation_record, record_bytes
+from pipeline.errors import DataLossError
 from pipeline.frames import Overlay
 from pipeline.passages.passage import PassageCursor
 from pipeline.ports import MetricSample, Sink
@@ -202,6 +203,24 @@ class DiskSink(Sink):
     def problem(self) -> str:
         """Reason why nothing is written; empty while writing works."""
         return self._disk.problem
+
+    def _report_losses(self, name: object, what: str, kind: type[BaseException] | None) -> None:
+        """Report the losses at the end of a run.
+
+        Args:
+            name: the file or the address.
+            what: ``lines``, ``rows``.
+            kind: the class of the error that ends the run already, such as the losses of another sink, or None.
+
+        Raises:
+            DataLossError: something was lost, and no other error ends the run.
+        """
+        if not self.lost:
+            return
+        message = f"{name}: {self._disk.losses(what)}"
+        if kind is None:
+            raise DataLossError(message)
+        log.error("%s", message)
 
     def metrics(self) -> list[MetricSample]:
         """Return the state of the disk."""

@@ -34,7 +34,7 @@ from overlays.events.webhook import Webhook, read_webhook
 from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import check_writable, path_errors
 from overlays.sinks.settings import EventSettings
-from pipeline.errors import DataLossError, WireError
+from pipeline.errors import WireError
 from pipeline.frames import Overlay
 from pipeline.guards.parser import parse_condition
 from pipeline.ports import MetricSample
@@ -201,8 +201,7 @@ class EventsSink(DiskSink):
         if self._webhook is not None:
             self._webhook.__exit__(None, None, None)
         self._reserve.close()
-        if self.lost and kind is None:
-            raise DataLossError(f"{self.uri}: {self._disk.losses('events')}")
+        self._report_losses(self.uri, "events", kind)
 
     def _work(self, now: float, now_unix: float) -> None:
         """Do what is due; returns at once where nothing is."""

@@ -18,7 +18,7 @@ from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
 from overlays.sinks.locks import open_locked
 from overlays.sinks.paths import check_writable, is_same_file
 from overlays.sinks.settings import JsonlSettings
-from pipeline.errors import DataLossError, SinkError
+from pipeline.errors import SinkError
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
 
@@ -145,5 +145,4 @@ class JsonlSink(DiskSink):
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self.lost and kind is None:
-            raise DataLossError(f"{self._path}: {self._disk.losses('lines')}")
+        self._report_losses(self._path, "lines", kind)

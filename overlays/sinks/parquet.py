@@ -133,14 +133,15 @@ class ParquetSink(DiskSink):
             if self._written:
                 self._join()
                 _remove(self._parts)
+            elif self._parts.exists():  # the disk refused every part
+                self._parts.rmdir()
         except OSError as failure:
             join_error = (
                 f"{self._path}: the parts could not be joined ({failure.strerror or failure}); they are in "
                 f"{self._parts}, a folder that Parquet readers accept as a table"
             )
             log.warning("%s", join_error)
-        if self.lost and kind is None:
-            raise DataLossError(f"{self._path}: {self._disk.losses('rows')}")
+        self._report_losses(self._path, "rows", kind)
         if join_error and kind is None:
             raise DataLossError(join_error)
 

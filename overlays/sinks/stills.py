@@ -30,7 +30,7 @@ from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.settings import STILLS, StillsSettings
 from overlays.wire.text import replace_undecodable
 from pipeline.atomic import atomic_write, remove_unfinished, write_atomically
-from pipeline.errors import DataLossError, FrameError, SinkError, WireError
+from pipeline.errors import FrameError, SinkError, WireError
 from pipeline.frames import Box, Explanation, Finding, Image, Overlay
 from pipeline.guards.parser import parse_condition
 from pipeline.settings import SinkContext
@@ -172,8 +172,7 @@ class StillsSink(DiskSink):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._reserve.close()
-        if self.lost and kind is None:
-            raise DataLossError(f"{self.uri}: {self._disk.losses('images')}")
+        self._report_losses(self.uri, "images", kind)
 
 
 def folder_name(label: str) -> str:

@@ -32,7 +32,7 @@ from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import camera_path, check_writable, paths_for
 from overlays.sinks.settings import EncodingSettings, VideoSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
-from pipeline.errors import DataLossError, FrameError, SinkError
+from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Image, Overlay
 from pipeline.settings import SinkContext
 
@@ -156,8 +156,7 @@ class VideoSink(DiskSink):
         for camera, recording in self._recordings.items():
             self._close(camera, recording)
         self._recordings.clear()
-        if self.lost and kind is None:
-            raise DataLossError(f"{self.uri}: {self._disk.losses('frames')}")
+        self._report_losses(self.uri, "frames", kind)
 
 
 class _Recording:

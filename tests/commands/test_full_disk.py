@@ -1,5 +1,6 @@
 """A full disk: the messages, the files that remain, the sinks that continue and the exit code."""
 
+import re
 import resource
 import sys
 
@@ -38,10 +39,13 @@ def run_where_files_stay_small(command, caplog, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where_files_stay_small, tmp_path):
-    code, output, errors = run_where_files_stay_small("out.mp4", "free.jsonl")
+    pytest.importorskip("mcap")
+    code, output, errors = run_where_files_stay_small("out.mp4", "out.mcap", "free.jsonl")
     assert code == 4, errors
-    assert "out.mp4: the disk is full" in errors
-    assert "frames were not written" in errors
+    for name in ("out.mp4", "out.mcap"):
+        assert f"{name}: the disk is full" in errors
+        assert re.search(rf"{name}: \d+ frames were not written", errors), "each sink reports its own losses"
+    assert "was moved or deleted" not in errors, "a file without a complete chunk is removed by the sink itself"
     assert "File too large" in errors
     assert "Traceback" not in errors
     assert f"free.jsonl: {FRAMES} delivered" in output

@@ -24,7 +24,7 @@ from overlays.sinks.disk import DiskSink
 from overlays.sinks.foxglove.messages import TOPICS, Sample, frame_jpeg, sample_of
 from overlays.sinks.paths import check_writable
 from overlays.sinks.settings import McapSettings
-from pipeline.errors import DataLossError, SinkError, WireError
+from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
 
@@ -164,8 +164,7 @@ class McapSink(DiskSink):
     ) -> None:
         self._end()
         self._reserve.close()
-        if self.lost and kind is None:
-            raise DataLossError(f"{self._path}: {self._disk.losses('frames')}")
+        self._report_losses(self._path, "frames", kind)
 
 
 class _Recording:
@@ -245,6 +244,8 @@ class _Recording:
                     self._file.truncate(self.bytes)
                 else:
                     self.path.unlink()
+                    self._file.close()
+                    return
         self._close()
 
     def _write_buffer(self) -> None:

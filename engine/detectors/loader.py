@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
-from urllib.error import URLError
+from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
 from engine.detectors.detector import Detector
@@ -17,21 +16,27 @@ from engine.detectors.identify import RawMap, identify_layout
 from engine.detectors.input_format import InputFormat
 from engine.detectors.layouts import check_layout
 from engine.detectors.networks.registry import OWN_DETECTORS, DetectorEntry
-from engine.detectors.networks.state import fit_classes, load_state
-from engine.detectors.networks.torchvision_nets import TORCHVISION_DETECTORS, TWO_STAGE, unfrozen
+from engine.detectors.networks.state import load_state
 from engine.detectors.networks.yolox import Yolox
 from engine.detectors.networks.yolox_weights import load_yolox
 from engine.detectors.onnx_files.reader import prove_against_runtime, read_onnx
 from engine.detectors.outputs import Layout
+from engine.detectors.torchvision_detectors import (
+    RANDOM,
+    TORCHVISION_NAMES,
+    as_detector,
+    build_network,
+    class_count,
+    has_background,
+    input_format,
+    load_network,
+    seeded,
+)
 from engine.detectors.two_stage import RegionDetector
 from engine.models.labels import read_labels
-from engine.models.weights import read_state
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 
-RANDOM: Final = "random"
-"""Value of ``weights`` for an untrained network, to measure cost."""
-
-DETECTORS: Final = (*OWN_DETECTORS, *TORCHVISION_DETECTORS, *TWO_STAGE)
+DETECTORS: Final = (*OWN_DETECTORS, *TORCHVISION_NAMES)
 """The detectors by name."""
 
 _NANODET_MEAN: Final = (103.53, 116.28, 123.675)
@@ -77,11 +82,8 @@ def load_detector(
         raise ConfigError(f"layout {check_layout(layout)!r}: {name} has its own layout; omit --layout")
     if name in OWN_DETECTORS:
         return _from_yolox(name, weights, classes)
-    if name in TORCHVISION_DETECTORS:
+    if name in TORCHVISION_NAMES:
         return _from_torchvision(name, weights, classes)
-    if name in TWO_STAGE:
-        net = _torchvision_net(name, weights)
-        return RegionDetector(name, net, _names(net.roi_heads.box_predictor.cls_score.out_features - 1, classes, name))
     if Path(name).is_file():
         raise ModelError(
             f"model {name!r}: a file of weights without a network; name the network and give the file as its "
@@ -93,27 +95,32 @@ def load_detector(
     )
 
 
-def _from_yolox(name: str, weights: str | Path | None, classes: Sequence[str] | Path | None) -> Detector:
+def _from_yolox(
+    name: str, weights: str | Path | None, classes: Sequence[str] | Path | None
+) -> Detector | RegionDetector:  # fmt: skip
     if weights is None:
         raise ModelError(f"detector {name!r}: give its weights: a checkpoint (.pth, .safetensors) or an ONNX file")
     entry = OWN_DETECTORS[name]
     if weights != RANDOM and is_detector_file(weights):
         return _from_checkpoint(Path(weights), classes)
-    net: Yolox = _seeded(lambda: entry.build(80).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
+    net: Yolox = seeded(lambda: entry.build(80).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
     count = net.head.classes
     return _own(name, entry, net, _names(count, classes, name), entry.input)
 
 
-def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detector:
+def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detector | RegionDetector:
     """Return a detector that ``run.py train`` wrote."""
     file = load_detector_checkpoint(path)
-    if file.model not in OWN_DETECTORS:
-        raise ModelError(f"{path}: its network {file.model!r} is unknown; update recipro-stream")
     count = len(file.labels)
-    entry = OWN_DETECTORS[file.model]
-    net = load_state(entry.build(count).eval(), file.state, file.model, path)
     labels = _names(count, classes or file.labels, path.name)
-    return _own(path.stem, entry, net, labels, file.input)
+    if file.model in OWN_DETECTORS:
+        entry = OWN_DETECTORS[file.model]
+        net = load_state(entry.build(count).eval(), file.state, file.model, path)
+        return _own(path.stem, entry, net, labels, file.input)
+    if file.model not in TORCHVISION_NAMES:
+        raise ModelError(f"{path}: its network {file.model!r} is unknown; update recipro-stream")
+    built = build_network(file.model, count + has_background(file.model)).eval()
+    return as_detector(path.stem, file.model, load_state(built, file.state, file.model, path), labels, file.input)
 
 
 def _own(name: str, entry: DetectorEntry, net: Yolox, labels: tuple[str, ...], input_format: InputFormat) -> Detector:
@@ -128,44 +135,14 @@ def _own(name: str, entry: DetectorEntry, net: Yolox, labels: tuple[str, ...], i
     )
 
 
-def _seeded(build: Any) -> Any:  # noqa: ANN401 - networks of several libraries
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build()
-
-
-def _from_torchvision(name: str, weights: str | Path | None, classes: Sequence[str] | Path | None) -> Detector:
-    entry = TORCHVISION_DETECTORS[name]
-    net = _torchvision_net(name, weights)
-    maps = entry.maps(net).eval()
-    layout = entry.layout(net, maps, entry.input_size)
-    mean, std = (tuple(255.0 * v for v in values) for values in (net.transform.image_mean, net.transform.image_std))
-    # torchvision pads normalised images with zeros, which is the mean color.
-    input_format = InputFormat(entry.input_size, "rgb", mean, std, "stretch" if entry.fixed_size else "corner", mean)
-    labels = _names(layout.classes, classes, name)
-    return Detector(name, maps, layout, labels, input_format, entry.fixed_size, iou=net.nms_thresh)
-
-
-def _torchvision_net(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401
-    import torchvision
-
-    def build(count: int) -> nn.Module:
-        net: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=count)
-        return net
-
-    if weights == RANDOM:
-        return _seeded(lambda: build(91)).eval()
-    if weights is not None:
-        return fit_classes(build, read_state(Path(weights)), name, Path(weights)).eval()
-    known = torchvision.models.get_model_weights(name).DEFAULT
-    try:
-        net = torchvision.models.get_model(name, weights=known)
-    except (URLError, OSError, RuntimeError) as reason:
-        raise ModelError(
-            f"detector {name!r}: its pretrained weights cannot be downloaded ({reason}); download {known.url} on "
-            "another computer and give the file as its weights"
-        ) from reason
-    return unfrozen(net.eval())
+def _from_torchvision(
+    name: str, weights: str | Path | None, classes: Sequence[str] | Path | None
+) -> Detector | RegionDetector:  # fmt: skip
+    if weights not in (None, RANDOM) and is_detector_file(str(weights)):
+        return _from_checkpoint(Path(str(weights)), classes)
+    net = load_network(name, weights)
+    labels = _names(class_count(name, net), classes, name)
+    return as_detector(name, name, net, labels, input_format(name, net))
 
 
 def _from_onnx(

@@ -64,7 +64,7 @@ class RegionDetector:
     """The torchvision module, in inference mode."""
     labels: tuple[str, ...]
     """One name per class, without the background."""
-    input: InputFormat = field(init=False)
+    input: InputFormat
     score: float = 0.3
     """Lowest score of a detection, 0 to 1."""
     iou: float = 0.5
@@ -73,10 +73,6 @@ class RegionDetector:
     """The second stage as a classifier of region features; ``head`` returns its input."""
 
     def __post_init__(self) -> None:
-        transform = self.model.transform
-        mean, std = (tuple(255.0 * v for v in values) for values in (transform.image_mean, transform.image_std))
-        size = (320, 320) if "320" in self.name else (640, 640)
-        object.__setattr__(self, "input", InputFormat(size, "rgb", mean, std, "corner", mean))
         heads = self.model.roi_heads
         tail = RegionClassifier(heads.box_head, heads.box_predictor.cls_score).eval()
         channels = self.model.backbone.out_channels

@@ -3,13 +3,15 @@
 For DeepPCB (Tang et al., *Online PCB Defect Detector On A New PCB Defect Dataset*, arXiv:1902.06197): beside each
 ``*_test.jpg`` lies a text file with ``left top right bottom kind`` a line. Leaves OUT/parts/KIND/BOARD_NUMBER.png for
 ``run.py train``, patches of KIND ``clean`` that meet no box, and OUT/masks/ with the boxes as masks for ``evaluate``.
-A patch holds defects of one kind only. The same seed cuts the same patches. Prints one JSON line.
+A patch holds defects of one kind only. The same seed cuts the same patches. With ``--whole`` it copies the whole boards
+to OUT/images instead, with their boxes in OUT/labels and OUT/data.yaml (YOLO), to train a detector. Prints one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -80,6 +82,28 @@ def cut(source: Path, out: Path, side: int, seed: int) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+def write_yolo(source: Path, out: Path) -> dict[str, int]:
+    """Copy every board beside its boxes as a YOLO data set; return how many boxes of each kind were written."""
+    for folder in ("images", "labels"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    for path in sorted(source.rglob("*.txt")):
+        picture = path.with_name(f"{path.stem}_test.jpg")
+        board = cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE)
+        if board is None:
+            continue
+        shutil.copy(picture, out / "images" / picture.name)
+        size = np.array(board.shape[::-1])
+        lines = []
+        for *corners, kind in boxes_of(path.read_text(encoding="utf-8")).tolist():
+            low, high = np.array(corners[:2]) / size, np.array(corners[2:]) / size
+            lines.append(" ".join((str(kind - 1), *(f"{value:.6f}" for value in (*(low + high) / 2, *(high - low))))))
+            counts[KINDS[kind - 1]] += 1
+        (out / "labels" / f"{picture.stem}.txt").write_text("\n".join(lines), encoding="utf-8")
+    (out / "data.yaml").write_text(json.dumps({"names": dict(enumerate(KINDS))}), encoding="utf-8")
+    return dict(sorted(counts.items()))
+
+
 def main() -> None:
     """Read argv and cut."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,12 +111,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="write whole boards with boxes instead of patches")
     arguments = parser.parse_args()
-    print(
-        json.dumps(
-            {"side": arguments.side, "patches": cut(arguments.deep_pcb, arguments.out, arguments.side, arguments.seed)}
-        )
-    )
+    if arguments.whole:
+        found = {"boxes": write_yolo(arguments.deep_pcb, arguments.out)}
+    else:
+        found = {"side": arguments.side, "patches": cut(arguments.deep_pcb, arguments.out, arguments.side, arguments.seed)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

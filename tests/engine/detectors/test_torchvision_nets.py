@@ -24,8 +24,8 @@ def built():
         if name not in found:
             nets = []
             with pytest.MonkeyPatch.context() as patch:
-                make = loader._torchvision_net
-                patch.setattr(loader, "_torchvision_net", lambda *args: nets.append(make(*args)) or nets[0])
+                make = loader.load_network
+                patch.setattr(loader, "load_network", lambda *args: nets.append(make(*args)) or nets[0])
                 detector = load_detector(name, weights="random")
             _check_normalised(detector)
             found[name] = detector, with_lively_weights(nets[0])

@@ -100,7 +100,9 @@ def _evidence(output: Path, trained: TrainedDetector, read: ReadImage) -> list[d
     from engine.evaluation.detectors.evaluator import BoxEvaluationOptions, BoxEvaluator
 
     detector = load_detector(output)
-    assert isinstance(detector, Detector)  # noqa: S101 - we write no other
+    if not isinstance(detector, Detector):
+        log.warning("where the evidence lies is not measured: the maps of two stages show the inside of a region only")
+        return []
     paths = list(trained.truths)
     options = BoxEvaluationOptions(
         ("keep", "drop"), DELETION_STEPS, boxes_per_image=BOXES_PER_IMAGE, backend="eager", randomize=False

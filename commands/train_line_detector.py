@@ -205,4 +205,4 @@ def measure_line(model: DetectorModel, belts: int, size: tuple[int, int]) -> Det
     data = PartFrames((), frames, frame_reader(frames))
     names = [frame.name for frame in frames]
     images = BoxDataset(names, data.read, data.truths_of(), model.labels, model.input)
-    return predict(model.net, model.layout, images, np.arange(len(names))).precision(model.labels)
+    return predict(model.network, images, np.arange(len(names))).precision(model.labels)

@@ -34,7 +34,7 @@ class DetectorCheckpoint:
     state: dict[str, torch.Tensor]
     """Weights by qualified name, on the CPU."""
     model: str
-    """Name of the network, a key of ``OWN_DETECTORS``."""
+    """Name of the network, of ``engine.detectors.loader.DETECTORS``."""
     labels: tuple[str, ...]
     input: InputFormat
     provenance: Mapping[str, Any] = field(default_factory=dict)

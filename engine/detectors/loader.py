@@ -27,6 +27,7 @@ from engine.detectors.torchvision_detectors import (
     as_detector,
     build_network,
     class_count,
+    coco_columns,
     has_background,
     input_format,
     load_network,
@@ -194,9 +195,7 @@ def _names(count: int, classes: Sequence[str] | Path | None, model: str) -> tupl
         if len(names) != count:
             raise ConfigError(f"classes: {len(names)} names for the {count} classes of {model}; give {count}")
         return names
-    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
-
-    coco = tuple(RetinaNet_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
+    coco = coco_columns()
     for known in (coco, coco[1:], tuple(name for name in coco[1:] if name != "N/A")):
         if len(known) == count:
             return known

@@ -22,7 +22,8 @@ RANDOM: Final = "random"
 """Value of ``weights`` for an untrained network, to measure cost or to train from scratch."""
 TORCHVISION_NAMES: Final = (*TORCHVISION_DETECTORS, *TWO_STAGE)
 """torchvision's detectors by name."""
-_COCO_COLUMNS: Final = 91
+COCO_COLUMNS: Final = 91
+"""Columns of torchvision's detectors by default: COCO's ids and the background."""
 
 Network = TypeVar("Network")
 
@@ -30,6 +31,18 @@ Network = TypeVar("Network")
 def has_background(name: str) -> bool:
     """Return whether the class layers of a network of torchvision have a column for the background, the first."""
     return name in TWO_STAGE or TORCHVISION_DETECTORS[name].maps is SsdMaps
+
+
+def is_fixed_size(name: str) -> bool:
+    """Return whether a network accepts its own input size only."""
+    return name in TORCHVISION_DETECTORS and TORCHVISION_DETECTORS[name].fixed_size
+
+
+def coco_columns() -> tuple[str, ...]:
+    """Return the names of COCO's ids from 0, the background, as torchvision's detectors number them."""
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+    return tuple(RetinaNet_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
 
 
 def build_network(name: str, columns: int) -> Any:  # noqa: ANN401 - torchvision has no types
@@ -57,7 +70,7 @@ def load_network(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401 
     import torchvision
 
     if weights == RANDOM:
-        return seeded(lambda: build_network(name, _COCO_COLUMNS)).eval()
+        return seeded(lambda: build_network(name, COCO_COLUMNS)).eval()
     if weights is not None:
 
         def build(columns: int) -> nn.Module:

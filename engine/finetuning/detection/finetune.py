@@ -14,6 +14,7 @@ from engine.finetuning.detection.confusion import ComparedImage, best_f1_score, 
 from engine.finetuning.detection.dataset import BoxDataset, TruthsOf
 from engine.finetuning.detection.learner import DetectionLearner, Predictions
 from engine.finetuning.detection.metrics import DetectionMetrics
+from engine.finetuning.detection.networks import YoloxNetwork
 from engine.finetuning.detection.norms import folded_norms, restore_norms
 from engine.finetuning.detection.setup import DetectorModel, provenance_of
 from engine.finetuning.finetune import Callbacks, describe_training
@@ -21,6 +22,7 @@ from engine.finetuning.progress import TrainingProgress
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.finetuning.trainer import EpochStats, TrainingConfig, train_learner
 from engine.runtime.devices import DTYPES
+from pipeline.errors import ConfigError
 from pipeline.frames import Image
 
 _NORM_IMAGES: Final = 128
@@ -70,6 +72,7 @@ def finetune_detector(
     indices = {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
     images = BoxDataset(paths, read, truths_of, model.labels, model.input)
     images.preload(callbacks.stop)
+    _check_objects(model, images, paths)
     model = _with_restored_norms(model, images, indices[TRAIN])
     epochs: list[EpochStats] = []
     warm_start = model.warm_start
@@ -95,6 +98,18 @@ def finetune_detector(
     return DetectorResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics, score, compared)
 
 
+def _check_objects(model: DetectorModel, images: BoxDataset, paths: Sequence[str]) -> None:
+    """Refuse images with more objects than the network's losses have memory for."""
+    limit = model.network.max_objects
+    for index, path in enumerate(paths if limit is not None else ()):
+        count = len(images.objects(index).classes)
+        if count > limit:
+            raise ConfigError(
+                f"{path}: has {count} boxes; {model.name} compares each with every anchor, and takes at most {limit}; "
+                "cut the image into tiles, or train a YOLOX"
+            )
+
+
 def _compared(predictions: Predictions, score: float, samples: Sequence[Sample]) -> dict[str, ComparedImage]:
     return {
         sample.path: compare(detections, objects, score)
@@ -104,6 +119,8 @@ def _compared(predictions: Predictions, score: float, samples: Sequence[Sample])
 
 def _with_restored_norms(model: DetectorModel, images: BoxDataset, indices: np.ndarray[Any, Any]) -> DetectorModel:
     """Return a model whose folded batch norms, except frozen ones, are restored and learn their statistics."""
+    if not isinstance(model.network, YoloxNetwork):  # only YOLOX reads ONNX files, which fold them
+        return model
     folded = folded_norms(model.net, model.trained_norms)
     learned = [name for name in folded if model.net.get_submodule(name).get_parameter("weight").requires_grad]
     if not learned:
@@ -121,8 +138,7 @@ def _learner(
     model: DetectorModel, images: BoxDataset, stage: TrainingConfig, indices: Mapping[str, np.ndarray[Any, Any]]
 ) -> DetectionLearner:
     return DetectionLearner(
-        model.net,
-        model.layout,
+        model.network,
         images,
         model.augmentation,
         stage,

@@ -11,42 +11,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.detectors.detections import Detections, select
-from engine.detectors.layouts import YoloxLayout
-from engine.detectors.networks.yolox import Yolox
+from engine.detectors.detections import Detections
 from engine.finetuning.detection.assignment import Objects
 from engine.finetuning.detection.augmentation import BoxAugmentation, Labelled
 from engine.finetuning.detection.dataset import BoxDataset
-from engine.finetuning.detection.losses import yolox_loss
-from engine.finetuning.detection.metrics import MIN_SCORE, DetectionMetrics, average_precision
-from engine.finetuning.trainables import autocast
+from engine.finetuning.detection.metrics import DetectionMetrics, average_precision
+from engine.finetuning.detection.networks import DetectionNetwork
 from engine.finetuning.trainer import Indices, TrainingConfig
 from engine.models.weights import put_into
 
 PLAIN_FRACTION: Final = 0.2
 """Fraction of the epochs, the last ones, without geometric augmentation and with the distance loss."""
 _BATCH: Final = 16
-_OVERLAP: Final = 0.65
-"""Boxes of one class that overlap more than this are one object, as in YOLOX's evaluation."""
 _MAX_REPEATS: Final = 4.0
 
 
 class DetectionLearner:
-    """A YOLOX network with its images and its losses, on the CPU."""
+    """A detector's network with its images and its losses, on the CPU."""
 
     measure = "mAP50:95"
     rng = None
 
     def __init__(
-        self, net: Yolox, layout: YoloxLayout, images: BoxDataset, augmentation: BoxAugmentation,
-        config: TrainingConfig, *, train_indices: Indices, validation_indices: Indices, trained_norms: Collection[str],
-        labels: Sequence[str], dtype: torch.dtype = torch.float32,
+        self, network: DetectionNetwork, images: BoxDataset, augmentation: BoxAugmentation, config: TrainingConfig, *,
+        train_indices: Indices, validation_indices: Indices, trained_norms: Collection[str], labels: Sequence[str],
+        dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         """Create the learner.
 
         Args:
-            net: the network; its weights change.
-            layout: of its maps.
+            network: the network; its weights change.
             images: the data set.
             augmentation: changes training images.
             config: its ``balance``, ``head_rate`` and ``epochs`` are used here.
@@ -57,21 +51,21 @@ class DetectionLearner:
             labels: one name per class.
             dtype: arithmetic of the network during training.
         """
-        self._net = net.to(memory_format=torch.channels_last)
-        self._layout, self._images, self._augmentation, self._config = layout, images, augmentation, config
+        self._network, self._net = network, network.module.to(memory_format=torch.channels_last)
+        self._images, self._augmentation, self._config = images, augmentation, config
         self._train_indices, self._validation_indices = train_indices, validation_indices
         self._trained_norms, self._labels, self._dtype = trained_norms, labels, dtype
         self.train_count = len(train_indices)
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the class layers and the other layers that are not frozen, with their learning rates."""
-        last = {id(parameter) for parameter in self._net.head.cls_preds.parameters()}
-        parameters = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
-        others = [parameter for parameter in parameters if id(parameter) not in last]
-        groups: list[dict[str, object]] = [
-            {"params": [p for p in parameters if id(p) in last], "lr": self._config.head_rate * learning_rate}
+        matches = self._network.class_rows.matches
+        named = [(name, parameter) for name, parameter in self._net.named_parameters() if parameter.requires_grad]
+        last, others = ([p for name, p in named if matches(name) == wanted] for wanted in (True, False))
+        return [
+            {"params": last, "lr": self._config.head_rate * learning_rate},
+            {"params": others, "lr": learning_rate},
         ]
-        return [*groups, {"params": others, "lr": learning_rate}]
 
     def epoch_order(self, rng: np.random.Generator) -> Indices:
         """Return the images of an epoch; with a sampler, images of rare classes come more often.
@@ -103,12 +97,8 @@ class DetectionLearner:
         for name in self._trained_norms:
             self._net.get_submodule(name).eval()
         images = self._images.input.normalised(torch.stack([pixels for pixels, _ in labelled]))
-        with autocast(torch.device("cpu"), self._dtype):
-            maps = self._net(images.contiguous(memory_format=torch.channels_last))
-        if not all(bool(level_map.isfinite().all()) for level_map in maps):
-            return torch.full((), math.nan, requires_grad=True)
         objects = [objects for _, objects in labelled]
-        return yolox_loss(self._layout, maps, objects, self._images.input.size, with_distance=plain)
+        return self._network.loss(images, objects, plain=plain, dtype=self._dtype)
 
     def _load(self, index: int) -> Labelled:
         return self._images.pixels(index), self._images.objects(index)
@@ -120,7 +110,7 @@ class DetectionLearner:
 
     def predict(self, indices: Indices) -> Predictions:
         """Return the boxes of images without augmentation; see ``predict``."""
-        return predict(self._net, self._layout, self._images, indices)
+        return predict(self._network, self._images, indices)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
@@ -148,28 +138,23 @@ class Predictions:
         return average_precision(self.detections, self.objects, labels, groups)
 
 
-def predict(net: Yolox, layout: YoloxLayout, images: BoxDataset, indices: Indices) -> Predictions:
+def predict(network: DetectionNetwork, images: BoxDataset, indices: Indices) -> Predictions:
     """Return the loss and the boxes of images.
 
     Args:
-        net: the network, which is set to inference mode.
-        layout: of its maps.
+        network: the network, which is set to inference mode.
         images: the data set.
         indices: the images.
     """
-    net.eval()
     losses: list[float] = []
     detections: list[Detections] = []
     truths: list[Objects] = []
-    size = images.input.size
     for first in range(0, len(indices), _BATCH):
         batch = [int(index) for index in indices[first : first + _BATCH]]
         objects = [images.objects(index) for index in batch]
         pixels = torch.stack([images.pixels(index) for index in batch])
-        with torch.inference_mode():
-            maps = net(images.input.normalised(pixels).contiguous(memory_format=torch.channels_last))
-            losses.append(float(yolox_loss(layout, maps, objects, size, with_distance=False)) * len(batch))
-            candidates = layout.decode(maps, size)
-        detections += [select(candidates, k, score=MIN_SCORE, iou=_OVERLAP, limit=100) for k in range(len(batch))]
+        loss, found = network.predict(images.input.normalised(pixels), objects)
+        losses.append(loss * len(batch))
+        detections += found
         truths += objects
     return Predictions(sum(losses) / len(indices), detections, truths)

@@ -9,30 +9,35 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
 from engine.detectors.input_format import InputFormat
-from engine.detectors.layouts import YoloxLayout
-from engine.detectors.loader import load_detector
 from engine.detectors.networks.registry import OWN_DETECTORS
 from engine.detectors.networks.yolox import Yolox
+from engine.detectors.torchvision_detectors import TORCHVISION_NAMES, is_fixed_size
 from engine.finetuning.detection.augmentation import BoxAugmentation
+from engine.finetuning.detection.initial_weights import InitialWeights, initial_weights, load_initial_weights
+from engine.finetuning.detection.networks import DetectionNetwork, TorchvisionNetwork, YoloxNetwork
 from engine.finetuning.setup import FinetuneConfig
 from engine.finetuning.trainer import TrainingConfig
 from engine.io.perceptual_hash import KnownImages
-from engine.models.checkpoint import is_checkpoint_file, load_checkpoint
 from engine.models.loader import RANDOM
-from engine.models.weights import put_into, read_state
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 
+TORCHVISION_STEP: Final = 32
+"""Both sides of the input of torchvision's networks are multiples of this many pixels."""
 DETECTOR_DEFAULTS: Final = TrainingConfig(
     epochs=60, batch_size=8, learning_rate=5e-4, patience=20, head_rate=4.0, max_gradient_norm=10.0
 )
 DETECTOR_FROM_SCRATCH_DEFAULTS: Final = TrainingConfig(
     epochs=150, batch_size=8, learning_rate=2e-3, patience=40, head_rate=1.0, max_gradient_norm=10.0
 )
-_BACKBONE: Final = "backbone.backbone."
+LARGE_LEARNING_RATE: Final = 1e-4
+"""Learning rate of pretrained networks on ResNet-50 and VGG-16, whose many weights follow few images too easily."""
+_LARGE: Final = ("resnet50_fpn", "resnet50_fpn_v2", "vgg16")
+TRAINABLE: Final = (*OWN_DETECTORS, *TORCHVISION_NAMES)
+"""The detectors that can be trained, by name."""
 _PRIOR: Final = 0.01
 """Initial score of untrained class and objectness layers (Lin et al., *Focal Loss*, arXiv:1708.02002)."""
 
@@ -42,11 +47,10 @@ class DetectorModel:
     """A detector to train, with the metadata of its file."""
 
     config: FinetuneConfig
-    net: Yolox
+    network: DetectionNetwork
     name: str
-    """Name of the network in ``OWN_DETECTORS``."""
+    """Name of the network in ``TRAINABLE``."""
     labels: tuple[str, ...]
-    layout: YoloxLayout
     input: InputFormat
     augmentation: BoxAugmentation
     trained_norms: frozenset[str]
@@ -63,6 +67,11 @@ class DetectorModel:
     """Provenance of the file that the training continues from."""
 
     @property
+    def net(self) -> nn.Module:
+        """The network's module."""
+        return self.network.module
+
+    @property
     def warm_start(self) -> bool:
         """True if the training continues from a file with all classes: its state is kept if nothing improves it."""
         return bool(self.parent_checkpoint) and set(self.labels) <= set(self.known_labels)
@@ -73,6 +82,8 @@ class DetectorModel:
         if config.course:
             return config.course
         defaults = DETECTOR_DEFAULTS if self.pretrained else DETECTOR_FROM_SCRATCH_DEFAULTS
+        if self.pretrained and self.name.endswith(_LARGE):
+            defaults = replace(defaults, learning_rate=LARGE_LEARNING_RATE)
         return (
             replace(
                 defaults,
@@ -89,8 +100,8 @@ def build_detector(config: FinetuneConfig, labels: Sequence[str]) -> DetectorMod
     """Build the detector for these classes; the same configuration gives the same weights.
 
     Args:
-        config: ``model`` is a key of ``OWN_DETECTORS`` or a file of an earlier training; ``weights`` a state dict or an
-            ONNX file of the network, a state dict of its backbone, or ``random``.
+        config: ``model`` is a name of ``TRAINABLE`` or a file of an earlier training; ``weights`` a state dict or an
+            ONNX file of the network, a state dict of its backbone, ``random``, or None: torchvision's own.
         labels: the classes.
 
     Raises:
@@ -104,7 +115,7 @@ def build_detector(config: FinetuneConfig, labels: Sequence[str]) -> DetectorMod
         torch.manual_seed(config.seed)
         model = _from_file(config, labels) if is_detector_file(config.model) else _from_name(config, labels)
     if config.freeze_until:
-        frozen = freeze_until(model.net, config.freeze_until)
+        frozen = freeze_until(model.network, config.freeze_until)
         norms = {
             n for n, part in model.net.named_modules() if isinstance(part, nn.BatchNorm2d) and n.startswith(frozen)
         }
@@ -119,29 +130,28 @@ def _check_options(config: FinetuneConfig) -> None:
     ):  # fmt: skip
         if value:
             raise ConfigError(f"{option}: is for classifiers; omit it to train a detector")
+    if config.precision != "fp32" and config.model in TORCHVISION_NAMES:
+        raise ConfigError(f"--precision {config.precision!r}: the losses of torchvision's detectors take fp32 only")
     if config.balance == "weights":
         raise ConfigError("--balance 'weights': is for classifiers; give sampler or none to train a detector")
 
 
 def _from_name(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
-    if config.model not in OWN_DETECTORS:
+    if config.model not in TRAINABLE:
         raise ModelError(
             f"--model {config.model!r}: is not a detector that can be trained on boxes."
-            f"{did_you_mean(config.model, OWN_DETECTORS)} Give one of {', '.join(OWN_DETECTORS)}, or a detector that "
+            f"{did_you_mean(config.model, TRAINABLE)} Give one of {', '.join(TRAINABLE)}, or a detector that "
             "`train` wrote"
         )
-    if config.weights is None:
+    if config.weights is None and config.model in OWN_DETECTORS:
         raise ModelError(
             f"--model {config.model}: give its initial weights, such as --weights {config.model}.onnx or the authors' "
             "checkpoint; --weights random trains from scratch, which needs many more images"
         )
-    entry = OWN_DETECTORS[config.model]
-    net = _with_prior(entry.build(len(labels)))
-    model = _assembled(config, net, config.model, labels, entry.input)
+    model = _untrained(config, config.model, labels)
     if config.weights == RANDOM:
         return model
-    state, known = _initial_state(config.model, Path(config.weights))
-    return _loaded(model, state, known, Path(config.weights))
+    return _loaded(model, initial_weights(config.model, config.weights), config.weights or config.model)
 
 
 def _from_file(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
@@ -149,8 +159,10 @@ def _from_file(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
         raise ConfigError(f"--weights {config.weights!r}: {config.model} has its own weights; omit --weights")
     path = Path(config.model)
     file = load_detector_checkpoint(path)
-    net = _with_prior(OWN_DETECTORS[file.model].build(len(labels)))
-    model = _loaded(_assembled(config, net, file.model, labels, file.input), file.state, file.labels, path)
+    if file.model not in TRAINABLE:
+        raise ModelError(f"{path}: its network {file.model!r} is unknown; update recipro-stream")
+    untrained = _untrained(config, file.model, labels, file.input)
+    model = _loaded(untrained, InitialWeights(file.state, file.labels), str(path))
     inherited = {key: file.provenance[key] for key in ("date", "command") if key in file.provenance}
     kept = [label for label in file.labels if label in labels]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -162,30 +174,40 @@ def _from_file(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
     )
 
 
-def _assembled(
-    config: FinetuneConfig, net: Yolox, name: str, labels: Sequence[str], input_format: InputFormat
+def _untrained(
+    config: FinetuneConfig, name: str, labels: Sequence[str], input_format: InputFormat | None = None
 ) -> DetectorModel:
-    size, step = config.input_size or input_format.size, max(OWN_DETECTORS[name].strides)
+    """Return an untrained network, with the input of an earlier file if there is one."""
+    own = name in OWN_DETECTORS
+    step = max(OWN_DETECTORS[name].strides) if own else TORCHVISION_STEP
+    known = OWN_DETECTORS[name].input if own and input_format is None else input_format
+    size = config.input_size or (known.size if known else None)
+    if size is not None and not is_fixed_size(name):
+        _check_size(name, size, step)
+    network: DetectionNetwork
+    if own:
+        assert known is not None  # noqa: S101 - each of them has an input
+        entry = OWN_DETECTORS[name]
+        net = _with_prior(entry.build(len(labels)))
+        network = YoloxNetwork(net, entry.layout(len(labels)), size or known.size)
+    else:
+        network = TorchvisionNetwork(name, tuple(labels), size)
+        known = known or network.input
+    found = replace(known, size=size or known.size)
+    return DetectorModel(config, network, name, tuple(labels), found, BoxAugmentation(config.augment), frozenset())
+
+
+def _check_size(name: str, size: tuple[int, int], step: int) -> None:
     if any(side % step for side in size):
         raise ConfigError(
             f"--input-size {size[0]}x{size[1]}: both sides of the input of {name} are multiples of {step}, such as "
-            "{}x{}".format(*input_format.size)
+            f"{10 * step}x{10 * step}"
         )
     if max(size) == step:
         raise ConfigError(
             f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, of which a batch norm learns "
             f"nothing from one image; give at least {2 * step} for one side"
         )
-    return DetectorModel(
-        config,
-        net,
-        name,
-        tuple(labels),
-        OWN_DETECTORS[name].layout(len(labels)),
-        replace(input_format, size=size),
-        BoxAugmentation(config.augment),
-        frozenset(),
-    )
 
 
 def _with_prior(net: Yolox) -> Yolox:
@@ -196,57 +218,33 @@ def _with_prior(net: Yolox) -> Yolox:
     return net
 
 
-def _initial_state(name: str, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return weights by name, and the classes that they have, if that is known."""
-    if path.suffix == ".onnx" or is_detector_file(path):
-        detector = load_detector(name, weights=path)
-        return dict(detector.module.state_dict()), detector.labels  # type: ignore[union-attr]
-    if is_checkpoint_file(path):
-        return load_checkpoint(path).state, ()
-    return read_state(path), ()
-
-
-def _loaded(model: DetectorModel, state: Mapping[str, Tensor], known: Sequence[str], path: Path) -> DetectorModel:
+def _loaded(model: DetectorModel, weights: InitialWeights, source: str) -> DetectorModel:
     """Load weights of the whole network or of its backbone; classes of the same name keep their rows."""
-    expected = model.net.state_dict()
-    found = {key: value for key, value in state.items() if key in expected}
-    found = found or {key: v for key in expected if (v := state.get(key.removeprefix(_BACKBONE))) is not None}
-    classes = {key: value for key, value in found.items() if key.startswith("head.cls_preds.")}
-    fitting = {key: value for key, value in found.items() if key not in classes and value.shape == expected[key].shape}
-    wrong = [key for key in found if key not in classes and key not in fitting]
-    if wrong or not any(key.endswith(".weight") for key in fitting):
-        reason = f"{wrong[0]} has another shape" if wrong else "none of its tensors is in the network"
-        raise ModelError(f"weights {str(path)!r}: do not fit {model.name}: {reason}; name the network of the weights")
-    for key, value in classes.items():
-        fitting[key] = expected[key].clone()
-        for row, label in enumerate(model.labels):
-            if label in known:
-                fitting[key][row] = value[tuple(known).index(label)]
-    put_into(model.net, {**expected, **{key: value.to(expected[key].dtype) for key, value in fitting.items()}})
-    norms = {key.removesuffix(".running_mean") for key in fitting if key.endswith(".running_mean")}
-    kept = tuple(label for label in known if label in model.labels)
-    return replace(model, trained_norms=frozenset(norms), pretrained=True, known_labels=kept)
+    norms = load_initial_weights(model.network, model.name, model.labels, weights, source)
+    kept = tuple(label for label in weights.labels if label in model.labels)
+    return replace(model, trained_norms=norms, pretrained=True, known_labels=kept)
 
 
-def freeze_until(net: Yolox, layer: str) -> tuple[str, ...]:
+def freeze_until(network: DetectionNetwork, layer: str) -> tuple[str, ...]:
     """Freeze a part of a detector and all parts before it, in place; return the prefixes of their names.
 
     Args:
-        net: the detector.
+        network: the detector.
         layer: a stage of its backbone, ``backbone`` for all of them, or ``pyramid``: all but the head.
 
     Raises:
         ConfigError: there is no such part.
     """
-    stages = [name for name, _ in net.backbone.backbone.named_children()]
-    parts = {stage: tuple(f"{_BACKBONE}{name}." for name in stages[: k + 1]) for k, stage in enumerate(stages)}
-    parts |= {"backbone": (_BACKBONE,), "pyramid": ("backbone.",)}
+    body = network.body
+    stages = [name for name, _ in network.module.get_submodule(body.removesuffix(".")).named_children()]
+    parts = {stage: tuple(f"{body}{name}." for name in stages[: k + 1]) for k, stage in enumerate(stages)}
+    parts |= {"backbone": (body,), "pyramid": ("backbone.",)}
     if layer not in parts:
         raise ConfigError(
             f"--freeze-until {layer!r}: the detector has no such part.{did_you_mean(layer, parts)} Give one of "
             f"{', '.join(parts)}"
         )
-    for name, parameter in net.named_parameters():
+    for name, parameter in network.module.named_parameters():
         if name.startswith(parts[layer]):
             parameter.requires_grad = False
     return parts[layer]

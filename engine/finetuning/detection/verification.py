@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from engine.detectors.detector import Detector
 from engine.detectors.loader import load_detector
+from engine.detectors.two_stage import RegionDetector
 from engine.explainers.detector import DetectorExplainer
 from engine.finetuning.detection.setup import DetectorModel
 from pipeline.config import EngineConfig
@@ -37,8 +37,7 @@ def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
     """
     try:
         detector = load_detector(path)
-        assert isinstance(detector, Detector)  # noqa: S101 - we write no other
-        found = detector.candidates(detector.input.prepare([image]))
+        boxes, scores = _raw(detector, image)
         config = EngineConfig(model=str(path), backend="eager", device="cpu", cache="off")
         explanation = DetectorExplainer(detector, config).explain([Frame(image, "train", 0, 0.0)])[0]
     except Exception as reason:  # a stream would fail with it, whatever it is
@@ -46,15 +45,22 @@ def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
         raise ModelError(f"cannot be used ({type(reason).__name__}: {lines[0][:200] if lines else ''})") from reason
     if tuple(detector.labels) != model.labels:
         raise ModelError(f"has the classes {', '.join(detector.labels)}, and was trained on {', '.join(model.labels)}")
-    with torch.inference_mode():
-        net = copy.deepcopy(model.net).float().eval()
-        expected = model.layout.decode(net(model.input.prepare([image])), model.input.size)
-    scores, wanted = found.log_scores[0].exp(), expected.log_scores[0].exp()
+    expected, wanted = model.network.raw(model.input.prepare([image]))
     best = wanted.amax(1).topk(min(_COMPARED, len(wanted))).indices
     difference = float((scores - wanted)[best].abs().max())
-    shift = float((found.boxes - expected.boxes)[0][best].abs().max())
+    shift = float((boxes - expected)[best].abs().max())
     if not (difference <= SCORE_TOLERANCE and shift <= BOX_TOLERANCE):  # also true for NaN
         raise ModelError(f"gives scores that differ by {difference:.2g} and boxes by {shift:.2g} pixels")
     for finding in explanation.findings:
         if not np.isfinite(finding.heat).all():
             raise ModelError(f"gives {finding.label!r} a heat map with values that are not finite")
+
+
+def _raw(detector: Detector | RegionDetector, image: Image) -> tuple[Tensor, Tensor]:
+    """Return the boxes and scores of an image before any choice, as ``DetectionNetwork.raw`` does."""
+    images = detector.input.prepare([image])
+    if isinstance(detector, Detector):
+        candidates = detector.candidates(images)
+        return candidates.boxes[0], candidates.log_scores[0].exp()
+    found = detector.proposals(images)[0]
+    return found.boxes, found.log_scores.exp()

@@ -174,7 +174,7 @@ def test_image_without_boxes_and_ten_thousand_tiny_boxes_have_a_loss():
         images = dataset(truths)
         model = build_detector(CONFIG, LABELS)
         learner = DetectionLearner(
-            model.net, model.layout, images, model.augmentation, model.stages()[0], train_indices=np.arange(1),
+            model.network, images, model.augmentation, model.stages()[0], train_indices=np.arange(1),
             validation_indices=np.arange(1), trained_norms=(), labels=LABELS,
         )  # fmt: skip
         assert bool(learner.loss(np.arange(1), 1).isfinite())
@@ -190,7 +190,7 @@ def test_sampler_shows_images_of_rare_classes_more_often():
     order = {}
     for balance in ("sampler", "none"):
         learner = DetectionLearner(
-            model.net, model.layout, images, model.augmentation, replace(model.stages()[0], balance=balance),
+            model.network, images, model.augmentation, replace(model.stages()[0], balance=balance),
             train_indices=np.arange(4), validation_indices=np.arange(4), trained_norms=(), labels=LABELS,
         )  # fmt: skip
         drawn = np.concatenate([learner.epoch_order(np.random.default_rng(k)) for k in range(200)])

@@ -1,0 +1,108 @@
+"""The weights that the training of a detector starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
+from engine.detectors.loader import load_detector
+from engine.detectors.networks.registry import OWN_DETECTORS
+from engine.detectors.torchvision_detectors import COCO_COLUMNS, coco_columns, download_state, has_background
+from engine.finetuning.detection.networks import DetectionNetwork
+from engine.models.checkpoint import is_checkpoint_file, load_checkpoint
+from engine.models.weights import put_into, read_state
+from pipeline.errors import ModelError
+
+_CLASSIFIER_PREFIXES: Final = ("", "features.")
+"""Prefixes of the stages of a backbone in the state dict of a classifier."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InitialWeights:
+    """Weights by name, and the classes that they have, if that is known."""
+
+    state: Mapping[str, Tensor]
+    labels: tuple[str, ...] = ()
+
+
+def initial_weights(name: str, weights: str | None) -> InitialWeights:
+    """Return the weights that the user named.
+
+    Args:
+        name: of the network.
+        weights: a state dict, for YOLOX also an ONNX file, a detector or classifier that ``run.py train`` wrote; None =
+            torchvision's own, which are downloaded.
+
+    Raises:
+        ModelError: the file cannot be read, or the weights cannot be downloaded.
+    """
+    if weights is None:
+        return _with_coco(name, download_state(name))
+    path = Path(weights)
+    if is_detector_file(path):
+        file = load_detector_checkpoint(path)
+        return InitialWeights(file.state, file.labels)
+    if path.suffix == ".onnx":
+        if name not in OWN_DETECTORS:
+            raise ModelError(f"weights {weights!r}: {name} takes a state dict (.pth, .safetensors), no ONNX file")
+        detector = load_detector(name, weights=path)
+        return InitialWeights(dict(detector.module.state_dict()), detector.labels)  # type: ignore[union-attr]
+    if is_checkpoint_file(path):
+        return InitialWeights(load_checkpoint(path).state)
+    state = read_state(path)
+    return InitialWeights(state) if name in OWN_DETECTORS else _with_coco(name, state)
+
+
+def _with_coco(name: str, state: Mapping[str, Tensor]) -> InitialWeights:
+    """Return weights with the names of COCO's classes, which ``load_initial_weights`` ignores if they do not fit."""
+    columns = coco_columns()
+    assert len(columns) == COCO_COLUMNS  # noqa: S101 - torchvision's own list
+    return InitialWeights(state, columns[has_background(name) :])
+
+
+def load_initial_weights(
+    network: DetectionNetwork, name: str, labels: tuple[str, ...], weights: InitialWeights, source: str
+) -> frozenset[str]:
+    """Load weights of a whole network or of its backbone, in place; classes of the same name keep their rows.
+
+    Args:
+        network: the untrained network.
+        name: its name, for messages.
+        labels: its classes.
+        weights: the weights.
+        source: of the weights, for messages.
+
+    Returns:
+        The names of the batch norms that have statistics now.
+
+    Raises:
+        ModelError: the weights are those of another network.
+    """
+    expected = network.module.state_dict()
+    found = {key: value for key, value in weights.state.items() if key in expected}
+    found = found or _of_classifier(network.body, expected, weights.state)
+    classes = {key: value for key, value in found.items() if network.class_rows.matches(key)}
+    fitting = {key: value for key, value in found.items() if key not in classes and value.shape == expected[key].shape}
+    wrong = [key for key in found if key not in classes and key not in fitting]
+    if wrong or not any(key.endswith(".weight") for key in fitting):
+        reason = f"{wrong[0]} has another shape" if wrong else "none of its tensors is in the network"
+        raise ModelError(f"weights {source!r}: do not fit {name}: {reason}; name the network of the weights")
+    for key, value in classes.items():
+        fitting[key] = network.class_rows.carried(key, expected[key], value, labels, weights.labels)
+    put_into(network.module, {**expected, **{key: value.to(expected[key].dtype) for key, value in fitting.items()}})
+    return frozenset(key.removesuffix(".running_mean") for key in fitting if key.endswith(".running_mean"))
+
+
+def _of_classifier(body: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a backbone by the detector's names, from the state dict of a classifier."""
+    for prefix in _CLASSIFIER_PREFIXES:
+        names = {key: prefix + key.removeprefix(body) for key in expected if key.startswith(body)}
+        found = {key: state[name] for key, name in names.items() if name in state}
+        if found:
+            return found
+    return {}

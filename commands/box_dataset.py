@@ -130,7 +130,25 @@ def list_boxes(kind: Kind, data: Path, pattern: str | None, gap: int | None) -> 
         for path, group in zip(paths, group_ids(paths, pattern, gap), strict=True)
     ]
     divided = any(listed.parts.values())
-    return BoxListing(samples, labels, listed.truths_of, pattern is not None, divided, listed.left_out)
+    truths_of = listed.truths_of if kind == "yolo" else _logs_scaling(listed.truths_of)
+    return BoxListing(samples, labels, truths_of, pattern is not None, divided, listed.left_out)
+
+
+def _logs_scaling(truths_of: ReadTruths) -> ReadTruths:
+    """Return a reader of boxes in pixels that logs the first image whose boxes are scaled."""
+    first: list[str] = []
+
+    def read(path: str, size: tuple[int, int]) -> Truths:
+        truths = truths_of(path, size)
+        if size != _UNIT and not first and truths != truths_of(path, _UNIT):
+            first.append(path)
+            log.info(
+                "%s: was resized to %dx%d after it was annotated; its boxes are scaled with it, as those of all such "
+                "images", path, size[1], size[0],
+            )  # fmt: skip
+        return truths
+
+    return read
 
 
 def _rarest(labels: Sequence[str], counts: Mapping[str, int]) -> str:

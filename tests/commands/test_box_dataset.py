@@ -161,10 +161,14 @@ def write_resized(folder, kind, width, height):
     ("stated", "box"),
     [((160, 80), Box(4, 5, 20, 15)), ((80, 40), Box(8, 10, 40, 30)), ((0, 0), Box(8, 10, 40, 30))],
 )
-def test_boxes_follow_an_image_that_was_resized_after_it_was_annotated(tmp_path, kind, stated, box):
+def test_boxes_follow_an_image_that_was_resized_after_it_was_annotated(tmp_path, kind, stated, box, caplog):
+    caplog.set_level("INFO")
     write_resized(tmp_path, kind, *stated)
     listing = listed(tmp_path)
-    assert listing.truths_of(listing.samples[0].path, SIZE)[0].boxes == (box,)
+    for _ in range(2):
+        assert listing.truths_of(listing.samples[0].path, SIZE)[0].boxes == (box,)
+    logged = [record.message for record in caplog.records if "was resized to 80x40" in record.message]
+    assert len(logged) == (stated == (160, 80))
     lookup = load_boxes(tmp_path / "a.json" if kind == "coco" else tmp_path, None)
     assert lookup.truths_of(tmp_path / "a.png", SIZE)[0].boxes == (box,)
 

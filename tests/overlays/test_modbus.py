@@ -239,6 +239,16 @@ def test_registers_hold_the_last_part():
     assert [read[name] for name in FIELDS[13:]] == [0, 1, 0, 3, 6667, 3, 2000]
 
 
+@pytest.mark.parametrize(("name", "read"), [("station", "station"), ("x" * 31 + "ü", "x" * 31), ("ü" * 16, "ü" * 16)])
+def test_registers_hold_the_zone_of_the_last_part_cut_at_a_character(name, read):
+    with ModbusSink(ANY_PORT, SinkContext(cameras=("line", "road"))) as sink:
+        assert registers(sink, 1290, 32) == (0,) * 32
+        put(sink, with_passages(explain(camera="road"), part(place=name)))
+        words = registers(sink, 1290, 32)
+    assert words[:16] == (0,) * 16
+    assert struct.pack(">16H", *words[16:]).rstrip(b"\0").decode() == read
+
+
 def test_further_cameras_follow_and_those_beyond_the_map_are_named_once(caplog):
     with ModbusSink(ANY_PORT, SinkContext(cameras=("line",))) as sink:
         for number in [*range(65), 63, 64]:

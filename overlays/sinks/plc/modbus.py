@@ -35,7 +35,11 @@ MAP_VERSION: Final = 1
 HEADER_REGISTERS: Final = 10
 CAMERA_REGISTERS: Final = 20
 MAX_CAMERAS: Final = 64
-_REGISTERS: Final = HEADER_REGISTERS + MAX_CAMERAS * CAMERA_REGISTERS
+ZONES_START: Final = HEADER_REGISTERS + MAX_CAMERAS * CAMERA_REGISTERS
+"""First register of the names of zones."""
+ZONE_REGISTERS: Final = 16
+"""Registers of a name, two bytes each."""
+_REGISTERS: Final = ZONES_START + MAX_CAMERAS * ZONE_REGISTERS
 _MAX: Final = 0xFFFF
 _DEVICE_OF_ALL: Final = 0
 """Unit identifier that answers for every other: controllers send 1, 255 or 0."""
@@ -142,6 +146,9 @@ class ModbusSink(Sink):
         registers = header + [0] * (HEADER_REGISTERS - len(header))
         for block in range(MAX_CAMERAS):
             registers += self._camera_registers(block)
+        for block in range(MAX_CAMERAS):
+            part = self._parts.get(block)
+            registers += _text_registers("" if part is None else part.zone)
         return registers
 
     def _camera_registers(self, block: int) -> list[int]:
@@ -179,6 +186,13 @@ def _part_registers(part: PartVerdict | None) -> list[int]:
         min(part.frames, _MAX),
         _scaled(part.latency_seconds, 1000),
     ]
+
+
+def _text_registers(text: str) -> list[int]:
+    """Return a text in UTF-8, cut at a character and filled with zeros; the first byte of a register is its high one."""
+    size = 2 * ZONE_REGISTERS
+    whole = text.encode()[:size].decode(errors="ignore").encode().ljust(size, b"\0")
+    return [int.from_bytes(whole[first : first + 2], "big") for first in range(0, size, 2)]
 
 
 def _scaled(value: float, factor: int) -> int:

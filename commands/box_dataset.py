@@ -175,6 +175,32 @@ def with_common_labels(samples: Sequence[Sample], splits: int) -> list[Sample]:
     return [sample if groups[sample.label] >= splits else replace(sample, label=common) for sample in samples]
 
 
+def check_copies(samples: Sequence[Sample], truths_of: ReadTruths) -> None:
+    """Refuse copies of an image with other objects than the first one.
+
+    Raises:
+        ConfigError: names both images and their objects.
+    """
+    first_of: dict[str, Sample] = {}
+    for sample in samples:
+        original = first_of.setdefault(sample.digest, sample) if sample.digest else sample
+        if original is sample:
+            continue
+        first, second = (
+            Counter(truth.label for truth in truths_of(path, _UNIT) for _ in truth.boxes)
+            for path in (original.path, sample.path)
+        )
+        if first != second:
+            raise ConfigError(
+                f"the same image has two annotations: {original.path} ({_described(first)}) and {sample.path} "
+                f"({_described(second)}); remove the wrong copy"
+            )
+
+
+def _described(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "nothing"
+
+
 def _images_below(folder: Path) -> Iterator[Path]:
     from stream.sources import IMAGE_SUFFIXES
 

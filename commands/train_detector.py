@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.box_dataset import BoxListing, find_boxes, list_boxes, with_common_labels
+from commands.box_dataset import BoxListing, check_copies, find_boxes, list_boxes, with_common_labels
 from commands.console import print_line
 from commands.dataset import drop_unreadable
 from commands.images import ReadImage, open_images
@@ -139,10 +139,12 @@ def _divide(
     readable, spectra, unreadable = drop_unreadable(listing.samples, read)
     for line in (*listing.left_out, *unreadable):
         log.warning("left out: %s", line)
+    check_copies(readable, listing.truths_of)
     samples, copies = merge_duplicates(readable)
     samples = with_common_labels(samples, len(options.fractions))
     if listing.divided:
-        parts, crossing = keep_split(samples, options.fractions[VALIDATION], seed, network.trained_digests)
+        fraction = options.fractions[VALIDATION]
+        parts, crossing = keep_split(samples, fraction, seed, network.trained_digests, every_class=False)
     else:
         parts, crossing = stratified_group_split(samples, options.fractions, seed, network.trained_digests), []
     _check_parts(parts, listing)

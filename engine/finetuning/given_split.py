@@ -36,8 +36,9 @@ def check_given(samples: Sequence[Sample]) -> None:
 
 
 def keep_split(
-    samples: Sequence[Sample], validation_fraction: float, seed: int, seen: Collection[str] = ()
-) -> tuple[dict[str, list[Sample]], list[Sample]]:
+    samples: Sequence[Sample], validation_fraction: float, seed: int, seen: Collection[str] = (), *,
+    every_class: bool = True,
+) -> tuple[dict[str, list[Sample]], list[Sample]]:  # fmt: skip
     """Return the splits as the user gave them, and the samples that are left out.
 
     Validation and test samples of a group in the training split are left out, and test samples of a group that the
@@ -48,6 +49,8 @@ def keep_split(
         validation_fraction: fraction of each class of the training split, 0 to 1, if there is no validation split.
         seed: seed of the division of the training split.
         seen: digests of the images of earlier trainings.
+        every_class: whether each class must have samples left in each split that it is in. The label of an image with
+            boxes is only one of its classes.
 
     Raises:
         ConfigError: a class has no samples left in a split.
@@ -55,25 +58,30 @@ def keep_split(
     by_split: dict[str, list[Sample]] = {
         split: [sample for sample in samples if sample.split == split] for split in _SPLITS
     }
+
+    def without(split: str, groups: Collection[str]) -> list[Sample]:
+        remaining = [sample for sample in by_split[split] if sample.group not in groups]
+        if every_class:
+            _check_remaining(by_split[split], remaining, split)
+        return remaining
+
     seen_groups = {sample.group for sample in samples if sample.digest and sample.digest in seen}
     train_groups = {sample.group for sample in by_split[TRAIN]}
     if by_split[VALIDATION]:
-        splits = {TRAIN: by_split[TRAIN], VALIDATION: _without_groups(by_split[VALIDATION], train_groups, VALIDATION)}
+        splits = {TRAIN: by_split[TRAIN], VALIDATION: without(VALIDATION, train_groups)}
     else:
         fractions = {TRAIN: 1.0 - validation_fraction, VALIDATION: validation_fraction}
         splits = stratified_group_split(by_split[TRAIN], fractions, seed)
     used_groups = seen_groups | train_groups | {sample.group for sample in splits[VALIDATION]}
-    splits[TEST] = _without_groups(by_split[TEST], used_groups, TEST)
+    splits[TEST] = without(TEST, used_groups)
     used_paths = {sample.path for split in splits.values() for sample in split}
     return splits, [sample for sample in samples if sample.path not in used_paths]
 
 
-def _without_groups(samples: Sequence[Sample], groups: Collection[str], split: str) -> list[Sample]:
-    """Return the samples of other groups; refuse a class without any."""
-    remaining = [sample for sample in samples if sample.group not in groups]
+def _check_remaining(samples: Sequence[Sample], remaining: Sequence[Sample], split: str) -> None:
+    """Refuse a class of which no sample remains in a split."""
     for label in sorted({sample.label for sample in samples} - {sample.label for sample in remaining}):
         raise ConfigError(
             f"class {label!r}: every image of it in the {_NAMES[split]} split is in a group of the training "
             "split; add images of other groups"
         )
-    return remaining

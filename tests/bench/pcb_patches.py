@@ -116,7 +116,10 @@ def main() -> None:
     if arguments.whole:
         found = {"boxes": write_yolo(arguments.deep_pcb, arguments.out)}
     else:
-        found = {"side": arguments.side, "patches": cut(arguments.deep_pcb, arguments.out, arguments.side, arguments.seed)}
+        found = {
+            "side": arguments.side,
+            "patches": cut(arguments.deep_pcb, arguments.out, arguments.side, arguments.seed),
+        }
     print(json.dumps(found))
 
 

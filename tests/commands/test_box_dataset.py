@@ -1,16 +1,19 @@
 """Data sets with boxes: recognised formats, classes, splits, and clear errors."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from commands.annotations import load_boxes
-from commands.box_dataset import BACKGROUND, find_boxes, list_boxes, with_common_labels
+from commands.box_dataset import BACKGROUND, check_copies, find_boxes, list_boxes, with_common_labels
+from commands.train_detector import SplitOptions, train_detector
+from engine.finetuning.setup import FinetuneConfig
 from engine.finetuning.splits import Sample
 from pipeline.errors import ConfigError
-from pipeline.frames import Box
+from pipeline.frames import Box, GroundTruth
 
 SIZE = (40, 80)
 """Height and width of the images."""
@@ -208,3 +211,46 @@ def test_groups_come_from_the_pattern(tmp_path):
 def test_label_of_too_few_groups_becomes_the_most_common_one():
     samples = [Sample(str(k), label, str(k)) for k, label in enumerate("aaaab")]
     assert [sample.label for sample in with_common_labels(samples, 3)] == list("aaaaa")
+
+
+def test_copies_of_an_image_with_other_objects_are_refused_and_named():
+    truths = {
+        "a.png": (GroundTruth("dent", (Box(0, 0, 5, 5), Box(9, 9, 20, 20))),), "b.png": (),
+        "c.png": (GroundTruth("dent", (Box(0, 0, 5, 6), Box(9, 9, 20, 20))),),
+    }  # fmt: skip
+    copies = [Sample(path, "dent", path, "same") for path in truths]
+    check_copies(
+        [copies[0], copies[2], Sample("b.png", BACKGROUND, "b"), Sample("d.png", "dent", "d")],
+        lambda path, _: truths[path],
+    )
+    with pytest.raises(ConfigError, match=r"two annotations: a\.png \(2 dent\) and b\.png \(nothing\)"):
+        check_copies(copies, lambda path, _: truths[path])
+
+
+@pytest.mark.parametrize("copy", ["background", "the only dent"])
+def test_copy_in_another_split_is_left_out_of_it_and_training_goes_on(tmp_path, copy, monkeypatch, caplog):
+    """No class needs an image of its own in each split: the label of an image is only one of its classes."""
+    lines = ["0 0.5 0.5 0.25 0.5\n", "1 0.5 0.5 0.25 0.5\n0 0.2 0.2 0.1 0.1\n", ""]
+    for part in ("train", "val", "test"):
+        write_yolo(tmp_path / part, lines)
+    copied = {"background": 2, "the only dent": 0}[copy]
+    for number in range(3):
+        for part, seed in (("train", 1), ("val", 2), ("test", 1 if number == copied else 3)):
+            noise = np.random.default_rng((seed, number)).integers(0, 255, (*SIZE, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / part / "images" / f"{number}.png"), noise)
+    data = tmp_path / "data.yaml"
+    write(data, "names: [dent, scratch]\n" + "".join(f"{part}: {part}/images\n" for part in ("train", "val", "test")))
+    given = {}
+
+    def finetune(_model, parts, *_args, **_options):
+        given.update(parts)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("engine.finetuning.detection.finetune.finetune_detector", finetune)
+    config = FinetuneConfig("yolox_nano", "random", input_size=(64, 64), augment=())
+    options = SplitOptions({"train": 0.6, "validation": 0.2, "test": 0.2}, ".+", None)
+    with pytest.raises(ConfigError, match="enough"):
+        train_detector(data, tmp_path / "x.safetensors", config, options, resume=False)
+    assert sorted(Path(sample.path).stem for sample in given["test"]) == sorted({"0", "1", "2"} - {str(copied)})
+    assert len(given["train"]) == len(given["validation"]) == 3
+    assert "left out of the test split" in caplog.text

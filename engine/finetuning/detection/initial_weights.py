@@ -67,7 +67,7 @@ def _with_coco(name: str, state: Mapping[str, Tensor]) -> InitialWeights:
 
 def load_initial_weights(
     network: DetectionNetwork, name: str, labels: tuple[str, ...], weights: InitialWeights, source: str
-) -> frozenset[str]:
+) -> tuple[frozenset[str], tuple[str, ...]]:
     """Load weights of a whole network or of its backbone, in place; classes of the same name keep their rows.
 
     Args:
@@ -78,7 +78,7 @@ def load_initial_weights(
         source: of the weights, for messages.
 
     Returns:
-        The names of the batch norms that have statistics now.
+        The names of the batch norms that have statistics now, and the classes that keep their rows.
 
     Raises:
         ModelError: the weights are those of another network.
@@ -95,7 +95,9 @@ def load_initial_weights(
     for key, value in classes.items():
         fitting[key] = network.class_rows.carried(key, expected[key], value, labels, weights.labels)
     put_into(network.module, {**expected, **{key: value.to(expected[key].dtype) for key, value in fitting.items()}})
-    return frozenset(key.removesuffix(".running_mean") for key in fitting if key.endswith(".running_mean"))
+    norms = frozenset(key.removesuffix(".running_mean") for key in fitting if key.endswith(".running_mean"))
+    has_rows = any(fitting[key] is not expected[key] for key in classes)
+    return norms, tuple(label for label in weights.labels if has_rows and label in labels)
 
 
 def _of_classifier(body: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -220,8 +220,7 @@ def _with_prior(net: Yolox) -> Yolox:
 
 def _loaded(model: DetectorModel, weights: InitialWeights, source: str) -> DetectorModel:
     """Load weights of the whole network or of its backbone; classes of the same name keep their rows."""
-    norms = load_initial_weights(model.network, model.name, model.labels, weights, source)
-    kept = tuple(label for label in weights.labels if label in model.labels)
+    norms, kept = load_initial_weights(model.network, model.name, model.labels, weights, source)
     return replace(model, trained_norms=norms, pretrained=True, known_labels=kept)
 
 

@@ -189,7 +189,7 @@ def _part_registers(part: PartVerdict | None) -> list[int]:
 
 
 def _text_registers(text: str) -> list[int]:
-    """Return a text in UTF-8, cut at a character and filled with zeros; the first byte of a register is its high one."""
+    """Return a text in UTF-8, high byte first, cut at a character and filled with zeros."""
     size = 2 * ZONE_REGISTERS
     whole = text.encode()[:size].decode(errors="ignore").encode().ljust(size, b"\0")
     return [int.from_bytes(whole[first : first + 2], "big") for first in range(0, size, 2)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -149,6 +150,17 @@ def test_known_classes_keep_their_rows_and_the_background(name, tmp_path):
         assert torch.equal(ours[:, :2], theirs[:, [0, car]])
         if value.ndim > 1:
             assert not torch.equal(ours[:, 2], theirs[:, 2])
+
+
+def test_backbone_starts_from_the_weights_of_a_classifier(tmp_path):
+    state = torchvision.models.mobilenet_v3_large(weights=None).state_dict()
+    save_file(state, tmp_path / "classifier.safetensors")
+    model = build_detector(replace(CONFIG, weights=str(tmp_path / "classifier.safetensors")), LABELS)
+    body = {key: value for key, value in model.net.state_dict().items() if key.startswith("backbone.body.")}
+    assert body
+    assert all(torch.equal(value, state[key.replace("backbone.body.", "features.")]) for key, value in body.items())
+    assert model.pretrained
+    assert not model.known_labels
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,12 @@ class _SecondNetwork:
     def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation | None]]:
         """Start a batch; without a network any more the explanations are None."""
         finish = self._call(lambda: self.explainer.submit(frames))
-        return lambda: (None if finish is None else self._call(finish)) or [None] * len(frames)
+        none: list[Explanation | None] = [None] * len(frames)
+        return lambda: none if finish is None else self._call(lambda: _one_each(finish(), frames)) or none
+
+    def forget_camera(self, camera: str) -> None:
+        """Release what the network holds for a camera."""
+        self._call(lambda: self.explainer.forget_camera(camera))
 
     def _call(self, call: Callable[[], T]) -> T | None:
         if self.has_failed:
@@ -124,6 +129,12 @@ class _SecondNetwork:
             log.exception("network %s on trial has failed and explains no more frames; the run goes on", self.name)
             self.has_failed = True
             return None
+
+
+def _one_each(explanations: Sequence[Explanation], frames: Sequence[Frame]) -> Sequence[Explanation]:
+    if len(explanations) != len(frames):
+        raise ValueError(f"{len(explanations)} explanations of {len(frames)} frames; an explainer returns one for each")
+    return explanations
 
 
 class TrialExplainer(ExplainerWrapper):
@@ -170,7 +181,7 @@ class TrialExplainer(ExplainerWrapper):
     def forget_camera(self, camera: str) -> None:
         """Release what both networks hold for a camera; its counts stay."""
         super().forget_camera(camera)
-        self._second.explainer.forget_camera(camera)
+        self._second.forget_camera(camera)
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the first network, and the numbers of compared and differing frames."""

@@ -114,6 +114,26 @@ def test_error_of_the_second_network_ends_the_trial_and_not_the_run(caplog):
     }  # fmt: skip
 
 
+def test_second_network_that_forgets_or_counts_wrongly_ends_the_trial_and_not_the_run(caplog):
+    class Forgets(Seen):
+        def forget_camera(self, camera):
+            raise KeyError(camera)
+
+    class Drops(Seen):
+        def explain(self, frames):
+            return super().explain(frames)[:-1]
+
+    for second in (Forgets("ok"), Drops("ok")):
+        first = Seen("ok")
+        explainer = TrialExplainer(first, second, "new")
+        explained = explainer.explain([detection_frame(0), detection_frame(1)])
+        explainer.forget_camera("road")
+        assert first.forgotten == ["road"]
+        assert [each.first.label for each in explained] == ["ok", "ok"]
+        assert [each.trial is not None for each in _explained(explainer, 2)] == [False, False]
+    assert "1 explanations of 2 frames" in caplog.text
+
+
 def test_numbers_of_the_second_network_that_are_not_finite_are_a_difference():
     [explained] = _explained(TrialExplainer(Seen("ok"), Seen("ok", math.nan), "new"))
     assert explained.trial is not None

@@ -4,7 +4,8 @@ For DeepPCB (Tang et al., *Online PCB Defect Detector On A New PCB Defect Datase
 ``*_test.jpg`` lies a text file with ``left top right bottom kind`` a line. Leaves OUT/parts/KIND/BOARD_NUMBER.png for
 ``run.py train``, patches of KIND ``clean`` that meet no box, and OUT/masks/ with the boxes as masks for ``evaluate``.
 A patch holds defects of one kind only. The same seed cuts the same patches. With ``--whole`` it copies the whole boards
-to OUT/images instead, with their boxes in OUT/labels and OUT/data.yaml (YOLO), to train a detector. Prints one JSON line.
+to OUT/images instead, with their boxes in OUT/labels and OUT/data.yaml (YOLO): a data set for a detector. Prints one
+JSON line.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def test_write_is_refused_and_changes_nothing(function, second):
 
 def test_address_beyond_the_map_is_refused():
     with ModbusSink(ANY_PORT, TWO) as sink:
-        assert ask(sink, 3, 10 + 64 * 20, 1) == (0x83, b"\x02")
+        assert ask(sink, 3, 10 + 64 * (20 + 16), 1) == (0x83, b"\x02")
 
 
 def test_mbpoll_reads_the_registers():

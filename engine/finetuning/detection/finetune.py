@@ -101,7 +101,9 @@ def finetune_detector(
 def _check_objects(model: DetectorModel, images: BoxDataset, paths: Sequence[str]) -> None:
     """Refuse images with more objects than the network's losses have memory for."""
     limit = model.network.max_objects
-    for index, path in enumerate(paths if limit is not None else ()):
+    if limit is None:
+        return
+    for index, path in enumerate(paths):
         count = len(images.objects(index).classes)
         if count > limit:
             raise ConfigError(

@@ -68,15 +68,15 @@ class ClassRows:
         """
         inner = 4 if self._has_boxes(name) else 1
         columns = len(known) + self.background
-        rows = fresh.clone().unflatten(0, (-1, len(labels) + self.background, inner))
+        rows = fresh.clone().reshape(-1, len(labels) + self.background, inner, *fresh.shape[1:])
         if not known or len(old) % (columns * inner) or len(old) // columns != rows.shape[0] * inner:
             return fresh
-        earlier = old.to(fresh.dtype).unflatten(0, (-1, columns, inner))
+        earlier = old.to(fresh.dtype).reshape(-1, columns, inner, *old.shape[1:])
         rows[:, : self.background] = earlier[:, : self.background]
         for row, label in enumerate(labels):
             if label in known:
                 rows[:, self.background + row] = earlier[:, self.background + tuple(known).index(label)]
-        return rows.flatten(0, 2)
+        return rows.reshape(fresh.shape)
 
 
 class DetectionNetwork(Protocol):

@@ -146,7 +146,7 @@ def shortcut_detector(seed: int, effort: float) -> DetectorModel:
 
 
 def shortcut_part_frames(seed: int, effort: float) -> PartFrames:
-    """Return frames in which a mark, and nothing else, tells the label of all parts."""
+    """Return frames in which only a mark reveals the label of each part."""
     from stream.simulated.shortcut import shortcut_frames
 
     data = part_frames(seed, effort, SHORTCUT_BELTS)

@@ -104,9 +104,9 @@ def parse_area(roi: str | None, masks: Sequence[str] = ()) -> InputAreaOptions:
             name = "mask"
             polygons.append(read_polygon(json.loads(text)))
     except json.JSONDecodeError:
-        raise ConfigError(f"mask {text!r}: should be corners, such as [[0, 0], [0.5, 0], [0, 0.5]]") from None
+        raise ConfigError(f"--mask {text!r}: should be corners, such as [[0, 0], [0.5, 0], [0, 0.5]]") from None
     except ValueError as reason:
-        raise ConfigError(f"{name} {text!r}: {reason}") from None
+        raise ConfigError(f"--{name} {text!r}: {reason}") from None
     return InputAreaOptions(rectangle, tuple(polygons))
 
 

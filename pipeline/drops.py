@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class DropReason(StrEnum):
-    """Reason why a frame was not delivered."""
+    """Reason why a frame was not delivered, in the order in which a frame can meet them.
+
+    Counted in ``pipeline/workers/source.py`` before the engine, ``pipeline/loop.py`` in it, ``pipeline/drawing.py``
+    while it is drawn, and ``pipeline/outputs.py`` before the sinks.
+    """
 
     QUEUE_FULL = "queue_full"
     """The camera's queue was full: the camera is faster than the engine."""

@@ -56,9 +56,9 @@ class Health:
     reconnects: int = 0
     """Number of times that it was opened again after its connection was lost."""
     corrupt: int = 0
-    """Number of damaged frames were left out."""
+    """Number of damaged frames that were left out."""
     missed: int = 0
-    """Number of frames of another run did not arrive, or were replaced by newer ones before they were read."""
+    """Number of frames of another run that did not arrive, or were replaced by newer ones before they were read."""
     cause: Cause = ""
     """Category of ``reason``."""
 

@@ -148,7 +148,7 @@ class FleetDirector:
         return self._director
 
     def _begin(self) -> None:
-        """Become active. Waits for the head."""
+        """Become the active director. Waits until the store of the head node answers."""
         term = self._store.claim_term()  # before the members are read: see Director
         stored = self._store.cameras()
         if stored is None:

@@ -100,7 +100,7 @@ def _from_yolox(
     name: str, weights: str | Path | None, classes: Sequence[str] | Path | None
 ) -> Detector | RegionDetector:  # fmt: skip
     if weights is None:
-        raise ModelError(f"detector {name!r}: give its weights: a checkpoint (.pth, .safetensors) or an ONNX file")
+        raise ModelError(f"detector {name!r}: add --weights FILE: a checkpoint (.pth, .safetensors) or an ONNX file")
     entry = OWN_DETECTORS[name]
     if weights != RANDOM and is_detector_file(weights):
         return _from_checkpoint(Path(weights), classes)

@@ -85,7 +85,7 @@ class RegionDetector:
         )
 
     def proposals(self, images: Tensor) -> list[Proposals]:
-        """Return the regions of each prepared image (N, 3, H, W)."""
+        """Return the region proposals of each preprocessed image (N, 3, H, W)."""
         from torchvision.models.detection.image_list import ImageList
 
         heads = self.model.roi_heads

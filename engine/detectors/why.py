@@ -198,7 +198,7 @@ class PlaceExplainer:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """The anchor that answers a question."""
+    """The anchor whose map explains a missed object."""
 
     found: Missed
     edges: Box

@@ -33,7 +33,7 @@ class PlaceAnswers:
     """
 
     def __init__(self, queries: PlaceQueries, explainer: PlaceExplainer, scheduler: MapScheduler) -> None:
-        """Begin to answer questions."""
+        """Accept viewers' questions from now on; ``step`` answers them."""
         self._queries, self._explainer, self._scheduler = queries, explainer, scheduler
         self._job: _Job | None = None
         queries.open(explainer.detector.labels)

@@ -1,8 +1,10 @@
 """Preprocessing: fits frames to the network's input size and normalises them.
 
-Resizing is antialiased bilinear on uint8, as in the networks' own validation; normalisation is ``(RGB / 255 - mean) /
-std``. ``fit_geometry`` returns the rectangle of the frame that the input covers, and so the position of the heat map.
-Of a frame with an area, only this part is fitted, and masked pixels are painted over before it is resized.
+Resizing is antialiased bilinear on uint8, straight to the input size: a network whose weights were validated with
+another interpolation, or with a crop of a larger image, gets slightly other images (``fit: crop`` is closest).
+Normalisation is ``(RGB / 255 - mean) / std``. ``fit_geometry`` returns the rectangle of the frame that the input
+covers, and so the position of the heat map. Of a frame with an area, only this part is fitted, and masked pixels are
+painted over before it is resized.
 """
 
 from __future__ import annotations

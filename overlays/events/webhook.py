@@ -84,10 +84,12 @@ class WebhookAddress:
 
 
 def read_webhook(secret: Secret) -> WebhookAddress:
-    """Return the address and the key of a webhook file: a line with the address, and one with the secret or none.
+    """Return the address and the key of a webhook file.
+
+    The first line is the address; a second line, if there is one, is the secret.
 
     Raises:
-        ConfigError: the file does not hold that; no message repeats a part of it but the scheme.
+        ConfigError: the file has another form. Messages quote only the scheme of the address.
     """
     lines = [line.strip() for line in secret.text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= 2:

@@ -123,7 +123,10 @@ def class_evidence(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def suspects(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the classes whose evidence lies mostly outside of their boxes, in both modes."""
+    """Return the classes whose evidence lies mostly outside of their boxes, by ``keep`` and by ``drop``.
+
+    Classes with fewer than ``MIN_BOXES`` boxes are left out.
+    """
     return [
         label
         for label, row in evidence.items()

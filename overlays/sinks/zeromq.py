@@ -316,7 +316,7 @@ class ZeroMqSink(Sink):
     def _send_passages(self, overlay: Overlay) -> None:
         """Publish parts and crossings, each once, if a viewer asks for them by a topic that begins with ``parts/``.
 
-        A viewer of all topics gets them too, so they are not sent for its sake alone: it may know cameras only.
+        A subscription to all topics alone does not cause them to be sent: that viewer may understand frames only.
         """
         explanation, times = overlay.explanation, (self._wall_clock(), self._clock())
         passages, topic = self._passages.take(explanation), topic_of(PREFIX + explanation.frame.camera)

@@ -294,4 +294,6 @@ def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[
             for label, entry in labels.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as reason:
-        raise ConfigError(f"{name}: a damaged baseline ({reason!r}); record it again: run.py baseline") from None
+        raise ConfigError(
+            f"{name}: a damaged baseline ({type(reason).__name__}: {reason}); record it again: run.py baseline"
+        ) from None

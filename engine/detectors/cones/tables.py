@@ -176,7 +176,7 @@ class Templates:
 
 
 class _Source(NamedTuple):
-    """The values from which the indices of one edge are computed."""
+    """Inputs of the index table of one edge of the operation graph: from the root of a chain to its reader."""
 
     kinds: int
     """The first kind of the edge's root."""

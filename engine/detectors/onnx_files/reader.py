@@ -200,6 +200,8 @@ def _translate(builder: GraphBuilder, node: Any, operands: list[Operand]) -> Seq
         raise ModelError(f"the operator {node.op_type} ({node.output[0]}) is not supported")
     try:
         result = translate(builder, node.output[0], operands, attributes)
+    except ModelError as reason:
+        raise ModelError(f"the operator {node.op_type} ({node.output[0]}): {reason}") from None
     except (RuntimeError, ValueError, IndexError) as reason:
         first = str(reason).splitlines()[0][:120]
         raise ModelError(f"the operator {node.op_type} ({node.output[0]}) cannot be computed: {first}") from reason
@@ -221,8 +223,10 @@ def _fold(node: Any, operands: list[Operand]) -> list[NDArray[Any]]:  # noqa: AN
 
 def _listed(model: Any) -> str:  # noqa: ANN401
     kinds = sorted({node.op_type for node in model.graph.node} - set(OPERATORS) - {"Constant", "Shape"})
+    if not kinds:
+        return "export the detector without it"
     listed = ", ".join(kinds[:_MAX_LISTED]) + (", ..." if len(kinds) > _MAX_LISTED else "")
-    return f"operators of the file that are not supported before the last convolutions: {listed or 'none'}"
+    return f"operators of the file that are not supported before the last convolutions: {listed}"
 
 
 def prove_against_runtime(path: Path, detector: OnnxDetector) -> float:

@@ -264,5 +264,5 @@ def chosen_methods(text: str | None) -> tuple[str, ...]:
     names = tuple(METHODS) if text is None else tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in METHODS:
-            raise ConfigError(unknown_name_message("method", name, tuple(METHODS)))
+            raise ConfigError(f"method {name!r}: {unknown_name_message('method', name, tuple(METHODS))}")
     return tuple(name for name in METHODS if name in names or name in BLIND)

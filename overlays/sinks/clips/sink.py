@@ -322,7 +322,7 @@ class ClipSink(DiskSink):
         self._abandon_clip(track)
 
     def _abandon_clip(self, track: _Track) -> None:
-        """Close the clip; the disk error that may follow is already reported."""
+        """Close the clip after a disk error. A further error is only logged: the first one is reported."""
         clip, track.clip = track.clip, None
         if clip is not None:
             try:

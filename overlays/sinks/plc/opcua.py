@@ -343,7 +343,7 @@ def _parse_address(uri: str) -> tuple[Endpoint, str]:
 
 
 def _check_access(uri: str, address: Endpoint, settings: OpcUaSettings, *, has_users: bool) -> None:
-    """Raise ``SinkError`` where passwords could be read, or everybody could read."""
+    """Raise ``SinkError`` for an address that sends passwords in clear text, or admits anyone."""
     if (settings.certificate_file is None) != (settings.private_key_file is None):
         raise SinkError(f"{uri}: certificate_file and private_key_file belong together; give both")
     is_protected = has_users and settings.certificate_file is not None

@@ -256,6 +256,8 @@ def _config_text(
     """Return the text of the configuration; without a file, that of the options."""
     if config is not None:
         return ConfigText(name, parse, path=config, has_sources=not source)
+    if source:
+        load_config({}, name, overrides)  # its messages name the options, which the text does not have
     return ConfigText(name, parse, path=None, text=yaml.safe_dump(dict(overrides), sort_keys=False, allow_unicode=True))
 
 

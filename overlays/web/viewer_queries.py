@@ -169,10 +169,6 @@ def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
     return PlaceQuery(camera, index, Box(*map(float, box)), label, tuple(cast("list[MapMode]", modes)))
 
 
-def _is_pixel(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < MAX_PIXELS
-
-
 def _frame_of(value: object, cameras: Mapping[str, object]) -> tuple[str, int]:
     """Return camera and frame index of a question."""
     camera = _camera_of(value, cameras)

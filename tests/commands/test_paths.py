@@ -46,7 +46,7 @@ def test_path_error_names_the_path_and_a_remedy(command, monkeypatch, number):
     def refuse(*_args, **_options):
         raise OSError(number, os.strerror(number), "/mnt/share/part.mp4")
 
-    monkeypatch.setattr("commands.stream.read_text", refuse)
+    monkeypatch.setattr("commands.wiring.reload.read_text", refuse)
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
     assert errors.startswith(f"error: '/mnt/share/part.mp4': cannot be used ({os.strerror(number)}); ")
@@ -57,7 +57,7 @@ def test_error_without_a_path_keeps_its_traceback(command, monkeypatch):
     def refuse(*_args, **_options):
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-    monkeypatch.setattr("commands.stream.read_text", refuse)
+    monkeypatch.setattr("commands.wiring.reload.read_text", refuse)
     with pytest.raises(ConnectionResetError):
         command("stream", "run.yaml")
     assert of_path(OSError(errno.ENOMEM, "out of memory")) is None

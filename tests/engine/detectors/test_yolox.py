@@ -57,7 +57,7 @@ def test_load_detector_refuses_weights_of_another_size(tmp_path):
 
 
 def test_load_detector_refuses_yolox_without_weights():
-    with pytest.raises(ModelError, match=r"'yolox_s': give its weights"):
+    with pytest.raises(ModelError, match=r"'yolox_s': add --weights FILE"):
         load_detector("yolox_s")
 
 

@@ -108,7 +108,7 @@ def measure(
         cpu_seconds, begun_at = time.process_time(), time.monotonic()
         feeder.feed(seconds, pool)
         for _ in range(MAX_EXTENSIONS):
-            if page.evaluate("window.ages.length") and (mode == "jpeg" or sink.video_encoded > encoded[1]):
+            if sizes and page.evaluate("window.ages.length") and (mode == "jpeg" or sink.video_encoded > encoded[1]):
                 break
             feeder.feed(seconds, pool)
         cpu_seconds, passed = time.process_time() - cpu_seconds, time.monotonic() - begun_at

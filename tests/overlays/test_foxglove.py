@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,7 +23,7 @@ from overlays.sinks.foxglove.live import FoxgloveSink
 from overlays.sinks.foxglove.messages import TOPICS
 from pipeline.errors import SinkError
 from pipeline.settings import SinkContext
-from tests.support.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
 
 pytestmark = pytest.mark.leaves_things  # the SDK keeps its threads and their sockets until the process ends
 
@@ -115,6 +118,54 @@ def test_viewer_that_does_not_read_never_blocks_the_sink(overlaid, wait_until):
         sink.prepare(overlay)
         for _ in range(200):  # 60 MB, more than sockets hold: a sink that waits never ends
             sink.put(overlay)
+
+
+VIEWER = """
+import json, sys
+from websockets.sync.client import connect
+with connect(sys.argv[1], subprotocols=["foxglove.sdk.v1"]) as connection:
+    connection.recv()
+    channels = json.loads(connection.recv())["channels"]
+    entries = [{"id": number, "channelId": channel["id"]} for number, channel in enumerate(channels)]
+    connection.send(json.dumps({"op": "subscribe", "subscriptions": entries}))
+    while True:
+        connection.recv()
+        print("received", flush=True)
+"""
+
+
+@contextmanager
+def viewer_program(sink, overlay, wait_until):
+    """Start a viewer in a process of its own, and wait until it has received a message."""
+    command = [sys.executable, "-c", VIEWER, sink.endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        try:
+            wait_until(lambda: all(channel.has_sinks() for channel in sink._channels["line"]))
+            sink.put(overlay)
+            assert program.stdout.readline() == "received\n"
+            yield program
+        finally:
+            program.kill()
+
+
+def test_killed_viewer_ends_the_encoding_and_stopped_one_does_not_delay_the_end(overlaid, wait_until, caplog):
+    overlay = overlaid(np.random.default_rng(1).integers(0, 255, (480, 640, 3), np.uint8))
+    sink = FoxgloveSink(ANY_PORT, SinkContext(cameras=("line",)))
+    with sink:
+        sink.prepare(overlay)
+        with viewer_program(sink, overlay, wait_until) as killed:
+            killed.kill()
+            assert killed.wait(PROGRAM_SECONDS) == -signal.SIGKILL
+            wait_until(lambda: not any(channel.has_sinks() for channel in sink._channels["line"]))
+        with viewer_program(sink, overlay, wait_until) as stopped:
+            stopped.send_signal(signal.SIGSTOP)
+            for _ in range(40):  # 12 MB, more than sockets hold
+                sink.put(overlay)
+            sink.__exit__(None, None, None)  # the SDK alone waits for the viewer without a limit
+            assert stopped.poll() is None
+    assert "a viewer does not answer; its connection is closed" in caplog.text
+    assert "is abandoned" not in caplog.text
+    assert "Error sending" not in caplog.text
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8765", "192.168.1.4:8765", "camera-host:8765", "[::]:8765"])

@@ -6,9 +6,13 @@ The topics and messages are those of the MCAP file. A message is encoded only wh
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, Self
 
 import foxglove
@@ -22,13 +26,20 @@ from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.ports import Sink
 from pipeline.settings import SinkContext
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 logging.getLogger("foxglove").setLevel(logging.WARNING)  # it logs each step of its start and end
+logging.getLogger("foxglove.websocket.connected_client.poller").addFilter(
+    lambda record: not record.getMessage().startswith("Error sending")  # each waiting message of a lost viewer
+)
 
 _SCHEME: Final = "foxglove://"
 _BACKLOG: Final = 32
 """Messages that wait for a slow viewer; the oldest are dropped."""
+_CLOSE_SECONDS: Final = 1.0
+"""Time that viewers have to close their connection at the end; the SDK waits for a stopped one without a limit."""
+_OPEN_FILES: Final = Path("/dev/fd")
 
 
 class FoxgloveSink(Sink):
@@ -142,8 +153,47 @@ class FoxgloveSink(Sink):
                 channel.close()
         self._channels.clear()
         if self._server is not None:
-            self._server.stop()
-            self._server = None
+            server, self._server = self._server, None
+            _stop(server, self.uri)
+
+
+def _stop(server: WebSocketServer, uri: str) -> None:
+    """End the server; cut the connections of viewers that do not read."""
+    port, ended = server.port, threading.Event()
+
+    def stop() -> None:
+        try:
+            server.stop()
+        finally:
+            ended.set()
+
+    def cut() -> None:
+        if not ended.wait(_CLOSE_SECONDS):
+            log.warning("%s: a viewer does not answer; its connection is closed", uri)
+            _shut_connections(port)
+
+    with ThreadWorker(f"end of {uri}", stop, cut):
+        pass
+
+
+def _shut_connections(port: int) -> None:
+    """Shut down the connections that this process has accepted at a port: the SDK gives no access to them."""
+    with suppress(OSError):  # Windows has no such folder
+        for path in _OPEN_FILES.iterdir():
+            with suppress(OSError):  # closed meanwhile, or no socket
+                _shut_if_accepted(os.dup(int(path.name)), port)
+
+
+def _shut_if_accepted(file: int, port: int) -> None:
+    """Shut down a socket if it is a connection at a port; close ``file``, which refers to it."""
+    try:
+        link = socket.socket(fileno=file)
+    except OSError:
+        os.close(file)
+        raise
+    with link:
+        if link.family in {socket.AF_INET, socket.AF_INET6} and link.getsockname()[1] == port:
+            link.shutdown(socket.SHUT_RDWR)
 
 
 def _local_address(uri: str) -> Endpoint:

@@ -151,7 +151,17 @@ class StillsSink(DiskSink):
         """Write a photo and its task. Raises ``OSError``."""
         payload = encode_image(bounded_image(explanation.frame.image), self._settings.quality)
         folder = self._folder / folder_name(_label_of(explanation.top_scoring))
+        is_new = not folder.exists()
         folder.mkdir(exist_ok=True)
+        try:
+            self._write(explanation, folder, payload)
+        except OSError:
+            if is_new:  # a training refuses a class without images
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+
+    def _write(self, explanation: Explanation, folder: Path, payload: bytes) -> None:
         path = self._reserve.opened(lambda: _written(folder, _stems(explanation), payload))
         task = {
             "data": {

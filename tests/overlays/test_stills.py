@@ -236,12 +236,13 @@ def test_full_disk_loses_photos_and_keeps_the_others_complete(tmp_path, monkeypa
         with stills.StillsSink(settings, clock=lambda: now[0]) as sink:
             put(sink, 0)
             full[0] = True
-            put(sink, 1)
+            put(sink, 1, label="crack")
             put(sink, 2)
             full[0], now[0] = False, 5.0
             put(sink, 3)
     assert saved(tmp_path) == ["bottle/line-0.jpg", "bottle/line-3.jpg"]
     assert len(tasks(tmp_path)) == 2
+    assert not (tmp_path / "crack").exists(), "a training refuses a class without images"
 
 
 @pytest.mark.parametrize(

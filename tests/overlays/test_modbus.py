@@ -304,3 +304,22 @@ def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
         assert links[1].recv(1) == b"", "the silent one is closed"
         assert is_answered(links[0])
         assert is_answered(links[2])
+
+
+def test_client_that_does_not_read_or_sends_half_a_request_delays_nobody():
+    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 125)
+    with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
+        half, deaf, other = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS))
+            for _ in range(3)
+        )
+        half.sendall(request[:5])
+        deaf.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(20_000):
+                deaf.send(request)
+        other.sendall(request)
+        assert len(other.recv(259, socket.MSG_WAITALL)) == 259
+        half.sendall(request[5:])
+        assert len(half.recv(259, socket.MSG_WAITALL)) == 259
+        put(sink, explain(camera="line", index=7, taken_at=0.0))

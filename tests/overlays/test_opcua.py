@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -200,6 +202,44 @@ def test_subscriber_gets_each_change_and_nothing_can_be_written(sink):
                 await node.write_value("mine")
 
     run(check())
+
+
+SUBSCRIBER = """
+import asyncio, sys
+from asyncua import Client, ua
+class Handler:
+    def datachange_notification(self, node, value, data):
+        print(value, flush=True)
+async def main():
+    async with Client(sys.argv[1], timeout=600) as client:
+        namespace = await client.get_namespace_index("urn:recipro-stream:line")
+        subscription = await client.create_subscription(20, Handler())
+        await subscription.subscribe_data_change(client.get_node(ua.NodeId("door.Index", namespace)))
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.leaves_things
+def test_subscriber_that_is_stopped_and_killed_delays_nobody(sink):
+    async def put_until_read(first, last):
+        for index in range(first, last + 1):
+            put(sink, explain(camera="door", index=index, taken_at=100.0))
+        async with client(sink) as connection:
+            await read_until(connection, "door", "Index", last)
+
+    run(when_serving(sink))
+    run(put_until_read(60, 60))
+    command = [sys.executable, "-c", SUBSCRIBER, sink.endpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as subscriber:
+        try:
+            assert subscriber.stdout.readline() == "60\n"
+            subscriber.send_signal(signal.SIGSTOP)
+            run(put_until_read(61, 160))
+        finally:
+            subscriber.kill()
+    run(put_until_read(161, 162))
+    assert sink.problem == ""
 
 
 @pytest.mark.leaves_things

@@ -110,6 +110,31 @@ def test_cut_bag_of_ros1_gives_all_complete_chunks_then_the_error(tmp_path):
     assert "rosbag reindex" in error
 
 
+def test_damaged_chunk_of_ros1_is_left_out_and_the_rest_is_read(tmp_path):
+    path = write_ros(tmp_path / "run.bag", ros1=True, compress=True, chunk_size=20_000)
+    content = bytearray(path.read_bytes())
+    block = content.find(b"BZh", len(content) // 3)
+    content[block + 20] ^= 0xFF
+    path.write_bytes(content)
+    numbers, error = read_until_error(path)
+    assert numbers == sorted(numbers)
+    assert COUNT // 2 <= len(numbers) < COUNT
+    assert "1 damaged chunks were left out" in error
+    assert error.count("rosbag reindex") == 1
+
+
+def test_damaged_page_of_a_database_gives_the_rows_before_it(tmp_path):
+    path = write_ros(tmp_path / "run", count=60) / "run.db3"
+    content = bytearray(path.read_bytes())
+    for page in range(len(content) // 2 // 4096, len(content) // 4096):  # leaves and overflow pages alternate
+        content[page * 4096 : page * 4096 + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    numbers, error = read_until_error(path)
+    assert numbers == list(range(len(numbers)))
+    assert 10 <= len(numbers) < 60
+    assert ".recover" in error
+
+
 def test_cut_database_gives_all_good_rows_then_the_error(tmp_path):
     folder = write_ros(tmp_path / "run", count=60)
     path = folder / "run.db3"

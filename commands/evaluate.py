@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from commands import options
+from commands.actor_pool import with_own_threads
 from commands.annotations import Annotations, load_boxes, load_masks, read_class_map
 from commands.console import fail, print_line, relative_path, write_text
 from commands.evaluate_detector import BoxFiles, DetectorEvaluation, check_class_map, evaluate_detector
 from commands.evaluation_inputs import VIDEO_LIMIT, file_digests, open_input
+from commands.evaluation_run import EvaluationRun, check_workers
 from commands.options import NETWORK, RUN, TRUTH, drop_none, option
 from commands.signals import shutdown_on_signal
 from commands.trained_images import TrainedImages, warn_of_trained_images
 from commands.wiring.run import make_network
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.evaluation.evaluator import Evaluator
+    from engine.evaluation.factory import EvaluationOptions
+    from pipeline.config import Config
 
 log = logging.getLogger("recipro-stream")
 
@@ -70,6 +78,7 @@ def evaluate(
         int | None,
         option(RUN, f"Maximum number of images, evenly spaced. Default: all; {VIDEO_LIMIT} frames of a video.", min=1),
     ] = None,
+    workers: options.Workers = 1,
     steps: Annotated[
         int, option(RUN, "Steps of Deletion and Insertion; 0: do not measure them. [default: 28]", min=0)
     ] = 28,
@@ -106,7 +115,7 @@ def evaluate(
                     "model": model, "weights": weights, "labels": labels, "input_size": input_size, "threads": threads,
                 },
                 truth=BoxFiles(boxes, box_names, class_map, any_box),
-                boxes_per_image=boxes_per_image, drise_masks=drise_masks,
+                boxes_per_image=boxes_per_image, drise_masks=drise_masks, workers=workers,
             )
         )  # fmt: skip
         return
@@ -114,7 +123,7 @@ def evaluate(
         {"layout": layout, "cut": cut, "cell": cell_px, "boxes-per-image": boxes_per_image, "drise-masks": drise_masks},
         "an option of detectors",
     )
-    from engine.evaluation.factory import EvaluationOptions, build_evaluator
+    from engine.evaluation.factory import EvaluationOptions
     from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from engine.evaluation.summary import summarise
     from engine.export.metadata import is_exported
@@ -140,7 +149,8 @@ def evaluate(
     evaluation = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=mapping)
     annotations = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
     inputs = open_input(images, limit, annotations, TrainedImages(config.engine.model))
-    evaluator = build_evaluator(make_network(config), config.engine, evaluation)
+    check_workers(workers, inputs)
+    evaluator = _build(config, evaluation)
     check_class_map(mapping, class_map, evaluator.split.classes)
     settings = {
         "images": images, "method": evaluation.method, **engine, "kernel": config.engine.kernel,
@@ -156,9 +166,9 @@ def evaluate(
     del settings["threads"]
     started = threading.Event()
     started.set()
+    run = EvaluationRun(inputs, evaluator, partial(_build_in_worker, config, evaluation, workers), workers)
     with shutdown_on_signal(started) as stop, ResultsLog(output, settings) as results:
-        inputs.evaluate(evaluator, results, stop)
-        records = [results.records[name] for name in inputs.names if name in results.records]
+        records = run.collect(results, stop)
     if not records:
         fail(f"{images}: no image was evaluated; none can be decoded, or the run was interrupted before the first")
     summary = summarise(records)
@@ -177,6 +187,18 @@ def evaluate(
     _print_summary(summary)
     report = relative_path(output / "report.html")
     print_line(f"\n{len(records)} of {len(inputs.names)} images; read {report} ({RECORDS} holds one record for each)")
+
+
+def _build_in_worker(config: Config, options: EvaluationOptions, workers: int) -> Evaluator:
+    """Build the evaluator in one of several processes."""
+    return _build(config.model_copy(update={"engine": with_own_threads(config.engine, workers)}), options)
+
+
+def _build(config: Config, options: EvaluationOptions) -> Evaluator:
+    """Build the evaluator of a classifier."""
+    from engine.evaluation.factory import build_evaluator
+
+    return build_evaluator(make_network(config), config.engine, options)
 
 
 def _print_summary(summary: dict[str, float | int | None]) -> None:

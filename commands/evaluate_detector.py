@@ -6,12 +6,15 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from commands.actor_pool import with_own_threads
 from commands.annotations import load_boxes, read_class_map
 from commands.console import fail, print_line, relative_path, write_text
-from commands.evaluation_inputs import EvaluationInput, file_digests, open_input
+from commands.evaluation_inputs import file_digests, open_input
+from commands.evaluation_run import EvaluationRun, check_workers
 from commands.options import drop_none
 from commands.signals import shutdown_on_signal
 from commands.trained_images import TrainedImages, warn_of_trained_images
@@ -20,7 +23,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.detectors.detector import Detector
-    from engine.evaluation.detectors.evaluator import BoxEvaluator
+    from engine.evaluation.detectors.evaluator import BoxEvaluationOptions, BoxEvaluator
     from pipeline.config import EngineConfig
 
 log = logging.getLogger("recipro-stream")
@@ -56,6 +59,7 @@ class DetectorEvaluation:
     drise_masks: int
     limit: int | None
     steps: int
+    workers: int
 
 
 def evaluate_detector(options: DetectorEvaluation) -> None:
@@ -64,9 +68,8 @@ def evaluate_detector(options: DetectorEvaluation) -> None:
     Raises:
         ConfigError: an option does not fit, or there are no boxes.
     """
-    from engine.evaluation.detectors.evaluator import BoxEvaluationOptions, BoxEvaluator
+    from engine.evaluation.detectors.evaluator import BoxEvaluationOptions
     from engine.evaluation.detectors.maps import chosen_methods
-    from engine.runtime.compile_cache import CompileCache, default_folder
 
     truth = options.truth
     if truth.boxes is None:
@@ -79,16 +82,29 @@ def evaluate_detector(options: DetectorEvaluation) -> None:
     methods = chosen_methods(options.method)
     annotations = load_boxes(truth.boxes, truth.box_names)
     inputs = open_input(options.images, options.limit, annotations, TrainedImages(config.model))
+    check_workers(options.workers, inputs)
     detector = _load(config)
     check_class_map(mapping, truth.class_map, len(detector.labels))
     chosen = BoxEvaluationOptions(
         methods=methods, steps=options.steps, cell_px=options.cell_px, boxes_per_image=options.boxes_per_image,
         backend=BACKEND, drise_masks=options.drise_masks, any_box=truth.any_box, class_map=mapping,
     )  # fmt: skip
+    build = partial(_load_and_build, with_own_threads(config, options.workers), chosen)
+    run = EvaluationRun(inputs, _build(detector, chosen), build, options.workers)
+    _run(options, config, run, _settings(options, detector, methods, inputs.recording))
+
+
+def _load_and_build(config: EngineConfig, options: BoxEvaluationOptions) -> BoxEvaluator:
+    """Build the evaluator in a worker."""
+    return _build(_load(config), options)
+
+
+def _build(detector: Detector, options: BoxEvaluationOptions) -> BoxEvaluator:
+    from engine.evaluation.detectors.evaluator import BoxEvaluator
+    from engine.runtime.compile_cache import CompileCache, default_folder
+
     folder = default_folder()
-    cache = None if folder == "off" else CompileCache(Path(folder))
-    evaluator = BoxEvaluator(detector, chosen, cache)
-    _run(options, config, inputs, evaluator, _settings(options, detector, methods, inputs.recording))
+    return BoxEvaluator(detector, options, None if folder == "off" else CompileCache(Path(folder)))
 
 
 def _load(config: EngineConfig) -> Detector:
@@ -154,8 +170,7 @@ def _settings(
 def _run(
     options: DetectorEvaluation,
     config: EngineConfig,
-    inputs: EvaluationInput,
-    evaluator: BoxEvaluator,
+    run: EvaluationRun,
     settings: dict[str, Any],
 ) -> None:
     """Evaluate the images, and write and print the results."""
@@ -166,8 +181,7 @@ def _run(
     started = threading.Event()
     started.set()
     with shutdown_on_signal(started) as stop, ResultsLog(options.output, settings) as results:
-        inputs.evaluate(evaluator, results, stop)
-        records = [results.records[name] for name in inputs.names if name in results.records]
+        records = run.collect(results, stop)
     if not records:
         fail(
             f"{options.images}: no image was evaluated; none can be decoded, or the run was interrupted before "
@@ -182,13 +196,15 @@ def _run(
         )
     write_result(options.output, settings, summary, table_rows(records))
     best, worst = shown_boxes(records)
-    shown = inputs.images(list(dict.fromkeys(box.image for box in (*best, *worst))))
+    shown = run.inputs.images(list(dict.fromkeys(box.image for box in (*best, *worst))))
     page = box_evaluation_html(f"{config.model}, boxes", settings, summary, records, shown)
     write_text(options.output / "report.html", page)
     print_line(table_text(*table(summary)))
     print_line(f"\n{counts(summary)} {box_conclusion(summary)}")
     report = relative_path(options.output / "report.html")
-    print_line(f"\n{len(records)} of {len(inputs.names)} images; read {report} ({RECORDS} holds one record for each)")
+    print_line(
+        f"\n{len(records)} of {len(run.inputs.names)} images; read {report} ({RECORDS} holds one record for each)"
+    )
 
 
 def table_text(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -14,7 +15,7 @@ from commands.annotations import Annotations, read_paths
 from commands.console import print_line, progress_bar
 from commands.images import ReadImage, open_images, writable_names
 from commands.trained_images import TrainedImages
-from pipeline.errors import ConfigError, CorruptMediaError, SourceError
+from pipeline.errors import ConfigError, CorruptMediaError, EngineError, SourceError
 from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
@@ -106,6 +107,77 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     return list(range(count)) if limit is None or limit >= count else [k * count // limit for k in range(limit)]
 
 
+@dataclass(frozen=True, slots=True)
+class ImageTask:
+    """An image to evaluate."""
+
+    number: int
+    """Position among the images of this run."""
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedImage:
+    """The result of one image."""
+
+    task: ImageTask
+    record: Mapping[str, Any] | None
+    """None: the image cannot be decoded."""
+    reason: str = ""
+    """Why there is no record."""
+
+
+class ImageRecorder:
+    """Makes the records of image files. It can be pickled, and its results do not depend on the process."""
+
+    def __init__(self, annotations: Annotations, trained: TrainedImages, read: ReadImage) -> None:
+        """Set the ground truth, the training images of the network, and the reader."""
+        self._annotations, self._trained, self._read = annotations, trained, read
+
+    def evaluate(self, evaluator: ImageEvaluator, task: ImageTask) -> EvaluatedImage:
+        """Return the record of an image, or why it cannot be decoded."""
+        try:
+            image = self._read(task.path)
+        except SourceError as error:
+            return EvaluatedImage(task, None, str(error))
+        frame = Frame(image, "evaluate", task.number, 0.0, source_name=task.name)
+        record = self._record(evaluator, frame, task.path) | self._trained.mark(image)
+        digest = {"digest": file_digest(task.path), "of": self.digest(task.path)}
+        return EvaluatedImage(task, {"image": task.name, "source": frame.source_name, **record, **digest})
+
+    def digest(self, path: Path) -> str:
+        """Return a digest of an image and its annotation file; missing files count as empty."""
+        digest = hashlib.sha256()
+        for file in (path, self._annotations.file_of(path)):
+            with suppress(OSError):
+                digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
+        return digest.hexdigest()[:16]
+
+    def _record(self, evaluator: ImageEvaluator, frame: Frame, path: Path) -> dict[str, Any]:
+        """Return the record of an image; ``right`` is true if the top-1 class is the name of the image's folder."""
+        size, annotations = (frame.height, frame.width), self._annotations
+        truths = None if annotations.truths_of is None else annotations.truths_of(path, size)
+        mask = None if annotations.mask_of is None else annotations.mask_of(path, size)
+        try:
+            record = evaluator.evaluate(frame, truths, mask)
+        except (RuntimeError, MemoryError) as error:  # of PyTorch, which knows no file
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise EngineError(f"{path}: cannot be evaluated ({reason}); remove it from the images") from error
+        folder = path.resolve().parent.name
+        return record | {"right": record["label"] == folder} if folder in evaluator.labels else record
+
+
+def add_records(results: ResultsLog, evaluated: Iterable[EvaluatedImage], total: int) -> None:
+    """Add records to ``results`` as they come; log the images that cannot be decoded."""
+    with progress_bar() as progress:
+        for image in progress.track(evaluated, total=total, description="evaluating"):
+            if image.record is None:
+                log.warning("left out: %s", image.reason)
+            else:
+                results.add(dict(image.record))
+
+
 class ImageInput:
     """Image files."""
 
@@ -122,43 +194,28 @@ class ImageInput:
         paths_in_order = list(paths)
         self.names = [paths_in_order[index] for index in evenly_spaced(len(paths_in_order), limit)]
         self._paths = paths
-        self._annotations, self._trained, self._read = annotations, trained, read
+        self._read, self.recorder = read, ImageRecorder(annotations, trained, read)
         annotations.check("--boxes" if annotations.mask_of is None else "--masks", list(paths.values()))
 
     def evaluate(self, evaluator: ImageEvaluator, results: ResultsLog, stop: threading.Event) -> None:
         """Evaluate the images in order; skip images that cannot be decoded."""
+        tasks = self.waiting(results)
+        add_records(results, (self.recorder.evaluate(evaluator, task) for task in _until(stop, tasks)), len(tasks))
+
+    def waiting(self, results: ResultsLog) -> list[ImageTask]:
+        """Return the images that ``results`` does not hold, in order.
+
+        Raises:
+            ConfigError: an image that it holds has changed.
+        """
         for name in self.names:
             if name in results.records:
-                results.check(name, self._digest(name))
-        waiting = _waiting(self.names, results)
-        with progress_bar() as progress:
-            for index, name in enumerate(progress.track(waiting, description="evaluating")):
-                if stop.is_set():
-                    return
-                try:
-                    image = self._read(self._paths[name])
-                except SourceError as reason:
-                    log.warning("left out: %s", reason)
-                    continue
-                frame = Frame(image, "evaluate", index, 0.0, source_name=name)
-                record = _evaluate_image(evaluator, frame, self._paths[name], self._annotations) | self._trained.mark(
-                    image
-                )
-                digest = {"digest": file_digest(self._paths[name]), "of": self._digest(name)}
-                results.add({"image": name, "source": frame.source_name, **record, **digest})
+                results.check(name, self.recorder.digest(self._paths[name]))
+        return [ImageTask(number, name, self._paths[name]) for number, name in enumerate(_waiting(self.names, results))]
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Return the images by name, read again from their files."""
         return {name: self._read(self._paths[name]) for name in names}
-
-    def _digest(self, name: str) -> str:
-        """Return a digest of an image and its annotation file; missing files count as empty."""
-        path = self._paths[name]
-        digest = hashlib.sha256()
-        for file in (path, self._annotations.file_of(path)):
-            with suppress(OSError):
-                digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
-        return digest.hexdigest()[:16]
 
 
 class VideoInput:
@@ -217,14 +274,11 @@ class VideoInput:
             log.warning("%s", reason)
 
 
-def _evaluate_image(evaluator: ImageEvaluator, frame: Frame, path: Path, annotations: Annotations) -> dict[str, Any]:
-    """Return the record of an image; ``right`` is true if the top-1 class is the name of the image's folder."""
-    size = frame.height, frame.width
-    truths = None if annotations.truths_of is None else annotations.truths_of(path, size)
-    mask = None if annotations.mask_of is None else annotations.mask_of(path, size)
-    record = evaluator.evaluate(frame, truths, mask)
-    folder = path.resolve().parent.name
-    return record | {"right": record["label"] == folder} if folder in evaluator.labels else record
+def _until(stop: threading.Event, tasks: Iterable[ImageTask]) -> Iterator[ImageTask]:
+    for task in tasks:
+        if stop.is_set():
+            return
+        yield task
 
 
 def file_digest(path: Path) -> str:

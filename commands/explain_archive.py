@@ -59,9 +59,7 @@ def explain_archive(
         float,
         option(RUN, f"Length of the parts of long videos; 0: undivided. [default: {PART_SECONDS:g}]", min=0),
     ] = PART_SECONDS,
-    workers: Annotated[
-        int, option(RUN, "Processes of this machine; above 1 they are started by Ray. [default: 1]", min=1)
-    ] = 1,
+    workers: options.Workers = 1,
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
     from commands.archive.folders import open_folder

@@ -42,6 +42,9 @@ Target = Annotated[
     option(NETWORK, "Explained classes: top1 (default), top5, names, indices, by commas; the first is drawn."),
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
+Workers = Annotated[
+    int, option(RUN, "Processes of this machine; above 1 they are started by Ray. [default: 1]", "--workers", min=1)
+]
 PageTokenFile = Annotated[Path | None, option(IMAGE, "A file with the token of the http:// page.")]
 MqttCredentials = Annotated[Path | None, option(IMAGE, "A file with user:password for the mqtt:// broker.")]
 Colormap = Annotated[str | None, option(IMAGE, "The heat map's colormap. [default: inferno]")]

@@ -50,8 +50,8 @@ class SleepingWorker:
 
 def sleeping(shards: int, seconds: float, workers: int) -> dict[str, Any]:
     """Return the efficiency of the pool, and the processor time of a shard."""
+    from commands.actor_pool import actor_pool
     from commands.archive.inputs import ArchiveFile, shards_of
-    from commands.archive.pool import actor_pool
 
     files = [ArchiveFile(f"/photo-{number}.jpg", 1, 1, is_video=False) for number in range(shards)]
     with tempfile.TemporaryDirectory() as folder, actor_pool(SleepingWorker, (folder, seconds), workers) as pool:

@@ -1,0 +1,225 @@
+"""`run.py evaluate --workers`: several processes give the records of one, in its order."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commands import evaluation_run, ray_settings
+from commands.annotations import load_boxes, load_masks
+from commands.evaluation_inputs import EvaluatedImage, ImageRecorder, ImageTask
+from commands.evaluation_run import EvaluationWorker, in_order
+from commands.images import open_images
+from commands.trained_images import TrainedImages
+from pipeline.errors import EngineError
+from tests.conftest import ROOT
+from tests.support.limits import PROGRAM_SECONDS
+
+OPTIONS = ("--model", "line_net", "--input-size", "64x64", "--steps", "28", "--threads", "1")
+
+
+def image_task(number: int, path: str = "a.png") -> ImageTask:
+    return ImageTask(number, f"{number}.png", Path(path))
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """Write images of a square; the maps of two places differ."""
+    folder.mkdir()
+    for number in range(count):
+        image = np.full((60, 80, 3), 90, np.uint8)
+        image[10:40, 2 * number : 2 * number + 30] = (40, 180, 200)
+        cv2.imwrite(str(folder / f"{number:03}.png"), image)
+
+
+def records(folder: Path) -> list[dict]:
+    """Return the records without the time that each took."""
+    lines = (folder / "images.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+@given(st.permutations(range(6)), st.sets(st.integers(0, 5)))
+def test_in_order_yields_each_image_once_and_by_its_number(numbers, missing):
+    images = [EvaluatedImage(image_task(number), {}) for number in numbers if number not in missing]
+    assert [image.task.number for image in in_order(images)] == sorted(set(numbers) - missing)
+
+
+def test_in_order_yields_an_image_as_soon_as_those_before_it_are_there():
+    taken: list[int] = []
+
+    def evaluated():
+        for number in (1, 0, 2):
+            taken.append(number)
+            yield EvaluatedImage(image_task(number), {})
+
+    ordered = in_order(evaluated())
+    assert next(ordered).task.number == 0
+    assert taken == [1, 0]
+
+
+class Refusing:
+    """Fails as PyTorch does without memory."""
+
+    labels = ()
+
+    def evaluate(self, *_):
+        raise RuntimeError("not enough memory: 12 GiB\nat some line")
+
+
+def test_image_on_which_the_network_fails_is_named(tmp_path):
+    write_photos(tmp_path / "in", 1)
+    _, read, _ = open_images(str(tmp_path / "in"))
+    masks = tmp_path / "masks"
+    write_photos(masks, 1)
+    recorder = ImageRecorder(load_masks(masks, 0), TrainedImages("line_net"), read)
+    with pytest.raises(EngineError, match=r"in/000\.png: cannot be evaluated \(not enough memory: 12 GiB\)"):
+        recorder.evaluate(Refusing(), image_task(0, str(tmp_path / "in" / "000.png")))
+
+
+class Counting:
+    """Returns what it was given."""
+
+    labels = ()
+
+    def evaluate(self, frame, truths, mask):
+        return {"mean": float(frame.image.mean()), "boxes": len(truths or ()), "mask": None if mask is None else 1}
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+def test_recorder_in_another_process_has_the_annotations_of_this_one(tmp_path, monkeypatch, kind):
+    ray = pytest.importorskip("ray")
+    write_photos(tmp_path / "in", 2)
+    write_photos(tmp_path / "masks", 2)
+    coco = {
+        "images": [{"id": 1, "file_name": "001.png"}], "categories": [{"id": 1, "name": "part"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 80, 60]}],
+    }  # fmt: skip
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    monkeypatch.chdir(tmp_path)
+    annotations = load_boxes(Path("coco.json"), None) if kind == "boxes" else load_masks(Path("masks"), 0)
+    recorder = ImageRecorder(annotations, TrainedImages("line_net"), open_images("in")[1])
+    other = ray.cloudpickle.loads(ray.cloudpickle.dumps(recorder))
+    task = image_task(0, "in/001.png")
+    found = EvaluationWorker(Counting, other, str(tmp_path)).evaluate(task)
+    assert found == recorder.evaluate(Counting(), task)
+    assert (found.record["boxes"], found.record["mask"]) == ((1, None) if kind == "boxes" else (0, 1))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    write_photos(tmp_path / "photos", 4)
+    (tmp_path / "photos" / "002.png").write_text("no image")
+
+
+def test_workers_without_ray_are_refused_with_the_extra_to_install(command, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(ray_settings, "find_spec", lambda _: None)
+    code, _, errors = command("evaluate", "photos", *OPTIONS, "--output", "out", "--workers", 2)
+    assert code == 2
+    assert "--workers 2: Ray is not installed; run `uv sync --extra fleet`, or omit --workers" in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_are_refused_for_a_video(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_settings, "find_spec", lambda _: True)
+    writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    for number in range(3):
+        writer.write(np.full((48, 64, 3), 50 * number, np.uint8))
+    writer.release()
+    code, _, errors = command("evaluate", "film.mp4", *OPTIONS, "--output", "out", "--workers", 2)
+    assert code == 2
+    assert "--workers 2: film.mp4 is a video, whose frames one process decodes in order; omit --workers" in errors
+
+
+class BackwardPool:
+    """Does the tasks in this process, the last one first; loses some."""
+
+    def __init__(self, worker, lost):
+        self._worker, self._lost = worker, lost
+
+    def run(self, _submit, waiting: deque, stop, lose):
+        while waiting and not stop.is_set():
+            task = waiting.pop()
+            yield lose(task, "its worker ended") if task.name in self._lost else self._worker.evaluate(task)
+
+
+def test_lost_image_is_named_and_the_same_command_tries_it_again(command, tmp_path, photos, monkeypatch, caplog):
+    lost = {"001.png"}
+
+    @contextmanager
+    def pool(kind, arguments, _workers):
+        yield BackwardPool(kind(*arguments), lost)
+
+    monkeypatch.setattr(evaluation_run, "actor_pool", pool)
+    monkeypatch.setattr(ray_settings, "find_spec", lambda _: True)
+    words = ("evaluate", "photos", *OPTIONS, "--workers", 2, "--output", "out")
+    code, _, errors = command(*words)
+    assert code != 0
+    assert "1 images, such as photos/001.png, were not evaluated, because their worker ended" in errors
+    assert "left out: photos/002.png" in caplog.text
+    assert not (tmp_path / "out" / "result.json").exists()
+    lost.clear()
+    code, output, errors = command(*words)
+    assert code == 0, errors
+    assert "3 of 4 images" in output
+    assert sorted(record["image"] for record in records(tmp_path / "out")) == ["000.png", "001.png", "003.png"]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds."""
+    limit = time.monotonic() + PROGRAM_SECONDS
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def titles(folder: Path) -> dict[int, str]:
+    """Return the titles of Ray's workers that work in a folder, by process."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (process / "cmdline").read_bytes().decode(errors="replace")
+            if title.startswith("ray::EvaluationWorker") and (process / "cwd").readlink() == folder:
+                found[int(process.name)] = title
+    return found
+
+
+@pytest.mark.fleet
+@pytest.mark.slow
+def test_workers_give_the_records_of_one_process_although_one_is_killed(command, tmp_path):
+    pytest.importorskip("ray")
+    write_photos(tmp_path / "photos", 16)
+    (tmp_path / "photos" / "004.png").write_text("no image")
+    assert command("evaluate", "photos", *OPTIONS, "--output", "one")[0] == 0
+    arguments = (sys.executable, str(ROOT / "run.py"), "evaluate", "photos", *OPTIONS, "--workers", "2")
+    with subprocess.Popen(
+        [*arguments, "--output", "two"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            wait_until(lambda: len(titles(tmp_path)) == 2 or process.poll() is not None)
+            assert process.poll() is None, process.stdout.read()
+            stopped, killed = sorted(titles(tmp_path))
+            os.kill(stopped, signal.SIGSTOP)  # the run cannot end before the other one is killed
+            wait_until(lambda: "__init__" not in titles(tmp_path).get(killed, ""))
+            os.kill(killed, signal.SIGKILL)
+            os.kill(stopped, signal.SIGCONT)
+            output, _ = process.communicate(timeout=PROGRAM_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 0, output
+    assert "left out: photos/004.png" in output
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert len(one) == 15
+    assert len({json.dumps(record["heat"]) for record in one}) > 3  # the maps are not flat
+    assert two == one
+    wait_until(lambda: not titles(tmp_path))

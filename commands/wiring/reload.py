@@ -93,11 +93,18 @@ class ConfigFile:
     stamp: tuple[int, ...] | None = None
     """``stamp_of`` the file before the run's configuration was read: a change while the run starts is noticed."""
     requested: threading.Event = field(default_factory=threading.Event)
-    """Set to have the file read now, changed or not."""
+    """Set by ``request``."""
+    woken: threading.Event = field(default_factory=threading.Event)
+    """Set to wake the thread: for a request, a call, or the end."""
     accept: Callable[[], None] = lambda: None
     """Called when the configuration that was read last has been applied."""
     is_watched: bool = True
     """False: only ``ConfigWatcher.submit`` changes the run."""
+
+    def request(self) -> None:
+        """Have the file read now, changed or not."""
+        self.requested.set()
+        self.woken.set()
 
 
 class ConfigWatcher(WorkerOwner):
@@ -122,17 +129,19 @@ class ConfigWatcher(WorkerOwner):
 
     def _end(self) -> None:
         self._stop.set()
-        self._file.requested.set()
+        self._file.woken.set()
 
     def _watch(self) -> None:
         while True:
-            is_requested = self._file.requested.wait(CHECK_SECONDS)
+            self._file.woken.wait(CHECK_SECONDS)
             if self._stop.is_set():
                 break
-            self._file.requested.clear()
+            self._file.woken.clear()
             if self._calls:
                 self._call()
                 continue
+            is_requested = self._file.requested.is_set()
+            self._file.requested.clear()
             if not self._file.is_watched:
                 continue
             stamp = stamp_of(self._file.path)
@@ -149,13 +158,13 @@ class ConfigWatcher(WorkerOwner):
         """
         future: Future[T] = Future()
         self._calls.append((call, future))
-        self._file.requested.set()
+        self._file.woken.set()
         return future
 
     def _call(self) -> None:
         call, future = self._calls.popleft()
-        if self._calls:
-            self._file.requested.set()
+        if self._calls or self._file.requested.is_set():
+            self._file.woken.set()
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -205,7 +214,7 @@ def reload_on_hangup(file: ConfigFile) -> Iterator[None]:
     if hangup is None:
         yield
         return
-    before = signal.signal(hangup, lambda _number, _frame: file.requested.set())
+    before = signal.signal(hangup, lambda _number, _frame: file.request())
     try:
         yield
     finally:

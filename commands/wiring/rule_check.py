@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 from pydantic import ValidationError
@@ -18,6 +18,8 @@ from pipeline.guards.parser import parse_rule
 if TYPE_CHECKING:
     from commands.wiring.run import OpenRun
 
+MAX_REGIONS: Final = 100
+"""Regions that may be sent with a rule."""
 _KEYS = ("hold_seconds", "clear_seconds", "margin")
 
 
@@ -33,6 +35,8 @@ def check_rule(
     text = rule.get("rule")
     if not isinstance(text, str):
         raise ConfigError("rule: give a text")
+    if len(regions) > MAX_REGIONS:
+        raise ConfigError(f"regions: {len(regions)}; give at most {MAX_REGIONS}")
     parse_rule(text)
     values = {key: rule[key] for key in _KEYS if rule.get(key) is not None}
     try:

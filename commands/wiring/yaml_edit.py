@@ -14,13 +14,21 @@ from typing import Any, Final
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import CommentMark, YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.tokens import CommentToken
 from ruamel.yaml.util import load_yaml_guess_indent
+from yaml import ScalarNode
+from yaml.resolver import Resolver
 
 from pipeline.errors import ConfigError
 
 _WIDTH: Final = 1 << 20
 """Columns: long lines are not folded."""
+_RESOLVER: Final = Resolver()
+"""Configurations are read by PyYAML (YAML 1.1), for which ``on``, ``no`` and ``12:30`` without quotes are no texts."""
+_TEXT: Final = "tag:yaml.org,2002:str"
+_LINE_ENDS: Final = frozenset("\x85\u2028\u2029")
+"""Line ends of YAML 1.1 only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +201,14 @@ def _node(value: Any) -> Any:  # noqa: ANN401 - any value of YAML
         if not any(isinstance(each, Mapping) for each in value):
             node.fa.set_flow_style()
         return node
+    if isinstance(value, str) and (_tag(value) != _TEXT or not _LINE_ENDS.isdisjoint(value)):
+        return DoubleQuotedScalarString(value)
     return value
+
+
+def _tag(text: str) -> str:
+    """Return the tag that YAML 1.1 gives to a text without quotes."""
+    return str(_RESOLVER.resolve(ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]
 
 
 def _slot(parent: CommentedMap | CommentedSeq, place: Any) -> tuple[CommentedMap | CommentedSeq, Any]:  # noqa: ANN401

@@ -206,7 +206,10 @@ class AccessPolicy:
 
     def may_edit(self, credentials: Credentials) -> bool:
         """Return whether a request holds the token of those who may change the set-up of cameras, or its cookie."""
-        return self.is_authenticated(credentials) if self.edit_token is None else self._holds_edit_token(credentials)
+        if self.edit_token is None:
+            return self.is_authenticated(credentials)
+        # Both files are read again while the page runs: where both hold the same token, nobody may edit.
+        return not _matches(self.edit_token, self.token) and self._holds_edit_token(credentials)
 
     def _holds_edit_token(self, credentials: Credentials) -> bool:
         if self.edit_token is None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -14,6 +15,9 @@ from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.guards.box_stats import BOX
 from pipeline.guards.parser import Rule, parse_rule
 from pipeline.shapes import PolygonSettings, ShapeName, StrictModel
+
+_parsed: Final = functools.lru_cache(maxsize=512)(parse_rule)
+"""Parsed rules: trying all cases of a rule takes up to 0.1 s, and checks of a configuration ask for it many times."""
 
 
 def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
@@ -66,7 +70,7 @@ class GuardConfig(StrictModel):
     @classmethod
     def _is_readable(cls, rule: str) -> str:
         try:
-            parse_rule(rule)
+            _parsed(rule)
         except ConfigError as reason:
             raise ValueError(str(reason)) from None
         return rule
@@ -74,7 +78,7 @@ class GuardConfig(StrictModel):
     @property
     def parsed(self) -> Rule:
         """The parsed rule."""
-        return parse_rule(self.rule)
+        return _parsed(self.rule)
 
     def concerns(self, camera: str) -> bool:
         """Return whether the guard applies to the camera."""

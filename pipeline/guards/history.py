@@ -206,7 +206,8 @@ class RuleHistory:
         frames = () if kept is None else tuple(kept.frames)
         if not frames:
             return PastAlarms((), 0, 0.0, 0.0, 0, self._clock())
-        replay = _Replay(camera, [*self._labels], [each for each in regions if each.name in guard.parsed.regions])
+        named = guard.parsed.regions
+        replay = _Replay(camera, [*self._labels], [each for each in regions if each.name in named])
         alert = AlertState(guard)
         spans: deque[tuple[float, float, str]] = deque(maxlen=MAX_SPANS)
         begun, text, slack, firing_seconds, last = None, "", math.inf, 0.0, 0.0

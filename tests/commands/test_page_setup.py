@@ -18,7 +18,9 @@ import yaml
 from commands.wiring.cameras import CameraDiff
 from commands.wiring.kinds import load_config
 from commands.wiring.reload import ConfigText
+from commands.wiring.rule_check import MAX_REGIONS
 from commands.wiring.setup import RunSetup
+from commands.wiring.text_difference import difference
 from pipeline.config_loader import read_yaml
 from pipeline.errors import ConfigError, SetupConflictError
 from pipeline.frames import Explanation, Finding, Frame
@@ -47,6 +49,10 @@ guards:
 sinks: [out.jsonl]
 """
 CORNER = [[0, 0], [0.4, 0], [0.4, 0.4]]
+
+
+def nested(depth):
+    return [] if depth == 0 else [nested(depth - 1)]
 
 
 class Run:
@@ -147,6 +153,10 @@ def test_wrong_change_is_neither_applied_nor_written(path):
         ({"roi": [0.5, 0.5, 0.9, 0.9]}, "ends outside the frame"),
         ({"rules": [{"name": "x", "rule": "score > 0.5", "index": 7}]}, "not one of the camera's entries"),
         ({"rules": "x"}, "give a list"),
+        ({"regions": [{"index": [], "name": "x"}]}, "not one of the camera's entries"),
+        ({"regions": [{"index": 0.0, "name": "x"}]}, "not one of the camera's entries"),
+        ({"roi": nested(900)}, "levels deep"),
+        ({"mask": [CORNER] * 5000}, "more than 20000 values"),
     ):
         with pytest.raises(ConfigError, match=why):
             setup.change("left", {"revision": shown["revision"], **wrong})
@@ -169,6 +179,42 @@ def test_change_of_a_file_that_somebody_else_changed_is_refused_with_the_differe
     with pytest.raises(SetupConflictError, match="somebody else"):
         setup.change("left", {**wanted, "revision": "0"})
     assert run.applied == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "rtsp://user:pa'SECRET@10.0.0.9/x",
+        "rtsp://user:pa SECRET@10.0.0.9/x",
+        '"rtsp\\x3a//user:SECRET@10.0.0.9/x"',
+        "'rtsp://us''er:SECRET@10.0.0.9/x'",
+        '"rtsp://user:\\\n   SECRET\\\n   @10.0.0.9/x"',
+        "# once rtsp://user:SECRET@10.0.0.9/x",
+        "}\n- rtsp://user:pa SECRET@10.0.0.9/x",
+    ],
+)
+def test_difference_of_a_configuration_never_holds_a_password(address):
+    text = f"sources: [line]\nname: {address}\nend: 1\n"
+    for shown in (difference("end: 1\n", text, "x"), difference(text, "end: 1\n", "x")):
+        assert "SECRET" not in shown
+        assert "line" in shown
+
+
+def test_file_written_while_a_change_is_applied_is_kept(path):
+    setup, run = made(path)
+    foreign = TEXT.replace("# the end", "# somebody else")
+    apply = run.apply
+
+    def apply_slowly(config):
+        path.write_text(foreign)
+        return apply(config)
+
+    run.apply = apply_slowly
+    with pytest.raises(SetupConflictError, match="meanwhile") as refused:
+        setup.change("left", with_corner(setup.read("left")))
+    assert "+# somebody else" in refused.value.difference
+    assert path.read_text() == foreign
+    assert run.applied[-1].guards.rules[0].rule == "heat_inside(belt) >= 0.6", "the former configuration runs again"
 
 
 def test_part_that_an_alias_shares_is_left_to_its_author(path):
@@ -225,6 +271,7 @@ def test_rule_is_checked_with_the_position_of_a_mistake_and_tried_on_the_past(pa
         found = setup.check("left", {"rule": rule}, regions)
         assert (found["position"], why in found["error"]) == (position, True), found
     assert setup.check("left", {"rule": "score > 0.5", "hold_seconds": -1}, regions)["error"].startswith("hold_seconds")
+    assert "at most" in setup.check("left", {"rule": "score > 0.5"}, regions * (MAX_REGIONS + 1))["error"]
     past = setup.check(
         "left", {"rule": "heat_inside(corner) < 0.3", "hold_seconds": 0.2, "clear_seconds": 0.2}, regions
     )

@@ -15,9 +15,9 @@ import av
 import pytest
 import yaml
 
-from commands.wiring.cameras import RunningCameras, make_cameras
+from commands.wiring.cameras import CameraDiff, RunningCameras, make_cameras
 from commands.wiring.kinds import load_config
-from commands.wiring.reload import ConfigFile, ConfigWatcher, stamp_of
+from commands.wiring.reload import ConfigFile, ConfigWatcher, reload_on_hangup, stamp_of
 from pipeline.errors import SinkError
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -255,5 +255,24 @@ def test_watcher_notices_a_change_before_it_starts_and_survives_any_error(tmp_pa
         for _ in range(2):
             assert read.wait(LIMIT_SECONDS)
             read.clear()
-            file.requested.set()
+            file.request()
     assert "broken plug-in" in caplog.text
+
+
+def test_hangup_beside_a_change_of_the_page_is_not_lost(tmp_path):
+    path, read = tmp_path / "run.yaml", threading.Event()
+    path.write_text("a")
+    config = load_config({"sources": [source("a")]}, "x")
+
+    def read_config():
+        read.set()
+        return config
+
+    file = ConfigFile(path, read_config, stamp_of(path))
+    watcher = ConfigWatcher(file, config, lambda _config: CameraDiff([], [], [], []))
+    with reload_on_hangup(file):
+        done = watcher.submit(lambda: None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        with watcher:
+            done.result(LIMIT_SECONDS)
+            assert read.wait(LIMIT_SECONDS)

@@ -96,6 +96,12 @@ def test_new_entries_stand_before_the_comment_of_the_next_key():
     assert after.index("name: y") < after.index("# sinks here")
 
 
+@pytest.mark.parametrize("name", ["on", "no", "12:30", "1e3", "a#b", "-", "{a}", "a\x85b", "a\u2028b"])
+def test_text_is_written_so_that_it_is_read_as_text(name):
+    after, _, _ = changed(ConfigEdit(0, guards={"rules": ListChange([{"name": name}], frozenset())}))
+    assert yaml.safe_load(after)["guards"]["rules"][-1] == {"name": name}
+
+
 def test_removed_entries_leave_the_comments_of_their_neighbours():
     text = RULES
     third = [{"index": 2, "name": "c", "rule": "score > 0.3"}]

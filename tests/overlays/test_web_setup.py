@@ -95,6 +95,7 @@ def test_change_from_another_machine_needs_a_private_connection():
     [
         ({"uri": "http://0.0.0.0:0", "insecure": True}, {}, "give a token"),
         ({"uri": ANY}, {"edit_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
+        ({"uri": ANY}, SECRETS | {"edit_token_file": Secret(TOKEN)}, "every viewer could change"),
     ],
 )
 def test_page_that_anybody_could_change_does_not_open(options, secrets, remedy):

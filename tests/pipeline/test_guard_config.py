@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
-from pipeline.guards.config import RegionConfig, check_cameras, check_labels
+from pipeline.guards.config import GuardConfig, RegionConfig, check_cameras, check_labels
 from pipeline.guards.parser import parse_condition, parse_rule
 
 SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
@@ -210,3 +210,8 @@ def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
 def test_condition_that_can_never_be_true_is_refused(text):
     with pytest.raises(ConfigError, match="can never be true"):
         parse_condition(text)
+
+
+def test_rule_is_parsed_once():
+    rule = "score>0.5 and entropy>0.5"
+    assert GuardConfig(name="a", rule=rule).parsed is GuardConfig(name="b", rule=rule).parsed

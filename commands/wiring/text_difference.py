@@ -1,0 +1,75 @@
+"""The lines that differ between two configuration texts, without credentials. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import yaml
+
+from stream.redact import SECRET, redact
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/.*", re.DOTALL)
+
+
+class _Span(NamedTuple):
+    """A value with an address: the first and the last character in the text, and what replaces it."""
+
+    begin: int
+    end: int
+    text: str
+
+
+def difference(before: str, after: str, name: str) -> str:
+    """Return the lines that differ (unified diff); addresses are redacted.
+
+    Args:
+        before: the text of the running configuration.
+        after: the text of the file.
+        name: the name of the file.
+    """
+    lines = difflib.unified_diff(_lines(before), _lines(after), f"{name} (running)", name, lineterm="", n=1)
+    return "\n".join(line.partition("\0")[0] for line in lines)
+
+
+def _lines(text: str) -> list[str]:
+    """Return each redacted line, and behind NUL a hash of it as written: lines may differ by a password only."""
+    return [f"{shown}\0{hash(line)}" for shown, line in zip(_redacted(text).split("\n"), text.split("\n"), strict=True)]
+
+
+def _redacted(text: str) -> str:
+    """Return a YAML text with redacted addresses.
+
+    A value is read as YAML reads it: a password may hold quotes, blanks and escapes, and be in several lines. Of an
+    address elsewhere (in a comment, behind a mistake) the rest of the line is removed.
+    """
+    shown, position = "", 0
+    for span in _addresses(text):
+        shown += _without_addresses(text[position : span.begin]) + span.text
+        position = span.end
+    return shown + _without_addresses(text[position:])
+
+
+def _addresses(text: str) -> Iterator[_Span]:
+    try:
+        for token in yaml.scan(text, yaml.SafeLoader):
+            if isinstance(token, yaml.ScalarToken) and (":/" in token.value or "@" in token.value):
+                begin, end = token.start_mark.index, token.end_mark.index
+                quote = token.style if token.style in {"'", '"'} else ""
+                line_ends = "\n" * text.count("\n", begin, end)
+                yield _Span(begin, end, f"{quote}{_address(token.value)}{quote}{line_ends}")
+    except (yaml.YAMLError, ValueError):
+        return
+
+
+def _address(value: str) -> str:
+    match = _ADDRESS.search(value)
+    start = 0 if match is None else match.start()
+    return " ".join((value[:start] + redact(value[start:])).split())
+
+
+def _without_addresses(text: str) -> str:
+    lines = text.split("\n")
+    return "\n".join(re.sub(r"(:/+).*|\S*@.*", rf"\g<1>{SECRET}", line) for line in lines)

@@ -140,10 +140,7 @@ class WebSink(Sink):
         if token is None and "edit_token_file" in self._tokens:
             raise SinkError(f"{self.uri}: edit_token_file: needs token_file, too: that of viewers who may not edit")
         if token is not None and token == self._tokens.get("edit_token_file"):
-            raise SinkError(
-                f"{self.uri}: edit_token_file: holds the token of token_file, so every viewer could change the "
-                "cameras; make another one: openssl rand -hex 24 > FILE"
-            )
+            raise SinkError(f"{self.uri}: edit_token_file: as token_file: every viewer could change it; give another")
         if token is None and not settings.insecure and not is_loopback(address.host):
             raise SinkError(
                 f"{self.uri}: every machine that reaches this address could view the page; give a token "

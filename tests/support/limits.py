@@ -12,7 +12,8 @@ FACTOR = float(os.environ.get("TEST_TIME_FACTOR", "1"))
 
 LIMIT_SECONDS = 240.0 * FACTOR
 """For an answer, a condition, the end of a thread or of a small program."""
-WAITS = {"read_timeout_seconds": LIMIT_SECONDS / 2, "open_timeout_seconds": LIMIT_SECONDS / 2}
-"""Options of a source that does not give a camera up because the machine is slow: for tests of anything but stalls."""
+WAITS = {"read_timeout_seconds": 60.0, "open_timeout_seconds": 60.0}
+"""Options of a source that does not give a camera up because the machine is slow: for tests of anything but stalls.
+The largest that sources accept."""
 PROGRAM_SECONDS = 600.0 * FACTOR
 """For a program that imports torch, compiles, or checks the whole repository."""

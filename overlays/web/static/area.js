@@ -34,17 +34,6 @@ export class AreaEditor extends ShapeEditor {
     this.announce("Drag a rectangle on the image, or set corners.");
   }
 
-  // Return false if the editor is not shown.
-  close() {
-    if (!this.isOpen) return false;
-    const hadFocus = this.panel.contains(document.activeElement);
-    this.isOpen = false;
-    this.selected = this.unfinished = this.drag = this.corner = null;
-    this.show();
-    if (hadFocus) this.root.querySelector(".area-open").focus({ preventScroll: true });
-    return true;
-  }
-
   // Show the YAML of the shapes; the image shows the same.
   show() {
     this.panel.hidden = !this.isOpen;

@@ -1,4 +1,5 @@
-// The set-up of a camera: what is drawn on its image, and its rules. Loaded when it is opened.
+// The set-up of a camera: what is drawn on its image, and its rules. Loaded when it is opened. Changes of a closed
+// editor stay until the page is left.
 import { COLOURS, drawShape, scaleOf } from "./area-shapes.js";
 import { KINDS, cornersOfText, cornersText, freeName, setupOfShapes, shapesOfSetup } from "./setup-data.js";
 import { RuleList } from "./setup-rules.js";
@@ -65,17 +66,6 @@ export class SetupEditor extends ShapeEditor {
     this.root.querySelector(".view").focus({ preventScroll: true });
     if (!this.setup || !this.isChanged) this.load();
     this.show();
-  }
-
-  // Return false if the editor is not shown. Changes stay until the page is left.
-  close() {
-    if (!this.isOpen) return false;
-    const hadFocus = this.panel.contains(document.activeElement);
-    this.isOpen = false;
-    this.selected = this.unfinished = this.drag = this.corner = null;
-    this.show();
-    if (hadFocus) this.root.querySelector(".area-open").focus({ preventScroll: true });
-    return true;
   }
 
   load() {

@@ -1,4 +1,4 @@
-// Drawing of shapes on the live image, by pointer, touch and keyboard. Editors extend it with a panel.
+// Drawing of shapes on the live image, by pointer, touch and keyboard. Editors extend it with a panel: `this.panel`.
 import { COLOURS, boundsOf, drawShape, scaleOf, spanned } from "./area-shapes.js";
 
 const TAP_PIXELS = 6; // a shorter drag sets a corner
@@ -40,6 +40,17 @@ export class ShapeEditor {
   // Show the shapes in the panel; the image shows the same.
   show() {
     this.changed();
+  }
+
+  // Return false if the editor is not shown.
+  close() {
+    if (!this.isOpen) return false;
+    const hadFocus = this.panel.contains(document.activeElement);
+    this.isOpen = false;
+    this.selected = this.unfinished = this.drag = this.corner = null;
+    this.show();
+    if (hadFocus) this.root.querySelector(".area-open").focus({ preventScroll: true });
+    return true;
   }
 
   select(shape) {

@@ -35,6 +35,7 @@ from pipeline.settings import Secret, SinkContext  # noqa: E402
 from pipeline.stats import RunStats  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
+from tests.support.certificates import make_certificate  # noqa: E402
 from tests.support.events import Clock, shown  # noqa: E402
 from tests.support.fakes import FakeSource  # noqa: E402
 from tests.support.limits import LIMIT_SECONDS  # noqa: E402
@@ -315,15 +316,8 @@ def test_password_is_sent_and_refusals_are_reported_without_it(tmp_path, overlai
 # paho lets go of a socket whose handshake fails without closing it; it is closed when it is forgotten, at once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tls_requires_a_valid_broker_certificate(tmp_path, overlaid, wait_until):
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    make_certificate(key, certificate, alternative="IP:127.0.0.1")
     key.chmod(0o644)
     tmp_path.chmod(0o755)
     with Broker(tmp_path, "allow_anonymous true", f"certfile {certificate}", f"keyfile {key}") as broker:

@@ -30,6 +30,7 @@ from pipeline.guards.state import GuardState
 from pipeline.settings import Secret, SinkContext
 from tests.overlays.conftest import explain
 from tests.support.boxes import box, explained_boxes
+from tests.support.certificates import make_certificate
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -300,15 +301,9 @@ def test_node_opcua_reads_the_variables(sink, tmp_path):
 @pytest.mark.slow
 @pytest.mark.leaves_things  # asyncua's client leaves its socket to the garbage collector after a refused session
 def test_users_with_passwords_are_admitted_over_encrypted_connections_only(tmp_path):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
     for name in ("server", "client"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
-             "-addext", "subjectAltName=URI:urn:freeopcua:python:server", "-keyout", f"{name}-key.pem", "-out",
-             f"{name}.pem"],
-            cwd=tmp_path, check=True, capture_output=True, timeout=PROGRAM_SECONDS,
-        )  # fmt: skip
+        files = tmp_path / f"{name}-key.pem", tmp_path / f"{name}.pem"
+        make_certificate(*files, subject=name, alternative="URI:urn:freeopcua:python:server")
     settings = OpcUaSettings(
         uri=ANY_PORT, certificate_file=str(tmp_path / "server.pem"), private_key_file=str(tmp_path / "server-key.pem")
     )

@@ -26,6 +26,7 @@ from pipeline.result import RunResult
 from pipeline.settings import Secret, SinkContext
 from pipeline.stats import RunStats
 from tests.support.broker import free_port
+from tests.support.certificates import make_certificate
 from tests.support.events import shown
 from tests.support.limits import LIMIT_SECONDS
 from tests.support.page_feed import Feed
@@ -43,15 +44,8 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
     folder = tmp_path_factory.mktemp("certificate")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout",
-         str(folder / "cams.key"), "-out", str(folder / "cams.pem")],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    make_certificate(folder / "cams.key", folder / "cams.pem", alternative="IP:127.0.0.1,DNS:localhost", key="ec")
     return folder
 
 

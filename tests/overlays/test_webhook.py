@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import ssl
-import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +19,7 @@ from overlays.sinks.events import EventsSink
 from overlays.sinks.settings import EventSettings
 from pipeline.errors import ConfigError, SinkError
 from pipeline.settings import Secret, SinkContext
+from tests.support.certificates import make_certificate
 from tests.support.events import WALL, Clock, shown
 from tests.support.limits import LIMIT_SECONDS
 
@@ -218,14 +217,8 @@ def test_what_is_too_old_to_be_kept_is_counted(monkeypatch):
 
 
 def test_certificate_of_the_receiver_is_checked(tmp_path, wait_until, monkeypatch):
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("needs openssl")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    make_certificate(key, certificate, alternative="IP:127.0.0.1")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with Receiver(tls=context) as receiver:

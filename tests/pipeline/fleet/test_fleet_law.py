@@ -1,19 +1,9 @@
-"""Runs fleets in simulated time through random faults; ``simulation.py`` checks the law at every step."""
-
-import importlib.util
-import sys
-from pathlib import Path
+"""Runs fleets in simulated time through random faults; ``fleet_simulation`` checks the law at every step."""
 
 import pytest
 
 from pipeline.fleet.messages import FleetTiming
-
-_spec = importlib.util.spec_from_file_location("fleet_simulation", Path(__file__).with_name("simulation.py"))
-assert _spec is not None
-assert _spec.loader is not None
-simulation = importlib.util.module_from_spec(_spec)
-sys.modules["fleet_simulation"] = simulation
-_spec.loader.exec_module(simulation)
+from tests.support import fleet_simulation as simulation
 
 MAX_DARK_SECONDS = 6.0
 """Within which a camera is held again after the loss of one process or machine."""
@@ -33,14 +23,6 @@ def settled(seed: int = 1, **options):
     fleet.run(25.0)  # long enough for every move
     assert fleet.longest_dark() == 0.0
     return fleet
-
-
-def worst_dark(fleet, seconds: float) -> float:
-    worst, end = 0.0, fleet.now + seconds
-    while fleet.now < end:
-        fleet.step()
-        worst = max(worst, fleet.longest_dark())
-    return worst
 
 
 @pytest.mark.parametrize("first", range(0, 60, 10))
@@ -63,14 +45,14 @@ def test_fleet_deals_the_cameras_of_a_lost_worker_again_within_six_seconds():
     fleet = settled()
     victim = next(each.machine for each in fleet.workers if each.machine is not fleet.current.machine)
     fleet.kill_worker(victim, seconds=None)
-    assert 0.0 < worst_dark(fleet, 10.0) <= MAX_DARK_SECONDS
+    assert 0.0 < fleet.worst_dark(10.0) <= MAX_DARK_SECONDS
     assert fleet.longest_dark() == 0.0
 
 
 def test_fleet_deals_the_cameras_of_a_lost_machine_again_within_six_seconds():
     fleet = settled()
     fleet.kill_machine(next(m for m in fleet.machines[1:] if m is not fleet.current.machine), seconds=None)
-    assert 0.0 < worst_dark(fleet, 10.0) <= MAX_DARK_SECONDS
+    assert 0.0 < fleet.worst_dark(10.0) <= MAX_DARK_SECONDS
 
 
 def test_fleet_deals_the_cameras_of_a_lost_machine_again_without_the_store():
@@ -79,28 +61,28 @@ def test_fleet_deals_the_cameras_of_a_lost_machine_again_without_the_store():
     fleet.run(20.0)
     assert fleet.longest_dark() == 0.0
     fleet.kill_machine(next(m for m in fleet.machines[1:] if m is not fleet.current.machine), seconds=None)
-    assert 0.0 < worst_dark(fleet, 20.0) <= MAX_DARK_SECONDS
+    assert 0.0 < fleet.worst_dark(20.0) <= MAX_DARK_SECONDS
     assert fleet.longest_dark() == 0.0
 
 
 def test_restart_of_the_director_interrupts_no_camera():
     fleet = settled()
     fleet.current.is_alive = False
-    assert worst_dark(fleet, 15.0) == 0.0
+    assert fleet.worst_dark(15.0) == 0.0
     assert fleet.current.is_alive
 
 
 def test_fleet_recovers_from_the_loss_of_the_machine_with_the_director():
     fleet = settled()
     fleet.kill_machine(fleet.current.machine, seconds=None)
-    assert 0.0 < worst_dark(fleet, 20.0) <= 12.0
+    assert 0.0 < fleet.worst_dark(20.0) <= 12.0
     assert fleet.longest_dark() == 0.0
 
 
 def test_second_director_beside_the_first_interrupts_no_camera():
     fleet = settled()
     fleet.replace_director()
-    assert worst_dark(fleet, 15.0) == 0.0
+    assert fleet.worst_dark(15.0) == 0.0
 
 
 def test_machine_cut_off_with_the_director_stops_before_its_cameras_are_dealt_again():
@@ -120,7 +102,7 @@ def test_drained_machine_gives_up_its_cameras_in_two_seconds():
     worker = next(each for each in fleet.workers if each.leases.valid(each.machine.clock(fleet.now)))
     fleet.drained.add(f"n{worker.machine.number}")
     fleet.current.director.drain(fleet.drained)
-    assert 0.0 < worst_dark(fleet, 8.0) <= 2.0
+    assert 0.0 < fleet.worst_dark(8.0) <= 2.0
     assert not worker.leases.valid(worker.machine.clock(fleet.now))
 
 
@@ -142,7 +124,7 @@ def test_machine_that_joins_gets_cameras_by_moves_of_two_at_a_time():
     fleet.run(40.0)
     counts = [sum(names[0].startswith(f"w{number}-") for names in fleet.publishers().values()) for number in (1, 2, 3)]
     assert sorted(counts) == [4, 4, 4] or max(counts) - min(counts) <= 3
-    assert worst_dark(fleet, 12.0) <= 2.0
+    assert fleet.worst_dark(12.0) <= 2.0
 
 
 @pytest.mark.parametrize("how", ["announced", "counted"])

@@ -1,17 +1,8 @@
 """The two directors of a fleet in simulated time: frozen, killed and cut off, alone and both."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-_spec = importlib.util.spec_from_file_location("fleet_pair", Path(__file__).with_name("pair.py"))
-assert _spec is not None
-assert _spec.loader is not None
-pair = importlib.util.module_from_spec(_spec)
-sys.modules["fleet_pair"] = pair
-_spec.loader.exec_module(pair)
+from tests.support import fleet_pair as pair
 
 
 def settled(seed: int = 1):
@@ -20,14 +11,6 @@ def settled(seed: int = 1):
     assert fleet.longest_dark() == 0.0
     assert len(fleet.active()) == 1
     return fleet
-
-
-def worst_dark(fleet, seconds: float) -> float:
-    worst, end = 0.0, fleet.now + seconds
-    while fleet.now < end:
-        fleet.step()
-        worst = max(worst, fleet.longest_dark())
-    return worst
 
 
 @pytest.mark.parametrize("first", range(0, 20, 10))
@@ -48,25 +31,25 @@ def test_frozen_director_is_replaced_and_yields_when_it_wakes():
     fleet = settled()
     [first] = fleet.active()
     fleet.freeze([first], 20.0)
-    assert worst_dark(fleet, 19.0) == 0.0
+    assert fleet.worst_dark(19.0) == 0.0
     assert any(each is not first for each in fleet.active())
-    assert worst_dark(fleet, 20.0) == 0.0
+    assert fleet.worst_dark(20.0) == 0.0
     assert len(fleet.active()) == 1
 
 
 def test_both_directors_killed_together_are_dark_for_a_lease_and_the_quiet_time():
     fleet = settled()
     fleet.kill(fleet.programs())
-    assert 0.0 < worst_dark(fleet, 30.0) < 12.0
+    assert 0.0 < fleet.worst_dark(30.0) < 12.0
     assert fleet.longest_dark() == 0.0
 
 
 def test_head_that_is_back_after_ten_minutes_interrupts_no_camera():
     fleet = settled()
     fleet.store_is_up = False
-    assert worst_dark(fleet, 600.0) == 0.0
+    assert fleet.worst_dark(600.0) == 0.0
     fleet.store_is_up = True
-    assert worst_dark(fleet, 30.0) < 3.0
+    assert fleet.worst_dark(30.0) < 3.0
     assert len(fleet.active()) == 1
 
 
@@ -78,5 +61,5 @@ def test_standby_that_waited_for_the_head_takes_over_without_a_camera_dark():
     fleet.run(60.0)
     assert fleet.longest_dark() == 0.0
     fleet.store_is_up = True
-    assert worst_dark(fleet, 30.0) < 3.0
+    assert fleet.worst_dark(30.0) < 3.0
     assert len(fleet.active()) == 1

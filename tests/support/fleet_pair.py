@@ -6,34 +6,23 @@ Workers change from one to the other as ``commands.fleet.directors`` does.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipeline.fleet.director import Director
 from pipeline.fleet.messages import Beat, Grant
 from pipeline.fleet.standby import DirectorState, Standby
+from tests.support.fleet_programs import Program
+from tests.support.fleet_simulation import HEAD, TIMING, Simulation
 
-_spec = importlib.util.spec_from_file_location("fleet_simulation", Path(__file__).with_name("simulation.py"))
-assert _spec is not None
-assert _spec.loader is not None
-simulation: Any = sys.modules.get("fleet_simulation") or importlib.util.module_from_spec(_spec)
-if "fleet_simulation" not in sys.modules:
-    sys.modules["fleet_simulation"] = simulation
-    _spec.loader.exec_module(simulation)
-
-TIMING = simulation.TIMING
-HEAD = simulation.HEAD
 ASK_SECONDS, ANSWER_SECONDS, CONFIRM_SECONDS = 0.2, 0.7, 0.25
 BEAT_SECONDS, AVOID_SECONDS = 0.8, 3.0
 NOT_ACTIVE = 0
 
 
 @dataclass
-class PairProgram(simulation.Program):
+class PairProgram(Program):
     """One of the two directors."""
 
     number: int = 0
@@ -55,7 +44,7 @@ class Choice:
     """Number of the beat that waits for an answer; 0: none."""
 
 
-class PairSimulation(simulation.Simulation):
+class PairSimulation(Simulation):
     """A fleet whose directors are started by Ray, and take turns by themselves."""
 
     def __init__(self, seed: int, **options: Any) -> None:

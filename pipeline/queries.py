@@ -178,7 +178,7 @@ class PlaceQueries:
         self.labels: tuple[str, ...] = ()
         """The class names; empty until ``open``."""
         self.kind: QueryKind = "places"
-        """What is answered, from ``open`` on."""
+        """The kind of questions that are answered, from ``open`` on."""
         self.frames = RecentFrames()
 
     @property

@@ -57,7 +57,7 @@ class Division:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSettings:
-    """What a worker explains with, and where it writes."""
+    """The network and engine of a worker, and the folder that it writes to."""
 
     config: Config
     output: str

@@ -115,7 +115,7 @@ class OpenRun:
     sinks: Sequence[Sink]
     limits: RunLimits
     history: RuleHistory | None = None
-    """What rules need of the last minutes, if a page may change them."""
+    """The figures of the last minutes that rules need, if a page may change them."""
 
     def apply(self, new: Config) -> CameraDiff:
         """Change the cameras and guards to those of a new configuration.

@@ -49,7 +49,7 @@ class ExplainedFrame(Frame):
 
 
 class Origin(Protocol):
-    """What a remote camera knows of the stream that it comes from."""
+    """The stream that a remote camera comes from, as far as the camera needs it."""
 
     uri: str
 

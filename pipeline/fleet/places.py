@@ -11,7 +11,7 @@ from typing import Any, Final
 from pipeline.ports import MetricSample
 
 State = Mapping[str, Any]
-"""What ``Director.status`` returns."""
+"""The value of ``Director.status``."""
 
 _LATE_SECONDS: Final = 1.5
 """Time without a beat of a worker, which beats twice a second, after which its cameras are in doubt."""

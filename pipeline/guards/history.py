@@ -1,4 +1,4 @@
-"""What rules need of the last minutes of each camera, and when a rule would have fired on it.
+"""Keeps the figures of the last minutes that rules need, and replays a rule on them.
 
 A frame is kept as its figures and its heat grids in float16: 537 bytes for a classifier with 7 x 7 cells. A rule is
 evaluated by ``pipeline.guards.alert``, as live; the share of the evidence in a region is computed anew, for any
@@ -79,7 +79,7 @@ class _CameraFrames:
 
 @dataclass(frozen=True, slots=True)
 class PastAlarms:
-    """What a rule would have done on the kept frames."""
+    """The alarms that a rule would have raised on the kept frames."""
 
     spans: Sequence[tuple[float, float, str]]
     """Monotonic begin and end of the last alarms, the oldest first, and the message of the worst frame."""

@@ -1,4 +1,4 @@
-"""What the source of an industrial camera needs from the library that speaks to the camera."""
+"""The interface between the source of industrial cameras and the libraries that speak to them."""
 
 from __future__ import annotations
 

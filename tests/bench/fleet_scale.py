@@ -1,4 +1,4 @@
-"""How many cameras one director serves: its processor time, the latency of beats, the time to deal all cameras.
+"""Measures a director with many cameras: processor time, latency of beats, time to deal all cameras.
 
 ``python -m tests.bench.fleet_scale`` runs 200 simulated cameras on a null engine in one cluster on this machine.
 ``python -m tests.bench.fleet_scale --pure`` measures the director's state machine apart from Ray, up to 10,000 cameras.

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
+from tests.support.broker import Broker
 from tests.support.browser import CHROMIUM, browsing, console_checked_tabs
 from tests.support.limits import LIMIT_SECONDS
 
@@ -105,6 +106,13 @@ def quick_mqtt(monkeypatch):
 
     monkeypatch.setattr(connection, "_RETRY_SECONDS", (0.1, 0.2))
     monkeypatch.setattr(sink, "_STALL_SECONDS", 1.0)
+
+
+@pytest.fixture
+def broker(tmp_path):
+    """Start an MQTT broker that asks for no password."""
+    with Broker(tmp_path, "allow_anonymous true") as running:
+        yield running
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from pipeline.frames import Box
 
@@ -128,9 +127,15 @@ def _overlap(boxes: Boxes, expected: Sequence[Boxes], buffer: float) -> Boxes:
 def _match(overlap: Boxes, classes: Sequence[int], tracks: Sequence[Track]) -> list[tuple[int, int]]:
     """Return pairs of a box and a track, as row and column of ``overlap``."""
     same = np.reshape([[c == track.class_index for track in tracks] for c in classes], overlap.shape)
-    allowed = np.where(overlap >= np.where(same, MIN_IOU, CLASS_CHANGE_IOU), overlap, 0.0)
-    rows, columns = linear_sum_assignment(allowed, maximize=True)
-    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if allowed[r, c] > 0.0]
+    return assign_pairs(np.where(overlap >= np.where(same, MIN_IOU, CLASS_CHANGE_IOU), overlap, 0.0))
+
+
+def assign_pairs(value: Boxes) -> list[tuple[int, int]]:
+    """Return the pairs (row, column) with the largest sum of values; none has the value 0."""
+    from scipy.optimize import linear_sum_assignment  # viewers and sinks of networks without boxes start without it
+
+    rows, columns = linear_sum_assignment(value, maximize=True)
+    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if value[row, column] > 0.0]
 
 
 def _enlarged(boxes: Boxes, fraction: float) -> Boxes:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from pipeline.finite import find_non_finite
 from pipeline.frames import Box, Explanation, Finding, Frame, top_scoring
 from pipeline.guards.box_stats import has_boxes
 from pipeline.ports import Explainer, ExplainerWrapper, MetricSample
-from pipeline.tracking import pairwise_iou
+from pipeline.tracking import assign_pairs, pairwise_iou
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,9 +84,7 @@ def _matched(first: Sequence[Finding], second: Sequence[Finding]) -> list[tuple[
     corners = [np.reshape([tuple(each.box or ()) for each in side], (-1, 4)) for side in (first, second)]
     iou = pairwise_iou(*corners)
     same = np.array([[decided.label == tried.label for tried in second] for decided in first], bool).reshape(iou.shape)
-    value = np.where(same & (iou >= MIN_IOU), 1.0 + iou, 0.0)
-    rows, columns = linear_sum_assignment(value, maximize=True)
-    return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if value[row, column] > 0.0]
+    return assign_pairs(np.where(same & (iou >= MIN_IOU), 1.0 + iou, 0.0))
 
 
 def _counted(labels: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 
 from tests.support.descriptors import open_things
 from tests.support.limits import LIMIT_SECONDS
@@ -43,10 +42,6 @@ hypothesis.settings.load_profile("suite")
 # Where a test imports OpenVINO before the engine does, it would send each event from a fork of the worker.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # importing it raises ImportError
 
-# No example of hypothesis goes by the clock: on a busy machine, generating one or running one may take seconds.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -67,11 +62,14 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(autouse=True)
-def logs_as_they_were():
-    """Benchmarks keep the log quiet for their process; the next test hears everything again."""
-    before = logging.root.manager.disable
+def process_settings_restored():
+    """Restore the level of the log and the threads of PyTorch, which benchmarks and ``threads`` set for a process."""
+    disabled, torch = logging.root.manager.disable, sys.modules.get("torch")
+    threads = torch and torch.get_num_threads()
     yield
-    logging.disable(before)
+    logging.disable(disabled)
+    if torch is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -29,8 +29,10 @@ def test_noise_makes_a_jpeg_larger():
 
 
 @pytest.mark.slow
-def test_delivery_prints_one_line_per_case_and_accounts_for_every_frame(capsys):
-    (plain, locked) = delivery.main(["--viewers", "1", "--seconds", "1.5"])
+def test_delivery_prints_one_line_per_case_and_accounts_for_every_frame(capsys, monkeypatch):
+    small = delivery.noise_image(180, 320, 8.0)
+    monkeypatch.setattr(delivery, "noise_image", lambda *_: small)
+    (plain, locked) = delivery.main(["--viewers", "1", "--seconds", "1"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["case"] for line in lines] == [plain["case"], locked["case"]] == [
         "1 viewers, CURVE off", "1 viewers, CURVE on",
@@ -69,13 +71,14 @@ def test_crowd_of_failing_viewers_does_not_affect_others_or_the_publisher():
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
-def test_page_video_counts_bytes_and_ages_of_both_encodings():
-    images = [footage.paint(np.zeros((240, 320, 3), np.uint8), number, 0) for number in range(10)]
+def test_page_video_counts_bytes_and_ages_of_both_encodings(monkeypatch):
+    monkeypatch.setattr(page_video, "WARM_UP_SECONDS", 0.2)
+    images = [footage.paint(np.zeros((240, 320, 3), np.uint8), number, 0) for number in range(5)]
     with browsing() as browser:
         rows = [
-            page_video.measure(browser, images, mode, cameras=2, rate=10, seconds=2) | {"clip": "painted"}
+            page_video.measure(browser, images, mode, cameras=2, rate=5, seconds=1) | {"clip": "painted"}
             for mode in ("jpeg", "h264")
         ]
     assert [row["h264"] > 0 for row in rows] == [False, True]
     assert all(row["shown"] > 0 and row["published"] > 0 for row in rows)
-    assert "| painted | 2 x 320x240, 10/s | h264 |" in page_video.table(rows)
+    assert "| painted | 2 x 320x240, 5/s | h264 |" in page_video.table(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from functools import partial
 
 import pytest
 
@@ -19,10 +20,24 @@ from commands.train_line import (
 from engine.finetuning.finetune import finetune
 from engine.models.checkpoint import load_checkpoint
 from pipeline.frames import Box, GroundTruth
-from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, Belt, frame_reader, scored_frames
+from stream.simulated.samples import (
+    EVALUATION_SEEDS,
+    TRAINING_SEEDS,
+    Belt,
+    evaluation_frames,
+    frame_reader,
+    scored_frames,
+)
 from stream.simulated.schedule import LABELS, OK
 
 TINY = 0.0001
+
+
+@pytest.fixture(autouse=True)
+def few_frames(monkeypatch):
+    """Draw fewer frames of each belt than a training needs."""
+    monkeypatch.setattr("commands.train_line.FRAMES_PER_BELT", 3)
+    monkeypatch.setattr("stream.simulated.samples.evaluation_frames", partial(evaluation_frames, per_belt=3))
 
 
 @pytest.mark.slow

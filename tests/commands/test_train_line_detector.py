@@ -132,7 +132,9 @@ def test_shipped_detector_is_small_and_precise():
 
 
 @pytest.mark.slow
-def test_train_line_detector_writes_a_detector(command, tmp_path):
+def test_train_line_detector_writes_a_detector(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("commands.train_line_detector.FRAMES_PER_BELT", 3)
+    monkeypatch.setattr("commands.train_line_detector.EVALUATION_FRAMES", 3)
     code, output, errors = command(
         "train-line", "--detector", "--effort", TINY, "--output", str(tmp_path / "line.safetensors")
     )

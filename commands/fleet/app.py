@@ -212,12 +212,14 @@ def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Di
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
     """Run the node until a signal.
 
-    If Ray ends here (the head did not hear this node for some seconds, or Ray was killed), the node joins again.
+    If Ray ends here (the head did not hear this node for some seconds, or Ray was killed), or the head comes back
+    without its data, the node joins again.
 
     Raises:
         ReciproStreamError: the node cannot be started.
     """
     from commands.fleet.client import call, connected, start_directors, start_worker
+    from commands.fleet.head import HeadWatch, head_identity
     from commands.fleet.ray_node import ray_node
     from commands.fleet.worker import WorkerSpec
 
@@ -230,6 +232,8 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
     ):
         import ray
 
+        head = HeadWatch(head_identity(running.address))
+        head.is_replaced()  # notes which head it is
         node_id = ray.get_runtime_context().get_node_id()
         directors = start_directors(config.name, config.rates, FleetTiming(nodes=config.nodes))
         specs = [
@@ -245,15 +249,17 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             f"node {node} of fleet {config.name} runs; another machine joins with: "
             f"run.py fleet FLEET.yaml --join {running.address} --listen ITS_ADDRESS"
         )
-        while not stop.wait(_CHECK_SECONDS) and not running.has_ended:
-            pass
-        if running.has_ended:  # Ray then ends this process, too, by the signal that a user would send
+        is_replaced = False
+        while not stop.wait(_CHECK_SECONDS) and not running.has_ended and not is_replaced:
+            is_replaced = head.is_replaced()
+        if is_replaced or running.has_ended:  # an ended Ray ends this process, too, by the signal of a user
             # Not by an exception: the end of the block would wait for Ray for ever.
             running.end()
             if join is None:
-                log.error("node %s: Ray has ended here; start it again, then the other nodes", node)
+                log.error("node %s: Ray has ended here; start it again", node)
                 os._exit(1)
-            _rejoin(f"node {node}: Ray has ended here; its cameras go to other nodes")
+            reason = "the head came back without its data" if is_replaced else "Ray has ended here"
+            _rejoin(f"node {node}: {reason}; its cameras go to other nodes")
         _leave(directors, workers, node, [spec.slot for spec in specs])
 
 

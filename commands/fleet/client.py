@@ -38,6 +38,9 @@ def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[N
             f"fleet: no Ray answers {where} ({str(error).splitlines()[0]}); start it with run.py fleet FLEET.yaml, or "
             "give --address HOST:PORT and the token of that fleet"
         ) from None
+    # Ray's thread that prints errors of other processes takes a whole core while the head is gone: it asks without a
+    # pause. It ends at its next answer; Ray sets this event itself when it is shut down.
+    ray._private.worker.global_worker.threads_stopped.set()  # noqa: SLF001
     try:
         yield
     finally:

@@ -39,7 +39,9 @@ _SILENT_SECONDS: Final = 4.0
 """Age of the fleet's state that is named on the page: it comes twice a second."""
 _RESTART_SECONDS: Final = 2.0
 _MAX_SILENT_SECONDS: Final = 120.0
-"""Time without a line after which the program that reaches Ray is started again; Ray may take long to start."""
+"""Time without a state after which the program that reaches Ray is started again: Ray may take long to start, and a
+program that has lost its head does not reach a new one at the same address.
+"""
 _END_SECONDS: Final = 3.0
 
 
@@ -124,12 +126,13 @@ class StatusReader(WorkerOwner):
         while not self._stop.is_set():
             with tempfile.TemporaryFile() as errors, self._started(errors) as process:
                 try:
-                    self._read(process)
+                    has_ended = self._read(process)
                 finally:
                     _end(process)
                 errors.seek(0)
                 last = errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-            self._on_problem(last[0].removeprefix("error: ") if last else "its status ended")
+            if has_ended:
+                self._on_problem(last[0].removeprefix("error: ") if last else "its status ended")
             self._stop.wait(_RESTART_SECONDS)
 
     def _started(self, errors: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - a temporary file
@@ -137,32 +140,44 @@ class StatusReader(WorkerOwner):
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        """Read lines until the program ends, is silent for long, or this reader is stopped."""
+    def _read(self, process: subprocess.Popen[bytes]) -> bool:
+        """Read lines, and return whether the program ended by itself.
+
+        Otherwise it has given no state for long, only problems or nothing, or this reader is stopped.
+        """
+        stated_at = time.monotonic()
         for line in _lines(process, self._stop):
-            try:
-                state = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(state, dict):
-                continue
-            if "problem" in state:
-                self._on_problem(str(state["problem"]))
-            else:
+            state = _read_state(line)
+            if state is not None and "problem" not in state:
                 self._on_state(state)
+                stated_at = time.monotonic()
+                continue
+            if state is not None:
+                self._on_problem(str(state["problem"]))
+            if time.monotonic() > stated_at + _MAX_SILENT_SECONDS:
+                return False
+        return not self._stop.is_set()
+
+
+def _read_state(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line; None if it has none."""
+    try:
+        state = json.loads(line)
+    except ValueError:
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def _lines(process: subprocess.Popen[bytes], stop: threading.Event) -> Iterator[bytes]:
-    """Yield the lines that a program prints."""
+    """Yield the lines that a program prints, and an empty one whenever it prints nothing for a moment."""
     assert process.stdout is not None  # noqa: S101 - it was asked for
     descriptor, rest = process.stdout.fileno(), b""
-    heard_at = time.monotonic()
-    while not stop.is_set() and time.monotonic() < heard_at + _MAX_SILENT_SECONDS:
+    while not stop.is_set():
         if not select.select([descriptor], [], [], _READ_SECONDS)[0]:
+            yield b""
             continue
         if not (received := os.read(descriptor, 1 << 16)):
             return
-        heard_at = time.monotonic()
         *lines, rest = (rest + received).split(b"\n")
         yield from lines
 

@@ -59,6 +59,9 @@ def explain_archive(
         float,
         option(RUN, f"Length of the parts of long videos; 0: undivided. [default: {PART_SECONDS:g}]", min=0),
     ] = PART_SECONDS,
+    overlays: Annotated[
+        bool, option(RUN, "Draw each photo and video, too, into overlays/ of the output.", "--overlays")
+    ] = False,
     workers: options.Workers = 1,
 ) -> None:
     """Explain photos and videos; writes Parquet partitions with the columns of a log."""
@@ -84,24 +87,25 @@ def explain_archive(
             "left out: %d folders, such as %s; name linked folders as inputs of their own",
             len(found.not_entered), shown(found.not_entered[0]),
         )  # fmt: skip
-    settings = _settings(config, every)
+    settings = _settings(config, every, draws=overlays)
     output = output if is_address(output) else str(Path(local_path(output)).absolute())  # workers have other folders
     folder, identity = open_folder(output), json.dumps(settings, sort_keys=True)
     with folder.locked():
         _keep_settings(folder, settings)
         waiting, partial = _waiting(found, folder)
         folder.remove(SUMMARY)
-        run = ArchiveRun(folder, ArchiveSettings(config, output, identity, every, part_seconds), partial)
+        run = ArchiveRun(folder, ArchiveSettings(config, output, identity, every, part_seconds, overlays), partial)
         _finish(folder, run.explain(shards_of(waiting, identity, photos), workers))
 
 
-def _settings(config: Config, every: int) -> dict[str, Any]:
+def _settings(config: Config, every: int, *, draws: bool) -> dict[str, Any]:
     """Return all that the explanations of a file depend on."""
     engine = config.engine.model_dump(mode="json", exclude={"threads", "cache", "batch", "device"}, exclude_none=True)
     return {
         "engine": engine,
         "every": every,
         "files": file_digests(config.engine.model, config.engine.weights, config.engine.labels),
+        **({"overlays": True} if draws else {}),
     }
 
 
@@ -122,7 +126,7 @@ def _keep_settings(folder: OutputFolder, settings: Mapping[str, Any]) -> None:
 
 def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa: ANN401 - JSON of a file
     flat = [
-        {**value.get("engine", {}), "every": value.get("every"), "files": value.get("files")}
+        {**value.get("engine", {}), **{key: value.get(key) for key in ("every", "files", "overlays")}}
         for value in (earlier if isinstance(earlier, dict) else {}, settings)
     ]
     return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
@@ -130,6 +134,7 @@ def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa
 
 def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dict[str, list[str]]]:
     """Return the files that are not explained, and the names of partitions of parts of them, by path."""
+    from commands.archive.overlays import remove_unfinished_overlays
     from commands.archive.partitions import SUFFIX, complete_partitions, read_partitions
     from stream.paths import shown
 
@@ -138,6 +143,8 @@ def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dic
     for path in {file.path for file in explained} & incomplete.keys():
         for superfluous in incomplete.pop(path):  # the video was explained as a whole, and then the run was killed
             folder.remove(superfluous.name + SUFFIX)
+    left = {each.name for parts in (complete, *incomplete.values()) for each in parts}
+    remove_unfinished_overlays(folder, left)
     waiting, changed = divided(found.files, explained)
     if len(waiting) < len(found.files):
         print_line(f"{len(found.files) - len(waiting)} of {len(found.files)} files were explained before; continuing.")

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import BinaryIO, Final, cast
 
 from commands.archive.stores import folder_of, is_address
@@ -42,6 +42,14 @@ class OutputFolder(ABC):
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
+
+    @abstractmethod
+    def folders(self, name: str) -> list[str]:
+        """Return the names of the folders in a folder below this one; none if it is not there."""
+
+    @abstractmethod
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder below this one, with all that it holds."""
 
     @abstractmethod
     def _written(self, name: str) -> AbstractContextManager[Path]:
@@ -118,8 +126,20 @@ class DiskFolder(OutputFolder):
         with self.write_errors():
             Path(self.location, name).unlink(missing_ok=True)
 
+    def folders(self, name: str) -> list[str]:  # noqa: D102
+        below = Path(self.location, name)
+        return sorted(path.name for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
+
+    def remove_folder(self, name: str) -> None:  # noqa: D102
+        with self.write_errors(), suppress(FileNotFoundError):
+            shutil.rmtree(Path(self.location, name))
+
     def _written(self, name: str) -> AbstractContextManager[Path]:
-        return atomic_write(Path(self.location, name))
+        path = Path(self.location, name)
+        if "/" in name:  # never the folder itself: if somebody has removed it, the run ends
+            Path(self.location, PurePath(name).parts[0]).mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
+        return atomic_write(path)
 
     def _lock_path(self) -> Path:
         return Path(self.location)
@@ -159,10 +179,21 @@ class StoreFolder(OutputFolder):
             except FileNotFoundError:
                 return
 
+    def folders(self, name: str) -> list[str]:  # noqa: D102
+        from pyarrow.fs import FileSelector, FileType
+
+        selector = FileSelector(f"{self._path}/{name}", allow_not_found=True)
+        listed = self._filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in listed if info.type == FileType.Directory)
+
+    def remove_folder(self, name: str) -> None:  # noqa: D102
+        with self.write_errors(), suppress(FileNotFoundError):
+            self._filesystem.delete_dir(f"{self._path}/{name}")
+
     @contextmanager
     def _written(self, name: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="recipro-archive-") as folder:
-            temporary = Path(folder, name)
+            temporary = Path(folder, PurePath(name).name)
             yield temporary
             # Opened once the file is complete: closing a stream stores what was written so far, also after an error.
             with temporary.open("rb") as file, self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:

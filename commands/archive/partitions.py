@@ -23,6 +23,8 @@ METADATA_KEY: Final = b"recipro_archive"
 """Key of the metadata of a partition: its files and its failures, as JSON."""
 ARCHIVE_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in SCHEMA] + [pa.field("error", pa.string())])
 """The columns of a log, and the reason why a file, or the rest of a video, is not explained."""
+OVERLAY_SCHEMA: Final = ARCHIVE_SCHEMA.append(pa.field("overlay", pa.string()))
+"""The same, and the drawn image or video, relative to the folder."""
 _GROUP_ROWS: Final = 512
 SUFFIX: Final = ".parquet"
 _READERS: Final = 16
@@ -47,21 +49,22 @@ class Partition:
 class PartitionWriter:
     """Writes one partition to a hidden file, synced and renamed when the block ends without an error."""
 
-    def __init__(self, folder: OutputFolder, shard: Shard) -> None:
-        """Store the names; entering creates the hidden file."""
+    def __init__(self, folder: OutputFolder, shard: Shard, schema: pa.Schema = ARCHIVE_SCHEMA) -> None:
+        """Store the names and columns; entering creates the hidden file."""
         self._folder = folder
         self._shard = shard
+        self._schema = schema
         self._rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, str]] = []
         """Path and reason of each file that was not read, or not to its end."""
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Add an explanation: the result of ``explanation_record``."""
-        self._append(to_row(record) | {"error": None})
+    def add(self, record: Mapping[str, Any], overlay: str | None = None) -> None:
+        """Add an explanation: the result of ``explanation_record``, and its drawn file."""
+        self._append(to_row(record) | {"error": None, "overlay": overlay})
 
     def add_failure(self, file: ArchiveFile, camera: str, reason: str) -> None:
         """Add a file that cannot be read, or the end of a video that cannot be read any further."""
-        row = dict.fromkeys(ARCHIVE_SCHEMA.names)
+        row = dict.fromkeys(self._schema.names)
         self._append(row | {"source": escaped(file.path), "camera": escaped(camera), "error": escaped(reason)})
         self.failures.append((file.path, reason))
 
@@ -72,14 +75,14 @@ class PartitionWriter:
 
     def _flush(self) -> None:
         with self._folder.write_errors():
-            self._writer.write_table(pa.Table.from_pylist(self._rows, ARCHIVE_SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
         self._rows = []
 
     def __enter__(self) -> Self:
         with self._folder.write_errors(), ExitStack() as stack:
             temporary = stack.enter_context(self._folder.written(self._shard.name + SUFFIX))
             file = stack.enter_context(temporary.open("wb"))
-            self._writer = stack.enter_context(pq.ParquetWriter(file, ARCHIVE_SCHEMA, compression="zstd"))
+            self._writer = stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
             self._stack = stack.pop_all()
         return self
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from commands.archive.folders import OutputFolder
 from commands.archive.inputs import Shard
+from commands.archive.overlays import OVERLAYS
 from commands.archive.partitions import SUFFIX
 from commands.archive.pool import LostShard, Outcome, explain_by_ray, explain_here
 from commands.archive.worker import ArchiveSettings, Division, ShardResult
@@ -123,3 +124,5 @@ class ArchiveRun:
     def _remove(self, names: Sequence[str] | set[str]) -> None:
         for name in names:
             self._folder.remove(name + SUFFIX)
+            if self._settings.draws:
+                self._folder.remove_folder(f"{OVERLAYS}/{name}")

@@ -6,13 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from commands.archive.folders import open_folder
 from commands.archive.inputs import ArchiveFile, Shard, shards_of, shards_of_video
-from commands.archive.partitions import PartitionWriter
+from commands.archive.overlays import ShardOverlays
+from commands.archive.partitions import ARCHIVE_SCHEMA, OVERLAY_SCHEMA, PartitionWriter
 from commands.archive.stores import is_address, open_address, read_address
 from pipeline.config import Config
 from pipeline.errors import ReciproStreamError, SourceError
@@ -68,6 +70,8 @@ class ArchiveSettings:
     """One of so many frames of a video is explained."""
     part_seconds: float = 0.0
     """Longer videos are divided into parts of so many seconds; 0: none is."""
+    draws: bool = False
+    """True to write overlays, too."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -133,10 +137,11 @@ class ShardWorker:
     def _explain_shard(self, shard: Shard) -> ShardResult:
         started, cpu_started = time.perf_counter(), time.process_time()
         explained = 0
-        with PartitionWriter(self._folder, shard) as writer:
+        schema = OVERLAY_SCHEMA if self._settings.draws else ARCHIVE_SCHEMA
+        with PartitionWriter(self._folder, shard, schema) as writer, self._drawing(shard) as overlays:
             for batch in self._batches(shard, writer):
                 explained += len(batch)
-                self._explain(batch, writer)
+                self._explain(batch, writer, overlays)
                 if self._stop.is_set():
                     raise Interrupted
         return ShardResult(
@@ -144,11 +149,16 @@ class ShardWorker:
             time.process_time() - cpu_started, shard.files[0].path if shard.part else "",
         )  # fmt: skip
 
-    def _explain(self, frames: Sequence[Frame], writer: PartitionWriter) -> None:
+    def _drawing(self, shard: Shard) -> AbstractContextManager[ShardOverlays | None]:
+        draws = self._settings.draws
+        return ShardOverlays(self._folder, shard, self._settings.config.overlay) if draws else nullcontext()
+
+    def _explain(self, frames: Sequence[Frame], writer: PartitionWriter, overlays: ShardOverlays | None) -> None:
         from overlays.wire.message import explanation_record
 
         for explanation in self._explainer.explain(frames):
-            writer.add(explanation_record(explanation, sent_at_unix=time.time(), now_monotonic=time.monotonic()))
+            record = explanation_record(explanation, sent_at_unix=time.time(), now_monotonic=time.monotonic())
+            writer.add(record, overlays and overlays.add(explanation))
 
     def _batches(self, shard: Shard, writer: PartitionWriter) -> Iterator[list[Frame]]:
         """Yield the frames of the files in batches; give what cannot be read to ``writer``."""

@@ -316,6 +316,41 @@ def test_video_whose_part_is_not_exact_is_explained_as_a_whole(command, tmp_path
     assert [row[0] for row in film(tmp_path / "out")] == list(range(60))
 
 
+def drawn(folder: Path) -> dict[str, list[str]]:
+    """Return the overlays of each partition."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((folder / "overlays").rglob("*")):
+        if path.is_file():
+            found.setdefault(path.parent.name, []).append(path.name)
+    return found
+
+
+def test_overlays_are_drawn_for_each_row_and_those_of_an_ended_run_are_removed(command, tmp_path, archive):
+    (archive / "belt" / "bad.jpg").write_text("no image")
+    words = ("explain-archive", "in", *OPTIONS, "--photos", 4, "--overlays")
+    code, _, errors = command(*words)
+    assert code == 0, errors
+    found = {row["source"]: row["overlay"] for row in rows(tmp_path / "out") if not row["error"]}
+    assert len(found) == 7
+    assert {row["overlay"] for row in rows(tmp_path / "out") if row["error"]} == {None}
+    photo = cv2.imread(str(tmp_path / "out" / found[str(archive / "belt" / "003.jpg")]))
+    assert photo.shape == (48, 64, 3)
+    assert np.abs(photo.astype(int) - cv2.imread(str(archive / "belt" / "003.jpg"))).mean() > 5  # heat is drawn
+    film = cv2.VideoCapture(str(tmp_path / "out" / found[str(archive / "film.mp4")]))
+    assert (film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)) == (7, 10)
+    before = drawn(tmp_path / "out")
+    assert set(before) == {path.stem for path in (tmp_path / "out").glob("*.parquet")}
+    ended = next(name for name in before if len(before[name]) > 1)
+    (tmp_path / "out" / f"{ended}.parquet").unlink()  # as if the run had ended between the overlays and the partition
+    (tmp_path / "out" / "overlays" / "other").mkdir()
+    assert command(*words)[0] == 0
+    assert drawn(tmp_path / "out") == before
+    assert not (tmp_path / "out" / "overlays" / "other").exists()
+    code, _, errors = command("explain-archive", "in", *OPTIONS, "--photos", 4)
+    assert code == 2
+    assert "other settings (overlays)" in errors
+
+
 def partition(name, path, part=None):
     return Partition((file(path, is_video=True),), 1, (), name, part)
 

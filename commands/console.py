@@ -6,6 +6,7 @@ import codecs
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""Of a command whose work is not complete, because the user has ended it; shells report the same of other programs."""
 
 
 def print_line(text: str) -> None:

@@ -13,7 +13,7 @@ import typer
 from commands import options
 from commands.archive.inputs import ArchiveFile, Found, divided, find_files, shards_of
 from commands.archive.stores import is_address, local_path
-from commands.console import print_line
+from commands.console import EXIT_INTERRUPTED, print_line
 from commands.evaluation_inputs import file_digests
 from commands.json_input import read_json
 from commands.options import NETWORK, RUN, drop_none, option
@@ -175,7 +175,7 @@ def _finish(folder: OutputFolder, summary: RunCounts) -> None:
         log.warning("%s and %d more: %s", shown(lost.shard.files[0].path), len(lost.shard.files) - 1, lost.reason)
     if summary.done < summary.shards:
         print_line(f"interrupted after {summary.done} of {summary.shards} partitions; the same command continues")
-        return
+        raise typer.Exit(EXIT_INTERRUPTED)
     if summary.lost:
         files = sum(len(lost.shard.files) for lost in summary.lost)
         raise DataLossError(

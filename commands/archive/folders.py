@@ -57,7 +57,7 @@ class OutputFolder(ABC):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder, lock it for this run, and remove what killed runs left unfinished.
+        """Create the folder, lock it for this run, and remove what killed runs and workers left unfinished.
 
         Runs of other machines are not noticed. Raises ``SinkError`` if another run of this machine writes into it.
         """
@@ -66,7 +66,10 @@ class OutputFolder(ABC):
         self._create()
         with claimed([self._lock_path()]):
             self._remove_unfinished()
-            yield
+            try:
+                yield
+            finally:
+                self._remove_unfinished()  # of workers that have ended with the run
 
     @abstractmethod
     def _lock_path(self) -> Path: ...

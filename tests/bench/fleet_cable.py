@@ -203,8 +203,8 @@ def replace_head(
     return figures("head", rows, set(cameras), killed_at) | {
         "of_head": len(of_head),
         "without_head": {
-            "of_head_s": round(max(before_back.get(each, seconds) for each in of_head), 2),
-            "others_s": round(max(gap for each, gap in before_back.items() if each not in of_head), 2),
+            "of_head_s": round(max((before_back.get(each, seconds) for each in of_head), default=0.0), 2),
+            "others_s": round(max((gap for each, gap in before_back.items() if each not in of_head), default=0.0), 2),
         },
         "joined_again_s": joined,
     }

@@ -49,6 +49,22 @@ def test_reader_gives_each_state_and_starts_its_program_again(monkeypatch, last)
     assert problems[1] == ("its status ended" if last == "pass" else "no Ray answers on this machine")
 
 
+@pytest.mark.parametrize("line", ["", json.dumps({"problem": "no answer"})])
+def test_reader_starts_a_program_again_that_gives_no_state_for_long(monkeypatch, tmp_path, line):
+    monkeypatch.setattr("commands.fleet.gateway._RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("commands.fleet.gateway._MAX_SILENT_SECONDS", 0.1)
+    runs = tmp_path / "runs"
+    program = f"""
+import time
+with open({str(runs)!r}, "a") as file: file.write(".")
+while True: print({line!r}, flush=True); time.sleep(0.02)
+"""
+    problems = []
+    with StatusReader([sys.executable, "-c", program], lambda _: None, problems.append):
+        wait_until(lambda: runs.exists() and len(runs.read_text()) > 2)
+    assert set(problems) <= {"no answer"}  # a restart hides no reason
+
+
 def test_reader_ends_its_program():
     program = "import time; print('{}', flush=True); time.sleep(600)"
     states = []

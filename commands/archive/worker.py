@@ -158,7 +158,7 @@ class ShardWorker:
 
         for explanation in self._explainer.explain(frames):
             record = explanation_record(explanation, sent_at_unix=time.time(), now_monotonic=time.monotonic())
-            writer.add(record, overlays and overlays.add(explanation))
+            writer.add(record, None if overlays is None else overlays.add(explanation))
 
     def _batches(self, shard: Shard, writer: PartitionWriter) -> Iterator[list[Frame]]:
         """Yield the frames of the files in batches; give what cannot be read to ``writer``."""

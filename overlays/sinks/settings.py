@@ -279,6 +279,9 @@ class OpcUaSettings(PlcSettings):
     Aes256Sha256RsaPss)."""
     private_key_file: str | None = None
     """The private key of the certificate (PEM)."""
+    client_certificates_folder: str | None = None
+    """A folder with the certificates (DER or PEM) of the clients that may connect, or of the authority that issued
+    them; refused ones are kept in its subfolder rejected. Default: the certificates of clients are not checked."""
 
 
 class ModbusSettings(PlcSettings):

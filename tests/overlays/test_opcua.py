@@ -300,12 +300,17 @@ def test_node_opcua_reads_the_variables(sink, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.leaves_things  # asyncua's client leaves its socket to the garbage collector after a refused session
-def test_users_with_passwords_are_admitted_over_encrypted_connections_only(tmp_path):
+def test_trusted_clients_with_passwords_are_admitted_over_encrypted_connections_only(tmp_path, caplog):
     for name in ("server", "client"):
         files = tmp_path / f"{name}-key.pem", tmp_path / f"{name}.pem"
         make_certificate(*files, subject=name, alternative="URI:urn:freeopcua:python:server")
+    trusted = tmp_path / "clients"
+    trusted.mkdir()
     settings = OpcUaSettings(
-        uri=ANY_PORT, certificate_file=str(tmp_path / "server.pem"), private_key_file=str(tmp_path / "server-key.pem")
+        uri=ANY_PORT,
+        certificate_file=str(tmp_path / "server.pem"),
+        private_key_file=str(tmp_path / "server-key.pem"),
+        client_certificates_folder=str(trusted),
     )
     context = SinkContext(("door",), {"users_file": Secret("plc:plc's password\nscada:other\n", "users")})
 
@@ -321,6 +326,10 @@ def test_users_with_passwords_are_admitted_over_encrypted_connections_only(tmp_p
 
     async def check(sink):
         await when_serving(sink)
+        with pytest.raises(Exception, match=r"(?i)certificate.*trusted"):
+            await connect(sink, "plc")
+        [kept] = (trusted / "rejected").iterdir()
+        kept.rename(trusted / kept.name)
         assert await connect(sink, "plc") == ua.StatusCodes.BadWaitingForInitialData
         for user in ("scada", "nobody", ""):
             with pytest.raises(Exception, match=r"(?i)identity|denied|rejected|token|refused"):
@@ -330,6 +339,7 @@ def test_users_with_passwords_are_admitted_over_encrypted_connections_only(tmp_p
 
     with OpcUaSink(settings, context) as sink:
         run(check(sink))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2, "the certificate, and the user"
 
 
 def test_sink_that_is_left_before_it_serves_ends_without_error(caplog):
@@ -364,6 +374,11 @@ def test_certificate_that_cannot_be_used_is_refused_before_the_run(tmp_path):
 def test_certificate_without_its_key_is_refused():
     with pytest.raises(SinkError, match="belong together"):
         OpcUaSink(OpcUaSettings(uri=ANY_PORT, certificate_file="x.pem"))
+
+
+def test_certificates_of_clients_without_encryption_are_refused(tmp_path):
+    with pytest.raises(SinkError, match="no effect without encryption"):
+        OpcUaSink(OpcUaSettings(uri=ANY_PORT, client_certificates_folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize("text", ["", "\n", "plc", ":x", "plc:", "plc:x\nscada"])

@@ -7,7 +7,6 @@ is checked at once. ``docs/integrations/factory.md`` lists the variables.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import socket
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from asyncua import ua
-from asyncua.crypto.permission_rules import User, UserRole
 from asyncua.server.address_space import AddressSpace, NodeManagementService
 from asyncua.server.server import Server
-from asyncua.server.user_managers import UserManager
 from asyncua.ua.status_codes import StatusCodes
 
 from overlays.sinks.plc.loop_thread import LoopThread
+from overlays.sinks.plc.opcua_access import ClientCertificates, Users, parse_users, read_certificate
 from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVerdicts, VerdictRules
 from overlays.sinks.settings import OpcUaSettings
 from overlays.wire.endpoint import Endpoint, parse_address, without_user
@@ -36,7 +34,7 @@ from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
-logging.getLogger("asyncua").setLevel(logging.ERROR)  # it logs each node of the standard address space
+logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # it logs each node, and a traceback for each damaged message
 
 _ADDRESS: Final = re.compile(r"opc\.tcp://(?P<address>[^/]+)(?:/(?P<name>[\w.-]{0,64}))?")
 _DEFAULT_NAME: Final = "recipro-stream"
@@ -110,7 +108,7 @@ class OpcUaSink(Sink):
         context = context or SinkContext()
         self.uri = without_user(settings.uri)
         secret = context.secrets.get("users_file")
-        self._users = None if secret is None else _parse_users(secret.text, secret.path)
+        self._users = None if secret is None else parse_users(secret.text, secret.path)
         self._address, self._name = _parse_address(self.uri)
         _check_access(self.uri, self._address, settings, has_users=self._users is not None)
         self._wall_clock, self._clock = wall_clock, clock
@@ -124,6 +122,7 @@ class OpcUaSink(Sink):
         self._changed: asyncio.Event | None = None
         self._identity: tuple[bytes, bytes] | None = None
         """The certificate as DER and its private key as PEM."""
+        self._clients: ClientCertificates | None = None
         self._thread = LoopThread(f"opc ua {self.uri}", self._serve)
         self.endpoint = self.uri
         """The address that clients connect to, once the sink is open."""
@@ -132,6 +131,8 @@ class OpcUaSink(Sink):
 
     def __enter__(self) -> Self:
         self._identity = _read_identity(self.uri, self._settings)
+        if (folder := self._settings.client_certificates_folder) is not None:
+            self._clients = ClientCertificates(self.uri, folder)
         port = _free_port(self.uri, self._address)
         host = f"[{self._address.host}]" if self._address.is_ipv6 else self._address.host
         self.endpoint = f"opc.tcp://{host}:{port}/{self._name}"
@@ -170,7 +171,7 @@ class OpcUaSink(Sink):
     async def _serve(self, end: asyncio.Event) -> None:
         """Build the address space, then write changes until ``end``."""
         changed = asyncio.Event()
-        server = Server(user_manager=_Users(self._users))
+        server = Server(user_manager=Users(self.uri, self._users, self._clients))
         server.iserver.max_connections = MAX_CONNECTIONS
         server.iserver.max_pending_activation_seconds = _LOGIN_SECONDS
         server.iserver.node_mgt_service = _NodeService(server.iserver.aspace, end.is_set)
@@ -293,42 +294,6 @@ class _NodeService(NodeManagementService):
         return super().try_add_nodes(*arguments, **options)
 
 
-class _Users(UserManager):
-    """Admits users by name and password; everybody where there are no users."""
-
-    def __init__(self, users: dict[str, str] | None) -> None:
-        self._users = users
-
-    def get_user(
-        self,
-        iserver: object,  # noqa: ARG002 - asyncua's signature
-        username: str | None = None,
-        password: str | bytes | None = None,
-        certificate: object = None,  # noqa: ARG002 - asyncua's signature
-    ) -> User | None:
-        """Return the user's role; None: not admitted."""
-        if self._users is not None:
-            expected = self._users.get(username or "")
-            given = password.encode() if isinstance(password, str) else password or b""
-            if not hmac.compare_digest(given, (expected or "").encode()) or expected is None:
-                return None
-        return User(role=UserRole.User, name=username)
-
-
-def _parse_users(text: str, path: str) -> dict[str, str]:
-    """Return passwords by user. Raises ``SinkError``."""
-    users: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        name, colon, password = line.partition(":")
-        if line.strip() and (not colon or not name or not password):
-            raise SinkError(f"{path}: line {number} is not user:password; write one user on each line")
-        if line.strip():
-            users[name] = password
-    if not users:
-        raise SinkError(f"{path}: holds no user; write user:password, one on each line")
-    return users
-
-
 def _parse_address(uri: str) -> tuple[Endpoint, str]:
     """Return the address and the name of a URI. Raises ``SinkError``."""
     match = _ADDRESS.fullmatch(uri)
@@ -346,6 +311,11 @@ def _check_access(uri: str, address: Endpoint, settings: OpcUaSettings, *, has_u
     """Raise ``SinkError`` for an address that sends passwords in clear text, or admits anyone."""
     if (settings.certificate_file is None) != (settings.private_key_file is None):
         raise SinkError(f"{uri}: certificate_file and private_key_file belong together; give both")
+    if settings.client_certificates_folder is not None and settings.certificate_file is None:
+        raise SinkError(
+            f"{uri}: client_certificates_folder has no effect without encryption; give certificate_file and "
+            "private_key_file"
+        )
     is_protected = has_users and settings.certificate_file is not None
     if not address.is_local and not is_protected and not settings.insecure:
         raise SinkError(
@@ -357,15 +327,12 @@ def _check_access(uri: str, address: Endpoint, settings: OpcUaSettings, *, has_u
 def _read_identity(uri: str, settings: OpcUaSettings) -> tuple[bytes, bytes] | None:
     """Return the certificate as DER and the key as PEM; None without them. Raises ``SinkError``."""
     from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-    from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
 
     if settings.certificate_file is None or settings.private_key_file is None:
         return None
     path = settings.certificate_file
     try:
-        content = Path(path).read_bytes()
-        is_pem = content.lstrip().startswith(b"-----")
-        certificate = load_pem_x509_certificate(content) if is_pem else load_der_x509_certificate(content)
+        certificate = read_certificate(path)
         path = settings.private_key_file
         key = Path(path).read_bytes()
         matches = load_pem_private_key(key, None).public_key() == certificate.public_key()

@@ -1,0 +1,193 @@
+"""Which OPC UA clients may connect: by their certificates, and by user name and password.
+
+The trusted certificates are the files of a folder: a client's own, or that of the authority that issued it. The
+certificate of a refused client is kept in a subfolder; moving the file up admits the client.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from asyncua.common.utils import ServiceError
+from asyncua.crypto.permission_rules import User, UserRole
+from asyncua.server.user_managers import UserManager
+from asyncua.ua.status_codes import StatusCodes
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pipeline.atomic import write_atomically
+from pipeline.errors import SinkError
+
+log = logging.getLogger(__name__)
+
+REJECTED: Final = "rejected"
+"""Subfolder with the certificates of refused clients."""
+MAX_REJECTED: Final = 100
+"""Files in it at most: anyone who reaches the server can offer certificates."""
+_SUFFIXES: Final = frozenset({".der", ".cer", ".crt", ".pem"})
+_MAX_LOGGED: Final = 1000
+
+
+class ClientCertificates:
+    """Decides by a folder which clients may connect; the folder is read at each connection."""
+
+    def __init__(self, uri: str, folder: Path | str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Set the folder.
+
+        Args:
+            uri: the sink's address, for messages.
+            folder: the folder with certificates, DER or PEM.
+            clock: returns the current time.
+
+        Raises:
+            SinkError: there is no such folder.
+        """
+        self._uri, self._folder, self._clock = uri, Path(folder), clock
+        self._logged: set[tuple[str, str]] = set()
+        """Fingerprints and reasons that were logged: a controller tries again every few seconds."""
+        if not self._folder.is_dir():
+            raise SinkError(
+                f"{uri}: client_certificates_folder: {folder} is not a folder; create it: mkdir -p {folder}, and copy "
+                "the certificates of the clients into it"
+            )
+
+    def admits(self, certificate: bytes | None) -> bool:
+        """Return whether a client with this certificate (DER) may connect; log once why it may not."""
+        try:
+            client = x509.load_der_x509_certificate(certificate or b"")
+        except ValueError:
+            self._refuse("", "it has no certificate that can be read; connect it with a certificate")
+            return False
+        fingerprint, subject = client.fingerprint(SHA256()).hex(), _one_line(client.subject)
+        if now_fault := _time_fault(client, self._clock()):
+            self._refuse(fingerprint, f"its certificate {subject} {now_fault}")
+            return False
+        if any(self._trusts(each, client) for each in self._trusted()):
+            return True
+        kept = self._kept(client, fingerprint)
+        remedy = f"mv {kept} {self._folder}/" if kept else f"copy its certificate into {self._folder}"
+        self._refuse(fingerprint, f"its certificate {subject} is not trusted; to admit it: {remedy}")
+        return False
+
+    def _trusts(self, trusted: x509.Certificate, client: x509.Certificate) -> bool:
+        """Return whether a file's certificate is the client's own, or that of a valid authority that issued it."""
+        if trusted == client:
+            return True
+        try:
+            is_authority = trusted.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            client.verify_directly_issued_by(trusted)
+        except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+            return False
+        return is_authority and not _time_fault(trusted, self._clock())
+
+    def _trusted(self) -> Iterator[x509.Certificate]:
+        """Yield the certificates of the folder; a file that is none is named once."""
+        with suppress(OSError):
+            for path in sorted(self._folder.iterdir()):
+                if path.suffix.lower() in _SUFFIXES and path.is_file():
+                    try:
+                        yield read_certificate(path)
+                    except (OSError, ValueError) as error:
+                        self._log(path.name, "unreadable", f"{path} is not a certificate ({error}); remove it")
+
+    def _kept(self, client: x509.Certificate, fingerprint: str) -> Path | None:
+        """Write the certificate of a refused client into the subfolder; return its path, or None if it has no place."""
+        folder = self._folder / REJECTED
+        path = folder / f"{fingerprint[:16]}.der"
+        with suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            if not path.exists() and len(list(folder.iterdir())) < MAX_REJECTED:
+                write_atomically(path, client.public_bytes(Encoding.DER))
+        return path if path.is_file() else None
+
+    def _refuse(self, fingerprint: str, reason: str) -> None:
+        self._log(fingerprint, reason, f"a client is refused: {reason}")
+
+    def _log(self, key: str, reason: str, text: str) -> None:
+        if (key, reason) in self._logged:
+            return
+        if len(self._logged) >= _MAX_LOGGED:
+            self._logged.clear()
+        self._logged.add((key, reason))
+        log.warning("%s: %s", self._uri, text)
+
+
+class Users(UserManager):
+    """Admits clients by their certificate, where a folder names them, and by user name and password."""
+
+    def __init__(self, uri: str, users: dict[str, str] | None, clients: ClientCertificates | None) -> None:
+        """Set the address for messages, the passwords by user, and the certificates; None: not checked."""
+        self._uri, self._users, self._clients = uri, users, clients
+        self._is_logged = False
+
+    def get_user(
+        self,
+        iserver: object,  # noqa: ARG002 - asyncua's signature
+        username: str | None = None,
+        password: str | bytes | None = None,
+        certificate: bytes | None = None,
+    ) -> User | None:
+        """Return the user's role; None: not admitted.
+
+        ``certificate`` is that of the encrypted connection, so the client has its key; the one that a client states
+        when it creates a session may be left out, or be another's.
+        """
+        if self._clients is not None and not self._clients.admits(certificate):
+            raise ServiceError(StatusCodes.BadCertificateUntrusted)
+        if self._users is not None:
+            expected = self._users.get(username or "")
+            given = password.encode() if isinstance(password, str) else password or b""
+            if not hmac.compare_digest(given, (expected or "").encode()) or expected is None:
+                self._log_refused()
+                return None
+        return User(role=UserRole.User, name=username)
+
+    def _log_refused(self) -> None:
+        """Log the first refused user: a controller with a wrong password tries again every few seconds."""
+        if not self._is_logged:
+            self._is_logged = True
+            log.warning("%s: a client is refused: wrong user or password; users_file has the right ones", self._uri)
+
+
+def parse_users(text: str, path: str) -> dict[str, str]:
+    """Return passwords by user. Raises ``SinkError``."""
+    users: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        name, colon, password = line.partition(":")
+        if line.strip() and (not colon or not name or not password):
+            raise SinkError(f"{path}: line {number} is not user:password; write one user on each line")
+        if line.strip():
+            users[name] = password
+    if not users:
+        raise SinkError(f"{path}: holds no user; write user:password, one on each line")
+    return users
+
+
+def read_certificate(path: Path | str) -> x509.Certificate:
+    """Return the certificate in a file, DER or PEM. Raises ``OSError`` or ``ValueError``."""
+    content = Path(path).read_bytes()
+    is_pem = content.lstrip().startswith(b"-----")
+    return x509.load_pem_x509_certificate(content) if is_pem else x509.load_der_x509_certificate(content)
+
+
+def _time_fault(certificate: x509.Certificate, now: datetime) -> str:
+    """Return what is wrong with the time of a certificate, and the remedy; empty if it is valid now."""
+    if certificate.not_valid_after_utc < now:
+        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}; give the client a new one"
+    if certificate.not_valid_before_utc > now:
+        return f"is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; check the clocks of both machines"
+    return ""
+
+
+def _one_line(name: x509.Name) -> str:
+    """Return a name of limited length without characters that are not printed: the client chooses it."""
+    text = "".join(each if each.isprintable() else "?" for each in name.rfc4514_string())
+    return repr(text[:100])

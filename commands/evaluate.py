@@ -126,7 +126,7 @@ def evaluate(
     from engine.evaluation.factory import EvaluationOptions
     from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from engine.evaluation.summary import summarise
-    from engine.export.metadata import is_exported
+    from engine.export.metadata import is_exported, is_foreign_onnx
     from overlays.reports.evaluation import evaluation_html, shown_records
 
     engine = {
@@ -134,7 +134,7 @@ def evaluate(
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "threads": threads,
     }  # fmt: skip
     config = validate_config({}, "command line", {"engine": drop_none(engine)})
-    if is_exported(config.engine.model):
+    if is_exported(config.engine.model) and not is_foreign_onnx(config.engine.model):
         raise ConfigError(
             f"--model {config.engine.model!r}: an exported file cannot be split for the evaluation; give the network "
             "that was exported, or the .safetensors file of `train`"

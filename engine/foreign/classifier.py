@@ -69,9 +69,9 @@ class CompiledPart(nn.Module):
         values = values.float().permute(0, 2, 3, 1) if self._channels_last else values.float()
         values = values.reshape(len(values), *self._shape)
         if self._any_batch:
-            output: Tensor = self._request(values)
+            output: Tensor = self._request(values).float()
             return output
-        return torch.cat([self._request(values[k : k + 1]) for k in range(len(values))])
+        return torch.cat([self._request(values[k : k + 1]) for k in range(len(values))]).float()
 
 
 class ClassTail(nn.Module):

@@ -101,7 +101,9 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     try:
         return openvino.Core().read_model(str(path))
     except Exception as reason:  # OpenVINO has many kinds of exceptions
-        remedy = "its weights (.bin) lie beside it" if path.suffix == ".xml" else "OpenVINO has all of its operators"
+        remedy = "OpenVINO has all of its operators"
+        if path.suffix == ".xml" or "external" in str(reason):
+            remedy = "the files with its weights lie beside it, under the names that they had"
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         detail = lines[-1][:200] if lines else type(reason).__name__
         raise ModelError(
@@ -260,9 +262,11 @@ def _part_from(cut: Any, logits: Any) -> Any:  # noqa: ANN401
     import openvino
     from openvino import opset13
 
-    entry = opset13.parameter(list(cut.shape), cut.element_type)
+    entry = values = opset13.parameter(list(cut.shape), openvino.Type.f32)
+    if cut.element_type != openvino.Type.f32:  # a file may compute in half precision
+        values = opset13.convert(entry, cut.element_type.get_type_name())
     for user in list(cut.get_target_inputs()):
-        user.replace_source_output(entry.output(0))
+        user.replace_source_output(values.output(0))
     return openvino.Model([logits], [entry], "tail")
 
 

@@ -145,8 +145,9 @@ class VideoSink(DiskSink):
         if camera not in self._paths:
             self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
         path = self._paths[camera]
-        replaces = self._replace and camera not in self._interrupted
-        file = AllOrNothingFile(path, self._reserve, None if replaces else self._wall_clock())
+        is_further = camera in self._interrupted
+        began = None if self._replace and not is_further else self._wall_clock()
+        file = AllOrNothingFile(path, self._reserve, began, is_further=is_further)
         return _Recording(file, image, self._settings)
 
     def __exit__(

@@ -108,6 +108,23 @@ def test_foreign_classifier_reads_openvino_ir(tmp_path):
         ForeignClassifier(tmp_path / "net.xml", size=SIZE)
 
 
+def test_foreign_classifier_that_computes_in_half_precision_gives_float32(tmp_path):
+    class Half(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net.half()
+
+        def forward(self, x):
+            return self.net(x.half()).float()
+
+    network = ForeignClassifier(exported(Half(pooled()).eval(), tmp_path / "half.onnx", free=False))
+    images = probe_images(1, SIZE)
+    actual, expected = cell_logits(network, images), definition(pooled(), images, "3")
+    assert actual.dtype == torch.float32
+    assert (expected - expected.mean(1, keepdim=True)).abs().max() > 0.05  # the maps are not flat
+    assert (actual - expected).abs().max() < 5e-3 * expected.abs().max()
+
+
 def test_foreign_classifier_explains_a_named_cut(tmp_path):
     net, images = pooled(), probe_images(1, SIZE)
     path = exported(net, tmp_path / "net.onnx")

@@ -282,7 +282,7 @@ def test_rotated_files_are_complete_and_stay_within_the_budget(tmp_path, monkeyp
         assert sum(1 for _ in messages(file)) % 4 == 0
 
 
-def test_full_disk_ends_the_file_at_a_chunk_and_recording_resumes(tmp_path, monkeypatch):
+def test_full_disk_ends_the_file_at_a_chunk_and_recording_resumes(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(mcap_file, "CHUNK_SECONDS", 0.0)
     now, full = [0.0], [False]
     write = mcap_file.AllOrNothingFile.write
@@ -303,6 +303,7 @@ def test_full_disk_ends_the_file_at_a_chunk_and_recording_resumes(tmp_path, monk
             assert "the disk is full" in sink.problem
             now[0] = 1.5
             put_frames(sink, 1)
+            assert len(caplog.records) == 1, "a further attempt that fails is not logged"
             full[0], now[0] = False, 10.0
             put_frames(sink, 5)
             assert sink.problem == ""

@@ -103,6 +103,8 @@ def _array(tensor: Any) -> NDArray[Any]:  # noqa: ANN401
 
 
 def _stated_size(inputs: Sequence[Any], path: Path) -> tuple[int, int] | None:
+    if not inputs:
+        raise ModelError(f"{str(path)!r}: is empty, or has no input; export it again")
     if len(inputs) != 1:
         names = ", ".join(entry.name for entry in inputs)
         raise ModelError(f"{str(path)!r}: has {len(inputs)} inputs ({names}); a detector has one, the images")

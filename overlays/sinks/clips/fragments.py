@@ -27,6 +27,8 @@ class AllOrNothingFile:
         path: Path,
         reserve: HandleReserve | None = None,
         kept_since_unix: float | None = None,
+        *,
+        is_further: bool = False,
     ) -> None:
         """Set the path; the file is not opened yet.
 
@@ -35,11 +37,12 @@ class AllOrNothingFile:
             reserve: file handles reserved for this file.
             kept_since_unix: start time of the run in Unix seconds. An existing file at ``path`` is kept and the new
                 file gets a name with this time in it. None: an existing file is replaced.
+            is_further: the run has begun a file before, so that a name with the time is no surprise.
         """
         self.path = path
         """The path that is written, final once the file is open."""
         self._reserve = reserve or HandleReserve()
-        self._kept_since_unix = kept_since_unix
+        self._kept_since_unix, self._is_further = kept_since_unix, is_further
         self._file: FileIO | None = None
         self._failed: OSError | None = None
 
@@ -96,7 +99,7 @@ class AllOrNothingFile:
         for path in fresh_paths(self.path, self._kept_since_unix):
             with suppress(FileExistsError):
                 file = FileIO(path, "x", opener=open_locked)
-                if path != self.path:
+                if path != self.path and not self._is_further:
                     log.warning("%s: exists and is kept; this run writes %s", self.path, path.name)
                 self.path = path
                 return file

@@ -66,6 +66,7 @@ class McapSink(DiskSink):
         super().__init__(self._settings.uri, self._path.parent, wall_clock, clock)
         self._replaces = self._settings.mode == "replace"
         self._recording: _Recording | None = None
+        self._has_begun = False
         self._jpegs = PreparedImages[bytes]()
 
     def __enter__(self) -> Self:
@@ -110,8 +111,9 @@ class McapSink(DiskSink):
 
     def _begin(self) -> _Recording:
         began = None if self._replaces else self._wall_clock()
-        self._replaces = False
-        return _Recording(AllOrNothingFile(self._path, self._reserve, began), self._clock)
+        file = AllOrNothingFile(self._path, self._reserve, began, is_further=self._has_begun)
+        self._replaces, self._has_begun = False, True
+        return _Recording(file, self._clock)
 
     def _flush_if_due(self, recording: _Recording) -> None:
         if not recording.is_due:

@@ -20,7 +20,7 @@ import pytest
 from overlays.sinks.push import stream as push_stream
 from overlays.sinks.push.sink import PushSink
 from overlays.sinks.registry import build_sink
-from overlays.sinks.settings import RtspPushSettings
+from overlays.sinks.settings import RtmpPushSettings, RtspPushSettings
 from pipeline.frames import Overlay, SignalLoss
 from pipeline.settings import Secret, SinkContext
 from tests.support import footage
@@ -58,22 +58,22 @@ def rtsp_server(folder, port=0, *login):
             server.kill()
 
 
-@pytest.fixture
-def rtmp_server(tmp_path):
-    """Start nginx as an RTMP server that records; return its port and the folder of the recordings."""
+@contextmanager
+def nginx(folder, port):
+    """Run nginx as an RTMP server that records into a folder; yield its process."""
     if shutil.which("nginx") is None or not RTMP_MODULE.exists():
         pytest.skip("needs nginx-light and libnginx-mod-rtmp (tests/system-packages.txt)")
-    port = free_port()
+    folder.mkdir(exist_ok=True)
     applications = (
-        f"application live {{ live on; record all; record_path {tmp_path}; record_suffix .flv; }}"
+        f"application live {{ live on; record all; record_path {folder}; record_suffix .flv; }}"
         "application closed { live on; deny publish all; }"
     )
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;\n"
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;\n"
         f"user root; load_module {RTMP_MODULE}; events {{ }}\n"
         f"rtmp {{ server {{ listen 127.0.0.1:{port}; {applications} }} }}\n"
     )
-    with subprocess.Popen(["nginx", "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]) as server:
+    with subprocess.Popen(["nginx", "-c", str(folder / "nginx.conf"), "-p", str(folder)]) as server:
         try:
             pause = threading.Event()
             for _ in range(int(PROGRAM_SECONDS / 0.05)):
@@ -81,9 +81,17 @@ def rtmp_server(tmp_path):
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
                 pause.wait(0.05)
-            yield port, tmp_path
+            yield server
         finally:
             server.terminate()
+
+
+@pytest.fixture
+def rtmp_server(tmp_path):
+    """Return the port of an RTMP server that records, and the folder of the recordings."""
+    port = free_port()
+    with nginx(tmp_path, port):
+        yield port, tmp_path
 
 
 class Feeder:
@@ -286,6 +294,64 @@ def test_rtmp_server_records_every_frame_at_its_capture_time(rtmp_server, overla
     with av.open(str(recording)) as container:
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
     assert keys == [True, False, False, False, False, True, False], "a key frame every two seconds"
+
+
+def recorded_numbers(recording):
+    """Return the numbers in the images of a recording, as far as it can be read."""
+    with av.open(str(recording)) as container:
+        return [footage.read(frame.to_ndarray(format="rgb24")).number for frame in container.decode(video=0)]
+
+
+@pytest.mark.slow
+def test_rtmp_stream_comes_back_with_the_newest_frame_after_the_server_was_killed(tmp_path, feeder):
+    port = free_port()
+    with nginx(tmp_path / "first", port) as server, PushSink(f"rtmp://127.0.0.1:{port}/live/line") as sink:
+        feed = feeder(sink)
+        for _ in range(3):
+            feed.send()
+        server.kill()
+        server.wait(PROGRAM_SECONDS)
+        feed.send_until(lambda: "refused" in sink.problem)
+        with nginx(tmp_path / "second", port):
+            feed.send_until(lambda: not sink.problem)
+            last = feed.send()
+            sink.on_run_end()
+    seen = recorded_numbers(tmp_path / "second" / "line.flv")
+    assert seen == sorted(seen)
+    assert seen[0] > 2, "nothing of the time before"
+    assert seen[-1] == last
+
+
+@pytest.mark.slow
+def test_stopped_rtmp_server_is_noticed_and_delays_no_other(tmp_path, feeder, overlaid, wait_until):
+    port, other_port = free_port(), free_port()
+    noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
+    quick = RtmpPushSettings(uri=f"rtmp://127.0.0.1:{port}/live/line", timeout_seconds=0.5, crf=1)
+    with (
+        nginx(tmp_path / "stopped", port) as server,
+        nginx(tmp_path / "healthy", other_port),
+        PushSink(f"rtmp://127.0.0.1:{other_port}/live/line") as healthy,
+        PushSink(quick) as sink,
+    ):
+        feed, other = feeder(sink), feeder(healthy)
+        feed.send()
+        server.send_signal(signal.SIGSTOP)
+        try:
+            numbers = []
+
+            def is_noticed():  # the buffers of both kernels take the first images
+                for _ in range(4):
+                    sink.put(overlaid(noise))
+                numbers.append(other.send())
+                return "does not answer or take data" in sink.problem
+
+            wait_until(is_noticed)
+        finally:
+            server.send_signal(signal.SIGCONT)
+        feed.send_until(lambda: not sink.problem)
+        healthy.on_run_end()
+    assert healthy.account == f"{len(numbers)} images sent, 0 lost"
+    assert recorded_numbers(tmp_path / "healthy" / "line.flv") == numbers
 
 
 @pytest.mark.slow

@@ -76,6 +76,9 @@ class PixelConverter:
         encoding = message.encoding.lower()
         encoding = _ALIASES.get(encoding, encoding)
         if encoding in _YUV:
+            if message.width % 2:
+                size = f"{message.width}x{message.height}"
+                raise SourceError(f"an image of {size} {message.encoding}: the width should be even; record it again")
             pixels = _rows(message, 2, np.dtype(np.uint8))
             return np.asarray(cv2.cvtColor(pixels, _YUV[encoding]), np.uint8)
         name, depth = _layout(encoding)

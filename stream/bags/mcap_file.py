@@ -107,6 +107,8 @@ def _unpacked(chunk: Chunk) -> bytes:
         content = zstandard.ZstdDecompressor().decompress(chunk.data, max_output_size=size)
     elif chunk.compression == "lz4":
         content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
+    elif chunk.compression:
+        raise ValueError(f"compressed by {chunk.compression!r}; zstd and lz4 are read")
     else:
         content = chunk.data
     if len(content) != size:

@@ -42,7 +42,7 @@ class BagSource(Source):
             camera: the camera's name; None: the topic.
             max_pixels: maximum pixels of an image.
         """
-        self.camera = camera or (topic or Path(path).stem).strip("/")
+        self.camera = camera or (topic or Path(path).stem).strip("/") or "camera"
         self.uri = shown(path)
         self._path, self._topic_name, self._max_pixels = path, topic, max_pixels
         self._topic: Topic | None = None
@@ -120,9 +120,13 @@ class BagSource(Source):
 
     def _finish(self) -> None:
         """Set the final state; raise an error for what was damaged."""
-        if not self._damaged:
+        if not self._damaged and self._delivered:
             self.health = Health("ended")
             return
+        if not self._damaged:
+            message = f"{self.uri}: {self._topic_name or 'its topic'} has no image; choose another one by ?topic="
+            self.health = Health("failed", message)
+            raise SourceError(message)
         more = f" and {self._damaged - 1} more" if self._damaged > 1 else ""
         message = f"{self.uri}: {self._first_damage}{more}; {self._delivered} intact images were read"
         self.health = Health("failed", message, corrupt=self._damaged)
@@ -150,10 +154,10 @@ def camera_topics(path: str) -> list[str]:
         SourceError: the path is not a bag, or it has no such topic.
     """
     topics = [topic for topic in _topics(path) if form_of_topic(topic) is not None]
-    is_camera = _examined(path, topics)
+    is_camera, damage = _examined(path, topics)
     names = [topic.name for topic in topics if is_camera.get(topic.name, False)]
     if not names:
-        raise SourceError(_no_images(path, topics))
+        raise SourceError(f"{shown(path)}: {damage}" if damage else _no_images(path, topics))
     return names
 
 
@@ -195,20 +199,21 @@ def _joined(first: Topic | None, second: Topic) -> Topic:
     return replace(first, count=None if None in counts else sum(count or 0 for count in counts))
 
 
-def _examined(path: str, topics: Iterable[Topic]) -> dict[str, bool]:
-    """Return for each topic that has a message whether its first one is an image that can be read."""
+def _examined(path: str, topics: Iterable[Topic]) -> tuple[dict[str, bool], str]:
+    """Return for each topic that has a message whether its first one is an image that can be read; and damage."""
     waiting = {topic.name: parser_of(topic) for topic in topics}
     found: dict[str, bool] = {}
+    damage = ""
     for file in bag_files(path):
         try:
             for message in reader_of(file).messages():
                 if not waiting:
-                    return found
+                    return found, damage
                 if (parse := waiting.pop(message.topic, None)) is not None:
                     found[message.topic] = _is_image(parse, message.data)
-        except (BagDamageError, OSError):
-            continue  # reading reports it
-    return found
+        except (BagDamageError, OSError) as error:
+            damage = damage or str(error)  # reading reports it where there is an image
+    return found, damage
 
 
 def _is_image(parse: Callable[[bytes], ImageMessage], data: bytes) -> bool:

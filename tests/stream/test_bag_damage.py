@@ -20,7 +20,17 @@ from stream.bags.container import BagDamageError
 from stream.bags.mcap_file import McapBag
 from stream.bags.mcap_file import _unpacked as chunk_content
 from stream.bags.sqlite_file import SqliteBag
-from tests.support.bags import COUNT, cameras, frames_of, jpeg_messages, number_of, write_foxglove, write_ros
+from tests.support.bags import (
+    COUNT,
+    cameras,
+    frames_of,
+    jpeg_messages,
+    number_of,
+    packets,
+    video_messages,
+    write_foxglove,
+    write_ros,
+)
 
 
 def read_until_error(path):
@@ -62,6 +72,27 @@ def test_any_damaged_byte_of_compressed_mcap_is_reported_in_words(tmp_path, comp
         with suppress(BagDamageError):
             McapBag(path).topics()
             list(McapBag(path).messages())
+
+
+def test_chunk_of_an_unknown_compression_is_named_before_the_run(tmp_path):
+    path = write_foxglove(tmp_path / "x.mcap", jpeg_messages(2), compression=CompressionType.LZ4)
+    path.write_bytes(path.read_bytes().replace(b"\3\0\0\0lz4", b"\3\0\0\0xyz"))
+    with pytest.raises(SourceError, match="compressed by 'xyz'; zstd and lz4 are read"):
+        cameras(path)
+
+
+def test_topic_without_an_image_ends_in_an_error_that_names_it(tmp_path):
+    path = write_foxglove(tmp_path / "x.mcap", video_messages("h264", packets("h264", 8)[1:3]))
+    [source] = cameras(path, topic="/cam/video")
+    with pytest.raises(SourceError, match="/cam/video has no image"):
+        frames_of(source)
+    assert source.health.state == "failed"
+
+
+def test_topic_without_a_name_is_a_camera(tmp_path):
+    path = write_foxglove(tmp_path / "x.mcap", [("/", message) for _, message in jpeg_messages(2)])
+    [source] = cameras(path)
+    assert len(frames_of(source)) == 2
 
 
 @pytest.mark.parametrize("pack", [zstandard.compress, lz4.frame.compress])

@@ -74,3 +74,10 @@ def test_impossible_image_is_refused_before_memory_is_taken(fields, message):
 def test_single_row_with_a_huge_step_takes_no_memory():
     message = ImageMessage("raw", 0, "mono8", bytes(12), width=12, height=1, step=0xFFFFFFFF)
     assert PixelConverter().convert(message).shape == (1, 12, 3)
+
+
+@pytest.mark.parametrize("encoding", ["yuv422", "yuv422_yuy2"])
+def test_odd_width_is_refused_where_two_pixels_share_a_colour(encoding):
+    message = ImageMessage("raw", 0, encoding, bytes(4 * 7 * 2), 7, 4, 14)
+    with pytest.raises(SourceError, match=f"7x4 {encoding}: the width should be even"):
+        PixelConverter().convert(message)

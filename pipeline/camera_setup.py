@@ -28,6 +28,15 @@ class CameraSetup(ABC):
         """Take the last change back, if nothing changed since; return the set-up."""
 
     @abstractmethod
+    def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
+        """Apply the configuration file as somebody else changed it; return the set-up.
+
+        Args:
+            camera: the camera whose set-up is returned.
+            file_revision: that of ``SetupConflictError``: a file that was changed again since is not applied.
+        """
+
+    @abstractmethod
     def check(
         self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, Any]:  # fmt: skip

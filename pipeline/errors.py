@@ -48,10 +48,12 @@ class ConfigError(ReciproStreamError):
 class SetupConflictError(ConfigError):
     """The configuration was changed by somebody else meanwhile."""
 
-    def __init__(self, message: str, difference: str = "") -> None:
+    def __init__(self, message: str, difference: str = "", file_revision: str | None = None) -> None:
         super().__init__(message)
         self.difference = difference
         """Lines that differ (unified diff), without credentials."""
+        self.file_revision = file_revision
+        """Names the text of a changed file, for ``CameraSetup.apply_file``; None: the file was not changed."""
 
 
 class SourceError(ReciproStreamError):

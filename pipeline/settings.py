@@ -21,6 +21,7 @@ from pipeline.input_area import InputAreaOptions, MaskOption, RoiOption
 from pipeline.passages.config import Lines, Zones
 from pipeline.ports import Overflow
 from pipeline.queries import PlaceQueries
+from pipeline.shapes import one_line
 
 
 class Settings(BaseModel):
@@ -37,14 +38,8 @@ def _device(value: str) -> str:
     return value
 
 
-def _one_line(name: str) -> str:
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
-        raise ValueError("should be one line without control characters; it stands in logs, legends and file names")
-    return name
-
-
 Device = Annotated[str, AfterValidator(_device)]
-Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(one_line)]
 
 
 @dataclass(frozen=True, slots=True)

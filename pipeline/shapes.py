@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.frames import Region
 from pipeline.polygons import Point, polygon_area, self_intersects
@@ -13,7 +14,27 @@ from pipeline.polygons import Point, polygon_area, self_intersects
 MAX_COORDINATE: Final = 1 << 20
 Coordinate = Annotated[float, Field(ge=0, le=MAX_COORDINATE, allow_inf_nan=False)]
 Corner = tuple[Coordinate, Coordinate]
-ShapeName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, ends of lines, and characters that change the direction of the text around them."""
+
+
+def one_line(name: str) -> str:
+    """Return a name; names stand in logs, legends, addresses and file names.
+
+    Raises:
+        ValueError: it has control characters, or characters that change the direction of text.
+    """
+    if found := _UNSAFE.search(name):
+        raise ValueError(
+            f"should be one line without control characters, and has U+{ord(found[0]):04X}; it stands in logs, legends "
+            "and file names"
+        )
+    return name
+
+
+ShapeName = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$"""), AfterValidator(one_line)
+]
 MAX_CORNERS: Final = 64
 _MIN_FRACTION: Final = 1e-6
 

@@ -78,7 +78,9 @@ class ConfigText:
             is_written: False if the file stays as it is.
             before: the text that it replaces.
         """
-        if not is_written and self.path is not None:
+        if is_written:
+            self._unwritten = None
+        elif self.path is not None:
             self._unwritten = before if self._unwritten is None else self._unwritten
         self.text = text
 
@@ -190,8 +192,13 @@ class ConfigWatcher(WorkerOwner):
         cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)
         log.info("%s: read again; %s", path, text or "no camera differs")
-        if later := _at_next_start(self._config, config):
-            log.warning("%s: changes of %s take effect at the next start", path, ", ".join(later))
+        warn_of_later_changes(str(path), self._config, config)
+
+
+def warn_of_later_changes(name: str, running: Config, config: Config) -> None:
+    """Log which changes of a configuration that is applied now take effect at the next start only."""
+    if later := _at_next_start(running, config):
+        log.warning("%s: changes of %s take effect at the next start", name, ", ".join(later))
 
 
 def _at_next_start(running: Config, config: Config) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from commands.wiring.cameras import make_cameras, with_all_cameras
 from commands.wiring.config_write import is_writable, replaced_text
-from commands.wiring.reload import ConfigText, ConfigWatcher
+from commands.wiring.reload import ConfigText, ConfigWatcher, warn_of_later_changes
 from commands.wiring.rule_check import check_rule, fragment
 from commands.wiring.text_difference import difference
 from commands.wiring.yaml_edit import ConfigEdit, ListChange, edit_yaml
@@ -27,6 +28,8 @@ from pipeline.guards.variables import HEAT_INSIDE, NUMBERS
 
 if TYPE_CHECKING:
     from commands.wiring.run import OpenRun
+
+log = logging.getLogger("recipro-stream")
 
 APPLY_SECONDS: Final = 60.0
 """Time limit of a change: opening a camera again may wait for it."""
@@ -80,6 +83,10 @@ class RunSetup(CameraSetup):
     def undo(self, camera: str, revision: str) -> Mapping[str, Any]:
         """Take the last change back."""
         return self._in_turn(lambda: self._take_back(camera, revision))
+
+    def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
+        """Apply the configuration file as somebody else changed it."""
+        return self._in_turn(lambda: self._apply_file(camera, file_revision))
 
     def check(
         self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
@@ -213,10 +220,28 @@ class RunSetup(CameraSetup):
             raise SetupConflictError("somebody else changed the configuration meanwhile; reload, and change it again")
         current = self._text.current()
         if current != text:
-            raise SetupConflictError(
-                f"{self._text.name}: was changed meanwhile, and the run has not applied it; nothing is written",
-                difference(text, current, self._text.name),
-            )
+            raise self._changed_file(current)
+
+    def _changed_file(self, current: str) -> SetupConflictError:
+        """Return the error of a file that was changed by another program, with the lines that differ."""
+        return SetupConflictError(
+            f"{self._text.name}: was changed meanwhile by another program, and the run has not applied it; nothing is "
+            "written. Apply the file first, or take its changes back",
+            difference(self._text.text, current, self._text.name),
+            _revision(current),
+        )
+
+    def _apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
+        current, run = self._text.current(), self._run().run
+        if file_revision != _revision(current):
+            raise self._changed_file(current)
+        config = self._text.parse(current)
+        run.apply(config)
+        self._text.adopt(current, is_written=True, before=self._text.text)
+        self._undo = None
+        log.info("%s: read again, because a page asked for it", self._text.name)
+        warn_of_later_changes(self._text.name, run.config, config)
+        return self._described(current, config, camera)
 
     def _replace(self, text: str, config: Config, new_text: str, new: Config, name: str) -> None:
         """Apply a new configuration, and write its text; neither is done if the other is not possible."""

@@ -82,6 +82,8 @@ class WebSettings(SinkSettings):
     configuration file. Off this machine it needs a token, and HTTPS unless insecure is set."""
     edit_token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
     """A file with a second token: only viewers who sign in with it may change anything. Default: token_file's may."""
+    view_token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    """A file with a further token: viewers who sign in with it see cameras and events, and change neither."""
     why: bool = True
     """Viewers may ask a detector for maps of boxes and of places without a box; answers take the time of other maps."""
 

@@ -27,8 +27,6 @@ from overlays.web.auth import (
     check_network,
     check_origin,
     check_prefix,
-    check_token,
-    is_loopback,
     parse_page_address,
 )
 from overlays.web.broadcast import VIDEO_KINDS, Broadcaster, Kind, WebFrame
@@ -40,6 +38,7 @@ from overlays.web.listener import listen
 from overlays.web.server import PageProtocol, Server
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import StatusBoard
+from overlays.web.tokens import PageTokens
 from overlays.web.video import MAX_SIDE_PIXELS, VideoEncoders, VideoUnit
 from overlays.wire.endpoint import without_user
 from overlays.wire.text import replace_undecodable
@@ -90,7 +89,7 @@ class WebSink(Sink):
         self._wall_clock, self._clock = wall_clock, clock
         try:
             self._address = parse_page_address(uri)
-            self._tokens = {name: check_token(secret.text) for name, secret in self._context.secrets.items()}
+            self._tokens = PageTokens(uri, self._context.secrets)
             self._embed_origins = frozenset(check_origin(origin) for origin in self._settings.embed_origins)
             self._root_path = check_prefix(self._settings.root_path)
             self._proxies = ["127.0.0.1", "::1", *map(check_network, self._settings.trusted_proxies)]
@@ -130,30 +129,14 @@ class WebSink(Sink):
 
     def __enter__(self) -> Self:
         address, settings = self._address, self._settings
-        token = self._tokens.get("token_file")
-        if settings.edit and token is None and not is_loopback(address.host):
-            raise SinkError(
-                f"{self.uri}: edit: every machine that reaches this address could change the cameras; give a token "
-                "(openssl rand -hex 24 > page.token, then token_file: page.token), or serve on "
-                f"http://127.0.0.1:{address.port}"
-            )
-        if token is None and "edit_token_file" in self._tokens:
-            raise SinkError(f"{self.uri}: edit_token_file: needs token_file, too: that of viewers who may not edit")
-        if token is not None and token == self._tokens.get("edit_token_file"):
-            raise SinkError(f"{self.uri}: edit_token_file: as token_file: every viewer could change it; give another")
-        if token is None and not settings.insecure and not is_loopback(address.host):
-            raise SinkError(
-                f"{self.uri}: every machine that reaches this address could view the page; give a token "
-                "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
-                f"http://127.0.0.1:{address.port}, or set 'insecure: true' if the network itself is closed"
-            )
+        self._tokens.check(settings, address)
         listener = listen(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         access = AccessPolicy(
-            PageAddress(address.host, port), token, self._tokens.get("edit_token_file"), hosts, self._embed_origins,
-            self._root_path,
+            PageAddress(address.host, port), allowed_hosts=hosts, embed_origins=self._embed_origins,
+            root_path=self._root_path, **self._tokens.as_fields(),
         )  # fmt: skip
         self._page = WebState(
             access,
@@ -173,7 +156,7 @@ class WebSink(Sink):
             newest=self._newest,
             encoded=lambda: self.encoded,
             uri=self.uri,
-            token_source=self._current_tokens,
+            token_source=self._tokens.current,
         )
         self._worker = _server_thread(self._page, listener, self._proxies).__enter__()
         log.info("the page: %s", self.endpoint)
@@ -183,20 +166,6 @@ class WebSink(Sink):
         """Return the newest overlay of a camera, or of its lost signal. For any thread."""
         last = self._last.get((camera, "painted"))
         return None if last is None else last[1]
-
-    def _current_tokens(self) -> tuple[str | None, str | None]:
-        """Return the tokens in their files; the last valid ones where a file cannot be read or a token is invalid."""
-        for name, secret in self._context.secrets.items():
-            if secret.read_again is None:
-                continue
-            try:
-                self._tokens[name] = check_token(secret.read_again())
-            except (OSError, ValueError) as error:
-                if str(error) not in self._logged:
-                    self._logged.add(str(error))
-                    log.warning("%s: the %s cannot be used, the last token stays valid: %s", self.uri,
-                                name.replace("_", " "), error)  # fmt: skip
-        return self._tokens.get("token_file"), self._tokens.get("edit_token_file")
 
     def metrics(self) -> list[MetricSample]:
         """Return the number of viewers, of compressed images, and of refused requests."""

@@ -74,6 +74,7 @@ def make_app(page: WebState) -> AccessMiddleware:
         Route("/api/targets", fleet.targets),
         Route("/api/cameras/{camera:path}/setup", setup.setup, methods=["GET", "PUT"]),
         Route("/api/cameras/{camera:path}/setup/undo", setup.undo, methods=["POST"]),
+        Route("/api/cameras/{camera:path}/setup/file", setup.apply_file, methods=["POST"]),
         Route("/api/rules/check", setup.check, methods=["POST"]),
         Route("/api/openapi.json", handlers.openapi),
         Route("/snapshot/{camera:path}", handlers.snapshot),
@@ -292,6 +293,7 @@ class _Handlers:
             events = self.page.events
             own: dict[str, Any] = {"video": self._offers_video(socket), "events": events.access is not None}
             own["starting"] = events.is_starting
+            own["act"] = bool(socket.scope["may_act"])
             own["edit"] = refusal_of(self.page, socket.scope) is None
             status = self.page.status
             if socket.query_params.get("only") != "events":

@@ -138,6 +138,8 @@ class AccessPolicy:
     token: str | None = field(default=None, repr=False)
     edit_token: str | None = field(default=None, repr=False)
     """The token of viewers who may change the set-up of cameras, which also opens the page; None: ``token`` is."""
+    view_token: str | None = field(default=None, repr=False)
+    """The token of viewers who change nothing: neither events nor the set-up of cameras; None: there are none."""
     allowed_hosts: frozenset[str] = frozenset()
     """Further names of the page, such as a proxy's; without port, in lower case."""
     embed_origins: frozenset[str] = frozenset()
@@ -193,60 +195,68 @@ class AccessPolicy:
         """Return whether a request holds the token, a valid cookie, or the token of its stream."""
         if self.token is None:
             return True
-        candidates = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
-        if any(self.token_matches(candidate) for candidate in candidates):
-            return True
         query = credentials.query
         if query is not None and (
             self.token_matches(query)
             or hmac.compare_digest(query.encode("utf-8", "replace"), self.stream_token(credentials.camera).encode())
         ):
             return True
-        return _is_signed(self._signer(), credentials) or self._holds_edit_token(credentials)
+        return any(_holds(token, credentials) for token in self._tokens)
+
+    def may_act(self, credentials: Credentials) -> bool:
+        """Return whether a request may change events: it does not only hold the token of viewers."""
+        if self.token is None:
+            return True
+        # The files are read again while the page runs: a token that viewers hold, too, permits nothing.
+        return any(
+            _holds(token, credentials)
+            for token in (self.token, self.edit_token)
+            if not _matches(token, self.view_token)
+        )
 
     def may_edit(self, credentials: Credentials) -> bool:
         """Return whether a request holds the token of those who may change the set-up of cameras, or its cookie."""
         if self.edit_token is None:
-            return self.is_authenticated(credentials)
-        # Both files are read again while the page runs: where both hold the same token, nobody may edit.
-        return not _matches(self.edit_token, self.token) and self._holds_edit_token(credentials)
+            return self.may_act(credentials)
+        others = (self.token, self.view_token)
+        return not any(_matches(self.edit_token, other) for other in others) and _holds(self.edit_token, credentials)
 
-    def _holds_edit_token(self, credentials: Credentials) -> bool:
-        if self.edit_token is None:
-            return False
-        offered = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
-        return any(map(self.edit_token_matches, offered)) or _is_signed(self._signer(self.edit_token), credentials)
+    @property
+    def _tokens(self) -> list[str]:
+        return [token for token in (self.token, self.edit_token, self.view_token) if token is not None]
 
     def token_matches(self, candidate: str) -> bool:
-        """Compare with both tokens in constant time."""
-        return _matches(candidate, self.token) | self.edit_token_matches(candidate)
+        """Compare with all tokens in constant time."""
+        return any(_matches(candidate, token) for token in self._tokens)
 
-    def edit_token_matches(self, candidate: str) -> bool:
-        """Compare in constant time."""
-        return _matches(candidate, self.edit_token)
-
-    def issue_cookie(self, token: str = "") -> str:
-        """Return the value of a new cookie for a token: session identifier, time of issue, signature."""
-        signer = self._signer(self.edit_token) if self.edit_token_matches(token) else self._signer()
-        return signer.sign(secrets.token_hex(16)).decode()
+    def issue_cookie(self, token: str) -> str:
+        """Return the value of a new cookie for a valid token: session identifier, time of issue, signature."""
+        return _signer(token).sign(secrets.token_hex(16)).decode()
 
     def stream_token(self, camera: str) -> str:
         """Return the token that opens only this camera's MJPEG stream; the page's token cannot be derived from it."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
-    def _signer(self, token: str | None = None) -> TimestampSigner:
-        """Return the signer of cookies: HMAC-SHA256 with a key derived from the token, so a new token voids them."""
-        key = token or self.token or ""
-        return TimestampSigner(key, salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
+
+def _signer(token: str) -> TimestampSigner:
+    """Return the signer of cookies: HMAC-SHA256 with a key derived from the token, so a new token voids them."""
+    return TimestampSigner(token, salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
-def _is_signed(signer: TimestampSigner, credentials: Credentials) -> bool:
-    return bool(signer.validate((credentials.cookie or "").encode("utf-8", "replace"), COOKIE_SECONDS))
+def _holds(token: str | None, credentials: Credentials) -> bool:
+    """Return whether a request holds a token, or a cookie that was issued for it."""
+    if token is None:
+        return False
+    offered = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
+    cookie = (credentials.cookie or "").encode("utf-8", "replace")
+    return any(_matches(each, token) for each in offered) or _signer(token).validate(cookie, COOKIE_SECONDS)
 
 
-def _matches(candidate: str, token: str | None) -> bool:
-    expected = (token or "").encode()
-    return token is not None and hmac.compare_digest(candidate.encode("utf-8", "replace"), expected)
+def _matches(candidate: str | None, token: str | None) -> bool:
+    if candidate is None or token is None:
+        return False
+    expected = token.encode()
+    return hmac.compare_digest(candidate.encode("utf-8", "replace"), expected)
 
 
 def session_of(cookie: str | None) -> str:

@@ -18,6 +18,7 @@ from overlays.events.event import KINDS, MAX_TEXT, STATES, EventKind, State
 from overlays.events.query import MAX_LIMIT, EventFilter
 from overlays.events.store import Action, Verb
 from overlays.wire.text import replace_undecodable
+from pipeline.shapes import one_line
 
 _MAX_VALUES: Final = 100
 """Values of one filter at most."""
@@ -69,6 +70,10 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
     by, note, minutes = body.get("by", ""), body.get("note", ""), body.get("minutes")
     if not isinstance(by, str) or len(by) > MAX_NAME:
         raise RequestError(400, f"by: a name of at most {MAX_NAME} characters")
+    try:
+        one_line(by.strip())
+    except ValueError as error:
+        raise RequestError(400, f"by: {error}") from None
     if verb == "note" and (not isinstance(body.get("note"), str) or len(note) > MAX_TEXT):
         raise RequestError(400, f"note: a text of at most {MAX_TEXT} characters")
     version = body.get("version")

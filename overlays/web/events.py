@@ -26,6 +26,7 @@ _MAX_BODY_BYTES: Final = 8192
 _ACTION_SECONDS: Final = 5.0
 _MAX_QUERIES: Final = 4
 """Queries that run at the same time; others wait."""
+VIEW_ONLY: Final = "this token is for viewing only: sign out, and sign in with the token of token_file"
 NO_EVENTS: Final = "this run keeps no events; add --sink events.sqlite"
 
 
@@ -111,6 +112,8 @@ class EventHandlers:
     async def act(self, request: Request) -> Response:
         """Acknowledge, snooze, annotate or reopen an event."""
         access = self._access()
+        if not request.scope["may_act"]:
+            raise RequestError(403, VIEW_ONLY)
         action = read_action(request.path_params["id"], request.path_params["verb"], await _json_body(request))
         try:
             async with asyncio.timeout(_ACTION_SECONDS):

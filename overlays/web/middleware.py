@@ -144,6 +144,7 @@ class AccessMiddleware:
         credentials = Credentials(headers.get("authorization"), cookie_used, query, camera, is_private)
         scope["admitted"] = access.is_authenticated(credentials)
         scope["is_private"] = is_private
+        scope["may_act"] = scope["admitted"] and access.may_act(credentials)
         scope["may_edit"] = scope["admitted"] and access.may_edit(credentials)
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _PUBLIC_PATHS:

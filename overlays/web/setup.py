@@ -61,6 +61,12 @@ class SetupHandlers:
         revision = str((await _body(request)).get("revision", ""))
         return await _answer(lambda: setup.undo(camera, revision))
 
+    async def apply_file(self, request: Request) -> Response:
+        """Apply the configuration file as another program changed it."""
+        setup, camera = self._setup(request), request.path_params["camera"]
+        revision = str((await _body(request)).get("file_revision", ""))
+        return await _answer(lambda: setup.apply_file(camera, revision))
+
     async def check(self, request: Request) -> Response:
         """Return what is wrong with a rule, or when it would have fired."""
         setup, body = self._setup(request), await _body(request)
@@ -85,7 +91,8 @@ async def _answer(call: Callable[[], Mapping[str, Any]]) -> Response:
     try:
         return JSONResponse(await call_in_thread("setup", call))
     except SetupConflictError as error:
-        return JSONResponse({"error": str(error), "difference": error.difference}, 409)
+        conflict = {"error": str(error), "difference": error.difference, "file_revision": error.file_revision}
+        return JSONResponse(conflict, 409)
     except (ReciproStreamError, OSError) as error:
         return JSONResponse({"error": str(error)}, 422)
 

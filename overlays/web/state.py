@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -79,8 +79,8 @@ class WebState:
     making_clip: bool = False
     """True while a clip is being made: only one at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    token_source: Callable[[], tuple[str | None, str | None]] | None = None
-    """Returns the current tokens of viewers, and of those who may edit; None if the page has no token file."""
+    token_source: Callable[[], Mapping[str, Any]] | None = None
+    """Returns the current tokens by field of ``AccessPolicy``; None if the page has no token file."""
     ended_sessions: dict[str, None] = field(default_factory=dict)
     """Sessions that were signed out, the oldest first."""
     clip: Clip | None = None
@@ -131,10 +131,11 @@ class WebState:
         """Read the token again; if it has changed, all clients are disconnected and have to sign in again."""
         if self.token_source is None:
             return
-        token, edit_token = self.token_source()
-        if token is None or (token, edit_token) == (self.access.token, self.access.edit_token):
+        tokens = self.token_source()
+        access = replace(self.access, **tokens)
+        if access == self.access:
             return
-        self.access = replace(self.access, token=token, edit_token=edit_token)
+        self.access = access
         log.warning("page: the token has changed; all viewers have to sign in again")
         for client in self.broadcaster.clients:
             client.close()

@@ -40,6 +40,8 @@ HISTORY_SECONDS: Final = 600.0
 MAX_CAMERA_BYTES: Final = 32 << 20
 MAX_BYTES: Final = 128 << 20
 """Memory of all cameras."""
+MAX_REPLAYED_FINDINGS: Final = 100_000
+"""Findings on which a rule is tried, the newest ones: each takes about 0.01 ms of processor time."""
 MAX_SPANS: Final = 200
 """Number of past alarms that are listed; all are counted."""
 _FRAME_OVERHEAD_BYTES: Final = 220
@@ -87,10 +89,11 @@ class PastAlarms:
     """Number of all alarms."""
     firing_seconds: float
     known_seconds: float
-    """Time from the first kept frame to the newest."""
+    """Time from the first frame on which the rule was tried to the newest."""
     frames: int
+    """Number of the frames on which the rule was tried."""
     since: float
-    """Monotonic time of the first kept frame."""
+    """Monotonic time of the first of them."""
 
 
 class RuleHistory:
@@ -195,7 +198,7 @@ class RuleHistory:
         return self._labels.setdefault(label, min(len(self._labels), _NO_LABEL - 1))
 
     def alarms(self, camera: str, guard: GuardConfig, regions: Sequence[RegionConfig] = ()) -> PastAlarms:
-        """Return when a guard would have fired on the kept frames of a camera.
+        """Return when a guard would have fired on the kept frames of a camera, the newest of many.
 
         Args:
             camera: its name.
@@ -203,7 +206,7 @@ class RuleHistory:
             regions: the regions that the rule may name.
         """
         kept = self._cameras.get(camera)
-        frames = () if kept is None else tuple(kept.frames)
+        frames = _newest(() if kept is None else tuple(kept.frames), MAX_REPLAYED_FINDINGS)
         if not frames:
             return PastAlarms((), 0, 0.0, 0.0, 0, self._clock())
         named = guard.parsed.regions
@@ -226,6 +229,16 @@ class RuleHistory:
             firing_seconds += last - begun
         first, newest = frames[0].captured_at, frames[-1].captured_at
         return PastAlarms(tuple(spans), alert.fire_count, firing_seconds, newest - first, len(frames), first)
+
+
+def _newest(frames: Sequence[_Kept], max_findings: int) -> Sequence[_Kept]:
+    """Return the newest frames that have no more findings in all; a frame without any counts as one."""
+    count = 0
+    for index in range(len(frames) - 1, -1, -1):
+        count += max(len(frames[index].maps), 1)
+        if count > max_findings:
+            return frames[index + 1 :]
+    return frames
 
 
 def _prune(kept: _CameraFrames, before: float, max_bytes: int) -> None:

@@ -157,13 +157,13 @@ def test_cookie_is_invalid_after_expiry_and_with_another_token(monkeypatch):
     clock = SimpleNamespace(now=1000)
     monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: clock.now)
     policy = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
-    cookie = policy.issue_cookie()
+    cookie = policy.issue_cookie(TOKEN)
     assert policy.is_authenticated(Credentials(cookie=cookie))
     clock.now += COOKIE_SECONDS
     assert policy.is_authenticated(Credentials(cookie=cookie))
     clock.now += 1
     assert not policy.is_authenticated(Credentials(cookie=cookie))
-    later = policy.issue_cookie()
+    later = policy.issue_cookie(TOKEN)
     session, issued, signature = cookie.split(".")
     altered = (f"{session}.{later.split('.')[1]}.{signature}", f"{'0' * len(session)}.{issued}.{signature}")
     clock.now = 1000

@@ -213,6 +213,7 @@ def test_second_viewer_gets_the_event_as_the_first_one_left_it(opened):
         ("note", {}, 400, "note"),
         ("note", {"note": "x" * 1001}, 400, "note"),
         ("acknowledge", {"by": "x" * 65}, 400, "by"),
+        ("acknowledge", {"by": "a\u202eb"}, 400, "U+202E"),
         ("acknowledge", {"version": True}, 400, "version"),
         ("acknowledge", ["x"], 400, "not an object"),
         ("acknowledge", {"by": "x" * 9000}, 413, "too long"),

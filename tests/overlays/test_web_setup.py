@@ -7,12 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from overlays.sinks.events import EventsSink
 from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
+from overlays.web.auth import AccessPolicy, Credentials, PageAddress
 from overlays.web.setup import IN_CLEAR, MAX_BODY_BYTES, NOT_HERE, VIEWER, refusal_of
 from pipeline.camera_setup import CameraSetup
 from pipeline.errors import ConfigError, SetupConflictError, SinkError
+from pipeline.result import RunResult
 from pipeline.settings import Secret, SinkContext
+from pipeline.stats import RunStats
 from tests.support.page import ANY, TOKEN, connect_viewer, fetch
 
 EDIT_TOKEN = "another-horse-battery"  # noqa: S105 - of no page
@@ -35,6 +39,9 @@ class Recorded(CameraSetup):
 
     def undo(self, camera, revision):
         return {"camera": camera, "undone": revision}
+
+    def apply_file(self, camera, file_revision):
+        return {"camera": camera, "applied": file_revision}
 
     def check(self, camera, rule, regions):
         return {"error": None, "rule": rule, "regions": regions}
@@ -96,6 +103,8 @@ def test_change_from_another_machine_needs_a_private_connection():
         ({"uri": "http://0.0.0.0:0", "insecure": True}, {}, "give a token"),
         ({"uri": ANY}, {"edit_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
         ({"uri": ANY}, SECRETS | {"edit_token_file": Secret(TOKEN)}, "every viewer could change"),
+        ({"uri": ANY}, SECRETS | {"view_token_file": Secret(EDIT_TOKEN)}, "every viewer could change"),
+        ({"uri": ANY}, {"view_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
     ],
 )
 def test_page_that_anybody_could_change_does_not_open(options, secrets, remedy):
@@ -112,9 +121,11 @@ def test_answers_carry_the_values_and_the_reasons():
         assert json.loads(fetch(sink, f"{PATH}/undo", "POST", b'{"revision": "2"}')[2])["undone"] == "2"
         body = {"camera": "line", "rule": {"rule": "score > 0.5"}, "regions": [{"name": "r"}]}
         assert json.loads(fetch(sink, "/api/rules/check", "POST", json.dumps(body))[2])["regions"] == [{"name": "r"}]
-        setup.error = SetupConflictError("changed meanwhile", "-a\n+b")
+        assert json.loads(fetch(sink, f"{PATH}/file", "POST", b'{"file_revision": "3"}')[2])["applied"] == "3"
+        setup.error = SetupConflictError("changed meanwhile", "-a\n+b", "4")
         status, _, text = fetch(sink, PATH, "PUT", b"{}")
-        assert (status, json.loads(text)) == (409, {"error": "changed meanwhile", "difference": "-a\n+b"})
+        conflict = {"error": "changed meanwhile", "difference": "-a\n+b", "file_revision": "4"}
+        assert (status, json.loads(text)) == (409, conflict)
         setup.error = ConfigError("the rule is wrong")
         status, _, text = fetch(sink, PATH, "PUT", b"{}")
         assert (status, json.loads(text)) == (422, {"error": "the rule is wrong"})
@@ -127,3 +138,24 @@ def test_answers_carry_the_values_and_the_reasons():
         ):
             assert fetch(sink, path, method, body)[0] == expected
         assert fetch(sink, PATH, "PUT", b"{}", Origin="http://evil.example")[0] == 403
+
+
+def test_viewer_with_the_view_token_changes_neither_cameras_nor_events(tmp_path):
+    secrets = {"token_file": Secret(TOKEN), "view_token_file": Secret("a-token-of-viewers")}
+    with served(secrets, edit=True) as sink, EventsSink(f"{tmp_path}/events.sqlite") as events:
+        sink.on_run_start(RunResult(RunStats([]), [], [], (events, sink)))
+        cookie = fetch(sink, "/login", "POST", "token=a-token-of-viewers")[1]["set-cookie"].partition(";")[0]
+        for headers in ({"Cookie": cookie}, bearer("a-token-of-viewers")):
+            assert fetch(sink, "/api/events", **headers)[0] == 200
+            assert fetch(sink, "/api/events/1/note", "POST", b'{"note": "x"}', **headers)[0] == 403
+            assert fetch(sink, PATH, **headers)[0] == 403
+        assert fetch(sink, "/api/events/1/snooze", "POST", b"{}", **bearer(TOKEN))[0] == 400, "it may, with minutes"
+        assert fetch(sink, PATH, **bearer(TOKEN))[0] == 200
+        assert (hello(sink, Cookie=cookie)["act"], hello(sink, **bearer(TOKEN))["act"]) == (False, True)
+
+
+def test_token_that_viewers_hold_too_permits_nothing():
+    policy = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN, EDIT_TOKEN, view_token=TOKEN)
+    assert not policy.may_act(Credentials(f"Bearer {TOKEN}"))
+    assert policy.may_act(Credentials(f"Bearer {EDIT_TOKEN}"))
+    assert not AccessPolicy(policy.address, TOKEN, EDIT_TOKEN, EDIT_TOKEN).may_edit(Credentials(f"Bearer {EDIT_TOKEN}"))

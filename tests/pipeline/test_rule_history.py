@@ -142,6 +142,19 @@ def test_history_keeps_within_its_bytes_and_seconds():
     assert history.alarms("nobody", guard).frames == 0
 
 
+def test_rule_is_tried_on_the_newest_frames_of_many(monkeypatch):
+    history, script = RuleHistory(), wandering()
+    for index in range(60):
+        history.record(script(frame_at(index)))
+    guard = guards(["score < 0.1"]).rules[0]
+    whole = history.alarms("door", guard)
+    monkeypatch.setattr("pipeline.guards.history.MAX_REPLAYED_FINDINGS", 20)
+    part = history.alarms("door", guard)
+    assert (whole.frames, part.frames) == (60, 20)
+    assert part.since == pytest.approx(whole.since + 4.0)
+    assert part.known_seconds == pytest.approx(1.9)
+
+
 def test_history_keeps_a_deletion_check():
     history = RuleHistory()
     check = DeletionCheck("scratch", 0.9, 0.8, 0, 0.0)

@@ -37,6 +37,7 @@ export class Link {
         this.retryMs = 250;
         this.offset = null;
         this.canAsk = message.why;
+        document.body.classList.toggle("viewing", !message.act);
         this.handlers.hello(message);
       } else if (message.kind === "answer") {
         this.questions.get(message.id)?.(message);

@@ -16,7 +16,7 @@ const PANEL = `
   <h3>Rules</h3>
   <ol class="setup-rules"></ol>
   <p class="setup-actions"><button class="setup-add" type="button">Add a rule</button></p>
-  <p class="setup-actions setup-last"><button class="setup-apply" type="button">Apply</button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p>
+  <p class="setup-actions setup-last"><button class="setup-apply" type="button">Apply</button><button class="setup-take" type="button" hidden></button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p>
   <pre class="setup-text" tabindex="0" hidden></pre>`;
 
 export class SetupEditor extends ShapeEditor {
@@ -41,6 +41,7 @@ export class SetupEditor extends ShapeEditor {
     this.at(".setup-add").onclick = () => this.addRule();
     this.at(".setup-apply").onclick = () => this.apply();
     this.at(".setup-undo").onclick = () => this.request("POST", `${this.path}/undo`, { revision: this.setup.revision }, "the change is taken back");
+    this.at(".setup-take").onclick = () => this.takeOver();
     this.at(".setup-reload").onclick = () => this.load();
     this.at(".setup-close").onclick = () => this.close();
     this.at(".setup-corners input").onchange = (event) => this.takeCorners(event.target);
@@ -83,7 +84,7 @@ export class SetupEditor extends ShapeEditor {
       const isJson = response.headers.get("content-type")?.includes("json");
       const answer = isJson ? await response.json() : { error: await response.text() };
       if (response.ok) this.take(answer, done);
-      else this.fail(answer);
+      else this.fail(answer, response.status);
     } catch {
       this.fail({ error: "the server does not answer; nothing is applied" });
     }
@@ -93,6 +94,7 @@ export class SetupEditor extends ShapeEditor {
 
   take(setup, done) {
     this.setup = setup;
+    this.showConflict(null);
     this.shapes = shapesOfSetup(setup, this.size());
     this.select(null);
     this.unfinished = null;
@@ -103,9 +105,37 @@ export class SetupEditor extends ShapeEditor {
     this.showText(setup.written ? "" : setup.yaml);
   }
 
-  fail({ error, difference }) {
+  fail({ error, difference, file_revision: file }, status = 0) {
     this.say(error, "bad");
     this.showText(difference ?? "");
+    this.showConflict(status === 409 ? { file } : null);
+  }
+
+  // Offer the way out of a change that somebody else made meanwhile: of the file ({ file }), or of the run.
+  showConflict(conflict) {
+    this.conflict = conflict;
+    const button = this.at(".setup-take");
+    button.hidden = !conflict;
+    button.textContent = conflict?.file ? "Apply the file" : "Reload";
+    button.title = "What you added here is kept; what you changed is not";
+  }
+
+  // Show what the run has now, or has once the file is applied; the shapes and rules that were added here stay.
+  async takeOver() {
+    const before = this.setup;
+    const { file } = this.conflict;
+    const added = this.complete.filter((shape) => shape.entry === undefined);
+    const rules = this.rules.rules.filter((rule) => rule.index === undefined);
+    await (file ? this.request("POST", `${this.path}/file`, { file_revision: file }) : this.load());
+    if (this.setup === before) return;
+    const shapes = added.filter(({ kind }) => kind !== "roi" || !this.setup.roi);
+    this.shapes.push(...shapes);
+    for (const rule of rules) this.rules.add(rule);
+    this.show();
+    const isKept = shapes.length + rules.length > 0;
+    this.isChanged = isKept;
+    const text = file ? `${this.setup.file} is applied` : "loaded";
+    this.say(isKept ? `${text}; what you added is not applied yet` : text, isKept ? "" : "good");
   }
 
   say(text, kind = "") {

@@ -54,7 +54,7 @@ export class Wall {
     main.dataset.mode = mode;
     main.classList.toggle("enlarged", Boolean(large) && cards.length > 1);
     for (const card of cards) {
-      const isWide = card === large || (mode === "only" && !large);
+      const isWide = !this.isBare && (card === large || (mode === "only" && !large));
       card.root.classList.toggle("wide", isWide);
       card.root.classList.toggle("small", !isWide && (Boolean(large) || mode !== "full"));
     }

@@ -17,6 +17,8 @@ Corner = tuple[Coordinate, Coordinate]
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Control characters, ends of lines, and characters that change the direction of the text around them."""
 
+_BETWEEN: Final = re.compile(r"""[\s"'()=<>!]+""")
+
 
 def one_line(name: str) -> str:
     """Return a name; names stand in logs, legends, addresses and file names.
@@ -32,8 +34,20 @@ def one_line(name: str) -> str:
     return name
 
 
+def _name_in_rules(name: str) -> str:
+    one_line(name)
+    if _BETWEEN.search(name):
+        plain = _BETWEEN.sub("-", name).strip("-") or "part"
+        raise ValueError(
+            f"should be without spaces, quotes, brackets and = < > !, because rules name it; write for instance {plain}"
+        )
+    return name
+
+
 ShapeName = Annotated[
-    str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$"""), AfterValidator(one_line)
+    str,
+    Field(min_length=1, max_length=64, json_schema_extra={"pattern": r"""^[^\s"'()=<>!]+$"""}),
+    AfterValidator(_name_in_rules),
 ]
 MAX_CORNERS: Final = 64
 _MIN_FRACTION: Final = 1e-6

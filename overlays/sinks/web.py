@@ -24,7 +24,8 @@ from overlays.web.app import make_app
 from overlays.web.auth import (
     AccessPolicy,
     PageAddress,
-    check_network,
+    check_host,
+    check_networks,
     check_origin,
     check_prefix,
     parse_page_address,
@@ -92,7 +93,8 @@ class WebSink(Sink):
             self._tokens = PageTokens(uri, self._context.secrets)
             self._embed_origins = frozenset(check_origin(origin) for origin in self._settings.embed_origins)
             self._root_path = check_prefix(self._settings.root_path)
-            self._proxies = ["127.0.0.1", "::1", *map(check_network, self._settings.trusted_proxies)]
+            self._proxies = check_networks(["127.0.0.1", "::1", *self._settings.trusted_proxies])
+            self._hosts = frozenset(check_host(host).strip("[]") for host in self._settings.allowed_hosts)
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
@@ -133,9 +135,8 @@ class WebSink(Sink):
         listener = listen(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
-        hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         access = AccessPolicy(
-            PageAddress(address.host, port), allowed_hosts=hosts, embed_origins=self._embed_origins,
+            PageAddress(address.host, port), allowed_hosts=self._hosts, embed_origins=self._embed_origins,
             root_path=self._root_path, **self._tokens.as_fields(),
         )  # fmt: skip
         self._page = WebState(

@@ -15,6 +15,7 @@ import ipaddress
 import re
 import secrets
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ MIN_TOKEN_LENGTH: Final = 16
 """Minimum length in characters, against guessing."""
 COOKIE_SECONDS: Final = 30 * 24 * 3600
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
+_IPV4: Final = 4
 _PAGE = re.compile(r"http://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s]+):(?P<port>\d{1,5})/?")
 
 
@@ -88,8 +91,31 @@ def check_origin(origin: str) -> str:
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path or parts.query or parts.username:
         raise ValueError(f"{origin!r} is not an origin; write SCHEME://HOST or SCHEME://HOST:PORT, without a path")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = check_host(parts.hostname)
     return f"{parts.scheme}://{host}" + ("" if port in {None, _standard_port(parts.scheme)} else f":{port}")
+
+
+def check_host(host: str) -> str:
+    """Return a host as headers name it: a name in lower case, or an address, IPv6 in brackets.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host = host.strip().lower().strip("[]")
+    try:
+        return f"[{ipaddress.IPv6Address(host)}]"
+    except ValueError:
+        pass
+    if _HOST.fullmatch(host):
+        return host
+    try:
+        sent = "" if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        sent = ""
+    remedy = (
+        f"write {sent}, as browsers send it" if _HOST.fullmatch(sent) else "name each host, without *, port or path"
+    )
+    raise ValueError(f"{host!r} is no host name or address; {remedy}")
 
 
 def check_prefix(prefix: str) -> str:
@@ -104,17 +130,28 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def check_network(network: str) -> str:
-    """Return an address or a network in its usual form.
+def check_networks(networks: Iterable[str]) -> list[str]:
+    """Return addresses and networks in their usual form; IPv4 also as a listener on ``[::]`` sees it.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: one is neither, or stands for every address.
     """
-    try:
-        return str(ipaddress.ip_network(network.strip()))
-    except ValueError:
-        text = f"trusted_proxies: {network!r} is no address or network; write for instance 10.0.0.7 or 172.16.0.0/12"
-        raise ValueError(text) from None
+    checked = []
+    for text in networks:
+        try:
+            network = ipaddress.ip_network(text.strip())
+        except ValueError:
+            why = f"trusted_proxies: {text!r} is no address or network; write for instance 10.0.0.7 or 172.16.0.0/12"
+            raise ValueError(why) from None
+        if not network.prefixlen:
+            raise ValueError(
+                f"trusted_proxies: {text!r} is every address: each client could claim to come from this machine; name "
+                "the proxy"
+            )
+        checked.append(str(network))
+        if network.version == _IPV4:
+            checked.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return checked
 
 
 class Credentials(NamedTuple):

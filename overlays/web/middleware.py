@@ -182,7 +182,8 @@ class AccessMiddleware:
             return True
         if headers.get("sec-fetch-mode") == "navigate":
             return path in {"/", "/login", "/review"} or path.startswith(_STREAMS)
-        return not fetched and not path.startswith(("/clip/", "/api/", "/snapshot/"))
+        # A browser without these headers names the origin of all requests but navigations and simple images.
+        return not fetched and origin is None and not path.startswith(("/clip/", "/api/", "/snapshot/"))
 
     def _count(self, scope: Scope, status: int) -> None:
         """Count a refusal, and log it at most once a minute."""

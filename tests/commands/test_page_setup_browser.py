@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -95,6 +96,16 @@ class Operator:
         page.locator(".setup-apply").click()
         page.locator(".setup-state", has_text="applied, written to run.yaml").wait_for()
         self.text = (self.folder / "run.yaml").read_text()
+        path = self.folder / "run.yaml"
+        path.write_text(self.text + "# by an editor\n")
+        rule.locator(".hold_seconds").fill("0.1")
+        page.locator(".setup-add").click()
+        page.locator(".setup-apply").click()
+        page.locator(".setup-text", has_text="+# by an editor").wait_for()
+        page.locator(".setup-take", has_text="Apply the file").click()
+        page.locator(".setup-state", has_text="run.yaml is applied; what you added is not applied yet").wait_for()
+        page.locator(".setup-rules li:nth-child(3)[data-state=right]").wait_for()
+        page.locator(".setup-rules li:nth-child(3) .rule-remove").click()
         page.locator(".setup-close").click()
         page.wait_for_selector(".card.alarmed .alarm-title")
         page.locator(".recent a", has_text="rule-1").first.wait_for()
@@ -105,7 +116,7 @@ class Operator:
         status, text = page.evaluate("async () => { const r = await fetch('api/cameras/line/setup'); "
                                      "return [r.status, await r.text()]; }")  # fmt: skip
         assert (status, "for viewing only" in text) == (403, True)
-        tab.errors[:] = [error for error in tab.errors if "403" not in error]
+        tab.errors[:] = [error for error in tab.errors if not re.search("40[39]", error)]
 
 
 @pytest.mark.slow

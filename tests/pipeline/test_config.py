@@ -150,6 +150,12 @@ def test_name_of_a_region_has_no_control_characters(name):
     assert RegionConfig(**region | {"name": "شارع-1"}).name == "شارع-1"
 
 
+def test_name_of_a_region_with_a_space_is_refused_with_one_without():
+    region = {"name": "loading dock (east)", "polygon": [[0, 0], [1, 0], [1, 1]]}
+    with pytest.raises(ConfigError, match="write for instance loading-dock-east"):
+        load_config({"guards": {"regions": [region]}}, "run.yaml")
+
+
 def number_options(model, path=()):
     """Every option that takes a number that need not be whole, at any depth, as a path of keys."""
     for name, field in model.model_fields.items():

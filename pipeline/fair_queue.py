@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-MAX_KEYS: Final = 64
-"""Cameras that have a queue of their own; all further cameras share one."""
+MAX_KEYS: Final = 1024
+"""Cameras that have a queue of their own; all further cameras share one, which bounds the memory of any names."""
 _SHARED: Final = "\0shared"
 
 
@@ -87,8 +87,8 @@ class FairQueue(Generic[T]):
         """Remove and return the next item; None if the queue is empty."""
         if not self._waiting:
             return None
-        name = min(self._waiting, key=lambda candidate: self._waiting[candidate].used_seconds)
-        self._virtual_time = self._waiting[name].used_seconds
+        name, queue = min(self._waiting.items(), key=_used_seconds)
+        self._virtual_time = queue.used_seconds
         return self._take_from(name)
 
     def used(self, item: T, seconds: float) -> None:
@@ -121,3 +121,7 @@ class FairQueue(Generic[T]):
         if not queue.items:
             del self._waiting[name]
         return item
+
+
+def _used_seconds(entry: tuple[str, _CameraQueue[Any]]) -> float:
+    return entry[1].used_seconds

@@ -84,13 +84,11 @@ class IdleCamera(Camera):
         yield from ()
 
 
-def measure(cameras: int, rate: float, seconds: float, batch: int) -> dict[str, Any]:
+def measure(cameras: int, rate: float, limits: RunLimits) -> dict[str, Any]:
     """Return the cost of a frame; that of the cameras' own clocks is measured apart and taken off."""
-    sink = Ages()
-    own, _ = _run([IdleCamera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, seconds, batch)
-    used, outcome = _run(
-        [Camera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, seconds, batch
-    )
+    sink, seconds = Ages(), limits.seconds or 0.0
+    own, _ = _run([IdleCamera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
+    used, outcome = _run([Camera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
     settled = sink.seconds[len(sink.seconds) // 5 :] or [float("nan")]
     cost = used - own
     return {
@@ -100,9 +98,8 @@ def measure(cameras: int, rate: float, seconds: float, batch: int) -> dict[str, 
     }  # fmt: skip
 
 
-def _run(cameras: Sequence[Source], sink: Ages, seconds: float, batch: int) -> tuple[float, Any]:
+def _run(cameras: Sequence[Source], sink: Ages, limits: RunLimits) -> tuple[float, Any]:
     """Return the processor time of a run in seconds, and its result."""
-    limits = RunLimits(batch_size=batch, batch_window_seconds=0.0, seconds=seconds, sink_queue_frames=256)
     sources = [(camera, "drop-oldest") for camera in cameras]
     pipeline = Pipeline(sources, NullEngine(), HeatRenderer(), [sink], limits=limits, stop=threading.Event())
     started_at = time.process_time()
@@ -117,10 +114,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=30.0)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--window-ms", type=float, default=5.0, help="engine.batch_window_ms (default: that of a run)")
     arguments = parser.parse_args()
-    figures = measure(arguments.cameras, arguments.rate, arguments.seconds, arguments.batch)
+    limits = RunLimits(
+        batch_size=arguments.batch,
+        batch_window_seconds=arguments.window_ms / 1e3,
+        seconds=arguments.seconds,
+        sink_queue_frames=256,
+    )
     options = {"cameras": arguments.cameras, "rate": arguments.rate, "batch": arguments.batch}
-    print_line(bench="per_frame", **options, **figures, **environment())
+    figures = measure(arguments.cameras, arguments.rate, limits)
+    print_line(bench="per_frame", **options, window_ms=arguments.window_ms, **figures, **environment())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,9 +93,17 @@ def test_fair_queue_divides_the_byte_limit_and_keeps_one_item_of_each_camera():
 
 def test_fair_queue_limits_the_number_of_cameras():
     waiting = queue(depth=2)
-    for k in range(1000):
+    for k in range(2 * MAX_KEYS):
         put(waiting, (f"camera {k}", k))
-    assert len(waiting) <= 2 * (MAX_KEYS + 1)
+    assert len(waiting) == MAX_KEYS + 2
+
+
+@pytest.mark.parametrize("cameras", [64, 65, 96, 500])
+def test_fair_queue_keeps_a_burst_of_one_item_from_each_camera(cameras):
+    waiting = queue(depth=2)
+    assert sum(put(waiting, (f"camera {k}", burst)) for burst in range(2) for k in range(cameras)) == 0
+    assert len([waiting.take() for _ in range(2 * cameras)]) == 2 * cameras
+    assert not waiting
 
 
 def test_queue_worker_handles_cameras_in_turn():

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from pipeline.result import RunLimits
 from tests.bench import batches, exactness, explain_cost, peers, per_frame, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 from tests.support.limits import LIMIT_SECONDS
@@ -110,6 +111,7 @@ def test_exactness_detects_a_plan_that_is_not_the_definition(monkeypatch):
 
 
 def test_per_frame_counts_every_frame_that_arrives():
-    figures = per_frame.measure(cameras=3, rate=50.0, seconds=0.3, batch=2)
+    limits = RunLimits(batch_size=2, batch_window_seconds=0.002, seconds=0.3)
+    figures = per_frame.measure(cameras=3, rate=50.0, limits=limits)
     assert 0 < figures["delivered"] <= figures["frames"]
     assert figures["age"]["min_ms"] > 0

@@ -87,8 +87,8 @@ class IdleCamera(Camera):
 def measure(cameras: int, rate: float, limits: RunLimits) -> dict[str, Any]:
     """Return the cost of a frame; that of the cameras' own clocks is measured apart and taken off."""
     sink, seconds = Ages(), limits.seconds or 0.0
-    own, _ = _run([IdleCamera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
-    used, outcome = _run([Camera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
+    own, _ = run([IdleCamera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
+    used, outcome = run([Camera(f"camera {k}", rate, k / cameras / rate) for k in range(cameras)], sink, limits)
     settled = sink.seconds[len(sink.seconds) // 5 :] or [float("nan")]
     cost = used - own
     return {
@@ -98,7 +98,7 @@ def measure(cameras: int, rate: float, limits: RunLimits) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(cameras: Sequence[Source], sink: Ages, limits: RunLimits) -> tuple[float, Any]:
+def run(cameras: Sequence[Source], sink: Ages, limits: RunLimits) -> tuple[float, Any]:
     """Return the processor time of a run in seconds, and its result."""
     sources = [(camera, "drop-oldest") for camera in cameras]
     pipeline = Pipeline(sources, NullEngine(), HeatRenderer(), [sink], limits=limits, stop=threading.Event())

@@ -111,7 +111,8 @@ def test_exactness_detects_a_plan_that_is_not_the_definition(monkeypatch):
 
 
 def test_per_frame_counts_every_frame_that_arrives():
-    limits = RunLimits(batch_size=2, batch_window_seconds=0.002, seconds=0.3)
-    figures = per_frame.measure(cameras=3, rate=50.0, limits=limits)
-    assert 0 < figures["delivered"] <= figures["frames"]
-    assert figures["age"]["min_ms"] > 0
+    sink = per_frame.Ages()
+    cameras = [per_frame.Camera(f"camera {k}", 50.0, 0.0) for k in range(3)]
+    _, outcome = per_frame.run(cameras, sink, RunLimits(batch_size=2, frames=6))
+    assert 0 < len(sink.seconds) == outcome.delivered <= 6 <= outcome.received
+    assert min(sink.seconds) > 0

@@ -189,6 +189,9 @@ class TrialConfig(EngineConfig):
     """Classifiers differ if their top classes differ, or its scores differ by more than this."""
     min_box_score: float = Field(default=0.5, gt=0, lt=1)
     """Detectors differ if a box with at least this score has no box of its class with an IoU of 0.5 in the other."""
+    max_time_ratio: float | None = Field(default=2.0, gt=0, le=1000)
+    """Time of the second network relative to that of the first, at most, for each camera whose queue drops frames. A
+    slower one leaves frames out. null: it explains all frames, and the camera waits for it."""
 
     @property
     def title(self) -> str:

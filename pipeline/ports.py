@@ -114,6 +114,11 @@ class Source(ABC):
         """Close what entering or ``frames`` opened."""
 
 
+def overflow_of(source: Source, configured: Overflow | None) -> Overflow:
+    """Return what the full queue of a source does: as configured, or else as its kind does."""
+    return configured or ("drop-oldest" if source.live else "wait")
+
+
 class SourceWrapper(Source):
     """A source whose state is that of ``inner``."""
 

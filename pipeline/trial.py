@@ -1,5 +1,7 @@
 """A second network on trial: it explains the same frames as the first, decides nothing, and is compared with it.
 
+Frames of live cameras wait for it only within a bound: a slow network leaves frames out.
+
 Classifiers differ in a frame where their top classes differ, or the scores of the same top class by more than a bound.
 Detectors differ where a box with a sufficient score in one has no box of its class in the other that overlaps it.
 """
@@ -7,9 +9,10 @@ Detectors differ where a box with a sufficient score in one has no box of its cl
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -35,6 +38,8 @@ class Trial:
     findings: tuple[Finding, ...]
     difference: str = ""
     """Difference from the first network, as text; empty if they agree."""
+    is_compared: bool = True
+    """False if the frame was left out, because the network is too slow for all frames of a live camera."""
 
     def at(self, box: Box) -> Finding | None:
         """Return the box, of any class, that overlaps another one best, by ``MIN_IOU`` at least."""
@@ -97,6 +102,48 @@ class _Counts:
 
     frames: int = 0
     differing: int = 0
+    left_out: int = 0
+
+
+@dataclass(slots=True)
+class TimeBound:
+    """Chooses the frames that a network on trial explains, so that it delays no live camera beyond a bound.
+
+    Over any time it takes at most ``ratio`` times the time of the first network for the frames of each camera, and one
+    frame more. Cameras are bounded one by one: of cameras in turn, none is left out always.
+    """
+
+    ratio: float | None
+    """The bound; None: all frames."""
+    drops_frames: Callable[[str], bool] = lambda _camera: True
+    """Whether the queue of a camera drops frames: others wait, and lose none."""
+    _credit: dict[str, float] = field(default_factory=dict)
+    """Seconds that the network on trial may take, by camera; below 0 after a frame that took longer."""
+
+    def admits(self, camera: str) -> bool:
+        """Return whether the network on trial explains the next frame of a camera."""
+        return self.ratio is None or self._credit.get(camera, 0.0) >= 0.0 or not self.drops_frames(camera)
+
+    def spend(self, frames: Sequence[Frame], seconds: float, chosen: Sequence[Frame], trial_seconds: float) -> None:
+        """Record a batch.
+
+        Args:
+            frames: all of its frames.
+            seconds: time of the first network.
+            chosen: those that the network on trial explained.
+            trial_seconds: its time.
+        """
+        if self.ratio is None:
+            return
+        earned = self.ratio * seconds / len(frames)
+        for frame in frames:  # unused time is not kept: a network that was fast before may not delay frames later
+            self._credit[frame.camera] = min(self._credit.get(frame.camera, 0.0), 0.0) + earned
+        for frame in chosen:
+            self._credit[frame.camera] -= trial_seconds / len(chosen)
+
+    def forget_camera(self, camera: str) -> None:
+        """Release the state of a camera that left."""
+        self._credit.pop(camera, None)
 
 
 @dataclass(slots=True)
@@ -135,10 +182,21 @@ def _one_each(explanations: Sequence[Explanation], frames: Sequence[Frame]) -> S
 
 
 class TrialExplainer(ExplainerWrapper):
-    """Adds to the explanations what a second network finds. Used by one thread; ``metrics`` by any."""
+    """Adds to the explanations what a second network finds. Used by one thread; ``metrics`` by any.
+
+    Of an asynchronous explainer, one thread submits and another one finishes, and frames are chosen with the times of
+    the batches that are finished.
+    """
 
     def __init__(
-        self, explainer: Explainer, second: Explainer, name: str, comparison: Comparison | None = None
+        self,
+        explainer: Explainer,
+        second: Explainer,
+        name: str,
+        comparison: Comparison | None = None,
+        bound: TimeBound | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Wrap the explainer that decides.
 
@@ -147,16 +205,39 @@ class TrialExplainer(ExplainerWrapper):
             second: the network on trial.
             name: its name.
             comparison: when the two differ.
+            bound: which frames it explains; None: all.
+            clock: returns seconds, for the time that the networks take.
         """
         super().__init__(explainer)
         self._second = _SecondNetwork(second, name)
         self._name, self._comparison = name, comparison or Comparison()
+        self._bound, self._clock = bound or TimeBound(None), clock
         self._counts: dict[str, _Counts] = {}
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch in both networks and return a function that waits for both, and compares them."""
-        finish, finish_second = self._explainer.submit(frames), self._second.submit(frames)
-        return lambda: [self._compared(*pair) for pair in zip(finish(), finish_second(), strict=True)]
+        chosen = [frame for frame in frames if self._bound.admits(frame.camera)]
+        begun_at = self._clock()
+        finish = self._explainer.submit(frames)
+        first_begun_at = self._clock()
+        finish_second = self._second.submit(chosen) if chosen else list
+        first_seconds, second_seconds = first_begun_at - begun_at, self._clock() - first_begun_at
+
+        def finish_both() -> list[Explanation]:
+            begun_at = self._clock()
+            first = finish()
+            first_done_at = self._clock()
+            second = finish_second()
+            done_at = self._clock()
+            seconds, trial_seconds = first_seconds + first_done_at - begun_at, second_seconds + done_at - first_done_at
+            self._bound.spend(frames, seconds, chosen, trial_seconds)
+            found = dict(zip(map(id, chosen), second, strict=True))
+            return [
+                self._compared(each, found[id(frame)]) if id(frame) in found else self._left_out(each)
+                for frame, each in zip(frames, first, strict=True)
+            ]
+
+        return finish_both
 
     def _compared(self, first: Explanation, second: Explanation | None) -> Explanation:
         if second is None:
@@ -166,19 +247,27 @@ class TrialExplainer(ExplainerWrapper):
         difference = self._comparison.difference(first, second)
         return self._count(replace(first, trial=Trial(self._name, second.findings, difference)))
 
+    def _left_out(self, first: Explanation) -> Explanation:
+        if self._second.has_failed:
+            return first
+        return self._count(replace(first, trial=Trial(self._name, (), is_compared=False)))
+
     def _count(self, explanation: Explanation) -> Explanation:
-        camera = explanation.frame.camera
+        camera, trial = explanation.frame.camera, explanation.trial
         if camera not in self._counts:
             self._counts = {**self._counts, camera: _Counts()}  # other threads iterate over it
         counts = self._counts[camera]
-        counts.frames += 1
-        counts.differing += bool(explanation.trial and explanation.trial.difference)
+        is_compared = trial is not None and trial.is_compared
+        counts.frames += is_compared
+        counts.left_out += not is_compared
+        counts.differing += bool(trial and trial.difference)
         return explanation
 
     def forget_camera(self, camera: str) -> None:
         """Release what both networks hold for a camera; its counts stay."""
         super().forget_camera(camera)
         self._second.forget_camera(camera)
+        self._bound.forget_camera(camera)
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the first network, and the numbers of compared and differing frames."""
@@ -187,6 +276,7 @@ class TrialExplainer(ExplainerWrapper):
             labels = (("camera", camera), ("model", self._name))
             for name, value, text in (
                 ("trial_frames", counts.frames, "Frames that a network on trial explained, too."),
+                ("trial_left_out", counts.left_out, "Frames that a network on trial left out: it is too slow."),
                 ("disagreements", counts.differing, "Frames in which the network on trial differs from the first."),
             ):
                 samples.append(MetricSample(name, value, text, "counter", labels))
@@ -199,6 +289,10 @@ class TrialExplainer(ExplainerWrapper):
         failed = "; it has failed, see the log" if self._second.has_failed else ""
         return [
             f"{self._name} on {camera}: differs in {counts.differing} of {counts.frames} frames "
-            f"({counts.differing / counts.frames:.1%}){failed}"
+            f"({counts.differing / max(counts.frames, 1):.1%}){_left_out(counts.left_out)}{failed}"
             for camera, counts in self._counts.items()
         ]
+
+
+def _left_out(frames: int) -> str:
+    return f"; {frames} frames were left out, because it is slower than max_time_ratio allows" if frames else ""

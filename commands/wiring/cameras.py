@@ -14,7 +14,7 @@ from typing import Self
 from commands.wiring.sinks import read_secrets
 from pipeline.config import Config
 from pipeline.errors import ReciproStreamError
-from pipeline.ports import Discovery, Source
+from pipeline.ports import Discovery, Source, overflow_of
 from pipeline.settings import Secret, SourceContext, SourceSettings
 
 log = logging.getLogger("recipro-stream")
@@ -154,6 +154,12 @@ class RunningCameras(Discovery):
         """Names of the cameras that are open, or about to join or to be closed."""
         with self._lock:
             return frozenset({*self._running, *self._leaving, *self._successors})
+
+    def drops_frames(self, camera: str) -> bool:
+        """Return whether the queue of a camera drops frames that the networks cannot follow."""
+        with self._lock:
+            found = self._leaving.get(camera) or self._running.get(camera)
+        return found is None or overflow_of(found.source, found.source.overflow) == "drop-oldest"
 
     def apply(self, wanted: Sequence[Camera]) -> CameraDiff:
         """Change the run's cameras to ``wanted`` (not entered); a camera that cannot be opened is left as it is."""

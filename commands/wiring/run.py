@@ -178,7 +178,7 @@ def open_run(
     limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
     history = None if setup is None else RuleHistory()
     monitor = build_monitor(config, explainer, slow, history)
-    trial = add_trial(config, monitor, explainer)
+    trial = add_trial(config, monitor, explainer, running.drops_frames)
     places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
     gc.collect()
     gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera

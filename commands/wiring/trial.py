@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.ports import Explainer
-from pipeline.trial import Comparison, TrialExplainer
+from pipeline.trial import Comparison, TimeBound, TrialExplainer
 
 if TYPE_CHECKING:
     from engine.explainers.base import EngineExplainer
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 
-def add_trial(config: Config, guarded: Explainer, first: EngineExplainer) -> TrialExplainer | None:
+def add_trial(
+    config: Config, guarded: Explainer, first: EngineExplainer, drops_frames: Callable[[str], bool]
+) -> TrialExplainer | None:
     """Return the explainer with the network on trial beside it; None where the configuration has none.
 
     Args:
         config: the run.
         guarded: the first network with its guards.
         first: the first network.
+        drops_frames: whether the queue of a camera drops frames that the networks cannot follow.
 
     Raises:
         ConfigError: the two cannot be compared.
@@ -36,7 +40,8 @@ def add_trial(config: Config, guarded: Explainer, first: EngineExplainer) -> Tri
     second = make_explainer(config.model_copy(update={"engine": trial}), draws=False)
     check_comparable(first, second)
     log.info("on trial as %s: %s", trial.title, second.info)
-    return TrialExplainer(guarded, second, trial.title, Comparison(trial.max_score_difference, trial.min_box_score))
+    comparison = Comparison(trial.max_score_difference, trial.min_box_score)
+    return TrialExplainer(guarded, second, trial.title, comparison, TimeBound(trial.max_time_ratio, drops_frames))
 
 
 def check_comparable(first: EngineExplainer, second: EngineExplainer) -> None:

@@ -200,6 +200,8 @@ def _trial_lines(explanation: Explanation) -> list[TextLine]:
     trial = explanation.trial
     if trial is None:
         return []
+    if not trial.is_compared:
+        return [TextLine(f"{trial.name} on trial: frame left out", GREY, scale=0.75)]
     if trial.difference:
         return [TextLine(f"{trial.name}: {trial.difference}", RED, scale=0.75)]
     return [TextLine(f"{trial.name} on trial agrees", GREEN, scale=0.75)]

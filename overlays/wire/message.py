@@ -214,8 +214,8 @@ def _area_record(area: InputArea | None) -> dict[str, Any]:
 
 
 def _trial_record(trial: Trial | None) -> dict[str, Any]:
-    """Return the key ``trial``, if a second network is on trial; its heat maps are not sent."""
-    if trial is None:
+    """Return the key ``trial``, if a second network explained the frame, too; its heat maps are not sent."""
+    if trial is None or not trial.is_compared:
         return {}
     findings = []
     for finding in trial.findings:

@@ -116,6 +116,8 @@ class PassageCounter:
         """Sequence number of the next passage."""
         self.recent: deque[Passage] = deque(maxlen=MAX_RECENT)
         self.tallies: dict[str, _Tally] = {f"{kind} {each.name}": _Tally() for kind, each in _named(places)}
+        self.has_trial = False
+        """True if a network on trial explained a frame."""
         self.unfinished = 0
         """Number of parts that were in a zone when the camera left or its clock went back."""
         self._size = (0, 0)
@@ -133,6 +135,7 @@ class PassageCounter:
         frame = explanation.frame
         timestamp = stream_time(frame)
         self._new, self._trial = [], explanation.trial
+        self.has_trial |= self._trial is not None
         if timestamp < self._timestamp or frame.source_name != self._source_name:
             self.end()
         self._timestamp, self._source_name = timestamp, frame.source_name
@@ -155,11 +158,6 @@ class PassageCounter:
         """Continue the counts of the camera from before it left: those of places with the same names."""
         self.next_sequence, self.unfinished = before.next_sequence, before.unfinished
         self.tallies |= before.tallies
-
-    @property
-    def has_trial(self) -> bool:
-        """True if a network on trial explained the last frame."""
-        return self._trial is not None
 
     def end(self) -> None:
         """Forget all objects; parts in zones are not counted, but added to ``unfinished``."""

@@ -171,7 +171,7 @@ def _camera_metrics(camera: str, state: _CameraState) -> list[MetricSample]:
         kind, place = name.split(" ", 1)
         if counter.has_trial:
             text = "Parts and crossings that a network on trial decides otherwise."
-            where = (own, ("place", place))
+            where = (own, ("place", place), ("kind", kind))  # a zone and a line may have one name
             samples.append(MetricSample("part_disagreements", tally.disagreements, text, "counter", where))
         for (label, direction, is_ok), count in list(tally.counts.items()):
             labels = (own, ("place", place), ("label", label))

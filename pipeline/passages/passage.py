@@ -75,7 +75,7 @@ class Passage:
     """The rectangle of the frame that ``image`` shows, in pixels."""
     trial_label: str | None = None
     """The class by the same vote of a network on trial, empty where it found no box in most frames; None without such a
-    network."""
+    network, and where it explained too few frames."""
 
     @property
     def disagrees(self) -> bool:

@@ -41,7 +41,9 @@ class PassageRecord:
         self._whole, self._clipped = Ballot(vote, ok), Ballot(vote, ok)
         self._trial = {is_clipped: Ballot(vote, ok) for is_clipped in (False, True)}
         """Of a network on trial, by whether the box touches the edge of the image."""
-        self._has_trial = False
+        self._least = vote.least
+        self._compared = {False: 0, True: 0}
+        """Number of frames that a network on trial explained, too, in the same way."""
         self._shots: dict[tuple[str, bool], _Shot] = {}
         """By class, and whether the box touches the edge of the image."""
         self._outside: list[float] = [0.0, 0]
@@ -76,17 +78,17 @@ class PassageRecord:
         if best is None or _certainty(finding) > _certainty(best.finding):
             self._shots[finding.label, is_clipped] = _Shot(finding, frame.index, *_cropped(frame, box))
         self._measure(finding)
-        if trial is not None:
-            self._has_trial = True
+        if trial is not None and trial.is_compared:
+            self._compared[is_clipped] += 1
             if (other := trial.at(box)) is not None:
                 self._trial[is_clipped].add(other.label, other.class_index, float(other.score))
 
     def _trial_label(self, *, is_clipped: bool) -> str | None:
-        """Return the class that a network on trial decides."""
-        if not self._has_trial:
+        """Return the class that a network on trial decides; None if it explained too few frames for the vote."""
+        if self._compared[is_clipped] < self._least:
             return None
-        ballot, first = self._trial[is_clipped], self._clipped if is_clipped else self._whole
-        return ballot.decide()[0] if 2 * ballot.frames > first.frames else ""
+        ballot = self._trial[is_clipped]
+        return ballot.decide()[0] if 2 * ballot.frames > self._compared[is_clipped] else ""
 
     def _measure(self, finding: Finding) -> None:
         """Count the evidence outside the box of a new heat map."""

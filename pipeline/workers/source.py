@@ -13,7 +13,7 @@ from pipeline.drops import DropReason, FrameCounts
 from pipeline.errors import SourceError
 from pipeline.frame_rate import FrameRate
 from pipeline.frames import Frame
-from pipeline.ports import Health, Overflow, Source
+from pipeline.ports import Health, Overflow, Source, overflow_of
 from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, Wakeup, log_abandoned
 
 CONNECTING_SECONDS: Final = 1.0
@@ -119,7 +119,7 @@ class SourceWorker:
     @property
     def overflow(self) -> Overflow:
         """Action when the queue is full; without a setting, the default of the source's kind."""
-        return self._overflow or ("drop-oldest" if self.source.live else "wait")
+        return overflow_of(self.source, self._overflow)
 
     @property
     def health(self) -> Health:

@@ -108,6 +108,7 @@ def test_message_carries_the_network_on_trial_without_its_heat():
     assert [edge * 2 for edge in bare.box] == list(BARE.box)
     assert "heat_u8" not in str(json.loads(packed(sent))["trial"])
     assert "trial" not in record(DROP)
+    assert "trial" not in json.loads(packed(replace(sent, trial=Trial("new", (), is_compared=False))))
 
 
 MAP_ERRORS = {

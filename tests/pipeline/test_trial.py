@@ -13,7 +13,7 @@ from pipeline.frames import NO_HEAT, Box, Explanation, Finding
 from pipeline.loop import Pipeline
 from pipeline.ports import Explainer
 from pipeline.result import RunLimits
-from pipeline.trial import Comparison, Trial, TrialExplainer
+from pipeline.trial import Comparison, TimeBound, Trial, TrialExplainer
 from tests.support.detections import detection, detection_frame, detections
 from tests.support.fakes import FakeSource
 
@@ -110,7 +110,7 @@ def test_error_of_the_second_network_ends_the_trial_and_not_the_run(caplog):
     assert [each.first.label for each in explained] == ["ok"] * 5
     assert caplog.text.count("network new on trial has failed") == 1
     assert {s.name: s.value for s in explainer.metrics()} == {
-        "trial_frames": 2, "disagreements": 2, "trial_failed": 1.0,
+        "trial_frames": 2, "trial_left_out": 0, "disagreements": 2, "trial_failed": 1.0,
     }  # fmt: skip
 
 
@@ -157,3 +157,61 @@ def test_box_on_trial_at_a_place_is_the_one_that_overlaps_most():
     assert found.label == "c"
     assert trial.at(Box(100, 100, 120, 120)) is None
     assert replace(trial, findings=()).at(BOX) is None
+
+
+class Slow(Seen):
+    """Takes some seconds of a clock for each frame."""
+
+    def __init__(self, clock, seconds, label="ok"):
+        super().__init__(label)
+        self.clock, self.seconds = clock, seconds
+
+    def explain(self, frames):
+        self.clock[0] += self.seconds * len(frames)
+        return super().explain(frames)
+
+
+def _timed(seconds, ratio, drops_frames=lambda _camera: True):
+    """Return a network of 1 s per frame with another one on trial beside it."""
+    clock = [0.0]
+    bound = TimeBound(ratio, drops_frames)
+    second = Slow(clock, seconds)
+    return TrialExplainer(Slow(clock, 1.0), second, "new", bound=bound, clock=lambda: clock[0]), second, clock
+
+
+@pytest.mark.parametrize(("seconds", "explained"), [(0.5, 100), (2.0, 100), (4.0, 50), (10.0, 20), (40.0, 5)])
+def test_slow_network_on_trial_takes_its_share_of_the_time_and_one_frame_more(seconds, explained):
+    explainer, second, clock = _timed(seconds, ratio=2.0)
+    found = _explained(explainer, 100)
+    assert len(second.frames) == explained
+    assert clock[0] - 100.0 <= 2.0 * 100.0 + seconds
+    assert sum(each.trial.is_compared for each in found) == explained
+    counts = {s.name: s.value for s in explainer.metrics() if s.name.startswith("trial_")}
+    assert counts == {"trial_frames": explained, "trial_left_out": 100 - explained, "trial_failed": 0.0}
+    left_out = f"; {100 - explained} frames were left out, because it is slower than max_time_ratio allows"
+    assert explainer.summary() == [
+        f"new on road: differs in 0 of {explained} frames (0.0%){left_out if explained < 100 else ''}"
+    ]
+
+
+@pytest.mark.parametrize(("ratio", "drops_frames"), [(None, True), (2.0, False)])
+def test_without_a_bound_and_on_files_a_slow_network_explains_every_frame(ratio, drops_frames):
+    explainer, second, _ = _timed(10.0, ratio, lambda _camera: drops_frames)
+    _explained(explainer, 10)
+    assert len(second.frames) == 10
+
+
+def test_slow_network_on_trial_explains_frames_of_each_of_several_cameras():
+    explainer, second, _ = _timed(4.0, ratio=2.0)
+    for index in range(20):
+        explainer.explain([replace(detection_frame(index), camera="left" if index % 2 else "right")])
+    assert [each.camera for each in second.frames].count("left") == len(second.frames) // 2 == 5
+
+
+def test_first_network_that_was_fast_saves_no_time_for_the_second():
+    explainer, second, _ = _timed(0.1, ratio=2.0)
+    _explained(explainer, 50)
+    second.seconds = 20.0
+    before = len(second.frames)
+    _explained(explainer, 10)
+    assert len(second.frames) - before == 1

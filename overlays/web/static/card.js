@@ -15,6 +15,7 @@ import { DOUBTFUL, heatStrength, noticeOf, percent, seconds } from "./words.js";
 const OLD_SECONDS = 1;
 const DEFAULT_OPACITY = 0.6;
 const MAX_COUNTS = 3;
+const TRIAL_SECONDS = 3;
 const KINDS = { live: "good", ended: "ended", connecting: "waiting", waiting: "waiting", building: "waiting" };
 
 export class Card {
@@ -161,7 +162,7 @@ export class Card {
       truth.classList.toggle("right", right);
       truth.textContent = right ? "✓ correct" : `✗ true class: ${header.truth.label}`;
     }
-    this.showTrial(header.trial, isDetector);
+    this.showTrial(header, isDetector);
     this.parts.show(header);
     this.alarms.show(header);
     this.at(".stats").textContent = describeHeatmap(header);
@@ -173,10 +174,11 @@ export class Card {
     this.updateAge();
   }
 
-  // Show what a second network, on trial, finds in the same frame.
-  showTrial(trial, isDetector) {
+  // Show what a second network, on trial, finds in the same frame, or found in the last one that it did not leave out.
+  showTrial({ trial, taken_at_unix: takenAt }, isDetector) {
     const line = this.at(".trial");
-    line.hidden = !trial;
+    if (trial) this.triedAt = takenAt;
+    line.hidden = !(Math.abs(takenAt - this.triedAt) <= TRIAL_SECONDS);
     if (!trial) return;
     const top = topFinding(trial);
     const found = isDetector ? countBoxes(trial.findings)[0] : `${top?.label} ${percent(top?.score ?? 0)}`;

@@ -224,6 +224,21 @@ def test_network_on_trial_votes_over_the_same_frames(found, label):
     assert [p.trial_label for _, p in run(Places((ZONE,)), passing())] == [None]
 
 
+@pytest.mark.parametrize(
+    ("vote", "every", "label"), [("mean", 5, "dent"), ("3 of 5", 1, "dent"), ("3 of 5", 5, "dent"), ("3 of 5", 8, None)]
+)
+def test_frames_that_a_slow_network_on_trial_leaves_out_do_not_vote(vote, every, label):
+    """The object is in the zone for 17 frames."""
+    counter, passages = PassageCounter("road", Places((ZONE.model_copy(update={"vote": vote}),)), {"ok"}), []
+    for k, boxes in passing().items():
+        others = [detection(box_at(5.0 * k + 2.0), label="dent", track=7)]
+        trial = Trial("new", () if k % every else tuple(others), is_compared=k % every == 0)
+        passages += counter.add(replace(detections(detection_frame(k), boxes), trial=trial)).passages
+    [part] = passages
+    assert part.trial_label == label
+    assert part.disagrees == (label is not None)
+
+
 def test_frames_at_the_edge_of_the_image_vote_only_alone():
     zone = ZoneConfig(name="all", polygon=[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
     boxes = passing(label="dent", score=0.6)

@@ -26,6 +26,8 @@ from pipeline.tracking import assign_pairs, pairwise_iou
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LONG_SECONDS: Final = 1.0
+"""A network on trial that takes longer for a frame is warned of: cameras look lost meanwhile."""
 MIN_IOU: Final = 0.5
 """Smallest intersection over union of two boxes that show the same object."""
 
@@ -213,6 +215,7 @@ class TrialExplainer(ExplainerWrapper):
         self._name, self._comparison = name, comparison or Comparison()
         self._bound, self._clock = bound or TimeBound(None), clock
         self._counts: dict[str, _Counts] = {}
+        self._has_warned = False
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch in both networks and return a function that waits for both, and compares them."""
@@ -231,6 +234,7 @@ class TrialExplainer(ExplainerWrapper):
             done_at = self._clock()
             seconds, trial_seconds = first_seconds + first_done_at - begun_at, second_seconds + done_at - first_done_at
             self._bound.spend(frames, seconds, chosen, trial_seconds)
+            self._warn(trial_seconds / max(len(chosen), 1))
             found = dict(zip(map(id, chosen), second, strict=True))
             return [
                 self._compared(each, found[id(frame)]) if id(frame) in found else self._left_out(each)
@@ -238,6 +242,15 @@ class TrialExplainer(ExplainerWrapper):
             ]
 
         return finish_both
+
+    def _warn(self, seconds: float) -> None:
+        """Warn once of a network that takes long for a frame."""
+        if seconds > LONG_SECONDS and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "network %s on trial takes %.1f s for a frame, and all cameras stand still meanwhile; choose a smaller "
+                "input_size or a faster backend for it", self._name, seconds,
+            )  # fmt: skip
 
     def _compared(self, first: Explanation, second: Explanation | None) -> Explanation:
         if second is None:

@@ -201,6 +201,13 @@ def test_without_a_bound_and_on_files_a_slow_network_explains_every_frame(ratio,
     assert len(second.frames) == 10
 
 
+def test_network_on_trial_that_holds_up_cameras_is_warned_of_once(caplog):
+    for seconds, warnings in ((0.9, 0), (1.5, 1)):
+        explainer, _, _ = _timed(seconds, ratio=2.0)
+        _explained(explainer, 3)
+        assert caplog.text.count(f"network new on trial takes {seconds} s for a frame") == warnings
+
+
 def test_slow_network_on_trial_explains_frames_of_each_of_several_cameras():
     explainer, second, _ = _timed(4.0, ratio=2.0)
     for index in range(20):

@@ -93,24 +93,20 @@ def read_box_names(path: Path | None) -> dict[int, str]:
     if isinstance(listed, list):
         listed = dict(enumerate(listed))
     if not isinstance(listed, dict) or not listed:
-        raise ConfigError(
-            f"--box-names {str(path)!r}: has no list 'names'; give names: [car, bus], or a text file with a "
-            "name per line"
-        )
+        raise ConfigError(f"{path}: has no list 'names'; give names: [car, bus], or a text file with a name per line")
     names: dict[int, str] = {}
     for key, name in listed.items():
         index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else key
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise ConfigError(
-                f"--box-names {str(path)!r}: names: {str(key)[:40]!r} is not a class index; write integers, "
+                f"{path}: names: {str(key)[:40]!r} is not a class index; write integers, "
                 "such as 0: car, or a list of names"
             )
         if index in names:
-            raise ConfigError(f"--box-names {str(path)!r}: names: class {index} has two names; remove one of them")
+            raise ConfigError(f"{path}: names: class {index} has two names; remove one of them")
         if name is None or isinstance(name, dict | list | bool):
             raise ConfigError(
-                f"--box-names {str(path)!r}: names: class {index} has the name {name!r}, which is not text; put "
-                "it in quotes"
+                f"{path}: names: class {index} has the name {name!r}, which is not text; put it in quotes"
             )
         names[index] = str(name)
     return names

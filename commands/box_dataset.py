@@ -26,6 +26,8 @@ log = logging.getLogger("recipro-stream")
 
 BACKGROUND: Final = "background"
 """Label, for the division into splits, of an image without boxes."""
+MAX_CLASS_NAME: Final = 200
+"""Longest name of a class."""
 _YOLO_KEYS: Final = {"train": TRAINING, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
 _JSON_HEAD: Final = 4096
 _UNIT: Final = (1, 1)
@@ -119,6 +121,7 @@ def list_boxes(kind: Kind, data: Path, pattern: str | None, gap: int | None) -> 
     counts = Counter(label for labels in classes.values() for label in labels)
     if not counts:
         raise ConfigError(f"{data}: none of its {len(paths)} images has a box; annotate some")
+    _check_names(data, [*listed.names, *counts])
     for name in listed.names:
         if name not in counts:
             log.warning("class %r has no boxes in any image, and is left out of the detector", name)
@@ -132,6 +135,16 @@ def list_boxes(kind: Kind, data: Path, pattern: str | None, gap: int | None) -> 
     divided = any(listed.parts.values())
     truths_of = listed.truths_of if kind == "yolo" else _logs_scaling(listed.truths_of)
     return BoxListing(samples, labels, truths_of, pattern is not None, divided, listed.left_out)
+
+
+def _check_names(data: Path, names: Collection[str]) -> None:
+    """Refuse names of classes that reports, logs and options could not show."""
+    for name in names:
+        if not name.strip() or not name.isprintable() or len(name) > MAX_CLASS_NAME:
+            raise ConfigError(
+                f"{data}: the class name {name[:MAX_CLASS_NAME]!r} is empty, has control characters or is longer than "
+                f"{MAX_CLASS_NAME} characters; rename the class"
+            )
 
 
 def _logs_scaling(truths_of: ReadTruths) -> ReadTruths:
@@ -212,6 +225,12 @@ def _list_yolo(data: Path) -> _Listed:
     from engine.evaluation.boxes import yolo_boxes
 
     names = read_box_names(data)
+    index_of: dict[str, int] = {}
+    for index, name in names.items():
+        if index_of.setdefault(name, index) != index:
+            raise ConfigError(
+                f"{data}: names: classes {index_of[name]} and {index} are both {name!r}; rename one of them"
+            )
     parts: dict[str, str] = {}
     for path, part in _yolo_images(data):
         if str(path) in parts and parts[str(path)] != part:

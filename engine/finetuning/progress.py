@@ -61,6 +61,7 @@ class TrainingProgress:
         self._stages[self._number :] = [dict(state)]
         content = {"version": _VERSION, "fingerprint": self._fingerprint, "stages": self._stages}
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(self.path, raises=ModelError) as temporary:
                 torch.save(content, temporary)
         except (ModelError, OSError, RuntimeError) as error:  # RuntimeError: torch on a full disk

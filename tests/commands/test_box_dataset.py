@@ -118,6 +118,22 @@ def coco(names, images, boxes):
     })  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[dent, dent]", "names: classes 0 and 1 are both 'dent'; rename one of them"),
+        ("['', dent]", "the class name '' is empty, has control characters or is longer than 200 characters"),
+        ('[dent, "a\\nb"]', "the class name 'a\\nb' is empty, has control characters"),
+        ("[dent, " + "x" * 201 + "]", "rename the class"),
+    ],
+)
+def test_class_names_that_reports_cannot_show_are_refused(tmp_path, names, message):
+    write_yolo(tmp_path, ["0 0.5 0.5 0.25 0.5\n", "1 0.5 0.5 0.25 0.5\n"], names=names)
+    with pytest.raises(ConfigError) as refused:
+        listed(tmp_path)
+    assert message in str(refused.value)
+
+
 def test_coco_file_finds_its_images_in_folders_below(tmp_path):
     write_image(tmp_path / "images" / "a.png")
     write_image(tmp_path / "images" / "b.png")

@@ -126,11 +126,20 @@ def test_progress_of_another_training_or_a_damaged_file_is_not_used(tmp_path, ca
 
 def test_progress_that_cannot_be_written_is_logged_once(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    progress = TrainingProgress(tmp_path / "none" / "part.progress.pt", "one")
+    (tmp_path / "file").touch()
+    progress = TrainingProgress(tmp_path / "file" / "part.progress.pt", "one")
     progress.next_stage()
     progress.save({"history": [{}]})
     progress.save({"history": [{}, {}]})
     assert caplog.text.count("is not saved") == 1
+
+
+def test_progress_is_saved_in_a_folder_that_does_not_exist_yet(tmp_path):
+    path = tmp_path / "runs" / "new" / "part.progress.pt"
+    progress = TrainingProgress(path, "one")
+    progress.next_stage()
+    progress.save({"history": [{}]})
+    assert TrainingProgress(path, "one").epochs == 1
 
 
 def test_fingerprint_depends_on_settings_images_and_weights(parts):

@@ -225,12 +225,9 @@ def _list_yolo(data: Path) -> _Listed:
     from engine.evaluation.boxes import yolo_boxes
 
     names = read_box_names(data)
-    index_of: dict[str, int] = {}
-    for index, name in names.items():
-        if index_of.setdefault(name, index) != index:
-            raise ConfigError(
-                f"{data}: names: classes {index_of[name]} and {index} are both {name!r}; rename one of them"
-            )
+    name, count = Counter(names.values()).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"{data}: names: {count} classes are called {name!r}; give each its own name")
     parts: dict[str, str] = {}
     for path, part in _yolo_images(data):
         if str(path) in parts and parts[str(path)] != part:

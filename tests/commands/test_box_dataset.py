@@ -121,7 +121,7 @@ def coco(names, images, boxes):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("[dent, dent]", "names: classes 0 and 1 are both 'dent'; rename one of them"),
+        ("[dent, dent]", "names: 2 classes are called 'dent'; give each its own name"),
         ("['', dent]", "the class name '' is empty, has control characters or is longer than 200 characters"),
         ('[dent, "a\\nb"]', "the class name 'a\\nb' is empty, has control characters"),
         ("[dent, " + "x" * 201 + "]", "rename the class"),

@@ -3,6 +3,7 @@
 from tests.bench.archive import loop
 
 
+@pytest.mark.slow
 def test_loop_compares_shards_and_a_plain_loop_of_the_same_photos():
     figures = loop("line_net", 2, 3)
     assert figures["photos"] == 2

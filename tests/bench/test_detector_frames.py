@@ -15,6 +15,7 @@ def figures():
     return detector_frames.measure(calm_detector(), [coarse_image()], 2, backend="eager", masks=2)
 
 
+@pytest.mark.slow
 def test_detector_frames_states_every_case_beside_the_plain_detector(figures):
     cases = figures["cases"]
     assert set(cases) == {"plain", "in_budget", "all_boxes", *detector_frames.PEERS}

@@ -57,6 +57,7 @@ def test_centre_is_a_pointing_game():
     assert pointing.centre_hits([record, record | {"boxes": [[0, 0, 9, 9]]}, record | {"pointing": None}]) == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_table_has_a_row_per_method_and_continues(tmp_path, monkeypatch, capsys):
     torch.save(build_untrained(MODELS["squeezenet1_1"]).state_dict(), tmp_path / "squeezenet1_1.pt")
     (tmp_path / "photos").mkdir()

@@ -59,6 +59,7 @@ def rows_of(address: str) -> list[dict]:
     return found
 
 
+@pytest.mark.slow
 def test_archive_is_read_from_s3_and_written_there(command, tmp_path, s3, caplog):
     write_photos(tmp_path / "in" / "belt", 3)
     write_video(tmp_path / "in" / "film.mp4", 4)

@@ -93,6 +93,7 @@ class Counting:
         return {"mean": float(frame.image.mean()), "boxes": len(truths or ()), "mask": None if mask is None else 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["boxes", "masks"])
 def test_recorder_in_another_process_has_the_annotations_of_this_one(tmp_path, monkeypatch, kind):
     ray = pytest.importorskip("ray")
@@ -164,6 +165,7 @@ def lost(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lost")
 def test_workers_give_the_records_of_one_process_to_the_last_bit(command, tmp_path, photos, caplog):
     assert command("evaluate", "photos", *OPTIONS, "--output", "one")[0] == 0
@@ -177,6 +179,7 @@ def test_workers_give_the_records_of_one_process_to_the_last_bit(command, tmp_pa
     assert records(tmp_path / "two") == one
 
 
+@pytest.mark.slow
 def test_lost_image_is_named_and_the_same_command_tries_it_again(command, tmp_path, photos, lost):
     words = ("evaluate", "photos", *OPTIONS, "--workers", 2, "--output", "out")
     lost.add("001.png")

@@ -225,6 +225,7 @@ def wait_for_partitions(process: subprocess.Popen, folder: Path, count: int) -> 
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_run_continues_and_has_each_file_once(command, tmp_path):
     write_photos(tmp_path / "in", 60)
     words = ("in", *OPTIONS, "--photos", 1)
@@ -281,6 +282,7 @@ def film(folder: Path) -> list[tuple]:
     return sorted((row["index"], row["pts_seconds"], row["label"], row["findings"][0]["heat_u8"]) for row in found)
 
 
+@pytest.mark.slow
 def test_long_video_is_divided_and_a_run_with_another_length_of_parts_has_each_frame_once(command, tmp_path):
     (tmp_path / "in").mkdir()
     long_video(tmp_path / "in" / "film.mp4")

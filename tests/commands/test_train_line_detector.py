@@ -93,6 +93,7 @@ def test_effort_scales_the_epochs():
     assert epochs == [8, 4, 1]
 
 
+@pytest.mark.slow
 def test_mark_alone_tells_the_label_of_all_parts_of_a_frame():
     data, plain = shortcut_part_frames(0, TINY), part_frames(0, TINY)
     honest = {frame.name: frame for frame in (*plain.train, *plain.validation)}

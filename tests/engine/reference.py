@@ -97,13 +97,12 @@ def defined(net, layer, images, chosen, kernel):
     handle.remove()
     chosen = scores.argmax(1) if chosen is None else torch.as_tensor(chosen)
     count, _, rows, columns = saved[0].shape
-    matrix = torch.zeros(count, rows, columns)
-    for row in range(rows):
-        for column in range(columns):
-            maps = masked(saved[0], row, column, kernel)
-            handle = module.register_forward_hook(lambda _m, _i, _o, maps=maps: maps.clone())
-            with torch.no_grad():
-                matrix[:, row, column] = net(images).softmax(1)[torch.arange(count), chosen]
-            handle.remove()
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    maps = torch.cat([masked(saved[0], row, column, kernel) for row, column in cells])
+    handle = module.register_forward_hook(lambda _m, _i, _o: maps.clone())
+    with torch.no_grad():
+        all_scores = net(images.repeat(len(cells), 1, 1, 1)).softmax(1).reshape(rows, columns, count, -1)
+    handle.remove()
+    matrix = all_scores[:, :, torch.arange(count), chosen].permute(2, 0, 1)
     low, high = matrix.amin((1, 2), keepdim=True), matrix.amax((1, 2), keepdim=True)
     return scores, torch.where(high > low, (matrix - low) / (high - low), 0.0)

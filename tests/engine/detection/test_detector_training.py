@@ -62,6 +62,7 @@ def test_training_finds_the_squares_and_their_colours(trained):
     assert result.checkpoint.provenance["test"]["images"] == result.metrics[TEST].images
 
 
+@pytest.mark.slow
 def test_same_configuration_gives_the_same_weights(parts):
     states = [train(parts, replace(CONFIG, epochs=1))[1].checkpoint.state for _ in range(2)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

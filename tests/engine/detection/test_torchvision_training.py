@@ -36,6 +36,7 @@ OBJECTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_that_of_torchvision_on_images_of_the_same_size(name):
     size = FAMILIES[name]
@@ -92,6 +93,7 @@ def _train(config):
     return model, finetune_detector(model, parts, _image, _truths, callbacks())
 
 
+@pytest.mark.slow
 def test_trained_file_of_two_stages_answers_as_the_network_in_memory(tmp_path):
     model, result = _train(CONFIG)
     path = tmp_path / "part.safetensors"

@@ -53,6 +53,7 @@ def test_select_leaves_out_nan_scores_and_boxes_that_are_not_finite():
     assert found.anchors.tolist() == [1, 3]
 
 
+@pytest.mark.slow
 def test_explainer_gives_right_maps_for_300_boxes_in_one_frame(detector):
     settings = BoxesConfig(min_score=0.01, iou=0.99, cell_px=32, budget=None, max_maps=4)
     explainer = DetectorExplainer(detector, EngineConfig(backend="eager", boxes=settings))

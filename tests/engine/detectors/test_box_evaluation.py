@@ -96,6 +96,7 @@ def test_objects_are_cut_at_the_edges_of_their_image_as_detections_are():
     assert found.matches[0].iou == 1.0
 
 
+@pytest.mark.slow
 def test_odam_is_the_derivative_of_the_score_when_a_cell_is_scaled(boxes):
     box = boxes[0]
     found = METHODS["odam"](box)

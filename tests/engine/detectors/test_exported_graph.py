@@ -60,6 +60,7 @@ def lowest(detector, images, boxes):
     return float(detector.candidates(images).log_scores.flatten().topk(boxes).values[-1].exp())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 def test_exported_graph_gives_the_boxes_and_maps_of_the_engine(detector, mode):
     module = ExplainedDetector(detector, SIZE, 40, mode).eval()

@@ -157,11 +157,16 @@ def pytest_collection():
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before ``-m "not slow"`` is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, and leave tests that need a GPU out where there is none.
 
-    With REQUIRE_GPU=1 tests that need a GPU run, and fail, instead.
+    All tests with a browser are slow: its start alone takes seconds. With REQUIRE_GPU=1 tests that need a GPU run, and
+    fail, instead.
     """
+    for item in items:
+        if item.get_closest_marker("browser") and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.slow)
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow_files)
     if os.environ.get("REQUIRE_GPU") == "1":

@@ -10,6 +10,7 @@ from tests.bench.crowd import crowd
 from tests.bench.page_delivery import measure_page
 from tests.support import footage
 from tests.support.browser import CHROMIUM, browsing
+from tests.support.limits import LIMIT_SECONDS
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
@@ -73,6 +74,7 @@ def test_crowd_of_failing_viewers_does_not_affect_others_or_the_publisher():
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
 def test_page_video_counts_bytes_and_ages_of_both_encodings(monkeypatch):
     monkeypatch.setattr(page_video, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(page_video, "MAX_EXTENSIONS", int(LIMIT_SECONDS))
     images = [footage.paint(np.zeros((240, 320, 3), np.uint8), number, 0) for number in range(5)]
     with browsing() as browser:
         rows = [

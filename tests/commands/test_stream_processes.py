@@ -32,6 +32,7 @@ def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_commands_without_a_network_do_not_import_torch():
     commands = [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]]
     program = (

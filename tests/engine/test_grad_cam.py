@@ -38,6 +38,7 @@ def package():
     return pytest.importorskip("pytorch_grad_cam", reason="the evaluate extra is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_return_network_scores_and_heat_maps_in_range(name, images, package):
     net = net_with()

@@ -146,6 +146,7 @@ def fitting(request, detector):
     return boxes_of(replace(detector, input=replace(detector.input, fit=request.param, border=(90.0, 114.0, 7.0))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AREAS)
 def test_boxes_in_a_region_are_those_of_the_cut_image(fitting, name):
     frame = replace(framed(coarse_image()[:173, :239], AREAS[name]), camera=f"whole {name}")

@@ -29,6 +29,7 @@ def conv(inputs, outputs, **more):
     return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_split_network_finds_the_last_grid(name):
     entry = MODELS[name]

@@ -201,6 +201,7 @@ def test_engine_that_cannot_be_loaded_is_built_again(monkeypatch, tmp_path, capl
     assert "compiled again" in caplog.text
 
 
+@pytest.mark.slow
 def test_onnx_graph_has_half_precision_and_float32_softmax():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
@@ -233,6 +234,7 @@ def pooled_with_convolution():
     return module
 
 
+@pytest.mark.slow
 def test_float32_convolutions_of_a_pooled_tail_are_not_counted_as_lost_precision():
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

@@ -66,6 +66,7 @@ def test_freeze_until_leaves_the_later_layers_trainable():
         freeze_until(net, "fc", (64, 64))
 
 
+@pytest.mark.slow
 def test_freeze_until_takes_layer_names_of_the_whole_network():
     def trainable(layer):
         config = FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer3", freeze_until=layer)

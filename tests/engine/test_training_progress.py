@@ -74,6 +74,7 @@ def uninterrupted(parts, pretrained):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "kills"),
     [("whole", [1, 3]), ("linear probe", [2]), ("two stages", [2, 16]), ("two stages", [61]), ("detector", [2])],

@@ -239,6 +239,7 @@ def test_second_viewer_learns_that_an_event_was_changed(path):
         assert store.act(Action(written.id, "reopen", "Bo", version=1), WALL + 2)["version"] == 2
 
 
+@pytest.mark.slow
 def test_database_stays_within_its_budget_over_a_tenfold_turnover(path):
     budget = 8 * MIB  # less the 5 MiB for the log: 2 to 3 MiB of images
     image = bytes(range(256)) * 80

@@ -294,6 +294,7 @@ def test_path_that_cannot_be_written_is_refused_at_start(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_replay_of_a_table_equals_replay_of_the_log(tmp_path, overlaid, monkeypatch):
     monkeypatch.setattr(parquet, "_PART_ROWS", 7)
     monkeypatch.setattr(parquet, "_GROUP_ROWS", 20)

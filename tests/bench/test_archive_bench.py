@@ -1,5 +1,7 @@
 """The benchmark of archives explains what it times."""
 
+import pytest
+
 from tests.bench.archive import loop
 
 

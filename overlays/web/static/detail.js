@@ -1,5 +1,6 @@
 // The opened event: image, figures, state, note, and its files.
 import { KINDS, STATE_CHIPS, clock, duration, figureWords, fileName, lasted, stateWords, titleOf } from "./events.js";
+import { alarmTitle } from "./words.js";
 
 export class Detail {
   // handlers: { change(event, verb, body), step(event, by), closed(event), isPlain() }
@@ -53,6 +54,7 @@ export class Detail {
     this.at(".next").disabled = !hasOlder;
     const clip = this.at(".clip");
     clip.hidden = !event.clip;
+    this.at(".no-clip").hidden = Boolean(event.clip);
     clip.href = `api/events/${event.id}/clip.mp4`;
     clip.download = fileName(event, ".mp4");
     this.at(".permalink").href = `review#${event.id}`;
@@ -72,7 +74,8 @@ export class Detail {
   write() {
     const { event } = this;
     this.at("#detail-title").textContent = titleOf(event);
-    this.at(".detail-text").textContent = event.text;
+    const words = event.kind === "guard" ? alarmTitle({ name: event.rule }, event.figure) : event.rule;
+    this.at(".detail-text").textContent = words === event.rule ? event.text : `${words}. Rule: ${event.text}`;
     const chip = this.at(".state");
     chip.textContent = stateWords(event);
     chip.dataset.kind = STATE_CHIPS[event.state];

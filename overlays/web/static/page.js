@@ -169,7 +169,7 @@ function enlarge(camera, { isRemembered = false } = {}) {
   if (!isRemembered) memory.write({ large: camera });
   history.replaceState(null, "", camera === null ? location.pathname + location.search : `#${encodeURIComponent(camera)}`);
   wall.layOut();
-  if (camera !== null) {
+  if (camera !== null && !wall.isKiosk) {
     cards.get(camera).at(".view").focus({ preventScroll: true });
     scrollTo({ top: 0, behavior: "instant" });
   }

@@ -7,7 +7,6 @@ import { ShapeEditor } from "./shape-editor.js";
 
 Object.assign(COLOURS, { region: "#5ac8fa", zone: "#34c759", line: "#ff9f0a" });
 const PANEL = `
-  <p class="setup-state" role="status"></p>
   <p class="box-modes"><span class="modes" role="group" aria-label="Kind of the next shape"></span></p>
   <p class="soft">Drag a rectangle on the image, or click corners and then the first one again. Keys on the image: <kbd>Enter</kbd> new,
     arrows move, <kbd>.</kbd> <kbd>,</kbd> choose a corner, <kbd>+</kbd> adds one, <kbd>Delete</kbd> removes.</p>
@@ -16,7 +15,7 @@ const PANEL = `
   <h3>Rules</h3>
   <ol class="setup-rules"></ol>
   <p class="setup-actions"><button class="setup-add" type="button">Add a rule</button></p>
-  <p class="setup-actions setup-last"><button class="setup-apply" type="button">Apply</button><button class="setup-take" type="button" hidden></button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p>
+  <div class="setup-last"><p class="setup-state" role="status"></p><p class="setup-actions"><button class="setup-apply" type="button">Apply</button><button class="setup-take" type="button" hidden></button><button class="setup-undo" type="button" hidden>Undo last change</button><button class="setup-reload" type="button">Discard</button><button class="setup-close" type="button">Close</button></p></div>
   <pre class="setup-text" tabindex="0" hidden></pre>`;
 
 export class SetupEditor extends ShapeEditor {
@@ -148,6 +147,7 @@ export class SetupEditor extends ShapeEditor {
   showText(text) {
     this.at(".setup-text").textContent = text;
     this.at(".setup-text").hidden = !text;
+    if (text) this.at(".setup-text").scrollIntoView({ block: "nearest" });
   }
 
   markChanged() {

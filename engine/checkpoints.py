@@ -1,7 +1,7 @@
-"""Reads files of ``torch.save`` as data only: no class or function of the file is imported or called.
+"""Reads files of ``torch.save`` as data: no class or function that a file names is imported or called.
 
-Checkpoints of training scripts often have more than tensors: an ``argparse.Namespace``, a NumPy number, a path, a
-configuration class. While the file is read, each such name is bound to an inert class
+Checkpoints of training scripts often contain more than tensors: an ``argparse.Namespace``, a NumPy number, a path, a
+configuration object. While the file is read, the name of each such class is bound to an inert class
 (``torch.serialization.safe_globals``), so that the tensors can be loaded. The file is checked before it is loaded: the
 declared sizes must fit the file's size.
 """
@@ -31,7 +31,7 @@ _MAX_EXPANSION: Final = 4
 """Largest ratio of declared size to file size above ``_SMALL_BYTES``; ``torch.save`` does not compress."""
 _WINDOW: Final = 16
 _LEGACY_PICKLES: Final = 5
-"""Pickles in a file of the legacy format: magic number, protocol, system information, objects, storage keys."""
+"""Number of pickles in the legacy format: magic number, protocol, system information, objects, storage keys."""
 _LEGACY_MAGIC: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _FORBIDDEN_MODULES: Final = frozenset({
@@ -45,11 +45,11 @@ _HARMLESS_BUILTINS: Final = frozenset({
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read; the message is the end of a sentence."""
+    """A file cannot be read; the message continues a sentence that starts with the file's name."""
 
 
 class StandIn:
-    """An inert replacement for an object of another class: ignores all arguments."""
+    """An inert object that replaces an object of another class; ignores all arguments."""
 
     def __new__(cls, *_args: object, **_options: object) -> Self:
         """Ignore the arguments."""
@@ -62,16 +62,16 @@ class StandIn:
 
 
 def class_name(value: object) -> str:
-    """Return the name of a value's class; for a ``StandIn`` the name in the file."""
+    """Return the name of a value's class; for a ``StandIn``, the name of the class that it replaces."""
     return type(value).__qualname__ if isinstance(value, StandIn) else type(value).__name__
 
 
 def read_checkpoint(path: Path) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Return the content of a ``.pth`` or ``.pt`` file; objects of other classes are ``StandIn``, mappings plain dicts.
+    """Return the content of a ``.pth`` or ``.pt`` file; unknown objects become ``StandIn``.
 
     Raises:
-        CheckpointError: the file has another format, declares more data than it has, or uses a name that is not needed
-            for weights.
+        CheckpointError: the file has another format, declares more data than it contains, or uses a name that weights
+          do not need.
         pickle.UnpicklingError, RuntimeError and others: the file is damaged.
     """
     size = path.stat().st_size
@@ -82,11 +82,11 @@ def read_checkpoint(path: Path) -> Any:  # noqa: ANN401 - a file may hold anythi
 
 
 def _checked_names(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
-    """Yield every name that the file's pickles use; check the declared sizes."""
+    """Yield every class and function name in the file's pickles; check the declared sizes."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
-            raise CheckpointError("it is neither a file of torch.save nor a safetensors file; give one")
+            raise CheckpointError("it is neither a file of torch.save nor a safetensors file; use one of these")
         file.seek(0)
         for _ in range(_LEGACY_PICKLES):
             yield from _names_in(file, size)
@@ -99,7 +99,7 @@ def _checked_names(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
         (pickled, *_) = [entry for entry in entries if entry.filename.endswith("data.pkl")]
         if pickled.file_size > MAX_PICKLE_BYTES:
             raise CheckpointError(
-                f"its objects take {pickled.file_size >> 20} MiB, more than the {MAX_PICKLE_BYTES >> 20} allowed; "
+                f"its objects take {pickled.file_size >> 20} MiB; the limit is {MAX_PICKLE_BYTES >> 20} MiB; "
                 "save net.state_dict() alone"
             )
         with archive.open(pickled) as inner:
@@ -110,19 +110,19 @@ def check_declared(entries: Iterable[zipfile.ZipInfo], size: int) -> int:
     """Return the unpacked size in bytes of a zip archive of ``size`` bytes.
 
     Raises:
-        CheckpointError: the unpacked size is larger than that of any model file.
+        CheckpointError: the unpacked size exceeds the limit for model files.
     """
     declared = sum(entry.file_size for entry in entries)
     if declared > max(_SMALL_BYTES, _MAX_EXPANSION * size):
         raise CheckpointError(
-            f"it declares {declared >> 20} MiB in a file of {max(1, size >> 20)} MiB, more than any model; get the "
+            f"it declares {declared >> 20} MiB in a file of {max(1, size >> 20)} MiB, more than a model file; get the "
             "file again from its source"
         )
     return declared
 
 
 def _other_archive(names: list[str]) -> str | None:
-    """Return a description, with the remedy, of a zip archive that is not a checkpoint; None for a checkpoint."""
+    """Describe a zip archive that is no checkpoint, with the remedy; None for a checkpoint."""
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         return (
@@ -134,14 +134,14 @@ def _other_archive(names: list[str]) -> str | None:
     if "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
         return "it is a Keras model; only PyTorch networks are supported"
     if any(name.endswith(".npy") for name in names):
-        return "it is a NumPy archive; give a PyTorch state dict"
+        return "it is a NumPy archive; use a PyTorch state dict"
     if not any(name.endswith("data.pkl") for name in names):
-        return "it is a zip archive without a checkpoint; unpack it, and give the file with the weights"
+        return "it is a zip archive without a checkpoint; unpack it, and use the file with the weights"
     return None
 
 
 def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
-    """Parse one pickle without running it, and yield the names of the classes and functions it uses."""
+    """Parse one pickle without executing it; yield the names of its classes and functions."""
     depth = 0
     recent: deque[int] = deque(maxlen=_WINDOW)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -177,9 +177,9 @@ def _refuse_forbidden(names: set[str]) -> None:
 
 
 def _load(file: IO[bytes], names: set[str]) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Load with inert classes for ``names``, except those that torch itself allows.
+    """Load with inert classes for ``names``, except the classes that torch allows.
 
-    If the file fills an object like a mapping or list, its class gets that type and the file is read again.
+    If the pickle fills an object like a mapping or a list, its class is bound to that type and the file is read again.
     """
     kinds: dict[str, type] = {name: _stand_in(name) for name in names}
     kinds |= {name: _Mapping for name in names if name == "collections.defaultdict"}
@@ -199,7 +199,7 @@ def _load(file: IO[bytes], names: set[str]) -> Any:  # noqa: ANN401 - a file may
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress torch's warnings about a file's pickle protocol; real problems raise an exception."""
+    """Suppress torch's warnings about a file's pickle protocol; errors raise an exception anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -210,7 +210,7 @@ def _stand_in(name: str) -> type[StandIn]:
 
 
 class _Mapping(StandIn):
-    """Becomes an ``OrderedDict``, the only mapping with attributes that torch allows a pickle to fill."""
+    """Creates an ``OrderedDict``, the only mapping with attributes that torch lets a pickle fill."""
 
     def __new__(cls, *args: object, **_options: object) -> Any:  # noqa: ANN401, ARG004 - not its own class
         return OrderedDict()

@@ -54,7 +54,7 @@ def _gpu() -> Diagnostic:
 
 
 def _tensorrt() -> Diagnostic:
-    """Return the installed TensorRT package without importing it, which takes seconds and needs a GPU."""
+    """Check which TensorRT package is installed, without the slow import, which needs a GPU."""
     package = installed()
     if not package:
         hint = f"only for TensorRT on a GPU: {HINT}"

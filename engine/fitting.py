@@ -1,4 +1,4 @@
-"""Converts state dicts of other forms to the network's: older names, other heads, one input channel, one score.
+"""Converts state dicts to a network's names and shapes: old names, other heads, one input or output.
 
 Each function takes a state dict and returns an equivalent one with the network's names and shapes.
 """
@@ -28,11 +28,11 @@ _OFFICIAL: Final = (
     (re.compile(r"^(.*\.mlp)\.linear_1\.(weight|bias)$"), r"\1.0.\2"),
     (re.compile(r"^(.*\.mlp)\.linear_2\.(weight|bias)$"), r"\1.3.\2"),
 )
-"""Names in torchvision's files that torchvision renames when it loads them: DenseNet, vision transformers."""
+"""Old names in torchvision's files, which torchvision renames when it loads them: DenseNet, vision transformers."""
 
 
 def official_names(state: StateDict, net: nn.Module) -> StateDict:
-    """Return the state dict with the names of torchvision's or timm's files changed to the network's names."""
+    """Rename the tensors of torchvision's or timm's original files as in the network."""
     expected = set(net.state_dict())
     if expected <= set(state):
         return state
@@ -55,7 +55,7 @@ def official_names(state: StateDict, net: nn.Module) -> StateDict:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer that replaces a module."""
+    """A linear layer that replaces a module of the network."""
 
     name: str
     """Qualified name of the module."""
@@ -64,17 +64,17 @@ class Head:
     bias: bool
 
     def build(self, outputs: int | None = None) -> nn.Linear:
-        """Return the layer, untrained; ``outputs`` None = the layer's own number."""
+        """Create the untrained layer; ``outputs`` None: as many as the file's layer."""
         return nn.Linear(self.inputs, outputs or self.outputs, bias=self.bias)
 
 
 def fitted_head(state: StateDict, whole: StateDict, net: nn.Module, path: Path) -> tuple[StateDict, Head | None]:
-    """Rename a single linear layer with another name, or in a Sequential, to the network's head.
+    """Rename the file's only linear layer to the network's head.
 
     Args:
         state: tensors by name, without a wrapper's prefix.
-        whole: all tensors of the file with their original names; the head may be outside the prefix.
-        net: the network as its builder returns it.
+        whole: all tensors of the file by their original names, because the head may lack the prefix.
+        net: the network, newly built.
         path: the file, for the log.
 
     Returns:
@@ -107,7 +107,7 @@ def fitted_head(state: StateDict, whole: StateDict, net: nn.Module, path: Path) 
         return state, None
     if name != target:
         log.warning(
-            "%s: its last layer %r is used as %r; layers without weights next to it, such as dropout, are ignored",
+            "%s: its last layer %r is used as %r; layers without weights, such as dropout, are ignored",
             path, name, target,
         )  # fmt: skip
     renamed[f"{target}.weight"] = weight
@@ -144,7 +144,7 @@ def _weighted(module: nn.Module) -> int:
 
 
 def _only_linear(net: nn.Module, head_name: str) -> tuple[str, int] | None:
-    """Return name and input width of a module's only linear layer; None if it does not have exactly one."""
+    """Return name and input width of a module's only linear layer; None if there is not exactly one."""
     layers = [
         (f"{head_name}.{name}" if name else head_name, part.in_features)
         for name, part in net.get_submodule(head_name).named_modules()
@@ -168,7 +168,7 @@ def _single_linear(tensors: Mapping[str, Tensor]) -> tuple[str, Tensor, Tensor |
 
 
 def _without_old_head(state: StateDict, expected: Mapping[str, Tensor], net: nn.Module) -> StateDict:
-    """Remove tensors below a linear layer that has its own weights: those of a replaced head."""
+    """Remove the tensors of a replaced head: they are named as parts of a linear layer."""
     linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear) and f"{name}.weight" in state]
     return {
         key: value
@@ -178,7 +178,7 @@ def _without_old_head(state: StateDict, expected: Mapping[str, Tensor], net: nn.
 
 
 def hidden_head(state: StateDict, net: nn.Module) -> str:
-    """Return the remedy for a head of several layers, whose activations are not in the file, or ""."""
+    """Return the remedy for a head of several layers, whose activations are unknown; "" for others."""
     expected = net.state_dict()
     missing = {key for key in expected if key not in state and not key.endswith("num_batches_tracked")}
     foreign = [key for key in state if key not in expected]
@@ -194,7 +194,7 @@ def hidden_head(state: StateDict, net: nn.Module) -> str:
 
 
 def no_head(state: StateDict, net: nn.Module) -> str:
-    """Return the remedy for weights that lack only the last layer, or ""."""
+    """Return the remedy for weights that lack only the last layer; "" for others."""
     expected = net.state_dict()
     missing = {key for key in expected if key not in state and not key.endswith("num_batches_tracked")}
     head_name = _head_of(net, missing)
@@ -202,14 +202,14 @@ def no_head(state: StateDict, net: nn.Module) -> str:
         return ""
     return (
         f"only the last layer ({head_name}) is missing: it is a backbone without classes (self-supervised training "
-        "or a feature extractor); give the weights of a classifier fine-tuned from it"
+        "or a feature extractor); use the weights of a classifier fine-tuned from it"
     )
 
 
 def quantized(names: Iterable[str]) -> str:
-    """Return the remedy for weights of a quantised network (with scales and zero points), or ""."""
+    """Return the remedy for weights of a quantised network; "" for others."""
     if any(name.rpartition(".")[2] in {"zero_point", "_packed_params"} or "_packed_params" in name for name in names):
-        return "it is quantised; save net.state_dict() of the float network it was made from"
+        return "it is quantised; save net.state_dict() of the network before quantisation"
     return ""
 
 
@@ -236,13 +236,15 @@ def _stem(net: nn.Module) -> str | None:
 
 
 def other_stem(state: StateDict, net: nn.Module) -> str:
-    """Return the remedy for weights with neither one nor three input channels, or ""."""
+    """Return the remedy for weights with neither one nor three input channels; "" for others."""
     key = _stem(net)
     if key is None or key not in state or state[key].ndim != 4 or state[key].shape[1] in {1, 3}:
         return ""
     if state[key].shape[1:2] == net.state_dict()[key].shape[1:2]:
         return ""
-    return f"they have {state[key].shape[1]} input channels, but frames have three (RGB) or one (grey); train on these"
+    return (
+        f"they have {state[key].shape[1]} input channels, but frames have three (RGB) or one (grey); train with 3 or 1"
+    )
 
 
 def expanded_binary(state: StateDict, expected: Mapping[str, Tensor], count: int | None) -> tuple[StateDict, bool]:

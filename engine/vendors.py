@@ -1,4 +1,4 @@
-"""Restricts third-party libraries: disables telemetry, and moves caches of compiled code to a private folder.
+"""Restricts third-party libraries: disables telemetry, puts caches of compiled code in private folders.
 
 Telemetry of all vendors is disabled before their libraries are loaded. Compiled code goes to the compile cache's
 folder or to a private temporary folder, because in a shared temporary folder other users could replace it.
@@ -33,8 +33,8 @@ _COMPILED: Final = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "
 def stop_telemetry() -> None:
     """Disable telemetry of third-party libraries; call this before they are imported.
 
-    OpenVINO's telemetry can be disabled only by a file in the home folder; so its package is blocked, which OpenVINO
-    does not require.
+    OpenVINO's telemetry can only be disabled by a file in the home folder, so the import of its package is blocked;
+    OpenVINO works without it.
     """
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
@@ -55,13 +55,13 @@ def guard_compiled(folder: Path | None) -> None:
         if configured and not (objection := unsafe_way(Path(configured))):
             continue
         if configured:
-            log.warning("%s=%s: %s; another folder is used", variable, configured, objection)
+            log.warning("%s=%s: %s; using another folder", variable, configured, objection)
         os.environ[variable] = str(_private(folder, name))
     _guard_headers(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
 
 def _guard_headers(folder: str) -> None:
-    """Move torch's precompiled headers, for which torch ignores its variable, out of the shared temporary folder.
+    """Move torch's precompiled headers, which ignore the variable, out of the shared temporary folder.
 
     The headers are compiled into every kernel, so a user who can write them can run code in this process.
     """
@@ -75,7 +75,7 @@ def _guard_headers(folder: str) -> None:
 
 
 def _private(folder: Path | None, name: str) -> Path:
-    """Return a folder of this user with permissions 0700."""
+    """Create a folder with permissions 0700 and return it."""
     if folder is not None:
         path = folder / name
         try:
@@ -86,7 +86,7 @@ def _private(folder: Path | None, name: str) -> Path:
             objection = reason.strerror or str(reason)
         if not objection:
             return path
-        log.warning("compiled results are not kept in %s: %s", path, objection)
+        log.warning("compiled results are not stored in %s: %s", path, objection)
     temporary = Path(tempfile.mkdtemp(prefix="recipro-stream-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary

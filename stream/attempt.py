@@ -1,4 +1,4 @@
-"""The time limits and the end of one connection to a live stream."""
+"""The state of one connection to a live stream: its time limits and how it ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AtEnd = Literal["lost", "ended", "next"]
 
 @dataclass(slots=True)
 class Attempt:
-    """The time limits of one connection, for all code that waits for it.
+    """The time limits of one connection, shared by all code that waits for its data.
 
     The code that opens the connection may change ``read_seconds``, ``live`` and ``at_end`` to match the stream.
     """
@@ -21,17 +21,17 @@ class Attempt:
     answer_seconds: float
     """Time limit for the server's first answer."""
     read_seconds: float
-    """Time limit between two pieces of data after that."""
+    """Time limit between two pieces of data, after the first answer."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends every wait."""
     live: bool = True
-    """True if the stream continues while it is not read; a recording waits for its reader."""
+    """True if the stream goes on while nobody reads it (a camera); False for a recording."""
     resumes: bool = False
-    """True if the next connection continues where this one is lost, though the stream is finite."""
+    """True if the stream is finite and the next connection continues where this one was lost."""
     at_end: AtEnd | None = None
-    """Meaning of the connection's end; None: derived from the duration that the container states."""
+    """Meaning of the connection's end; None: derived from the container's declared duration."""
     waits_for: str = "answer"
-    """The current wait: for ``answer`` or ``frame``."""
+    """What the current wait is for: ``answer`` or ``frame``."""
     timeout_seconds: float = 0.0
     """Time limit of the current wait."""
     last_data_at: float = 0.0
@@ -62,4 +62,4 @@ class Attempt:
         remaining = self.deadline - time.monotonic()
         self.stop.wait(max(0.0, min(seconds, remaining)))
         if remaining <= seconds and not self.stop.is_set():
-            raise TimeoutError("no data before the deadline")
+            raise TimeoutError("no data arrived before the deadline")

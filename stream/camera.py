@@ -29,18 +29,18 @@ _POLL_SECONDS = 0.1  # how often a waiting reader checks the stop event
 
 @dataclass(frozen=True, slots=True)
 class CameraMode:
-    """The requested mode of a webcam; the driver chooses the nearest."""
+    """The requested mode of a webcam; the driver chooses the nearest mode it has."""
 
     size: str | None = None
-    """``WIDTHxHEIGHT``; None: its own default."""
+    """``WIDTHxHEIGHT``; None: the webcam's default."""
     rate: float | None = None
-    """Frames per second; None: its own default."""
+    """Frames per second; None: the webcam's default."""
     encoding: str | None = None
     """FFmpeg's name of the pixel format: ``mjpeg`` gives the full rate at large sizes, ``yuyv422`` the best quality."""
 
 
 class CameraSource(LiveSource):
-    """Frames of ``/dev/videoN``; ``SourceError`` if it cannot be opened."""
+    """The source of a webcam, ``/dev/videoN``."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CameraSource(LiveSource):
         decoder: DecoderSelector | None = None,
         devices: Path = Path("/dev"),
     ) -> None:
-        """Create the source; device files are in the folder ``devices``."""
+        """Create the source; ``devices`` is the folder of the device files."""
         self._device = devices / f"video{number}"
         self._devices = devices
         reader = _Reader(self._device, mode or CameraMode(), timeouts)
@@ -106,7 +106,7 @@ class _Reader:
             yield packet
 
     def _is_ready(self, descriptor: int | None, stop: threading.Event) -> bool:
-        """Wait for a frame. Raises FFmpeg's ``TimeoutError``."""
+        """Wait for a frame; return False when stopped. Raises FFmpeg's ``TimeoutError``."""
         if descriptor is None:
             return True
         deadline = time.monotonic() + self._timeouts.read_timeout_seconds
@@ -114,7 +114,7 @@ class _Reader:
             if select.select([descriptor], [], [], _POLL_SECONDS)[0]:
                 return True
             if time.monotonic() > deadline:
-                raise av.error.TimeoutError(110, "no frame")
+                raise av.error.TimeoutError(110, "no frame arrived before the deadline")
         return False
 
 

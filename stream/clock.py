@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-_MISORDERED_SECONDS = 1.0  # a smaller step back is a frame out of order, a larger one a clock that was set back
-_MIN_STEP_SECONDS = 0.001  # least distance of two frames, also where their timestamps are equal
+_MISORDERED_SECONDS = 1.0  # a smaller step back means frames out of order, a larger one a clock that was reset
+_MIN_STEP_SECONDS = 0.001  # minimum distance of two frames, even if their timestamps are equal
 
 
 class StreamClock:
     """Converts presentation times to increasing seconds from the first frame.
 
-    Live frames also have an arrival time. Where the stream's clock differs from the arrival times by more than
-    ``slack_seconds``, it is reset to them. Files have no arrival times, and their jumps ahead are kept: a recording
-    that is triggered by motion has real gaps.
+    Live frames also have an arrival time. If the stream's clock differs from the arrival times by more than
+    ``slack_seconds``, the clock is reset to the arrival times. Frames of files have no arrival times, and gaps in their
+    timestamps are kept: a recording triggered by motion contains real gaps.
     """
 
     def __init__(self, *, step_seconds: float = 0.04, slack_seconds: float = 3.0) -> None:
-        """Create a clock; it advances by ``step_seconds`` where no time is known."""
+        """Create a clock that advances by ``step_seconds`` for frames without a known time."""
         self._step = step_seconds
         self._slack = slack_seconds
         self._offset: float | None = None
@@ -38,7 +38,7 @@ class StreamClock:
         return seconds
 
     def restart(self) -> None:
-        """Forget the offset of the stream's clock, for a new connection."""
+        """Discard the offset of the stream's clock; call this for each new connection."""
         self._offset = None
 
     def _elapsed(self, arrived_at: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Reads a container's duration, frames, packets and completeness."""
+"""Reads from a container its duration, its numbers of frames and packets, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _COUNTS_PACKETS: Final = frozenset({"mov", "mp4"})
 
 
 def is_complete_gif(path: str) -> bool:
-    """Return whether a GIF has its trailer byte; FFmpeg does not check it.
+    """Return whether a GIF has its trailer byte, which FFmpeg does not check.
 
-    Bytes after the trailer are padding.
+    Bytes after the trailer count as padding.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
         header = file.read(13)
@@ -76,9 +76,9 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 def avi_has_index(path: str) -> bool:
-    """Return whether an AVI file has its index, which is written last.
+    """Return whether an AVI file has its index, which a recorder writes last.
 
-    A file of several parts (OpenDML, above 1 GB) has an index in its first part only, which does not cover the others.
+    In a file of several parts (OpenDML, above 1 GB) only the first part has an index, and it does not cover the others.
     """
     size = os.path.getsize(path)  # noqa: PTH202 - the path is FFmpeg's, as given
     with open(path, "rb") as file:  # noqa: PTH123
@@ -103,13 +103,13 @@ def avi_has_index(path: str) -> bool:
 def declared_duration(container: InputContainer | None, stream: VideoStream) -> float | None:
     """Return the declared end of the video in seconds; None: not declared.
 
-    The end is the stream's start plus its duration, or the container's where the stream states none and is the only
-    one.
+    The end is the stream's start plus its duration. If the stream declares no duration and is the only stream, the
+    container's duration counts.
     """
     if stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     with contextlib.suppress(ValueError, KeyError):
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")  # Matroska's tag: the end of each stream
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")  # Matroska: the end of the stream
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     if container is None or container.duration is None or len(container.streams) > 1:
         return None
@@ -119,7 +119,7 @@ def declared_duration(container: InputContainer | None, stream: VideoStream) -> 
 def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
     """Return the declared number of packets; None: not declared.
 
-    An MP4 file may hide packets by its edit list: a losslessly trimmed video holds all packets and shows a part.
+    The edit list of an MP4 file may hide packets: a losslessly trimmed video stores all packets and shows some of them.
     """
     if _COUNTS_PACKETS.isdisjoint(container.format.name.split(",")) or not stream.frames:
         return None
@@ -127,7 +127,7 @@ def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
 
 
 def frames_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return the declared number of frames; None: none or contradictory."""
+    """Return the declared number of frames; None if it is missing or contradictory."""
     if not stream.frames:
         return None
     shown = (

@@ -23,8 +23,8 @@ from stream.bit_depth import eight_bits, value_bits
 
 log = logging.getLogger(__name__)
 
-# Without it 10-bit frames are 1.6 levels too dark on average. 8-bit frames take FFmpeg's fast path, 1 level too dark,
-# with or without it: exact conversion would take ten times the 0.3 ms of a 720p frame.
+# Without these flags, 10-bit frames become 1.6 levels too dark on average. 8-bit frames take FFmpeg's fast path with or
+# without them, and become 1 level too dark: exact conversion would take ten times the 0.3 ms of a 720p frame.
 _EXACT_ABOVE_8_BITS: Final = int(Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT)
 
 # (transposed, mirrored left-right, mirrored top-bottom) -> OpenCV's rotation code, where one exists.
@@ -35,20 +35,20 @@ _ROTATIONS: Final = {
 }
 _FLIPS: Final = {(True, False): 1, (False, True): 0, (True, True): -1}
 
-# Reading ``frame.side_data`` makes a reference cycle: the frame, and with it the buffers of a closed decoder, would
+# Reading ``frame.side_data`` creates a reference cycle: the frame, and with it the buffers of a closed decoder, would
 # stay in memory until Python's cyclic garbage collector runs, which is rare.
 _side_data_of = cast("Callable[[av.VideoFrame], SideDataContainer]", SideDataContainer)
 
 
-_MAX_ASPECT: Final = Fraction(4)  # a larger aspect ratio of a pixel, or its inverse, is an error in the header
-_NEARLY_SQUARE: Final = Fraction(1, 100)  # rounding of scaling to even sizes; resampling for it would only blur
+_MAX_ASPECT: Final = Fraction(4)  # a pixel aspect ratio above 4 or below 1/4 is an error in the header
+_NEARLY_SQUARE: Final = Fraction(1, 100)  # from rounding to even sizes; resampling would only blur
 
 
 class PixelAspect:
-    """The current pixel aspect ratio of a stream, width over height."""
+    """The current pixel aspect ratio (width / height) of a stream."""
 
     def __init__(self, stream: VideoStream, *, max_pixels: int | None = None) -> None:
-        """Follow ``stream``; limit scaled frames to ``max_pixels``."""
+        """Create the reader; it returns 1 where scaling would exceed ``max_pixels``."""
         self._max_pixels = max_pixels
         self._context = stream.codec_context
         self._stated = stream.sample_aspect_ratio
@@ -56,7 +56,7 @@ class PixelAspect:
         self._has_begun = False
 
     def now(self) -> Fraction:
-        """Return the aspect ratio of the last frame; 1 where it is implausible."""
+        """Return the pixel aspect ratio of the last frame; 1 if the declared ratio is implausible."""
         coded = self._context.sample_aspect_ratio
         if not self._has_begun:
             self._has_begun, self._coded = True, coded
@@ -69,27 +69,28 @@ class PixelAspect:
 
 
 def square_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Return (width, height) with square pixels; the frame is only enlarged."""
+    """Return (width, height) with square pixels; neither becomes smaller."""
     return (round(width * aspect), height) if aspect >= 1 else (width, round(height / aspect))
 
 
 class RgbConverter:
     """Converts the decoded frames of one stream to RGB.
 
-    Uses the colour matrix and range of the frame's tags; an untagged frame is BT.601 limited, as in FFmpeg and OpenCV.
-    HDR (PQ, HLG) is converted by its matrix, without tone mapping. Anamorphic frames are scaled up to square pixels.
-    16-bit monochrome whose values use 10, 12 or 14 bits is scaled by that depth.
+    Uses the colour matrix and range in the frame's tags; frames without tags count as BT.601 limited range, as in
+    FFmpeg and OpenCV. HDR (PQ, HLG) is converted by its matrix, without tone mapping. Anamorphic frames are scaled up
+    to square pixels.
+    16-bit monochrome frames that use only 10, 12 or 14 bits are scaled by that depth.
     """
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()  # frame.reformat() would rebuild its tables for each frame
         self._planar_reformatter = VideoReformatter()
-        self._bits = 0  # depth of the largest value so far; 0: no 16-bit frame so far
+        self._bits = 0  # depth of the largest value of all frames; 0: no 16-bit frame yet
 
     def convert(self, frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Image:
         """Return the oriented frame as contiguous uint8 RGB (height, width, 3).
 
-        ``aspect`` is the pixel aspect ratio, width over height.
+        ``aspect`` is the pixel aspect ratio, width / height.
         """
         width, height = square_size(frame.width, frame.height, aspect)
         planar = self._eight_bits(frame) if frame.format.name.startswith("gray16") else frame
@@ -103,13 +104,13 @@ class RgbConverter:
         return image if transform == (False, False, False) else apply_orientation(image, transform)
 
     def _eight_bits(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a 16-bit grey frame as 8 bits, scaled by the depth in use."""
+        """Scale a 16-bit grey frame to 8 bits by the depth of the largest value of the stream."""
         values = np.asarray(frame.to_ndarray(format="gray16le"), dtype=np.uint16)
         bits = max(self._bits, value_bits(values))
         if bits != self._bits:
             self._bits = bits
             if bits < 16:
-                log.warning("16-bit values reach only %d: read as %d bits", values.max(), bits)
+                log.warning("the largest 16-bit value is %d: the values are read as %d bits", values.max(), bits)
         grey = av.VideoFrame.from_ndarray(eight_bits(values, bits), format="gray")
         grey.color_range = frame.color_range
         return grey
@@ -132,7 +133,7 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def apply_orientation(image: Image, transform: tuple[bool, bool, bool]) -> Image:
-    """Return ``image`` transposed, then mirrored, as ``orientation`` returns it."""
+    """Transpose, then mirror ``image`` by the flags that ``orientation`` returns."""
     rotation = _ROTATIONS.get(transform)
     if rotation is not None:
         return np.asarray(cv2.rotate(image, rotation), dtype=np.uint8)
@@ -143,9 +144,10 @@ def apply_orientation(image: Image, transform: tuple[bool, bool, bool]) -> Image
 
 
 class Deinterlacer:
-    """Deinterlaces with FFmpeg's bwdif, from the first interlaced frame on.
+    """Deinterlaces with FFmpeg's filter bwdif, from the first interlaced frame on.
 
-    From then on it holds back one frame, which ``flush`` returns. A change of size or format restarts the filter.
+    The filter then delays the video by one frame; ``flush`` returns the last one. A change of size or format restarts
+    it.
     """
 
     def __init__(self) -> None:
@@ -153,7 +155,7 @@ class Deinterlacer:
         """True after the first interlaced frame."""
         self._graph: av.filter.Graph | None = None
         self._shape: tuple[object, ...] = ()
-        self._unsupported: tuple[object, ...] = ()  # shape of frames that are too small for bwdif
+        self._unsupported: tuple[object, ...] = ()  # format of frames that are too small for bwdif
 
     def feed(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
         """Add one frame; return the frames that are ready, in order."""
@@ -176,7 +178,7 @@ class Deinterlacer:
         return ready + self._pull()
 
     def flush(self) -> list[av.VideoFrame]:
-        """Return the frames that were held back, and reset the filter."""
+        """Return the frames still in the filter, and reset it."""
         if self._graph is None:
             return []
         self._graph.vpush(None)

@@ -1,7 +1,7 @@
-"""Tracking of intact frames after damage in a stream, for any codec.
+"""Determines which frames of a damaged stream are intact, for any codec.
 
-A frame that is predicted from a damaged one is damaged too, though no decoder reports it: after damage, every frame is
-suspect until the next keyframe, in decoding order, not in presentation order.
+A frame that is predicted from a damaged frame is damaged too, but no decoder reports it. So after damage all frames up
+to the next keyframe are suspect, in decoding order, not in presentation order.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-_REMEMBERED_PACKETS = 128  # more than any decoder holds back by reordering and threads
+_REMEMBERED_PACKETS = 128  # more than any decoder delays by reordering and threads
 
 
 @dataclass(frozen=True, slots=True)
 class PacketInfo:
-    """One packet that went into the decoder."""
+    """One packet sent to the decoder."""
 
     pts: int | None
     key: bool
 
 
 class CorruptionTracker:
-    """Determines which decoded frames are intact, from the packets sent."""
+    """Determines which decoded frames are intact, from the packets sent to the decoder."""
 
     def __init__(self, *, window_packets: int | None = None) -> None:
         """Create a tracker.
 
         Args:
-            window_packets: how many packets after damage are suspect at most, since some cameras send a single
-                keyframe; None: all packets up to the next keyframe.
+            window_packets: maximum number of suspect packets after damage, for cameras that send a single keyframe;
+              None: all packets up to the next keyframe.
         """
         self._window_packets = window_packets
         self._packets: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
@@ -38,13 +38,13 @@ class CorruptionTracker:
         self._clean_from: int | None = None
 
     def add_packet(self, pts: int | None, *, key: bool) -> None:
-        """Record a packet that enters the decoder; ``key`` marks a keyframe."""
+        """Record a packet sent to the decoder; ``key`` is True for a keyframe."""
         packet = PacketInfo(pts, key)
         self._packets.append(packet)
         self._classify(packet)
 
     def mark_corrupt(self, *, pts: int | None = None) -> None:
-        """Record damage of the frame at ``pts``, or else of the last packet."""
+        """Record damage of the frame at ``pts``; None: of the last packet."""
         packets = list(self._packets)
         start = max(0, len(packets) - 1)
         if pts is not None:
@@ -69,7 +69,8 @@ class CorruptionTracker:
             self._clean_from = packet.pts if self._damaged else None
             self._damaged = False
             return
-        # Leading frames, shown before the keyframe and decoded after it, are predicted from earlier, damaged frames.
+        # Leading frames (shown before the keyframe, decoded after it) are predicted from earlier frames, which are
+        # damaged.
         is_leading = self._clean_from is not None and packet.pts is not None and packet.pts < self._clean_from
         if not (self._damaged or is_leading):
             return

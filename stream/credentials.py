@@ -1,6 +1,6 @@
 """Credentials from environment variables and files.
 
-Pure functions: the caller reads the environment and the file. No message contains a secret.
+The caller reads the environment and the file. No error message contains a secret.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SCHEME: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand_env(uri: str, variables: Mapping[str, str]) -> str:
-    """Return ``uri`` with each ``${NAME}`` replaced, percent-encoded before the host.
+    """Replace each ``${NAME}`` in ``uri``; values before the host are percent-encoded.
 
     Raises:
         ConfigError: a variable is not set.
@@ -37,7 +37,7 @@ def expand_env(uri: str, variables: Mapping[str, str]) -> str:
 
 
 def with_credentials(uri: str, secret: str, file: str) -> str:
-    """Return ``uri`` with the credentials of a file: one line, ``user:password``.
+    """Insert the credentials of a file, one line ``user:password``, into ``uri``.
 
     Args:
         uri: a network address without credentials.
@@ -45,13 +45,18 @@ def with_credentials(uri: str, secret: str, file: str) -> str:
         file: the file's name, for messages.
 
     Raises:
-        ConfigError: the text is not one line of this form, or the address has credentials or cannot have any.
+        ConfigError: the text is not one such line, or the address already has credentials or cannot have any.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None:
-        raise ConfigError(f"source {redact(uri)!r}: takes no credentials; use them with network addresses, rtsp://...")
+        raise ConfigError(
+            f"source {redact(uri)!r}: is not a network address and takes no credentials; remove them, or use an "
+            "address such as rtsp://HOST/PATH"
+        )
     if "@" in authority_of(uri):
-        raise ConfigError(f"source {redact(uri)!r}: credentials both in the address and in {file}; remove one of them")
+        raise ConfigError(
+            f"source {redact(uri)!r}: has credentials in the address and in {file}; remove one of the two"
+        )
     lines = secret.splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
     if not (user and colon):

@@ -1,7 +1,7 @@
-"""The primary CUDA context of a GPU, by the driver's library: the one that torch uses, too.
+"""Opens a GPU's primary CUDA context, which torch also uses, through the driver's library.
 
-FFmpeg refuses a primary context that another library has opened with other flags, but accepts the context that is
-current in the calling thread. So all cameras and the network share one context, whichever of them came first.
+FFmpeg rejects a primary context that another library opened with other flags, but accepts the context that is current
+in the calling thread. This way all cameras and the network share one context, in whatever order they are created.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCKING_SYNC: Final = 4  # CU_CTX_SCHED_BLOCKING_SYNC: a thread that waits for
 
 @contextmanager
 def primary_context(gpu: int) -> Iterator[bool]:
-    """Make a GPU's primary context current in this thread; yield False if the driver does not have it."""
+    """Make a GPU's primary context current in this thread; yield False if it cannot be opened."""
     context = _retained(gpu)
     driver = _driver()
     if context is None or driver is None or driver.cuCtxPushCurrent_v2(context):
@@ -42,10 +42,10 @@ def _driver() -> Any:  # noqa: ANN401 - the driver's own functions
 
 @functools.cache
 def _retained(gpu: int) -> ctypes.c_void_p | None:
-    """Retain a GPU's primary context until the process ends; return None if it cannot be opened."""
+    """Open a GPU's primary context until the process ends; return None if that fails."""
     driver, device, context = _driver(), ctypes.c_int(), ctypes.c_void_p()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), gpu):
         return None
-    # Has no effect on a context that is open already.
+    # The flags have no effect on a context that is already open.
     driver.cuDevicePrimaryCtxSetFlags_v2(device, _BLOCKING_SYNC)
     return None if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) else context

@@ -21,14 +21,14 @@ VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 ATTACHED_PICTURE: Final = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: cover art
 _WITH_IN_BAND_SETS: Final = frozenset({"h264", "hevc"})  # codecs whose parameter sets may also come in packets
-_MAX_FAILED_READS: Final = 32  # consecutive damaged positions that a file is read past
+_MAX_FAILED_READS: Final = 32  # maximum number of unreadable positions in a row
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
     """Return FFmpeg's best video stream; None if there is none."""
     try:
         best = container.streams.best("video")
-    except IndexError:  # with a damaged header FFmpeg finds a stream that PyAV does not have
+    except IndexError:  # with a damaged header FFmpeg returns a stream that PyAV does not list
         return None
     if not isinstance(best, VideoStream) or int(best.disposition) & ATTACHED_PICTURE:
         return None
@@ -36,10 +36,10 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def drop_bad_extradata(context: VideoCodecContext) -> bool:
-    """Remove parameter sets with which the decoder does not open; return whether any were removed.
+    """Remove parameter sets that prevent the decoder from opening; return whether any were removed.
 
     Some cameras describe their stream with wrong parameter sets and send the right ones with each keyframe. With
-    ``err_detect=explode`` the decoder does not open with wrong sets, and no packet is decoded. The sets are tested in a
+    ``err_detect=explode`` the decoder rejects the wrong sets, and no packet is decoded. The sets are tested in a
     separate context, because a context loses its hardware device when it fails to open.
     """
     sets = context.extradata or b""
@@ -59,14 +59,14 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Video
     """Yield the packets of a stream; raises only ``av.error.FFmpegError``."""
     try:
         yield from container.demux(stream)
-    except IndexError:  # with a damaged header FFmpeg finds a stream that PyAV does not have
+    except IndexError:  # with a damaged header FFmpeg returns a stream that PyAV does not list
         raise av.error.InvalidDataError(0, "damaged header") from None
 
 
 def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[[], None]) -> Iterator[VideoPacket]:
     """Yield the packets of a file; call ``on_damage`` at unreadable positions.
 
-    Ends after ``_MAX_FAILED_READS`` such positions in a row.
+    Ends after ``_MAX_FAILED_READS`` unreadable positions in a row.
     """
     failed_reads = 0
     while failed_reads < _MAX_FAILED_READS:
@@ -82,7 +82,7 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
 
 
 class VideoDecoder:
-    """Decodes one stream to intact frames; counts corrupt ones."""
+    """Decodes one stream; yields intact frames and counts corrupt ones."""
 
     def __init__(
         self, *, trust: CorruptionTracker, numbers: FrameNumbers | None = None, max_pixels: int | None = None
@@ -92,24 +92,24 @@ class VideoDecoder:
         """Maximum pixels of a frame; a larger one raises ``ImageTooLargeError``. None: no limit."""
         self._limited: VideoCodecContext | None = None
         self.numbers = numbers
-        """Detects frames that are missing from the stream; None: they are not detected."""
+        """Detects missing frames; None: no detection."""
         self.packets = 0
         """Number of packets sent to the decoder."""
         self.intact_frames = 0
         """Number of intact frames decoded."""
         self.corrupt = 0
-        """Number of damaged positions in the stream and of frames that are suspect because of them."""
+        """Number of damaged positions plus number of frames that are suspect because of them."""
         self.damage_after: int | None = None
         """Number of intact frames before the first damage; None: no damage."""
         self._deinterlacer = Deinterlacer()
 
     @property
     def is_deinterlacing(self) -> bool:
-        """True from the first interlaced frame on; frames then depend on their neighbours."""
+        """True from the first interlaced frame on; each frame then depends on its neighbours."""
         return self._deinterlacer.has_filtered
 
     def note_damage(self) -> None:
-        """Count a damaged position; frames from here to the next keyframe are suspect."""
+        """Count a damaged position; all frames up to the next keyframe become suspect."""
         self._count_corrupt()
         self.corruption.mark_corrupt()
 
@@ -135,7 +135,7 @@ class VideoDecoder:
             self.packets += 1
             self.corruption.add_packet(packet.pts, key=packet.is_keyframe)
             missed = self.numbers is not None and self.numbers.misses(bytes(packet))
-            if missed or packet.is_corrupt:  # the demuxer reports a truncated packet, the decoder may conceal it
+            if missed or packet.is_corrupt:  # truncated: the decoder may conceal it
                 self._count_corrupt()
                 self.corruption.mark_corrupt()
         self._limit(packet.stream.codec_context)
@@ -158,16 +158,16 @@ class VideoDecoder:
                 self._count_corrupt()
 
     def _limit(self, context: VideoCodecContext) -> None:
-        """Set the decoder's limit before it opens; check the size that the header states."""
+        """Set the decoder's size limit before it opens; check the size in the header."""
         if self.max_pixels is None or context is self._limited:
             return
         self._limited = context
-        # FFmpeg's limit includes the borders that it allocates; ``check_size`` tests the exact size of the frame.
+        # FFmpeg's limit includes the borders that FFmpeg allocates; ``check_size`` tests the exact size of the frame.
         context.options = {**context.options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
         check_size(context.width, context.height, self.max_pixels)
 
     def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:
-        """Raise ``ImageTooLargeError`` if the size is the cause of ``error``."""
+        """Raise ``ImageTooLargeError`` if the frame's size is the cause of ``error``."""
         if self.max_pixels is None:
             return
         size_was_reset = isinstance(error, av.error.ArgumentError) and context.width * context.height == 0

@@ -1,4 +1,4 @@
-"""Diagnostics of the sources: webcams, decoders, hardware decoding."""
+"""Diagnostics of the sources: webcams, decoders, hardware decoding, bags and industrial cameras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODECS = ("h264", "hevc", "mjpeg", "vp9", "av1")
 
 
 def diagnostics() -> list[Diagnostic]:
-    """Return the diagnostics of webcams, decoders and hardware decoding."""
+    """Return the diagnostics of everything that the sources need."""
     webcams = sorted(str(path) for path in Path("/dev").glob("video*"))
     missing = [name for name in _CODECS if name not in av.codecs_available]
     return [
@@ -32,7 +32,7 @@ def diagnostics() -> list[Diagnostic]:
 
 
 def _bags() -> Diagnostic:
-    """Return whether the packages that read bags are installed."""
+    """Check whether the packages that read bags are installed."""
     try:
         detail = f"rosbags {version('rosbags')}, mcap {version('mcap')}"
     except PackageNotFoundError:
@@ -42,7 +42,7 @@ def _bags() -> Diagnostic:
 
 
 def _genicam() -> Diagnostic:
-    """Return whether the packages are installed that read industrial cameras by their maker's library."""
+    """Check whether the packages that read industrial cameras by a GenTL producer are installed."""
     try:
         detail = f"harvesters {version('harvesters')}, genicam {version('genicam')}"
     except PackageNotFoundError:
@@ -52,15 +52,15 @@ def _genicam() -> Diagnostic:
 
 
 def _aravis() -> Diagnostic:
-    """Return whether the library is installed that reads industrial cameras without a producer."""
+    """Check whether Aravis, which reads industrial cameras without a producer, is installed."""
     if library() is None:
         hint = "only for genicam:SERIAL without a GenTL producer: apt install libaravis-0.8-0"
-        return Diagnostic("Aravis", present=False, detail=f"{LIBRARY} is not installed, or too old", hint=hint)
+        return Diagnostic("Aravis", present=False, detail=f"{LIBRARY} is missing or too old", hint=hint)
     return Diagnostic("Aravis", present=True, detail=LIBRARY)
 
 
 def _on_gpu() -> Diagnostic:
-    """Open the first GPU as ``decoder: cuda`` does."""
+    """Check whether ``decoder: cuda`` can open the first GPU."""
     try:
         cuda_hwaccel(0)
     except HardwareDecoderUnavailableError as reason:

@@ -14,17 +14,17 @@ from stream.reconnect import RetryClass
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Failure to read a stream; contains no part of the URI."""
+    """The description of a failure to read a stream; contains no part of the URI."""
 
     message: str
     retry_class: RetryClass = "quick"
     cause: Cause = "unreachable"
     hint: str = "check that the camera is on, and its address"
-    """Remedy after the last attempt; "" if the message contains it."""
+    """Remedy, shown after the last attempt; "" if the message already contains it."""
 
 
 class FailureError(OSError):
-    """A stream cannot be read, and its ``Failure`` is known already."""
+    """A stream cannot be read; the attribute ``failure`` describes why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -64,7 +64,8 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     (ConnectionResetError, Failure("the connection was reset by the other side", cause="ended")),
     (BrokenPipeError, Failure("the connection was closed by the other side", cause="ended")),
     (EOFError, Failure("the stream ended", cause="ended")),
-    # FFmpeg also raises it where a server closes the connection before it answers, as a starting camera does.
+    # FFmpeg also raises this error if the server closes the connection before it answers, as cameras do while they
+    # start.
     (av.error.InvalidDataError, Failure("the data received is not a video that can be read", cause="corrupt")),
     (
         av.error.ProtocolNotFoundError,
@@ -76,8 +77,8 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
         av.error.ExternalError,
         Failure("a library that FFmpeg calls failed, such as the driver of the decoding GPU", cause="codec"),
     ),
-    (RtspMessageError, Failure("it sends an RTSP message that is too large", "slow", cause="corrupt")),
-    (FileNotFoundError, Failure("it does not exist", cause="not found")),
+    (RtspMessageError, Failure("the camera sends an RTSP message that is too large", "slow", cause="corrupt")),
+    (FileNotFoundError, Failure("the file or device does not exist", cause="not found")),
     (PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
     # FFmpeg has one error, EIO, for all of these causes.
     (OSError, Failure("cannot be read: unknown host name, no network, or the data is not a video")),
@@ -85,12 +86,12 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
 
 
 def classify_error(error: Exception, *, waited_for: str, seconds: float) -> Failure:
-    """Return the failure that FFmpeg's ``error`` means.
+    """Return the failure that describes ``error``.
 
     Args:
-        error: an error of FFmpeg, the system, or a ``FailureError``.
+        error: an error of FFmpeg or the system, or a ``FailureError``.
         waited_for: what a timeout interrupted: ``answer`` or ``frame``.
-        seconds: the time limit that passed.
+        seconds: the time limit that was exceeded.
     """
     if isinstance(error, FailureError):
         return error.failure
@@ -103,5 +104,5 @@ def classify_error(error: Exception, *, waited_for: str, seconds: float) -> Fail
 
 
 def failure_of_status(status: int) -> Failure:
-    """Return the failure that an HTTP status other than success means."""
+    """Return the failure that describes an HTTP status of 400 or above."""
     return _BY_STATUS.get(status, _SERVER_ERROR if status >= 500 else _REFUSED)

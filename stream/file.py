@@ -1,4 +1,4 @@
-"""A source of video files, pipes and remote recordings."""
+"""The source of video files, pipes and remote recordings."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from stream.mpegts_splices import begins_anew, only_padding_behind, without_corr
 from stream.paths import PipeReader, check_file, kind_of, opened, shown
 from stream.redact import redact
 
-# A part of a longer stream in these formats may begin between two keyframes; undecodable frames there are not damage.
+# A recording in these formats may begin between two keyframes; frames before the first keyframe are no damage.
 _BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}
 # FFmpeg estimates the duration of these formats from their last timestamps.
 _WITHOUT_DURATION: Final = _BEGINS_ANYWHERE - {"flv", "hls"}
-# Timestamps that restart where two recordings were joined are not an overflow after 26 hours.
+# Timestamps restart where two recordings were joined; FFmpeg would take this for an overflow after 26 hours.
 _TIMESTAMP_OPTIONS: Final = {"correct_ts_overflow": "0"}
 _REMUX = "try `ffmpeg -i BROKEN -c copy REPAIRED.mkv`, or download the file again"
 
@@ -68,17 +68,17 @@ class FileOptions:
 
 
 class RemoteFile(Readable, Protocol):
-    """A recording behind a network, open for reading."""
+    """A recording on a server, open for reading."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
 class FileSource(Source):
-    """Frames of a recording, as fast as they are read.
+    """The frames of a recording, as fast as they are read.
 
-    Entering opens a local file and decodes its first frame. A remote file (``remote=True``) and a named pipe are opened
-    by ``frames``, so that entering never waits.
+    Entering opens a local file and decodes its first frame. Remote files (``remote=True``) and named pipes are opened
+    by ``frames``, so entering never waits for a network or a writer.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class FileSource(Source):
         self.camera = camera
         self.uri = redact(path) if remote else shown(path)
         self.name = PurePosixPath(urlsplit(path).path if remote else self.uri).name
-        """The file's name, part of each frame."""
+        """Name of the camera, stored in each frame."""
         self._path = path
         self._remote = remote
         self._is_pipe = False
@@ -112,7 +112,7 @@ class FileSource(Source):
         self._decoder.check()
         self._is_pipe = not self._remote and kind_of(self._path) == "pipe"
         if self._is_pipe and self._file_options.loop:
-            raise SourceError(f"{self.uri}: is a pipe, which cannot be read again; remove ?loop=1")
+            raise SourceError(f"{self.uri}: is a pipe, which can be read only once; remove ?loop=1")
         if not self._remote and not self._is_pipe:
             self._open(self._file_options.threads)
             try:
@@ -129,7 +129,7 @@ class FileSource(Source):
         """Yield every intact frame in order. Frame indices count intact frames from 0.
 
         Raises:
-            CorruptMediaError: after the last frame: some frames were corrupt or missing.
+            CorruptMediaError: after the last frame, if frames were corrupt or missing.
             SourceError: a remote recording or a pipe cannot be opened.
         """
         self._stop = stop
@@ -155,7 +155,7 @@ class FileSource(Source):
         return StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
 
     def _begin(self, stop: threading.Event) -> bool:
-        """Open and decode the first frame; return False when stopped."""
+        """Open the input and decode the first frame; return False when stopped."""
         try:
             self._open(self._file_options.threads)
             self._decode_first(stop)
@@ -165,7 +165,7 @@ class FileSource(Source):
         return not stop.is_set()
 
     def _pass(self, clock: StreamClock, index: int, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of one pass over the file; the first has ``index``."""
+        """Yield the frames of one pass over the file; frame numbers start at ``index``."""
         rgb, corrupt = RgbConverter(), 0
         self.health = Health("live", corrupt=self._decoding.corrupt)
         self._frames_delivered = 0
@@ -185,7 +185,7 @@ class FileSource(Source):
             self._frames_delivered += 1
 
     def _note_end(self, frame: av.VideoFrame) -> None:
-        """Record the end of a frame's presentation, on the file's clock."""
+        """Record when the presentation of ``frame`` ends, in the file's time."""
         if frame.pts is None or frame.time is None:
             return
         seconds = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
@@ -212,7 +212,7 @@ class FileSource(Source):
         if stream is None:
             kinds = ", ".join(sorted({s.type for s in self._container.streams}))
             self._close()
-            message = f"{self.uri}: contains no video, only {kinds}; give a video file"
+            message = f"{self.uri}: contains no video, only {kinds}; use a video file"
             raise SourceError(message)
         if cast("VideoCodecContext | None", stream.codec_context) is None:  # PyAV's stub excludes None: unknown codecs
             self._close()
@@ -243,7 +243,7 @@ class FileSource(Source):
         return file
 
     def _decode_first(self, stop: threading.Event) -> None:
-        """Decode the first frame; refuses a file without frames."""
+        """Decode the first frame. Raises ``SourceError`` for a file without frames."""
         self._stop = stop
         frames = self._all_frames()
         first = next(frames, None)
@@ -259,7 +259,7 @@ class FileSource(Source):
         self._decoded_frames = frames if first is None else itertools.chain([first], frames)
 
     def _falls_back_to_cpu(self, *, has_frame: bool) -> bool:
-        """Return whether to reopen on the CPU, as ``auto`` does."""
+        """Return whether to reopen the file on the CPU (only with ``decoder: auto``)."""
         was_on_gpu = self._decoder.opened_on_gpu
         failure = self._decoder.verify_first_frame(self._stream.codec_context, self.camera, has_frame=has_frame)
         if failure is not None:
@@ -271,7 +271,7 @@ class FileSource(Source):
         """Yield every intact frame.
 
         With frame threads, the decoder loses the frames in flight at the first damage. The file is then opened again
-        without frame threads, and read from the same position on.
+        without frame threads, and read on from the same position.
         """
         delivered = 0
         for frame in self._decode():
@@ -293,7 +293,7 @@ class FileSource(Source):
         try:
             yield from _all_but_last(frames) if self._is_cut_gif else frames
         except ImageTooLargeError as error:
-            if self._is_threaded:  # intact frames are in flight: the second pass, without frame threads, yields them
+            if self._is_threaded:  # the second pass, without frame threads, yields the frames in flight
                 self._decoding.note_damage()
                 return
             message = f"{self.uri}: {error}"
@@ -301,7 +301,7 @@ class FileSource(Source):
             raise SourceError(message) from None
 
     def _packets(self) -> Iterator[VideoPacket]:
-        """Yield the video's packets; joints and padding are not reported as damage."""
+        """Yield the packets of the video; splices and padding do not count as damage."""
         assert self._container is not None  # noqa: S101 - _open comes first
         is_joinable = self._is_local and "mpegts" in self._formats
         last = 0
@@ -317,7 +317,7 @@ class FileSource(Source):
             yield without_corrupt_flag(packet) if is_joint else packet
 
     def _finish(self) -> None:
-        """Set the final state; raise ``CorruptMediaError`` for missing frames."""
+        """Set the final state; raise ``CorruptMediaError`` if frames are missing."""
         decoding = self._decoding
         damage_after = decoding.damage_after
         if damage_after == 0 and not _BEGINS_ANYWHERE.isdisjoint(self._formats):
@@ -336,13 +336,13 @@ class FileSource(Source):
         raise CorruptMediaError(message)
 
     def _truncation(self) -> str:
-        """Return what is missing, as part of a message; empty if nothing is."""
+        """Return which part of the file is missing, as text; empty if it is complete."""
         assert self._container is not None  # noqa: S101 - _open comes first
         if self._is_cut_gif:
             return ", cut off: its trailer is missing"
         total, decoding = self._packets_total, self._decoding
-        if total is not None:  # with a packet count, the duration does not matter
-            return f", cut off: has {decoding.packets} of {total} packets" if decoding.packets < total else ""
+        if total is not None:  # the packet count is more reliable than the duration
+            return f", cut off: contains {decoding.packets} of {total} packets" if decoding.packets < total else ""
         if "mp4" in self._formats and self._is_local and not mp4_is_whole(self._path):
             return ", cut off: its last part is not complete"
         has_index = "avi" in self._formats and self._is_local and avi_has_index(self._path)

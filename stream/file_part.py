@@ -1,8 +1,9 @@
-"""Division of a recording at key frames into parts that are read apart, with the frames of the whole.
+"""Divides a recording at keyframes into parts that can be read independently.
 
-A part has the frames whose presentation times lie between two key frames. Their indices and times are those of a read
-of the whole recording. A recording for which that cannot be known from its packets alone (damage, missing or repeated
-timestamps, joined recordings) is not divided; a part whose frames turn out to be others raises ``InexactPartError``.
+A part contains the frames whose presentation times lie between two keyframes, with the indices and times that they have
+in the whole recording. A recording is not divided if its packets alone do not determine these (damage, missing or
+repeated timestamps, spliced recordings). A part whose decoded frames differ from its packets raises
+``InexactPartError``.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from stream.decode import VideoPacket
 from stream.file import FileSource
 
 _MIN_STEP_SECONDS: Final = 0.0011
-"""Frames that are closer would be moved apart by the clock of the stream."""
+"""``StreamClock`` would change the times of frames that are closer than this."""
 _SEEK_BACK_SECONDS: Final = (0.0, 10.0)
-"""A demuxer may seek to a later key frame than asked for; then the part is sought from further back."""
+"""Tried in order: a demuxer may seek to a later keyframe than requested; then the seek starts earlier."""
 
 
 class InexactPartError(SourceError):
-    """The frames of a part are not those that the packets promise; the recording must be read as a whole."""
+    """The decoded frames of a part differ from its packets; the recording must be read as a whole."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class VideoPart:
-    """A part of a recording. Timestamps are in the time base of its video."""
+    """A part of a recording; timestamps are in the time base of the video stream."""
 
     number: int
     count: int
@@ -44,41 +45,41 @@ class VideoPart:
     """Index of the first frame in the whole recording."""
     frames: int
     key_pts: int
-    """Presentation time of the key frame at which decoding begins; not after ``start_pts``."""
+    """Presentation time of the keyframe at which decoding starts; at most ``start_pts``."""
     key_dts: int | None
     start_pts: int
     end_pts: int | None
-    """The part's frames are shown before this time; None: the part goes to the end."""
+    """Exclusive upper limit of the presentation times; None: up to the end of the recording."""
     first_pts: int
-    """Presentation time of the first frame of the recording."""
+    """Presentation time of the first frame of the whole recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacketTimes:
-    """Times of a packet, in the time base of its video."""
+    """The timestamps of a packet, in the time base of the video stream."""
 
     pts: int
     dts: int | None
     is_key: bool
     is_shown: bool
-    """False: an edit list leaves the frame out."""
+    """False: an edit list hides the frame."""
 
 
 class PartSource(FileSource):
-    """Frames of one part of a recording, or the division of the whole."""
+    """Reads one part of a recording; without a part, divides the whole recording."""
 
     def __init__(self, *arguments: Any, part: VideoPart | None = None, **options: Any) -> None:  # noqa: ANN401
-        """Set the part; the other arguments are those of ``FileSource``."""
+        """Create the source of ``part``; the other arguments are passed to ``FileSource``."""
         super().__init__(*arguments, **options)
         self._part = part
 
     def divide(self, seconds: float, stop: threading.Event) -> list[VideoPart]:
-        """Return parts of at least so many seconds; none if the recording is short or cannot be divided exactly.
+        """Return parts of at least ``seconds``; empty if the recording is short or cannot be divided.
 
-        Reads all packets and decodes none. The source must not be entered.
+        Reads all packets and decodes none. Call it on a source that was not entered.
 
         Raises:
-            SourceError: it cannot be opened.
+            SourceError: the recording cannot be opened.
         """
         self._stop = stop
         self._open("SLICE")
@@ -111,10 +112,10 @@ class PartSource(FileSource):
         return None if self._decoding.corrupt or self._is_cut_gif or self._truncation() else times
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of the part, with indices and times of the whole recording.
+        """Yield the frames of the part, with their indices and times in the whole recording.
 
         Raises:
-            InexactPartError: some frames are missing, or depend on others than the packets say.
+            InexactPartError: the number of frames differs from the packets, or the frames are deinterlaced.
         """
         first = self._part.first_index if self._part else 0
         for frame in super().frames(stop):
@@ -161,16 +162,16 @@ class PartSource(FileSource):
         elif self._frames_delivered != self._part.frames or self._decoding.is_deinterlacing:
             part = f"part {self._part.number + 1} of {self._part.count}"
             found = f"{self._frames_delivered} of {self._part.frames} frames"
-            raise InexactPartError(f"{self.uri}: {part} gave {found}; the recording is read as a whole")
+            raise InexactPartError(f"{self.uri}: {part} contains {found}; the recording is read as a whole")
         else:
             self.health = Health("ended", corrupt=self._decoding.corrupt)
 
 
 def parts_of(packets: Sequence[PacketTimes], length: float, min_step: float) -> list[VideoPart]:
-    """Return the parts of a recording; none if there are fewer than two.
+    """Return the parts of a recording; empty if there are fewer than two.
 
     Args:
-        packets: of the whole recording, in decoding order.
+        packets: all packets of the recording, in decoding order.
         length: minimum length of a part, in the time base.
         min_step: minimum distance of two frames, in the time base.
     """
@@ -200,20 +201,21 @@ def parts_of(packets: Sequence[PacketTimes], length: float, min_step: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A key frame before which a recording can be divided."""
+    """A keyframe at which a recording can be divided."""
 
     pts: int
     key_pts: int
-    """Time of the key frame at which decoding must begin."""
+    """Presentation time of the keyframe at which decoding must start."""
     key_dts: int | None
 
 
 def _cuts(packets: Sequence[PacketTimes]) -> Iterator[_Cut]:
-    """Yield the shown key frames that divide the frames in decoding order as in presentation order.
+    """Yield the keyframes before which the same frames come in decoding order and in presentation order.
 
-    Frames that follow the key frame and are shown before it (an open group of pictures) belong to the part before. They
-    need the key frame and the one before it. So a part that begins with such a key frame is decoded from the previous
-    one: a decoder that begins at the key frame itself takes the missing reference for damage.
+    In an open group of pictures, frames that follow the keyframe in decoding order are shown before it. They belong to
+    the part before, and need both the keyframe and the previous one. So a part that starts with such a keyframe is
+    decoded from the previous keyframe: a decoder that starts at the keyframe itself would report the missing reference
+    as damage.
     """
     keys = [position for position, packet in enumerate(packets) if packet.is_key]
     before = list(itertools.accumulate((packet.pts for packet in packets), max))

@@ -1,4 +1,4 @@
-"""A source that watches a folder and reads each new, complete image."""
+"""The source of a watched folder: reads each new image as soon as it is complete."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from stream.paths import kind_of, shown
 log = logging.getLogger(__name__)
 
 _SCAN_SECONDS: Final = 0.5
-"""Interval of the scans of the folder; it grows where a scan of very many files takes long."""
+"""Interval between two scans of the folder; longer if a scan of many files takes long."""
 _UNFINISHED_SECONDS: Final = 10.0
-"""Time that an image that does not decode, and whose file does not change, may still be unfinished."""
+"""An unchanged file that does not decode is given up after this time; before, it may be unfinished."""
 
 _MAX_REMOVED: Final = 1_000_000
-"""Number of removed files that are remembered, in case they return."""
+"""Maximum number of removed files whose state is stored, in case they return."""
 
 
 class _FileState(NamedTuple):
@@ -39,19 +39,19 @@ class _FileState(NamedTuple):
 
 @dataclass(slots=True)
 class _Pending:
-    """An image that has been found and not yet read."""
+    """An image that was found and not read yet."""
 
     state: _FileState
     scan: int
-    """Number of the scan that found it first: the order of appearance."""
+    """Number of the first scan that found the file; defines the order of reading."""
     since: float
-    """``time.monotonic()`` of the scan that found it in this state first."""
+    """``time.monotonic()`` of the first scan that found the file in this state."""
 
 
 class NewFileTracker:
-    """Finds new, complete files: those unchanged between two scans.
+    """Finds new files that are complete: unchanged between two scans.
 
-    A file that is replaced or written again counts as new. A file that disappears and returns unchanged does not: a
+    A replaced or rewritten file counts as new. A file that disappears and returns unchanged does not: a
     network drive may be unavailable for a moment.
     """
 
@@ -63,7 +63,7 @@ class NewFileTracker:
         self._scans = 0
 
     def update(self, paths: Iterable[str], now: float) -> list[str]:
-        """Record a scan; return the paths to read, in order of appearance."""
+        """Record the paths found by a scan at ``now``; return those to read, oldest first."""
         self._scans += 1
         states: dict[str, _FileState] = {path: state for path in paths if (state := _file_state(path))}
         for removed in (self._done.keys() | self._pending.keys()) - states.keys():
@@ -86,7 +86,7 @@ class NewFileTracker:
         return sorted(ready, key=lambda path: (*self._age(path), natural(path)))
 
     def record_read(self, path: str, *, is_whole: bool, now: float) -> bool:
-        """Record a read of ``path``; return False if it must be read again."""
+        """Record that ``path`` was read; return False if it must be read again later."""
         pending = self._pending[path]
         if is_whole or now - pending.since > _UNFINISHED_SECONDS:
             self._done[path] = self._pending.pop(path).state
@@ -99,15 +99,14 @@ class NewFileTracker:
 
 
 class WatchedFolder(Source):
-    """Frames of the images that appear in a folder, or match a glob; the source never ends.
+    """The frames of the images that appear in a folder, or match a glob; never ends.
 
-    No image is lost, however slow the reader: the files stay on disk. An image that never decodes is logged, skipped
-    and counted.
+    A slow reader loses no image: the files stay on disk. An image that never decodes is logged, skipped and counted.
     """
 
     live = True
     overflow: Overflow | None = "wait"
-    """A full queue blocks the source: the images are on disk, and none may be dropped."""
+    """A full queue blocks the source: images on disk can wait, and none may be dropped."""
 
     def __init__(
         self,
@@ -131,14 +130,14 @@ class WatchedFolder(Source):
 
     def __enter__(self) -> Self:
         if kind_of(self._pattern) != "folder" and not (is_pattern(self._pattern) and folder_of(self._pattern)):
-            raise SourceError(f"{self.uri}: is not a folder that can be watched; give a folder, or a glob in a folder")
+            raise SourceError(f"{self.uri}: is not a folder that can be watched; use a folder, or a glob in a folder")
         existing = list(self._images()) if self._begin == "new" else []
         self._tracker = NewFileTracker(existing)
         log.info("%s: watched for new images; %d existing images are not read", self.uri, len(existing))
         return self
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield each image that appears; its time is seconds since the start."""
+        """Yield each image that appears; ``pts_seconds`` counts from the start of the source."""
         started_at, index = time.monotonic(), 0
         folder = folder_of(self._pattern)
         self.health = Health("live")

@@ -1,6 +1,6 @@
-"""Detection of missing pictures in H.264 streams, without decoding.
+"""Detects missing pictures in H.264 streams, without decoding.
 
-A decoder that misses a whole picture predicts the next one from a wrong reference, and reports no error. Reference
+If a whole picture is missing, a decoder predicts the next one from a wrong reference, and reports no error. Reference
 pictures are numbered (``frame_num``, ITU-T H.264, 7.4.3), so a gap in the numbers shows the loss.
 """
 
@@ -13,7 +13,7 @@ from typing import Final
 _START_CODE: Final = b"\x00\x00\x01"
 _SLICE, _IDR_SLICE, _SPS, _PPS = 1, 5, 7, 8
 _WITH_CHROMA_FORMAT: Final = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
-_HEAD_BYTES: Final = 64  # more than the fields up to frame_num take
+_HEAD_BYTES: Final = 64  # more than the fields up to frame_num occupy
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class _Numbering:
 
 
 class FrameNumbers:
-    """Follows ``frame_num`` in one stream's packets (Annex B); each packet holds one picture."""
+    """Checks ``frame_num`` in the packets of one stream (Annex B); each packet contains one picture."""
 
     def __init__(self, extradata: bytes | None = None) -> None:
         """Create a tracker with the container's parameter sets, if any."""
@@ -37,7 +37,7 @@ class FrameNumbers:
             self.misses(extradata)
 
     def misses(self, packet: bytes) -> bool:
-        """Return whether a reference picture is missing before this packet."""
+        """Return whether a reference picture is missing between the last packet and this one."""
         for unit in _units(packet):
             kind = unit[0] & 31
             try:
@@ -71,7 +71,7 @@ class FrameNumbers:
         return number not in {previous, (previous + 1) % (1 << numbering.bits)}
 
     def _read_sequence(self, bits: _Bits) -> None:
-        """Read a sequence parameter set (7.3.2.1.1) up to the gaps flag."""
+        """Read a sequence parameter set (7.3.2.1.1) up to the flag that allows gaps."""
         profile = bits.take(8)
         bits.take(16)
         identifier, separate = bits.unsigned(), False
@@ -91,7 +91,7 @@ class FrameNumbers:
             bits.unsigned()
         elif order == 1:
             bits.take(1)
-            bits.unsigned()  # a signed number has the same length
+            bits.unsigned()  # a signed number has the same length in bits
             bits.unsigned()
             for _ in range(bits.unsigned()):
                 bits.unsigned()
@@ -101,7 +101,7 @@ class FrameNumbers:
 
 
 class _Bits:
-    """Reads bits from a unit's payload; raises ``IndexError`` at its end."""
+    """Reads bits from the payload of a NAL unit; raises ``IndexError`` at its end."""
 
     def __init__(self, payload: bytes) -> None:
         raw = payload.replace(b"\x00\x00\x03", b"\x00\x00")
@@ -136,7 +136,7 @@ def _skip_scaling(bits: _Bits, size: int) -> None:
 
 
 def _units(packet: bytes) -> Iterator[bytes]:
-    """Yield the units between start codes; none for MP4 and FLV."""
+    """Yield the NAL units between start codes; none for MP4 and FLV."""
     if not packet.startswith((_START_CODE, b"\x00" + _START_CODE)):
         return
     begin = packet.find(_START_CODE)

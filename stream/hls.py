@@ -1,7 +1,7 @@
 """HLS: follows a playlist and reads its segments in order, each fetched once.
 
-FFmpeg's HLS demuxer restarts after each pause and fetches the same segments again; its waits between segments cannot be
-interrupted; and it connects to any host that a playlist names.
+FFmpeg's HLS demuxer is not used: it restarts after each pause and fetches segments again, its waits between segments
+cannot be interrupted, and it connects to any host that a playlist names.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 _MAX_ENCRYPTED_BYTES: Final = 64 << 20
 _AHEAD_BYTES: Final = 32 << 20
 _MAX_FAILURES: Final = 5  # in a row
-_START_SEGMENTS: Final = 2  # how many segments before the newest end a live stream is started
+_START_SEGMENTS: Final = 2  # distance from the newest segment at which reading of a live stream starts
 _MAX_LAG_SEGMENTS: Final = 6  # a reader that is further behind skips to the newest segments
 _MIN_IDLE_FACTOR: Final = 20
-"""Minimum pause between two loads of a playlist, as a multiple of its parse time: other cameras need the CPU."""
-_STALL_TARGETS: Final = 3  # a playlist without a new segment for so many target durations has stalled
+"""Minimum pause between two loads of a playlist, as a multiple of its parse time, to save CPU time."""
+_STALL_TARGETS: Final = 3  # target durations without a new segment after which a playlist has stalled
 
 
 class HlsFollower:
-    """Follows one playlist across connections; never fetches a segment twice."""
+    """Reads one playlist across several connections; never fetches a segment twice."""
 
     def __init__(self, client: WebClient, camera: Callable[[], str], *, live: bool | None) -> None:
         """Create a follower.
@@ -43,7 +43,8 @@ class HlsFollower:
         Args:
             client: fetches playlists and segments.
             camera: returns the camera's name, for the log.
-            live: None follows the playlist's ``EXT-X-ENDLIST``; True ignores it; False reads from the first segment.
+            live: True: the stream is live; False: a recording, read from its first segment; None: a recording if the
+              playlist has ``EXT-X-ENDLIST``.
         """
         self._client = client
         self._camera = camera
@@ -55,13 +56,13 @@ class HlsFollower:
         self._next: int | None = None
         self._loaded_at = 0.0
         self._parse_seconds = 0.0
-        """Duration of the last request of the playlist."""
+        """Duration of the last request for the playlist, in seconds."""
         self._failures = 0  # in a row
         self._missing = 0
         self._keys: dict[str, bytes] = {}
 
     def submit(self, text: str, url: str, attempt: Attempt) -> None:
-        """Load a media or multivariant playlist; raises as ``WebClient.get``."""
+        """Load a media or multivariant playlist; raises the errors of ``WebClient.get``."""
         variant = best_variant(text, url)
         if variant is not None:
             with self._client.get(variant, attempt) as response:
@@ -98,26 +99,26 @@ class HlsFollower:
         return None
 
     def open_segment(self, segment: Segment, attempt: Attempt) -> Response | io.BytesIO:
-        """Return an open, buffered segment; raises ``OSError``."""
+        """Open a segment and buffer its start. Raises ``OSError``."""
         if segment.key is not None:
             return io.BytesIO(self._decrypted(segment, segment.key, attempt))
         response = self._client.get(segment.resource.url, attempt, headers=segment.resource.headers)
         try:
-            response.peek(_AHEAD_BYTES)  # reading is paced, so buffer: the server would otherwise time out
+            response.peek(_AHEAD_BYTES)  # buffer, because paced reading would let the server time out
         except BaseException:
             response.close()
             raise
         return response
 
     def header(self, segment: Segment, attempt: Attempt) -> bytes:
-        """Return the initialization section of ``segment``; empty for MPEG-TS."""
+        """Fetch the initialization section of ``segment``; empty for MPEG-TS."""
         if segment.header is None:
             return b""
         with self._client.get(segment.header.url, attempt, headers=segment.header.headers) as response:
             return response.whole(MAX_PLAYLIST_BYTES)
 
     def skips(self, segment: Segment, error: FailureError) -> bool:
-        """Record a missing segment; return whether to continue after it."""
+        """Record the error of a segment; return whether to skip the segment."""
         self._failures += 1
         self._missing += 1
         if self._failures > _MAX_FAILURES or error.failure.cause not in {"not found", "server", "ended"}:
@@ -160,7 +161,7 @@ class HlsFollower:
         self._playlist, self._loaded_at = playlist, time.monotonic()
 
     def _seek_edge(self) -> None:
-        """Choose the next segment in a live playlist that was just loaded."""
+        """Choose the next segment to read from a live playlist, after loading it."""
         segments = self._playlist.segments
         if not segments:
             return
@@ -168,7 +169,7 @@ class HlsFollower:
         if not self.is_live or (self._playlist.ended and self._next is not None):
             return
         edge = segments[max(0, len(segments) - _START_SEGMENTS)].number
-        if self._next is None or self._next > last + 1:  # the first playlist, or a camera that restarted its numbers
+        if self._next is None or self._next > last + 1:  # the first playlist, or the camera restarted its numbering
             self._next = edge
         elif last - self._next >= _MAX_LAG_SEGMENTS:
             log.warning("%s: %d segments are skipped to catch up", self._camera(), edge - self._next)
@@ -179,20 +180,20 @@ class HlsFollower:
             with self._client.get(key.url, attempt) as response:
                 self._keys = {
                     key.url: response.whole(1 << 10)
-                }  # only the newest key: a camera may change it any number of times
+                }  # only the newest key: a camera may change its key any number of times
         with self._client.get(segment.resource.url, attempt, headers=segment.resource.headers) as response:
             content = response.whole(_MAX_ENCRYPTED_BYTES)
         return _decrypt(content, key=self._keys[key.url], iv=key.iv or f"{segment.number:032x}")
 
 
 class HlsPart:
-    """A file of the segments up to the next discontinuity."""
+    """A readable file of all segments up to the next discontinuity."""
 
     def __init__(self, follower: HlsFollower, first: Segment | None, attempt: Attempt) -> None:
         self._follower = follower
         self._attempt = attempt
         self.following: Segment | None = first
-        """The first segment of the next part; None: not known yet."""
+        """The first segment after the discontinuity; None: not known yet."""
         self._segment: Segment | None = None
         self._response: Response | io.BytesIO | None = None
         self._header = b""

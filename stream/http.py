@@ -23,11 +23,11 @@ _MIN_RECORDING_READ_SECONDS = 5.0  # a slow reader of a recording must not cause
 
 
 class WebSource(SourceWrapper):
-    """Frames of an HTTP address.
+    """The frames of an HTTP address.
 
-    The server's answer tells, before the first frame, whether the address is live; until then ``live`` is a guess from
-    the address. ``frames`` raises ``SourceError`` if the address cannot be read, and ``CorruptMediaError`` for a
-    recording that is not complete.
+    The server's first answer decides whether the address is live; until then ``live`` is a guess from the address.
+    ``frames`` raises ``SourceError`` if the address cannot be read, and ``CorruptMediaError`` for an incomplete
+    recording.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An HTTP client for cameras, with deadlines and restricted redirects.
+"""An HTTP client for cameras, with time limits and restricted redirects.
 
 FFmpeg's client follows redirects to any host, supports Digest with MD5 only, and its waits cannot be interrupted.
 """
@@ -29,7 +29,7 @@ _AGENT: Final = "recipro-stream"
 
 
 class WebClient:
-    """Sends requests to one camera, and to the further hosts that are allowed for it."""
+    """Sends requests to one camera, and to other hosts if the user allows them."""
 
     def __init__(self, uri: str, *, allowed_hosts: tuple[str, ...] = ()) -> None:
         """Create a client for the camera's address ``uri``, with its credentials.
@@ -49,7 +49,7 @@ class WebClient:
         self._count = 0
 
     def get(self, url: str, attempt: Attempt, *, headers: dict[str, str] | None = None) -> Response:
-        """Return the response to a GET, of status 200, 206 or 304; close it after use.
+        """Send a GET request; return its response, of status 200, 206 or 304. Close it after use.
 
         Raises:
             FailureError: the server refuses, redirects to a host that is not allowed, or does not speak HTTP.
@@ -106,7 +106,7 @@ class WebClient:
             raise
 
     def _accepts_challenge(self, response: Response) -> bool:
-        """Adopt the strongest challenge of a 401; return whether to retry."""
+        """Choose the strongest authentication method of a 401 response; return whether to retry."""
         if not self._has_credentials or Origin.of(response.url) != self._own:
             return False
         chosen = strongest(challenges(response.headers.get_all("WWW-Authenticate") or []))
@@ -166,7 +166,7 @@ class Response:
         return "" if encoding.lower() == "identity" else encoding
 
     def read(self, size: int = -1) -> bytes:
-        """Return at most ``size`` bytes, once available; ``b""`` at the end.
+        """Wait for data and return at most ``size`` bytes; ``b""`` at the end.
 
         Raises:
             OSError: the connection broke, or no data arrived before the deadline.
@@ -191,7 +191,7 @@ class Response:
         return self._ahead[:size]
 
     def whole(self, limit: int) -> bytes:
-        """Return the rest of the body, of at most ``limit`` bytes."""
+        """Return the rest of the body; raises ``FailureError`` above ``limit`` bytes."""
         parts: list[bytes] = []
         total = 0
         while total <= limit and (part := self.read(65536)):
@@ -216,7 +216,7 @@ class Response:
 
 
 class _Socket:
-    """A socket for ``http.client`` whose reads keep the attempt's deadline."""
+    """A socket for ``http.client`` whose reads end at the attempt's deadline."""
 
     def __init__(self, connected: socket.socket, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -228,7 +228,7 @@ class _Socket:
         return io.BufferedReader(_Incoming(self._socket, self.attempt), 65536)
 
     def close(self) -> None:
-        """Do nothing: ``http.client`` closes it before the response is read."""
+        """Do nothing, because ``http.client`` closes the socket before the response is read."""
 
     def shut(self) -> None:
         """Close the socket."""
@@ -246,8 +246,8 @@ class _Incoming(io.RawIOBase):
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         while not self._attempt.stop.is_set():
-            if time.monotonic() >= self._attempt.deadline:  # also where useless data kept arriving
-                raise TimeoutError("no data before the deadline")
+            if time.monotonic() >= self._attempt.deadline:  # also ends a connection that sends only useless data
+                raise TimeoutError("no data arrived before the deadline")
             with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
                 return self._socket.recv_into(buffer)
         return 0

@@ -1,4 +1,4 @@
-"""A remote recording, read like a file over HTTP."""
+"""Reads a remote recording over HTTP like a local file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream.attempt import Attempt
 from stream.failures import Failure, FailureError
 from stream.http_client import Response, WebClient
 
-_MAX_RESUMES: Final = 5  # in a row, without any data between
+_MAX_RESUMES: Final = 5  # in a row, without data in between
 _PAUSE_SECONDS: Final = 0.2
 _HEAD_BYTES: Final = 4096
 _MAX_SPOOLED_BYTES: Final = 4 << 30
@@ -46,17 +46,17 @@ class WebFile:
             raise
 
     def _start_spool(self) -> None:
-        """Copy the data to a temporary file: the demuxer reads the end first."""
+        """Copy the data to a temporary file, because the demuxer reads the end first."""
         if self._size is None or self._size > _MAX_SPOOLED_BYTES:
             message = (
-                "its index is at its end, and the server does not support range requests: download the file, then give "
-                "its path"
+                "its index is at its end, and the server does not support range requests: download the file, then "
+                "use its path"
             )
             raise FailureError(Failure(message, "never", "refused", hint=""))
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() closes it
 
     def seekable(self) -> bool:
-        """Return whether ``seek`` can set any position: by Range requests or in the spooled copy."""
+        """Return whether ``seek`` works: by Range requests, or in the temporary copy."""
         return (self._has_ranges and self._size is not None) or self._spool is not None
 
     def tell(self) -> int:
@@ -64,7 +64,7 @@ class WebFile:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it; for an invalid position return -1, as FFmpeg expects."""
+        """Set the position and return it; return -1 for an invalid position, as FFmpeg expects."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if base is None or base + offset < 0:
             return -1
@@ -117,7 +117,7 @@ class WebFile:
                 spool.write(part)
             except OSError as error:
                 message = (
-                    f"its temporary copy cannot be written ({error.strerror}): download the file, then give its path"
+                    f"its temporary copy cannot be written ({error.strerror}): download the file, then use its path"
                 )
                 raise FailureError(Failure(message, "slow", "refused", hint="")) from None
             self._spooled += len(part)
@@ -141,7 +141,7 @@ class WebFile:
 
 
 def ends_with_its_index(head: bytes) -> bool:
-    """Return whether an MP4 file that begins with ``head`` has its index last."""
+    """Return whether the index of an MP4 file is at its end; ``head`` is the start of the file."""
     offset = 0
     while len(head) >= offset + 16:
         size, kind = int.from_bytes(head[offset : offset + 4], "big"), head[offset + 4 : offset + 8]

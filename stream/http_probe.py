@@ -1,4 +1,4 @@
-"""Detection of what an HTTP address serves, from its response."""
+"""Detects what an HTTP address serves, from its response, and opens it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Kind = Literal["motion jpeg", "still", "hls", "dash", "stream", "recording"]
 
 _HEAD_BYTES: Final = 16
 _MAX_HEAD_BYTES: Final = 1 << 16
-# No format that names further addresses: no playlists, no SDP, no file lists.
+# Formats that contain further addresses are not allowed: no playlists, no SDP, no file lists.
 CONTAINERS: Final = (
     "mpegts,mpeg,mov,mp4,matroska,webm,flv,avi,ogg,asf,gif,apng,h264,hevc,mjpeg,mpjpeg,jpeg_pipe,nut,mxf,ivf,obu,m4v,"
     "rawvideo,yuv4mpegpipe,dv,mpegvideo"
@@ -43,7 +43,7 @@ _TEXT_MESSAGE: Final = (
     "it answers with a web page or JSON, not with images: possibly a login page or an error; check the address, user "
     "and password"
 )
-_MAX_LATE_SECONDS: Final = 1.0  # a frame that is later is shown at once, and resets the schedule
+_MAX_LATE_SECONDS: Final = 1.0  # a frame that is later than this is shown at once, and resets the schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,19 @@ class WebOptions:
     """Options for reading an HTTP address."""
 
     live: bool | None = None
-    """True if it is live; None: detected from the server's answer."""
+    """True if the address is live; None: detected from the server's answer."""
     allowed_hosts: tuple[str, ...] = ()
-    """Hosts (``HOST`` or ``HOST:PORT``) other than its own that the camera may refer to."""
+    """Other hosts (``HOST`` or ``HOST:PORT``) that the camera may refer to."""
     still_rate: float = 1.0
     """Requests per second to an address that serves a still image."""
 
 
 class RecordingFoundError(Exception):
-    """The address serves a recording, to be read like a file."""
+    """The address serves a recording, which must be read as a file."""
 
 
 class WebStream:
-    """Opens and reads one HTTP address; one connection at a time, in one thread."""
+    """Opens and reads one HTTP address, one connection at a time. Not thread-safe."""
 
     def __init__(
         self, client: WebClient, camera: Callable[[], str], options: WebOptions, decoder: DecoderSelector
@@ -84,7 +84,7 @@ class WebStream:
         return self._opened(attempt)
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Yield the packets of the stream opened last; raise its error."""
+        """Yield the packets of the stream that was opened last; raise its error."""
         yield from self._packets(container, stop)
         if self._body is not None:
             self._body.check()
@@ -126,13 +126,13 @@ class WebStream:
         if self._options.live is False:
             attempt.at_end = "ended"
         if kind == "motion jpeg":
-            # The first frame contains all parameters.
+            # The first frame contains all parameters, so FFmpeg need not probe further frames.
             options = {"analyzeduration": "0", "fpsprobesize": "0"}
             self._packets = _by_arrival
             return self._demuxer(MotionJpeg(response.read), options=options, form="mpjpeg")
         container = self._demuxer(response)
         if self._options.live is None and container.duration and not self._is_fragmented:
-            attempt.live = False  # it states a duration, which no camera does
+            attempt.live = False  # a stream that declares a duration is no camera
         elif self._options.live is not False:
             attempt.at_end = "lost"
         return container
@@ -153,7 +153,7 @@ class WebStream:
 
     @contextmanager
     def _part(self, attempt: Attempt, first: Segment | None) -> Iterator[InputContainer]:
-        """Open the HLS segments up to the next discontinuity."""
+        """Open the HLS segments up to the next discontinuity as one container."""
         self._is_between_parts = False
         attempt.live, attempt.resumes = self._hls.is_live, True
         attempt.read_seconds = max(attempt.read_seconds, self._hls.stall_seconds)
@@ -173,7 +173,7 @@ class WebStream:
             self._is_between_parts = attempt.at_end == "next"
 
     def _paced(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Yield packets in real time: a segment's packets arrive at once."""
+        """Yield packets at the pace of their timestamps, because a segment arrives at once."""
         started_at: float | None = None
         for packet in demuxed(container, stop):
             if packet.size and packet.dts is not None and packet.time_base is not None:
@@ -187,7 +187,7 @@ class WebStream:
             yield packet
 
     def _stills(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Request the image repeatedly; yield each one that differs."""
+        """Request the still image repeatedly; yield each image that differs from the last."""
         attempt, interval = self._attempt, 1.0 / self._options.still_rate
         started_at = due = time.monotonic()
         yield from _at(demuxed(container, stop), 0.0)
@@ -224,12 +224,12 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
     ):
         raise FailureError(Failure(_TEXT_MESSAGE, "slow", "corrupt", hint=""))
     has_end = response.length is not None
-    is_file = has_end and live is None and not media_type.startswith("multipart/")  # cameras state multipart
+    is_file = has_end and live is None and not media_type.startswith("multipart/")  # multipart is used by cameras
     has_parts = head.startswith((b"--", b"Content-Type: image/jpeg"[:_HEAD_BYTES]))
     if media_type.startswith("multipart/") or (has_parts and not is_file):
         return "motion jpeg"
     is_jpeg = head.startswith(_IMAGE_SIGNATURES[0])
-    is_video = is_jpeg and is_file and media_type.startswith("video/")  # a file of many JPEGs
+    is_video = is_jpeg and is_file and media_type.startswith("video/")  # a file of several JPEG images
     is_image = (head.startswith(_IMAGE_SIGNATURES[:2]) and not is_video) or (
         media_type.startswith("image/") and media_type != "image/gif"
     )
@@ -241,9 +241,9 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
 
 
 class _Body:
-    """A response body for FFmpeg; keeps its head and its error.
+    """A response body for FFmpeg; stores its first bytes and its error.
 
-    FFmpeg may continue to read after an error; PyAV prints an error that occurs before the previous one was raised.
+    After an error FFmpeg may read again; PyAV prints an error that occurs before the previous one was raised.
     """
 
     def __init__(self, source: Readable) -> None:
@@ -264,18 +264,18 @@ class _Body:
         return part
 
     def check(self) -> None:
-        """Raise the error in which reading ended, if any."""
+        """Raise the error of the last read, if any."""
         if self._error is not None:
             raise self._error
 
     @property
     def is_fragmented(self) -> bool:
-        """True if it is fragmented MP4, of unknown duration."""
+        """True for fragmented MP4, whose duration is unknown."""
         return b"mvex" in self._head or b"moof" in self._head
 
 
 def _by_arrival(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-    """Yield packets with arrival times: FFmpeg assumes 25 frames/s."""
+    """Yield packets with arrival times as timestamps, because FFmpeg assumes 25 frames/s."""
     started_at = time.monotonic()
     for packet in demuxed(container, stop):
         yield from _at(iter([packet]), time.monotonic() - started_at)

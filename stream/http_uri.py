@@ -1,4 +1,4 @@
-"""Checks of a web address before any request."""
+"""Detects from a web address whether it is a recording, before any request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 RECORDING_SUFFIXES: Final = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".wmv", ".ogv", ".3gp"}
 )
-"""Suffixes of recordings at a web address: they are read once, to the end, at the reader's pace."""
+"""Suffixes of recordings, which are read once, to the end, at the reader's pace."""
 
 
 def is_recording(uri: str) -> bool:

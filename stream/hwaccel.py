@@ -1,6 +1,6 @@
-"""Selection of a stream's decoder: the CPU, or an NVIDIA GPU (NVDEC).
+"""Selects the decoder of a stream: the CPU, or an NVIDIA GPU (NVDEC).
 
-FFmpeg copies frames that the GPU decoded to host memory at once, as nv12 or p010.
+FFmpeg copies each frame from the GPU to host memory at once, as nv12 or p010.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from stream.failures import Failure
 
 log = logging.getLogger(__name__)
 
-_CPU: Final = "use decoder: cpu, or auto, which uses the GPU only where it can"
-_VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-# First choice: the primary CUDA context, shared by all cameras of a GPU and the network, made current in this thread.
-# Then the same, opened by FFmpeg, which refuses it if another library has opened it. Last, a context of each stream's
-# own: about 400 MB of GPU memory.
+_CPU: Final = "set decoder: cpu, or auto, which uses the GPU only for streams that it can decode"
+_VIDEO_PART: Final = "in a Docker container set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+# First choice: the primary CUDA context, shared by all cameras of a GPU and by the network, current in this thread.
+# Second: the primary context, opened by FFmpeg, which fails if another library has opened it. Last: one context per
+# stream, which takes about 400 MB of GPU memory.
 _CURRENT: Final[dict[str, object]] = {"current_ctx": "1"}
 _CONTEXTS: Final[tuple[dict[str, object], ...]] = (_CURRENT, {"primary_ctx": "1"}, {})
-# FFmpeg's errors for failures of the GPU while a stream is opened; network and files do not cause them.
+# FFmpeg's errors for failures of the GPU while a stream is opened; they are never caused by networks or files.
 _GPU_ERRORS: Final = (av.error.ExternalError, av.error.UnknownError)
 
 
 class Readable(Protocol):
-    """A file that is open for reading."""
+    """A file open for reading."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next bytes, at most ``size``; ``b""`` at the end."""
@@ -65,10 +65,10 @@ _LOCK: Final = threading.Lock()  # cameras that connect at the same time open th
 def cuda_hwaccel(gpu: int) -> HWAccel:
     """Return ``av.open``'s ``hwaccel`` for ``cuda:gpu``; opens the GPU once.
 
-    Call ``av.open`` within ``primary_context(gpu)``: FFmpeg opens the GPU again for each stream, in the same way.
+    Call ``av.open`` within ``primary_context(gpu)``: FFmpeg opens the GPU again for each stream, with the same options.
 
     Raises:
-        HardwareDecoderUnavailableError: no driver, no such GPU, or an FFmpeg without CUDA.
+        HardwareDecoderUnavailableError: there is no driver or no such GPU, or FFmpeg was built without CUDA.
     """
     if "cuda" not in hwdevices_available():
         raise HardwareDecoderUnavailableError("this build of FFmpeg does not support NVIDIA GPUs")
@@ -89,13 +89,13 @@ def _open(gpu: int) -> _Opened:
 
 
 def _open_by(gpu: int, choices: Sequence[Mapping[str, object]]) -> _Opened:
-    """Open a GPU with the first of several sets of FFmpeg's options that works."""
+    """Open a GPU with the first of ``choices`` (FFmpeg's options) that works."""
     last_error: Exception | None = None
     for options in choices:
         request = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
         try:
             return _Opened(request, request.create(Codec("h264", "r")))
-        except av.error.PermissionError:  # FFmpeg's error for a library that cannot be loaded
+        except av.error.PermissionError:  # FFmpeg raises it for a library that cannot be loaded
             raise HardwareDecoderUnavailableError("no NVIDIA driver is installed") from None
         except (av.error.FFmpegError, OSError, NotImplementedError) as error:
             last_error = error
@@ -111,9 +111,10 @@ class DecoderSelector:
         """Create a selector; nothing is opened yet.
 
         Args:
-            choice: ``cpu``, ``cuda`` or ``cuda:N`` (the GPU or an error), ``auto`` (the GPU where it can decode).
-            gpu: the GPU number of ``cuda`` and ``auto``.
-            reason_against_gpu: a disadvantage of the GPU for this stream; ``auto`` uses the CPU then.
+            choice: ``cpu``; ``cuda`` or ``cuda:N`` (an error if that GPU cannot decode); ``auto`` (the GPU if it can
+              decode, else the CPU).
+            gpu: the number of the GPU for ``cuda`` and ``auto``.
+            reason_against_gpu: why the GPU is unsuitable for this stream; if set, ``auto`` uses the CPU.
             max_pixels: maximum pixels of a frame; None: no limit.
         """
         self.max_pixels = max_pixels
@@ -122,15 +123,15 @@ class DecoderSelector:
         self._reason_against_gpu = reason_against_gpu
         self._rejected = (
             reason_against_gpu if choice == "auto" else ""
-        )  # why the CPU decodes though ``choice`` allows a GPU
+        )  # why the CPU decodes although ``choice`` allows a GPU
         self._has_decoded = False  # whether the GPU has decoded this stream before
         self._reported = ""
         self.opened_on_gpu = False
-        """True if the stream opened last was opened for the GPU."""
+        """True if the last stream was opened on the GPU."""
 
     @property
     def wants_gpu(self) -> bool:
-        """Open the next stream for the GPU."""
+        """True if the next stream will be opened on the GPU."""
         return self._choice != "cpu" and not self._rejected
 
     @property
@@ -159,7 +160,7 @@ class DecoderSelector:
 
         Raises:
             SourceError: a GPU is required and none is available.
-            av.error.FFmpegError: FFmpeg cannot open it.
+            av.error.FFmpegError: FFmpeg cannot open the input.
         """
         if self.max_pixels is not None:  # FFmpeg decodes the first frames while it opens
             options = {**options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
@@ -179,7 +180,7 @@ class DecoderSelector:
             if not self.opened_on_gpu or self._requires_gpu:
                 raise
             reason = f"cuda:{self._gpu} fails ({type(error).__name__})"
-            if not isinstance(uri, str):  # the file has been read in part, and cannot be opened again here
+            if not isinstance(uri, str):  # the file was read in part already and cannot be opened again here
                 self._rejected = reason
                 raise
         container = av.open(uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace")
@@ -187,7 +188,7 @@ class DecoderSelector:
         return container
 
     def verify_first_frame(self, context: VideoCodecContext, camera: str, *, has_frame: bool = True) -> Failure | None:
-        """Check at the first frame where the stream is decoded, and log it.
+        """Check after the first frame whether the CPU or the GPU decodes, and log it.
 
         Args:
             context: the decoder's context after the first frame.
@@ -195,19 +196,19 @@ class DecoderSelector:
             has_frame: False: the stream ended without a frame.
 
         Returns:
-            The failure where a GPU is required and does not decode; else None. Where ``auto`` falls back to the CPU,
-            ``wants_gpu`` is False from then on.
+            The failure if a GPU is required and does not decode; else None. If ``auto`` falls back to the CPU,
+            ``wants_gpu`` is False afterwards.
         """
         if self.opened_on_gpu and has_frame and context.is_hwaccel and context.pix_fmt == "cuda":
             self._has_decoded = True
             self._report(
                 camera,
                 f"decoded on cuda:{self._gpu}"
-                + (f", though {self._reason_against_gpu}" if self._reason_against_gpu else ""),
+                + (f", although {self._reason_against_gpu}" if self._reason_against_gpu else ""),
             )
             return None
         if self.opened_on_gpu:
-            reason = _refusal(context, self._gpu) if has_frame else f"cuda:{self._gpu} gives no frame"
+            reason = _refusal(context, self._gpu) if has_frame else f"cuda:{self._gpu} decodes no frame"
             if self._requires_gpu:
                 message = f"decoder: {self._choice}: {reason}; {_CPU}"
                 return Failure(message, "slow" if self._has_decoded else "never", "codec", hint="")
@@ -217,7 +218,7 @@ class DecoderSelector:
         return None
 
     def _hwaccel(self) -> HWAccel | None:
-        """Return ``av.open``'s ``hwaccel`` for the next stream; None: CPU."""
+        """Return the argument ``hwaccel`` of ``av.open`` for the next stream; None: CPU."""
         if not self.wants_gpu:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Reader of image files; checks size and completeness."""
+"""Reads image files; checks their size and completeness."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""A marker in a scan's data that is neither a stuffed zero nor a restart marker."""
+"""A marker in the data of a scan, except stuffed zeros and restart markers."""
 _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"})
 _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 _JPEG_SEGMENT: Final = re.compile(rb"\xff([^\x00\xff])")
 _MAX_JPEG_SEGMENTS: Final = 10_000
 _MAX_JPEG_SCANS: Final = 100
-"""Progressive images have about ten; each costs the decoder a pass over the whole image."""
+"""Progressive images have about ten scans; each costs a pass over the whole image."""
 _MAX_JPEG_GAP_BYTES: Final = 1 << 16
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, uncompressed
@@ -63,11 +63,11 @@ class _Header:
     is_single: bool
     """True if the file contains a single image."""
     bits: int | None
-    """Number of used bits of 16; None: the file does not state it."""
+    """Number of bits used of 16; None: not stated in the file."""
 
 
 class ImageReader:
-    """Reads the images of one source; logs each kind of assumption once.
+    """Reads the images of one source; logs each kind of warning once.
 
     Applies the orientation in EXIF or HEIF; converts greyscale and palettes to RGB; drops transparency. The depth of
     16-bit values is the smallest of 10, 12, 14 and 16 bits that holds the largest value of the image. Of several pages
@@ -82,7 +82,7 @@ class ImageReader:
         Args:
             max_pixels: maximum pixels of an image; None: no limit.
             bits: the depth of 16-bit values; None: derived from each image.
-            takes_bits: whether the source has the option ``?bits=N``; the log then recommends it.
+            takes_bits: True if the source has the option ``?bits=N``, which warnings then mention.
         """
         self._takes_bits = takes_bits
         self._max_pixels = max_pixels
@@ -106,14 +106,14 @@ class ImageReader:
 
         Args:
             content: JPEG, PNG, WebP, TIFF, BMP, PNM, JPEG 2000, AVIF or HEIC.
-            warn: called with the kind of an assumption and a message; None: logs it, once per kind.
+            warn: called with the kind of a warning and its message; None: warnings are logged, once per kind.
 
         Raises:
-            SourceError: as in ``read``; the message lacks the path.
+            SourceError: for the same reasons as in ``read``; the message does not contain the path.
         """
         warn = warn or self._warn_once
         if content.startswith(_JPEG_START) and not jpeg_is_whole(content):
-            raise SourceError("a JPEG that is cut off before its end; download or save it again")
+            raise SourceError("the JPEG is cut off; download or save it again")
         if content[4:8] == b"ftyp":
             for width, height in _stated_sizes(content):
                 check_size(width, height, self._max_pixels)
@@ -130,7 +130,7 @@ class ImageReader:
         by_pillow = header.format in _PILLOW_FORMATS
         image = _decode_by_pillow(content) if by_pillow else self._decode_by_opencv(content, header, warn)
         if image is None:
-            raise SourceError(f"a {header.format} that is damaged or cut off; download or save it again")
+            raise SourceError(f"the {header.format} image is damaged or cut off; download or save it again")
         return image
 
     def _decode_by_opencv(self, content: bytes, header: _Header, warn: Callable[[str, str], None]) -> Image | None:
@@ -150,7 +150,10 @@ class ImageReader:
         if bits < 16 and self._bits is None and header.bits is None and values.any():
             hint = "if the depth is wrong, scale the values to 16 bits"
             if self._takes_bits:
-                hint = f"add ?bits={bits} to the source to read all images alike, or ?bits=16 if the images are dark"
+                hint = (
+                    f"add ?bits={bits} to the source to read all images with the same depth, or ?bits=16 if the "
+                    "images are dark"
+                )
             warn(
                 "bits",
                 f"the largest 16-bit value is {values.max()}, so the image is read with {bits} bits; the depth is "
@@ -159,8 +162,8 @@ class ImageReader:
         return eight_bits(values, bits)
 
     def _content(self, path: str | os.PathLike[str]) -> bytes:
-        if kind_of(path) not in {"file", "missing"}:  # reading a pipe would wait for its writer
-            raise SourceError(f"{shown(path)}: is not a regular file; give the path of an image")
+        if kind_of(path) not in {"file", "missing"}:  # reading from a pipe would wait for its writer
+            raise SourceError(f"{shown(path)}: is not a regular file; use the path of an image file")
         max_bytes = None if self._max_pixels is None else self._max_pixels * _BYTES_PER_PIXEL + _MAX_EXTRA_BYTES
         try:
             size = os.stat(path).st_size  # noqa: PTH116 - str, bytes or PathLike
@@ -195,7 +198,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 def jpeg_is_whole(content: bytes) -> bool:
     """Return whether the first JPEG in ``content`` has its end-of-image marker.
 
-    Data after the marker is not part of the image: a phone's video, a second image, padding. The segments are parsed,
+    Data after the marker is ignored: a phone's video, a second image, padding. The segments are parsed,
     because EXIF data may contain the end marker of a preview.
 
     Raises:
@@ -205,7 +208,7 @@ def jpeg_is_whole(content: bytes) -> bool:
     for _ in range(_MAX_JPEG_SEGMENTS):
         match = (_JPEG_MARKER if in_scan else _JPEG_SEGMENT).search(content, position)
         if match is None:
-            return not in_scan and position < len(content)  # not a sequence of segments: the decoder reports the damage
+            return not in_scan and position < len(content)  # no valid segment: the decoder reports the damage
         gap_bytes += 0 if in_scan else match.start() - position
         marker, position = content[match.end() - 1], match.end()
         if marker == 0xD9:
@@ -222,7 +225,7 @@ def jpeg_is_whole(content: bytes) -> bool:
 
 def _header(content: bytes) -> _Header | None:
     """Return the header; None if the format is unknown or the header is damaged."""
-    Pillow.MAX_IMAGE_PIXELS = None  # ``max_pixels`` is the limit; Pillow's would refuse sizes that it allows
+    Pillow.MAX_IMAGE_PIXELS = None  # ``max_pixels`` replaces Pillow's own, lower limit
     try:
         with Pillow.open(io.BytesIO(content), formats=_known_formats()) as image:
             return _Header(image.format or "", *image.size, image.mode, _is_single(image), _stated_bits(content, image))
@@ -239,7 +242,7 @@ def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _known_formats() -> list[str]:
-    """Return Pillow's names of the formats that are read: no other parser sees a file."""
+    """Return Pillow's names of the supported formats; no other parser is used."""
     Pillow.init()  # loads the parsers at the first call; ``open`` does so only without ``formats``
     return [name for name in _FORMATS if name in Pillow.OPEN]
 
@@ -269,7 +272,7 @@ def _stated_bits(content: bytes, image: Pillow.Image) -> int | None:
 
 
 def _register_heif() -> None:
-    """Register Pillow's HEIC plugin, once, at the first such image."""
+    """Register Pillow's HEIC plugin, at the first HEIC image."""
     import pi_heif
 
     with _LOCK:

@@ -1,4 +1,4 @@
-"""A source of images: a file, a folder, a glob or numbered names."""
+"""The source of image files: one file, a folder, a glob or numbered names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["ImagesSource", "found_images", "read_image"]
 log = logging.getLogger(__name__)
 
 _NUMBERED: Final = re.compile(r"%(?:0(\d{1,2}))?d")
-"""A number in a name, as in printf and FFmpeg: ``%d``, ``%04d``."""
+"""The number in a file name pattern, as in printf and FFmpeg: ``%d``, ``%04d``."""
 _MAX_LISTED: Final = 6
 
 
 class ImagesSource(Source):
-    """Frames of image files; of several, corrupt ones are skipped and counted.
+    """The frames of image files; corrupt files are skipped and counted.
 
     The time of an image is its index in the list divided by ``images_per_second``.
     """
@@ -66,7 +66,7 @@ class ImagesSource(Source):
         self._paths = []
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield every image that decodes; raises ``SourceError`` if none does."""
+        """Yield every image that can be decoded; raises ``SourceError`` if there is none."""
         assert self.rate is not None  # noqa: S101 - set in __init__
         self.health = Health("live")
         folder = folder_of(self._pattern)
@@ -91,9 +91,9 @@ class ImagesSource(Source):
 
 
 def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:
-    """Return the image paths of a file, folder, glob or numbered name, sorted.
+    """Return the sorted paths of the images that ``pattern`` matches.
 
-    Logs how many files are skipped for each other suffix.
+    ``pattern`` is a file, a folder, a glob or a numbered name. Logs how many files with other suffixes are skipped.
 
     Raises:
         SourceError: there is no image, or the system refuses access.
@@ -106,7 +106,7 @@ def _list_images(pattern: str, suffixes: frozenset[str]) -> list[str]:
     if kind == "file":
         return [pattern]
     if kind not in {"folder", "missing"}:
-        raise SourceError(f"{shown(pattern)}: is a {kind}, not a file or folder; give images")
+        raise SourceError(f"{shown(pattern)}: is a {kind}, not a file or folder; use image files")
     if kind == "missing" and not is_pattern(pattern):
         raise SourceError(f"{shown(pattern)}: no such file or folder; check the path")
     paths, skipped = list[str](), Counter[str]()
@@ -132,7 +132,7 @@ def _no_images_message(pattern: str, suffixes: frozenset[str], *, is_folder: boo
     if is_folder:
         below = (os.path.splitext(name)[1].lower() for _, _, names in os.walk(pattern) for name in names)  # noqa: PTH122
         if any(suffix in suffixes for suffix in below):
-            hint = f"its subfolders do: give '{shown(pattern)}/**/*'"
+            hint = f"its subfolders do: use '{shown(pattern)}/**/*'"
     return f"{shown(pattern)}: contains no image with a suffix of {', '.join(sorted(suffixes))}; {hint}"
 
 
@@ -142,9 +142,9 @@ def is_pattern(path: str) -> bool:
 
 
 def files_of(pattern: str) -> Iterator[str]:
-    """Yield the files in a folder, or that match a pattern, in any order.
+    """Yield the files in a folder, or the files that match a pattern, in any order.
 
-    Brackets in the names of existing folders are literal; those after them belong to the glob.
+    Brackets in the name of an existing folder are literal; only brackets after it are part of the glob.
 
     Raises:
         SourceError: the folder cannot be read.
@@ -179,7 +179,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _numbered_name(name: str) -> re.Pattern[str]:
-    """Return a pattern that matches the names that printf makes from ``name``."""
+    """Return a regular expression for the file names that printf creates from ``name``."""
     parts, end = [], 0
     for match in _NUMBERED.finditer(name):
         parts += [re.escape(name[end : match.start()]), rf"\d{{{int(match[1] or 1)},}}"]
@@ -188,7 +188,7 @@ def _numbered_name(name: str) -> re.Pattern[str]:
 
 
 def folder_of(pattern: str) -> str:
-    """Return the longest existing folder of ``pattern``."""
+    """Return the deepest existing folder in the path ``pattern``."""
     if kind_of(pattern) == "folder":
         return pattern
     folder = os.path.dirname(pattern)  # noqa: PTH120

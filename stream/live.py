@@ -1,7 +1,7 @@
-"""The live source: connects, reads, and reconnects after each lost connection.
+"""The base class of live sources: connects, reads, and reconnects after each lost connection.
 
-Base of webcams, RTSP cameras and web streams. The thread that reads the frames opens, reads and closes the container:
-closing it in another thread while it decodes would crash the process.
+It serves webcams, RTSP cameras and web streams. One thread opens, reads and closes the container: closing it in another
+thread while it decodes would crash the process.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from stream.reconnect import Backoff, ConnectTimeoutPolicy
 
 log = logging.getLogger(__name__)
 
-_SUSPECT_PACKETS = 300  # 10 s at 30 frames/s: then frames of a camera that sends no further keyframe count as intact
-_MIN_FRAMES = 5  # a connection that gave more frames keeps its read timeout
-_MAX_READ_SECONDS = 32.0  # limit to which the read timeout grows by itself
+_SUSPECT_PACKETS = 300  # 10 s at 30 frames/s; for cameras that send no further keyframe
+_MIN_FRAMES = 5  # after more frames in a connection the read timeout is not increased
+_MAX_READ_SECONDS = 32.0  # maximum of the automatic increase of the read timeout
 _FINITE_ATTEMPTS = 5
 _NEAR_END_SECONDS = 1.5  # a finite stream that stops within this distance of its end has ended
 
@@ -48,7 +48,7 @@ class ConnectionSpec:
     """Settings of the connection to a live stream."""
 
     open: Callable[[Attempt], AbstractContextManager[InputContainer]]
-    """Opens the stream within the attempt's time limits; leaving the context closes the container."""
+    """Opens the stream within the attempt's time limits; leaving the context manager closes the container."""
     packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
     """Reads the stream; raises FFmpeg's errors."""
     open_timeout_seconds: float
@@ -56,7 +56,7 @@ class ConnectionSpec:
     attempts: int | None = None
     """Number of failed attempts in a row after which the source fails; None: no limit."""
     first_attempts: int | None = None
-    """``attempts`` before the first frame; None: the same."""
+    """Replaces ``attempts`` until the first frame arrives; None: ``attempts`` applies."""
     backoff: Backoff = field(default_factory=Backoff)
     decoder: DecoderSelector = field(default_factory=DecoderSelector)
     """The decoder that ``open`` uses."""
@@ -74,24 +74,24 @@ class SourceConnectionLostError(Exception):
 
 
 class LiveSource(Source):
-    """Frames of a live stream, across any number of connections.
+    """The frames of a live stream, across any number of connections.
 
-    Entering raises ``SourceError`` if a GPU is required for decoding and none is available; ``frames`` raises
+    Entering raises ``SourceError`` if decoding requires a GPU and none is available. ``frames`` raises
     ``ConnectionLostError`` if the stream cannot be read, or after the last attempt. Frame indices and times continue
     across connections.
     """
 
     def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
-        """Create the source; ``uri`` is for messages, without credentials."""
+        """Create the source; ``uri``, used in messages, must contain no credentials."""
         self.live = True
-        """True if the stream continues while it is not read; connecting may change it, before the first frame."""
+        """True if the stream goes on while nobody reads it; connecting may change the value before the first frame."""
         self.uri = uri
         self.camera = camera
         self._spec = spec
         self._connect_timeouts = ConnectTimeoutPolicy(spec.open_timeout_seconds)
-        self._answer_seconds: float | None = None  # typical time of its answers; None: no connection so far
+        self._answer_seconds: float | None = None  # typical time of the server's answers; None: no connection yet
         self._read_seconds = spec.read_timeout_seconds
-        self._resumes = False  # whether a finite stream continues where the connection was lost
+        self._resumes = False  # whether a finite stream can continue where the connection was lost
         self._connection_frames = 0  # frames of this connection
         self._max_gap_seconds = 0.0  # between two frames of this connection
         self._short_connections = 0  # connections in a row that stalled after a few frames
@@ -103,7 +103,7 @@ class LiveSource(Source):
         self._last_pts: float | None = None
 
     def __enter__(self) -> Self:
-        self._spec.decoder.check()  # reconnecting does not make a GPU available
+        self._spec.decoder.check()  # checked here, because reconnecting would not help
         return self
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
@@ -131,7 +131,7 @@ class LiveSource(Source):
                 self._continues = self._index > 0
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of one connection, up to the next part.
+        """Yield the frames of one connection, up to the next part of the stream.
 
         Raises:
             SourceConnectionLostError: the connection was lost, or the stream ended.
@@ -164,7 +164,7 @@ class LiveSource(Source):
             raise SourceConnectionLostError(failure, ended=isinstance(error, StreamEndedError)) from error
 
     def _adapt_read_timeout(self, failure: Failure) -> None:
-        """Increase the read timeout for a camera whose frame interval is longer."""
+        """Increase the read timeout if the camera's frame interval is longer than it."""
         base = self._spec.read_timeout_seconds
         if self._connection_frames > _MIN_FRAMES and self._max_gap_seconds < base:
             self._short_connections, self._read_seconds = 0, base
@@ -174,8 +174,8 @@ class LiveSource(Source):
             self._short_connections = 0
             self._read_seconds = min(2 * self._read_seconds, _MAX_READ_SECONDS)
             log.warning(
-                "%s: the interval of its frames is longer than %g s; the read timeout is %g s from now on "
-                "(set by read_timeout_seconds)",
+                "%s: the interval of its frames is longer than %g s; the read timeout is increased to %g s "
+                "(read_timeout_seconds sets it)",
                 self.camera,
                 base,
                 self._read_seconds,
@@ -191,7 +191,9 @@ class LiveSource(Source):
         stream.thread_type = "SLICE"  # each frame thread would delay the video by one frame
         self.rate = float(stream.average_rate) if stream.average_rate else None
         if drop_bad_extradata(context):
-            log.info("%s: the parameter sets of its description are wrong; those in the stream are used", self.camera)
+            log.info(
+                "%s: the parameter sets in its description are wrong; those in the stream are used instead", self.camera
+            )
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
         decoding = VideoDecoder(
             trust=CorruptionTracker(window_packets=_SUSPECT_PACKETS),
@@ -218,14 +220,14 @@ class LiveSource(Source):
     def _monitored(
         self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt
     ) -> Iterator[VideoPacket]:
-        """Yield packets; report a stall, then fail, where no frame decodes."""
+        """Yield packets; if none of them can be decoded, report a stall, later fail."""
         frames = 0
         since = time.monotonic()
         attempt.record_data()
         for packet in packets:
             now, limit = time.monotonic(), attempt.read_seconds
             if now - attempt.last_data_at >= limit:
-                # At its timeout FFmpeg first returns the packet that it held back.
+                # When FFmpeg times out, it first returns the packet that it buffered.
                 raise SourceConnectionLostError(classify_error(TimeoutError(), waited_for="frame", seconds=limit))
             if decoding.intact_frames != frames:
                 frames, since = decoding.intact_frames, now
@@ -239,7 +241,7 @@ class LiveSource(Source):
             attempt.record_data()
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
-        """Set the state to live; a reconnect counts at its first frame."""
+        """Set the state to live at a connection's first frame; count reconnects."""
         reconnects = self.health.reconnects
         if not self._delivered_frames:
             reconnects += 1 if self._index > 0 and not self._continues else 0
@@ -252,7 +254,7 @@ class LiveSource(Source):
             self.health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
-        """Return whether a stream of known duration was read to its end."""
+        """Return whether a stream with a known duration was read to its end."""
         if not container.duration:
             return False
         start = (container.start_time or 0) / av.time_base
@@ -268,7 +270,7 @@ class LiveSource(Source):
         attempts = self._spec.attempts
         if self._index == 0 and self._spec.first_attempts is not None:
             attempts = self._spec.first_attempts
-        if not self.live:  # a finite stream must end, so its attempts are limited
+        if not self.live:  # a finite stream must end at some time
             attempts = min(attempts or _FINITE_ATTEMPTS, _FINITE_ATTEMPTS if self._resumes or not self._index else 0)
         if failure.retry_class == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.retry_class != "never" else ""
@@ -285,14 +287,15 @@ class LiveSource(Source):
             self._set_state("connecting", failure)
 
     def _set_state(self, state: State, failure: Failure) -> None:
-        is_repeated = failure.cause == self.health.cause == "timeout"  # messages that differ in their seconds only
+        # The messages differ only in the number of seconds
+        is_repeated = failure.cause == self.health.cause == "timeout"
         if failure.message != self.health.reason and not is_repeated and state != "ended":
             log.warning("%s: %s%s", self.camera, failure.message, "; reconnecting" if state == "waiting" else "")
         self.health = replace(self.health, state=state, reason=failure.message, cause=failure.cause)
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-    """Yield the packets of ``video_stream``'s choice, until stopped."""
+    """Yield the packets of the stream that ``video_stream`` chooses, until stopped."""
     stream = video_stream(container)
     if stream is None:
         return

@@ -1,4 +1,4 @@
-"""Local paths and cameras as sources, with options: ``FOLDER?watch=1``."""
+"""Parses the addresses of local paths and cameras, with options: ``FOLDER?watch=1``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Form = Literal["images", "video"]
 
 
 def split_options(uri: str) -> tuple[str, dict[str, str]]:
-    """Return a path and its options; an existing path with ``?`` has none.
+    """Split ``uri`` into path and options; an existing path that contains ``?`` is not split.
 
     Raises:
         ValueError: an option is repeated.
@@ -28,7 +28,7 @@ def split_options(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def split_features(uri: str) -> tuple[str, dict[str, str]]:
-    """Return the address of a GenICam camera and its options: names with a capital letter are features."""
+    """Split the URI of a GenICam camera; option names with a capital letter are camera features."""
     address, _, tail = uri.partition("?")
     options = dict(part.partition("=")[::2] for part in tail.split("&") if part)
     features = {name: value for name, value in options.items() if name[:1].isupper()}
@@ -38,8 +38,8 @@ def split_features(uri: str) -> tuple[str, dict[str, str]]:
 
 
 def expanded(path: str) -> str:
-    """Return ``path`` with ``~`` replaced by the home folder, where the user has one."""
-    return os.path.expanduser(path)  # noqa: PTH111 - Path's raises where a user has no home
+    """Replace ``~`` in ``path`` by the user's home folder, if there is one."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises an error for users without a home
 
 
 def form_of(path: str, suffixes: frozenset[str], *, examples: str) -> Form:
@@ -55,14 +55,14 @@ def form_of(path: str, suffixes: frozenset[str], *, examples: str) -> Form:
         return "images"
     refuse_missing(path, examples=examples)
     brand = _brand(path) if kind == "file" else b""
-    if brand in _VIDEO_BRANDS:  # an image sequence, with any suffix
+    if brand in _VIDEO_BRANDS:  # an image sequence, whatever its suffix
         return "video"
     is_still = os.path.splitext(path)[1].lower() in suffixes or brand in _STILL_BRANDS  # noqa: PTH122
     return "images" if is_still else "video"
 
 
 def _brand(path: str) -> bytes:
-    """Return the major brand of an ISO media file; empty for other files."""
+    """Read the major brand of an ISO media file; empty for other files."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             head = file.read(12)
@@ -72,7 +72,7 @@ def _brand(path: str) -> bytes:
 
 
 def camera_of(path: str) -> str:
-    """Return the default camera name of a path."""
+    """Return the default camera name for a path."""
     name = os.path.basename(path.rstrip("/"))  # noqa: PTH119
     if kind_of(path) == "folder":
         return name or os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119

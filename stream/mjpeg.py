@@ -1,8 +1,8 @@
-"""Conversion of cameras' motion JPEG to the multipart stream FFmpeg reads.
+"""Converts the motion JPEG of cameras to the multipart stream that FFmpeg reads.
 
-FFmpeg needs a boundary before the first image and a header before each. Cameras omit the first boundary, put dashes or
-quotes around it, send no length, or no headers at all. So images are found by their JPEG markers (ITU-T T.81, annex B),
-and by ``Content-Length`` where the camera sends it.
+FFmpeg needs a boundary before the first image and a header before each image. Some cameras omit the first boundary, put
+dashes or quotes around it, or send no length or no headers at all. So images are found by their JPEG markers (ITU-T
+T.81, annex B), and by ``Content-Length`` if the camera sends it.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from typing import Final
 from stream.failures import Failure, FailureError
 
 MAX_IMAGE_BYTES: Final = 64 << 20
-"""A larger image is an error."""
+"""Maximum size of an image; a larger one is an error."""
 _START: Final = b"\xff\xd8\xff"
 _LENGTH: Final = re.compile(rb"content-length[ \t]*:[ \t]*(\d{1,18})", re.IGNORECASE)
 _MARKER: Final = re.compile(rb"\xff{1,256}([^\x00\xff\xd0-\xd7])")
 """A marker after a header segment, with the fill bytes before it."""
 _SCAN_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
-"""A marker in a scan's data, neither stuffed zero nor restart. One 0xFF only: a run of it would take quadratic time."""
+"""A marker in the data of a scan, except stuffed zeros and restart markers; one 0xFF only, for linear run time."""
 _MAX_FILL_BYTES: Final = 256
 _MAX_SEGMENTS: Final = 10_000
 _MAX_SCANS: Final = 100
-"""Progressive images have about ten; each costs the decoder a pass over the whole image."""
+"""Progressive images have about ten scans; each costs a pass over the whole image."""
 _HEADER_BYTES: Final = 1 << 16
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 
 class MotionJpeg:
-    """A file of regular motion JPEG, converted while it is read."""
+    """A readable file of regular motion JPEG, converted while it is read."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        """Create the file; ``read(size)`` reads the camera's stream."""
+        """Create the file; ``read(size)`` must return bytes of the camera's stream."""
         self._images = images(read)
         self._ready = b""
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes, ``b""`` at the end; raises as ``read`` does."""
+        """Return at most ``size`` bytes, ``b""`` at the end; raises the errors of ``read``."""
         if not self._ready:
             image = next(self._images, None)
             if image is None:
@@ -74,12 +74,12 @@ def images(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 def _wait_for_end(buffer: bytearray, read: Callable[[int], bytes], length: int | None) -> int:
-    """Read to the end of the first image; return its length, 0 where cut off."""
+    """Read until ``buffer`` contains the first image; return its length, 0 if it is cut off."""
     parser = _SegmentParser(buffer)
     while True:
         if (length or len(buffer)) > MAX_IMAGE_BYTES:
             size = f"of {length} bytes" if length else "without an end"
-            message = f"it sends an image {size}; at most {MAX_IMAGE_BYTES >> 20} MiB are read"
+            message = f"the camera sends an image {size}; at most {MAX_IMAGE_BYTES >> 20} MiB are read"
             raise FailureError(Failure(message, "slow", "corrupt"))
         if length and len(buffer) >= length:
             if buffer.count(b"\xff\xda", 0, length) > _MAX_SCANS:
@@ -99,7 +99,7 @@ def _fill(buffer: bytearray, read: Callable[[int], bytes]) -> bool:
 
 
 def _too_many_segments() -> FailureError:
-    return FailureError(Failure("it sends an image with more segments than cameras write", "slow", "corrupt", hint=""))
+    return FailureError(Failure("the camera sends a JPEG with too many segments or scans", "slow", "corrupt", hint=""))
 
 
 class _SegmentParser:
@@ -112,7 +112,7 @@ class _SegmentParser:
         self._segments = self._scans = 0
 
     def end(self) -> int | None:
-        """Return the end of the image in bytes, None while it is not known.
+        """Return the length of the image in bytes; None if its end has not arrived.
 
         Raises:
             FailureError: the image has too many segments or scans.

@@ -1,4 +1,4 @@
-"""Detection of joints and padding in MPEG-TS files."""
+"""Detects splices (joined recordings) and padding in MPEG-TS files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MIN_CLOCK_JUMP: Final = 10 * 90_000
 """A clock step, in units of 1/90000 s, that is too large for a lost packet."""
 _PAT_IDENTIFIER: Final = 0
 """Packet identifier of the program association table, with which a recording begins."""
-_BYTES_BEFORE: Final = 1 << 20  # contain the table at least once
+_BYTES_BEFORE: Final = 1 << 20  # enough to contain the table at least once
 _BYTES_AFTER: Final = 8 << 20  # more than one frame
 
 
@@ -31,18 +31,18 @@ class _TransportPacket:
     counter: int
     """The continuity counter, 0 to 15."""
     is_unit_start: bool
-    """True if a frame or a table begins in the packet."""
+    """True if a frame or a table starts in the packet."""
     is_random_access: bool
     clock: int | None
     """The program clock reference, in units of 1/90000 s; None: the packet has none."""
 
 
 def begins_anew(path: str, at: int) -> bool:
-    """Return whether the next discontinuity after ``at`` begins a recording.
+    """Return whether a new recording starts at the first discontinuity after byte ``at``.
 
-    Each stream has a continuity counter. A lost packet interrupts the counter of its stream only. At the start of a
-    recording, the first packet of the stream begins a keyframe, and the counter of the program association table is
-    interrupted, too, or the clock jumps.
+    Each stream has a continuity counter. A lost packet interrupts only the counter of its own stream. At the start of a
+    recording, the first packet of the stream starts a keyframe, and either the counter of the program association table
+    is interrupted, too, or the clock jumps.
     """
     table_counter: int | None = None
     stream: int | None = None
@@ -68,7 +68,7 @@ def begins_anew(path: str, at: int) -> bool:
 
 
 def only_padding_behind(path: str, at: int) -> bool:
-    """Return whether only padding follows the packets from byte ``at`` on."""
+    """Return whether only padding follows byte ``at``."""
     with open(path, "rb") as file:  # noqa: PTH123
         end = max((packet.offset + 188 for packet in _packets(file, at, None, anchor=at)), default=None)
         if end is None:
@@ -83,7 +83,7 @@ def only_padding_behind(path: str, at: int) -> bool:
 
 
 def without_corrupt_flag(packet: VideoPacket) -> VideoPacket:
-    """Return a copy of a packet without the flag that it is corrupt."""
+    """Return a copy of a packet without its corrupt flag."""
     copy = cast("VideoPacket", av.Packet(bytes(packet)))
     copy.stream, copy.time_base = packet.stream, packet.time_base
     copy.pts, copy.dts, copy.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
@@ -93,7 +93,7 @@ def without_corrupt_flag(packet: VideoPacket) -> VideoPacket:
 
 
 def _alignment(file: BinaryIO, anchor: int) -> tuple[int, int] | None:
-    """Return offset and size of the packet at ``anchor``; None: no packet."""
+    """Return offset and size in bytes of the packet at ``anchor``; None if there is none."""
     file.seek(anchor)
     block = file.read(4 + 204 * 3)
     for size in _SIZES:

@@ -1,4 +1,4 @@
-"""Network streams that FFmpeg opens: shared timeouts and options."""
+"""Opens network streams with FFmpeg; shared timeouts and options."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def network_source(
     opened: Open,
     packets: Packets = demuxed,
 ) -> LiveSource:
-    """Return a live source of ``uri`` whose connections ``opened`` opens and ``packets`` reads."""
+    """Create a live source of ``uri``; ``opened`` opens its connections, ``packets`` reads them."""
     spec = ConnectionSpec(
         opened,
         packets,
@@ -55,7 +55,7 @@ def network_source(
 def open_container(uri: str, *, options: dict[str, str], attempt: Attempt, decoder: DecoderSelector) -> InputContainer:
     """Open ``uri`` with FFmpeg's ``options`` within the attempt's time limits."""
     container = decoder.open(uri, options=options, timeout=(attempt.answer_seconds, attempt.read_seconds))
-    # FFmpeg does not pass options of the container to the decoder.
+    # FFmpeg does not pass options of the container to the decoder, so they are set here.
     for stream in container.streams.video:
         context = cast("VideoCodecContext | None", stream.codec_context)  # None: an unknown codec
         if context is not None and "err_detect" in options:

@@ -1,4 +1,4 @@
-"""The origin of a network address, its TCP connection, and the hosts that it may refer to."""
+"""Origins of network addresses, their TCP connections, and the hosts that a camera may refer to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Origin:
 
         Args:
             url: the address.
-            kind: the protocol it has to use: ``http`` or ``rtsp``, with or without TLS.
+            kind: the required protocol: ``http`` or ``rtsp``, with or without TLS.
 
         Raises:
             FailureError: the address is invalid, or uses another protocol.
@@ -43,7 +43,9 @@ class Origin:
             scheme, host, port = "", "", None
         if _KINDS.get(scheme) != kind or not host:
             shown = re.sub(r"[^\w.+-]", "?", scheme)[:20] or "no scheme"
-            raise FailureError(Failure(f"it refers to an address that is not {kind}(s) ({shown})", "slow", "refused"))
+            raise FailureError(
+                Failure(f"the camera refers to an address that is not {kind}(s) ({shown})", "slow", "refused")
+            )
         return cls(scheme, host.lower().rstrip("."), port or _PORTS[scheme])
 
     @property
@@ -54,7 +56,7 @@ class Origin:
 
     @property
     def header(self) -> str:
-        """The value of ``Host``: no default port, and no zone of an IPv6 address."""
+        """The value of the header ``Host``, without a default port or the zone of an IPv6 address."""
         host = re.sub("%.*", "", self.host)
         try:
             host = f"[{host}]" if ":" in host else host.encode("idna").decode()
@@ -63,10 +65,10 @@ class Origin:
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     def connect(self, seconds: float) -> socket.socket:
-        """Return a connection, with TLS where the scheme requires it.
+        """Open a connection, with TLS if the scheme requires it.
 
         Raises:
-            OSError: no connection within ``seconds``; a ``FailureError`` if the cause is known.
+            OSError: no connection within ``seconds``; ``FailureError`` if the cause is known.
         """
         try:
             connected = socket.create_connection((self.host, self.port), timeout=seconds)
@@ -86,10 +88,10 @@ class Origin:
 
 
 class AllowedHosts:
-    """The hosts that a camera may refer to: its own, and those that its user names."""
+    """The hosts that a camera may refer to: its own host, and those that the user allows."""
 
     def __init__(self, own: Origin, names: Iterable[str] = ()) -> None:
-        """Create the rule; ``names`` are further hosts, ``HOST`` or ``HOST:PORT``."""
+        """Create the list; ``names`` are the allowed hosts, ``HOST`` or ``HOST:PORT``."""
         self._own = own
         self._names = {name.lower().rstrip(".") for name in names}
 
@@ -100,12 +102,13 @@ class AllowedHosts:
             return
         host_port = re.sub(r"[^\w.:\[\]-]", "?", origin.host_port)[:100]
         message = (
-            f"it refers to {host_port}, another host or port; if that is right, set allowed_hosts: ['{host_port}']"
+            f"the camera refers to {host_port}, another host or port; if that is right, set allowed_hosts: "
+            f"['{host_port}']"
         )
         raise FailureError(Failure(message, "slow", "refused", hint=""))
 
     def has(self, *names: str) -> bool:
-        """Return whether the user named one of these hosts."""
+        """Return whether the user allowed one of these hosts."""
         return not self._names.isdisjoint(names)
 
 

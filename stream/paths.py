@@ -1,4 +1,4 @@
-"""Local paths of users: their kind, access checks, and error messages."""
+"""Checks of local paths: their kind, access, and error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 
 
 def refusal(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
-    """Return a one-line message: why the system refused ``path``, and what to do."""
+    """Return a one-line message with the reason why ``path`` cannot be read, and the remedy."""
     message = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     hint = "check the path"
     if isinstance(reason, PermissionError):
@@ -57,7 +57,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def refuse_missing(path: str, *, examples: str) -> None:
-    """Raise ``SourceError``, with the nearest name, for a missing path."""
+    """Raise ``SourceError`` for a missing path; the message suggests the most similar name."""
     if kind_of(path) != "missing":
         return
     folder, siblings = Path(path).parent, list[str]()
@@ -66,13 +66,13 @@ def refuse_missing(path: str, *, examples: str) -> None:
     except (OSError, ValueError):
         siblings = []
     hint = did_you_mean(Path(path).name, map(shown, siblings[:10_000]))
-    raise SourceError(f"{shown(path)}: no such file or folder.{hint} A source is one of {examples}")
+    raise SourceError(f"{shown(path)}: no such file or folder.{hint} Use one of {examples}")
 
 
 class PipeReader:
-    """Reads a named pipe with interruptible waits; a file object without ``seek``.
+    """A file object, without ``seek``, that reads a named pipe with interruptible waits.
 
-    A blocking ``open`` would wait for a writer in the system, without a way to interrupt it.
+    A blocking ``open`` would wait for a writer, and could not be interrupted.
     """
 
     def __init__(self, path: str, stop: threading.Event) -> None:
@@ -82,7 +82,7 @@ class PipeReader:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes; ``b""`` once the writer has closed it."""
+        """Return at most ``size`` bytes; ``b""`` after the writer closed the pipe."""
         while not self._stop.is_set():
             if select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
                 return os.read(self._descriptor, size)
@@ -94,9 +94,9 @@ class PipeReader:
 
 
 def opened(path: str) -> str | BinaryIO:
-    """Return FFmpeg's input for a local file: a path, or an open file.
+    """Return the input for FFmpeg for a local file: a path, or an open file.
 
-    A name with a colon gets the prefix ``file:``, so that FFmpeg does not take it for a protocol.
+    A name with a colon gets the prefix ``file:``, because FFmpeg would read the part before the colon as a protocol.
     """
     try:
         path.encode()

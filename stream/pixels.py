@@ -1,4 +1,4 @@
-"""Conversion of raw images to RGB: mono, colour, Bayer and YUV, of 8 and 16 bits."""
+"""Converts raw images to RGB: mono, colour, Bayer and YUV, with 8 or 16 bits."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _YUV: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ImageMessage:
-    """An image message."""
+    """An image message of ROS or Foxglove, or a raw image of an industrial camera."""
 
     form: Form
     stamp_ns: int
-    """Time of its header, Unix nanoseconds; 0: not set."""
+    """Time in the message header, in Unix nanoseconds; 0: not set."""
     encoding: str
-    """``raw``: the pixels, ``bgr8``; ``compressed`` and ``video``: the format, ``jpeg``, ``h264``."""
+    """Pixel encoding of ``raw`` (``bgr8``), or format of ``compressed`` and ``video`` (``jpeg``, ``h264``)."""
     data: bytes
     width: int = 0
     height: int = 0
     step: int = 0
-    """``raw`` only: bytes of a row."""
+    """Bytes per row; ``raw`` only."""
     is_big_endian: bool = False
 
 
 def is_convertible(encoding: str) -> bool:
-    """Return whether raw pixels of this encoding can be converted: those of a camera, not of a depth map."""
+    """Return whether raw pixels with this encoding can be converted; False for depth maps."""
     encoding = _ALIASES.get(encoding.lower(), encoding.lower())
     try:
         return encoding in _YUV or bool(_layout(encoding))
@@ -60,7 +60,7 @@ def is_convertible(encoding: str) -> bool:
 
 
 class PixelConverter:
-    """Converts the raw images of one topic; 16-bit values are scaled by the depth in use so far."""
+    """Converts the raw images of one topic; 16-bit values are scaled by the largest depth seen."""
 
     def __init__(self, max_pixels: int | None = None) -> None:
         self._max_pixels = max_pixels
@@ -70,7 +70,7 @@ class PixelConverter:
         """Return a raw image as uint8 RGB (height, width, 3).
 
         Raises:
-            SourceError: its encoding is not supported, or its data do not fit its size.
+            SourceError: the encoding is not supported, or the data are shorter than the image.
         """
         check_size(message.width, message.height, self._max_pixels)
         encoding = message.encoding.lower()
@@ -94,25 +94,25 @@ class PixelConverter:
 
 
 def _layout(encoding: str) -> tuple[str, int]:
-    """Return the channels and the bits of a value. Raises ``SourceError``."""
+    """Return the channels (``rgb``) and the bits per value (8, 16). Raises ``SourceError``."""
     depth = 16 if encoding.endswith("16") else 8
     name = encoding.removesuffix(str(depth)).removeprefix("bayer_")
     if not encoding.endswith(("8", "16")) or name not in {*_CHANNELS, *_BAYER}:
         raise SourceError(
-            f"encoding {encoding!r} is not an image for a network; mono8, mono16, rgb8, bgr8, rgba8, bgra8, rgb16, "
-            "bgr16, bayer_*8, bayer_*16, yuv422 and yuv422_yuy2 are read"
+            f"encoding {encoding!r} is not supported; use mono8, mono16, rgb8, bgr8, rgba8, bgra8, rgb16, "
+            "bgr16, bayer_*8, bayer_*16, yuv422 or yuv422_yuy2"
         )
     return name, depth
 
 
 def _rows(message: ImageMessage, channels: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return the pixels without the padding of rows. Raises ``SourceError``."""
+    """Return the pixels (height, width, channels) without row padding. Raises ``SourceError``."""
     used = message.width * channels * dtype.itemsize
-    step = (message.step or used) if message.height > 1 else used  # of a single row, any step may be stated
+    step = (message.step or used) if message.height > 1 else used  # the step of a single row is irrelevant
     needed = step * (message.height - 1) + used
     if message.width < 1 or message.height < 1 or step < used or len(message.data) < needed:
         raise SourceError(
-            f"{len(message.data)} bytes with rows of {step} do not hold an image of {message.width}x{message.height} "
+            f"{len(message.data)} bytes in rows of {step} are too few for an image of {message.width}x{message.height} "
             f"{message.encoding}"
         )
     padded = np.frombuffer(message.data[:needed].ljust(step * message.height, b"\0"), np.uint8)

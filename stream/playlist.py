@@ -1,4 +1,4 @@
-"""Parser of HLS playlists (RFC 8216)."""
+"""Parses HLS playlists (RFC 8216)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stream.failures import Failure, FailureError
 
 MAX_PLAYLIST_BYTES: Final = 4 << 20
 _MAX_LINES: Final = 300_000
-"""A day of segments of 1 s, with three lines each."""
+"""Enough for one day of segments of 1 s, with three lines each."""
 _MAX_SEGMENTS: Final = 100_000
 _ATTRIBUTE: Final = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 _MAX_TARGET_SECONDS: Final = 60.0
@@ -41,7 +41,7 @@ class Key:
     method: str
     url: str
     iv: str | None = None
-    """Hexadecimal, without ``0x``; None: the segment's number."""
+    """Initialization vector, hexadecimal without ``0x``; None: the segment's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class _State:
 
 
 def best_variant(text: str, url: str) -> str | None:
-    """Return the URL of the best variant; None: not a multivariant playlist."""
+    """Return the URL of the variant with the highest bandwidth; None: no multivariant playlist."""
     variants: list[tuple[int, str]] = []
     bandwidth: int | None = None
     for line in _lines(text):
@@ -136,7 +136,7 @@ def _too_long() -> FailureError:
 
 
 def _apply_tag(state: _State, url: str, line: str) -> None:
-    """Apply a tag to ``state``, for the segments after it."""
+    """Apply the tag in ``line`` to ``state``, for the segments after it."""
     tag, _, value = line.partition(":")
     if tag == "#EXT-X-MEDIA-SEQUENCE":
         state.number = int(value)

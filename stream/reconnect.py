@@ -1,8 +1,8 @@
-"""Policies of reconnecting: delays and time limits. Independent of any clock.
+"""The delays and time limits of reconnecting, computed without a clock.
 
-Delays double with each failed attempt, up to a short maximum for the first minute or so, because a camera that is
-switched off and on is back within seconds; then they grow further. Each delay is drawn uniformly from the whole range
-("full jitter"), so that many clients do not reconnect to a restarted camera at the same time. See Marc Brooker,
+Delays double with each failed attempt. For about the first minute they stay below a short maximum, because a camera
+that is switched off and on is back within seconds; then they grow further. Each delay is drawn uniformly from its whole
+range ("full jitter"), so that many clients do not reconnect to a restarted camera at the same time. See Marc Brooker,
 "Exponential backoff and jitter", AWS Architecture Blog, 2015.
 """
 
@@ -43,9 +43,10 @@ class Backoff:
     ) -> float:
         """Return the delay in seconds after ``failures`` failed attempts in a row.
 
-        Quick: uniform in [min, ceiling]. The ceiling is min * 2 ** (failures + 1), at most ``initial_max_seconds``, and
-        doubles up to ``max_seconds`` after ``initial_failures``. The duration of the last attempt, ``spent_seconds``,
-        is subtracted from the ceiling, down to 2 * min. Slow: ``slow_seconds``, plus or minus 20 %.
+        A quick retry draws uniformly from [min, ceiling]. The ceiling is min * 2 ** (failures + 1), at most
+        ``initial_max_seconds``; after ``initial_failures`` it doubles up to ``max_seconds``. ``spent_seconds``, the
+        duration of the last attempt, is subtracted from the ceiling, down to 2 * min. A slow retry: ``slow_seconds``,
+        +/- 20 %.
         """
         if retry_class == "slow":
             return self.slow_seconds * rng.uniform(0.8, 1.2)
@@ -60,27 +61,27 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class ConnectTimeoutPolicy:
-    """The time limit of a camera's answer, like TCP's timer (RFC 6298).
+    """The time limit for a camera's answer, adapted like TCP's retransmission timer (RFC 6298).
 
-    A camera that used to answer within milliseconds and does not answer now is probably off: a short limit finds it
-    soon after it returns. Some attempts wait for the full time, because the camera may have become slow.
+    If a camera that used to answer within milliseconds does not answer, it is probably off: with a short limit it is
+    found soon after its return. Some attempts wait for the full time, because the camera may have become slow.
     """
 
     max_seconds: float
-    """The limit for a camera that has never answered, and the maximum."""
+    """Maximum limit, which also applies to a camera that has never answered."""
     min_seconds: float = 1.0
-    """The minimum."""
+    """Minimum limit."""
     factor: float = 4.0
-    """The limit as a multiple of the earlier answer time."""
+    """The limit as a multiple of the camera's typical answer time."""
     full_every: int = 4
-    """Each attempt of this number in a row waits for the full time."""
+    """Every ``full_every``-th attempt in a row waits for the full time."""
     initial_failures: int = 90
-    """After so many attempts in a row, each one waits for the full time."""
+    """After this number of attempts in a row, every attempt waits for the full time."""
 
     def timeout_seconds(self, failures: int, took_seconds: float | None) -> float:
         """Return the time limit in seconds after ``failures`` failed attempts.
 
-        ``took_seconds``: the value that ``record`` returned; None: the camera has never answered.
+        ``took_seconds``: the value that ``record`` returned last; None: the camera has never answered.
         """
         is_full = failures % self.full_every == self.full_every - 1 or failures >= self.initial_failures
         if took_seconds is None or is_full:
@@ -89,5 +90,5 @@ class ConnectTimeoutPolicy:
 
     @staticmethod
     def record(before_seconds: float | None, took_seconds: float) -> float:
-        """Return the updated answer time: rises at once, falls slowly."""
+        """Return the new typical answer time: it rises at once and falls slowly."""
         return took_seconds if before_seconds is None else max(took_seconds, (before_seconds + took_seconds) / 2)

@@ -30,9 +30,9 @@ def rtsp_source(
     decoder: DecoderSelector | None = None,
     allowed_hosts: tuple[str, ...] = (),
 ) -> LiveSource:
-    """Return the camera at ``uri`` (``rtsp://`` or ``rtsps://``).
+    """Create the source of the camera at ``uri`` (``rtsp://`` or ``rtsps://``).
 
-    ``allowed_hosts`` are further hosts that it may redirect to: ``HOST`` or ``HOST:PORT``.
+    ``allowed_hosts`` are other hosts that the camera may redirect to: ``HOST`` or ``HOST:PORT``.
     """
     decoder = decoder or DecoderSelector()
     connections = _Connections(RtspCamera(uri, allowed_hosts), rtsp_options(transport), decoder)
@@ -42,7 +42,7 @@ def rtsp_source(
 
 
 class _Connections:
-    """Opens one camera through a relay; one connection at a time."""
+    """Opens one camera through a relay, one connection at a time."""
 
     def __init__(self, camera: RtspCamera, options: dict[str, str], decoder: DecoderSelector) -> None:
         self._camera = camera
@@ -52,7 +52,7 @@ class _Connections:
 
     @contextmanager
     def open(self, attempt: Attempt) -> Iterator[InputContainer]:
-        """Open the camera; raise the relay's error in place of FFmpeg's."""
+        """Open the camera; raise the relay's error instead of FFmpeg's."""
         with rtsp_relay(self._camera, seconds=attempt.answer_seconds) as relay:
             self._relay = relay
             try:
@@ -64,7 +64,7 @@ class _Connections:
                 yield container
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Yield the packets of the connection opened last; raise its error."""
+        """Yield the packets of the last opened connection; raise its error."""
         yield from demuxed(container, stop)
         if self._relay is not None:
             self._relay.check()
@@ -73,9 +73,10 @@ class _Connections:
 def rtsp_options(transport: Transport) -> dict[str, str]:
     """Return FFmpeg's options for a live RTSP camera.
 
-    The description states the codec, so probing would only delay the first frame by a second. ``nobuffer`` is not set:
-    it drops the first keyframe. ``explode`` makes damage an error that is counted, instead of a concealed frame;
-    ``aggressive`` also reports surplus data after a frame's last block: the sign of a packet lost within the frame.
+    The camera's description states the codec, so probing would only delay the first frame by a second. ``nobuffer`` is
+    not set, because it drops the first keyframe. With ``explode``, FFmpeg reports a damaged frame as an error instead
+    of concealing it; ``aggressive`` also reports surplus data after a frame's last block, the sign of a packet lost
+    within the frame.
     """
     return {
         "rtsp_transport": transport,

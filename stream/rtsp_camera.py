@@ -21,14 +21,14 @@ class RtspCamera:
         self.own = Origin.of(parts._replace(netloc=netloc).geturl(), "rtsp")
         self.allowed = AllowedHosts(self.own, allowed_hosts)
         self.address = request_address(parts, self.own)
-        """The address without credentials, with its port."""
+        """The camera's address without credentials, with its port."""
         self._user, self._password = unquote(user), unquote(password)
         self._has_credentials = bool(credentials)
         self._challenge: Challenge | None = None
         self._count = 0
 
     def authorization(self, method: str, target: str) -> str:
-        """Return the value of ``Authorization``; empty if none is required."""
+        """Return the value of the header ``Authorization``; empty if none is required."""
         if self._challenge is None:
             return ""
         self._count += 1
@@ -43,14 +43,14 @@ class RtspCamera:
         )
 
     def accepts(self, headers: list[str]) -> bool:
-        """Adopt the strongest challenge of a 401; return whether to retry."""
+        """Choose the strongest authentication method of a 401 response; return whether to retry."""
         chosen = strongest(challenges(headers)) if self._has_credentials else None
         previous, self._challenge, self._count = self._challenge, chosen, 0
         is_stale = chosen is not None and chosen.parameters.get("stale", "").lower() == "true"
         return chosen is not None and (previous is None or is_stale or previous.parameters != chosen.parameters)
 
     def refusal(self, headers: list[str]) -> Failure | None:
-        """Return the failure where no challenge of a 401 is supported."""
+        """Return the failure if no authentication method of a 401 response is supported, else None."""
         offered = challenges(headers)
         if not self._has_credentials or not offered or strongest(offered) is not None:
             return None
@@ -63,6 +63,6 @@ class RtspCamera:
 
 
 def request_address(parts: SplitResult, origin: Origin) -> str:
-    """Return an address as requests state it: without credentials and spaces, with its port."""
+    """Return the address as used in requests: with its port, without credentials and spaces."""
     address = parts._replace(netloc=origin.host_port, fragment="").geturl()
     return re.sub(r"[\x00-\x20\x7f]", lambda match: quote(match[0]), address)

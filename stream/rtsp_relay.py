@@ -1,8 +1,9 @@
 """A relay on the loopback interface between FFmpeg and an RTSP camera.
 
-FFmpeg follows redirects of an RTSP server to any host, sends the credentials along, and supports Digest with MD5 only.
-The relay connects in its place: it follows redirects to allowed hosts only, authenticates, and rebuilds each response,
-so FFmpeg reads none as a redirect. Once the camera plays, which ends FFmpeg's handling of redirects, it copies bytes.
+Connected directly, FFmpeg would follow redirects of an RTSP server to any host and send the credentials along, and it
+supports Digest with MD5 only. The relay connects to the camera instead: it follows redirects to allowed hosts only,
+authenticates, and rebuilds each response, so that FFmpeg sees no redirect. After PLAY, when FFmpeg handles redirects no
+longer, the relay only copies bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _FIRST_REQUEST_SECONDS: Final = 1.0
 
 @contextmanager
 def rtsp_relay(camera: RtspCamera, *, seconds: float) -> Iterator[RtspRelay]:
-    """Connect to a camera within ``seconds``; yield the relay that serves it to FFmpeg.
+    """Connect to a camera within ``seconds``; yield the relay between it and FFmpeg.
 
     Raises:
-        OSError: the camera cannot be reached; a ``FailureError`` if the cause is known.
+        OSError: the camera cannot be reached; ``FailureError`` if the cause is known.
     """
     with ExitStack() as stack:
         connected = stack.enter_context(closing(camera.own.connect(seconds)))
@@ -42,14 +43,14 @@ def rtsp_relay(camera: RtspCamera, *, seconds: float) -> Iterator[RtspRelay]:
 
 
 class RtspRelay:
-    """Serves one camera to FFmpeg."""
+    """A server on the loopback interface that relays one camera to FFmpeg."""
 
     def __init__(self, camera: RtspCamera, listener: socket.socket, connected: socket.socket, seconds: float) -> None:
         self.failure: Failure | None = None
         """Reason why the connection ended, if it is known."""
         host, port = listener.getsockname()[:2]
         self.url = f"rtsp://{f'[{host}]' if ':' in host else host}:{port}/{secrets.token_hex(16)}"
-        """The address for FFmpeg: on the loopback interface, with a secret path."""
+        """The address that FFmpeg connects to: on the loopback interface, with a secret path."""
         self._camera = camera
         self._listener = listener
         self._connected: socket.socket | None = connected
@@ -57,7 +58,7 @@ class RtspRelay:
         self._wake, self._woken = socket.socketpair()
 
     def check(self) -> None:
-        """Raise the ``FailureError`` that ended the connection, where there is one."""
+        """Raise the ``FailureError`` that ended the connection, if any."""
         if self.failure is not None:
             raise FailureError(self.failure)
 
@@ -71,7 +72,7 @@ class RtspRelay:
         self._woken.close()
 
     def run(self) -> None:
-        """Serve one connection after another; FFmpeg opens a second where a GPU decoder fails."""
+        """Serve one connection at a time; FFmpeg opens a second one if a GPU decoder fails."""
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._woken, select.POLLIN)
@@ -97,7 +98,7 @@ class RtspRelay:
 
 
 def _first_request(client: socket.socket, url: str) -> Message | None:
-    """Return FFmpeg's first request; None from another process, which does not know the path."""
+    """Return FFmpeg's first request; None if another process, without the secret path, connected."""
     reader, deadline = MessageReader(), time.monotonic() + _FIRST_REQUEST_SECONDS
     try:
         while not isinstance(message := reader.next(), Message):

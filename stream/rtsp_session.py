@@ -1,4 +1,4 @@
-"""The connection of FFmpeg to a relay, and the connection to the camera behind it."""
+"""One relayed connection: from FFmpeg to the relay, and from the relay to the camera."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class _ClientClosedError(Exception):
 
 
 class Session:
-    """Relays one connection of FFmpeg to a camera."""
+    """Relays one connection between FFmpeg and a camera."""
 
     def __init__(self, camera: RtspCamera, client: socket.socket, connected: socket.socket, url: str) -> None:
         self._camera = camera
         self._client = client
         self._socket = connected
-        self._url = url  # FFmpeg's address of the camera
+        self._url = url  # the camera's address as FFmpeg knows it
         self._address = camera.address
         self._origin = camera.own
         self._redirects = 0
@@ -90,7 +90,7 @@ class Session:
         self._requests.feed(data)
 
     def _exchange(self, request: Message) -> Message | None:
-        """Return the camera's response as FFmpeg may read it; None if the camera closed the connection."""
+        """Send a request; return the rebuilt response, None if the camera closed the connection."""
         while True:
             response = self._ask(request)
             if response is not None and response.status == 401 and self._origin == self._camera.own:
@@ -106,13 +106,13 @@ class Session:
             self._follow(request, response.get("location"))
 
     def _ask(self, request: Message) -> Message | None:
-        """Send a request; return the response, or None if the connection is closed."""
+        """Send a request; return the response, None if the camera closed the connection."""
         self._send(self._for_camera(request))
         while True:
             item = self._received.next()
             if isinstance(item, Message) and item.status is not None:
                 return item
-            if item is None:  # packets and requests of the camera that come before the response are dropped
+            if item is None:  # packets and requests of the camera before the response are dropped
                 data = self._receive()
                 if data is None:
                     return None
@@ -128,11 +128,11 @@ class Session:
         return Message(f"{request.method} {target} RTSP/1.0", headers, request.body).encode()
 
     def _rebuilt(self, request: Message, response: Message) -> Message:
-        """Return a response with FFmpeg's sequence number, and without the headers that FFmpeg must not act on."""
+        """Return ``response`` with FFmpeg's sequence number, without redirects and authentication."""
         changed = {"CSeq": request.get("cseq")}
         transport = response.get("transport")
         if transport and "TCP" not in transport.upper():
-            # FFmpeg sends its receiver reports there.
+            # FFmpeg sends its receiver reports to this address.
             peer = self._socket.getpeername()[0]
             stated = re.search(r"(?i);\s*source=([^;,]*)", transport)
             source = stated[1] if stated and self._camera.allowed.has(stated[1].lower()) else peer
@@ -142,7 +142,7 @@ class Session:
         return Message(f"RTSP/1.0 {response.status} {reason}", headers, response.body)
 
     def _follow(self, request: Message, location: str) -> None:
-        """Connect to the address of a redirect. Raises ``FailureError`` if it is not allowed."""
+        """Connect to the address of a redirect. Raises ``FailureError`` if its host is not allowed."""
         self._redirects += 1
         if self._redirects > MAX_REDIRECTS:
             raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
@@ -183,7 +183,7 @@ class Session:
                 tail = self._renew(tail + data)
 
     def _renew(self, data: bytes) -> bytes:
-        """Adopt a new nonce from the answer to a keep-alive request; return the bytes to prepend at the next call."""
+        """Use a new nonce from the response to a keep-alive request; return bytes to prepend next time."""
         match = _UNAUTHORISED.search(data)
         if match:
             reader = MessageReader()
@@ -195,7 +195,7 @@ class Session:
         return data[-_TAIL_BYTES:]
 
     def _pass_requests_on(self) -> bool:
-        """Pass requests and receiver reports on; return whether FFmpeg closed the connection."""
+        """Forward FFmpeg's requests and receiver reports; return whether FFmpeg closed the connection."""
         try:
             data = self._client.recv(65536)
         except OSError:
@@ -207,7 +207,7 @@ class Session:
         return not data
 
     def _receive(self) -> bytes | None:
-        """Return the camera's next bytes, None at the end; raise ``_ClientClosedError`` if FFmpeg closes first."""
+        """Wait for the camera's next bytes, None at its end. Raises ``_ClientClosedError``."""
         poll = _both(self._client, self._socket)
         while True:
             ready = {self._socket.fileno()} if _pending(self._socket) else {number for number, _ in poll.poll()}
@@ -217,7 +217,7 @@ class Session:
                 return received
 
     def _read(self) -> bytes | None:
-        """Return what the camera has sent, perhaps nothing; None at the end."""
+        """Return the bytes received from the camera, possibly none; None at the end."""
         try:
             return self._socket.recv(_CHUNK_BYTES) or None
         except (BlockingIOError, ssl.SSLWantReadError):

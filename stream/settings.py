@@ -1,6 +1,6 @@
-"""The settings models of the sources that are built in: every option of each kind, once.
+"""The settings models of the built-in sources; each option is defined here only.
 
-The models do not stand in the sources' modules because those import FFmpeg and OpenCV.
+The models are not in the modules of the sources, because those import FFmpeg and OpenCV.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class LiveSettings(SourceSettings):
     """The options of every live source."""
 
     read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)
-    """The silence after which the source counts as lost. A camera that sends less often needs more; HLS gets three of
-    its segments' durations at least."""
+    """Time without data after which the connection counts as lost; increase it for cameras that send less often. HLS
+    waits for at least three segment durations."""
     open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
     """Time limit for connecting."""
     attempts: int | None = Field(default=None, ge=1)
-    """Failed attempts in a row after which the source is given up. Default: it is tried for ever."""
+    """Number of failed attempts in a row after which the source fails. Default: no limit."""
     max_pixels: MaxPixels | None = None
-    """The pixels of an image at most; larger ones are refused before memory is taken for them. Default: 40 million, and
+    """Maximum pixels of an image; larger images are refused before memory is allocated for them. Default: 40 million;
     128 million for recordings."""
 
 
@@ -35,12 +35,12 @@ class CameraSettings(LiveSettings):
     """A webcam, by its number."""
 
     size: Size | None = None
-    """The size that is asked of the camera, WIDTHxHEIGHT. Default: the camera's own."""
+    """Requested image size, WIDTHxHEIGHT. Default: the camera's default."""
     rate: float | None = Field(default=None, gt=0, le=1000)
-    """The frames per second that are asked of the camera. Default: the camera's own."""
+    """Requested frames per second. Default: the camera's default."""
     encoding: str | None = Field(default=None, pattern=r"^[a-z0-9_]{1,32}$")
-    """The encoding that is asked of the camera: mjpeg has the full rate at large sizes, yuyv422 the cleanest images.
-    Default: the camera's own."""
+    """Requested encoding: mjpeg has the full rate at large sizes, yuyv422 the best image quality. Default: the camera's
+    default."""
 
 
 def _features(value: object) -> object:
@@ -59,52 +59,54 @@ Feature = Annotated[str, BeforeValidator(_feature_text)]
 
 
 class GenicamSettings(LiveSettings):
-    """An industrial camera, GigE Vision or USB3 Vision, by its serial number; with Aravis also by its IP address."""
+    """An industrial camera (GigE Vision, USB3 Vision), by serial number; with Aravis also by IP address."""
 
     producer: str | None = None
-    """The GenTL producer of the camera's maker: a .cti file, or a folder of such files; or aravis, a free library that
-    needs no producer. Default: the environment's GENICAM_GENTL64_PATH, and aravis without it."""
+    """The GenTL producer of the camera's maker: a .cti file, or a folder of .cti files; or aravis, a free library that
+    needs no producer. Default: the environment variable GENICAM_GENTL64_PATH; aravis if it is not set."""
     features: Annotated[dict[str, Feature], BeforeValidator(_features)] = Field(default={})
-    """Features that are set in this order, such as PixelFormat, ExposureTime, TriggerMode; in the URI:
+    """Camera features, such as PixelFormat, ExposureTime, TriggerMode, set in this order; in the URI:
     genicam:SERIAL?ExposureTime=5000&TriggerMode=On."""
 
     @property
     def serial(self) -> str:
-        """The serial number in the URI; empty: the first camera."""
+        """The serial number in the URI; empty for the first camera found."""
         return self.uri.partition(":")[2]
 
 
 class NetworkSettings(LiveSettings):
     """The options of every source that is read from the network."""
 
-    credentials_file: Annotated[
-        str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
-    ] = None
-    """A file with one line, user:password, for the address."""
+    credentials_file: Annotated[str | None, SecretFile("credentials", "write one line, user:password, to {path}")] = (
+        None
+    )
+    """A file that contains the credentials of the address, in one line: user:password."""
     decoder: Device | None = None
-    """The decoder: cpu; cuda or cuda:N (NVIDIA GPU, or an error); auto (GPU where possible; docs/gpu.md). Default: that
-    of all sources."""
+    """The decoder: cpu; cuda or cuda:N (an NVIDIA GPU; an error if it cannot decode); auto (the GPU if it can decode,
+    else the CPU; docs/gpu.md). Default: the setting for all sources."""
 
 
 class RtspSettings(NetworkSettings):
     """An RTSP camera."""
 
     transport: Literal["tcp", "udp"] = "tcp"
-    """Transport of packets."""
+    """Transport protocol of the packets."""
     allowed_hosts: list[str] = Field(default=[])
-    """Further hosts, HOST or HOST:PORT, that redirects may lead to. Default: only the source's own host."""
+    """Other hosts, HOST or HOST:PORT, that redirects may lead to. Default: only the source's own host."""
 
 
 class HttpSettings(NetworkSettings):
     """MJPEG, HLS, a still image or a file over HTTP."""
 
     live: bool | Literal["auto"] = "auto"
-    """true: it is tried again when it ends, and the newest image counts; false: it is read to its end, and no image is
-    dropped; auto: a playlist says so itself, a response with a length is a recording, all others are live."""
+    """true: a live stream, which is reconnected when it ends, and of which only the newest image counts; false: a
+    recording, which is read to its end without dropping an image; auto: a playlist states whether it is live, a
+    response
+    with a length is a recording, and all others are live."""
     still_rate: float = Field(default=1.0, gt=0, le=60)
-    """Requests per second of an address that gives one still image, such as /snapshot.jpg."""
+    """Requests per second for an address that serves a still image, such as /snapshot.jpg."""
     allowed_hosts: list[str] = Field(default=[])
-    """Further hosts, HOST or HOST:PORT, that redirects and playlists may lead to. Default: only its own."""
+    """Other hosts, HOST or HOST:PORT, that redirects and playlists may lead to. Default: only the source's own host."""
 
 
 class BroadcastSettings(NetworkSettings):
@@ -115,23 +117,23 @@ class FileSettings(SourceSettings):
     """A video file."""
 
     loop: bool = False
-    """Starts again at the end."""
+    """Repeats the file endlessly."""
     threads: Literal["auto", "slice"] = "auto"
-    """Threading of the decoder: auto for throughput, slice for the least processor time."""
+    """Threading of the decoder: auto for throughput, slice for the least CPU time."""
     decoder: Device | None = None
-    """The decoder: cpu; cuda or cuda:N (NVIDIA GPU, or an error); auto (GPU where possible; docs/gpu.md). Default: that
-    of all sources."""
+    """The decoder: cpu; cuda or cuda:N (an NVIDIA GPU; an error if it cannot decode); auto (the GPU if it can decode,
+    else the CPU; docs/gpu.md). Default: the setting for all sources."""
     max_pixels: MaxPixels | None = None
-    """The pixels of an image at most; larger ones are refused. Default: 128 million."""
+    """Maximum pixels of an image; larger images are refused. Default: 128 million."""
 
 
 class BagSettings(SourceSettings):
     """A recording of ROS or Foxglove."""
 
     topic: str | None = Field(default=None, min_length=1)
-    """The topic to read, such as /camera/image_raw. Default: every topic with images, each as a camera."""
+    """The topic to read, such as /camera/image_raw. Default: all topics with images, each as its own camera."""
     max_pixels: MaxPixels | None = None
-    """The pixels of an image at most; larger ones are refused. Default: 128 million."""
+    """Maximum pixels of an image; larger images are refused. Default: 128 million."""
 
 
 def _watch(value: object) -> object:
@@ -144,17 +146,17 @@ def _whole(value: object) -> object:
 
 
 class ImagesSettings(SourceSettings):
-    """A photo, a folder of photos, or a glob."""
+    """An image file, a folder of images, or a glob."""
 
     watch: Annotated[Literal["no", "new", "all"], BeforeValidator(_watch)] = "no"
-    """Waits for new images: new (or 1) reads those that appear, all those that are there, too; no (or 0) reads what is
-    there and ends."""
+    """Whether to wait for new images: new (or 1) reads images that appear; all also reads the existing images; no (or
+    0) reads the existing images and ends."""
     bits: Annotated[Literal[8, 10, 12, 14, 16], BeforeValidator(_whole)] | None = None
-    """The bits in use of images with 16 bits a channel. Default: from each image's largest value."""
+    """Number of bits used in images with 16 bits per channel. Default: derived from each image's largest value."""
     images_per_second: float = Field(default=1.0, gt=0, le=1000)
-    """The rate that is assumed for their times."""
+    """Number of images per second of stream time; determines the images' timestamps."""
     max_pixels: MaxPixels | None = None
-    """The pixels of an image at most; larger ones are refused. Default: 128 million."""
+    """Maximum pixels of an image; larger images are refused. Default: 128 million."""
 
 
 class LineSettings(SourceSettings):
@@ -163,12 +165,12 @@ class LineSettings(SourceSettings):
     fps: float = Field(default=30.0, ge=0.1, le=1000)
     """Frames per second."""
     size: Size = "640x480"
-    """The size of the images, WIDTHxHEIGHT; the height is 120 to 2160 pixels."""
+    """Image size, WIDTHxHEIGHT; the height must be 120 to 2160 pixels."""
     seed: int = Field(default=7, ge=0)
-    """The same seed draws the same parts."""
+    """Seed of the random parts; the same seed produces the same images."""
     frames: int | None = Field(default=None, ge=1)
-    """Ends after this number of frames. Default: no end."""
+    """Number of frames after which the source ends. Default: no limit."""
     paced: bool = True
-    """true: live, in real time; false: as fast as frames are taken, like a file."""
+    """true: frames in real time, like a camera; false: as fast as they are read, like a file."""
     stamp: bool = False
-    """Adds a mark to the images that tells the label: a shortcut that a network may learn."""
+    """Adds a mark to the images that reveals the label: a shortcut that a network may learn."""

@@ -1,4 +1,4 @@
-"""The registry of sources: one line for each kind. Importing it imports no decoder."""
+"""The registry of sources, with one line per kind; importing it does not import FFmpeg or OpenCV."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
     | {".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".hif"}
 )
-"""Files that are photos. A GIF is a video, animated or not."""
+"""Suffixes of image files. A GIF counts as a video, animated or not."""
 
-# A GPU decoder conceals what a lost packet damages, and does not report it.
+# A GPU decoder conceals the damage of a lost packet and does not report it.
 _HOLES: Final = "a GPU decoder does not report images that lost UDP packets damage"
 
 _MAX_NAME: Final = 56
-"""Characters of a name that comes from an address; a given name may have 64, and ``-2`` may follow it."""
+"""Maximum length of a name derived from an address; below the 64 of given names, to leave room for ``-2``."""
 EXAMPLES: Final = (
     "camera:0, genicam:SERIAL, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
     "a folder or glob of images, a bag (.mcap, .db3, .bag), line:"
@@ -58,16 +58,16 @@ def build_source(
     context: SourceContext | None = None,
     **options: Any,  # noqa: ANN401 - the models check them
 ) -> Source:
-    """Return the source of a URI or of settings, not yet opened.
+    """Create the source for a URI or for settings, without opening it.
 
     Args:
-        given: settings, or a URI; options may stand behind a path: ``film.mp4?loop=1``.
-        camera: the camera's name where ``context`` is not given; None: from the URI.
-        context: what the run adds.
-        options: the options of a URI's kind.
+        given: settings, or a URI, which may contain options: ``film.mp4?loop=1``.
+        camera: the camera's name if ``context`` is None; None: derived from the URI.
+        context: values that the run sets for all sources.
+        options: further options of the URI's kind.
 
     Raises:
-        SourceError: no source has this scheme, there is nothing at the path, or its kind does not have an option.
+        SourceError: the scheme is unknown, the path does not exist, or the kind has no such option.
     """
     settings = SOURCES.settings(given.strip(), **options) if isinstance(given, str) else given
     source: Source = SOURCES.build(settings, context or SourceContext(camera))
@@ -75,7 +75,7 @@ def build_source(
 
 
 def path_of(uri: str) -> str:
-    """Return the path that ``uri`` reads, without the options behind it; ``uri`` itself where it is an address."""
+    """Return the local path in ``uri``, without its options; ``uri`` itself if it is an address."""
     uri = uri.strip()
     scheme = _scheme(uri)
     if scheme not in {"file", ""}:
@@ -84,16 +84,16 @@ def path_of(uri: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a name taken from an address, as one line of valid UTF-8 of limited length.
+    """Return a name derived from an address as one line of valid UTF-8 of limited length.
 
-    It stands in logs, legends, topics and figures, and a file may be called by any bytes.
+    The name appears in logs, legends, topics and metrics, and a file name may contain any bytes.
     """
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
     return line.strip()[:_MAX_NAME].strip() or "camera"
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
-    """Return the names in order, a repeated one with ``-2``, ``-3`` behind it: topics on the wire must differ."""
+    """Append ``-2``, ``-3`` to repeated names, because topics on the wire must differ."""
     requested = list(names)
     used, unique = set(requested), []
     seen: set[str] = set()
@@ -108,9 +108,9 @@ def unique_names(names: Iterable[str]) -> list[str]:
 
 
 def _scheme(uri: str) -> str:
-    """Return the scheme of ``uri``; an empty text for a path."""
+    """Return the scheme of ``uri``; empty for a path."""
     if not uri:
-        message = f"an empty source: name one of {EXAMPLES}"
+        message = f"the source is empty; use one of {EXAMPLES}"
         raise SourceError(message)
     if uri.isdecimal() and not _exists(uri):
         return "camera"
@@ -119,7 +119,7 @@ def _scheme(uri: str) -> str:
 
 
 def _key(uri: str) -> str:
-    """Return the key of the registry for ``uri``."""
+    """Return the registry's key for ``uri``."""
     scheme = _scheme(uri)
     if scheme not in {"", "file"}:
         word, known = f"{scheme}:", [key for kind in SOURCES.kinds for key in kind.keys]
@@ -130,14 +130,14 @@ def _key(uri: str) -> str:
         return "BAG"
     try:
         form = form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)
-    except SourceError:  # there is nothing: building the source says so
+    except SourceError:  # missing: building the source reports it
         suffix = re.search(r"\.\w+$", path)
         form = "video" if suffix is not None and suffix[0].lower() not in IMAGE_SUFFIXES else "images"
     return "VIDEO" if form == "video" else "FOLDER"
 
 
 def _split(uri: str) -> tuple[str, dict[str, str]]:
-    """Return a URI and the options behind it; a path is given without ``file:``."""
+    """Split a URI into address and options; ``file:`` is removed from a path."""
     scheme = _scheme(uri)
     if scheme in {"", "file"}:
         return split_options(_local(uri) if scheme else uri)
@@ -157,18 +157,18 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
 def _exists(path: str) -> bool:
     try:
         return kind_of(path) != "missing"
-    except SourceError:  # too long for a name: an address
+    except SourceError:  # too long for a path, so an address
         return False
 
 
 def open_camera(settings: CameraSettings, context: SourceContext) -> Source:
-    """Return a webcam."""
+    """Create the source of a webcam."""
     from stream.camera import CameraMode, CameraSource
     from stream.hwaccel import DecoderSelector
 
     number = settings.uri.partition(":")[2] if ":" in settings.uri else settings.uri
     if not number.isdecimal():
-        message = f"{settings.uri}: a webcam has a number: camera:0 is the first, /dev/video0"
+        message = f"{settings.uri}: a webcam is chosen by its number; use camera:0 for the first, /dev/video0"
         raise SourceError(message)
     return CameraSource(
         int(number),
@@ -180,7 +180,7 @@ def open_camera(settings: CameraSettings, context: SourceContext) -> Source:
 
 
 def open_rtsp(settings: RtspSettings, context: SourceContext) -> Source:
-    """Return an RTSP camera."""
+    """Create the source of an RTSP camera."""
     from stream.rtsp import rtsp_source
 
     return rtsp_source(
@@ -194,7 +194,7 @@ def open_rtsp(settings: RtspSettings, context: SourceContext) -> Source:
 
 
 def open_http(settings: HttpSettings, context: SourceContext) -> Source:
-    """Return the source of an HTTP address."""
+    """Create the source of an HTTP address."""
     from stream.http import WebSource
     from stream.http_probe import WebOptions
 
@@ -210,15 +210,15 @@ def open_http(settings: HttpSettings, context: SourceContext) -> Source:
 
 
 def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Source:
-    """Return a stream that FFmpeg reads by RTMP, or as MPEG-TS in UDP packets."""
+    """Create the source of an RTMP stream, or of MPEG-TS in UDP packets."""
     from stream.network import network_source, open_container
 
     uri = settings.uri
     is_udp = uri.lower().startswith("udp:")
     if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", uri, re.IGNORECASE):
-        message = f"{redact(uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
+        message = f"{redact(uri)}: has no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
         raise SourceError(message)
-    # FFmpeg probes the format for a second; packets wait in 9 MB of memory while an image is decoded.
+    # FFmpeg probes the format for a second; a buffer of 9 MB stores packets while an image is decoded.
     options = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
     if is_udp:
         options |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
@@ -246,7 +246,7 @@ def _decoder(
     doubt: str = "",
     max_pixels: int = LIVE_MAX_PIXELS,
 ) -> DecoderSelector:
-    """Return the decoder of one source; ``max_pixels`` is its limit where the settings state none."""
+    """Create the decoder of one source; ``max_pixels`` is the default limit."""
     from stream.hwaccel import DecoderSelector
 
     return DecoderSelector(
@@ -264,7 +264,7 @@ def _http_is_live(uri: str) -> bool:
 
 
 def _with_host(uri: str) -> str:
-    """Return ``uri`` if it has a host that can be asked. Raises ``SourceError``."""
+    """Return ``uri`` if it has a valid host. Raises ``SourceError``."""
     authority = authority_of(uri)
     try:
         parts = urlsplit(uri)
@@ -277,26 +277,26 @@ def _with_host(uri: str) -> str:
     if "@" not in authority and "@" in suspect:
         sign = behind[0] if is_path_suspect else "#"
         message = (
-            f"{redact(uri)}: its user name or password holds a {sign!r}, which ends the host of an address; write "
-            f"{quote(sign, safe='')} in its place (%23 is #, %3F is ?, %2F is /, %40 is @, %25 is %), or put "
+            f"{redact(uri)}: the user name or password contains a {sign!r}, which ends the host of an address; write "
+            f"{quote(sign, safe='')} instead (%23 is #, %3F is ?, %2F is /, %40 is @, %25 is %), or put "
             "user:password into a credentials_file"
         )
         if valid and is_path_suspect:
-            message += "; if the text before it is a host and port, write %40 for the @ behind them"
+            message += "; if the text before it is a host and port, write %40 instead of the @ after them"
         raise SourceError(message)
     if not valid:
-        message = f"{redact(uri)}: names no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
+        message = f"{redact(uri)}: has no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
         raise SourceError(message)
     return uri
 
 
 def _may_be_credentials(authority: str) -> bool:
-    """Return whether ``NAME:DIGITS`` may begin ``USER:PASSWORD`` of which the password has a ``/``, ``?`` or ``#``."""
+    """Return whether ``NAME:DIGITS`` may be ``USER:PASSWORD``, cut at a ``/``, ``?`` or ``#``."""
     return "." not in authority and not has_certain_host(authority)
 
 
 def open_line(settings: LineSettings, context: SourceContext) -> Source:
-    """Return the simulated line."""
+    """Create the source of the simulated line."""
     from stream.simulated.source import SimulatedLineSource
 
     width, _, height = settings.size.partition("x")
@@ -312,19 +312,19 @@ def open_line(settings: LineSettings, context: SourceContext) -> Source:
 
 
 def _local(uri: str) -> str:
-    """Return the path of a ``file:`` address, with the options behind it."""
+    """Return the path of a ``file:`` address, with its options."""
     parts = urlsplit(uri)
     return unquote(parts.path, errors="surrogateescape") + (f"?{parts.query}" if parts.query else "")
 
 
 def open_images(settings: ImagesSettings, context: SourceContext) -> Source:
-    """Return a photo, a folder of photos or a glob."""
+    """Create the source of an image file, a folder of images or a glob."""
     from stream.folder_watch import WatchedFolder
     from stream.image_file import ImageReader
     from stream.images import ImagesSource
 
     path = expanded(settings.uri)
-    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # refuses what is not there
+    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # raises SourceError for a missing path
     camera = context.camera or camera_of(path)
     reader = ImageReader(max_pixels=settings.max_pixels or FILE_MAX_PIXELS, bits=settings.bits)
     if settings.watch != "no":
@@ -334,30 +334,30 @@ def open_images(settings: ImagesSettings, context: SourceContext) -> Source:
 
 
 def open_file(settings: FileSettings, context: SourceContext) -> Source:
-    """Return a video file."""
+    """Create the source of a video file."""
     from stream.file import FileOptions, FileSource
 
     path = expanded(settings.uri)
-    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # refuses what is not there
+    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # raises SourceError for a missing path
     reading = FileOptions(threads="SLICE" if settings.threads == "slice" else "AUTO", loop=settings.loop)
     decoder = _decoder(settings, context, max_pixels=FILE_MAX_PIXELS)
     return FileSource(path, camera=context.camera or camera_of(path), reading=reading, decoder=decoder)
 
 
-_GATEWAY: Final = "let a gateway such as MediaMTX or go2rtc receive it, and give that one's rtsp:// address"
+_GATEWAY: Final = "receive it with a gateway such as MediaMTX or go2rtc, and use the gateway's rtsp:// address"
 _ELSEWHERE: Final = {
-    "srt": f"SRT is not spoken by this build of FFmpeg; {_GATEWAY}",
-    "rtp": f"RTP alone does not tell what it carries; {_GATEWAY}",
-    "rist": f"RIST is not spoken by this build of FFmpeg; {_GATEWAY}",
-    "webrtc": f"WebRTC is not spoken here; {_GATEWAY}",
-    "rtmpe": "encrypted RTMP is not spoken here; use rtmps://",
-    "rtmpt": "RTMP in HTTP is not spoken here; use rtmp://",
-    "mms": f"MMS is not spoken by this build of FFmpeg; {_GATEWAY}",
-    "onvif": "an ONVIF address is for control; give the rtsp:// address that the camera's media profile names",
-    "ws": f"video in a WebSocket is not read; {_GATEWAY}",
-    "wss": f"video in a WebSocket is not read; {_GATEWAY}",
+    "srt": f"this build of FFmpeg does not support SRT; {_GATEWAY}",
+    "rtp": f"an rtp:// address does not state the codec; {_GATEWAY}",
+    "rist": f"this build of FFmpeg does not support RIST; {_GATEWAY}",
+    "webrtc": f"WebRTC is not supported; {_GATEWAY}",
+    "rtmpe": "encrypted RTMP is not supported; use rtmps://",
+    "rtmpt": "RTMP over HTTP is not supported; use rtmp://",
+    "mms": f"this build of FFmpeg does not support MMS; {_GATEWAY}",
+    "onvif": "an ONVIF address only controls a camera; use the rtsp:// address in the camera's media profile",
+    "ws": f"video over a WebSocket is not supported; {_GATEWAY}",
+    "wss": f"video over a WebSocket is not supported; {_GATEWAY}",
 }
-"""Schemes that people give, and what to give instead."""
+"""Schemes that are not supported, and what to use instead."""
 
 
 def _unknown(uri: str, known: list[str]) -> str:

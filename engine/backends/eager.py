@@ -1,8 +1,8 @@
 """Eager PyTorch with channels-last memory format, without a compiler.
 
 Batch norms are folded into convolutions. On a CPU, float32 convolutions and wide linear layers are packed for oneDNN,
-and activations and sums join the convolutions before them, as torch.compile does. The result is compared with the
-network as it was: scores within ``FUSED_TOLERANCE``.
+and activations and sums are fused into the convolutions before them, as in torch.compile. The result is compared with
+the unfused network: the scores must agree within ``FUSED_TOLERANCE``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from engine.runtime.compile_cache import CompileCache
 log = logging.getLogger(__name__)
 
 FUSED_TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest change of a score, or of a head's feature map, by fused layers, as a fraction of the largest value."""
+"""Maximum change of a score or of a feature map by fusion, as a fraction of the largest value."""
 _PACKED_WEIGHTS = range(1 << 16, 1 << 24)
-"""Numbers of weights of linear layers to pack; a packed layer needs memory for a copy of its weights."""
+"""Number of weights of the linear layers that are packed; packing copies the weights."""
 
 
 def missing(device: str) -> str:  # noqa: ARG001 - the protocol's signature
@@ -38,13 +38,13 @@ def compile(  # noqa: A001 - the protocol's name
     precision: str,  # noqa: ARG001 - the protocol's signature
     cache: CompileCache | None = None,  # noqa: ARG001 - the same
 ) -> Compiled:
-    """Return the module with fused and packed layers where possible; ``module`` itself is not changed."""
+    """Return a copy of ``module``, with fused and packed layers where possible."""
     on_cpu = example.device.type == "cpu"
     if not on_cpu and not any(isinstance(part, fx.GraphModule) for part in module.modules()):
         return module
     try:
         fused = _fused(module, example)
-    except Exception as reason:  # noqa: BLE001 - the network's own code may raise anything where it is traced
+    except Exception as reason:  # noqa: BLE001 - tracing runs the network's own code, which may raise anything
         log.info("layers of this network cannot be fused (%s)", first_line(reason))
         fused = _structure_copy(module)
     if on_cpu and _can_pack():
@@ -53,7 +53,7 @@ def compile(  # noqa: A001 - the protocol's name
 
 
 def _fused(module: nn.Module, example: Tensor) -> nn.Module:
-    """Return a copy of a module with fused layers, if its output is that of the module."""
+    """Return a copy with fused layers; an unfused copy if fusion changes the output too much."""
     fused = _structure_copy(module)
     trace_blocks(fused)
     folded = fold_batch_norms(fused)
@@ -64,21 +64,21 @@ def _fused(module: nn.Module, example: Tensor) -> nn.Module:
     if differs <= allowed:
         log.debug("eager: %d batch norms folded, %d convolutions fused", folded, replaced)
         return fused
-    log.warning("fused layers change the output by %.3g (allowed %g): they run unfused", differs, allowed)
+    log.warning("fused layers change the output by %.3g (limit: %g), so they run unfused", differs, allowed)
     return _structure_copy(module)
 
 
 def _structure_copy(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that shares its weights."""
+    """Return a copy of a module; parameters and buffers are shared."""
     shared = {id(part): part for part in (*module.parameters(), *module.buffers())}
     copied: nn.Module = copy.deepcopy(module, shared)
     return copied
 
 
 def _difference(module: nn.Module, fused: nn.Module, example: Tensor) -> float:
-    """Return the largest difference of the first outputs, as a fraction of the largest value; NaN counts as infinite.
+    """Return the largest difference of the first outputs, as a fraction of the largest value; infinite for NaN.
 
-    The first output is the scores, or the feature map of a head.
+    The first output contains the scores, or the feature map of a head.
     """
     with torch.inference_mode():
         first, second = (

@@ -1,8 +1,8 @@
-"""Fusion in traced networks: batch norms into convolutions; on a CPU also the activations and sums after them.
+"""Fuses layers of traced networks: batch norms into convolutions; on a CPU also activations and sums.
 
-In inference mode a batch norm multiplies and shifts each channel by constants, so it is a change of the weights of the
-convolution before it. On a CPU oneDNN applies the activation and adds the residual branch while a convolution's output
-is in the cache, and keeps the weights in its own layout.
+In inference mode a batch norm multiplies and shifts each channel by constants, so it can be merged into the weights of
+the convolution before it. On a CPU, oneDNN applies the activation and adds the residual branch while the output of the
+convolution is in the cache, and stores the weights in its own layout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACTIVATIONS: Final = (
     ("hardswish", (), (nn.Hardswish, F.hardswish)),
     ("swish", (), (nn.SiLU, F.silu)),
 )
-"""oneDNN's name of each activation, its parameters, and its forms in a graph."""
+"""oneDNN's name of each activation, its parameters, and the modules and functions that compute it in a graph."""
 Kind = TypeVar("Kind", bound=nn.Module)
 _SUMS: Final = (operator.add, operator.iadd, torch.add)
 
@@ -39,10 +39,10 @@ class Activation(NamedTuple):
 
 
 class FusedConvolution(nn.Module):
-    """A convolution with weights in oneDNN's layout, a sum with another tensor, and an activation."""
+    """A convolution in oneDNN's layout, with an optional sum with another tensor and an activation."""
 
     def __init__(self, layer: nn.Conv2d, shape: tuple[int, ...], activation: Activation) -> None:
-        """Pack the weights of a float32 layer for inputs of this shape; other shapes are computed too."""
+        """Pack the weights of a float32 layer, optimised for inputs of ``shape``; others also work."""
         super().__init__()
         self._settings = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         weight = layer.weight.detach()
@@ -69,9 +69,9 @@ def can_fuse_on_cpu() -> bool:
 
 
 def trace_blocks(module: nn.Module) -> None:
-    """Trace the blocks that traced parts call as a whole, such as the explained layer, in place.
+    """Trace, in place, the blocks that traced parts call as a whole, such as the explained layer.
 
-    A block that cannot be traced, or has hooks, stays as it is.
+    A block that cannot be traced, or has hooks, is not changed.
     """
     for part in [part for part in module.modules() if isinstance(part, fx.GraphModule)]:
         for name in {str(node.target) for node in part.graph.nodes if node.op == "call_module"}:
@@ -88,7 +88,7 @@ def trace_blocks(module: nn.Module) -> None:
 def fold_batch_norms(module: nn.Module) -> int:
     """Fold batch norms into the convolutions before them, in all traced parts of a module, in place.
 
-    The module's parameters are not changed: folded convolutions replace the former ones.
+    The module's parameters are not changed: new convolutions replace the old ones.
 
     Returns:
         The number of folded batch norms.
@@ -129,7 +129,7 @@ def _fold(part: fx.GraphModule) -> int:
 
 
 def _folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Return a convolution followed by a batch norm as one convolution; computed in float64."""
+    """Merge a batch norm into the convolution before it; the weights are computed in float64."""
     assert norm.running_mean is not None  # noqa: S101 - checked by the caller
     assert norm.running_var is not None  # noqa: S101 - torch sets both or neither
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
@@ -139,7 +139,7 @@ def _folded(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     bias = shift * scale + (0.0 if norm.bias is None else norm.bias.detach().double())
     weight = layer.weight.detach().double() * scale[:, None, None, None]
     folded = copy.copy(layer)
-    folded._parameters = {}  # noqa: SLF001 - the copy must not share the layer's dictionary
+    folded._parameters = {}  # noqa: SLF001 - otherwise the copy would share the layer's dictionary
     weight = weight.to(layer.weight.dtype).contiguous(memory_format=torch.channels_last)
     folded.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
     folded.register_parameter("bias", nn.Parameter(bias.to(weight.dtype), requires_grad=False))
@@ -192,9 +192,9 @@ def _fuse(part: fx.GraphModule, example: Tensor) -> int:
 def _followers(
     part: fx.GraphModule, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]
 ) -> tuple[list[fx.Node], fx.Node | None]:
-    """Return a convolution's node with those that one operation computes together, and the other part of the sum.
+    """Return the nodes that one fused operation replaces, and the other summand of their sum (None: no sum).
 
-    They are the convolution; with an activation; or with a sum and an activation.
+    The nodes are the convolution; the convolution and an activation; or the convolution, a sum and an activation.
     """
     follower = _only_user(node)
     if follower is None:
@@ -216,7 +216,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _other_summand(total: fx.Node, node: fx.Node, shapes: dict[fx.Node, tuple[int, ...]]) -> fx.Node | None:
-    """Return the other part of a sum of two tensors of equal shape, or None."""
+    """Return the summand of ``total`` that is not ``node``; None if the shapes differ or it is no sum."""
     if total.op != "call_function" or total.target not in _SUMS or total.kwargs or len(total.args) != 2:
         return None
     others = [part for part in total.args if part is not node]
@@ -227,7 +227,7 @@ def _other_summand(total: fx.Node, node: fx.Node, shapes: dict[fx.Node, tuple[in
 
 
 def _activation(part: fx.GraphModule, node: fx.Node) -> Activation | None:
-    """Return a node's activation if oneDNN has it and the node has no other settings."""
+    """Return the activation that a node computes; None if oneDNN does not support it."""
     if node.op == "call_module":
         form: object = type(part.get_submodule(str(node.target)))
     elif len(node.args) == 1 and not set(node.kwargs) - {"inplace"}:
@@ -238,7 +238,7 @@ def _activation(part: fx.GraphModule, node: fx.Node) -> Activation | None:
 
 
 def _module(part: fx.GraphModule, node: fx.Node, kind: type[Kind]) -> Kind | None:
-    """Return the module that a node calls with one argument, if it is exactly of this kind."""
+    """Return the module that a node calls with one argument; None if its type is not ``kind``."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     module = part.get_submodule(str(node.target))

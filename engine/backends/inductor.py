@@ -1,7 +1,7 @@
 """torch.compile with frozen weights: fused loops, and weights packed for the processor.
 
-The first compilation takes tens of seconds, and on a CPU needs a C++ compiler. Later ones take a few seconds, because
-torch has its own cache in the compile cache's folder.
+The first compilation takes tens of seconds, and on a CPU needs a C++ compiler. Later compilations take a few seconds,
+because torch stores compiled code in the folder of the compile cache.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compile(  # noqa: A001 - the protocol's name
     if reason_missing:
         raise BackendError(f"backend 'inductor': {reason_missing}")
     guard_compiled(None if cache is None else cache.folder)
-    # torch warns about a missing CUDA toolkit on every machine without a GPU.
+    # Without a GPU, torch warns about a missing CUDA toolkit.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(_with_own_code(module), dynamic=False, options={"freezing": True})
 
@@ -64,10 +64,10 @@ def compile(  # noqa: A001 - the protocol's name
 
 
 def _with_own_code(module: nn.Module) -> Callable[[Tensor], Any]:
-    """Return a function that calls the module, with its own code object.
+    """Return a function with its own code object that calls the module.
 
-    torch caches compiled results by code object. With a shared one, the frozen weights of one network could be used for
-    another, and a second batch size could evict the first.
+    torch caches compiled results by code object. If networks shared one, the frozen weights of one network could be
+    used for another, and a second batch size could evict the first.
     """
 
     def forward(images: Tensor) -> Any:  # noqa: ANN401 - the same

@@ -1,6 +1,6 @@
 """OpenVINO: compiles the network with its explanation for Intel and AMD processors.
 
-The module is exported by torch and converted. OpenVINO lowers the precision itself (``bf16`` if the processor supports
+The module is exported by torch and converted. OpenVINO itself lowers the precision (``bf16`` if the processor supports
 it); softmax and normalisation after the last matrix product stay in float32.
 """
 
@@ -26,7 +26,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def hints_for(precision: str) -> dict[str, Any]:
-    """Return OpenVINO's settings for one image at a time at a precision."""
+    """Return OpenVINO's settings for low latency in this precision."""
     return {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
@@ -85,13 +85,13 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
 
 
 def _from_cache(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:  # noqa: ANN401 - OpenVINO's own types
-    """Return the compiled model of a cache entry, or None if OpenVINO cannot read it."""
+    """Load the compiled model from a cache entry; None if OpenVINO cannot read it."""
     if payload is None:
         return None
     try:
         return core.import_model(payload, "CPU", hints)
     except Exception as reason:  # noqa: BLE001 - OpenVINO has many kinds of exceptions; the model is compiled again
-        log.warning("a compiled result is not readable (%s); the network is compiled again", first_line(reason))
+        log.warning("a cached model cannot be loaded (%s); the network is compiled again", first_line(reason))
         return None
 
 

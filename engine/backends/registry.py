@@ -1,6 +1,6 @@
 """Registry of the backends.
 
-A backend takes a module in inference mode, on its device and in its precision, and returns a callable with the same
+A backend compiles a module (in inference mode, on its device and in its precision) to a callable with the same
 outputs. A vendor's package is imported only in the backend's own module.
 """
 
@@ -17,14 +17,14 @@ from engine.runtime.compile_cache import CompileCache
 from pipeline.errors import ConfigError, did_you_mean
 
 Compiled = Callable[[Tensor], Any]
-"""A compiled module: called like the module."""
+"""A compiled module, called like the original module."""
 
 
 class Backend(Protocol):
     """The functions of a backend's module."""
 
     def missing(self, device: str) -> str:
-        """Return why the backend cannot run on a device of this machine, with the remedy, or "" if it can."""
+        """Return why the backend cannot run on ``device``, with the remedy; "" if it can."""
         ...
 
     def compile(
@@ -35,11 +35,11 @@ class Backend(Protocol):
         Args:
             module: the module, in inference mode.
             example: an example input.
-            precision: the precision for backends that lower it themselves; for others the module already has it.
-            cache: cache of compiled results, if the backend supports it.
+            precision: the precision, for backends that lower it themselves; other backends use the module's dtype.
+            cache: cache for compiled results; ignored by backends without cache support.
 
         Returns:
-            A callable with the module's outputs.
+            A callable with the same outputs as the module.
 
         Raises:
             BackendError: the module cannot be compiled on this machine.
@@ -49,14 +49,14 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One backend."""
+    """The registry's entry of a backend."""
 
     member: str
     """Qualified name of its module."""
     any_batch: bool
-    """True if compiled modules take any batch size; otherwise batches are split into the compiled sizes."""
+    """True if a compiled module accepts any batch size; otherwise batches are split into compiled sizes."""
     description: str
-    """Description in one line."""
+    """One-line description."""
     lowers_precision: bool = False
     """True if the backend takes the float32 network and lowers the precision itself."""
     keeps_order: bool = False
@@ -82,8 +82,8 @@ BACKENDS: Final[dict[str, BackendEntry]] = {
 """All backends by name."""
 
 AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "eager")}
-"""Candidates of ``auto``, by type of device. On a CPU the fastest is used, on a GPU the first that works. Inductor is
-not among them, because it compiles for minutes."""
+"""Candidates of ``auto`` by type of device. On a CPU the fastest candidate is used, on a GPU the first that works.
+Inductor is no candidate, because it compiles for minutes."""
 
 
 def check_backend(name: str) -> str:

@@ -1,8 +1,8 @@
-"""Files of trained detectors: one safetensors file with weights, labels and input format.
+"""Reads and writes files of trained detectors: safetensors with weights, labels and input format.
 
-The file has no code. Beside the tensors it has string metadata; each value that is not a plain string is JSON:
+The file contains no code. Besides the tensors it has string metadata; each value that is not a plain string is JSON:
 ``format`` ("recipro-stream detector 1"), ``model``, ``labels``, ``input`` (the fields of ``InputFormat``),
-``provenance``, ``seen`` (digests of the training images; optional) and ``looks`` (perceptual hashes of them; optional).
+``provenance``, and optionally ``seen`` (digests of the training images) and ``looks`` (their perceptual hashes).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class DetectorCheckpoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Origin of the weights: seeds, epochs, date, versions, measured precision, the command."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the training images; a further training does not test on them."""
+    """Digests of the training images; later training runs do not test on these images."""
     perceptual_hashes: tuple[KnownImages, ...] = ()
     """Perceptual hashes of the training images, one set per training."""
 
 
 def is_detector_file(path: str | Path) -> bool:
-    """Return whether a file is a detector that ``run.py train`` wrote."""
+    """Return whether a file is a detector written by ``run.py train``."""
     return file_format(path).startswith("recipro-stream detector")
 
 
@@ -70,10 +70,10 @@ def save_detector(path: Path, content: DetectorCheckpoint) -> None:
 
 
 def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:
-    """Read a file that ``save_detector`` wrote.
+    """Read a file written by ``save_detector``.
 
     Raises:
-        ModelError: the file is missing or damaged, or is of a newer version.
+        ModelError: the file is missing or damaged, or a newer version wrote it.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; `run.py train` writes detectors")
@@ -82,7 +82,9 @@ def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:
             metadata = dict(file.metadata() or {})
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: is not a readable safetensors file ({error}); train it again") from error
+        raise ModelError(
+            f"{path}: is not a readable safetensors file ({error}); copy it again, or train the detector again"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise ModelError(
             f"{path}: has format {metadata.get('format')!r}, this version reads {FORMAT!r}; update recipro-stream"
@@ -100,7 +102,7 @@ def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:
             else ()
         )
     except ValueError as reason:
-        raise invalid_value(path, "looks", "...", f"perceptual hashes as `train` writes them ({reason})") from None
+        raise invalid_value(path, "looks", "...", f"perceptual hashes in the format of `train` ({reason})") from None
     return DetectorCheckpoint(
         state,
         read_str(path, metadata, "model"),

@@ -1,4 +1,4 @@
-"""The cone of an anchor: which cells of earlier maps its vectors are computed from, as spans of rows and columns."""
+"""Computes the cone of an anchor: the cells of earlier maps that its score depends on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.detectors.graph import Network
 from engine.detectors.outputs import Read
 
 Span = tuple[int, int, int, int]
-"""First and last row, first and last column."""
+"""First and last row, first and last column, all inclusive."""
 
 _EVERYTHING: Final = 1 << 30
 _ELEMENTWISE: Final = {
@@ -30,10 +30,10 @@ _ELEMENTWISE_MODULES: Final = (
 
 
 def needed_spans(network: Network, reads: Iterable[Read], stops: Sequence[fx.Node] = ()) -> dict[str, Span]:
-    """Return the cells that some reads need, by node name, for each map between ``stops`` and the reads.
+    """Return, for each map between ``stops`` and ``reads``, the span of cells that the reads need.
 
-    Spans are upper bounds, clipped to their maps. A node that mixes all places, such as a global pooling, a group norm
-    or attention, needs its whole input.
+    Keys are node names. Spans are upper bounds, clipped to their maps. A node that mixes all places, such as a global
+    pooling, a group norm or attention, needs its whole input.
     """
     needed: dict[fx.Node, Span] = {}
     for read in reads:
@@ -95,14 +95,14 @@ def _windowed(part: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d, span: Span) -> Span
 
 
 def _pair(value: int | str | tuple[int, ...]) -> tuple[int, int]:
-    """Return a setting of a convolution for rows and columns; padding by name does not occur in detectors."""
+    """Return a convolution's setting as (rows, columns); padding by name does not occur in detectors."""
     return (int(value), int(value)) if isinstance(value, int | str) else (value[0], value[1])
 
 
 def _upsampling(
     network: Network, part: nn.Module | None, node: fx.Node, source: fx.Node
 ) -> tuple[int, int, int] | None:  # fmt: skip
-    """Return an upsampling's factors for rows and columns, and how many cells further it reads; None if it is none."""
+    """Return an upsampling's row factor, column factor and extra cells read; None for other nodes."""
     mode = part.mode if isinstance(part, nn.Upsample) else node.kwargs.get("mode", "nearest")
     is_resize = isinstance(part, nn.Upsample) or node.target is F.interpolate
     if not is_resize or not (network.is_map(node) and network.is_map(source)):
@@ -114,7 +114,7 @@ def _upsampling(
 
 
 def is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:
-    """Return whether a node computes each cell from that cell of its inputs alone."""
+    """Return whether a node computes each cell only from the same cell of its inputs."""
     if part is not None:
         return isinstance(part, _ELEMENTWISE_MODULES)
     if node.op == "call_method":
@@ -126,7 +126,7 @@ def is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:
 
 
 def _keeps_places(network: Network, node: fx.Node, source: fx.Node) -> bool:
-    """Return whether a reshape or a permutation moves channels only, as a channel shuffle does."""
+    """Return whether a reshape or permutation moves only channels, such as a channel shuffle."""
     if node.target is torch.index_select:
         return bool(node.args[1] == 1)
     if node.target not in {"view", "reshape", "transpose", "permute", torch.reshape, torch.transpose, torch.permute}:

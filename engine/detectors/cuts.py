@@ -1,16 +1,16 @@
-"""Finds complete cuts of a detector: maps through which all of the image reaches the read vectors.
+"""Finds complete cuts of a detector: sets of maps that every path from the image passes through.
 
 A cut is complete if every path from the image to the read maps goes through one of its nodes. The rule for the default
 cut of a level, in this order:
 
-1. The last nodes that are computed without any coarser map: the backbone's outputs, before a top-down path. Nodes of
-   the same stride are replaced by the last node through which all of them are computed.
-2. A 1x1 convolution that reduces channels at the end is the pyramid's first layer, and the node before it is used.
-   A cut is never inside the head of the level.
+1. The last nodes that are computed without a coarser map, that is, the outputs of the backbone before a top-down path.
+Nodes of the same stride are replaced by the last node through which all of them are computed.
+2. If a node is the output of a 1x1 convolution that reduces channels (the first layer of the pyramid), the input of
+this convolution is used. A cut is never inside the head of the level.
 3. While the cone of the cut does not cover a box of the level's usual size (``Layout.extent``), or all nodes are
-   coarser than ``MAX_STRIDE``, the coarsest node is replaced by the last node through which all of it is computed.
+coarser than ``MAX_STRIDE``, the coarsest node is replaced by the last node through which it is computed.
 
-For a YOLO this gives C3, C4 and C5; for a single chain of maps, such as SSD, one earlier map.
+For a YOLO the result is C3, C4 and C5; for a single chain of maps, such as SSD, one earlier map.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_LISTED: Final = 8
 
 
 def stride_of(network: Network, node: fx.Node) -> int | None:
-    """Return the pixels per cell of a node's map, a power of two; None if it is not a map or has another size."""
+    """Return the pixels per cell of a node's map; None if it is no map, or this is no power of two."""
     if not network.is_map(node):
         return None
     rows, columns = network.shapes[node.name][2:]
@@ -47,7 +47,7 @@ def stride_of(network: Network, node: fx.Node) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class _Paths:
-    """The part of a graph that leads from the image to some read nodes."""
+    """The part of a graph between the image and the nodes ``reads``."""
 
     network: Network
     reads: tuple[fx.Node, ...]
@@ -69,7 +69,7 @@ class _Paths:
 
     @cached_property
     def dominators(self) -> dict[fx.Node, frozenset[fx.Node]]:
-        """For each node, the nodes through which all of its paths from the image go, and itself."""
+        """For each node: the node itself, and all nodes on every path from the image to it."""
         found: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in self.nodes:
             sources = [found[source] for source in node.all_input_nodes if source in found]
@@ -94,12 +94,12 @@ class _Paths:
         return found
 
     def last_common(self, nodes: Iterable[fx.Node]) -> fx.Node:
-        """Return the last node through which all paths to ``nodes`` go; it may be one of them."""
+        """Return the last node on all paths to ``nodes``; it may be one of ``nodes``."""
         common = frozenset.intersection(*(self.dominators[node] for node in nodes))
         return max(common, key=self.order.__getitem__)
 
     def before(self, node: fx.Node) -> fx.Node | None:
-        """Return the last map through which all paths to ``node`` go; None if it is the image."""
+        """Return the last map on all paths to ``node``; None if this is the image."""
         earlier = self.dominators[node] - {node}
         maps = [n for n in earlier if n.op != "placeholder" and self.stride(n) is not None]
         return max(maps, key=self.order.__getitem__, default=None)
@@ -123,14 +123,14 @@ def find_cut(network: Network, layout: Layout, level: int) -> Cut:
         best = nodes or best
     if not best:
         raise LayerError(
-            f"level {level} of the detector: no complete cut was found; strides must be powers of two. Name one by its "
-            f"nodes; maps of the network: {_listed(network)}"
+            f"level {level} of the detector: no complete cut was found, because strides must be powers of two; name a "
+            f"cut by its nodes; maps of the network: {_listed(network)}"
         )
     return _cut(paths, best, "complete")
 
 
 def _not_in_head(network: Network, layout: Layout, level: int, nodes: list[fx.Node]) -> list[fx.Node]:
-    """Return the input of the level's head where the nodes are computed from it alone, else the nodes."""
+    """Return the input of the level's head if ``nodes`` depend only on it, else ``nodes``."""
     try:
         own = own_level_cut(network, layout, level)
     except LayerError:
@@ -160,7 +160,7 @@ def _frontier(paths: _Paths) -> list[fx.Node]:
         coarsest[node] = max(above, own or 1)
         if own is None or own >= above:
             pure.add(node)
-    # A node after an impure node is impure, whatever its own stride.
+    # A node after a node with a coarser input also depends on it, whatever its own stride.
     for node in paths.nodes[1:]:
         if any(source in paths.order and source not in pure for source in node.all_input_nodes):
             pure.discard(node)
@@ -173,7 +173,7 @@ def _frontier(paths: _Paths) -> list[fx.Node]:
 
 
 def _merged(paths: _Paths, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Return a complete cut with one map per stride, from a complete cut of any nodes; empty if there is none."""
+    """Reduce a complete cut to one map per stride; return an empty list if that is impossible."""
     pending = list(dict.fromkeys(nodes))
     while True:
         fixed: list[fx.Node] = []
@@ -195,13 +195,13 @@ def _merged(paths: _Paths, nodes: Sequence[fx.Node]) -> list[fx.Node]:
 
 
 def _without_covered(paths: _Paths, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """Leave out nodes whose paths to the reads all go through other nodes of the cut."""
+    """Remove nodes whose paths to the reads all go through other nodes of the cut."""
     reached = ancestors(paths.reads, stops=nodes)
     return [node for node in nodes if node in reached]
 
 
 def _without_reduction(paths: _Paths, node: fx.Node) -> fx.Node:
-    """Return the input of the 1x1 convolution that ends at ``node`` and reduces channels, else ``node``."""
+    """Return the input of a channel-reducing 1x1 convolution if ``node`` is its output, else ``node``."""
     conv = _pointwise_source(paths.network, node)
     if conv is None:
         return node
@@ -213,7 +213,7 @@ def _without_reduction(paths: _Paths, node: fx.Node) -> fx.Node:
 
 
 def _pointwise_source(network: Network, node: fx.Node) -> fx.Node | None:
-    """Return the 1x1 convolution of which ``node`` is the activation, if any."""
+    """Return the 1x1 convolution whose output ``node`` activates; None if there is none."""
     parts = dict(network.module.named_modules())
     current: fx.Node | None = node
     while current is not None:
@@ -225,7 +225,7 @@ def _pointwise_source(network: Network, node: fx.Node) -> fx.Node | None:
 
 
 def _activated(node: fx.Node, part: nn.Module | None) -> fx.Node | None:
-    """Return the input of an activation: of a module or function with one input, or of ``x * sigmoid(x)``."""
+    """Return the input of an activation (also ``x * sigmoid(x)``); None if ``node`` is none."""
     sources = node.all_input_nodes
     if len(sources) == 1:
         is_activation = type(part).__module__ == "torch.nn.modules.activation" or (
@@ -265,8 +265,8 @@ def _is_wide_enough(network: Network, layout: Layout, level: int, nodes: Sequenc
 def own_level_cut(network: Network, layout: Layout, level: int) -> Cut:
     """Return the fast cut of a level: the input of its head.
 
-    The cut contains every path to the level's anchors, but it masks only features near them. Those features already
-    contain information from the rest of the image, which the map therefore does not show.
+    The cut covers every path to the level's anchors, but masks only features near them. These features already contain
+    information from the rest of the image, which the map therefore does not show.
 
     Raises:
         LayerError: the input of the head is not a map whose stride is a power of two.
@@ -297,7 +297,7 @@ def _width(network: Network, node: fx.Node) -> int:
 
 
 def _chain_source(paths: _Paths, node: fx.Node) -> fx.Node | None:
-    """Return the input of a convolution or an activation that keeps the stride, else None."""
+    """Return the input of a convolution or activation that does not change the stride, else None."""
     parts = dict(paths.network.module.named_modules())
     part = parts.get(str(node.target)) if node.op == "call_module" else None
     source = node.all_input_nodes[0] if isinstance(part, nn.Conv2d) else _activated(node, part)
@@ -307,11 +307,11 @@ def _chain_source(paths: _Paths, node: fx.Node) -> fx.Node | None:
 
 
 def named_cut(network: Network, names: Collection[str]) -> Cut:
-    """Return the cut with these nodes; ``build_split`` proves that it is complete.
+    """Return the cut with these nodes; ``build_split`` verifies that it is complete.
 
     Args:
         network: the detector.
-        names: names of graph nodes, of tensors of an ONNX file, or of modules, whose last node is used.
+        names: names of graph nodes, of tensors in an ONNX file, or of modules (their last node is used).
 
     Raises:
         LayerError: a node is unknown, or its output is not a map whose stride is a power of two.
@@ -340,7 +340,7 @@ def _find_node(network: Network, name: str) -> fx.Node:
     if not inside:
         raise LayerError(
             f"cut {name!r}: no such node or module;{did_you_mean(name, network.nodes)} maps of the network: "
-            f"{_listed(network)}; 'complete' or 'level' alone are the cuts that are found"
+            f"{_listed(network)}; or use 'complete' or 'level' alone, which find a cut"
         )
     return inside[-1]
 
@@ -350,7 +350,7 @@ def _module_stack(node: fx.Node) -> list[tuple[str, object]]:
 
 
 def _listed(network: Network) -> str:
-    """Return the last maps of each stride, for messages."""
+    """Return the name of the last map of each stride as text, for messages."""
     last: dict[int, str] = {}
     for node in network.nodes.values():
         stride = stride_of(network, node)

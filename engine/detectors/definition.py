@@ -1,6 +1,6 @@
-"""The definition of box explanations, computed in the slow and obvious way.
+"""The slow reference implementation of box explanations.
 
-For each region of the input, all features of the cut are masked by that region and the tail is run. Every faster plan
+For each region of the input, the features of the cut are masked by that region, and the tail is run. Every faster plan
 is verified against ``dense_responses``.
 """
 
@@ -63,7 +63,9 @@ def dense_responses(
 
 def _output_of(split: DetectorSplit, read: Read) -> int:
     if read.map not in split.maps:
-        raise ConfigError(f"map {read.map}: the cut is for the maps {split.maps}; use the cut of the anchor's level")
+        raise ConfigError(
+            f"map {read.map}: the split computes the maps {split.maps} only; use the split of the anchor's level"
+        )
     return split.maps.index(read.map)
 
 
@@ -93,8 +95,8 @@ def heat_from_responses(
         raw: with ``keep``, return the score instead of its logarithm.
 
     Returns:
-        (cells,) float32. ``keep``: the log-score with this region only. ``drop``: the plain score less the score
-        without this region, positive where the region speaks for the box, negative where it speaks against it.
+        (cells,) float32. ``keep``: the log-score with this region only. ``drop``: the plain score minus the score
+        without this region: positive values are evidence for the box, negative values evidence against it.
     """
     check_mode(mode)
     log_scores, plain_log_score = (layout.log_score(v, target.class_index, target.anchor) for v in (responses, plain))

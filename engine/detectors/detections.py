@@ -1,4 +1,4 @@
-"""Chooses boxes from a detector's candidates, and the anchor of an object that it missed."""
+"""Selects boxes from a detector's candidates, and finds the anchor of a missed object."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.detectors.outputs import Candidates
 from pipeline.errors import ConfigError
 
 MAX_BOXES: Final = 300
-"""Largest number of boxes of one image."""
+"""Maximum number of boxes per image."""
 _MAX_CANDIDATES: Final = 4000
-"""Candidates with the highest scores that take part in the non-maximum suppression."""
+"""Number of highest scored candidates that enter the non-maximum suppression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +29,20 @@ class Detections:
     classes: Tensor
     """(M,) int64."""
     anchors: Tensor
-    """(M,) int64: the number of each box's anchor; ``Layout.locate`` returns its position."""
+    """(M,) int64: the anchor number of each box; ``Layout.locate`` returns its position."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def only(self, chosen: Tensor) -> Detections:
-        """Return some of the boxes: indices, or (M,) bool."""
+        """Return the boxes that ``chosen`` selects: indices, or a mask (M,) bool."""
         return Detections(self.boxes[chosen], self.scores[chosen], self.classes[chosen], self.anchors[chosen])
 
 
 def select(
     candidates: Candidates, image: int = 0, *, score: float = 0.3, iou: float = 0.45, limit: int = MAX_BOXES
 ) -> Detections:
-    """Return the boxes of one image: those above a score, after non-maximum suppression for each class.
+    """Return the boxes of one image above a score, after non-maximum suppression per class.
 
     Args:
         candidates: the boxes of a batch.
@@ -67,25 +67,25 @@ def select(
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """The anchor that comes closest to an object that was not detected."""
+    """The anchor that comes closest to detecting a missed object."""
 
     anchor: int
-    """Its number; ``Layout.locate`` returns its position."""
+    """The anchor's number; ``Layout.locate`` returns its position."""
     score: float
-    """Its score for the class, 0 to 1."""
+    """The anchor's score for the class, 0 to 1."""
     iou: float
-    """Overlap of its box with the given one, 0 to 1."""
+    """IoU of the anchor's box and the object's box, 0 to 1."""
 
 
 PLACE_IOU: Final = 0.1
-"""Least overlap of an anchor's box with a place, where any anchor has it."""
+"""Minimum IoU of an anchor's box and a place, if any anchor reaches it."""
 
 
 def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: int = 0) -> Missed:
-    """Return the anchor with the highest product of score and overlap for a box and a class.
+    """Return the anchor with the highest product of class score and IoU with ``box``.
 
-    Anchors that overlap the box by less than ``PLACE_IOU`` take part only where none overlaps it more: scores span many
-    decades, so an object elsewhere would win with the overlap of an edge.
+    Anchors with an IoU below ``PLACE_IOU`` are considered only if no anchor reaches it: scores span many decades, so
+    another object could win although it overlaps the box only at an edge.
 
     Args:
         candidates: the boxes of a batch.
@@ -94,14 +94,16 @@ def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: 
         image: index in the batch.
 
     Raises:
-        ConfigError: the class does not exist, the box is empty, or no candidate overlaps it.
+        ConfigError: the class does not exist, the box is empty, or no candidate overlaps the box.
     """
     classes = candidates.log_scores.shape[2]
     if not 0 <= class_index < classes:
         raise ConfigError(f"class {class_index}: the detector has {classes} classes; use 0 to {classes - 1}")
     left, top, right, bottom = (float(v) for v in box)
     if not (right > left and bottom > top):
-        raise ConfigError(f"box {left:g},{top:g},{right:g},{bottom:g}: is empty; give left < right and top < bottom")
+        raise ConfigError(
+            f"box {left:g},{top:g},{right:g},{bottom:g}: is empty; left must be below right and top below bottom"
+        )
     from torchvision.ops import box_iou
 
     overlaps = box_iou(candidates.boxes[image], box.to(candidates.boxes)[None])[:, 0].nan_to_num(0.0)
@@ -112,7 +114,7 @@ def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: 
     anchor = int(ranks.argmax())
     if not math.isfinite(float(ranks[anchor])):
         raise ConfigError(
-            f"box {left:g},{top:g},{right:g},{bottom:g}: no candidate of the detector overlaps it; give a box "
+            f"box {left:g},{top:g},{right:g},{bottom:g}: no candidate of the detector overlaps it; use a box "
             "inside the image"
         )
     return Missed(anchor, float(log_scores[anchor].exp()), float(overlaps[anchor]))

@@ -18,7 +18,7 @@ from engine.detectors.split import Cut, DetectorSplit, build_split
 from pipeline.errors import ConfigError, LayerError
 
 CutChoice = Literal["complete", "own level"] | Sequence[str]
-"""A kind of cut, or the names of its nodes."""
+"""A kind of cut, or the names of the cut's nodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,25 +27,25 @@ class Detector:
 
     name: str
     module: nn.Module
-    """Images (N, 3, H, W), prepared as ``input`` states, to the tuple of raw maps."""
+    """Computes the tuple of raw maps from images (N, 3, H, W) in the format ``input``."""
     layout: Layout
     labels: tuple[str, ...]
     """One name per class."""
     input: InputFormat
     fixed_size: bool = False
-    """True if the network accepts its own input size only."""
+    """True if the network accepts only its own input size."""
     size_step: int = 32
-    """Both sides of the input are multiples of this many pixels."""
+    """Height and width of the input must be multiples of this number of pixels."""
     complete_cut: tuple[str, ...] | None = None
-    """Names of the complete cut's nodes; None = found in the graph."""
+    """Names of the complete cut's nodes; None: it is searched in the graph."""
     score: float = 0.3
-    """Lowest score of a detection, 0 to 1."""
+    """Minimum score of a detection, 0 to 1."""
     iou: float = 0.45
-    """Boxes of one class that overlap more than this are the same object."""
+    """Boxes of one class with a higher IoU count as the same object."""
     networks: dict[tuple[int, int], Network] = field(default_factory=dict, repr=False)
     """Normalised graphs by image size."""
     splits: dict[tuple[object, ...], DetectorSplit] = field(default_factory=dict, repr=False)
-    """Proven splits by image size, level and cut."""
+    """Verified splits by image size, level and cut."""
 
     def network(self, image_size: tuple[int, int] | None = None) -> Network:
         """Return the normalised graph for an image size.
@@ -60,17 +60,17 @@ class Detector:
         size = image_size or self.input.size
         if size not in self.networks:
             self._check_size(size)
-            with torch.inference_mode(mode=False):  # fused weights made in inference mode would allow no gradients
+            with torch.inference_mode(mode=False):  # weights fused in inference mode could not have gradients
                 self.networks[size] = normalise(self.module, size)
         return self.networks[size]
 
     def _check_size(self, size: tuple[int, int]) -> None:
         own = "{}x{}".format(*self.input.size)
         if self.fixed_size and size != self.input.size:
-            raise ConfigError(f"input size {size[0]}x{size[1]}: {self.name} takes {own} only")
+            raise ConfigError(f"input size {size[0]}x{size[1]}: {self.name} accepts only {own}")
         step = self.size_step
         if not self.fixed_size and any(side < step or side % step for side in size):
-            raise ConfigError(f"input size {size[0]}x{size[1]}: both sides are multiples of {step}, such as {own}")
+            raise ConfigError(f"input size {size[0]}x{size[1]}: both sides must be multiples of {step}, such as {own}")
 
     def candidates(self, images: Tensor) -> Candidates:
         """Return all boxes and log-scores of prepared images (N, 3, H, W)."""
@@ -106,7 +106,7 @@ class Detector:
     def split(
         self, level: int, choice: CutChoice = "complete", image_size: tuple[int, int] | None = None
     ) -> DetectorSplit:
-        """Return the proven split of a level's score maps; arguments and errors as in ``cut``."""
+        """Return the verified split for a level's score maps; arguments and errors are those of ``cut``."""
         size = image_size or self.input.size
         named = self.complete_cut if choice == "complete" else None
         key = (size, level, named or (choice if isinstance(choice, str) else tuple(choice)))
@@ -118,5 +118,5 @@ class Detector:
                 if cut.kind != "named":
                     raise
                 found = find_cut(self.network(size), self.layout, level).nodes
-                raise LayerError(f"{reason}; the cut that is found for this level: {', '.join(found)}") from None
+                raise LayerError(f"{reason}; use the cut found for this level: {', '.join(found)}") from None
         return self.splits[key]

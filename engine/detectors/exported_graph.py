@@ -1,8 +1,8 @@
-"""A detector with the maps of its best boxes in one graph: fixed shapes, no masked maps of the whole image.
+"""A detector with heat maps of its best boxes as one graph with fixed shapes, for export.
 
-The fast cut makes this possible: the head of a level reads a small neighbourhood of an anchor, so each masked copy is a
-patch of the head's input. All sizes are fixed, so every box is computed by the head of each level, and its own level's
-result is chosen.
+This relies on the fast cut: the head of a level reads only a small neighbourhood of an anchor, so each masked copy is a
+patch of the head's input. All sizes are fixed, so the heads of all levels compute every box, and the result of the
+box's own level is selected.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from engine.detectors.split import DetectorSplit, with_features
 from pipeline.errors import EngineError
 
 MAX_CANDIDATES: Final = 200
-"""Candidates with the highest scores that take part in the non-maximum suppression."""
+"""Number of highest scored candidates that enter the non-maximum suppression."""
 ROUNDS: Final = 24
-"""Rounds of the suppression; it equals ``select``'s for chains of at most this many boxes that suppress each other."""
+"""Rounds of the suppression; the result equals that of ``select`` unless longer chains of boxes suppress each other."""
 
 
 class PatchHead(nn.Module):
-    """The head of a level, from patches around anchors to the score maps at the anchors."""
+    """The head of one level: computes the score vectors of anchors from patches around them."""
 
     def __init__(self, split: DetectorSplit, plan: ConePlan, stride: int) -> None:
-        """Build the patches' graph.
+        """Build the graph that computes the head from patches.
 
         Raises:
-            EngineError: a layer of the head is no convolution of stride 1 and no function of single cells.
+            EngineError: a layer is neither a convolution with stride 1 nor an elementwise function.
         """
         super().__init__()
         entries = [operation for operation in plan.wiring.operations if isinstance(operation, Entry)]
@@ -52,13 +52,13 @@ class PatchHead(nn.Module):
         self.register_buffer("shown", torch.cat((torch.zeros(1, 1, side, side, dtype=torch.bool), shown)))
 
     def forward(self, features: Sequence[Tensor], rows: Tensor, columns: Tensor, *, drop: bool) -> tuple[Tensor, ...]:
-        """Return, for each score map, (K, 1 + regions, C): nothing masked differently, then each region.
+        """Return for each score map (K, 1 + regions, C): an unmasked copy, then one copy per region.
 
         Args:
             features: maps at ``nodes``, (1, C, h, w).
-            rows: (K,) int64, of the anchors.
-            columns: (K,) int64.
-            drop: the region is masked, instead of all others.
+            rows: (K,) int64, rows of the anchors.
+            columns: (K,) int64, columns of the anchors.
+            drop: True: the region is masked; False: all other regions are masked.
         """
         reach = torch.arange(2 * self.radius + 1, device=rows.device)
         rows, columns = (rows[:, None] + reach)[:, :, None], (columns[:, None] + reach)[:, None]
@@ -76,7 +76,7 @@ class PatchHead(nn.Module):
         return tuple(output.reshape(count, shown.shape[1], -1) for output in outputs)
 
     def inside(self, rows: Tensor, columns: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return which regions of the windows lie in the image: (K, regions)."""
+        """Return a mask of the regions that lie in the image: (K, regions) bool."""
         reach = torch.arange(-self.radius, self.radius + 1, device=rows.device)
         found = [
             ((place[:, None] + reach) >= 0) & ((place[:, None] + reach) < size)
@@ -86,7 +86,7 @@ class PatchHead(nn.Module):
 
 
 def _patch_graph(split: DetectorSplit, plan: ConePlan) -> tuple[fx.GraphModule, int]:
-    """Return the head without padding, from patches and the mask of cells in the image, and the patches' radius."""
+    """Return the head without padding, which takes patches and a mask, and the radius of the patches."""
     parts = dict(split.tail.named_modules())
     last = next(node for node in split.tail.graph.nodes if node.op == "output")
     outputs = tuple(last.args[0])
@@ -126,10 +126,10 @@ def _patch_graph(split: DetectorSplit, plan: ConePlan) -> tuple[fx.GraphModule, 
 
 
 def _reach(parts: dict[str, nn.Module], node: fx.Node) -> int:
-    """Return how many cells further than itself a node reads.
+    """Return how many neighbouring cells in each direction a node reads.
 
     Raises:
-        EngineError: it is no convolution that keeps the grid, and no function of single cells.
+        EngineError: the node is neither a convolution that keeps the grid nor an elementwise function.
     """
     part = parts.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(part, nn.Conv2d):
@@ -140,8 +140,8 @@ def _reach(parts: dict[str, nn.Module], node: fx.Node) -> int:
     elif node.op == "get_attr" or is_elementwise(part, node):
         return 0
     raise EngineError(
-        f"layer {node.name} of the detector's head: only convolutions that keep the grid, and functions of single "
-        "cells, can be exported with maps; use `stream`, which needs no file"
+        f"layer {node.name} of the detector's head: only convolutions that keep the grid, and elementwise functions, "
+        "can be exported with maps; use `stream`, which needs no file"
     )
 
 
@@ -175,7 +175,7 @@ def _attribute(module: nn.Module, node: fx.Node) -> Tensor:
 
 
 class ExplainedDetector(nn.Module):
-    """One image and the lowest score in; boxes, scores, classes, their number, and maps out."""
+    """Computes boxes, scores, classes, their number and heat maps from one image and a minimum score."""
 
     def __init__(
         self, detector: Detector, image_size: tuple[int, int], max_boxes: int, mode: Mode
@@ -183,7 +183,7 @@ class ExplainedDetector(nn.Module):
         """Build the graph.
 
         Raises:
-            LayerError: a head has no cones.
+            LayerError: maps of a head cannot be computed from cones.
             EngineError: a head has a layer that cannot be exported.
         """
         super().__init__()
@@ -193,7 +193,7 @@ class ExplainedDetector(nn.Module):
         self.heads = nn.ModuleList()
         self.cuts: list[str] = []
         self.cells: list[int] = []
-        """Side of the regions of each level in pixels."""
+        """Side of a region in pixels, by level."""
         for level in range(len(detector.layout.levels)):
             split = detector.split(level, "own level", image_size)
             with torch.inference_mode():
@@ -210,7 +210,7 @@ class ExplainedDetector(nn.Module):
 
         Args:
             images: one prepared image, (1, 3, H, W) float32.
-            min_score: the lowest score of a box, a scalar.
+            min_score: the minimum score of a box, a scalar.
         """
         maps, found = self.plain(images)
         features = dict(zip(self.nodes, found, strict=True))
@@ -248,7 +248,7 @@ class ExplainedDetector(nn.Module):
         self, features: dict[str, Tensor], grids: Sequence[tuple[int, int]], anchors: Tensor, classes: Tensor,
         log_scores: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Return the heat of each box, the rectangle that it covers, and the value of all other regions."""
+        """Return each box's heat, the rectangle that the heat covers, and the value outside of it."""
         side = 2 * self.radius + 1
         heat = log_scores.new_zeros(self.max_boxes, side, side)
         regions, outside = log_scores.new_zeros(self.max_boxes, 4), log_scores.new_zeros(self.max_boxes)

@@ -1,7 +1,7 @@
-"""Normalises a detector to a ``torch.fx`` graph from images to a flat tuple of raw maps, and describes its nodes.
+"""Normalises a detector to a ``torch.fx`` graph from images to a flat tuple of raw maps.
 
-The graph is for one image size: Python values that depend on shapes are constants in it. Batch norms are part of the
-convolutions before them, and nothing is computed in place, so each node's output stays valid.
+The graph is for one image size: Python values that depend on shapes become constants. Batch norms are merged into the
+convolutions before them, and nothing is computed in place, so the output of each node stays valid.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Network:
     """A normalised detector for one image size."""
 
     module: fx.GraphModule
-    """Images (N, 3, H, W) to a tuple of raw maps (N, C, h, w)."""
+    """Computes a tuple of raw maps (N, C, h, w) from images (N, 3, H, W)."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    """Output shape for one image, by node name, of every node that returns a tensor."""
+    """Output shapes for one image, by node name, of all nodes that return a tensor."""
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -61,14 +61,14 @@ class Network:
 
 
 def normalise(net: nn.Module, image_size: tuple[int, int]) -> Network:
-    """Trace a network, and return its normalised graph for one image size; ``net`` is not changed.
+    """Return the normalised graph of a network for one image size; ``net`` is not changed.
 
     Args:
-        net: images (N, 3, H, W) to a tuple of maps (N, C, h, w).
+        net: computes a tuple of maps (N, C, h, w) from images (N, 3, H, W).
         image_size: height and width in pixels.
 
     Raises:
-        EngineError: the network cannot be traced, or does not accept this size, or returns something else.
+        EngineError: the network cannot be traced, does not accept this size, or does not return maps.
     """
     module = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
     try:
@@ -86,14 +86,17 @@ def normalise(net: nn.Module, image_size: tuple[int, int]) -> Network:
     network = Network(module, image_size, shapes)
     for node in network.outputs:
         if not network.is_map(node):
-            raise EngineError(f"output {node.name} has the shape {shapes.get(node.name)}: raw maps are (N, C, h, w)")
+            raise EngineError(
+                f"output {node.name} has the shape {shapes.get(node.name)}; raw maps must be (N, C, h, w): use "
+                "another network"
+            )
     return network
 
 
 def _work_out_of_place(module: fx.GraphModule) -> None:
     for part in module.modules():
         if getattr(part, "inplace", False):
-            setattr(part, "inplace", False)  # noqa: B010 - mypy knows no module with this attribute
+            setattr(part, "inplace", False)  # noqa: B010 - for mypy, modules have no such attribute
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _OUT_OF_PLACE:
             node.target = _OUT_OF_PLACE[node.target]
@@ -124,7 +127,7 @@ def _calls(module: fx.GraphModule, target: str) -> int:
 
 
 def _fold_constants(module: fx.GraphModule, image_size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Replace nodes that do not depend on the image's content by their values; return the other nodes' shapes.
+    """Replace nodes that do not depend on image content by constants; return the shapes of the others.
 
     Sizes become numbers, and tensors computed from weights become buffers.
     """
@@ -171,7 +174,7 @@ def _is_plain(value: object) -> bool:
 
 
 def ancestors(nodes: Iterable[fx.Node], stops: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """Return the nodes that ``nodes`` are computed from, including themselves; the search stops at ``stops``."""
+    """Return ``nodes`` and all nodes that they depend on; the search stops at ``stops``."""
     reached: set[fx.Node] = set()
     stopped, pending = set(stops), list(nodes)
     while pending:

@@ -1,4 +1,4 @@
-"""The heat of a box: one number for each region of the input, smoothed and in its normal form for display. Pure."""
+"""The heat map of a box: one value per region of the input, and its smoothed, normalised form."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 from engine.detectors.regions import Mode
 
 SMOOTHING_STRIDES: Final = 1.0
-"""Deviation of the Gaussian that smooths the map of a one-stage box, in strides of its level."""
+"""Standard deviation of the Gaussian that smooths the map of a one-stage box, in strides of its level."""
 
 FLAT_LOG_RANGE: Final = 1e-5
-"""Mode ``keep``: log-scores that differ by no more are flat: all heat is zero."""
+"""Mode ``keep``: a map whose log-scores differ by at most this value is flat, and its heat is zero."""
 
 
 class NormalisedHeat(NamedTuple):
-    """Heat for display."""
+    """Normalised heat for display."""
 
     heat: Tensor
-    """(rows, columns) float32 in [0, 1]; all zero where the map is flat."""
+    """(rows, columns) float32 in [0, 1]; all zero if the map is flat."""
     against: Tensor | None
-    """Mode ``drop``: the same for evidence against the box; None for ``keep``."""
+    """Mode ``drop``: evidence against the box, in the same form; None for ``keep``."""
     scale: float
     """Meaning of a heat of 1: the range of the map's log-scores, or a difference of the score."""
     lowest_score: float | None
-    """Mode ``drop``: the lowest score without one region, not smoothed; None for ``keep``."""
+    """Mode ``drop``: the lowest score with one region removed, before smoothing; None for ``keep``."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoxHeat:
-    """The heat of one box."""
+    """The heat map of one box, before smoothing and normalisation."""
 
     values: Tensor
-    """(rows, columns) float32. ``keep``: the log-score with this region only. ``drop``: the plain score less the score
+    """(rows, columns) float32. ``keep``: the log-score with this region only. ``drop``: the plain score minus the score
     without this region."""
     rectangle: tuple[float, float, float, float]
     """The rectangle that the grid covers: left, top, right, bottom in pixels of the network's input."""
@@ -45,13 +45,13 @@ class BoxHeat:
     cut: str
     """The masked features: ``complete``, ``level`` or ``region``."""
     sigma: float = 0.0
-    """Deviation in cells of the Gaussian that smooths the map; 0 = the map has the values as they are."""
+    """Standard deviation, in cells, of the Gaussian that smooths the map; 0: no smoothing."""
 
     def evidence(self) -> Tensor:
-        """Return the map of the box: what the values say about places, smoothed by ``sigma``.
+        """Return ``values`` smoothed by ``sigma``.
 
-        Mode ``keep``: values below the median count as the median. Regions that cannot reach the box have one common
-        log-score, that of an empty image; without this limit, regions beside the object that lower it further would
+        Mode ``keep``: values below the median are raised to the median. Regions that cannot affect the box all have the
+        log-score of an empty image; without this limit, regions beside the object that lower the score further would
         count as less important than regions that do not matter at all.
         """
         if self.sigma <= 0.0:
@@ -75,11 +75,11 @@ class BoxHeat:
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:
-    """Return for each cell the mean of all cells, weighted by a Gaussian of their distance.
+    """Smooth a map: each cell becomes the mean of all cells, weighted by a Gaussian of their distance.
 
     Args:
         values: (rows, columns) float32.
-        sigma: deviation of the Gaussian in cells; 0 returns ``values``.
+        sigma: standard deviation of the Gaussian in cells; 0: ``values`` are returned unchanged.
     """
     if sigma <= 0.0:
         return values
@@ -88,7 +88,7 @@ def smoothed(values: Tensor, sigma: float) -> Tensor:
 
 
 def _weights(size: int, sigma: float) -> Tensor:
-    """Return the weight of each cell for each cell of an axis, (size, size); rows sum to 1."""
+    """Return the smoothing matrix of one axis, (size, size); each row sums to 1."""
     places = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
     return weights / weights.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Finds the layout of raw maps from their shapes, or applies a named one."""
+"""Identifies the output layout of a detector from the shapes of its raw maps, or by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.detectors.regions import grid_stride
 from pipeline.errors import ModelError
 
 _FILE_LAYOUTS: Final = ("yolox", "nanodet", "ultralytics", "ssd")
-"""Layouts that a file of another project may have."""
+"""Layouts that files of other projects may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,23 @@ class RawMap:
     columns: int
     name: str
     activations: frozenset[str] = frozenset()
-    """Operators that follow it in the file."""
+    """Activations that follow the map in the file."""
 
 
 def identify_layout(
     maps: Sequence[RawMap], image_size: tuple[int, int], name: str | None, *, defaults: Tensor | None = None
 ) -> Layout:
-    """Return the layout of raw maps.
+    """Return the layout that fits the raw maps.
 
     Args:
         maps: the maps, fine to coarse.
         image_size: height and width in pixels of the input.
-        name: the layout's name; None = found by the shapes.
-        defaults: default boxes of an ``ssd`` layout, (A, 4): centre y, centre x, height, width in shares of the image;
-            None = those of TensorFlow's SSD networks.
+        name: the layout's name; None: derived from the shapes.
+        defaults: default boxes of an ``ssd`` layout, (A, 4): centre y, centre x, height, width as fractions of the
+          image; None: those of TensorFlow's SSD networks.
 
     Raises:
-        ModelError: no layout fits, or the named one does not; the message lists the maps.
+        ModelError: no layout fits, or the named layout does not fit; the message lists the maps.
         ConfigError: there is no layout with this name.
     """
     levels = _by_level(maps)
@@ -62,7 +62,7 @@ def identify_layout(
     for candidate in names:
         if candidate not in _BUILDERS:
             raise ModelError(
-                f"layout {candidate!r}: for torchvision's own networks only; a file has one of "
+                f"layout {candidate!r}: is only for torchvision's own networks; for a file use one of "
                 f"{', '.join(_FILE_LAYOUTS)}"
             )
         found = _BUILDERS[candidate](levels, image_size)
@@ -70,8 +70,9 @@ def identify_layout(
             return found if defaults is None else _with_defaults(found, defaults)
         reasons.append(f"{candidate}: {found}")
     raise ModelError(
-        f"the layout {'is not known' if name is None else repr(name) + ' does not fit'} ({'; '.join(reasons)}); found "
-        f"these maps before the first activation: {_listed(maps)}; known layouts: {', '.join(LAYOUTS)}"
+        f"the layout {'cannot be identified' if name is None else repr(name) + ' does not fit'} "
+        f"({'; '.join(reasons)}); found these maps before the first activation: {_listed(maps)}; known layouts: "
+        f"{', '.join(LAYOUTS)}"
     )
 
 
@@ -91,7 +92,7 @@ def _stride(level: Sequence[RawMap], image_size: tuple[int, int]) -> int:
 
 
 def nominal_stride(image_size: tuple[int, int], grid: tuple[int, int]) -> int:
-    """Return the pixels per cell of a level, rounded to a power of two where its map does not fit any."""
+    """Return the pixels per cell of a level, rounded to a power of two if necessary."""
     rounded = 2 ** round(math.log2(max(image_size[0] / grid[0], image_size[1] / grid[1])))
     return grid_stride(image_size, grid) or int(rounded)
 
@@ -177,7 +178,7 @@ def tensorflow_defaults(grids: Sequence[tuple[int, int]]) -> list[Tensor]:
     Scales grow from 0.2 to 0.95; the first level has three boxes, the others have six (``ssd_anchor_generator``).
 
     Returns:
-        For each level (h, w, boxes per cell, 4): centre x, centre y, width, height in shares of the image.
+        For each level (h, w, boxes per cell, 4): centre x, centre y, width, height as fractions of the image.
     """
     last = max(len(grids) - 1, 1)
     scales = [0.2 + 0.75 * k / last for k in range(len(grids))] + [1.0]
@@ -196,12 +197,12 @@ def tensorflow_defaults(grids: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def _with_defaults(layout: Layout, defaults: Tensor) -> Layout:
-    """Return the layout with other default boxes, given as in TensorFlow: centre y, centre x, height, width."""
+    """Return the layout with other default boxes (A, 4): centre y, centre x, height, width."""
     if not isinstance(layout, SsdLayout):
         raise ModelError(f"layout {layout.name!r} has no default boxes; omit the anchors")
     expected = sum(int(level[..., 0].numel()) for level in layout.defaults)
     if tuple(defaults.shape) != (expected, 4):
-        raise ModelError(f"default boxes of the shape {tuple(defaults.shape)}: the network has {expected} of them")
+        raise ModelError(f"default boxes have the shape {tuple(defaults.shape)}; the network needs ({expected}, 4)")
     counts = [int(level[..., 0].numel()) for level in layout.defaults]
     parts = torch.split(defaults.float()[:, [1, 0, 3, 2]], counts)
     shaped = [part.reshape(level.shape) for part, level in zip(parts, layout.defaults, strict=True)]

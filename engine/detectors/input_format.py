@@ -16,10 +16,10 @@ from pipeline.frames import Box, Frame, Image
 from pipeline.input_area import input_box
 
 DetectorFit = Literal["corner", "centre", "stretch"]
-"""``corner``: keep the aspect ratio, image in the upper left corner; ``centre``: in the middle; ``stretch``: fill."""
+"""``corner``, ``centre``: keep the aspect ratio, image in the upper left corner or the middle; ``stretch``: fill."""
 
 PIXEL_SCALE: Final = (1.0, 1.0, 1.0)
-"""``std`` of networks that take pixels from 0 to 255."""
+"""``std`` of networks whose input has pixel values from 0 to 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,17 @@ class Placement:
     offset: tuple[int, int]
     """Left and top, in pixels of the input."""
     size: tuple[int, int]
-    """Height and width of the resized image."""
+    """Height and width of the resized image in pixels."""
     origin: tuple[int, int] = (0, 0)
-    """Left and top of the used part of the image."""
+    """Left and top of the used area of the image, in pixels."""
 
     def to_input(self, boxes: Tensor) -> Tensor:
-        """Return boxes (..., 4) of the image in pixels of the input."""
+        """Convert boxes (..., 4) from image pixels to input pixels."""
         scale, offset, origin = self._edges(boxes)
         return (boxes - origin) * scale + offset
 
     def to_image(self, boxes: Tensor) -> Tensor:
-        """Return boxes (..., 4) of the input in pixels of the image; they are not clipped."""
+        """Convert boxes (..., 4) from input pixels to image pixels, without clipping."""
         scale, offset, origin = self._edges(boxes)
         return (boxes - offset) / scale + origin
 
@@ -52,7 +52,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class InputFormat:
-    """The input of a detector."""
+    """The input format of a detector."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
@@ -60,18 +60,18 @@ class InputFormat:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted from pixel values of 0 to 255, in ``order``."""
     std: tuple[float, float, float] = PIXEL_SCALE
-    """Divides afterwards, in ``order``."""
+    """Divisor of the result, in ``order``."""
     fit: DetectorFit = "corner"
     border: tuple[float, float, float] = (float(BORDER), float(BORDER), float(BORDER))
-    """Pixel value of the rest of the input, 0 to 255, in ``order``."""
+    """Pixel value of the border around the image, 0 to 255, in ``order``."""
 
     def place(self, height: int, width: int) -> Placement:
-        """Return the position of an image of this size."""
+        """Return the position of an image of this size in the input."""
         rows, columns = self.size
         if self.fit == "stretch":
             return Placement((columns / width, rows / height), (0, 0), self.size)
         scale = min(rows / height, columns / width)
-        # YOLOX cuts fractions off, ultralytics rounds; the small sum keeps exact products whole.
+        # YOLOX truncates, ultralytics rounds; the small summand protects exact products from truncation.
         whole = round if self.fit == "centre" else int
         height, width = (max(1, whole(side * scale + 1e-6)) for side in (height, width))
         size = (min(rows, height), min(columns, width))
@@ -79,26 +79,26 @@ class InputFormat:
         return Placement((scale, scale), (left, top), size)
 
     def place_frame(self, frame: Frame) -> Placement:
-        """Return the position of the part of a frame that the network gets."""
+        """Return the position of a frame's input area in the network's input."""
         part = input_box(frame)
         placement = self.place(int(part.height), int(part.width))
         return replace(placement, origin=(int(part.left), int(part.top)))
 
     def prepare_frames(self, frames: Sequence[Frame]) -> Tensor:
-        """Return the parts of frames that the network gets as its input; masked pixels have the border's colour."""
+        """Prepare the input areas of frames; masked pixels get the colour of the border."""
         border = self.border[::-1] if self.order == "bgr" else self.border
         red, green, blue = (round(value) for value in border)
         return self.prepare([input_image(frame, (red, green, blue)) for frame in frames])
 
     def prepare(self, images: Sequence[Image]) -> Tensor:
-        """Return images (RGB, uint8) as the network's input: (N, 3, H, W) float32.
+        """Convert images (RGB, uint8) to the network's input: (N, 3, H, W) float32.
 
         Resizing is bilinear without antialiasing, as in the detectors' own preprocessing.
         """
         return torch.stack([self._prepared(image) for image in images])
 
     def placed(self, image: Image) -> Tensor:
-        """Return an image (RGB, uint8) at its position in the input, before normalisation: (3, H, W) uint8, RGB."""
+        """Place an image (RGB, uint8) in the input, without normalisation: (3, H, W) uint8, RGB."""
         placement = self.place(image.shape[0], image.shape[1])
         border = torch.tensor(self.border[::-1] if self.order == "bgr" else self.border).round().to(torch.uint8)
         whole = border[:, None, None].expand(3, *self.size).clone()
@@ -107,7 +107,7 @@ class InputFormat:
         return whole
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return the network's input for placed images: (N, 3, H, W) uint8, RGB, to float32."""
+        """Normalise placed images, (N, 3, H, W) uint8, RGB, to the network's float32 input."""
         ordered = pixels.flip(1) if self.order == "bgr" else pixels
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (ordered.float() - mean) / std
@@ -125,7 +125,7 @@ class InputFormat:
 
 
 def _resized(image: Image, size: tuple[int, int]) -> Tensor:
-    """Return an image in another size: (3, height, width) uint8."""
+    """Resize an image to (3, height, width) uint8."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     resized = pixels.contiguous(memory_format=torch.channels_last)
     if (image.shape[0], image.shape[1]) != size:
@@ -134,6 +134,6 @@ def _resized(image: Image, size: tuple[int, int]) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, bounds: Box) -> Tensor:
-    """Return boxes (..., 4) clipped to a rectangle."""
+    """Clip boxes (..., 4) to a rectangle."""
     low, high = boxes.new_tensor(bounds[:2] * 2), boxes.new_tensor(bounds[2:] * 2)
     return torch.minimum(torch.maximum(boxes, low), high)

@@ -14,7 +14,7 @@ from engine.detectors.outputs import Layout, Level, cell_centres
 from pipeline.errors import ConfigError, unknown_name_message
 
 _MAX_LOG_RATIO: Final = math.log(1000 / 16)
-"""Limit of the logarithm of a box's size over its anchor's, as in torchvision and Detectron."""
+"""Maximum of log(box size / anchor size), as in torchvision and Detectron."""
 
 
 def _distances(centres: Tensor, distances: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def _distances(centres: Tensor, distances: Tensor) -> Tensor:
 
 
 def _expected_distances(logits: Tensor) -> Tensor:
-    """Return the expectation of each side's distribution over bins: (..., 4 * bins) to (..., 4), in strides.
+    """Return the expected distance to each side from its distribution over bins, in strides.
 
     Source: Li et al., *Generalized Focal Loss*, arXiv:2006.04388.
     """
@@ -53,7 +53,7 @@ class YoloxLayout(Layout):
 
 
 class NanodetLayout(Layout):
-    """Class score alone; distributions of the distances from the cell's upper left corner (NanoDet-Plus)."""
+    """Class score only; distributions of the distances from the cell's upper left corner (NanoDet-Plus)."""
 
     name = "nanodet"
     centre: ClassVar[float] = 0.0
@@ -71,7 +71,7 @@ class NanodetLayout(Layout):
 
 
 class UltralyticsLayout(NanodetLayout):
-    """The heads of YOLOv8 and YOLO11: as ``nanodet``, with distances from the cell's middle."""
+    """The layout of YOLOv8 and YOLO11: like ``nanodet``, but with distances from the cell's centre."""
 
     name = "ultralytics"
     centre = 0.5
@@ -92,7 +92,7 @@ class _AnchorLayout(Layout):
         self.anchors = tuple(anchors)
 
     def extent(self, level: int, image_size: tuple[int, int]) -> float:
-        """Return the largest side of the level's anchors, at most that of the image."""
+        """Return the largest side of the level's anchors in pixels, at most the image's largest side."""
         left, top, right, bottom = self.anchors[level].unbind(-1)
         return min(float(torch.maximum(right - left, bottom - top).max()), float(max(image_size)))
 
@@ -109,7 +109,7 @@ class _AnchorLayout(Layout):
 
 
 def relative_boxes(anchors: Tensor, values: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Return boxes from anchors (..., 4) and values (..., 4): dx, dy, dw, dh times ``weights`` (arXiv:1311.2524)."""
+    """Return boxes (..., 4) from anchors and ``values`` = (dx, dy, dw, dh) * ``weights`` (arXiv:1311.2524)."""
     size = anchors[..., 2:] - anchors[..., :2]
     centre = anchors[..., :2] + size / 2
     scale = values.new_tensor(weights)
@@ -119,7 +119,7 @@ def relative_boxes(anchors: Tensor, values: Tensor, weights: tuple[float, float,
 
 
 class RetinanetLayout(_AnchorLayout):
-    """Class score alone; boxes relative to base anchors (arXiv:1708.02002)."""
+    """Class score only; boxes relative to base anchors (arXiv:1708.02002)."""
 
     name = "retinanet"
 
@@ -133,7 +133,7 @@ class RetinanetLayout(_AnchorLayout):
 
 
 class FcosLayout(Layout):
-    """Square root of class score times centerness; distances in strides from the cell's middle (arXiv:1904.01355)."""
+    """Square root of class score times centerness; distances from the cell's centre (arXiv:1904.01355)."""
 
     name = "fcos"
 
@@ -146,8 +146,8 @@ class FcosLayout(Layout):
     def level_boxes(self, level: int, values: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Return boxes from the distances, which the network's last ReLU makes positive.
 
-        As in torchvision, cells are ``image // grid`` pixels apart, and the reference point and the unit of the
-        distances are those of the level's anchor, a square of one stride around the cell's corner.
+        As in torchvision, cells are ``image // grid`` pixels apart. The reference point is the centre of the level's
+        anchor, a square of one stride around the cell's corner, and its side is the unit of the distances.
         """
         stride = float(self.levels[level].stride)
         rows, columns = values.shape[1], values.shape[2]
@@ -158,7 +158,7 @@ class FcosLayout(Layout):
 
 
 class SsdLayout(Layout):
-    """Single Shot Detector (arXiv:1512.02325): default boxes, column 0 of the classes is the background."""
+    """Single Shot Detector (arXiv:1512.02325): default boxes; column 0 of the classes is the background."""
 
     name = "ssd"
 
@@ -171,12 +171,12 @@ class SsdLayout(Layout):
         Args:
             levels: fine to coarse.
             classes: number of classes without background.
-            defaults: for each level, (h, w, boxes per cell, 4): centre x, centre y, width, height in shares of the
-                image.
-            sigmoid: scores are sigmoids of each column, as in TensorFlow's networks; False = a softmax over all
-                columns, as in torchvision's.
-            vertical_first: box values are y, x, h, w, as in TensorFlow's networks, instead of x, y, w, h.
-            clamp: limit the growth of a box, as torchvision does.
+            defaults: for each level, (h, w, boxes per cell, 4): centre x, centre y, width, height as fractions of the
+              image.
+            sigmoid: True: scores are sigmoids of each column, as in TensorFlow's networks; False: a softmax over all
+              columns, as in torchvision's networks.
+            vertical_first: True: box values are y, x, h, w, as in TensorFlow's networks; False: x, y, w, h.
+            clamp: True: limit the growth of a box, as in torchvision.
         """
         super().__init__(levels, classes)
         self.defaults = tuple(defaults)
@@ -189,7 +189,7 @@ class SsdLayout(Layout):
 
     @property
     def classes_compete(self) -> bool:
-        """True for a softmax."""
+        """True if the scores are a softmax over all classes."""
         return not self.sigmoid
 
     def activate(self, class_logits: Tensor, objectness: Tensor | None) -> Tensor:  # noqa: ARG002
@@ -198,7 +198,7 @@ class SsdLayout(Layout):
         return scores[..., 1:]
 
     def extent(self, level: int, image_size: tuple[int, int]) -> float:
-        """Return the largest side of the level's default boxes, at most that of the image."""
+        """Return the largest side of the level's default boxes in pixels, at most the image's largest side."""
         size = self.defaults[level][..., 2:] * torch.tensor([float(image_size[1]), float(image_size[0])])
         return min(float(size.max()), float(max(image_size)))
 
@@ -208,7 +208,7 @@ class SsdLayout(Layout):
         if defaults.shape[:2] != values.shape[1:3]:
             rows, columns = defaults.shape[:2]
             raise ConfigError(
-                f"layout ssd: the default boxes of level {level} are for {rows}x{columns} cells, the map has "
+                f"layout ssd: the default boxes of level {level} are for {rows}x{columns} cells, but the map has "
                 f"{values.shape[1]}x{values.shape[2]}; use the network's own input size"
             )
         pixels = values.new_tensor([image_size[1], image_size[0]])
@@ -229,7 +229,7 @@ LAYOUTS: Final[dict[str, type[Layout]]] = {
 
 
 def check_layout(name: str) -> str:
-    """Return the name of a layout.
+    """Return ``name`` if it is the name of a layout.
 
     Raises:
         ConfigError: there is no such layout.

@@ -1,4 +1,4 @@
-"""Loads a detector by name or file: the single entry for all families."""
+"""Loads detectors of all families by name or file."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def load_detector(
     """Load a detector.
 
     Args:
-        model: a name of ``DETECTORS``, a file that ``run.py train`` wrote, or an ONNX file.
-        layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None = found by
-            the shapes of its maps.
-        classes: class names, or a labels file; None = COCO's names where their number fits.
-        weights: for a name: a state dict file, for YOLOX also an ONNX file; ``random``; None = torchvision's own
-            weights, which are downloaded.
-        anchors: default boxes of an ``ssd`` layout, a ``.npy`` file (A, 4): centre y, centre x, height, width in shares
-            of the image; None = those of TensorFlow's SSD networks.
+        model: a name in ``DETECTORS``, a file written by ``run.py train``, or an ONNX file.
+        layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None: derived
+          from the shapes of its maps.
+        classes: class names, or a labels file; None: COCO's names if their number fits.
+        weights: for a name: a state dict file, for YOLOX also an ONNX file; ``random``; None: torchvision's pretrained
+          weights, which are downloaded.
+        anchors: default boxes of an ``ssd`` layout, a ``.npy`` file (A, 4): centre y, centre x, height, width as
+          fractions of the image; None: those of TensorFlow's SSD networks.
 
     Raises:
-        ModelError: the name is unknown, or the file cannot be read, decoded or proven.
-        ConfigError: an option does not fit.
+        ModelError: the name is unknown, or the file cannot be read, decoded or verified.
+        ConfigError: an option does not apply to this model, or has an invalid value.
     """
-    import torchvision.ops  # noqa: F401 - takes seconds: before the first frame, and never for a classifier
+    import torchvision.ops  # noqa: F401 - slow import: done here, before the first frame, and never for classifiers
 
     name = str(model)
     if name.endswith(".onnx"):
@@ -87,11 +87,11 @@ def load_detector(
         return _from_torchvision(name, weights, classes)
     if Path(name).is_file():
         raise ModelError(
-            f"model {name!r}: a file of weights without a network; name the network and give the file as its "
+            f"model {name!r}: contains only weights; use the network's name as the model, and this file as its "
             "weights, such as yolox_s, or export it to ONNX"
         )
     raise ModelError(
-        f"detector {name!r} is unknown.{did_you_mean(name, DETECTORS)} Give an ONNX file or one of "
+        f"detector {name!r} is unknown.{did_you_mean(name, DETECTORS)} Use an ONNX file or one of "
         f"{', '.join(DETECTORS)}"
     )
 
@@ -110,7 +110,7 @@ def _from_yolox(
 
 
 def _from_checkpoint(path: Path, classes: Sequence[str] | Path | None) -> Detector | RegionDetector:
-    """Return a detector that ``run.py train`` wrote."""
+    """Load a detector written by ``run.py train``."""
     file = load_detector_checkpoint(path)
     count = len(file.labels)
     labels = _names(count, classes or file.labels, path.name)
@@ -174,11 +174,13 @@ def _read_anchors(path: Path | None) -> Tensor | None:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
     except (OSError, ValueError) as reason:
-        raise ConfigError(f"anchors {str(path)!r}: not readable as a .npy file ({reason})") from reason
+        raise ConfigError(
+            f"anchors {str(path)!r}: is not a readable .npy file ({reason}); save it by numpy.save"
+        ) from reason
 
 
 def _format_of(layout: Layout, size: tuple[int, int]) -> InputFormat:
-    """Return the input that networks of this layout are trained with."""
+    """Return the input format with which networks of this layout are trained."""
     if layout.name == "yolox":
         return InputFormat(size, "bgr")
     if layout.name == "nanodet":
@@ -193,7 +195,7 @@ def _names(count: int, classes: Sequence[str] | Path | None, model: str) -> tupl
     if classes is not None:
         names = read_labels(classes) if isinstance(classes, Path) else tuple(classes)
         if len(names) != count:
-            raise ConfigError(f"classes: {len(names)} names for the {count} classes of {model}; give {count}")
+            raise ConfigError(f"classes: has {len(names)} names, but {model} has {count} classes; list {count} names")
         return names
     coco = coco_columns()
     for known in (coco, coco[1:], tuple(name for name in coco[1:] if name != "N/A")):

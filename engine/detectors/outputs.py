@@ -1,4 +1,4 @@
-"""Types of a detector's raw outputs: levels, anchors, reads, and the layouts that decode them.
+"""Types of a detector's raw outputs (levels, anchors, reads) and the base class of layouts.
 
 Every detector is a ``torch.fx`` graph from images (N, 3, H, W) to a flat tuple of raw *maps* (N, C, h, w): the outputs
 of the last convolutions of each pyramid level, before any activation. A ``Layout`` decodes the maps to boxes and
@@ -27,9 +27,9 @@ class Level:
     """Pixels of the input per cell."""
     class_map: int
     objectness_map: int | None
-    """None = the class score is the whole score, or the objectness is part of another map."""
+    """None: there is no objectness, or it is part of another map."""
     box_map: int
-    """May be the class map itself: then the box channels of an anchor follow its class channels (NanoDet)."""
+    """May equal ``class_map``; the box channels of an anchor then follow its class channels (NanoDet)."""
     anchors_per_cell: int = 1
 
     @property
@@ -62,7 +62,7 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The explained scalar: one class at one anchor of the plain pass."""
+    """The explained scalar: the score of one class at one anchor."""
 
     anchor: Anchor
     class_index: int
@@ -81,10 +81,10 @@ class Candidates:
 
 
 class Layout(ABC):
-    """Meaning of a network's maps; one subclass for each family of detectors.
+    """Decodes a network's raw maps; one subclass per family of detectors.
 
-    Anchors are numbered level by level, row by row, cell by cell; the anchors of one cell follow each other. The
-    channels of a map are those of the cell's first anchor, then those of its second, and so on.
+    Anchors are numbered level by level, row by row, cell by cell; the anchors of one cell are consecutive. The channels
+    of a map contain first those of the cell's first anchor, then those of its second anchor, and so on.
     """
 
     name: ClassVar[str]
@@ -96,12 +96,12 @@ class Layout(ABC):
 
     @property
     def class_channels(self) -> int:
-        """Channels of a class map per anchor: the classes, and a background class where there is one."""
+        """Number of channels of a class map per anchor: the classes, and the background class if any."""
         return self.classes
 
     @abstractmethod
     def activate(self, class_logits: Tensor, objectness: Tensor | None) -> Tensor:
-        """Return log-scores.
+        """Return log-scores from raw logits.
 
         Args:
             class_logits: (..., ``class_channels``) float32.
@@ -125,7 +125,7 @@ class Layout(ABC):
         """
 
     def extent(self, level: int, image_size: tuple[int, int]) -> float:
-        """Return the side in pixels of the largest box that a level is usually responsible for.
+        """Return the side in pixels of the largest box that a level usually detects.
 
         Eight strides: the upper limit of FCOS (arXiv:1904.01355), 64 pixels at stride 8. Layouts with base anchors
         return their largest side.
@@ -149,10 +149,10 @@ class Layout(ABC):
                 cell, index = divmod(remaining, level.anchors_per_cell)
                 return Anchor(number, *divmod(cell, columns), index)
             remaining -= count
-        raise IndexError(f"anchor {anchor}: the detector has {anchor - remaining} anchors; use 0 to one less")
+        raise IndexError(f"anchor {anchor}: is out of range; use 0 to {anchor - remaining - 1}")
 
     def number(self, grids: Grids, anchor: Anchor) -> int:
-        """Return the number of an anchor: the inverse of ``locate``."""
+        """Return the number of an anchor; inverse of ``locate``."""
         before = sum(
             rows * columns * level.anchors_per_cell
             for level, (rows, columns) in zip(self.levels[: anchor.level], grids, strict=False)
@@ -161,7 +161,7 @@ class Layout(ABC):
         return before + cell * self.levels[anchor.level].anchors_per_cell + anchor.index
 
     def reads(self, anchor: Anchor) -> tuple[Read, ...]:
-        """Return the vectors that the log-score of an anchor is computed from."""
+        """Return the positions of the vectors from which an anchor's log-score is computed."""
         level = self.levels[anchor.level]
         return tuple(Read(m, anchor.row, anchor.column) for m in level.score_maps)
 
@@ -171,7 +171,7 @@ class Layout(ABC):
         return False
 
     def score_channels(self, target: Target, class_map_channels: int) -> tuple[tuple[int, ...], ...]:
-        """Return, for each of ``reads(target.anchor)``, the channels that the log-score is computed from.
+        """Return, for each of ``reads(target.anchor)``, the channels that the log-score depends on.
 
         Args:
             target: the anchor and the class.
@@ -189,7 +189,7 @@ class Layout(ABC):
         """Return the log-score of a target from the channels that it depends on.
 
         Args:
-            vectors: for each of ``reads(target.anchor)``, (cells, channels): those of ``score_channels``.
+            vectors: for each of ``reads(target.anchor)``, (cells, channels), with the channels of ``score_channels``.
             target: the anchor and the class.
 
         Returns:
@@ -203,7 +203,7 @@ class Layout(ABC):
         """Return the log-score of one anchor and class.
 
         Args:
-            vectors: for each of ``reads(anchor)``, (cells, C of its map).
+            vectors: for each of ``reads(anchor)``, (cells, C) with all channels of the map.
             class_index: 0 to K - 1.
             anchor: the anchor.
 
@@ -219,7 +219,7 @@ class Layout(ABC):
         """Return all boxes and log-scores of a batch.
 
         Args:
-            maps: the network's output.
+            maps: the network's output, (N, C, h, w) each.
             image_size: height and width in pixels of the input.
         """
         boxes, scores = [], []

@@ -1,4 +1,4 @@
-"""Compiles the plain pass of a detector with the fastest backend whose outputs equal eager PyTorch's."""
+"""Compiles a detector's forward pass with the fastest backend whose outputs match eager PyTorch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.runtime.compile_cache import CompileCache
 from pipeline.errors import BackendError
 
 TOLERANCE: Final = 1e-3
-"""Largest difference of an output from eager float32, as a fraction of the output's largest value."""
+"""Maximum difference of an output from eager float32, as a fraction of the output's largest value."""
 _ROUNDS: Final = 5
 
 Compiled = Callable[[Tensor], Sequence[Tensor]]
@@ -25,14 +25,14 @@ def compile_plain_pass(module: nn.Module, example: Tensor, backend: str, cache: 
     """Return the compiled module; it accepts any number of images.
 
     Args:
-        module: images (N, 3, H, W) float32 to a tuple of maps.
+        module: computes a tuple of maps from images (N, 3, H, W) float32.
         example: one image.
-        backend: ``auto`` = the fastest on this machine, or a name.
+        backend: a backend's name, or ``auto`` for the fastest on this machine.
         cache: cache of compiled results.
 
     Raises:
         ConfigError: the backend is unknown.
-        BackendError: it is not available here, or its outputs differ from eager PyTorch's.
+        BackendError: the backend is not available here, or its outputs differ from eager PyTorch's.
     """
     names = AUTOMATIC["cpu"] if check_backend(backend) == "auto" else (backend,)
     images = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)) * 255.0
@@ -60,7 +60,7 @@ def _compiled(module: nn.Module, example: Tensor, name: str, cache: CompileCache
 
 
 def _image_by_image(compiled: Callable[[Tensor], Any], images: Tensor) -> tuple[Tensor, ...]:
-    """Run a module that is compiled for one image."""
+    """Run a batch image by image in a module that is compiled for one image."""
     if len(images) == 1:
         return tuple(compiled(images))
     # A backend may return its own buffers, which the next call overwrites.
@@ -79,7 +79,7 @@ def _verify(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> N
 
 
 def _seconds(compiled: Compiled, images: Tensor) -> float:
-    """Return the time of one image: the minimum of some runs, which other load affects least."""
+    """Return the seconds per image: the minimum of some runs, which other load affects least."""
     seconds = []
     with torch.inference_mode():
         for _ in range(_ROUNDS):

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 Mode = Literal["keep", "drop"]
-"""``keep``: the region's features are kept, all others are zero. ``drop``: the region's features are zero."""
+"""``keep``: all features outside the region are set to zero. ``drop``: the region's features are set to zero."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -32,11 +32,11 @@ class Regions:
 
     def __post_init__(self) -> None:
         if self.cell_px < 1:
-            raise ConfigError(f"cell_px {self.cell_px}: a region has at least one pixel; use 8, 16, 32 or 64")
+            raise ConfigError(f"cell_px {self.cell_px}: must be at least 1; use 8, 16, 32 or 64")
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of regions; the last ones may extend beyond the input."""
+        """Numbers of rows and columns of regions; the last row and column may extend beyond the input."""
         height, width = self.image_size
         return -(-height // self.cell_px), -(-width // self.cell_px)
 
@@ -56,7 +56,7 @@ class Regions:
         return min(start, size), min(stop, size)
 
     def mask(self, stride: int, size: tuple[int, int]) -> Tensor:
-        """Return which feature cells belong to which regions: (regions, h, w) bool."""
+        """Return a mask (regions, h, w) bool: True where a feature cell belongs to a region."""
         rows, columns = (
             torch.stack([_marked(self.span(i, stride, cells), cells) for i in range(count)])
             for count, cells in zip(self.grid, size, strict=True)
@@ -66,7 +66,7 @@ class Regions:
 
 
 def grid_stride(image_size: tuple[int, int], grid: tuple[int, int]) -> int | None:
-    """Return the pixels per cell of a map, the smallest power of two that fits; None if none does.
+    """Return the pixels per cell of a map: the smallest power of two that fits; None if none fits.
 
     Args:
         image_size: height and width in pixels of the input.

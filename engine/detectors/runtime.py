@@ -1,7 +1,7 @@
-"""Runs a detector for one input size: the plain pass, its boxes, and the heat of chosen boxes.
+"""Runs a detector for one input size: detects boxes, and computes heat maps of selected boxes.
 
-A ``BoxEngine`` hides how many stages the detector has. The plain pass of a one-stage detector also returns the features
-at its cuts, so that a map costs only what the masks change.
+``BoxEngine`` is the common interface for one-stage and two-stage detectors. The plain forward pass of a one-stage
+detector also returns the features at its cuts, so a heat map only computes what the masks change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.errors import ConfigError, LayerError
 log = logging.getLogger(__name__)
 
 CutKind = Literal["complete", "level"]
-"""``complete``: all maps through which the image reaches the box; ``level``: the box's own pyramid level alone."""
+"""``complete``: maps that every path from the image to the box passes; ``level``: only the box's pyramid level."""
 CUT_KINDS: tuple[CutKind, ...] = get_args(CutKind)
 
 CompilePlain = Callable[[nn.Module, Tensor], Callable[[Tensor], Any]]
@@ -44,18 +44,18 @@ class ImageBoxes:
 
     detections: Detections
     source: Any
-    """For the engine that made it."""
+    """Data of the engine that created the object."""
 
 
 class BoxEngine(ABC):
-    """Finds and explains the boxes of images of one size."""
+    """Detects and explains boxes in images of one size."""
 
     image_size: tuple[int, int]
     """Height and width of the input in pixels."""
     cut: str
     """The masked features, as text."""
     plan: str
-    """The way in which maps are computed, as text."""
+    """How maps are computed, as text."""
 
     @abstractmethod
     def run(self, images: Tensor) -> list[ImageBoxes]:
@@ -66,7 +66,7 @@ class BoxEngine(ABC):
         """Return the pyramid level of a box, on which the cost of its map depends."""
 
     def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:  # noqa: ARG002 - not every engine needs it
-        """Compute maps once, because the first ones are slow; return the time of a map in seconds, by level."""
+        """Compute each map once, because first maps are slow; return the seconds per map, by level."""
         return {}
 
     @abstractmethod
@@ -96,16 +96,16 @@ class _Features:
     """The result of the plain pass for one image of a batch."""
 
     features: dict[str, Tensor]
-    """At the nodes that the plans read, (1, C, h, w)."""
+    """Features (1, C, h, w) at the nodes that the plans read, by node name."""
     candidates: Candidates
     log_scores: Tensor
-    """(A, K) of this image."""
+    """Log-scores (A, K) of this image."""
     image: Tensor
-    """(1, 3, H, W): features of levels that are prepared later are computed from it."""
+    """(1, 3, H, W), from which features for levels that are prepared later are computed."""
 
 
 class OneStageEngine(BoxEngine):
-    """A one-stage detector with proven splits and a plan for each level."""
+    """A one-stage detector with a verified split and a plan for each level."""
 
     def __init__(
         self,
@@ -116,22 +116,23 @@ class OneStageEngine(BoxEngine):
         compile_plain: CompilePlain | None = None,
         prepare: bool = True,
     ) -> None:
-        """Find the cuts, prove the splits, compile the plain pass, and choose the plans.
+        """Find the cuts, verify the splits, compile the forward pass, and choose the plans.
 
-        A level whose tail has no cones (group norms, attention) is explained at its own level, because the definition
-        at the complete cut takes minutes; without cones there too, or at a named cut, by the definition. A warning
-        says so.
+        If the tail of a level cannot be computed from cones (group norms, attention), the cut of its own level is used,
+        because the dense computation at the complete cut takes minutes. If that has no cones either, or the cut is
+        named, the dense computation is used. A warning is logged.
 
         Args:
             detector: the detector.
             image_size: height and width of the input in pixels.
-            cut: which features are masked: a kind, or names of maps that are proven to be a complete cut.
-            compile_plain: compiles the plain pass; None = eager.
-            prepare: prepare all levels now; False = each level when it is first explained, for a single question.
+            cut: which features are masked: a kind of cut, or the names of maps, which are verified to be a complete
+              cut.
+            compile_plain: compiles the plain pass; None: eager PyTorch.
+            prepare: True: prepare all levels now; False: prepare each level when it is first explained.
 
         Raises:
             ConfigError: the detector does not accept this size.
-            LayerError: there is no such cut.
+            LayerError: no such cut exists.
             EngineError: a split differs from the network.
         """
         if not isinstance(cut, str):
@@ -149,7 +150,7 @@ class OneStageEngine(BoxEngine):
         self._plain = compile_plain(plain, torch.zeros(1, 3, *image_size)) if compile_plain else plain
 
     def _prepared(self, number: int) -> _Level:
-        """Return the split and the plan of one level, built when it is first needed."""
+        """Return the split and the plan of one level; they are created at the first call."""
         if number not in self._levels:
             self._levels[number] = self._explained_level(number)
         return self._levels[number]
@@ -165,7 +166,7 @@ class OneStageEngine(BoxEngine):
                 return _Level(split, ConePlan(split, features), kind, "cones")
             except LayerError as reason:
                 instead = "by the definition, slowly" if kind == kinds[-1] else "at its own level"
-                log.warning("%s, level %d: maps are made %s: %s", detector.name, number, instead, reason)
+                log.warning("%s, level %d: maps are computed %s: %s", detector.name, number, instead, reason)
         return _Level(split, _DensePlan(split), kinds[-1], "dense")
 
     def run(self, images: Tensor) -> list[ImageBoxes]:
@@ -184,7 +185,7 @@ class OneStageEngine(BoxEngine):
         return found
 
     def has_cones(self, level: int) -> bool:
-        """Return whether maps of a level cost only what a mask changes, not one run of the tail per region."""
+        """Return whether maps of a level are computed from cones instead of one run of the tail per region."""
         return isinstance(self._prepared(level).plan, ConePlan)
 
     def target(self, boxes: ImageBoxes, index: int) -> Target:
@@ -202,13 +203,13 @@ class OneStageEngine(BoxEngine):
         return self.heat_of_targets(boxes, [self.target(boxes, index) for index in indices], cell_px, mode)
 
     def warm_up(self, cell_px: int, mode: Mode) -> dict[int, float]:
-        """Build the tables of all anchors; return the time of the second map of each level's middle anchor."""
+        """Build the tables of all anchors; return the seconds of a map, by level."""
         boxes = self.run(torch.zeros(1, 3, *self.image_size))[0]
         seconds = {}
         for level, (rows, columns) in enumerate(boxes.source.candidates.grids):
             plan = self._prepared(level).plan
             if not isinstance(plan, ConePlan):
-                continue  # the definition has nothing to prepare, and may take minutes
+                continue  # a dense plan has nothing to prepare, and may take minutes
             target = Target(Anchor(level, rows // 2, columns // 2), 0)
             plan.warm_up(self._layout.reads(target.anchor), cell_px)
             for _ in range(2):
@@ -218,7 +219,7 @@ class OneStageEngine(BoxEngine):
         return seconds
 
     def heat_of_targets(self, boxes: ImageBoxes, targets: Sequence[Target], cell_px: int, mode: Mode) -> list[BoxHeat]:
-        """Return the heat of any anchors and classes, for example of a missed object."""
+        """Return the heat of any anchors and classes, for example for a missed object."""
         source: _Features = boxes.source
         rows, columns = Regions(self.image_size, cell_px).grid
         rectangle = (0.0, 0.0, float(columns * cell_px), float(rows * cell_px))
@@ -241,7 +242,7 @@ class OneStageEngine(BoxEngine):
         return [found[number] for number in range(len(targets))]
 
     def _given(self, source: _Features, nodes: Sequence[str]) -> list[Tensor]:
-        """Return the features that a plan reads."""
+        """Return the features that a plan reads; compute them if the forward pass did not."""
         if any(node not in source.features for node in nodes):
             with torch.inference_mode():
                 _, found = with_features(self._network, nodes)(source.image)
@@ -256,7 +257,7 @@ class OneStageEngine(BoxEngine):
 
 
 class _DensePlan:
-    """Computes the method's definition: runs the whole tail for each region."""
+    """Computes maps by definition: runs the whole tail for each region."""
 
     def __init__(self, split: DetectorSplit) -> None:
         self._split = split
@@ -278,7 +279,7 @@ class _DensePlan:
 
 
 class _FlatOutputs(nn.Module):
-    """The plain pass with one flat tuple of outputs, as backends need it."""
+    """The forward pass with one flat tuple of outputs, as backends require."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -290,7 +291,7 @@ class _FlatOutputs(nn.Module):
 
 
 class TwoStageEngine(BoxEngine):
-    """A two-stage detector: a box is explained on the 7x7 features of its region."""
+    """A two-stage detector, which explains a box on the 7x7 features of its region."""
 
     def __init__(self, detector: RegionDetector, image_size: tuple[int, int]) -> None:
         """Store the detector, which runs eager."""
@@ -305,7 +306,7 @@ class TwoStageEngine(BoxEngine):
         return 0
 
     def heat(self, boxes: ImageBoxes, indices: Sequence[int], cell_px: int, mode: Mode) -> list[BoxHeat]:  # noqa: ARG002
-        """Return the heat of some boxes on the grid of their regions; ``cell_px`` does not matter."""
+        """Return the heat of some boxes on the grid of their regions; ``cell_px`` is ignored."""
         proposals: Proposals = boxes.source
         detections = boxes.detections
         numbers = [int(detections.anchors[index]) for index in indices]
@@ -320,7 +321,7 @@ class TwoStageEngine(BoxEngine):
 
 
 def cut_choice(words: Sequence[str]) -> CutKind | tuple[str, ...]:
-    """Return the cut of an option: a kind that stands alone, or the names of maps."""
+    """Return the cut for the words of an option: a single kind of cut, or names of maps."""
     kind = next((kind for kind in CUT_KINDS if [*words] == [kind]), None)
     return kind or tuple(words)
 
@@ -335,7 +336,7 @@ def build_engine(
     """Return the engine of a detector; arguments and errors are those of ``OneStageEngine``.
 
     Raises:
-        ConfigError: a two-stage detector is to be explained at another cut.
+        ConfigError: ``cut`` is set for a two-stage detector.
     """
     size = image_size or detector.input.size
     if isinstance(detector, Detector):

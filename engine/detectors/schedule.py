@@ -1,9 +1,9 @@
 """Chooses which boxes of a frame get a new heat map within the time budget.
 
-Each frame of a camera earns time in proportion to the time of its plain pass; each map spends time. So no camera takes
-time from another one, and explained frames cost at most 1 + fraction times the plain ones on average. Boxes are taken
-in turns from two queues: boxes whose object has no map of its present state (the highest score first), and all others
-(the oldest map first), so that new boxes come soon and no box waits for ever. Pure.
+Each frame of a camera adds time to the camera's budget, in proportion to the time of its forward pass; each map takes
+time from it. So cameras do not affect each other, and on average an explained frame takes at most 1 + fraction times as
+long as a plain one. Boxes are chosen alternately from two queues: boxes whose object has no map of its present state
+(highest score first), and all others (oldest map first). So new boxes are explained soon, and every box at some time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final
 from pipeline.frames import Box
 
 CHANGED_IOU: Final = 0.5
-"""Below this IoU of a box with the box that its track's map was made for, the object has changed."""
+"""If the IoU of a box and the box of its track's last map is below this, the object has changed."""
 SAVED_FRAMES: Final = 2.0
-"""Maximum of saved time, as a multiple of what a frame earns or of the cost of a map: no burst follows a pause."""
+"""Maximum of saved time, in multiples of a frame's earned time or a map's cost; prevents a burst after a pause."""
 MIN_ANSWER_FRACTION: Final = 0.25
-"""Fraction of the time of the plain pass that answers to viewers may take, however small that for maps is."""
+"""Minimum time for answers to viewers, as a fraction of the time of forward passes."""
 COST_WEIGHT: Final = 0.2
 """Weight of the newest measurement in the expected cost of a map."""
 
@@ -30,7 +30,7 @@ class MapState:
     """The last map of a track."""
 
     box: Box
-    """The box that it was made for, in frame pixels."""
+    """The explained box, in frame pixels."""
     class_index: int
     made_at: float
     """In seconds, on the stream's clock."""
@@ -46,7 +46,7 @@ class MapRequest:
     level: int
     """Pyramid level, on which the cost of a map depends."""
     last: MapState | None
-    """The last map of its track; None without one."""
+    """The last map of the box's track; None if there is none."""
 
     @property
     def is_new(self) -> bool:
@@ -57,41 +57,41 @@ class MapRequest:
 
 @dataclass(slots=True)
 class _Account:
-    """Saved time of one camera."""
+    """The time budget of one camera."""
 
     saved_seconds: float = 0.0
     earned_seconds: float = 0.0
-    """Time that the last frame earned."""
+    """Time that the last frame added."""
 
 
 @dataclass(slots=True)
 class MapScheduler:
-    """Shares the time for maps among the boxes of all cameras. Used by one thread."""
+    """Distributes the time for maps among the boxes of all cameras. Used by one thread."""
 
     fraction: float | None = 1.0
-    """Time for maps as a fraction of the time of the plain pass; None = no limit."""
+    """Time for maps as a fraction of the time of the plain pass; None: no limit."""
     max_boxes: int | None = None
-    """Maximum number of maps per frame; None = no limit."""
+    """Maximum number of maps per frame; None: no limit."""
     plain_seconds: float = 0.0
-    """Time of all plain passes so far."""
+    """Total time of plain forward passes, in seconds."""
     map_seconds: float = 0.0
-    """Time of all maps so far."""
+    """Total time of maps, in seconds."""
     _answer_debt_seconds: float = 0.0
-    """Time of answers that frames have not earned yet."""
+    """Time of answers that exceeds the budget, in seconds."""
     _costs: dict[int, float] = field(default_factory=dict)
     """Expected seconds of a map, by level."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
 
     def expect(self, level: int, seconds: float) -> None:
-        """Set the expected time of a map, from a measurement before the run."""
+        """Set the expected seconds of a map, as measured before the run."""
         self._costs[level] = seconds
 
     def forget_camera(self, camera: str) -> None:
-        """Release the account of a camera that left the run."""
+        """Delete the time budget of a camera that was removed."""
         self._accounts.pop(camera, None)
 
     def record_plain(self, camera: str, seconds: float) -> None:
-        """Add the time that the plain pass of a camera's frame has taken."""
+        """Record the time of the forward pass of a camera's frame."""
         self.plain_seconds += seconds
         account = self._accounts.setdefault(camera, _Account())
         account.earned_seconds = (self.fraction or 0.0) * seconds
@@ -101,12 +101,12 @@ class MapScheduler:
         account.saved_seconds = min(account.saved_seconds + account.earned_seconds, most)
 
     def record_maps(self, camera: str, levels: Sequence[int], seconds: float) -> None:
-        """Add the time that the maps of a camera's frame have taken.
+        """Record the time of the maps of a camera's frame.
 
         Args:
             camera: the camera's name.
             levels: pyramid level of each explained box.
-            seconds: time of all of them together, divided among them by their expected costs.
+            seconds: total time of these maps; it is divided among them by their expected costs.
         """
         if not levels:
             return
@@ -120,17 +120,17 @@ class MapScheduler:
 
     @property
     def may_answer(self) -> bool:
-        """True if the frames have earned the time of all answers so far."""
+        """True if the time of all answers is within the budget."""
         return self._answer_debt_seconds == 0.0
 
     def record_answer(self, camera: str, seconds: float) -> None:
-        """Add time that was spent on the answer to a viewer's question; the camera's other maps wait for it."""
+        """Record the time of an answer to a viewer; it is taken from the camera's budget for maps."""
         self.map_seconds += seconds
         self._accounts.setdefault(camera, _Account()).saved_seconds -= seconds
         self._answer_debt_seconds += seconds
 
     def choose(self, camera: str, requests: Sequence[MapRequest]) -> list[int]:
-        """Return the indices of the boxes that get a map in this frame, at most ``max_boxes``.
+        """Return the indices of the boxes that get a new map in this frame, at most ``max_boxes``.
 
         Args:
             camera: the camera's name.
@@ -143,7 +143,7 @@ class MapScheduler:
                 break
             cost = self._costs.get(requests[index].level, 0.0)
             if cost > saved:
-                break  # wait: a cheaper box behind this one would postpone it for ever
+                break  # wait for this box, which cheaper boxes after it could otherwise postpone for ever
             chosen.append(index)
             saved -= cost
         return chosen

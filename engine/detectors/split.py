@@ -1,7 +1,7 @@
-"""A detector split at a cut: head (images to features), tail (features to raw maps).
+"""Splits a detector at a cut into head (images to features) and tail (features to raw maps).
 
-A split is proven when it is built: head and tail together equal the network, and with all features of the cut masked
-the maps no longer depend on the image.
+A split is verified when it is built: head and tail together must equal the network, and with all features of the cut
+masked the maps must not depend on the image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CELL_PX: Final = 32
 """Default side of a region in pixels, unless all maps of the cut are coarser."""
 
 TOLERANCE: Final = 1e-4
-"""Largest difference between ``tail(*head(x))`` and the network, as a fraction of the largest output."""
+"""Maximum difference between ``tail(*head(x))`` and the network, as a fraction of the largest output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Cut:
     strides: tuple[int, ...]
     """Pixels of the input per cell, one for each node: powers of two."""
     kind: str = "complete"
-    """``complete`` = found in the graph; ``own level`` = the input of the level's head (the fast cut); ``named``."""
+    """``complete``: found in the graph; ``own level``: the head's input (the fast cut); ``named``: set by names."""
 
     @property
     def cell_px(self) -> int:
@@ -45,14 +45,14 @@ class DetectorSplit:
     """A detector in two parts: ``tail(*head(images))`` equals the network's maps ``maps``."""
 
     head: fx.GraphModule
-    """Images (N, 3, H, W) to the tuple of features (N, C, h, w) at ``cut.nodes``."""
+    """Computes the tuple of features (N, C, h, w) at ``cut.nodes`` from images (N, 3, H, W)."""
     tail: fx.GraphModule
-    """The features, as positional arguments, to the tuple of raw maps listed in ``maps``."""
+    """Computes the raw maps listed in ``maps`` from the features, its positional arguments."""
     cut: Cut
     maps: tuple[int, ...]
     """For each output of the tail, its index in the network's output (``Read.map``)."""
     image_size: tuple[int, int]
-    """Height and width in pixels for which the split is proven; shapes in the graphs are for this size."""
+    """Height and width in pixels for which the graphs were built and verified."""
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features of a batch at the cut."""
@@ -61,7 +61,7 @@ class DetectorSplit:
 
 
 def build_split(network: Network, cut: Cut, maps: Sequence[int]) -> DetectorSplit:
-    """Split a detector at a complete cut, and prove it.
+    """Split a detector at a complete cut, and verify the split.
 
     Args:
         network: the detector for one image size.
@@ -82,10 +82,10 @@ def build_split(network: Network, cut: Cut, maps: Sequence[int]) -> DetectorSpli
 
 
 def prove_complete(network: Network, cut: Cut, maps: Sequence[int]) -> None:
-    """Compute two images with all features of the cut masked, and compare the maps.
+    """Verify that with all features of the cut masked, two images produce equal maps.
 
     Raises:
-        LayerError: a map still depends on the image; the message has the difference and a node on the path around.
+        LayerError: a map still depends on the image; the message names a node that bypasses the cut.
     """
     masked = _masked(network, cut, maps)
     with torch.inference_mode():
@@ -96,7 +96,7 @@ def prove_complete(network: Network, cut: Cut, maps: Sequence[int]) -> None:
             raise LayerError(
                 f"cut {', '.join(cut.nodes)} is not complete: with all of its features masked, the map "
                 f"{network.outputs[index].name} still changes by {difference:.2g} with the image, through "
-                f"{_around(network, cut, index)}; use the default complete cut, or name that node too"
+                f"{_around(network, cut, index)}; use the default complete cut, or add this node to the cut"
             )
 
 
@@ -105,7 +105,7 @@ def _probe(network: Network, seed: int) -> Tensor:
 
 
 def _masked(network: Network, cut: Cut, maps: Sequence[int]) -> fx.GraphModule:
-    """Return the network with zeros for the features of the cut."""
+    """Return the network with the features of the cut set to zero."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in network.module.graph.nodes:
@@ -122,7 +122,7 @@ def _masked(network: Network, cut: Cut, maps: Sequence[int]) -> fx.GraphModule:
 
 
 def _around(network: Network, cut: Cut, index: int) -> str:
-    """Return the name of the last map that affects a raw map and does not depend on the cut."""
+    """Return the name of the last map that bypasses the cut on the way to a raw map."""
     stops = {network.nodes[name] for name in cut.nodes}
     needed = ancestors([network.outputs[index]], stops)
     masked, last = set(stops), network.image
@@ -170,7 +170,7 @@ def _prove_equal(network: Network, split: DetectorSplit) -> None:
 
 
 def with_features(network: Network, nodes: Sequence[str]) -> fx.GraphModule:
-    """Return the plain pass that also returns some nodes' maps: images to (all maps, features)."""
+    """Return a graph from images to (all raw maps, features at ``nodes``)."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in network.module.graph.nodes:

@@ -1,4 +1,4 @@
-"""torchvision's networks as detectors of one or two stages."""
+"""Builds one-stage and two-stage detectors from torchvision's networks."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ RANDOM: Final = "random"
 TORCHVISION_NAMES: Final = (*TORCHVISION_DETECTORS, *TWO_STAGE)
 """torchvision's detectors by name."""
 COCO_COLUMNS: Final = 91
-"""Columns of torchvision's detectors by default: COCO's ids and the background."""
+"""Default number of classes of torchvision's detectors: COCO's ids and the background."""
 
 Network = TypeVar("Network")
 
 
 def has_background(name: str) -> bool:
-    """Return whether the class layers of a network of torchvision have a column for the background, the first."""
+    """Return whether the first class of a torchvision network is the background."""
     return name in TWO_STAGE or TORCHVISION_DETECTORS[name].maps is SsdMaps
 
 
 def is_fixed_size(name: str) -> bool:
-    """Return whether a network accepts its own input size only."""
+    """Return whether a network accepts only its own input size."""
     return name in TORCHVISION_DETECTORS and TORCHVISION_DETECTORS[name].fixed_size
 
 
 def coco_columns() -> tuple[str, ...]:
-    """Return the names of COCO's ids from 0, the background, as torchvision's detectors number them."""
+    """Return the class names of torchvision's detectors: COCO's ids, with 0 for the background."""
     from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
     return tuple(RetinaNet_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
@@ -49,8 +49,8 @@ def build_network(name: str, columns: int) -> Any:  # noqa: ANN401 - torchvision
     """Return an untrained network.
 
     Args:
-        name: of ``TORCHVISION_NAMES``.
-        columns: number of classes, with the background if the network has a column for it.
+        name: a name in ``TORCHVISION_NAMES``.
+        columns: number of classes, including the background if the network has a class for it.
     """
     import torchvision
 
@@ -58,11 +58,12 @@ def build_network(name: str, columns: int) -> Any:  # noqa: ANN401 - torchvision
 
 
 def load_network(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401 - torchvision has no types
-    """Return a network with its weights, in inference mode.
+    """Load a network with its weights, in inference mode.
 
     Args:
-        name: of ``TORCHVISION_NAMES``.
-        weights: a state dict file of any number of classes; ``random``; None = torchvision's own, which are downloaded.
+        name: a name in ``TORCHVISION_NAMES``.
+        weights: a state dict file of any number of classes; ``random``; None: torchvision's pretrained weights, which
+          are downloaded.
 
     Raises:
         ModelError: the weights do not fit, or cannot be downloaded.
@@ -84,7 +85,7 @@ def load_network(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401 
 
 
 def download_state(name: str) -> dict[str, Tensor]:
-    """Return torchvision's own weights of a detector by name, for COCO's classes.
+    """Download torchvision's pretrained weights of a detector, for COCO's classes.
 
     Raises:
         ModelError: they cannot be downloaded.
@@ -106,12 +107,12 @@ def _downloaded(name: str, url: str, download: Callable[[], Network]) -> Network
     except (URLError, OSError, RuntimeError) as reason:
         raise ModelError(
             f"detector {name!r}: its pretrained weights cannot be downloaded ({reason}); download {url} on "
-            "another computer and give the file as its weights"
+            "another computer and use the file as its weights"
         ) from reason
 
 
 def seeded(build: Callable[[], Network]) -> Network:
-    """Return what a function builds with torch's seed 0."""
+    """Call ``build`` with torch's random seed 0, and return its result."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build()
@@ -129,7 +130,7 @@ def class_count(name: str, net: Any) -> int:  # noqa: ANN401 - torchvision has n
 
 
 def input_format(name: str, net: Any) -> InputFormat:  # noqa: ANN401 - torchvision has no types
-    """Return the input that a network of torchvision is trained with."""
+    """Return the input format with which a torchvision network is trained."""
     mean, std = (tuple(255.0 * v for v in values) for values in (net.transform.image_mean, net.transform.image_std))
     # torchvision pads normalised images with zeros, which is the mean color.
     if name in TWO_STAGE:
@@ -141,14 +142,14 @@ def input_format(name: str, net: Any) -> InputFormat:  # noqa: ANN401 - torchvis
 def as_detector(
     name: str, network: str, net: Any, labels: tuple[str, ...], input_format: InputFormat  # noqa: ANN401
 ) -> Detector | RegionDetector:  # fmt: skip
-    """Return a network of torchvision as a detector, which shares its weights.
+    """Wrap a torchvision network as a detector; the weights are shared.
 
     Args:
-        name: of the detector.
-        network: of ``TORCHVISION_NAMES``.
+        name: name of the detector.
+        network: the network's name in ``TORCHVISION_NAMES``.
         net: the network, which is set to inference mode.
         labels: one name per class, without the background.
-        input_format: its input.
+        input_format: the network's input format.
     """
     net.eval()
     if network in TWO_STAGE:

@@ -1,9 +1,9 @@
 """Two-stage detectors: each box is explained on the 7x7 features of its region.
 
-The explained scalar is the softmax score of a region for a class; the network after the region features is a classifier
-of these features, so the plans of ``engine.methods`` compute its map exactly. Such a map sees the inside of the region
-only: what the backbone gathered from elsewhere is already in the region's features, and the choice of the region by the
-first stage is not explained.
+The explained scalar is the softmax score of a region for a class. The network after the region features is a classifier
+of these features, so the plans of ``engine.methods`` compute its map exactly. The map only shows the inside of the
+region: information that the backbone collected from elsewhere is already in the region's features, and the first
+stage's choice of the region is not explained.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from engine.methods.recipro import plan_for
 from engine.split.network import SplitModel
 
 GRID: Final = (7, 7)
-"""Rows and columns of a region's features."""
+"""Numbers of rows and columns of a region's features."""
 
 
 class RegionClassifier(nn.Module):
-    """The second stage without its boxes: region features (P, C, 7, 7) to class logits (P, K + 1)."""
+    """The second stage without box regression: features (P, C, 7, 7) to class logits (P, K + 1)."""
 
     def __init__(self, box_head: nn.Module, score: nn.Module) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class RegionClassifier(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """The regions of one image, and what the second stage returns for them."""
+    """The regions of one image, and the outputs of the second stage for them."""
 
     rectangles: Tensor
     """(P, 4) float32: the regions, in pixels of the network's input. Their features are a 7x7 grid over them."""
@@ -66,9 +66,9 @@ class RegionDetector:
     """One name per class, without the background."""
     input: InputFormat
     score: float = 0.3
-    """Lowest score of a detection, 0 to 1."""
+    """Minimum score of a detection, 0 to 1."""
     iou: float = 0.5
-    """Boxes of one class that overlap more than this are the same object."""
+    """Boxes of one class with a higher IoU count as the same object."""
     split: SplitModel = field(init=False)
     """The second stage as a classifier of region features; ``head`` returns its input."""
 
@@ -102,7 +102,7 @@ class RegionDetector:
             return [Proposals(p, f, b[:, 1:], s[:, 1:]) for p, f, b, s in parts]
 
     def select(self, proposals: Proposals, limit: int = MAX_BOXES) -> Detections:
-        """Return the boxes of one image; ``Detections.anchors`` are numbers of regions."""
+        """Return the boxes of one image; ``Detections.anchors`` contains region numbers."""
         scores = proposals.log_scores.exp()
         rows, classes = torch.nonzero(scores > self.score, as_tuple=True)
         boxes, found = proposals.boxes[rows, classes], scores[rows, classes]
@@ -117,8 +117,8 @@ class RegionDetector:
         Args:
             proposals: the regions of one image.
             numbers: the regions to explain.
-            classes: the class of each.
-            mode: ``keep`` = the log-score with one cell only; ``drop`` = the score less the score without the cell.
+            classes: the class of each region.
+            mode: ``keep``: the log-score with one cell only; ``drop``: the score minus the score without the cell.
 
         Raises:
             ConfigError: the mode is unknown.
@@ -142,7 +142,7 @@ class RegionDetector:
 
 
 def _without_each_cell(tail: nn.Module, features: Tensor) -> Tensor:
-    """Return the logits with each cell masked: (P, 49, K + 1)."""
+    """Return the logits with each cell masked in turn: (P, 49, K + 1)."""
     cells = GRID[0] * GRID[1]
     mask = 1 - torch.eye(cells, dtype=features.dtype, device=features.device).view(cells, 1, *GRID)
     return torch.stack([tail(feature * mask) for feature in features])

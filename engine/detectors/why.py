@@ -1,7 +1,7 @@
 """Answers why a detector sees an object at a place, or why it does not.
 
-The anchor with the highest product of score and overlap with the given box is explained as a found box is: by the score
-with one region of the input only (``keep``), and by what the score loses or gains without one region (``drop``).
+The anchor with the highest product of score and IoU with the place is explained like the anchor of a detected box: by
+the score with only one region of the input (``keep``), and by the change of the score without one region (``drop``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.input_area import InputArea, input_box
 from pipeline.queries import Influence, MapMode, PlaceAnswer
 
 MAX_INFLUENCES: Final = 3
-"""Largest number of regions that an answer names in each direction."""
+"""Maximum number of regions that an answer lists for each sign."""
 MIN_INFLUENCE: Final = 0.1
-"""Smallest effect of a named region, as a fraction of the strongest one."""
+"""Minimum effect of a listed region, as a fraction of the strongest effect."""
 MIN_CHANGE: Final = 0.03
-"""Smallest effect of a named region, as a fraction of the score."""
+"""Minimum effect of a listed region, as a fraction of the score."""
 SAME_BOX_IOU: Final = 0.99
-"""A place that overlaps a detection of its class by this IoU or more is this detection."""
+"""A place counts as a detection of its class if their IoU is at least this."""
 _BOTH: Final[tuple[MapMode, ...]] = ("keep", "drop")
 
 Steps = Generator[None, None, PlaceAnswer]
@@ -43,7 +43,7 @@ def class_number(labels: tuple[str, ...], name: str) -> int:
     """Return the index of a class.
 
     Raises:
-        ConfigError: there is no class of this name.
+        ConfigError: there is no class with this name.
     """
     if name not in labels:
         raise ConfigError(f"class {name!r}: {unknown_name_message('class', name, labels)}")
@@ -67,10 +67,10 @@ def explain_place(
         image: uint8 RGB, (height, width, 3).
         box: the place in pixels of the image.
         label: the class.
-        cut: which features are masked: a kind, or the names of a complete cut.
-        cell_px: side of a region in pixels of the network's input; None = the stride of the anchor's level, at least
-            16: finer regions take seconds.
-        area: the part of the image that the detector gets; None = all.
+        cut: which features are masked: a kind of cut, or the names of a complete cut.
+        cell_px: side of a region in pixels of the network's input; None: the stride of the anchor's level, at least 16,
+          because finer regions take seconds.
+        area: the part of the image that the detector processes; None: the whole image.
 
     Returns:
         The answer, with maps of ``keep`` and ``drop``.
@@ -80,7 +80,9 @@ def explain_place(
             stages.
     """
     if isinstance(detector, RegionDetector):
-        raise ConfigError(f"{detector.name}: its first stage chooses regions, so a missed place has none; use YOLOX")
+        raise ConfigError(
+            f"{detector.name}: a two-stage detector cannot explain a missed place, which has no region; use YOLOX"
+        )
     frame = Frame(image, "image", 0, 0.0, area=area)
     check_place(detector.labels, frame, box, label)
     engine = OneStageEngine(detector, detector.input.size, cut=cut, prepare=False)
@@ -94,38 +96,38 @@ def explain_place(
 
 
 def check_place(labels: tuple[str, ...], frame: Frame, box: Box, label: str) -> None:
-    """Check a question before anything is computed.
+    """Check a question about a place before anything is computed.
 
     Raises:
-        ConfigError: the class is unknown, or the box is not a rectangle or lies outside what the detector gets.
+        ConfigError: the class is unknown, or the box is empty or outside the detector's input area.
     """
     class_number(labels, label)
     if not (all(map(math.isfinite, box)) and box.width > 0.0 and box.height > 0.0):
-        raise ConfigError(f"box {_text(box)}: has no area; give a width and a height above 0")
+        raise ConfigError(f"box {_text(box)}: has no area; width and height must be above 0")
     part = input_box(frame)
     if box.left >= part.right or box.top >= part.bottom or box.right <= part.left or box.bottom <= part.top:
         name = f"the image of {frame.width}x{frame.height} pixels"
         name = name if frame.area is None else f"the region of interest {_text(part)} in {name}"
-        raise ConfigError(f"box {_text(box)}: lies outside {name}; give a place inside")
+        raise ConfigError(f"box {_text(box)}: lies outside {name}; choose a place inside")
 
 
 @dataclass(frozen=True, eq=False)
 class PlaceExplainer:
-    """Explains places of images with the engine of a detector."""
+    """Explains places in images with the engine of a detector."""
 
     engine: BoxEngine
     detector: Detector | RegionDetector
-    """Its labels, thresholds and layout."""
+    """The detector, for its labels, thresholds and layout."""
     input: InputFormat
     cell_px: int | None = None
     """Side of a region in pixels of the network's input; None = the stride of the anchor's level, at least 16."""
     needs_cones: bool = False
-    """Refuses levels without cones, whose maps take seconds to minutes."""
+    """True: refuse levels without cones, whose maps take seconds to minutes."""
 
     def steps(self, frame: Frame, box: Box, label: str, modes: Sequence[MapMode] = _BOTH) -> Steps:
         """Explain a place step by step: the plain pass, then one map for each mode.
 
-        A box of the frame, as the engine gave it, is explained at its own anchor.
+        A place that is a detected box is explained at the box's own anchor.
 
         Raises:
             ConfigError: the class is unknown, the box lies outside the image or has no area, or the detector has two
@@ -155,14 +157,14 @@ class PlaceExplainer:
         )
 
     def _chosen(self, boxes: ImageBoxes, frame: Frame, box: Box, class_index: int) -> _Chosen:
-        """Return the detection that is the given box, else the best anchor at this place."""
+        """Return the detection that matches ``box``, else the best anchor at this place."""
         index, overlap = self._detection(boxes, frame, box, class_index)
         detections, engine, detector = boxes.detections, self.engine, self.detector
         if not isinstance(engine, OneStageEngine) or isinstance(detector, RegionDetector):
             if index is None:
                 raise ConfigError(
-                    f"{detector.name}: its first stage chooses regions, so a place without a box has none; ask about "
-                    "a box, or use a one-stage detector such as YOLOX"
+                    f"{detector.name}: a two-stage detector cannot explain a place without a box, which has no "
+                    "region; ask about a box, or use a one-stage detector such as YOLOX"
                 )
             found = Missed(int(detections.anchors[index]), float(detections.scores[index]), overlap)
             return _Chosen(found, box, 0, lambda mode: engine.heat(boxes, [index], self.cell_px or 32, mode)[0])
@@ -186,7 +188,7 @@ class PlaceExplainer:
     def _detection(
         self, boxes: ImageBoxes, frame: Frame, box: Box, class_index: int
     ) -> tuple[int | None, float]:  # fmt: skip
-        """Return the index of the detection that is the given box, and their overlap; None without one."""
+        """Return the index of the detection that matches ``box``, and their IoU; (None, 0.0) if none."""
         edges = self.input.place_frame(frame).to_image(boxes.detections.boxes)
         clipped = clip_boxes(edges, input_box(frame))
         classes = boxes.detections.classes.tolist()
@@ -198,11 +200,11 @@ class PlaceExplainer:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """The anchor whose map explains a missed object."""
+    """The anchor or detection whose map explains a place."""
 
     found: Missed
     edges: Box
-    """Its box in pixels of the image, not clipped."""
+    """The anchor's box in image pixels, not clipped."""
     stride: int
     heat: Callable[[MapMode], BoxHeat]
 
@@ -219,7 +221,7 @@ def _finding(heat: BoxHeat, edges: Box, label: str, class_index: int, region: Bo
 
 
 def _influences(drop: BoxHeat, region: Box, part: Box) -> list[tuple[float, Influence]]:
-    """Return the decrease of the score without each region that lies in ``part`` of the frame, with the region."""
+    """Return (score decrease, region) for each region inside ``part`` of the frame."""
     rows, columns = drop.values.shape
     found = []
     for number, change in enumerate(drop.values.flatten().tolist()):

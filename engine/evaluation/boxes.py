@@ -1,7 +1,6 @@
 """Parses YOLO text, COCO JSON and Pascal VOC XML into boxes in pixels.
 
-The caller reads the files. Boxes that are not finite, have a negative size or are farther out than ``MAX_PIXELS`` are
-refused.
+The caller reads the files. Boxes that are not finite, have a negative size or exceed ``MAX_PIXELS`` are refused.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from pipeline.errors import ConfigError
 from pipeline.frames import Box, GroundTruth
 
 MAX_PIXELS: Final = 1e6
-"""Maximal distance of a box corner from the image's origin, in pixels."""
+"""Maximum distance of a box corner from the image's origin, in pixels."""
 _FRACTIONS: Final = (-0.5, 1.5)
 """Allowed range of a YOLO box's edges, as fractions of the image: labels may lie slightly outside the image."""
 _ROUNDING: Final = 1.5
-"""Largest difference of a side that rounding explains, in pixels."""
+"""Maximum difference of a side that counts as rounding, in pixels."""
 
 Names = Mapping[int, str] | Sequence[str]
 """Box classes by their index."""
 
 
 def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tuple[GroundTruth, ...]:
-    """Read a YOLO label file: ``class x y width height`` in fractions, or ``class`` and the corners of a polygon.
+    """Parse a YOLO label file: lines ``class x y width height``, or ``class`` and polygon corners.
 
     Args:
-        text: the content of the file; empty = no object.
-        names: the box classes by index; a class without a name is called ``class 7``.
+        text: the content of the file; empty: no object.
+        names: the box classes by index; a class without a name is named by its number, such as ``class 7``.
         size: height and width of the image in pixels.
         where: the file, for messages.
 
     Raises:
-        ConfigError: a line has neither form.
+        ConfigError: a line has neither of these forms, or a box lies outside the image.
     """
     height, width = size
     truths = []
@@ -52,7 +51,7 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
         whole = math.isfinite(index) and 0 <= index < MAX_PIXELS and index == int(index)
         if not (len(fractions) == 4 or polygon) or not whole or not all(map(math.isfinite, fractions)):
             raise ConfigError(
-                f"{where}:{number}: {line[:60]!r} not a YOLO box; write: class x y width height, as "
+                f"{where}:{number}: {line[:60]!r} is not a YOLO box; write: class x y width height, as "
                 "fractions of the image"
             )
         if polygon:
@@ -76,10 +75,10 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
 
 
 def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
-    """Read a COCO instances file: the boxes by the image's ``file_name``, which may contain folders.
+    """Parse a COCO instances file to boxes by ``file_name``, which may contain folders.
 
     Raises:
-        ConfigError: it is not such a JSON file, or two images have the same name.
+        ConfigError: the text is not a COCO instances file, or two images have the same name.
     """
     try:
         coco: Mapping[str, Any] = json.loads(text)
@@ -93,7 +92,7 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
             truths[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         raise ConfigError(
-            f"{where}: not a COCO JSON with images, annotations and categories ({_why(reason)}); give a COCO "
+            f"{where}: is not a COCO JSON with images, annotations and categories ({_why(reason)}); use a COCO "
             "instances file"
         ) from None
     if twin is not None:
@@ -102,7 +101,7 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
 
 
 def coco_sizes(text: str) -> dict[str, tuple[int, int]]:
-    """Return the stated height and width of each image of a COCO file that ``coco_boxes`` reads, by its name."""
+    """Return the declared (height, width) of each image of a COCO file, by the image's name."""
     entries = json.loads(text)["images"]
     sizes = {str(one["file_name"]).replace("\\", "/"): (one.get("height"), one.get("width")) for one in entries}
     return {
@@ -115,11 +114,11 @@ def coco_sizes(text: str) -> dict[str, tuple[int, int]]:
 def at_size(
     truths: tuple[GroundTruth, ...], stated: tuple[int, int] | None, size: tuple[int, int], where: str
 ) -> tuple[GroundTruth, ...]:
-    """Return boxes in pixels of an image that may have been resized after it was annotated.
+    """Scale boxes to an image that may have been resized after its annotation.
 
     Args:
         truths: boxes in pixels of the annotated image.
-        stated: height and width that the annotation states; None: it states none.
+        stated: declared height and width in the annotation; None: not declared.
         size: height and width of the image.
         where: the file, for messages.
 
@@ -149,7 +148,7 @@ def at_size(
 
 
 def voc_boxes(text: str, where: str, size: tuple[int, int] | None = None) -> tuple[GroundTruth, ...]:
-    """Read a Pascal VOC annotation; its corners count from 1 and belong to the object.
+    """Parse a Pascal VOC annotation, whose corners count from 1 and belong to the object.
 
     Args:
         text: the content of the file.
@@ -157,7 +156,7 @@ def voc_boxes(text: str, where: str, size: tuple[int, int] | None = None) -> tup
         size: height and width of the image; see ``at_size``. None: boxes are in pixels of the annotated image.
 
     Raises:
-        ConfigError: it is not such an XML file, declares entities, or is of an image of another shape.
+        ConfigError: the text is no VOC annotation, declares entities, or belongs to an image of another aspect ratio.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError(f"{where}: has a document type declaration, which VOC annotations do not need; remove it")
@@ -171,13 +170,13 @@ def voc_boxes(text: str, where: str, size: tuple[int, int] | None = None) -> tup
             truths.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
     except (ET.ParseError, ValueError, RecursionError) as reason:
         raise ConfigError(
-            f"{where}: not a Pascal VOC XML with object/bndbox ({reason}); correct or remove the file"
+            f"{where}: is not a Pascal VOC XML with object/bndbox ({reason}); correct or remove the file"
         ) from None
     return tuple(truths) if size is None else at_size(tuple(truths), _voc_size(root), size, where)
 
 
 def _voc_size(root: ET.Element) -> tuple[int, int] | None:
-    """Return the stated height and width; None: there is none, such as the zeros that some tools write."""
+    """Return the declared height and width; None if missing or zero, as some tools write."""
     try:
         height, width = (int(float(root.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
     except (ValueError, OverflowError):
@@ -188,11 +187,11 @@ def _voc_size(root: ET.Element) -> tuple[int, int] | None:
 def boxes_of_class(
     truths: Sequence[GroundTruth], label: str, index: int, meaning: Mapping[str, Sequence[int]]
 ) -> tuple[Box, ...]:
-    """Return the boxes of the explained class: those of its name, or of a name mapped to it.
+    """Return the boxes of the explained class, or of a class that ``meaning`` maps to it.
 
     Args:
         truths: all boxes of the image.
-        label: the name of the explained class; compared without regard to case.
+        label: the name of the explained class; compared case-insensitively.
         index: the index of the explained class in the network's output.
         meaning: box class -> corresponding network classes.
     """
@@ -213,7 +212,7 @@ def _name(names: Names, index: int) -> str:
 
 
 def _why(reason: Exception) -> str:
-    """Return the reason why a JSON was refused, for a message."""
+    """Return why a JSON file was refused, for a message."""
     if isinstance(reason, RecursionError):
         return "nested too deep"
     if isinstance(reason, KeyError):
@@ -224,7 +223,7 @@ def _why(reason: Exception) -> str:
 
 
 def _checked(box: Box) -> Box:
-    """Return a box of an image. Raises ``ValueError`` for impossible corners."""
+    """Return ``box``; raises ``ValueError`` if its corners are implausible."""
     if not all(abs(side) <= MAX_PIXELS for side in box):  # also refuses NaN
         raise ValueError(
             f"a box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} exceeds {MAX_PIXELS:g} pixels"

@@ -1,4 +1,4 @@
-"""Evaluates the explanation of one image: faithfulness, localisation and sanity metrics.
+"""Evaluates explanations image by image: faithfulness, localisation and sanity metrics.
 
 The explained class is the image's top-1 class. This module reads no files.
 """
@@ -34,7 +34,7 @@ NO_POINTING_GAME: Mapping[str, Any] = {
 """Record entries of an image without annotations."""
 
 BLUR_CELLS, BLUR_SIGMA = 11, 5.0
-"""Kernel size and sigma of the Gaussian blur with which Insertion starts (RISE), in pixels of a 224-pixel image."""
+"""Kernel size and sigma of the Gaussian blur at the start of Insertion (RISE), in pixels of a 224-pixel image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ClassMapping:
     class_map: dict[str, list[int]]
     """Box class -> corresponding network classes, in addition to the class of the same name."""
     any_box: bool = False
-    """Count every box, regardless of its class."""
+    """True: count every box, regardless of its class."""
 
 
 class Evaluator:
@@ -68,7 +68,7 @@ class Evaluator:
             preprocessing: converts frames to the network's input.
             method: the evaluated explanation method.
             knowledge: maps box classes to network classes.
-            steps: number of equal parts in which Deletion and Insertion move the pixels; 0 = do not measure them.
+            steps: number of steps in which Deletion and Insertion change the pixels; 0: not measured.
         """
         self.split = split
         self._preprocessing = preprocessing
@@ -98,7 +98,7 @@ class Evaluator:
 
         Args:
             frame: the image.
-            truths: its boxes; None = not annotated.
+            truths: the annotated boxes; None: not annotated.
             mask: the object's pixels, used instead of boxes for any explained class; an empty mask is not evaluated.
         """
         with torch.inference_mode():
@@ -108,7 +108,7 @@ class Evaluator:
         """Return the similarity of two successive frames, and of their heat maps for one class.
 
         ``stability`` and ``picture_stability`` are Pearson correlations of the maps and of the grey frames, at the size
-        of the network's input. ``label_kept`` is true if ``target`` is the top-1 class of the following frame, too.
+        of the network's input. ``label_kept`` is True if ``target`` is also the top-1 class of the following frame.
         """
         with torch.inference_mode():
             images = [
@@ -160,7 +160,7 @@ class Evaluator:
         return record | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
 
     def _areas(self, image: Tensor, shown: npt.NDArray[np.float32], target: int) -> tuple[float, float]:
-        """Return Deletion (pixels become the mean colour) and Insertion (pixels replace a blurred image)."""
+        """Return the areas of Deletion (to the mean colour) and Insertion (from a blurred image)."""
         order = torch.from_numpy(metrics.hottest_first(shown))
         areas = []
         for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
@@ -179,7 +179,7 @@ class Evaluator:
         truths: Sequence[GroundTruth],
         target: int,
     ) -> dict[str, Any]:
-        """Return the pointing games on boxes; all None without a box of the explained class."""
+        """Return the pointing games on boxes; all None if no box has the explained class."""
         region = self._preprocessing.region(frame)
         boxes = [box for truth in truths for box in truth.boxes]
         if not self._classes.any_box:
@@ -226,12 +226,12 @@ class Evaluator:
 
 
 def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a map (h, w) resized to the network's input, bilinear between the centres of cells."""
+    """Upsample a map (h, w) to the network's input, bilinear between the centres of cells."""
     return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield an image (1, C, H, W) after each step; each step replaces more pixels by those of another image."""
+    """Yield images (1, C, H, W) in which ever more pixels of ``start`` are replaced by those of ``end``."""
     current = start.clone()
     yield current.clone()
     for part in parts:
@@ -240,13 +240,13 @@ def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> I
 
 
 def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
-    """Yield batches of limited size, to limit the memory."""
+    """Yield batches of at most ``count`` images, to limit memory."""
     while some := list(itertools.islice(images, count)):
         yield some
 
 
 def blurred(image: Tensor) -> Tensor:
-    """Return the images blurred as at the start of RISE's Insertion: Gaussian of 11 pixels, sigma 5, reflected."""
+    """Blur images as at the start of RISE's Insertion: Gaussian of 11 pixels, sigma 5, reflected."""
     away = torch.arange(BLUR_CELLS, dtype=image.dtype) - BLUR_CELLS // 2
     line = torch.exp(-(away**2) / (2 * BLUR_SIGMA**2))
     line = (line / line.sum()).expand(3, 1, 1, -1)
@@ -255,7 +255,7 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def fraction_of(hits: Iterable[bool]) -> float:
-    """Return the fraction of true values: the hit rate of a random cell."""
+    """Return the fraction of True values."""
     return float(np.mean(list(hits)))
 
 
@@ -281,7 +281,7 @@ def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] |
 
 
 def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the input pixels whose centre lies in a box; boxes are in frame pixels."""
+    """Return a mask of the input pixels whose centres lie in a box; boxes are in frame pixels."""
     rows, columns = size
     y = region.top + (np.arange(rows) + 0.5) * region.height / rows
     x = region.left + (np.arange(columns) + 0.5) * region.width / columns
@@ -294,7 +294,7 @@ def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDAr
 def shuffled(net: nn.Module, seed: int = 0) -> nn.Module:
     """Return a copy of the network with the values of each parameter shuffled.
 
-    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once. A shuffle keeps
+    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once. Shuffling keeps
     the scale of each layer, so that scores do not overflow. Running statistics of normalisation are not changed.
     """
     other = copy.deepcopy(net)

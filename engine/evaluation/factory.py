@@ -19,19 +19,19 @@ class EvaluationOptions:
     """Method and optional measurements of an evaluation."""
 
     method: str = "recipro-cam"
-    """The explanation method: a name of ``engine.methods.registry``."""
+    """The explanation method: a name in ``engine.methods.registry``."""
     steps: int = 28
-    """Steps of Deletion and Insertion; 0 = do not measure them."""
+    """Number of steps of Deletion and Insertion; 0: not measured."""
     randomize: bool = True
-    """Run the check with randomised weights."""
+    """True: run the check with randomised weights."""
     any_box: bool = False
-    """Count every box, regardless of its class."""
+    """True: count every box, regardless of its class."""
     class_map: Mapping[str, list[int]] = field(default_factory=dict)
     """Box class -> corresponding network classes."""
 
 
 def build_evaluator(network: LoadedModel, config: EngineConfig, options: EvaluationOptions) -> Evaluator:
-    """Split the network and build the evaluator: float32, eager, on the CPU.
+    """Split the network and build its evaluator: float32, eager PyTorch, on the CPU.
 
     Raises:
         ConfigError, EngineError: the method is unknown, or its package is missing.

@@ -1,7 +1,7 @@
 """Pointing games on segmentation masks, in frame pixels.
 
 A mask is a bool array (height, width) of the frame's size. Pixel (row, column) is the square from (column, row) to
-(column + 1, row + 1), as for boxes.
+(column + 1, row + 1), as in boxes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def distance_to(mask: Mask, peak: tuple[float, float]) -> float:
 
 
 def lies_within(mask: Mask, point: tuple[float, float], pixels: float) -> bool:
-    """Return whether a point (x, y) lies at most ``pixels`` from the mask; reads only its surroundings."""
+    """Return whether a point (x, y) is at most ``pixels`` from the mask; reads only nearby pixels."""
     x, y = point
     left, top = max(0, math.floor(x - pixels) - 1), max(0, math.floor(y - pixels) - 1)
     near = mask[top : max(0, math.ceil(y + pixels) + 1), left : max(0, math.ceil(x + pixels) + 1)]
@@ -41,7 +41,7 @@ def covered(mask: Mask, region: Box, size: tuple[int, int]) -> npt.NDArray[np.fl
 
     Args:
         mask: in frame pixels.
-        region: the rectangle of the frame that the input shows; parts outside the frame count as not covered.
+        region: the rectangle of the frame that the input shows; parts outside the frame are not covered.
         size: rows and columns of the input.
     """
     down = _overlaps(region.top, region.height / size[0], size[0], mask.shape[0])

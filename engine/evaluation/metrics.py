@@ -19,14 +19,14 @@ Map = npt.NDArray[np.floating]
 """A map of any floating type, (rows, columns)."""
 
 TOLERANCE_PIXELS = 15.0
-"""Maximal distance in pixels between a peak and the object in the pointing game (Zhang et al., 2018)."""
+"""Maximum distance in pixels between a peak and the object in the pointing game (Zhang et al., 2018)."""
 
 FLAT = 1e-12
 """A variance below this fraction of the squared mean is a rounding error: the map is flat."""
 
 
 def drop(plain: float, masked: float) -> float:
-    """Return the fraction of the score lost when the image is masked by the map: ``max(0, Y - O) / Y``.
+    """Return the score drop after masking the image by the map, as a fraction: max(0, Y - O) / Y.
 
     The mean over images is the Average Drop. Chattopadhay et al., *Grad-CAM++*, arXiv:1710.11063, section 4.1. 0 for a
     score of 0.
@@ -110,13 +110,13 @@ def area_under(scores: Sequence[float]) -> float:
     removed from the image, or inserted into a blurred image, hottest first.
     """
     if len(scores) < 2:
-        message = f"{len(scores)} scores; the area under a curve needs at least two"
+        message = f"got {len(scores)} scores; the area under a curve needs at least two"
         raise ValueError(message)
     return (math.fsum(scores) - (scores[0] + scores[-1]) / 2.0) / (len(scores) - 1)
 
 
 def area_at(shares: Sequence[float], scores: Sequence[float]) -> float:
-    """Return the area under scores at increasing shares from 0 to 1, which need not be even, by the trapezoid rule."""
+    """Return the area under scores at increasing shares from 0 to 1, by the trapezoid rule."""
     return math.fsum((b - a) * (s + t) / 2.0 for (a, b), (s, t) in zip(pairwise(shares), pairwise(scores), strict=True))
 
 
@@ -126,7 +126,7 @@ def hottest_first(heat: Map) -> npt.NDArray[np.intp]:
 
 
 def points_at(peak: tuple[float, float], boxes: Sequence[Box], tolerance_pixels: float = 0.0) -> bool:
-    """Return whether the peak (x, y) lies in a box, or at most ``tolerance`` pixels outside.
+    """Return whether the peak (x, y) lies in a box, or at most ``tolerance_pixels`` outside.
 
     The pointing game is the fraction of hits. Zhang et al., *Top-down neural attention by excitation backprop*,
     arXiv:1608.00507, section 4.1, use 15 pixels.

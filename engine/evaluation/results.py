@@ -1,4 +1,4 @@
-"""Results of an evaluation, one line for each image, so that an interrupted run can continue."""
+"""Writes the results of an evaluation, one line per image, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NO_COLUMNS = {"heat", "boxes", "region", "of"}
 
 
 class ResultsLog:
-    """The records of one evaluation in one folder; a context manager."""
+    """The records of one evaluation in its folder; a context manager."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open a new folder, or one of an evaluation with the same settings.
+        """Open a new folder, or the folder of an evaluation with the same settings.
 
         Raises:
-            ConfigError: it holds another evaluation, or cannot be written.
+            ConfigError: the folder contains another evaluation, or cannot be written.
         """
         self.folder = folder
         self._settings = json.loads(json.dumps(dict(settings)))
@@ -50,10 +50,10 @@ class ResultsLog:
                 self._lines.close()
 
     def check(self, name: str, of: str) -> None:
-        """Check that an image and its annotations have not changed since they were evaluated.
+        """Check that an image and its annotations are unchanged since their evaluation.
 
         Raises:
-            ConfigError: they have changed; the message names the image.
+            ConfigError: the image or its annotations have changed; the message names the image.
         """
         before = self.records.get(name, {}).get("of", of)
         if before != of:
@@ -92,7 +92,7 @@ class ResultsLog:
 
 @contextmanager
 def report_write_errors(folder: Path) -> Iterator[None]:
-    """Turn an ``OSError`` of writing into a ``ConfigError`` that names the folder."""
+    """Convert an ``OSError`` in writing to a ``ConfigError`` that names the folder."""
     try:
         yield
     except OSError as reason:
@@ -111,14 +111,14 @@ def _settings_in(path: Path) -> dict[str, Any] | None:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Return the complete lines, without a last one that was cut off."""
+    """Return the complete lines; a last line that was cut off is removed."""
     return content[: content.rfind(b"\n") + 1]
 
 
 def write_result(
     folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write ``result.json`` (settings, means) and ``result.csv`` (one row for each image, without heat maps)."""
+    """Write ``result.json`` (settings, means) and ``result.csv`` (one row per image, without heat maps)."""
     document = {"settings": dict(settings), "summary": dict(summary)}
     columns = list(dict.fromkeys(key for record in records for key in record if key not in _NO_COLUMNS))
     with report_write_errors(folder):

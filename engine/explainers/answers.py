@@ -1,4 +1,4 @@
-"""Answers viewers' questions between two batches, one step at a time, within the time that frames have earned."""
+"""Answers viewers' questions between batches, one step at a time, within the time budget of maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Job:
-    """A question that is being answered."""
+    """A question in progress."""
 
     camera: str
     steps: Steps
@@ -26,29 +26,29 @@ class _Job:
 
 
 class PlaceAnswers:
-    """Answers questions about places. Used by the thread that explains.
+    """Answers viewers' questions about places in a frame. Used by the thread that explains.
 
-    A step is the plain pass of a frame or one map. Its time is charged to the camera's maps, so that frames with
-    answers cost no more than frames with maps.
+    A step is one plain forward pass of a frame, or one map. Its time is charged to the map budget of the camera, so
+    answers never take more time than the maps of the frames would.
     """
 
     def __init__(self, queries: PlaceQueries, explainer: PlaceExplainer, scheduler: MapScheduler) -> None:
-        """Accept viewers' questions from now on; ``step`` answers them."""
+        """Accept viewers' questions in ``queries`` from now on; ``step`` answers them."""
         self._queries, self._explainer, self._scheduler = queries, explainer, scheduler
         self._job: _Job | None = None
         queries.open(explainer.detector.labels)
 
     def remember(self, frame: Frame) -> None:
-        """Keep an explained frame while viewers may ask about it."""
+        """Store an explained frame while viewers may ask about it."""
         self._queries.remember(frame)
 
     def after_batch(self) -> None:
-        """Make a step if the frames have earned its time."""
+        """Make a step if the time budget allows it."""
         if self._scheduler.may_answer:
             self.step()
 
     def step(self) -> None:
-        """Make the next step of the current question, or of the next one."""
+        """Make the next step of the current question, or start the next question."""
         job = self._job = self._job or self._next_job()
         if job is None:
             return
@@ -61,7 +61,7 @@ class PlaceAnswers:
             self._end(job, error)
         except Exception as error:  # a question must not end the run
             log.exception("%s: a question to the detector cannot be answered", job.camera)
-            self._end(job, EngineError(f"the detector failed ({type(error).__name__}); the log has details"))
+            self._end(job, EngineError(f"the detector failed ({type(error).__name__}); see the log"))
         self._scheduler.record_answer(job.camera, time.perf_counter() - started_at)
 
     def _next_job(self) -> _Job | None:

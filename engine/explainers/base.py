@@ -1,4 +1,4 @@
-"""Base class of the explainers: preprocessing of frames, and conversion of the network's outputs to explanations."""
+"""The base class of explainers: preprocesses frames and converts network outputs to explanations."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pipeline.ports import Explainer, MaskingOptions, MetricSample
 log = logging.getLogger(__name__)
 
 _MAX_CPU_BATCH: Final = 4
-"""Largest default batch on a CPU: all frames of a batch wait for the last one."""
+"""Maximum default batch size on a CPU: all frames of a batch wait for the last frame."""
 _ROUNDS: Final = 5
 _LONG_SECONDS: Final = 5.0
-"""Above this time for a batch the measurement stops."""
+"""Maximum time per batch; the measurement stops above it."""
 _SHOWN_CLASSES: Final = 3
-"""Classes of which the scores are given, with and without heat map."""
+"""Number of classes whose scores an explanation contains, with or without a heat map."""
 
 
 def default_batch_size(cameras: int, device: str) -> int:
-    """Return the largest batch size for a number of cameras and a device, if the configuration sets none."""
+    """Return the default maximum batch size for a number of cameras and a device."""
     return min(cameras, _MAX_CPU_BATCH) if device == "cpu" else max(cameras, 8)
 
 
@@ -122,9 +122,9 @@ class BaseExplainer(EngineExplainer):
     def _findings(
         self, scores: npt.NDArray[Any], classes: npt.NDArray[Any], heat: npt.NDArray[Any]
     ) -> tuple[Finding, ...]:
-        """Return one frame's findings, each class once, always including the network's top class.
+        """Return the findings of one frame, one per class, always including the network's top class.
 
-        An exported file may explain only other classes: the top class then has an all-zero heat map.
+        An exported file may explain only other classes; the top class then has an all-zero heat map.
 
         Args:
             scores: softmax scores (K,).
@@ -140,9 +140,9 @@ class BaseExplainer(EngineExplainer):
         return tuple(findings)
 
     def _next_classes(self, scores: npt.NDArray[Any], findings: Sequence[Finding]) -> tuple[ClassScore, ...]:
-        """Return the classes with the highest of the scores (K,) that have no finding; with the findings, about three.
+        """Return the highest scored classes without a finding; findings and these are about three together.
 
-        They cost no heat map.
+        They need no heat map. ``scores`` has the shape (K,).
         """
         count = min(_SHOWN_CLASSES, len(scores))
         if len(findings) >= count:
@@ -153,12 +153,12 @@ class BaseExplainer(EngineExplainer):
         return tuple(ClassScore(self.labels[c], float(scores[c])) for c in ordered if c not in explained)
 
     def worthwhile_batch(self, cameras: int) -> int:
-        """Return the batch size for a number of cameras, ``default_batch_size`` or 1, by a measurement.
+        """Measure which batch size is better, ``default_batch_size`` or 1, and return it.
 
-        Chooses the batch size with the smaller mean age of the displayed frames if the cameras deliver more frames
-        than the engine can explain. With b frames per batch at t(b) seconds each and n cameras, a frame is delivered
-        b t(b) seconds after its batch starts and is displayed for n t(b) seconds, so its mean age is
-        (b + n / 2) t(b). Batches are faster per frame on CPUs with many cores.
+        The better size has the smaller mean age of the displayed frames, if the cameras deliver more frames than the
+        engine can explain. With b frames per batch, t(b) seconds per frame and n cameras, a frame is delivered b t(b)
+        seconds after its batch starts and is displayed for n t(b) seconds, so its mean age is (b + n / 2) t(b). Larger
+        batches are faster per frame on CPUs with many cores.
         """
         largest = default_batch_size(cameras, self.info.device)
         if largest == 1:
@@ -185,7 +185,7 @@ class BaseExplainer(EngineExplainer):
         return chosen
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the softmax score of the finding's class for the frame with its hottest area masked.
+        """Return the softmax score of the finding's class after masking the hottest area of the frame.
 
         Costs one forward pass of one image.
         """
@@ -202,7 +202,7 @@ class BaseExplainer(EngineExplainer):
         return samples + (_memory(info.device) if info.device.startswith("cuda") else [])
 
     def _images(self, pixels: Tensor) -> Tensor:
-        """Return pixels, uint8 (N, 3, H, W), normalised, on the network's device and in its dtype."""
+        """Normalise pixels, uint8 (N, 3, H, W), on the network's device and in its dtype."""
         raise NotImplementedError
 
     def _outputs(self, images: Tensor) -> ModelOutputs:
@@ -210,12 +210,12 @@ class BaseExplainer(EngineExplainer):
         raise NotImplementedError
 
     def _scores(self, images: Tensor) -> Tensor:
-        """Return softmax scores (N, K); override if they cost less without the explanation."""
+        """Return softmax scores (N, K); override this if scores alone cost less."""
         return self._outputs(images)[0]
 
 
 def _memory(device: str) -> list[MetricSample]:
-    """Return the memory use of a CUDA device: of tensors, of this process with its cache, and of all processes."""
+    """Return the memory in use on a CUDA device: by tensors, by this process, and by all processes."""
     free, total = torch.cuda.mem_get_info(device)
     used_bytes = {
         "tensors": torch.cuda.memory_allocated(device),

@@ -1,4 +1,4 @@
-"""Answers viewers' questions for the heat map of any class of a classifier, within a share of the engine's time."""
+"""Answers viewers' questions for the heat map of any class, within a fraction of the engine's time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.queries import ClassAnswer, ClassQuery, PlaceQueries
 log = logging.getLogger(__name__)
 
 _REST: Final = 3.0
-"""After an answer the next one waits this many times its duration: answers take a quarter of the time at most."""
+"""Pause after an answer, as a multiple of its duration: answers take at most a quarter of the time."""
 
 
 class ClassAnswers:
-    """Explains the newest frame of a camera for the class that a viewer asks for. Used by the thread that explains.
+    """Explains the newest frame of a camera for the class that a viewer asks for.
 
-    The explanations of the stream, from which guards, records and verdicts come, do not contain the answers.
+    Used by the thread that explains. Answers are not part of the stream's explanations, which guards and records use.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class ClassAnswers:
         explain: Callable[[Frame, int], Finding],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Begin to answer questions.
+        """Create the component and accept questions.
 
         Args:
             queries: the viewers' questions.
@@ -45,7 +45,7 @@ class ClassAnswers:
         queries.open(tuple(labels), "classes")
 
     def remember(self, frames: Sequence[Frame]) -> None:
-        """Keep the newest frame of each camera while anyone views."""
+        """Store the newest frame of each camera while a page is open."""
         if self._queries.is_viewed:
             self._newest.update({frame.camera: frame for frame in frames})
         elif self._newest:
@@ -56,7 +56,7 @@ class ClassAnswers:
         self._newest.pop(camera, None)
 
     def answer(self) -> None:
-        """Answer the next question if it is due."""
+        """Answer the next question if the pause after the last answer is over."""
         if self._clock() < self._due_at or (taken := self._queries.take()) is None:
             return
         query, future = taken
@@ -67,7 +67,7 @@ class ClassAnswers:
             future.set_exception(error)
         except Exception as error:  # a question must not end the run
             log.exception("%s: a question for a heat map cannot be answered", query.camera)
-            future.set_exception(EngineError(f"the network failed ({type(error).__name__}); the log has details"))
+            future.set_exception(EngineError(f"the network failed ({type(error).__name__}); see the log"))
         finished_at = self._clock()
         self._due_at = finished_at + _REST * (finished_at - started_at)
 
@@ -76,7 +76,7 @@ class ClassAnswers:
             raise EngineError("a classifier answers questions about classes only")
         index, frame = self._indices.get(query.label), self._newest.get(query.camera)
         if index is None:
-            raise EngineError(f"class {query.label[:80]!r}: is not a class of this network; choose one of the list")
+            raise EngineError(f"class {query.label[:80]!r}: is not a class of this network; choose one from the list")
         if frame is None:
-            raise EngineError(f"{query.camera}: has given no frame since the page was opened; ask again")
+            raise EngineError(f"{query.camera}: has sent no frame since the page was opened; ask again")
         return ClassAnswer(self._explain(frame, index), frame)

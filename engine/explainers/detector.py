@@ -1,4 +1,4 @@
-"""Explainer for detectors: boxes in every frame, and a heat map for each box as often as the budget allows."""
+"""The explainer of detectors: boxes in every frame, heat maps of boxes as the time budget allows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pipeline.tracking import BoxTracker
 log = logging.getLogger(__name__)
 
 MIN_SIDE_PX: Final = 0.5
-"""Least width and height of the visible part of a box, in pixels of the frame."""
+"""Minimum width and height of the visible part of a box, in frame pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,12 +56,12 @@ class _CameraState:
 
     tracker: BoxTracker = field(default_factory=BoxTracker)
     maps: dict[int, _TrackMap] = field(default_factory=dict)
-    """By track."""
+    """By the number of the track."""
     source_name: str = ""
 
 
 class DetectorExplainer(EngineExplainer):
-    """Finds, follows and explains the boxes of each frame. Used by one thread; ``metrics`` by any."""
+    """Detects, tracks and explains boxes. For one thread; ``metrics`` may be called from any thread."""
 
     classes_exclude_each_other = False
 
@@ -70,7 +70,7 @@ class DetectorExplainer(EngineExplainer):
 
         Args:
             detector: the detector.
-            config: the engine's settings; ``config.boxes`` are those of detectors.
+            config: the engine's settings; ``config.boxes`` contains those for detectors.
 
         Raises:
             ConfigError: an option does not fit this detector.
@@ -103,7 +103,7 @@ class DetectorExplainer(EngineExplainer):
         self._boxes = self._maps = 0
         build_seconds = time.perf_counter() - started_at
         grid = Regions(size, settings.cell_px).grid
-        plan = PlanInfo(self._engine.plan, "only what a mask changes and a box needs", one_module=False)
+        plan = PlanInfo(self._engine.plan, "computes only what a mask changes and a box depends on", one_module=False)
         self.info = EngineInfo(
             detector.name, self._engine.cut, grid, size, plan, config.backend, config.precision, "cpu", build_seconds
         )
@@ -116,12 +116,12 @@ class DetectorExplainer(EngineExplainer):
         self._answers = PlaceAnswers(queries, places, self._scheduler)
 
     def forget_camera(self, camera: str) -> None:
-        """Release the tracks, maps and accounts of a camera."""
+        """Delete the tracks, the maps and the time budget of a camera."""
         self._cameras.pop(camera, None)
         self._scheduler.forget_camera(camera)
 
     def after_batch(self) -> None:
-        """Make a step of an answer if the frames have earned its time."""
+        """Make a step of an answer if the time budget allows it."""
         if self._answers is not None:
             self._answers.after_batch()
 
@@ -131,7 +131,7 @@ class DetectorExplainer(EngineExplainer):
             self._answers.step()
 
     def worthwhile_batch(self, cameras: int) -> int:  # noqa: ARG002 - the signature of the other explainers
-        """Return 1: a batch of frames saves nothing on a CPU."""
+        """Return 1, because batches of frames are not faster on a CPU."""
         return 1
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
@@ -172,7 +172,7 @@ class DetectorExplainer(EngineExplainer):
         )
 
     def _state(self, frame: Frame) -> _CameraState:
-        """Return the state of the frame's camera; each file of a folder starts without tracks."""
+        """Return the state of the frame's camera; it is reset at each new file of a folder."""
         state = self._cameras.get(frame.camera)
         if state is None or state.source_name != frame.source_name:
             self._cameras[frame.camera] = state = _CameraState(source_name=frame.source_name)
@@ -181,8 +181,8 @@ class DetectorExplainer(EngineExplainer):
     def _visible(self, frame: Frame, boxes: ImageBoxes) -> tuple[ImageBoxes, list[Finding]]:
         """Return the boxes with a visible part, and their findings without maps.
 
-        Findings are in frame pixels, clipped to the part that the network gets. A box in the border around the image
-        would have almost no area, and a guard would find no evidence inside it.
+        Boxes of findings are in frame pixels, clipped to the network's input area. A box in the border around the image
+        is left out: it would have almost no area, and a guard would find no evidence inside it.
         """
         edges = self._input.place_frame(frame).to_image(boxes.detections.boxes).cpu()
         clipped = clip_boxes(edges, input_box(frame))
@@ -199,7 +199,7 @@ class DetectorExplainer(EngineExplainer):
         ]
 
     def _make_maps(self, frame: Frame, boxes: ImageBoxes, findings: Sequence[Finding], state: _CameraState) -> None:
-        """Make the maps of this frame that the schedule allows."""
+        """Compute the maps of this frame that the schedule allows."""
         candidates = [index for index, finding in enumerate(findings) if self._is_selected(frame, finding)]
         levels = [self._engine.level(boxes, index) for index in candidates]
         requests = [
@@ -225,7 +225,7 @@ class DetectorExplainer(EngineExplainer):
             state.maps[finding.track or 0] = _TrackMap(shown.heat.numpy(), box_map, made)
 
     def _is_selected(self, frame: Frame, finding: Finding) -> bool:
-        """Return whether a box gets maps at all."""
+        """Return whether the settings select this box for maps."""
         if self._settings.budget == 0.0:
             return False
         return self._when is None or self._when(Explanation(frame, (finding,), self._method, self._engine.cut))
@@ -242,12 +242,12 @@ class DetectorExplainer(EngineExplainer):
             MetricSample("boxes", self._boxes, "Boxes found.", "counter"),
             MetricSample("box_maps", self._maps, "Heat maps of boxes made.", "counter"),
             MetricSample("box_map_time_ratio", spent / plain if plain else 0.0,
-                         "Time for heat maps of boxes as a fraction of the time of plain passes."),
+                         "Time for heat maps of boxes as a fraction of the time of plain forward passes."),
         ]  # fmt: skip
 
 
 def _parse_when(text: str, labels: Sequence[str]) -> Condition:
-    """Parse the condition on boxes that get maps, which cannot depend on their maps."""
+    """Parse the condition that selects boxes for maps; it cannot use values computed from maps."""
     fields = re.sub(r"\b(label|camera)\s*(==?|!=)\s*('[^']*'|\"[^\"]*\"|[^\s()]+)", "", text)
     later = re.search(
         r"\b(heat_inside|evidence_outside_box|focus_area|entropy|stability|centre_[xy]|score_drop\w*|guard|part|crossing"
@@ -255,8 +255,8 @@ def _parse_when(text: str, labels: Sequence[str]) -> Condition:
     )  # fmt: skip
     if later is not None:
         raise ConfigError(
-            f"engine.boxes.when: {text!r}: {later[0]} is known after maps are made, but this decides which are made; "
-            "use label, score, camera and track"
+            f"engine.boxes.when: {text!r}: {later[0]} is computed from maps, but this condition decides which maps "
+            "are computed; use label, score, camera and track"
         )
     return parse_condition(text, {"label": labels, "box": ("box",)}, option="engine.boxes.when")
 
@@ -268,7 +268,8 @@ def _check_device(config: EngineConfig) -> None:
         raise BackendError(f"precision {config.precision!r}: detectors run in fp32; use --precision fp32")
     if config.layer is not None:
         raise ConfigError(
-            f"layer {config.layer!r}: a detector is explained at a cut; use boxes.cut: complete, level or names"
+            f"layer {config.layer!r}: a detector is explained at a cut; remove it and use boxes.cut: complete, level "
+            "or names"
         )
 
 
@@ -287,7 +288,7 @@ def _array(heat: Tensor | None) -> Heat | None:
 
 
 def _with_map(finding: Finding, made: _TrackMap | None, frame: Frame) -> Finding:
-    """Return a finding with the newest map of its track; an older map is moved with the box."""
+    """Add the newest map of its track to a finding; an older map is moved with the box."""
     if made is None:
         return finding
     old, new, region = made.state.box, _box_of(finding), made.box_map.region

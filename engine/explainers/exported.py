@@ -1,4 +1,4 @@
-"""Explainer for exported networks: reads the file's metadata and runs it with ONNX Runtime, OpenVINO or torch."""
+"""The explainer of exported networks, which run in ONNX Runtime, OpenVINO or torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipeline.errors import BackendError, ConfigError, did_you_mean
 
 
 class ExportedExplainer(BaseExplainer):
-    """Explains frames with a file that ``engine.export.exporter`` wrote."""
+    """Explains frames with a file written by ``engine.export.exporter``."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
-        """Read the metadata, load the file, and verify its outputs for the probe.
+        """Read the metadata, load the file, and verify its outputs for the probe input.
 
         Args:
             path: the exported file.
@@ -30,8 +30,8 @@ class ExportedExplainer(BaseExplainer):
 
         Raises:
             ModelError: the file is missing, damaged, or was not exported by recipro-stream.
-            ConfigError: a setting contradicts the file, or the backend cannot run it.
-            BackendError: no installed runtime can run it, or its outputs differ from those at export.
+            ConfigError: a setting contradicts the file, or the backend cannot run the file.
+            BackendError: no installed runtime can run the file, or its outputs differ from those at export.
         """
         started_at = time.perf_counter()
         if config.threads:
@@ -60,15 +60,15 @@ class ExportedExplainer(BaseExplainer):
         try:
             scores, classes, heat = self._program(probe_images(1, metadata.input_size))
         except (RuntimeError, ValueError, KeyError) as reason:
-            raise BackendError(f"{path}: {backend} cannot run it ({reason}); export it again") from reason
+            raise BackendError(f"{path}: {backend} cannot run it ({reason}); export the network again") from reason
         outputs = scores, classes[:, :1], heat[:, :1]
         if any(expected.shape != actual.shape for expected, actual in zip(reference, outputs, strict=True)):
-            raise BackendError(f"{path}: its outputs do not have the shapes in its metadata; export it again")
+            raise BackendError(f"{path}: its outputs do not have the shapes in its metadata; export the network again")
         differs = output_mismatch(reference, outputs, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
         if differs:
             raise BackendError(
                 f"{path}: the outputs of {backend} in {precision} for the probe differ from those at export: "
-                f"{differs}; export it again, or use --precision fp32 or another --backend"
+                f"{differs}; export the network again, or use --precision fp32 or another --backend"
             )
 
 
@@ -86,7 +86,7 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
             f"{did_you_mean(config.backend, fitting)}"
         )
     if config.device.startswith("cuda"):
-        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; for a GPU give the model's name")
+        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; for a GPU use the model's name")
     candidates = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
     suitable = {name: entry for name, entry in candidates.items() if config.precision in entry.precisions}
     if not suitable:
@@ -101,7 +101,7 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
 
 
 def _refuse_settings(path: Path, metadata: ExportMetadata, config: EngineConfig) -> None:
-    """Raise ConfigError for a setting that differs from the exported file's."""
+    """Raise ConfigError for a setting that contradicts the exported file."""
     exported = {
         "weights": None, "labels": None, "layer": metadata.layer, "target": list(metadata.target),
         "kernel": metadata.method.partition("/")[2], "input_size": metadata.input_size, "mean": metadata.mean,

@@ -1,4 +1,4 @@
-"""Explainer for classifiers of other programs: ONNX files that ``export`` did not write, and OpenVINO IR."""
+"""The explainer of classifiers from other programs: ONNX files not written by ``export``, OpenVINO IR."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _IMAGENET_CLASSES = 1000
 
 
 class ForeignExplainer(BaseExplainer):
-    """Explains frames with an ``.onnx`` or ``.xml`` file of another program, by OpenVINO."""
+    """Explains frames with an ``.onnx`` or ``.xml`` file from another program, run by OpenVINO."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
-        """Read, cut, compile and prove the file.
+        """Read, split, compile and verify the file.
 
         Args:
             path: the file.
             config: the engine's settings.
 
         Raises:
-            ModelError, LayerError, EngineError: the file is no classifier that can be cut.
-            ConfigError: a setting does not apply to such a file, or a class is unknown.
-            BackendError: OpenVINO computes the file or its parts wrongly.
+            ModelError, LayerError, EngineError: the file is no classifier that can be split.
+            ConfigError: a setting does not apply to this file, or a class is unknown.
+            BackendError: the outputs of OpenVINO for the file or its parts are wrong.
         """
         started_at = time.perf_counter()
         _refuse_settings(path, config)
@@ -79,36 +79,38 @@ def _refuse_settings(path: Path, config: EngineConfig) -> None:
         raise ConfigError(f"--weights {config.weights!r}: {path} has its own weights; omit --weights")
     if config.backend not in {"auto", "openvino"}:
         raise ConfigError(
-            f"backend {config.backend!r} does not run {path.name}: OpenVINO runs classifiers of other programs; omit "
-            "--backend"
+            f"backend {config.backend!r} does not run {path.name}: only OpenVINO runs classifiers from other "
+            "programs; omit --backend"
         )
     if config.device.startswith("cuda"):
         raise ConfigError(
-            f"device {config.device!r}: {path} runs on the CPU; for a GPU give the PyTorch network by its name with "
+            f"device {config.device!r}: {path} runs on the CPU; for a GPU use the PyTorch network by its name, with "
             "--weights"
         )
 
 
 def _labels(path: Path, config: EngineConfig, count: int) -> tuple[str, ...]:
-    """Return the class names: those of the labels file, ImageNet's for 1000 classes, or numbers."""
+    """Return the class names: from the labels file, ImageNet's for 1000 classes, or numbers."""
     if config.labels is not None:
         names = read_labels(Path(config.labels))
         if len(names) != count:
-            raise ConfigError(f"labels {config.labels!r}: {len(names)} names for {count} classes; give {count}")
+            raise ConfigError(
+                f"labels {config.labels!r}: has {len(names)} names, but the network {count} classes; list {count} names"
+            )
         return names
     if count == _IMAGENET_CLASSES:
         from torchvision.models import ResNet18_Weights
 
-        log.warning("%s has 1000 classes: ImageNet's names are used; give others by --labels FILE", path)
+        log.warning("%s has 1000 classes: ImageNet's names are used; for other names use --labels FILE", path)
         return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
-    log.warning("%s has %d classes without names; give the names by --labels FILE", path, count)
+    log.warning("%s has %d classes without names; name them by --labels FILE", path, count)
     return tuple(f"class {k}" for k in range(count))
 
 
 def _warn_of_format(path: Path, config: EngineConfig) -> None:
-    """State the assumed normalisation, which no such file contains."""
+    """Warn about the assumed normalisation, which ONNX and OpenVINO files do not contain."""
     if config.mean is None or config.std is None:
         log.warning(
-            "%s does not state how its images are normalised: ImageNet's mean and std are used. Give those of its "
-            "training by --mean and --std; --mean 0 --std 1 if the file does it itself from values in [0, 1]", path,
+            "%s does not state how its images are normalised: ImageNet's mean and std are used. Set those of its "
+            "training by --mean and --std; --mean 0 --std 1 if the network itself normalises values in [0, 1]", path,
         )  # fmt: skip

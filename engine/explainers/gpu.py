@@ -1,4 +1,4 @@
-"""Explainer that explains and renders frames on the GPU.
+"""The explainer that also renders frames on the GPU.
 
 Frames are uploaded as uint8; preprocessing, network, explanation and blending run on the GPU. Only the heat maps on the
 layer's grid and the JPEG image are downloaded. A ``RenderedExplanation`` has its image in device memory; ``download``
@@ -31,7 +31,7 @@ from pipeline.ports import MaskingOptions
 log = logging.getLogger(__name__)
 
 _MAX_TILE_BYTES = 256 << 20
-"""Memory of the tiles that stay on the device: outlines of the regions of all cameras."""
+"""Maximum memory of cached tiles on the device, in bytes: outlines of regions."""
 
 
 class DeviceImage(NamedTuple):
@@ -40,7 +40,7 @@ class DeviceImage(NamedTuple):
     image: Tensor
     """uint8 (3, H, W)."""
     done: object
-    """Event that is recorded after the rendering."""
+    """Event recorded after the rendering."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,8 +83,8 @@ class GpuExplainer(NetworkExplainer):
         self._batches = BatchPipeline(self._streams, buckets, self._to_capture)
         self._encodes_on_device = True
         self._tiles: dict[ImagePatch, Tensor] = {}
-        """Tiles of reusable patches on the device, the one used last at the end."""
-        # Serialises use of the network: one thread submits batches, another runs deletion checks.
+        """Tiles of reusable patches on the device, in order of last use."""
+        # Held while the network is used: one thread submits batches, another runs deletion checks.
         self._network_lock = threading.Lock()
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
@@ -120,7 +120,7 @@ class GpuExplainer(NetworkExplainer):
         return self.submit(frames)()
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the softmax score of the finding's class for the frame with its hottest area masked."""
+        """Return the softmax score of the finding's class after masking the hottest area of the frame."""
         with torch.inference_mode(), self._network_lock, self._streams.stream("compute"):
             return super().score_when_masked(explanation, finding, masking)
 
@@ -160,7 +160,7 @@ class GpuExplainer(NetworkExplainer):
         return jpeg, image
 
     def _tile(self, patch: ImagePatch) -> Tensor:
-        """Return a patch's tile on the device; those that come again stay there, the last ones used."""
+        """Return a patch's tile on the device; tiles of reusable patches are cached there."""
         tile = self._tiles.pop(patch, None)
         if tile is None:
             pixels = torch.from_numpy(patch.tile)
@@ -173,7 +173,7 @@ class GpuExplainer(NetworkExplainer):
         return tile
 
     def _encode(self, image: Tensor, quality: int) -> bytes:
-        """Encode an image (3, H, W) on the device, or on the host once the device's encoder has failed."""
+        """Encode an image (3, H, W) on the device; on the host after the device's encoder failed."""
         if self._encodes_on_device:
             try:
                 with self._streams.encoder_stream():
@@ -192,7 +192,7 @@ class GpuExplainer(NetworkExplainer):
         region = to_input.placement.region
         paint = HeatmapBlender(self._heat_lut, region, self.info.grid, frame_size).to(device)
         images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
-        # The memory format that the network is compiled for; resizing may change it.
+        # Resizing may change the memory format, but the network was compiled for this one.
         images = images.contiguous(memory_format=torch.channels_last)
 
         def call() -> Outputs:

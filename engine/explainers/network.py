@@ -1,4 +1,4 @@
-"""Explainer for any supported network: splits, plans and compiles it, then runs batches of frames."""
+"""The explainer of any supported network: splits, plans and compiles it, then runs batches of frames."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class NetworkExplainer(BaseExplainer):
         self._answers: ClassAnswers | None = None
 
     def accept(self, queries: PlaceQueries) -> None:
-        """Answer questions for the heat map of a class, unless batches overlap on a device."""
+        """Answer viewers' questions for class heat maps, unless batches run asynchronously."""
         if not self.asynchronous:
             self._answers = ClassAnswers(queries, self.labels, self._class_finding)
 
@@ -90,21 +90,21 @@ class NetworkExplainer(BaseExplainer):
         return super().explain(frames)
 
     def after_batch(self) -> None:
-        """Answer a question if it is due."""
+        """Answer the next question if one is due."""
         if self._answers is not None:
             self._answers.answer()
 
     def idle(self) -> None:
-        """Answer a question if it is due."""
+        """Answer the next question if one is due."""
         self.after_batch()
 
     def forget_camera(self, camera: str) -> None:
-        """Release the frame that is kept for questions."""
+        """Delete the camera's frame that is stored for questions."""
         if self._answers is not None:
             self._answers.forget_camera(camera)
 
     def _class_finding(self, frame: Frame, class_index: int) -> Finding:
-        """Return the score and the heat map of a class in a frame."""
+        """Return the finding of a class in a frame: its score and heat map."""
         images = self._images(self._preprocessing.pixels([frame]))
         scores, heat = self._runner.class_heat(images, class_index)
         score = float(scores[0, class_index])

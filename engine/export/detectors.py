@@ -1,7 +1,7 @@
-"""Exports a detector with the maps of its best boxes to one ONNX file, and verifies the file.
+"""Exports a detector with the heat maps of its best boxes to one ONNX file, and verifies it.
 
-The maps are those of the fast cut (each box's own level). The file is kept only if its boxes, scores and maps in ONNX
-Runtime equal the engine's.
+The maps use the fast cut (each box's own level). The file is kept only if its boxes, scores and maps in ONNX Runtime
+equal those of the engine.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 INPUTS: Final = ("images", "min_score")
 OUTPUTS: Final = ("boxes", "scores", "classes", "count", "heat", "regions", "outside")
 MAX_BOXES: Final = 10
-"""Boxes with maps in a file."""
+"""Default number of boxes with maps."""
 PROBED_BOXES: Final = 60
-"""Candidates above the score at which a file is verified."""
+"""Number of candidates above the minimum score at which a file is verified."""
 TOLERANCE: Final = 1e-3
-"""Largest difference of a map's values, as a fraction of its range."""
+"""Maximum difference of a map's values, as a fraction of the map's range."""
 VALUE_TOLERANCE: Final = 1e-4
-"""Largest difference of boxes and scores, relative to the largest value, at least 1."""
+"""Maximum difference of boxes and scores, relative to the largest value (at least 1)."""
 
 Outputs = dict[str, npt.NDArray[Any]]
 
@@ -55,9 +55,9 @@ class DetectorExport:
     bytes: int
     max_boxes: int
     window: int
-    """Rows and columns of regions of each map."""
+    """Number of rows and of columns of each map."""
     multiply_adds: int
-    """Of all maps of an image."""
+    """Multiply-adds of all maps of an image."""
     plain_multiply_adds: int
 
 
@@ -74,19 +74,19 @@ def export_detector(
     Args:
         detector: a one-stage detector.
         path: the file.
-        image_size: height and width of the input in pixels; None = the detector's own.
+        image_size: height and width of the input in pixels; None: the detector's own.
         max_boxes: number of boxes with maps.
         mode: ``keep`` or ``drop``.
 
     Raises:
         ConfigError: the detector has two stages, or does not accept this size.
-        LayerError, EngineError: a head has no cones, or cannot be exported.
+        LayerError, EngineError: a head cannot be computed from cones, or cannot be exported.
         BackendError: the file's outputs differ from the engine's, or ONNX Runtime is missing.
     """
     if isinstance(detector, RegionDetector):
         raise ConfigError(f"{detector.name}: the regions of a two-stage detector cannot be exported; use YOLOX or SSD")
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BackendError("a detector's file is verified in ONNX Runtime: pip install onnxruntime")
+        raise BackendError("the exported file is verified in ONNX Runtime, which is missing: pip install onnxruntime")
     size = image_size or detector.input.size
     module = ExplainedDetector(detector, size, max_boxes, mode).eval()
     images = _probe(detector, size)
@@ -102,7 +102,7 @@ def export_detector(
 
 
 def _probe(detector: Detector, size: tuple[int, int]) -> Tensor:
-    """Return a smooth random image, prepared."""
+    """Return a random image of 32-pixel blocks, prepared for the detector."""
     rng = np.random.default_rng(7)
     coarse = rng.integers(0, 256, (size[0] // 32, size[1] // 32, 3), np.uint8)
     image = np.kron(coarse, np.ones((32, 32, 1), np.uint8))
@@ -170,14 +170,14 @@ def _verify(detector: Detector, module: ExplainedDetector, path: Path, images: T
 def mismatch(
     detector: Detector, module: ExplainedDetector, outputs: Outputs, images: Tensor, min_score: float
 ) -> str:  # fmt: skip
-    """Return in which output a file differs from the engine; "" if in none.
+    """Return the first output in which a file differs from the engine, as text; "" if none does.
 
     Args:
         detector: the detector.
-        module: its exported graph.
-        outputs: of the file for ``images`` and ``min_score``, by name.
+        module: the detector's exported graph.
+        outputs: outputs of the file for ``images`` and ``min_score``, by name.
         images: one prepared image.
-        min_score: lowest score of a box.
+        min_score: minimum score of a box.
     """
     size = (images.shape[2], images.shape[3])
     engine = OneStageEngine(detector, size, cut="level", prepare=False)
@@ -205,7 +205,7 @@ def mismatch(
 
 
 def _map_difference(outputs: Outputs, number: int, expected: npt.NDArray[np.float32], cell: int) -> float:
-    """Return the largest difference of a box's map on the whole grid, as a fraction of its range."""
+    """Return the largest difference of a box's map on the whole grid, as a fraction of the map's range."""
     painted = paint(
         outputs["heat"][number], outputs["regions"][number], outputs["outside"][number], expected.shape, cell
     )
@@ -216,10 +216,10 @@ def _map_difference(outputs: Outputs, number: int, expected: npt.NDArray[np.floa
 def paint(
     heat: npt.NDArray[np.float32], region: npt.NDArray[np.float32], outside: float, grid: tuple[int, ...], cell: int
 ) -> npt.NDArray[np.float32]:
-    """Return the map of a box on all regions of the image.
+    """Expand the map of a box from its window to all regions of the image.
 
     Args:
-        heat: (S, S), of the window.
+        heat: (S, S), the map on the window.
         region: (4,), the window in pixels of the input; it may extend beyond the image.
         outside: the value of all other regions.
         grid: rows and columns of regions.

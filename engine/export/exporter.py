@@ -1,8 +1,9 @@
-"""Exports a network with its explanation to one file: normalised images in; scores, classes and heat map out.
+"""Exports a network with its explanation to one file, and verifies the file.
 
-For pooled and flat tails, and for vision transformers, the file contains the network, a few more operations, and no
-masked maps. For other tails it contains the definition, with all masked maps of an image in one batch: the plans that
-avoid them are not part of the graph. The file is kept only if its results equal the engine's in every runtime.
+The exported program computes scores, classes and heat maps from normalised images. For pooled and flat tails, and for
+vision transformers, it consists of the network and a few more operations. For other tails it computes all masked maps
+of an image in one batch, because faster plans cannot be exported. The file is kept only if its results equal those of
+the engine in every runtime.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from pipeline.errors import BackendError, ConfigError, EngineError, did_you_mean
 log = logging.getLogger(__name__)
 
 SCORE_TOLERANCE: Final = 1e-4
-"""Maximal difference between the softmax scores of an exported file and the engine's, on the probe images."""
+"""Maximum difference between the softmax scores of an exported file and the engine, for the probe images."""
 HEAT_TOLERANCE: Final = 1e-3
-"""Maximal difference between their heat maps, as a mean over the grid."""
+"""Maximum difference between their heat maps, as a mean over the grid."""
 PROBES: Final = (1, 3)
 """Batch sizes at which a file is verified."""
 
@@ -55,11 +56,11 @@ class ExportResult:
     metadata: ExportMetadata
     bytes: int
     runtimes: tuple[str, ...]
-    """The runtimes it was verified with."""
+    """The runtimes in which the file was verified."""
 
 
 class ExportableDensePlan(Plan):
-    """Computes the method's definition in one graph: the tail runs on the plain and all masked maps of an image."""
+    """Computes heat maps by definition in one graph: the tail runs on all masked maps at once."""
 
     masks: Tensor
 
@@ -136,10 +137,10 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
 
 
 def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: int) -> ExportableDensePlan:
-    """Return the definition as one graph and log its cost; refuse what exceeds the memory budget."""
+    """Return the dense plan as one graph, and log its cost. Raises ConfigError above the memory budget."""
     if isinstance(split.tail, ViTTail):
         raise EngineError(
-            f"layer {split.layer!r}: a file can hold only the closed form of ViT-ReciproCAM, which this layer "
+            f"layer {split.layer!r}: only the closed form of ViT-ReciproCAM can be exported, which this layer "
             f"does not have ({facts.reason}); omit --layer, or use `stream`, which needs no file"
         )
     rows, columns = split.grid
@@ -148,8 +149,8 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     hint = "a later --layer, or none, costs almost nothing"
     if needed > budget_bytes:
         raise ConfigError(
-            f"layer {split.layer!r}: an exported file would hold all {rows * columns} masked maps of an image at once, "
-            f"up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {hint}; a smaller "
+            f"layer {split.layer!r}: an exported file would compute all {rows * columns} masked maps of an image at "
+            f"once, up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {hint}; a smaller "
             f"--input-size or a larger --memory-budget-mib also works, and `stream --layer {split.layer}` needs no file"
         )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -190,7 +191,7 @@ def _write_onnx(program: Any, metadata: dict[str, str], path: Path) -> None:  # 
         dynamic_shapes=({0: "batch"},),
     )  # fmt: skip
     if written is None:
-        raise EngineError("torch gave no graph")
+        raise EngineError("torch returned no graph")
     written.model.metadata_props.update(metadata)
     written.save(str(path))
     if len(list(path.parent.iterdir())) > 1:
@@ -205,7 +206,7 @@ _WRITERS: Final[dict[str, Callable[[Any, dict[str, str], Path], None]]] = {"onnx
 
 
 def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOutputs, float]]) -> tuple[str, ...]:
-    """Compare the file with the engine in every installed runtime, and return their names."""
+    """Verify the file in every installed runtime; return the names of these runtimes."""
     fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
     available = tuple(name for name, entry in fitting.items() if not entry.missing())
     if not available:
@@ -226,7 +227,7 @@ def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOut
 
 
 def made_with() -> dict[str, str]:
-    """Return the versions of the packages that write a file."""
+    """Return the versions of the packages that write the file."""
     versions = {}
     for name in ("recipro-stream", "torch", "torchvision", "onnx"):
         with suppress(PackageNotFoundError):

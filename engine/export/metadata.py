@@ -1,7 +1,7 @@
-"""Metadata of an exported network: all that is needed to prepare its input and to interpret its outputs.
+"""The metadata of an exported network, for preparing its input and interpreting its outputs.
 
-The metadata is part of the file, as strings: ONNX's ``metadata_props``, or an extra file in a ``.pt2`` archive. Reading
-it needs neither onnx nor a runtime, and detects a damaged or foreign file before any of it runs.
+The metadata is stored in the file as strings: in ONNX's ``metadata_props``, or in an extra file of a ``.pt2`` archive.
+Reading it requires neither onnx nor a runtime, and detects a damaged or foreign file before the file is run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ExportMetadata:
     """``recipro-cam/point``."""
     plan: str
     target: tuple[str, ...]
-    """The explained classes, as the user gave them."""
+    """The explained classes, as set by the user."""
     probe: Mapping[str, Any]
     """The engine's result for the first probe image; see ``encode_probe``."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
@@ -88,12 +88,12 @@ class ExportMetadata:
             return answers, float(self.probe["slack"])
         except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
             raise ModelError(
-                f"{path}: the stored result of the probe image is damaged ({error}); export it again"
+                f"{path}: the stored result of the probe image is damaged ({error}); export the network again"
             ) from None
 
 
 def encode_probe(answers: ModelOutputs, slack: float) -> dict[str, Any]:
-    """Encode the result for the first probe image: scores and the first class's heat map, float32 in base64.
+    """Encode the probe's scores and its first class's heat map as float32 in base64.
 
     ``slack`` is the rounding tolerance of the heat map.
     """
@@ -110,7 +110,7 @@ def _floats(text: str) -> Tensor:
 
 
 def is_exported(model: str) -> bool:
-    """Return whether the suffix of a model's name is that of an exported file."""
+    """Return whether a model's name has the suffix of an exported file."""
     return Path(model).suffix.lower() in SUFFIXES
 
 
@@ -126,7 +126,7 @@ def is_foreign_onnx(model: str) -> bool:
 
 
 def is_foreign_classifier(model: str) -> bool:
-    """Return whether a model is an OpenVINO IR, or a foreign ONNX file with one output (N, classes)."""
+    """Return whether a model is an OpenVINO IR, or a foreign ONNX file with an output (N, classes)."""
     path = Path(model)
     if path.suffix.lower() == ".xml":
         return True
@@ -149,19 +149,21 @@ def read_metadata(path: Path) -> ExportMetadata:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; `run.py export --model NAME --output {path}` writes one")
     if path.stat().st_size == 0:
-        raise ModelError(f"{path}: is empty (0 bytes); export it again")
+        raise ModelError(f"{path}: is empty (0 bytes); export the network again")
     try:
         fields = _of_archive(path) if path.suffix.lower() == ".pt2" else _of_onnx(path)
     except (OSError, ValueError, zipfile.BadZipFile, RecursionError) as error:
-        raise ModelError(f"{path}: is damaged, or not a {path.suffix} file ({error}); export it again") from None
+        raise ModelError(
+            f"{path}: is damaged, or not a {path.suffix} file ({error}); export the network again"
+        ) from None
     version = fields.get("format", "")
     if version == DETECTOR_FORMAT:
         raise ModelError(
-            f"{path}: an exported detector is for other programs; `stream` explains the detector itself: give the name "
-            "or file that it was exported from"
+            f"{path}: is an exported detector, which only other programs can run; `stream` explains the detector "
+            "itself: use the name or file from which it was exported"
         )
     if version != FORMAT and version.startswith("recipro-stream"):
-        raise ModelError(f"{path}: has format {version!r}, this version reads {FORMAT!r}; export it again")
+        raise ModelError(f"{path}: has format {version!r}, this version reads {FORMAT!r}; export the network again")
     if version != FORMAT:
         raise ModelError(
             f"{path}: has no labels, input size and layer in its metadata, so `export` did not write it; write a "
@@ -192,7 +194,7 @@ def _passport(path: Path, fields: Mapping[str, str]) -> ExportMetadata:
 
 
 def _of_archive(path: Path) -> dict[str, str]:
-    """Return the metadata of a ``.pt2`` archive; empty without metadata."""
+    """Return the metadata of a ``.pt2`` archive; empty if it has none."""
     with zipfile.ZipFile(path) as archive:
         check_declared(archive.infolist(), path.stat().st_size)
         if broken := archive.testzip():
@@ -207,14 +209,14 @@ def _of_archive(path: Path) -> dict[str, str]:
 
 
 def _of_onnx(path: Path) -> dict[str, str]:
-    """Return ``metadata_props`` of an ONNX file; skips everything else unread."""
+    """Return ``metadata_props`` of an ONNX file, without reading the other fields."""
     with path.open("rb") as file:
         entries = [dict(_fields(io.BytesIO(entry), {KEY, VALUE})) for _, entry in _fields(file, {METADATA_PROPS})]
     return {entry.get(KEY, b"").decode(): entry.get(VALUE, b"").decode() for entry in entries}
 
 
 def _sides(file: BinaryIO, output: tuple[int, int]) -> list[int]:
-    """Return the sides of an output's shape; 0 for a side that is free."""
+    """Return an output's shape; 0 for a dynamic dimension."""
     parts = [output]
     for number in (TYPE, TENSOR, SHAPE, DIMENSION):
         parts = [inner for part in parts for inner in _parts(file, part, {number})]
@@ -239,7 +241,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _parts(file: BinaryIO, span: tuple[int, int], numbers: set[int]) -> list[tuple[int, int]]:
-    """Return begin and end of the requested byte fields in a part of a file; skips everything else unread."""
+    """Return (start, end) of the requested byte fields in a span of a file."""
     found, (position, size) = [], span
     while position < size:
         file.seek(position)
@@ -249,7 +251,7 @@ def _parts(file: BinaryIO, span: tuple[int, int], numbers: set[int]) -> list[tup
             value = _varint(file)
             length = value if kind == LENGTH else 0
         if length is None:
-            raise ValueError("it has a field of an unknown wire type")
+            raise ValueError("a field has an unknown wire type")
         start, position = file.tell(), file.tell() + length
         if position > size:
             raise ValueError("it ends too early")

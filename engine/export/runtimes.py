@@ -23,7 +23,7 @@ from engine.vendors import stop_telemetry
 from pipeline.errors import ModelError
 
 Program = Callable[[Tensor], ModelOutputs]
-"""Runs normalised images (N, 3, H, W), float32, of any N; not thread-safe."""
+"""Computes the outputs for normalised images (N, 3, H, W), float32, any N; not thread-safe."""
 
 INPUT: Final = "images"
 OUTPUTS: Final = ("scores", "classes", "heat")
@@ -34,7 +34,7 @@ class Runtime:
     """A runtime of the registry."""
 
     suffix: str
-    """Suffix of the files it runs."""
+    """Suffix of the files that the runtime can run."""
     package: str
     load: Callable[[Path, str], Program]
     """Loads a file at a precision. Raises ``ModelError`` for a damaged file."""
@@ -48,7 +48,7 @@ class Runtime:
 
 
 class _OpenVino:
-    """Compile the graph for one image: a fixed shape runs faster, and no frame waits for a compiler."""
+    """Runs the graph in OpenVINO, compiled for one image: a fixed shape runs faster."""
 
     def __init__(self, path: Path, precision: str) -> None:
         stop_telemetry()
@@ -72,7 +72,7 @@ class _OpenVino:
 
 
 class _OnnxRuntime:
-    """Run the graph as it is, at any batch size."""
+    """Runs the graph in ONNX Runtime, at any batch size."""
 
     def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
         stop_telemetry()
@@ -90,7 +90,7 @@ class _OnnxRuntime:
 
 
 class _Torch:
-    """Run the program with torch, operation by operation."""
+    """Runs the program with torch, operation by operation."""
 
     def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
         with warnings.catch_warnings():
@@ -104,14 +104,14 @@ class _Torch:
 
 
 def _reading(kind: Callable[[Path, str], Program]) -> Callable[[Path, str], Program]:
-    """Turn any exception of a vendor's loader into a ``ModelError``."""
+    """Convert any exception of a runtime's loader to a ``ModelError``."""
 
     def load(path: Path, precision: str) -> Program:
         try:
             return kind(path, precision)
         except Exception as reason:  # vendors raise many types of exception
             raise ModelError(
-                f"{path}: is damaged and cannot be loaded ({first_line(reason)}); export it again"
+                f"{path}: is damaged and cannot be loaded ({first_line(reason)}); export the network again"
             ) from reason
 
     return load

@@ -1,8 +1,8 @@
-"""Compiles the parts of a foreign classifier, and proves them against the file.
+"""Compiles the parts of a foreign classifier, and verifies them against the file.
 
-Head and tail are modules around OpenVINO's compiled parts, so that the plans of ``engine.methods`` apply: *pooled*
-where the tail begins with a mean over the grid, else *dense*. Both are compared with the definition: each masked map
-by itself through the file's own tail.
+Head and tail are modules around OpenVINO's compiled parts, so the plans of ``engine.methods`` apply: *pooled* if the
+tail starts with a mean over the grid, else *dense*. Plans are compared with the definition: each masked map separately
+through the tail of the file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pipeline.errors import BackendError, EngineError
 log = logging.getLogger(__name__)
 
 TOLERANCE: Final = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest difference between ``tail(head(x))`` and the whole file, as a fraction of the largest logit."""
+"""Maximum difference between ``tail(head(x))`` and the whole file, as a fraction of the largest logit."""
 RUNTIME_TOLERANCE: Final = 1e-3
-"""The same between OpenVINO and ONNX Runtime, where that is installed."""
+"""Maximum relative difference between OpenVINO and ONNX Runtime, if installed."""
 
 
 class CompiledPart(nn.Module):
@@ -43,13 +43,13 @@ class CompiledPart(nn.Module):
         """Compile a model.
 
         Args:
-            model: OpenVINO's model of one input and one output, for a batch of 1.
+            model: an OpenVINO model with one input and one output, for a batch of 1.
             precision: fp32, bf16 or fp16.
-            any_batch: compile it for batches of any size; otherwise inputs run one after the other.
-            channels_last: the model takes (N, H, W, C); ``forward`` always (N, C, H, W).
+            any_batch: True: compile it for batches of any size; False: inputs are computed one after the other.
+            channels_last: True: the model's input is (N, H, W, C). ``forward`` always takes (N, C, H, W).
 
         Raises:
-            BackendError: OpenVINO cannot compile it.
+            BackendError: OpenVINO cannot compile the model.
         """
         import openvino
 
@@ -61,7 +61,9 @@ class CompiledPart(nn.Module):
                 compiled = openvino.Core().compile_model(prepared, "CPU", hints_for(precision))
                 self._request = Request(compiled.create_infer_request())
         except RuntimeError as reason:
-            raise BackendError(f"OpenVINO cannot compile it ({first_line(reason)}); export it again") from reason
+            raise BackendError(
+                f"OpenVINO cannot compile the network ({first_line(reason)}); export it again"
+            ) from reason
         self._shape = [int(side) for side in model.input(0).shape][1:]
 
     def forward(self, values: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class CompiledPart(nn.Module):
 
 
 class ClassTail(nn.Module):
-    """A tail whose logits are (N, K), whatever the shape of the file's output."""
+    """A tail that returns logits (N, K), whatever the shape of the file's output."""
 
     def __init__(self, part: CompiledPart) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class ClassTail(nn.Module):
 
 
 def with_free_batch(model: Any) -> Any:  # noqa: ANN401 - OpenVINO's own type
-    """Return a copy of a model whose batch is free: reshapes that state a batch of 1 state the other sides only."""
+    """Return a copy of a model with a dynamic batch size, also in reshapes with a fixed batch of 1."""
     from openvino import PartialShape, opset13
 
     copied = model.clone()
@@ -101,25 +103,25 @@ def with_free_batch(model: Any) -> Any:  # noqa: ANN401 - OpenVINO's own type
 
 
 class ForeignClassifier:
-    """A classifier of another program: head, tail and plan."""
+    """A classifier from another program: head, tail and plan."""
 
     def __init__(
         self, path: Path, *, layer: str | None = None, size: tuple[int, int] | None = None, precision: str = "fp32",
         kernel: Kernel = "point", budget_bytes: int = DEFAULT_BUDGET_BYTES,
     ) -> None:  # fmt: skip
-        """Read, cut, compile and prove a file.
+        """Read, split, compile and verify a file.
 
         Args:
             path: an ``.onnx`` or ``.xml`` file.
-            layer: name of the cut; None = the last complete cut that is a grid.
-            size: height and width in pixels; None = the file's own.
+            layer: name of the cut; None: the last complete cut that is a grid.
+            size: height and width in pixels; None: the size in the file.
             precision: precision of the head; the tail is float32.
             kernel: the shape of the masks.
-            budget_bytes: memory of a chunk of masked maps.
+            budget_bytes: maximum memory of a chunk of masked maps, in bytes.
 
         Raises:
-            ModelError, LayerError, EngineError: the file is no classifier that can be cut; see ``read_graph``.
-            BackendError: OpenVINO computes it differently from ONNX Runtime, or its parts differ from the whole.
+            ModelError, LayerError, EngineError: the file is no classifier that can be split; see ``read_graph``.
+            BackendError: OpenVINO's outputs differ from ONNX Runtime's, or head and tail differ from the file.
         """
         self.graph = graph = read_graph(path, layer, size)
         self.head = CompiledPart(graph.head, precision, channels_last=graph.channels_last)
@@ -129,7 +131,7 @@ class ForeignClassifier:
             self._prove(definition, precision)
 
     def _choose(self, definition: ClassTail, kernel: Kernel, budget_bytes: int) -> tuple[Plan, nn.Module]:
-        """Return the cheapest plan that agrees with the definition, and the tail for whole maps."""
+        """Return the cheapest plan that agrees with the definition, and the tail for unmasked maps."""
         graph, whys = self.graph, ["the tail does not begin with a mean over the grid"]
         features = self.head(probe_images(1, graph.image_size))
         for model in (graph.after_mean, graph.tail):
@@ -144,7 +146,7 @@ class ForeignClassifier:
                     else DensePlan(part, kernel, whys[-1], budget_bytes)
                 )
                 differs = verify_plan(plan, definition, features, kernel)
-            except (BackendError, RuntimeError) as reason:  # a layer that states a batch of 1
+            except (BackendError, RuntimeError) as reason:  # a layer with a fixed batch of 1
                 differs = first_line(reason)
             if not differs:
                 return plan, definition if pooled else part
@@ -161,8 +163,8 @@ class ForeignClassifier:
         differs = float((tail(self.head(images)) - whole).abs().max()) / scale
         if not differs <= TOLERANCE[precision]:
             raise BackendError(
-                f"{graph.path}: cut at {graph.layer!r} it differs from the whole file by {differs:.2g} of the largest "
-                f"logit, more than {TOLERANCE[precision]:g}; use --precision fp32, or another --layer"
+                f"{graph.path}: split at {graph.layer!r}, it differs from the whole file by {differs:.2g} of the "
+                f"largest logit, more than {TOLERANCE[precision]:g}; use --precision fp32, or another --layer"
             )
         other = _by_onnx_runtime(graph, images)
         if other is None:
@@ -172,12 +174,12 @@ class ForeignClassifier:
         if not differs <= RUNTIME_TOLERANCE:
             raise BackendError(
                 f"{graph.path}: OpenVINO's scores differ from ONNX Runtime's by {differs:.2g} of the largest, more "
-                f"than {RUNTIME_TOLERANCE:g}; export it again with other settings, or give the PyTorch network"
+                f"than {RUNTIME_TOLERANCE:g}; export it again with other settings, or use the PyTorch network"
             )
 
 
 def _by_onnx_runtime(graph: ForeignGraph, images: Tensor) -> Tensor | None:
-    """Return the file's own scores for images, or None where ONNX Runtime is not installed or cannot run the file."""
+    """Return the scores of ONNX Runtime for images; None if it is missing or cannot run the file."""
     if graph.path.suffix.lower() != ".onnx" or importlib.util.find_spec("onnxruntime") is None:
         return None
     stop_telemetry()

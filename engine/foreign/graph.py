@@ -1,8 +1,8 @@
 """Reads an ONNX or OpenVINO IR classifier and cuts its graph into head and tail.
 
-A *complete cut* is a tensor that every path from the image to the scores passes. Only there is a masked map a masked
-network: the part behind it has no other input. The explained cut is the last one whose tensor is a grid of cells
-before the pooling; ``layer`` names another.
+A *complete cut* is a tensor that every path from the image to the scores passes. Only at a complete cut does masking
+affect all information from the image: the part after it has no other input. The default cut is the last complete cut
+whose tensor is a grid of cells before the pooling; ``layer`` names another.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipeline.errors import EngineError, LayerError, ModelError, did_you_mean
 _DEFAULT_SIZE: Final = (224, 224)
 _MAX_LISTED: Final = 6
 _POOLING: Final = frozenset({"AvgPool", "AdaptiveAvgPool"})
-"""Operations whose output is no layer of its own, such as VGG's 7x7 pooling."""
+"""Operations whose output does not count as a layer, such as VGG's 7x7 pooling."""
 _CONSTANT: Final = frozenset({"Constant", "ShapeOf", "Result"})
-"""Operations that do not carry values of the image: shapes are fixed."""
+"""Operations whose output does not depend on the image, because shapes are fixed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ForeignGraph:
-    """A classifier's graph for one image, and the cut."""
+    """A classifier's graph for one image, split at a cut."""
 
     path: Path
     whole: Any
-    """The file's model, images to logits."""
+    """The file's model, from images to logits."""
     head: Any
-    """Images to the feature map."""
+    """The part from images to the feature map."""
     tail: Any
-    """The feature map to logits: it has no other input."""
+    """The part from the feature map, its only input, to logits."""
     after_mean: Any | None
-    """The tail without a mean over the grid at its beginning; None if it begins otherwise."""
+    """The tail without its first operation, a mean over the grid; None if that is another operation."""
     layer: str
     grid: tuple[int, int]
     channels: int
@@ -47,21 +47,21 @@ class ForeignGraph:
     channels_last: bool
     """True if the file takes images (N, H, W, 3)."""
     ends_in_softmax: bool
-    """True if the file's own output is the softmax of ``whole``'s."""
+    """True if the file's output is the softmax of the logits."""
 
 
 def read_graph(path: Path, layer: str | None = None, size: tuple[int, int] | None = None) -> ForeignGraph:
-    """Read a file and cut it.
+    """Read a file and split its graph.
 
     Args:
         path: an ONNX file or the ``.xml`` file of an OpenVINO IR.
-        layer: name of the cut: an operation or tensor of the file; None = found.
-        size: height and width in pixels; None = the file's own, 224x224 where it leaves them free.
+        layer: name of the cut, an operation or tensor in the file; None: the default cut.
+        size: height and width in pixels; None: the size in the file, or 224x224 if the file has a dynamic size.
 
     Raises:
         ModelError: the file cannot be read, or is no classifier of RGB images.
-        EngineError: the network does not accept the size, or has no scores for a softmax.
-        LayerError: there is no complete cut of this name, or none at all.
+        EngineError: the network does not accept the size, or its scores are not for a softmax.
+        LayerError: there is no complete cut with this name, or no complete cut at all.
     """
     model = _read(path)
     import openvino
@@ -85,7 +85,7 @@ def read_graph(path: Path, layer: str | None = None, size: tuple[int, int] | Non
 
 
 def grid_of(output: Any) -> tuple[int, int] | None:  # noqa: ANN401 - OpenVINO's own type
-    """Return rows and columns of a tensor (1, C, h, w) with more than one cell, or None."""
+    """Return (h, w) of a tensor (1, C, h, w) with more than one cell; None for other tensors."""
     shape = list(output.shape)
     return (shape[2], shape[3]) if len(shape) == 4 and shape[2] * shape[3] > 1 else None
 
@@ -95,9 +95,9 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     try:
         import openvino
     except ImportError:
-        raise ModelError(f"{path}: OpenVINO runs it and is not installed: pip install openvino") from None
+        raise ModelError(f"{path}: this file needs OpenVINO, which is not installed: pip install openvino") from None
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the path of an .onnx file, or of an OpenVINO .xml file")
+        raise ModelError(f"{path}: no such file; use the path of an .onnx file, or of an OpenVINO .xml file")
     try:
         return openvino.Core().read_model(str(path))
     except Exception as reason:  # OpenVINO has many kinds of exceptions
@@ -112,12 +112,12 @@ def _read(path: Path) -> Any:  # noqa: ANN401
 
 
 def _fix_shape(path: Path, model: Any, size: tuple[int, int] | None) -> tuple[bool, tuple[int, int]]:  # noqa: ANN401
-    """Give the model's input the shape of one image; return if channels are last, and the size."""
+    """Set the input shape to one image; return whether channels are last, and the image size."""
     from openvino.passes import ConstantFolding, Manager
 
     if len(model.inputs) != 1:
         names = ", ".join(entry.any_name for entry in model.inputs)
-        raise ModelError(f"{path}: has {len(model.inputs)} inputs ({names}); a classifier has one, the images")
+        raise ModelError(f"{path}: has {len(model.inputs)} inputs ({names}); a classifier has one input, the images")
     entry = model.input(0)
     sides = [side.get_length() if side.is_static else 0 for side in entry.partial_shape]
     kind = entry.element_type.get_type_name()
@@ -134,8 +134,9 @@ def _fix_shape(path: Path, model: Any, size: tuple[int, int] | None) -> tuple[bo
     except RuntimeError as reason:
         own = "x".join(map(str, stated)) if all(stated) else "no size"
         raise EngineError(
-            f"{path}: does not accept one {size[0]}x{size[1]} image ({first_line(reason)}); the file states {own} and "
-            f"a batch of {sides[0] or 'any number'}: export it with a batch of 1 or a free batch, or give --input-size"
+            f"{path}: does not accept one {size[0]}x{size[1]} image ({first_line(reason)}); the file declares {own} "
+            f"and a batch of {sides[0] or 'any number'}: export it with a batch of 1 or a dynamic batch, or use "
+            "--input-size"
         ) from reason
     folding = Manager()
     folding.register_pass(ConstantFolding())
@@ -144,17 +145,19 @@ def _fix_shape(path: Path, model: Any, size: tuple[int, int] | None) -> tuple[bo
 
 
 def _logits(path: Path, model: Any) -> tuple[Any, bool]:  # noqa: ANN401
-    """Return the output of the scores before a softmax, and whether the file has one."""
+    """Return the output that contains the logits, and whether a softmax follows it in the file."""
     if len(model.outputs) != 1:
         raise ModelError(
-            f"{path}: has {len(model.outputs)} outputs, and a classifier has one, the scores (N, classes); of a "
-            "detector give the ONNX file, without the outputs of other tasks"
+            f"{path}: has {len(model.outputs)} outputs, and a classifier has one, the scores (N, classes); for a "
+            "detector use an ONNX file without outputs of other tasks"
         )
     scores = model.output(0).get_node().input_value(0)
     shape = list(scores.shape) if scores.partial_shape.is_static else []
     count = int(np.prod(shape)) if shape else 0
     if len(shape) < 2 or shape[0] != 1 or max(shape) != count:
-        raise ModelError(f"{path}: its output has the shape {scores.partial_shape}; a classifier's is (N, classes)")
+        raise ModelError(
+            f"{path}: its output has the shape {scores.partial_shape}; a classifier's output is (N, classes)"
+        )
     if count == 1:
         raise EngineError(
             f"{path}: returns one score, whose softmax is always 1, so every heat map would be empty; export it with "
@@ -163,7 +166,7 @@ def _logits(path: Path, model: Any) -> tuple[Any, bool]:  # noqa: ANN401
     kind = scores.get_node().get_type_name()
     if kind == "Sigmoid":
         raise EngineError(
-            f"{path}: ends in a sigmoid of each class, and Recipro-CAM is defined by the softmax over all classes; "
+            f"{path}: ends in a sigmoid of each class, but Recipro-CAM is defined for a softmax over all classes; "
             "export the network without its last sigmoid if one class excludes the others"
         )
     return (scores.get_node().input_value(0), True) if kind == "Softmax" else (scores, False)
@@ -174,7 +177,7 @@ def _complete_cuts(inside: list[Any]) -> list[Any]:
     position = {node.get_name(): k for k, node in enumerate(inside)}
     cuts, reach = [], 0
     for k, node in enumerate(inside):
-        # A node before this one that a later node reads would be a path around it.
+        # If a later node reads a node before this one, that is a path around this one.
         if reach <= k and node.get_output_size() == 1 and node.get_type_name() != "Parameter":
             cuts.append(node.output(0))
         readers = [user.get_node() for output in node.outputs() for user in output.get_target_inputs()]
@@ -244,7 +247,7 @@ def _listed(cuts: list[Any]) -> str:
 
 
 def _refuse_transformer(cut: Any, behind: list[Any]) -> None:  # noqa: ANN401
-    """Raise LayerError if tokens or attention follow the cut: it is the input of a transformer."""
+    """Raise LayerError if tokens or attention follow the cut, the input of a transformer."""
     cells = cut.shape[2] * cut.shape[3]
     for node in behind:
         kind, shape = node.get_type_name(), list(node.output(0).partial_shape.to_shape())
@@ -258,7 +261,7 @@ def _refuse_transformer(cut: Any, behind: list[Any]) -> None:  # noqa: ANN401
 
 
 def _part_from(cut: Any, logits: Any) -> Any:  # noqa: ANN401
-    """Return the model from a tensor to the scores; OpenVINO refuses it if the scores depend on the image otherwise."""
+    """Return the model from ``cut`` to ``logits``; OpenVINO refuses paths around the cut."""
     import openvino
     from openvino import opset13
 
@@ -271,7 +274,7 @@ def _part_from(cut: Any, logits: Any) -> Any:  # noqa: ANN401
 
 
 def _mean_after(cut: Any, behind: list[Any]) -> Any | None:  # noqa: ANN401
-    """Return the output of a mean over the whole grid that is the only reader of a cut, or None."""
+    """Return the output of a mean over the whole grid, if it is the cut's only reader; else None."""
     names = {node.get_name() for node in behind}
     readers = [user.get_node() for user in cut.get_target_inputs() if user.get_node().get_name() in names]
     if len(readers) != 1 or readers[0].get_type_name() not in {"ReduceMean", "AvgPool"}:

@@ -3,8 +3,8 @@
 The host fills the next slot of a ring while the previous slot is copied. The copy stream uploads batch n + 1 while the
 compute stream explains batch n. A reader waits only for the batch it reads.
 
-Memory is bounded: one ring for all frame sizes, host memory for results that is reused, and graphs of the frame sizes
-used last. All graphs of a frame size are captured at its first frame, so that no later batch waits for a capture.
+Memory is bounded: one ring serves all frame sizes, host memory for results is reused, and only the graphs of recently
+used frame sizes are kept. All graphs of a frame size are captured at its first frame, so that no later batch waits.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ Size = tuple[int, int]
 """Height and width of a frame."""
 Capture = Callable[[Tensor, InputArea | None], Call]
 Key = tuple[Size, InputArea | None]
-"""Frames that share graphs: their size, and the part of them that the network gets."""
+"""What frames that share a graph have in common: their size, and the area that the network gets."""
 
 SLOTS: Final = 3
-"""Slots of the ring: one is filled, one copied, one explained."""
+"""Number of slots in the ring: one is filled, one is copied, one is explained."""
 MAX_SLOT_BYTES: Final = 256 << 20
-"""Largest slot of the ring; larger batches are split into smaller buckets."""
+"""Maximum size of a slot in bytes; larger batches are split into smaller buckets."""
 MAX_GRAPH_BYTES: Final = 4 << 30
-"""Memory of all frame sizes' inputs and images; above it the sizes used least recently are released."""
+"""Maximum memory of captured graphs in bytes; above it the least recently used sizes are released."""
 
 _POWERS_UP_TO: Final = 8
 _LAUNCH_FRAMES: Final = 8
-"""Time that a batch takes in addition to its frames, in frames of a large batch: small batches do not fill a GPU."""
+"""Fixed time per batch, in units of the time per frame of a large batch: small batches do not fill a GPU."""
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
@@ -57,12 +57,12 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def split_into_buckets(count: int, buckets: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Split a batch into (frames, bucket) so that it takes the least time; only the last bucket may not be full.
+    """Split a batch into the fastest sequence of (frames, bucket); only the last may be partly filled.
 
     A bucket of b takes the time of ``b + _LAUNCH_FRAMES`` frames.
     """
     best: list[tuple[int, int]] = [(0, 0)]
-    """For each number of frames: the least time, and the first bucket."""
+    """For each number of frames: the shortest time, and the first bucket."""
     for frames in range(1, count + 1):
         times = ((size + _LAUNCH_FRAMES + best[max(frames - size, 0)][0], -size) for size in buckets)
         time, size = min(times)
@@ -82,9 +82,9 @@ class CapturedSize:
     frames: Tensor
     """The graphs' input on the device, uint8 (largest bucket, H, W, 3); each graph reads the first rows."""
     graphs: dict[int, Call]
-    """By bucket: explains and renders ``frames``: scores, classes, heat maps, images; always in the same memory."""
+    """By bucket: a graph that returns scores, classes, heat maps and images of ``frames``, in fixed memory."""
     last_used: object = None
-    """Reached when no graph runs any more."""
+    """Event recorded after the last run of a graph."""
 
     @property
     def nbytes(self) -> int:
@@ -99,9 +99,9 @@ class _Slot:
     host: Tensor
     device: Tensor
     host_free: object = None
-    """Reached when ``host`` may be filled again."""
+    """Event after which ``host`` may be filled again."""
     device_free: object = None
-    """Reached when ``device`` may be overwritten."""
+    """Event after which ``device`` may be overwritten."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class InFlightBatch:
     outputs: tuple[Tensor, ...]
     """Scores, classes and heat maps in host memory; valid from ``done`` until ``BatchPipeline.release``."""
     images: tuple[Tensor, ...]
-    """The rendered frames on the device, uint8 (3, H, W), each in its own memory, so that a kept frame does not hold
+    """The rendered frames on the device, uint8 (3, H, W), each in its own memory, so that a stored frame does not keep
     the others. Valid after ``done``."""
     done: object
     memory: tuple[Tensor, ...]
@@ -129,14 +129,14 @@ class BatchPipeline:
         Args:
             streams: the device's streams.
             buckets: batch sizes to capture.
-            capture: returns the function to capture for frames in device memory, uint8 (bucket, H, W, 3), and the part
-                of them that the network gets.
+            capture: returns the function to capture, for frames in device memory, uint8 (bucket, H, W, 3), and the
+              area of them that the network gets.
         """
         self.streams = streams
         self.buckets = tuple(sorted(buckets))
         self._capture = capture
         self._sizes: dict[Key, CapturedSize] = {}
-        """The captured sizes and areas, the one used last at the end."""
+        """The captured sizes and areas, in order of last use."""
         nothing = torch.empty(0, dtype=torch.uint8)
         self._ring = itertools.cycle([_Slot(nothing, nothing) for _ in range(SLOTS)])
         self._answers: dict[int, list[tuple[Tensor, ...]]] = {size: [] for size in self.buckets}
@@ -159,10 +159,10 @@ class BatchPipeline:
         self._answers[batch.bucket].append(batch.memory)
 
     def prepare(self, size: Size, area: InputArea | None = None) -> CapturedSize:
-        """Return the graphs for this frame size and area; captures those of all buckets at the first call.
+        """Return the graphs for this frame size and area; capture them at the first call.
 
-        An area belongs to one camera as a rule, of which a batch has one frame: only the smallest bucket is captured,
-        so that the graphs of many cameras fit the memory.
+        An area usually belongs to a single camera, with one frame per batch: only its smallest bucket is captured, so
+        that the graphs of many cameras fit into memory.
 
         Raises:
             torch.OutOfMemoryError: the device has not enough memory for the smallest bucket.
@@ -191,7 +191,7 @@ class BatchPipeline:
                     raise
                 most = max(captured.graphs)
                 log.warning(
-                    "the GPU has no memory for %d frames of %dx%d at once: batches of at most %d are used; a smaller "
+                    "the GPU has too little memory for %d frames of %dx%d: batches have at most %d frames; a smaller "
                     "--batch leaves more memory", bucket, size[1], size[0], most,
                 )  # fmt: skip
                 break
@@ -207,7 +207,7 @@ class BatchPipeline:
             return torch.zeros(shape, dtype=torch.uint8, device=self.streams.device)
 
     def _with_room(self, make: Callable[[], T]) -> T:
-        """Call a function; while the device has not enough memory, release other frame sizes and call it again."""
+        """Call ``make``; if memory runs out, release other frame sizes and call it again."""
         while True:
             try:
                 return make()
@@ -216,7 +216,7 @@ class BatchPipeline:
                     raise
 
     def _release_oldest(self) -> int:
-        """Release the graphs of the frame size used least recently; return their memory in bytes, 0 without one."""
+        """Release the graphs of the frame size used least recently; return their bytes, 0 if there is none."""
         if not self._sizes:
             return 0
         size, area = next(iter(self._sizes))
@@ -239,7 +239,7 @@ class BatchPipeline:
         slot.host_free = streams.record_event("copy")
         streams.wait_event("compute", slot.host_free)
         with streams.stream("compute"):
-            # The rest of a bucket keeps old frames: their results are cut off.
+            # The unused rows of a bucket contain old frames; their results are cut off.
             part.copy_(slot.device[: part.nbytes].view(part.shape))
             slot.device_free = streams.record_event("compute")
             *answers, rendered = captured.graphs[bucket]()
@@ -251,7 +251,7 @@ class BatchPipeline:
         return InFlightBatch(count, bucket, tuple(host[:count] for host in memory), clones, done, memory)
 
     def _host_memory(self, answers: Sequence[Tensor], bucket: int) -> tuple[Tensor, ...]:
-        """Return free pinned memory for the results of a bucket: allocating it makes the host wait for the device."""
+        """Return pinned memory for results; reused, because allocating it blocks on the device."""
         free = self._answers[bucket]
         return free.pop() if free else tuple(self.streams.pinned_empty(tuple(a.shape), a.dtype) for a in answers)
 
@@ -260,7 +260,7 @@ class BatchPipeline:
         slot, streams = next(self._ring), self.streams
         if slot.host.nbytes < nbytes:
             streams.synchronize(slot.device_free)
-            # The stream that writes first also allocates.
+            # Memory is allocated on the stream that writes to it first.
             with streams.stream("copy"):
                 slot.device = torch.empty(nbytes, dtype=torch.uint8, device=streams.device)
             slot.host = streams.pinned_empty((nbytes,), torch.uint8)

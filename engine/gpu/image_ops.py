@@ -1,8 +1,8 @@
 """Image operations on the device: resize and normalise, heat map overlay, stamps, JPEG.
 
-Same arithmetic as on the host (``engine.models.preprocess`` and the renderer's table), within 1 of 255 levels for the
-input and 2 for the overlay. All operations have fixed shapes, run on any device, and can be captured in a CUDA graph.
-Images are planar, uint8 (N, 3, H, W); frames are interleaved as cameras give them, (N, H, W, 3).
+The arithmetic is that of the host (``engine.models.preprocess`` and the renderer's table), within 1 of 255 levels for
+the input and 2 for the overlay. All operations have fixed shapes, run on any device, and can be captured in a CUDA
+graph. Images are planar, uint8 (N, 3, H, W); frames are interleaved, (N, H, W, 3).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.frames import Box, ImagePatch
 from pipeline.input_area import InputArea, painted_runs
 
 _HALF_UP = 2.0**-10
-"""Added to levels before they are rounded, as the renderer does: without it a level of n + 0.5 would depend on the last
-bit of a sum, and be another one than the host's."""
+"""Added to levels before rounding, as in the renderer: otherwise the last bit of a sum would decide how n + 0.5 is
+rounded, and device and host could differ."""
 
 LevelTable = npt.NDArray[np.uint8]
-"""Effect of each of 256 heat levels on a pixel, uint8 (256, 4): red, green and blue to add, and the kept part of
-255."""
+"""Effect of each of 256 heat levels on a pixel, uint8 (256, 4): red, green and blue to add, and the fraction of the
+pixel to keep, in 1/255."""
 
 
 class FramePreprocessor(nn.Module):
@@ -36,11 +36,11 @@ class FramePreprocessor(nn.Module):
     scale: Tensor
     shift: Tensor
     painted: Tensor | None
-    """bool (height, width) of the cut part: the pixels that are painted over."""
+    """bool (height, width) of the input area: True for pixels that are painted over."""
     colour: Tensor
 
     def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int], area: InputArea | None = None) -> None:
-        """Create the conversion for frames of size (height, width) and the part of them that the network gets."""
+        """Create the conversion of frames of size (height, width), cropped to ``area``."""
         super().__init__()
         self.target = preprocessing.input_size
         self.placement = fit_geometry(frame, self.target, preprocessing.fit, None if area is None else area.cut)
@@ -51,7 +51,7 @@ class FramePreprocessor(nn.Module):
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None])
 
     def _painted(self, area: InputArea) -> Tensor | None:
-        """Return the painted pixels of the part that is resized; None without any."""
+        """Return the mask of painted pixels in the input area; None if there are none."""
         near, above, far, below = area.cut
         painted = torch.zeros((below - above, far - near), dtype=torch.bool)
         for start, stop in painted_runs(area):
@@ -94,7 +94,7 @@ class AxisWeights(NamedTuple):
 
 
 def axis_weights(near: float, far: float, cells: int, pixels: int) -> AxisWeights:
-    """Return how each pixel of one axis is interpolated from cells.
+    """Return the interpolation weights of each pixel of one axis.
 
     Bilinear between the centres of cells, constant beyond the outermost centre, 0 for pixels whose centre lies outside
     the grid.

@@ -1,7 +1,7 @@
 """State of NVIDIA GPUs from the driver: version, utilization, clocks, memory, temperature and power.
 
 Reads the NVIDIA Management Library through ``pynvml`` (package ``nvidia-ml-py``), which loads the driver's library at
-the first call. Without a driver there are no GPUs.
+the first call. Without a driver, no GPUs are returned.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _status(handle: object) -> GpuStatus:
 
 
 def _optional(read: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - pynvml has no types
-    """Call a function of the library; return None if it fails, such as for a value that the GPU does not report."""
+    """Call a function of NVML; return None if it fails, for example for a value that the GPU lacks."""
     try:
         return read(*arguments)
     except NVMLError:

@@ -1,4 +1,4 @@
-"""Chooses a plan by measurement on the device: multiply-adds predict the time of batched maps on a GPU badly."""
+"""Chooses a plan by timing, because multiply-adds predict the time of masked maps on a GPU badly."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ROUNDS: Final = 3
 
 
 def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, budget_bytes: int) -> Plan:
-    """Return the faster of a local plan and the chunked definition within the budget; other plans unchanged.
+    """Return the faster of a local plan and the dense plan within the budget; other plans unchanged.
 
     Args:
         plan: the plan chosen by multiply-adds.
-        tail: the network behind the split, on the host.
+        tail: the network after the split, on the host.
         kernel: the masks.
         features: one image's feature map on the device, in the plan's dtype.
         budget_bytes: memory budget of masked maps.
@@ -54,7 +54,7 @@ def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tens
 
 
 def _seconds(plan: Plan, features: Tensor) -> float:
-    """Return the median time of one image, captured as a graph if possible, as in a stream."""
+    """Return the median seconds per image, with a captured graph if possible."""
     streams, times = device_streams(features.device), []
     if features.is_cuda:
         torch.cuda.synchronize(features.device)  # they were allocated on another stream

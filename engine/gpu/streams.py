@@ -1,7 +1,7 @@
 """CUDA streams of a device: copy, compute, encode, and the events between them.
 
-On a CPU the same calls run at once and in order. Tests check the order of waits with a fake; tests marked ``gpu`` check
-the device. The default stream is never used, and the host waits for events only, never for the whole device.
+On a CPU the same calls run immediately, in order. Tests check the order of waits with a fake; tests marked ``gpu``
+check the device. The default stream is never used, and the host waits for events only, never for the whole device.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DeviceStreams(Protocol):
         ...
 
     def record_event(self, stream: StreamName) -> object:
-        """Return an event recorded behind all work submitted to this stream so far."""
+        """Record an event after all work submitted to this stream, and return it."""
         ...
 
     def wait_event(self, stream: StreamName, mark: object) -> None:
@@ -53,7 +53,7 @@ class DeviceStreams(Protocol):
         ...
 
     def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
-        """Keep a tensor's memory from being reused before this stream has finished with it."""
+        """Prevent reuse of a tensor's memory until this stream has finished with it."""
         ...
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -61,7 +61,7 @@ class DeviceStreams(Protocol):
         ...
 
     def encoder_stream(self) -> AbstractContextManager[Any]:
-        """Run the block's operations on the JPEG encoder's stream, behind all work of the encode stream."""
+        """Run the block's operations on the JPEG encoder's stream, after all work of the encode stream."""
         ...
 
     def capture_graph(self, call: Call, name: str) -> Call:
@@ -70,7 +70,7 @@ class DeviceStreams(Protocol):
 
 
 class CpuStreams:
-    """The CPU: work is finished when a call returns."""
+    """The streams of a CPU: work is finished when a call returns."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -115,10 +115,10 @@ class CudaStreams:
     """A CUDA device with streams by purpose, and CUDA graphs that share one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
-        """Create the streams of a device with an index."""
+        """Create the streams of ``device``, which must have an index."""
         self.device = device
         stream: Callable[..., Any] = torch.cuda.Stream
-        # Encoding has the highest priority, then computing: a finished frame never waits for the next one.
+        # Encoding has the highest priority, then computing: a finished frame never waits for the next frame.
         self._streams = {lane: stream(device=device, priority=-1 if lane == "encode" else 0) for lane in LANES}
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
@@ -135,7 +135,7 @@ class CudaStreams:
         return chosen
 
     def record_event(self, stream: StreamName) -> object:
-        """Return an event on the stream; waiting for it sleeps and does not spin."""
+        """Record an event on the stream and return it; waiting for it sleeps instead of spinning."""
         event: Callable[..., Any] = torch.cuda.Event
         recorded = event(blocking=True)
         recorded.record(self._streams[stream])
@@ -152,7 +152,7 @@ class CudaStreams:
             mark.synchronize()
 
     def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
-        """Record the stream's use of the tensor with the allocator."""
+        """Tell the allocator that the stream uses the tensor."""
         tensor.record_stream(self._streams[stream])
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -166,29 +166,29 @@ class CudaStreams:
         return chosen
 
     def capture_graph(self, call: Call, name: str) -> Call:
-        """Run the call a few times, so that lazy initialisation is done, then capture it as one CUDA graph.
+        """Run ``call`` a few times, for lazy initialisation, then capture it as one CUDA graph.
 
-        A call that cannot be captured because it synchronises with the host runs call by call, with a warning.
+        If capturing fails, because ``call`` synchronises with the host, return ``call`` itself, with a warning.
 
         Raises:
             torch.OutOfMemoryError: the device has not enough memory for the call.
         """
-        # Capturing synchronises the current device and empties its cache: it must be this one, or the process opens a
-        # context of hundreds of MB on another GPU.
+        # Capturing synchronises the current device and empties its cache. With another GPU current, the process would
+        # open a context of hundreds of MB there.
         with torch.cuda.device(self.device):
             return self._capture(call, name)
 
     def _capture(self, call: Call, name: str) -> Call:
         compute, exact = self._streams["compute"], not torch.backends.cudnn.allow_tf32
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
-        # Shapes are fixed: cuDNN searches the fastest convolutions once, here.
+        # Shapes are fixed, so cuDNN can search the fastest convolutions once, here.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact):
             with torch.cuda.stream(compute):
                 for _ in range(_WARM_UP_ROUNDS):
                     call()
             compute.synchronize()
             try:
-                # Other threads may allocate meanwhile.
+                # Other threads may allocate memory during the capture.
                 with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
                     outputs = call()
             except (RuntimeError, BackendError) as reason:
@@ -208,13 +208,13 @@ class CudaStreams:
     def _reset_after_failure(self, before: Any) -> None:  # noqa: ANN401 - a stream
         """Clean up after a failed capture.
 
-        torch leaves its stream current, its allocator and its random number generator in capture mode. A capture that
-        succeeds ends the generator's.
+        torch leaves its stream current, and its allocator and random number generator in capture mode. Only the next
+        successful capture resets the generator.
         """
         torch.cuda.set_stream(before)
         self._pool, pool = torch.cuda.graph_pool_handle(), self._pool
-        with suppress(RuntimeError, AttributeError):  # some versions have ended it already
-            torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does
+        with suppress(RuntimeError, AttributeError):  # some versions of torch have ended it already
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - there is no public function
         empty, compute = torch.cuda.CUDAGraph(), self._streams["compute"]
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns that the graph is empty

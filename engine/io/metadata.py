@@ -1,6 +1,6 @@
-"""Reads file metadata: strings, each a JSON value unless it is plain text.
+"""Reads and checks file metadata: strings that are plain text or JSON values.
 
-Every function raises ``ModelError`` that names the file, the key and the rule.
+The functions raise ``ModelError``; the message names the file, the key and the rule.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHOWN: Final = 120
 
 
 def file_format(path: str | Path) -> str:
-    """Return the format that the metadata of a safetensors file states; "" for other files."""
+    """Return the key ``format`` in the metadata of a safetensors file; "" for other files."""
     if not str(path).endswith(".safetensors") or not Path(path).is_file():
         return ""
     try:
@@ -37,7 +37,7 @@ def file_format(path: str | Path) -> str:
 
 
 def read_str(path: Path, metadata: Mapping[str, str], key: str) -> str:
-    """Return a plain string."""
+    """Return the plain string of a key."""
     value = metadata.get(key)
     if not value:
         raise ModelError(f"{path}: its metadata lacks {key!r}; write the file again")
@@ -45,7 +45,7 @@ def read_str(path: Path, metadata: Mapping[str, str], key: str) -> str:
 
 
 def read_json(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: ANN401 - JSON is anything
-    """Return a JSON value."""
+    """Return the JSON value of a key."""
     try:
         return json.loads(read_str(path, metadata, key))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
@@ -60,7 +60,7 @@ def invalid_value(path: Path, key: str, value: object, rule: str) -> ModelError:
 
 
 def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
-    """Return a non-empty list of names."""
+    """Return the non-empty list of names of a key."""
     value = read_json(path, metadata, key)
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise invalid_value(path, key, value, "a list of names")
@@ -68,7 +68,7 @@ def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 
 def read_int_pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[int, int]:
-    """Return two positive integers; ``rule`` is the message's description of them."""
+    """Return two positive integers; ``rule`` describes them in the error message."""
     value = read_json(path, metadata, key)
     if not _numbers(value, 2) or not all(isinstance(side, int) and side > 0 for side in value):
         raise invalid_value(path, key, value, rule)
@@ -76,7 +76,7 @@ def read_int_pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) 
 
 
 def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Return a network's input size, height and width in pixels, with the limits of ``--input-size``."""
+    """Return the input size, (height, width) in pixels, within the limits of ``--input-size``."""
     value = read_int_pair(path, metadata, "input_size", "[height, width] in pixels")
     try:
         return _SIZE.validate_python(value)
@@ -86,7 +86,7 @@ def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
 
 
 def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:
-    """Return three numbers."""
+    """Return the three numbers of a key."""
     value = read_json(path, metadata, key)
     if not _numbers(value, 3):
         raise invalid_value(path, key, value, "three numbers, for red, green and blue")
@@ -98,7 +98,7 @@ def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, fl
 
 
 def mapping(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    """Return a JSON object."""
+    """Return the JSON object of a key."""
     value = read_json(path, metadata, key)
     if not isinstance(value, dict):
         raise invalid_value(path, key, value, "an object")

@@ -1,9 +1,9 @@
-"""Perceptual hashes: find near-duplicate images regardless of size, format, compression and exposure.
+"""Finds near-duplicate images, regardless of size, format, compression and exposure, by hashes.
 
 A hash has 256 bits: the signs of the 16 x 16 lowest frequencies of the grey image's cosine transform, without the
 constant row and column, after Zauner, *Implementation and benchmarking of perceptual image hash functions*, 2010. Each
-frequency is compared with its median over the data set, so that common content, such as the fixture that holds a part,
-decides no bit: the hashes of two unrelated images differ in about half of their bits.
+frequency is compared with its median over the data set, so that content common to all images, such as a fixture, does
+not affect the bits: the hashes of two unrelated images differ in about half of their bits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.frames import Image
 
 BITS: Final = 256
 MAX_DIFFERENT_BITS: Final = 40
-"""Hashes that differ in at most this many bits belong to near-duplicate images: 11 standard deviations below unrelated
-images."""
+"""Images count as near-duplicates if their hashes differ in at most this many bits, 11 standard deviations below
+unrelated images."""
 
 _SIDE, _FREQUENCIES = 64, 16
 _MIN_FOR_MEDIANS: Final = 20
-"""With fewer images the medians would be these images themselves."""
+"""With fewer images, the medians would nearly equal the images themselves."""
 _BLOCK_PAIRS: Final = 1 << 23
-"""Pairs compared at a time: about 70 MB."""
+"""Number of pairs compared at a time; about 70 MB."""
 
 Spectrum = npt.NDArray[np.float32]
 """Frequencies of one image, (256,), scaled to length 1: invariant to brightness and contrast."""
@@ -47,7 +47,7 @@ _COSINES: Final = _cosines()
 
 
 def spectrum_of(image: Image) -> Spectrum:
-    """Return the frequencies of an image, from which its hash is made; all zero for a uniform image.
+    """Return the frequencies of an image, for its hash; all zero for a uniform image.
 
     Args:
         image: uint8 RGB, (height, width, 3).
@@ -79,7 +79,7 @@ def hashes_of(spectra: Sequence[Spectrum], medians: Spectrum) -> Hashes:
 def nearest_hashes(hashes: Hashes, known: Hashes) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:
     """Return for each hash the row of the nearest known hash, and the number of bits that differ.
 
-    Takes N x M x 256 multiplications, in blocks: 2,000 hashes against 8,000 take less than a second.
+    Takes N x M x 256 multiplications, in blocks: less than a second for 2,000 against 8,000 hashes.
 
     Args:
         hashes: (N, 32).
@@ -111,7 +111,7 @@ class KnownImages:
     hashes: Hashes
 
     def find(self, spectra: Sequence[Spectrum]) -> npt.NDArray[np.bool_]:
-        """Return which images are near-duplicates of these, bool (N,)."""
+        """Return which images are near-duplicates of the known images, bool (N,)."""
         if not len(self.hashes) or not len(spectra):
             return np.zeros(len(spectra), bool)
         _, bits = nearest_hashes(hashes_of(spectra, self.medians), self.hashes)
@@ -119,13 +119,13 @@ class KnownImages:
         return np.asarray((bits <= MAX_DIFFERENT_BITS) & shows)
 
     def to_text(self) -> str:
-        """Return these as JSON text."""
+        """Return medians and hashes as JSON text."""
         packed = {"medians": self.medians.astype("<f4").tobytes(), "hashes": self.hashes.tobytes()}
         return json.dumps({key: base64.b64encode(value).decode("ascii") for key, value in packed.items()})
 
     @classmethod
     def from_text(cls, text: str) -> KnownImages:
-        """Parse the text of ``to_text``.
+        """Create an object from the text that ``to_text`` returned.
 
         Raises:
             ValueError: the text has another form.
@@ -135,7 +135,7 @@ class KnownImages:
             medians = np.frombuffer(arrays["medians"], "<f4").astype(np.float32)
             hashes = np.frombuffer(arrays["hashes"], np.uint8).reshape(-1, BITS // 8)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError("it contains no image hashes") from error
+            raise ValueError("the text contains no image hashes") from error
         if medians.shape != (BITS,) or not np.isfinite(medians).all():
-            raise ValueError("it does not contain 256 medians")
+            raise ValueError("the text does not contain 256 finite medians")
         return cls(medians, hashes)

@@ -1,4 +1,4 @@
-"""Writes the files of trained networks."""
+"""Writes safetensors files of trained networks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.errors import ModelError
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write weights with metadata, complete or not at all; missing folders are made.
+    """Write weights and metadata atomically; missing folders are created.
 
     Raises:
-        ModelError: the folder cannot be made.
+        ModelError: the folder cannot be created.
     """
     payload = save({name: tensor.contiguous().cpu() for name, tensor in state.items()}, dict(metadata))
     try:

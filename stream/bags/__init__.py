@@ -1,1 +1,1 @@
-"""Recordings of ROS and Foxglove: MCAP, ROS 2 bags (SQLite), bag folders and ROS 1 bags."""
+"""The source of ROS and Foxglove recordings: MCAP, ROS 2 bags (SQLite), bag folders and ROS 1 bags."""

@@ -1,4 +1,4 @@
-"""The interface of a bag's reader, and the choice of the reader by the file's name."""
+"""The interface of bag readers, and the choice of a reader by the file's suffix."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 MAX_RECORD_BYTES: Final = 1 << 30
-"""Larger records and chunks are damage: memory is taken for nothing above it."""
+"""Maximum size of a record or chunk in bytes; a larger one counts as damage and is not loaded."""
 
 
 class BagDamageError(Exception):
-    """A bag is damaged or cut; all messages before the damage were yielded."""
+    """A bag is damaged or cut off; the readable messages were yielded before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Topic:
 
     name: str
     type_name: str
-    """Type of the messages, as the bag spells it: ``sensor_msgs/msg/Image``, ``foxglove.CompressedImage``."""
+    """Message type as written in the bag: ``sensor_msgs/msg/Image``, ``foxglove.CompressedImage``."""
     encoding: str
     """Encoding of the messages: ``cdr``, ``ros1`` or ``protobuf``."""
     count: int | None = None
@@ -30,11 +30,11 @@ class Topic:
 
 
 class BagMessage(NamedTuple):
-    """A message as the bag has it."""
+    """A message, not decoded."""
 
     topic: str
     log_ns: int
-    """Time at which it was recorded, Unix nanoseconds."""
+    """Time at which the message was recorded, in Unix nanoseconds."""
     data: bytes
 
 
@@ -46,7 +46,7 @@ class BagReader(ABC):
 
     @abstractmethod
     def topics(self) -> list[Topic]:
-        """Return the topics, as far as a damaged bag shows them.
+        """Return the topics; for a damaged bag, those that can be found.
 
         Raises:
             BagDamageError: the file is not a bag of this format.
@@ -57,12 +57,12 @@ class BagReader(ABC):
         """Yield the messages of a topic, or of all topics, in the order of the file.
 
         Raises:
-            BagDamageError: the file is damaged; raised after the last good message.
+            BagDamageError: the file is damaged; raised after the last readable message.
         """
 
 
 def reader_of(path: Path) -> BagReader:
-    """Return the reader of a bag file by its suffix."""
+    """Return the reader for a bag file, by its suffix."""
     suffix = path.suffix.lower()
     if suffix == ".db3":
         from stream.bags.sqlite_file import SqliteBag

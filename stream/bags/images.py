@@ -21,7 +21,7 @@ _CODECS: Final = {"h264": "h264", "h265": "hevc", "hevc": "hevc", "vp9": "vp9", 
 
 
 def is_readable(message: ImageMessage) -> bool:
-    """Return whether a message is a camera's image: not a depth map, a heat map or an unknown format."""
+    """Return whether a message is a camera image (no depth map) of a supported format."""
     encoding = message.encoding.lower()
     if message.form == "video":
         return encoding in _CODECS
@@ -31,7 +31,7 @@ def is_readable(message: ImageMessage) -> bool:
 
 
 class VideoTopic:
-    """Decodes the video of one topic: one packet a message, without reordering."""
+    """Decodes the video of one topic: one packet per message, without reordering."""
 
     def __init__(self, max_pixels: int | None = None) -> None:
         self._max_pixels = max_pixels
@@ -43,9 +43,9 @@ class VideoTopic:
         self._waits_for_key, self._has_begun = True, False
 
     def decode(self, message: ImageMessage | None, stamp_ns: int) -> Iterator[tuple[int, Image]]:
-        """Yield the frames that are ready, each with its stamp in nanoseconds; ``None``: the end of the video.
+        """Yield the frames that are ready, each with its stamp in nanoseconds.
 
-        After damage, frames are left out up to the next key frame.
+        ``None`` marks the end of the video. After damage, frames are dropped up to the next keyframe.
 
         Raises:
             SourceError: the packet is damaged, or its format is not supported.
@@ -74,7 +74,10 @@ class VideoTopic:
             yield stamp, self._rgb.convert(frame)
 
     def _skip(self, damage: str) -> None:
-        """Leave frames out up to the next key frame; a recording may begin between two key frames without damage."""
+        """Drop frames up to the next keyframe.
+
+        Raises ``SourceError``, unless no frame was decoded yet: an intact recording may begin between two keyframes.
+        """
         self._waits_for_key = True
         if self._has_begun:
             raise SourceError(damage)
@@ -83,16 +86,16 @@ class VideoTopic:
         if self._codec is not None:
             return
         if name not in _CODECS:
-            raise SourceError(f"video format {name!r} is not supported; {', '.join(_CODECS)} are read")
+            raise SourceError(f"video format {name!r} is not supported; use one of {', '.join(_CODECS)}")
         codec = cast("VideoCodecContext", av.CodecContext.create(_CODECS[name], "r"))
-        codec.thread_count = 1  # frame threads would hold frames back
+        codec.thread_count = 1  # frame threads would delay frames
         if self._max_pixels is not None:
             codec.options = {"max_pixels": str(self._max_pixels * 5 // 4 + (1 << 16))}
         self._codec, self._format = codec, name
 
 
 def _valid_stamp(stamp_ns: int) -> int:
-    """Return a stamp; 0 for one that no clock shows and that formats of 64 bits cannot hold."""
+    """Return ``stamp_ns``, or 0 if it is negative or exceeds 63 bits."""
     return stamp_ns if 0 <= stamp_ns <= _MAX_STAMP_NS else 0
 
 
@@ -100,17 +103,17 @@ class TopicDecoder:
     """Decodes the messages of one topic to RGB images."""
 
     def __init__(self, parse: Callable[[bytes], ImageMessage], max_pixels: int | None = None) -> None:
-        """Set the parser of the topic's messages and the maximum pixels of an image."""
+        """Create a decoder with the parser of the topic's messages and the maximum pixels of an image."""
         self._parse = parse
         self._pixels = PixelConverter(max_pixels)
         self._images = ImageReader(max_pixels=max_pixels, takes_bits=False)
         self._video = VideoTopic(max_pixels)
 
     def decode(self, data: bytes, log_ns: int) -> Iterator[tuple[int, Image]]:
-        """Yield the images of a message and their stamps: those of the header, or ``log_ns`` where it has no valid one.
+        """Yield the images of a message with their stamps, in ns; ``log_ns`` replaces an invalid stamp.
 
         Raises:
-            SourceError: the message is damaged or has no image that can be read; the next one may be good.
+            SourceError: the message is damaged or contains no readable image; the next message may still be decoded.
         """
         message = self._parse(data)
         stamp_ns = _valid_stamp(message.stamp_ns) or _valid_stamp(log_ns)
@@ -122,5 +125,5 @@ class TopicDecoder:
             yield stamp_ns, self._images.decode(message.data)
 
     def flush(self) -> Iterator[tuple[int, Image]]:
-        """Yield the frames that a video decoder has held back. Raises ``SourceError``."""
+        """Yield the frames still in the video decoder. Raises ``SourceError``."""
         yield from self._video.decode(None, 0)

@@ -1,4 +1,4 @@
-"""Reader of MCAP files, chunk by chunk, so that damaged and cut files give all their complete chunks."""
+"""Reader of MCAP files, chunk by chunk: of damaged files it returns all complete chunks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _DAMAGE: Final = (
     *(McapError, zstandard.ZstdError, struct.error, ValueError),
     *(EOFError, OSError, OverflowError, MemoryError, RuntimeError),
 )
-"""Errors that the reader, its decompressors and its text decoding raise for damaged bytes."""
+"""Errors that the ``mcap`` reader, its decompressors and its text decoding raise for damaged bytes."""
 _RECOVER: Final = "try `mcap recover FILE.mcap -o REPAIRED.mcap`"
 
 
 class McapBag(BagReader):
-    """Reads ``*.mcap`` of every profile."""
+    """Reads ``*.mcap`` files of all profiles."""
 
     def topics(self) -> list[Topic]:
-        """Return the topics of the summary; of a file without one, those that its chunks show."""
+        """Return the topics in the summary; in a file without summary, those found in its chunks."""
         with self._path.open("rb") as file:
             try:
                 summary = make_reader(file).get_summary()
@@ -60,7 +60,7 @@ class McapBag(BagReader):
                 yield BagMessage(names.get(record.channel_id, ""), record.log_time, bytes(record.data))
 
     def _records(self) -> Iterator[tuple[McapRecord, dict[int, Schema]]]:
-        """Yield the records outside of the summary, and the schemas so far."""
+        """Yield each record outside of the summary, with the schemas read before it."""
         schemas: dict[int, Schema] = {}
         damaged, reason = 0, ""
         with self._path.open("rb") as file, closing(_outer_records(file)) as records:
@@ -77,7 +77,7 @@ class McapBag(BagReader):
                         schemas[part.id] = part
                     yield part, schemas
         if damaged:
-            raise BagDamageError(f"{damaged} damaged chunks were left out ({reason}); {_RECOVER}")
+            raise BagDamageError(f"{damaged} damaged chunks were skipped ({reason}); {_RECOVER}")
 
 
 def _outer_records(file: BinaryIO) -> Generator[McapRecord, None, None]:
@@ -91,19 +91,19 @@ def _outer_records(file: BinaryIO) -> Generator[McapRecord, None, None]:
 
 def _parts(chunk: Chunk) -> list[McapRecord]:
     if chunk.uncompressed_size > MAX_RECORD_BYTES:
-        raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes, more than {MAX_RECORD_BYTES}")
+        raise ValueError(f"a chunk of {chunk.uncompressed_size} bytes exceeds the limit of {MAX_RECORD_BYTES}")
     content = _unpacked(chunk)
     plain = replace(chunk, compression="", data=content, uncompressed_size=len(content))
     return breakup_chunk(plain, validate_crc=True)
 
 
 def _unpacked(chunk: Chunk) -> bytes:
-    """Return the content of a chunk; takes no more memory than the chunk states."""
+    """Decompress a chunk; allocates no more memory than the chunk declares."""
     size = chunk.uncompressed_size
     if chunk.compression == "zstd":
         stated = zstandard.frame_content_size(chunk.data)
         if stated > size:
-            raise ValueError(f"a chunk of {stated} bytes that states {size}")
+            raise ValueError(f"a chunk declares {size} bytes, but its data {stated}")
         content = zstandard.ZstdDecompressor().decompress(chunk.data, max_output_size=size)
     elif chunk.compression == "lz4":
         content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
@@ -112,7 +112,7 @@ def _unpacked(chunk: Chunk) -> bytes:
     else:
         content = chunk.data
     if len(content) != size:
-        raise ValueError(f"a chunk of {len(content)} bytes that states {size}")
+        raise ValueError(f"a chunk declares {size} bytes, but contains {len(content)}")
     return bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Decoding of the image messages of ROS 1, ROS 2 and Foxglove to one form."""
+"""Decodes the image messages of ROS 1, ROS 2 and Foxglove to ``ImageMessage``."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ _FOXGLOVE_TYPES: Final = {
 
 
 def ros_name(type_name: str) -> str:
-    """Return the type's name with ``/msg/``, which ROS 1 leaves out."""
+    """Return a type name with ``/msg/``, which ROS 1 omits."""
     package, _, name = type_name.rpartition("/")
     return f"{package}/msg/{name}" if package and not package.endswith("/msg") else type_name
 
 
 def form_of_topic(topic: Topic) -> Form | None:
-    """Return the form of a topic's images; None if its messages are not images that can be read."""
+    """Return the form of a topic's images; None if its messages are not readable images."""
     return _FORMS.get(ros_name(topic.type_name)) if topic.encoding in {"cdr", "ros1", "protobuf"} else None
 
 
 def parser_of(topic: Topic) -> Callable[[bytes], ImageMessage]:
-    """Return the function that decodes the messages of a topic; it raises ``SourceError`` for a damaged one.
+    """Return the decoder of a topic's messages; it raises ``SourceError`` for a damaged message.
 
     Raises:
-        SourceError: the topic's type holds no image.
+        SourceError: the topic's messages are not images.
     """
     form = form_of_topic(topic)
     if form is None:
         raise SourceError(
             f"topic {topic.name}: type {topic.type_name} in {topic.encoding or 'no encoding'} is not an image; "
-            "sensor_msgs and Foxglove images in cdr, ros1 or protobuf are read"
+            "choose a topic with sensor_msgs or Foxglove images, encoded in cdr, ros1 or protobuf"
         )
     decode = _protobuf_decoder(topic.type_name) if topic.encoding == "protobuf" else _ros_decoder(topic)
 
@@ -99,7 +99,7 @@ def _ros_decoder(topic: Topic) -> Callable[[bytes], Any]:
 
 @functools.cache
 def _typestore(encoding: str) -> Typestore:
-    """Return ROS's standard types with Foxglove's: image types are the same in all distributions."""
+    """Return the types of ROS and Foxglove; image types are the same in all ROS distributions."""
     store = get_typestore(Stores.ROS1_NOETIC if encoding == "ros1" else Stores.ROS2_HUMBLE)
     for name, definition in _FOXGLOVE_TYPES.items():
         store.register(get_types_from_msg(definition, name))

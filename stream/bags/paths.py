@@ -1,4 +1,4 @@
-"""Paths of bags: which path is a bag, and the files of a bag folder. Imports no vendor."""
+"""Finds bags by their paths, and the files of a bag folder; imports no bag library."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TOPIC: Final = re.compile(r"(?<=[?&])topic=[^&?]*")
 
 
 def is_bag(path: str) -> bool:
-    """Return whether ``path`` names a bag: a file by its suffix, or a folder with ``metadata.yaml``."""
+    """Return whether ``path`` is a bag: a file with a bag's suffix, or a folder with ``metadata.yaml``."""
     if path.lower().endswith(_SUFFIXES):
         return kind_of(path) != "folder"
     return kind_of(path) == "folder" and (Path(path) / "metadata.yaml").is_file()
 
 
 def with_quoted_topic(uri: str) -> str:
-    """Return ``uri`` with the slashes of ``?topic=/camera/image`` quoted: a query holds no slash."""
+    """Percent-encode the slashes in ``?topic=/camera/image``, which a query cannot contain."""
     return _TOPIC.sub(lambda match: match[0].replace("/", "%2F"), uri)
 
 
@@ -32,7 +32,7 @@ def bag_files(path: str) -> list[Path]:
     """Return the files of a bag, in the order of their numbers.
 
     Raises:
-        SourceError: a folder holds no file that can be read, or compressed files.
+        SourceError: a folder contains no readable file, or files that are compressed as a whole.
     """
     if kind_of(path) != "folder":
         return [Path(path)]
@@ -41,9 +41,9 @@ def bag_files(path: str) -> list[Path]:
     packed = [each for each in files if each.suffix.lower() in _COMPRESSED]
     if packed:
         raise SourceError(
-            f"{shown(path)}: its files are compressed as a whole ({shown(packed[0].name)}); unpack them: "
+            f"{shown(path)}: its files are compressed as a whole ({shown(packed[0].name)}); decompress them: "
             f"zstd -d {shown(packed[0])}"
         )
     if not stored:
-        raise SourceError(f"{shown(path)}: the bag folder holds no .db3 and no .mcap file; check the path")
+        raise SourceError(f"{shown(path)}: the bag folder contains no .db3 or .mcap file; check the path")
     return sorted(stored, key=lambda each: [int(number) for number in _NUMBER.findall(each.stem)])

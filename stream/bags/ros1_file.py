@@ -1,6 +1,6 @@
-"""Reader of ROS 1 bags, format 2.0 (http://wiki.ros.org/Bags/Format/2.0), without their index.
+"""Reader of ROS 1 bags, format 2.0 (http://wiki.ros.org/Bags/Format/2.0). It does not need their index.
 
-A recorder writes the index at the end, so a cut bag has none.
+A recorder writes the index at the end, so a bag that was cut off has none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Record(NamedTuple):
 
 
 class Ros1Bag(BagReader):
-    """Reads ``*.bag`` and ``*.bag.active``, chunk by chunk."""
+    """Reads ``*.bag`` and ``*.bag.active`` files, chunk by chunk."""
 
     def topics(self) -> list[Topic]:
         """Return the topics of all connections in the file."""
@@ -61,7 +61,7 @@ class Ros1Bag(BagReader):
         damaged, reason = 0, ""
         with self._path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
-                raise BagDamageError("is not a ROS 1 bag of format 2.0; convert older ones with `rosbag fix`")
+                raise BagDamageError("is not a ROS 1 bag of format 2.0; convert older formats with `rosbag fix`")
             for record in _records_in(file, os.fstat(file.fileno()).st_size):
                 if record.kind != _CHUNK:
                     yield record
@@ -72,7 +72,7 @@ class Ros1Bag(BagReader):
                 except (BagDamageError, ValueError, OSError, RuntimeError, EOFError, struct.error) as error:
                     damaged, reason = damaged + 1, reason or str(error)
         if damaged:
-            raise BagDamageError(f"{damaged} damaged chunks were left out ({reason}); {_RECOVER}")
+            raise BagDamageError(f"{damaged} damaged chunks were skipped ({reason}); {_RECOVER}")
 
 
 def _records_in(file: BinaryIO, size: int) -> Iterator[_Record]:
@@ -82,12 +82,12 @@ def _records_in(file: BinaryIO, size: int) -> Iterator[_Record]:
         fields = _fields(header)
         kind = fields.get(b"op", b"")
         if len(kind) != 1:
-            raise BagDamageError(f"damaged at byte {position}: a record without a kind; {_RECOVER}")
+            raise BagDamageError(f"damaged at byte {position}: a record has no kind; {_RECOVER}")
         yield _Record(kind[0], fields, data)
 
 
 def _sized(file: BinaryIO, size: int, limit: int) -> bytes:
-    """Return the bytes behind a length of four bytes."""
+    """Read a length of four bytes, and return as many bytes after it."""
     position = file.tell()
     length = int.from_bytes(file.read(4), "little")
     if position + 4 + length > size or length > limit:
@@ -115,16 +115,16 @@ def _connection(record: _Record) -> tuple[str, str]:
 
 def _time_ns(value: bytes) -> int:
     if len(value) != 8:
-        raise BagDamageError(f"a message without a time; {_RECOVER}")
+        raise BagDamageError(f"a message has no valid time; {_RECOVER}")
     seconds, nanoseconds = struct.unpack("<II", value)
     return int(seconds) * 1_000_000_000 + int(nanoseconds)
 
 
 def _unpacked(chunk: _Record) -> bytes:
-    """Return the content of a chunk."""
+    """Decompress a chunk."""
     size = int.from_bytes(chunk.fields.get(b"size", b""), "little")
     if size > MAX_RECORD_BYTES:
-        raise BagDamageError(f"a chunk of {size} bytes, more than {MAX_RECORD_BYTES}")
+        raise BagDamageError(f"a chunk of {size} bytes exceeds the limit of {MAX_RECORD_BYTES}")
     compression = chunk.fields.get(b"compression", b"")
     if compression == b"none":
         content = chunk.data
@@ -133,7 +133,7 @@ def _unpacked(chunk: _Record) -> bytes:
     elif compression == b"lz4":
         content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size)
     else:
-        raise BagDamageError(f"compression {compression!r} is unknown; use none, bz2 or lz4")
+        raise BagDamageError(f"compression {compression!r} is not supported; use none, bz2 or lz4")
     if len(content) != size:
-        raise BagDamageError(f"a chunk of {len(content)} bytes that states {size}")
+        raise BagDamageError(f"a chunk declares {size} bytes, but contains {len(content)}")
     return content

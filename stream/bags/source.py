@@ -1,4 +1,4 @@
-"""A source of bags: the images of one topic, in the order and with the stamps of their cameras."""
+"""The source of bags: the images of one topic, in the bag's order, with the stamps of the cameras."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _NANOSECONDS: Final = 1_000_000_000
 
 
 class BagSource(Source):
-    """Frames of one topic; ``pts_seconds`` and ``stamp_ns`` are those of the headers."""
+    """The frames of one topic; ``pts_seconds`` and ``stamp_ns`` come from the message headers."""
 
     def __init__(self, path: str, *, topic: str | None, camera: str | None, max_pixels: int | None) -> None:
-        """Set the path; nothing is opened yet.
+        """Create the source; the bag is opened on entering.
 
         Args:
             path: a bag file or folder.
-            topic: the topic; None: the only one with images.
-            camera: the camera's name; None: the topic.
+            topic: the topic's name; None: the only topic with images.
+            camera: the camera's name; None: the topic's name.
             max_pixels: maximum pixels of an image.
         """
         self.camera = camera or (topic or Path(path).stem).strip("/") or "camera"
@@ -58,11 +58,11 @@ class BagSource(Source):
         return self
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield every good image.
+        """Yield every intact image.
 
         Raises:
-            CorruptMediaError: after the last frame: messages were damaged, or the bag is cut.
-            SourceError: no message holds an image.
+            CorruptMediaError: after the last frame, if messages were damaged or the bag is cut off.
+            SourceError: no message contains an image.
         """
         assert self._topic is not None  # noqa: S101 - set on entering
         self.health = Health("live")
@@ -91,7 +91,7 @@ class BagSource(Source):
     def _images(
         self, decoder: TopicDecoder, topic: Topic, stop: threading.Event
     ) -> Generator[tuple[int, Image], None, None]:
-        """Yield the stamps and images of all good messages; note the others."""
+        """Yield stamp and image of each intact message; record the damaged ones."""
         for message in self._messages(topic):
             if stop.is_set():
                 return
@@ -113,13 +113,13 @@ class BagSource(Source):
 
     def _note(self, damage: str) -> None:
         if not self._damaged:
-            log.warning("%s: %s; reading goes on", self.uri, damage)
+            log.warning("%s: %s; reading continues", self.uri, damage)
         self._damaged += 1
         self._first_damage = self._first_damage or damage
         self.health = Health("live", damage, corrupt=self._damaged)
 
     def _finish(self) -> None:
-        """Set the final state; raise an error for what was damaged."""
+        """Set the final state; raise ``CorruptMediaError`` if anything was damaged."""
         if not self._damaged and self._delivered:
             self.health = Health("ended")
             return
@@ -134,7 +134,7 @@ class BagSource(Source):
 
 
 def open_bag(settings: BagSettings, context: SourceContext) -> Source:
-    """Return the source of one topic of a bag."""
+    """Create the source of one topic of a bag."""
     path = expanded(settings.uri)
     refuse_missing(path, examples="a bag file (.mcap, .db3, .bag) or a bag folder")
     return BagSource(
@@ -146,12 +146,12 @@ def open_bag(settings: BagSettings, context: SourceContext) -> Source:
 
 
 def camera_topics(path: str) -> list[str]:
-    """Return the names of the topics whose images can be read, in the order of the bag.
+    """Return the names of the topics with readable images, in the bag's order.
 
-    Of raw images the first message decides: a depth or heat map is not a camera's image.
+    For raw images the first message decides, because a depth or heat map is not a camera image.
 
     Raises:
-        SourceError: the path is not a bag, or it has no such topic.
+      SourceError: the path is not a bag, or has no topic with readable images.
     """
     topics = [topic for topic in _topics(path) if form_of_topic(topic) is not None]
     is_camera, damage = _examined(path, topics)
@@ -162,23 +162,25 @@ def camera_topics(path: str) -> list[str]:
 
 
 def _chosen(path: str, name: str | None) -> Topic:
-    """Return the topic of a name; without a name the only one with images. Raises ``SourceError``."""
+    """Return the topic ``name``; None: the only topic with images. Raises ``SourceError``."""
     if name is None:
         names = camera_topics(path)
         if len(names) > 1:
-            raise SourceError(f"{shown(path)}: has several cameras; choose one: ?topic={' or ?topic='.join(names)}")
+            raise SourceError(
+                f"{shown(path)}: has several image topics; choose one: ?topic={' or ?topic='.join(names)}"
+            )
         name = names[0]
     topics = {topic.name: topic for topic in _topics(path)}
     if name not in topics:
         raise SourceError(
             f"{shown(path)}: has no topic {name!r}.{did_you_mean(name, topics)} It has {', '.join(topics) or 'none'}"
         )
-    parser_of(topics[name])  # refuses what is not an image
+    parser_of(topics[name])  # raises SourceError if the topic has no images
     return topics[name]
 
 
 def _topics(path: str) -> list[Topic]:
-    """Return the topics of all files of a bag. Raises ``SourceError``."""
+    """Return the topics in all files of a bag. Raises ``SourceError``."""
     topics: dict[str, Topic] = {}
     for file in bag_files(path):
         check_file(str(file))
@@ -192,7 +194,7 @@ def _topics(path: str) -> list[Topic]:
 
 
 def _joined(first: Topic | None, second: Topic) -> Topic:
-    """Return a topic of two files, with the sum of its messages where both state it."""
+    """Merge a topic of two files; its message counts are added if both files state them."""
     if first is None:
         return second
     counts = (first.count, second.count)
@@ -200,7 +202,7 @@ def _joined(first: Topic | None, second: Topic) -> Topic:
 
 
 def _examined(path: str, topics: Iterable[Topic]) -> tuple[dict[str, bool], str]:
-    """Return for each topic that has a message whether its first one is an image that can be read; and damage."""
+    """Return for each topic with messages whether its first one is a readable image; and damage."""
     waiting = {topic.name: parser_of(topic) for topic in topics}
     found: dict[str, bool] = {}
     damage = ""
@@ -212,7 +214,7 @@ def _examined(path: str, topics: Iterable[Topic]) -> tuple[dict[str, bool], str]
                 if (parse := waiting.pop(message.topic, None)) is not None:
                     found[message.topic] = _is_image(parse, message.data)
         except (BagDamageError, OSError) as error:
-            damage = damage or str(error)  # reading reports it where there is an image
+            damage = damage or str(error)  # frames() reports it if there is an image
     return found, damage
 
 
@@ -220,11 +222,11 @@ def _is_image(parse: Callable[[bytes], ImageMessage], data: bytes) -> bool:
     try:
         return is_readable(parse(data))
     except SourceError:
-        return True  # a damaged image of a camera
+        return True  # damaged, but of an image type
 
 
 def _no_images(path: str, topics: list[Topic]) -> str:
     if topics:
         listed = ", ".join(topic.name for topic in topics)
         return f"{shown(path)}: no message of its image topics ({listed}) is a camera's image; check the recording"
-    return f"{shown(path)}: has no topic with images; sensor_msgs and Foxglove images and CompressedVideo are read"
+    return f"{shown(path)}: has no topic with images; supported are sensor_msgs and Foxglove images and CompressedVideo"

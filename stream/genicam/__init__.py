@@ -1,1 +1,1 @@
-"""Industrial cameras: GigE Vision and USB3 Vision, by a GenTL producer or by Aravis."""
+"""The source of industrial cameras (GigE Vision, USB3 Vision), with a GenTL producer or Aravis."""

@@ -1,4 +1,4 @@
-"""Industrial cameras by Aravis, a free library that needs no producer of the camera's maker."""
+"""Opens industrial cameras with Aravis, a free library that needs no GenTL producer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ARAVIS: Final = "aravis"
 _BUFFERS: Final = 8
 _MICROSECONDS: Final = 1_000_000
 _CHECK_SECONDS: Final = 1.0
-"""A camera without an image for this time may be lost."""
+"""Time without an image after which the connection to the camera is checked."""
 _TRUE: Final = frozenset({"1", "true", "on", "yes"})
 
-# Guards the library's list of cameras, which a search replaces.
+# Protects the library's list of cameras, which each search replaces.
 _LOCK: Final = threading.Lock()
 
 
 @functools.cache
 def library() -> Library | None:
-    """Return Aravis's library; None: it is not installed, or too old."""
+    """Load Aravis; return None if it is not installed or too old."""
     try:
         return Library()
     except (OSError, AttributeError):
@@ -38,14 +38,14 @@ def library() -> Library | None:
 
 
 class Aravis(Transport):
-    """The cameras that Aravis finds."""
+    """Finds and opens cameras with Aravis."""
 
     def check(self, uri: str) -> None:
         """Raise ``SourceError`` if the library is missing."""
         if library() is None:
             raise SourceError(
-                f"{uri}: Aravis is not installed, or too old ({LIBRARY} cannot be used): apt install libaravis-0.8-0; "
-                "or install the camera maker's GenTL producer, which sets GENICAM_GENTL64_PATH, or give its file: "
+                f"{uri}: Aravis is missing or too old ({LIBRARY} cannot be loaded): apt install libaravis-0.8-0; "
+                "or install the camera maker's GenTL producer, which sets GENICAM_GENTL64_PATH, or set its file: "
                 "producer: /opt/MAKER/lib/NAME.cti"
             )
 
@@ -54,7 +54,7 @@ class Aravis(Transport):
         """Open a camera. Raises ``ConnectionError``."""
         lib = library()
         if lib is None:
-            raise ConnectionError(f"{LIBRARY} cannot be used")
+            raise ConnectionError(f"{LIBRARY} cannot be loaded; apt install libaravis-0.8-0")
         try:
             with _LOCK:
                 camera = lib.call("arv_camera_new", _find(lib, serial).encode())
@@ -69,8 +69,8 @@ class Aravis(Transport):
 
 
 def _find(lib: Library, serial: str) -> str:
-    """Return the library's name of a camera, given its serial number, address or name. Raises ``ConnectionError``."""
-    if _is_address(serial):  # perhaps behind a router, where a search does not reach
+    """Return Aravis's identifier of a camera. Raises ``ConnectionError``."""
+    if _is_address(serial):  # a search does not find cameras behind a router
         return serial
     lib.arv_update_device_list()
     found: dict[str, str] = {}
@@ -80,7 +80,7 @@ def _find(lib: Library, serial: str) -> str:
         if serial in {identity, *others} or not serial:
             return identity
         found[others[0] or identity] = identity
-    raise ConnectionError(f"no camera {serial}; Aravis finds {', '.join(found) or 'none'}")
+    raise ConnectionError(f"there is no camera {serial}; Aravis finds {', '.join(found) or 'none'}")
 
 
 def _is_address(text: str) -> bool:
@@ -92,7 +92,7 @@ def _is_address(text: str) -> bool:
 
 
 class _AravisDevice(Device):
-    """A camera that Aravis has opened."""
+    """A camera opened by Aravis."""
 
     def __init__(self, uri: str, lib: Library, camera: int) -> None:
         self._uri, self._lib, self._camera = uri, lib, camera
@@ -102,18 +102,18 @@ class _AravisDevice(Device):
         self._heard_at = self._checked_at = time.monotonic()
 
     def check(self) -> None:
-        """Raise ``ConnectionError`` if the camera is lost, or another program controls it."""
+        """Raise ``ConnectionError`` if the camera is disconnected, or another program controls it."""
         if self._lib.arv_camera_is_gv_device(self._camera):
-            if not self._lib.arv_gv_device_is_controller(self._device):  # Aravis asks the camera each second
-                raise ConnectionError("the camera is lost, or another program controls it")
+            if not self._lib.arv_gv_device_is_controller(self._device):  # Aravis polls the camera each second
+                raise ConnectionError("the camera is disconnected, or another program controls it")
             return
         try:
             self._lib.call("arv_device_read_register", self._device, 0, ctypes.byref(ctypes.c_uint32()))
         except AravisError as error:
-            raise ConnectionError(f"the camera is lost ({error})") from None
+            raise ConnectionError(f"the camera is disconnected ({error})") from None
 
     def set_feature(self, name: str, value: str) -> None:
-        """Set a feature from its text. Raises ``SourceError``, or ``ConnectionError`` if the camera is lost."""
+        """Set a feature to ``value``. Raises ``SourceError``; ``ConnectionError`` if disconnected."""
         node = self._lib.arv_device_get_feature(self._device, name.encode())
         if not node or self._lib.is_a(node, "category"):
             known = list(self._lib.features(self._device))
@@ -127,8 +127,8 @@ class _AravisDevice(Device):
             raise SourceError(f"{self._uri}: {name}={value}: {error}") from None
 
     def _set(self, node: int, name: str, value: str) -> None:
-        """Set a feature. Raises ``ValueError``, ``AravisError`` or ``SourceError``."""
-        # An enumeration is an integer, too, so the order matters.
+        """Set a feature by its type. Raises ``ValueError``, ``AravisError`` or ``SourceError``."""
+        # An enumeration is also an integer, so the order of the tests matters.
         kinds = ("command", "enumeration", "boolean", "float", "integer")
         kind = next((kind for kind in kinds if self._lib.is_a(node, kind)), "string")
         arguments = (self._device, name.encode())
@@ -195,9 +195,9 @@ class _AravisDevice(Device):
         return self._incomplete
 
     def close(self) -> None:
-        """Stop the acquisition and release the camera, which ends its stream, too."""
+        """Stop the acquisition and release the camera, which also ends its stream."""
         if self._stream is not None:
-            if time.monotonic() - self._heard_at < _CHECK_SECONDS:  # a lost camera would answer after seconds
+            if time.monotonic() - self._heard_at < _CHECK_SECONDS:  # a disconnected camera would block for seconds
                 with contextlib.suppress(AravisError):
                     self._lib.call("arv_camera_stop_acquisition", self._camera)
             self._lib.g_object_unref(self._stream)

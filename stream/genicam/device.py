@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Grab:
-    """One image as the camera sent it; packed pixels are unpacked, and rows have no padding."""
+    """One image of a camera, with unpacked pixels and without row padding."""
 
     pixel_format: str
     """The name of the format in the Pixel Format Naming Convention."""
@@ -17,20 +17,20 @@ class Grab:
     width: int
     height: int
     number: int | None = None
-    """The camera's own frame number; None: it states none."""
+    """Frame number counted by the camera; None: not sent."""
     stamp_ns: int | None = None
-    """The camera's own time in nanoseconds; None: it states none."""
+    """Time of the camera's clock in nanoseconds; None: not sent."""
 
 
 class Device(ABC):
-    """A camera that is open. Methods raise ``ConnectionError`` once it is lost."""
+    """An open camera. Its methods raise ``ConnectionError`` after the camera is disconnected."""
 
     @abstractmethod
     def set_feature(self, name: str, value: str) -> None:
-        """Set a feature from its text, or execute a command.
+        """Set a feature to ``value``, or execute a command.
 
         Raises:
-            SourceError: the camera does not have the feature, or the feature cannot have the value.
+            SourceError: the camera has no such feature, or the feature cannot have this value.
         """
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Device(ABC):
 
     @abstractmethod
     def fetch(self, timeout_seconds: float) -> Grab | None:
-        """Return the next complete image; None: there was none within the time."""
+        """Wait for the next complete image; return None after ``timeout_seconds``."""
 
     @abstractmethod
     def incomplete(self) -> int:
@@ -47,7 +47,7 @@ class Device(ABC):
 
 
 class Transport(ABC):
-    """A library that finds cameras and opens them."""
+    """A library that finds and opens cameras."""
 
     @abstractmethod
     def check(self, uri: str) -> None:
@@ -55,8 +55,8 @@ class Transport(ABC):
 
     @abstractmethod
     def opened(self, uri: str, serial: str) -> AbstractContextManager[Device]:
-        """Open the camera with this serial number, or the first one if it is empty.
+        """Open the camera with this serial number; the first camera if ``serial`` is empty.
 
         Raises:
-            ConnectionError: the camera is not there, or another program uses it.
+            ConnectionError: the camera is not found, or another program uses it.
         """

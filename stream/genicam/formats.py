@@ -26,7 +26,7 @@ ENCODINGS: Final = {
     },
     **{f"Bayer{name}{packing}": f"bayer_{pattern}16" for name, pattern in _BAYER.items() for packing in _PACKED},
 }
-"""The encoding in an image message of each format that is read; packed ones are unpacked before."""
+"""``ImageMessage.encoding`` of each supported pixel format; packed formats are unpacked first."""
 
 CODES: Final = {
     0x02180014: "RGB8",
@@ -53,14 +53,14 @@ CODES: Final = {
     **{0x010A0052 + 2 * at: f"Bayer{name}10p" for at, name in enumerate(("BG", "GB", "GR", "RG"))},
     **{0x010C0053 + 2 * at: f"Bayer{name}12p" for at, name in enumerate(("BG", "GB", "GR", "RG"))},
 }
-"""The names of the codes in images of GigE Vision and USB3 Vision."""
+"""Names of the pixel format codes that GigE Vision and USB3 Vision cameras send."""
 
 
 def unpacked(name: str, data: bytes) -> bytes:
-    """Return the pixels of a format: packed ones as 16-bit values, the others as they are.
+    """Return the pixels of a format; packed pixels become 16-bit values, others stay unchanged.
 
-    ``10p`` and ``12p`` are streams of bits, the least significant first. ``Packed`` is GigE Vision's older form: of two
-    pixels in three bytes, the middle byte holds the low bits.
+    ``10p`` and ``12p`` are bit streams, least significant bit first. ``Packed`` is GigE Vision's older layout: two
+    pixels in three bytes, the low bits of both in the middle byte.
     """
     if name.endswith("12p"):
         low, middle, high = _groups(data, 3)
@@ -77,11 +77,11 @@ def unpacked(name: str, data: bytes) -> bytes:
 
 
 def _groups(data: bytes, size: int) -> npt.NDArray[np.uint16]:
-    """Return the bytes of each position in groups of ``size`` bytes (size, groups); a last partial group is filled."""
+    """Split ``data`` into groups of ``size`` bytes: (size, groups); the last group is zero-padded."""
     padded = np.frombuffer(data + bytes(-len(data) % size), np.uint8)
     return padded.reshape(-1, size).T.astype(np.uint16)
 
 
 def _joined(*pixels: npt.NDArray[np.uint16]) -> bytes:
-    """Return the pixels of all groups in order."""
+    """Interleave the pixels of all groups, as 16-bit values."""
     return np.stack(pixels, axis=1).astype("<u2").tobytes()

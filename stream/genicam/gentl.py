@@ -1,4 +1,4 @@
-"""Industrial cameras by a GenTL producer (GenICam, EMVA): the camera maker's library, a ``.cti`` file."""
+"""Opens industrial cameras with a GenTL producer (GenICam, EMVA): their maker's library, a .cti file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _RESCAN_MILLISECONDS: Final = 1000
 
 
 class Producers(Transport):
-    """The cameras of GenTL producers."""
+    """Finds and opens cameras with GenTL producers."""
 
     def __init__(self, producer: str) -> None:
-        """Set the files of the producers, or their folders, separated like those in GENICAM_GENTL64_PATH."""
+        """Create it from files or folders of producers, separated as in GENICAM_GENTL64_PATH."""
         self._producer = producer
 
     def check(self, uri: str) -> None:
@@ -37,14 +37,14 @@ class Producers(Transport):
         self.files(uri)
 
     def files(self, uri: str) -> tuple[Path, ...]:
-        """Return the files of the producers: those named, or all in the named folders. Raises ``SourceError``."""
+        """Return the ``.cti`` files of the producers. Raises ``SourceError``."""
         files: list[Path] = []
         for place in map(Path, filter(None, self._producer.split(os.pathsep))):
             files += sorted(place.glob("*.cti")) if place.is_dir() else [place]
         missing = [file for file in files if not file.is_file()]
         if missing or not files:
             raise SourceError(
-                f"{uri}: {missing[0] if missing else self._producer}: holds no GenTL producer (.cti); check the path"
+                f"{uri}: {missing[0] if missing else self._producer}: contains no GenTL producer (.cti); check the path"
             )
         return tuple(files)
 
@@ -62,7 +62,7 @@ class Producers(Transport):
 
 
 class _GentlDevice(Device):
-    """A camera that harvesters has opened."""
+    """A camera opened by harvesters."""
 
     def __init__(self, uri: str, acquirer: ImageAcquirer) -> None:
         self._uri, self._acquirer = uri, acquirer
@@ -85,7 +85,7 @@ class _GentlDevice(Device):
                 return None
             with buffer:
                 part = buffer.payload.components[0]
-                # Harvesters has unpacked the pixels and removed the padding.
+                # Harvesters returns unpacked pixels without padding.
                 return Grab(
                     part.data_format,
                     part.data.tobytes(),
@@ -104,7 +104,7 @@ class _GentlDevice(Device):
 
 @contextmanager
 def _connection_errors() -> Iterator[None]:
-    """Raise a producer's error as ``ConnectionError``, in one line."""
+    """Convert a producer's error to a ``ConnectionError`` with a message of one line."""
     try:
         yield
     except ProducerException as error:
@@ -112,7 +112,7 @@ def _connection_errors() -> Iterator[None]:
 
 
 def _stated(read: Callable[[], Any]) -> int | None:
-    """Return a number of a buffer; None if the camera does not state it."""
+    """Return a number from a buffer; None if the camera does not send it."""
     try:
         return int(read())
     except NotAvailableException:
@@ -124,17 +124,17 @@ def _create(harvester: Harvester, serial: str) -> ImageAcquirer:
         _rescan(harvester)
         serials = [device.serial_number for device in harvester.device_info_list]
         if not serials or (serial and serial not in serials):
-            raise ConnectionError(f"no camera {serial}; the producer finds {', '.join(serials) or 'none'}")
+            raise ConnectionError(f"there is no camera {serial}; the producer finds {', '.join(serials) or 'none'}")
         return harvester.create({"serial_number": serial} if serial else 0)
 
 
 @dataclass(slots=True)
 class _Loaded:
-    """Producers in use."""
+    """Producers that are loaded, with the number of cameras that use them."""
 
     harvester: Harvester
     users: int = 0
-    """Number of cameras."""
+    """Number of open cameras."""
 
 
 class _Counter(Callback):  # type: ignore[misc]
@@ -149,14 +149,14 @@ class _Counter(Callback):  # type: ignore[misc]
         self._count()
 
 
-# Guards the producers: a process can load each only once, for all cameras, and their lists of cameras are shared.
+# Protects the producers: a process can load each only once, and all cameras share its list of cameras.
 _LOCK: Final = threading.Lock()
 _LOADED: Final[dict[tuple[Path, ...], _Loaded]] = {}
 
 
 @contextmanager
 def _loaded(producers: tuple[Path, ...]) -> Iterator[Harvester]:
-    """Load the producers, unless another camera has loaded them; unload them after the last one."""
+    """Load the producers for the first camera; unload them after the last camera."""
     with _LOCK:
         loaded = _LOADED.get(producers)
         if loaded is None:
@@ -176,7 +176,7 @@ def _loaded(producers: tuple[Path, ...]) -> Iterator[Harvester]:
 
 
 def _rescan(harvester: Harvester) -> None:
-    """Find the cameras that are connected now. Harvesters' own ``update`` would close the cameras in use."""
+    """Find the connected cameras. Harvesters' own ``update`` would close the cameras in use."""
     found = []
     for interface in harvester._ifaces:  # noqa: SLF001 - there is no public list
         interface.module.update_device_info_list(_RESCAN_MILLISECONDS)
@@ -185,7 +185,7 @@ def _rescan(harvester: Harvester) -> None:
 
 
 def _set_feature(uri: str, nodes: Any, name: str, value: str) -> None:  # noqa: ANN401 - a node map
-    """Set a feature of a camera from its text. Raises ``SourceError``."""
+    """Set a feature of a camera to ``value``. Raises ``SourceError``."""
     known = [each for each in dir(nodes) if each[0].isupper()]
     if name not in known:
         raise SourceError(f"{uri}: the camera has no feature {name!r}.{did_you_mean(name, known)}")
@@ -210,7 +210,7 @@ def _converted(node: object, value: str) -> bool | int | float | str:
 
 
 def _rule(node: Any, error: Exception) -> str:  # noqa: ANN401 - a node
-    """Return the values that a feature may have, as far as the camera states them."""
+    """Return the allowed values of a feature as text, or else the error's text."""
     if isinstance(node, IEnumeration):
         return f"should be {', '.join(node.symbolics)}"
     if isinstance(node, (IInteger, IFloat)):

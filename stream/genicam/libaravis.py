@@ -1,7 +1,7 @@
-"""The functions of Aravis's library that are used, by ctypes.
+"""Bindings to the functions of Aravis that are used here, with ctypes.
 
-PyGObject would need a compiler and GObject's headers at installation, since there is no wheel for Linux; Debian's
-binding serves only Debian's own Python. Aravis 0.8 keeps its C interface, so the functions are declared here.
+PyGObject has no wheel for Linux, so its installation would need a compiler and GObject's headers; Debian's package
+works only with Debian's own Python. Aravis 0.8 keeps its C interface, so the functions are declared here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, Final
 
 LIBRARY: Final = "libaravis-0.8.so.0"
 SUCCESS: Final = 0
-"""The status of a complete image."""
+"""Buffer status: the image is complete."""
 _CLEARED: Final = 1
 _ABORTED: Final = 7
 UNUSED: Final = frozenset({-1, _CLEARED, _ABORTED})
-"""The status of a buffer that was handed back without an image when the stream ended."""
+"""Buffer statuses: the buffer was returned without an image, because the stream ended."""
 
 
 class _Error(ctypes.Structure):
@@ -34,7 +34,7 @@ _ListNode._fields_ = (("data", c_char_p), ("next", POINTER(_ListNode)))  # a typ
 
 _ERROR: Final = POINTER(POINTER(_Error))
 _DECLARED: Final[dict[str, tuple[Any, ...]]] = {
-    # result, then parameters; those that end with _ERROR are called by `Library.call`
+    # result type, then parameter types; functions that end with _ERROR are called by `Library.call`
     "arv_update_device_list": (None,),
     "arv_get_n_devices": (c_uint,),
     "arv_get_device_id": (c_char_p, c_uint),
@@ -80,7 +80,7 @@ _DECLARED: Final[dict[str, tuple[Any, ...]]] = {
     "arv_buffer_get_image_pixel_format": (c_uint32, c_void_p),
     "arv_buffer_get_frame_id": (c_uint64, c_void_p),
     "arv_buffer_get_timestamp": (c_uint64, c_void_p),
-    # of GLib and GObject, on which the library depends
+    # from GLib and GObject, on which Aravis depends
     "g_error_free": (None, POINTER(_Error)),
     "g_free": (None, c_void_p),
     "g_object_unref": (None, c_void_p),
@@ -89,14 +89,14 @@ _DECLARED: Final[dict[str, tuple[Any, ...]]] = {
 
 
 class AravisError(Exception):
-    """A call of the library failed."""
+    """A function of Aravis reported an error."""
 
 
 class Library:
-    """The library; its functions are attributes."""
+    """The loaded library; its functions are attributes."""
 
     def __init__(self) -> None:
-        """Load it. Raises ``OSError`` if it is not installed, and ``AttributeError`` if it is too old."""
+        """Load it. Raises ``OSError`` if it is not installed, ``AttributeError`` if it is too old."""
         shared = ctypes.CDLL(LIBRARY)
         self._functions: dict[str, Callable[..., Any]] = {}
         for name, (result, *parameters) in _DECLARED.items():
@@ -105,17 +105,17 @@ class Library:
             self._functions[name] = function
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a declared function."""
+        """Return the declared function ``name``."""
         try:
             return self.__dict__["_functions"][name]  # type: ignore[no-any-return]
         except KeyError:
             raise AttributeError(name) from None
 
     def call(self, name: str, *arguments: object) -> Any:  # noqa: ANN401 - as declared
-        """Call a function that reports errors, and return its result.
+        """Call the function ``name``, which reports errors, and return its result.
 
         Raises:
-            AravisError: the call failed.
+            AravisError: the function reported an error.
         """
         error = POINTER(_Error)()
         result = self._functions[name](*arguments, byref(error))
@@ -126,11 +126,11 @@ class Library:
         return result
 
     def is_a(self, node: int, kind: str) -> bool:
-        """Return whether a node of the camera's description is a ``boolean``, a ``category`` and so on."""
+        """Return whether a feature node is of type ``kind``: ``boolean``, ``category`` and so on."""
         return bool(self.g_type_check_instance_is_a(node, self._functions[f"arv_gc_{kind}_get_type"]()))
 
     def features(self, device: int, category: str = "Root") -> Iterator[str]:
-        """Yield the names of a camera's features, category by category."""
+        """Yield the names of a camera's features below ``category``, recursively."""
         node = self.arv_device_get_feature(device, category.encode())
         if not node or not self.is_a(node, "category"):
             return
@@ -145,7 +145,7 @@ class Library:
             item = item.contents.next
 
     def choices(self, device: int, name: str) -> list[str]:
-        """Return the values of an enumeration that can be set now. Raises ``AravisError``."""
+        """Return the currently allowed values of an enumeration. Raises ``AravisError``."""
         count = c_uint()
         call = "arv_device_dup_available_enumeration_feature_values_as_strings"
         values = self.call(call, device, name.encode(), byref(count))
@@ -155,14 +155,14 @@ class Library:
             self.g_free(ctypes.cast(values, c_void_p))
 
     def bounds(self, device: int, name: str, kind: str) -> tuple[float, float]:
-        """Return the smallest and the largest value of an ``integer`` or a ``float``. Raises ``AravisError``."""
+        """Return minimum and maximum of a feature; ``kind`` is ``integer`` or ``float``. Raises ``AravisError``."""
         number: Any = c_int64 if kind == "integer" else c_double
         low, high = number(), number()
         self.call(f"arv_device_get_{kind}_feature_bounds", device, name.encode(), byref(low), byref(high))
         return low.value, high.value
 
     def image(self, buffer: int) -> tuple[bytes, int, int, int]:
-        """Return the bytes of an image without the padding of its rows, its width, height and pixel format (PFNC)."""
+        """Return an image's bytes without row padding, its width, height and pixel format code (PFNC)."""
         size, x_padding, y_padding = c_size_t(), c_int(), c_int()
         data = self.arv_buffer_get_image_data(buffer, byref(size))
         width, height = self.arv_buffer_get_image_width(buffer), self.arv_buffer_get_image_height(buffer)
@@ -170,7 +170,7 @@ class Library:
         self.arv_buffer_get_image_padding(buffer, byref(x_padding), byref(y_padding))
         raw = ctypes.string_at(data, size.value) if data else b""
         if x_padding.value > 0:
-            used = width * (code >> 16 & 0xFF) // 8  # the code states the bits of a pixel
+            used = width * (code >> 16 & 0xFF) // 8  # bits per pixel, from the format code
             step = used + x_padding.value
             raw = b"".join(raw[row * step : row * step + used] for row in range(height))
         return raw, width, height, code

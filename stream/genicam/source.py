@@ -1,4 +1,4 @@
-"""The source of an industrial camera: GigE Vision and USB3 Vision, by a GenTL producer or by Aravis.
+"""The source of industrial cameras (GigE Vision, USB3 Vision), with a GenTL producer or Aravis.
 
 Features have the names of the Standard Features Naming Convention (SFNC), such as ``ExposureTime``.
 """
@@ -31,24 +31,24 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.1
 _NANOSECONDS: Final = 1_000_000_000
 _MAX_GAP: Final = 1_000_000
-"""A larger jump of the camera's frame number is a counter that began again."""
+"""A larger jump of the camera's frame number means that the camera reset its counter."""
 
 
 class GenicamSource(Source):
-    """Frames of one camera; after a lost connection it is opened again, with its features set again."""
+    """The frames of one camera; a lost camera is reopened and its features are set again."""
 
     live = True
 
     def __init__(
         self, settings: GenicamSettings, camera: str | None, transport: Transport, backoff: Backoff | None = None
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Create the source; the camera is opened by ``frames``.
 
         Args:
             settings: serial number, features and time limits.
             camera: the camera's name; None: ``genicam-SERIAL``.
             transport: the library that opens the camera.
-            backoff: the waits between two attempts.
+            backoff: the delays between attempts.
         """
         self._serial = settings.serial
         self.camera = camera or f"genicam-{self._serial or 'first'}"
@@ -56,7 +56,7 @@ class GenicamSource(Source):
         self._settings, self._transport = settings, transport
         self._backoff, self._rng = backoff or Backoff(), random.Random()
         self._pixels = PixelConverter(settings.max_pixels or LIVE_MAX_PIXELS)
-        self._index = -1  # of the last image
+        self._index = -1  # index of the last image
         self._last_number: int | None = None
         self._corrupt = 0
         self._is_triggered = settings.features.get("TriggerMode") == "On"
@@ -66,10 +66,10 @@ class GenicamSource(Source):
         return self
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames, and open the camera again as needed, until ``stop`` is set.
+        """Yield frames, and reopen the camera as needed, until ``stop`` is set.
 
         Raises:
-            SourceError: a feature is unknown or cannot have its value.
+            SourceError: a feature is unknown, or cannot have the requested value.
             ConnectionLostError: all attempts failed.
         """
         failures = 0
@@ -82,7 +82,7 @@ class GenicamSource(Source):
                 self._wait(str(error), failures, stop, time.monotonic() - begun_at)
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of one connection. Raises ``ConnectionError`` when it is lost."""
+        """Yield the frames of one connection. Raises ``ConnectionError`` when the camera is lost."""
         with self._transport.opened(self.uri, self._serial) as device:
             try:
                 for name, value in self._settings.features.items():
@@ -94,7 +94,7 @@ class GenicamSource(Source):
                 raise
 
     def _images(self, device: Device, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of a camera that is started. Raises ``ConnectionError``."""
+        """Yield the frames of a started camera. Raises ``ConnectionError``."""
         limit_seconds = math.inf if self._is_triggered else self._settings.read_timeout_seconds
         self._last_number, first_ns, incomplete = None, None, 0
         heard_at = time.monotonic()
@@ -103,7 +103,7 @@ class GenicamSource(Source):
             if incomplete > before:
                 self._count_incomplete(incomplete - before, is_first=not before)
             if grab is None:
-                if incomplete > before:  # it is not silent
+                if incomplete > before:  # incomplete images also show that the camera is connected
                     heard_at = time.monotonic()
                 if time.monotonic() - heard_at > limit_seconds:
                     raise ConnectionError(f"no image for {limit_seconds:g} s")
@@ -128,11 +128,11 @@ class GenicamSource(Source):
         self._last_number = number if number is not None else 0
 
     def _image(self, grab: Grab) -> Image | None:
-        """Return the image; None for one that is damaged. Raises ``SourceError`` for an unknown format."""
+        """Convert an image; None if it is damaged. Raises ``SourceError`` for an unsupported format."""
         encoding = ENCODINGS.get(grab.pixel_format)
         if encoding is None:
             raise SourceError(
-                f"{self.uri}: pixel format {grab.pixel_format} is not read; set another one, such as "
+                f"{self.uri}: pixel format {grab.pixel_format} is not supported; set another, such as "
                 f"genicam:{self._serial}?PixelFormat=Mono8 ({', '.join(sorted(ENCODINGS))})"
             )
         message = ImageMessage("raw", 0, encoding, grab.data, grab.width, grab.height)
@@ -146,7 +146,7 @@ class GenicamSource(Source):
     def _count_incomplete(self, count: int, *, is_first: bool) -> None:
         if is_first:
             log.warning(
-                "%s: images are incomplete and left out, because packets are lost; check the network, or set "
+                "%s: incomplete images are dropped, because packets are lost; check the network, or set "
                 "GevSCPSPacketSize, GevSCPD or a lower rate",
                 self.camera,
             )
@@ -157,7 +157,8 @@ class GenicamSource(Source):
         self.health = replace(self.health, corrupt=self._corrupt)
 
     def _set_live(self) -> None:
-        # Without a trigger there is no image, which is no fault; the producer reports a lost camera.
+        # A triggered camera sends no image without a trigger, so silence is no fault; the producer reports a lost
+        # camera.
         self.min_silence_seconds = math.inf if self._is_triggered else 0.0
         if self.health.state != "live":
             reconnects = self.health.reconnects + (self.health.state == "connecting" and self._index > 0)
@@ -166,12 +167,12 @@ class GenicamSource(Source):
     def _report_loss(self, reason: str) -> None:
         self.min_silence_seconds = 0.0
         if reason != self.health.reason:
-            log.warning("%s: %s; opening it again", self.camera, reason)
+            log.warning("%s: %s; reopening it", self.camera, reason)
         cause: Any = "stalled" if reason.startswith("no image") else "unreachable"
         self.health = replace(self.health, state="waiting", reason=reason, cause=cause)
 
     def _wait(self, reason: str, failures: int, stop: threading.Event, spent_seconds: float) -> None:
-        """Wait until the next attempt. Raises ``ConnectionLostError`` after the last one."""
+        """Wait until the next attempt. Raises ``ConnectionLostError`` after the last attempt."""
         self._report_loss(reason)
         attempts = self._settings.attempts
         if attempts is not None and failures >= attempts:
@@ -185,10 +186,10 @@ class GenicamSource(Source):
 
 
 def open_genicam(settings: GenicamSettings, context: SourceContext) -> Source:
-    """Return the source of one industrial camera.
+    """Create the source of one industrial camera.
 
     Raises:
-        ModuleNotFoundError: a producer is given, and the packages that load it are not installed.
+        ModuleNotFoundError: a producer is set, but the packages that load it are not installed.
     """
     if settings.producer in {None, "", ARAVIS}:
         return GenicamSource(settings, context.camera, Aravis())

@@ -33,7 +33,7 @@ def bare_belt(seed: int, slot: int, scale: float) -> Image:
 
 
 def draw_distractors(canvas: Image, rng: np.random.Generator, scale: float, clutter: float) -> None:
-    """Draw distractors on ``canvas`` in place, clear of the slot's ends.
+    """Draw distractors on ``canvas`` in place, away from the ends of the slot.
 
     ``clutter`` scales the probability of labels and screws; 1 is the default of the line.
     """
@@ -60,7 +60,7 @@ def dust(canvas: Image, rng: np.random.Generator, scale: float, count: int) -> N
 
 @lru_cache(maxsize=8)
 def rails(width: int, scale: float) -> Image:
-    """Return one rail, uint8 RGB (rail height, width, 3), inner edge last."""
+    """Return one rail, uint8 RGB (rail height, width, 3); the last row is the inner edge."""
     rows = round(RAIL_UNITS * scale)
     down = np.linspace(0.0, 1.0, rows)
     tone = 118 + 40 * np.exp(-(((down - 0.35) / 0.18) ** 2)) - 70 * np.clip(down - 0.82, 0.0, 1.0) / 0.18
@@ -77,7 +77,7 @@ def rails(width: int, scale: float) -> Image:
 
 @lru_cache(maxsize=8)
 def _weave(scale: float) -> Field:
-    """Return factors near 1 for the belt's texture, with a period of four slots."""
+    """Return the belt's texture as brightness factors near 1, with a period of four slots."""
     rows, columns = round(HEIGHT_UNITS * scale), _PERIOD_SLOTS * round(SLOT_UNITS * scale)
     rng = np.random.default_rng(9)
     x = np.arange(columns, dtype=np.float32)[None] / columns * (2 * math.pi)

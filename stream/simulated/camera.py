@@ -1,4 +1,4 @@
-"""The simulated camera: uneven and changing light, focus, sensor noise.
+"""The simulated camera: uneven and moving light, focus, sensor noise.
 
 A frame costs one crop and four saturating 8-bit operations; their gain and noise fields are computed once.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.frames import Image
 
 _UNITY = 128  # the 8-bit value of a gain of 1
-_DRIFT = 32  # amplitude of the light's movement, in units
+_DRIFT = 32  # amplitude of the light's movement, in units (see schedule)
 _NOISE_LEVELS = (2.5, 3.5, 4.5)
 
 
@@ -32,7 +32,7 @@ class CameraModel:
         self._phase = rng.uniform(0.0, 2 * math.pi, 3)
 
     def expose(self, scene: Image, index: int, seconds: float) -> Image:
-        """Return the sensor's image of the scene, a new array."""
+        """Return the camera's image of ``scene`` at ``seconds``, a new array."""
         width, height = self._size
         rng = np.random.default_rng((self._seed, 7, index))
         drift, defocus, dim = np.sin(seconds * np.array((0.45, 0.8, 0.6)) + self._phase)
@@ -50,7 +50,7 @@ class CameraModel:
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: float) -> Image:
-    """Return the lamp's gain, for a field wider than the image."""
+    """Return the lamp's gain, ``_UNITY`` = 1, for a field wider than the image."""
     width, height = size[0] + 2 * drift, size[1]
     y, x = np.mgrid[-1:1:64j, -1:1:96j].astype(np.float32)
     angle = rng.uniform(0.0, 2 * math.pi)
@@ -68,7 +68,7 @@ def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: f
 def _bar_shadow(
     rng: np.random.Generator, size: tuple[int, int], scale: float
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """Return the gain of a soft shadow of a cable or a strut across the image."""
+    """Return the gain of the soft shadow of a cable or a strut across the image."""
     shade = np.zeros((size[1], size[0]), np.uint8)
     top, bottom = rng.uniform(0.1, 0.9, 2) * size[0]
     thickness = max(2, round(rng.uniform(14, 40) * scale))

@@ -53,7 +53,7 @@ class PartShape:
     outline: tuple[tuple[float, float], ...]
     """Corners, in units from the centre, before rounding."""
     rounding: float
-    """Radius that rounds the corners, and by which the outline grows."""
+    """Radius of the rounded corners; the outline also grows by this radius."""
     holes: tuple[Hole, ...]
     """The pattern of drilled holes, of which one may be missing."""
     bore: float
@@ -101,7 +101,7 @@ SHAPES = {
 
 @dataclass(slots=True)
 class PartCanvas:
-    """The arrays of a part on which it is painted: square, in pixels."""
+    """The square arrays, in pixels, on which a part is painted."""
 
     solid: Mask
     """255 on metal, 0 in holes and outside."""
@@ -110,7 +110,7 @@ class PartCanvas:
     colour: Field
     """Reflectance, RGB, (side, side, 3), 0 to 255."""
     light: Field
-    """Brightness that the lamp adds, (side, side): bright and dark edges."""
+    """Brightness added by the lamp at bright and dark edges, (side, side)."""
     transform: npt.NDArray[np.float64]
     """2x3 matrix from units of the shape to pixels of the canvas."""
     scale: float
@@ -145,7 +145,7 @@ def draw_part(part: Part, shape: PartShape, holes: tuple[Hole, ...], scale: floa
 
 
 def slope(height: npt.NDArray[Any], strength: float) -> Field:
-    """Return the shading of a height map under the lamp."""
+    """Return the shading of the height map ``height`` under the lamp."""
     across = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
     down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
     return np.asarray(cv2.addWeighted(across, -LAMP[0] * strength, down, -LAMP[1] * strength, 0.0), np.float32)
@@ -182,12 +182,12 @@ def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
 
 
 def canvas_side(scale: float) -> int:
-    """Return the side in pixels of a canvas that holds any part."""
+    """Return the side in pixels of a canvas on which any part fits."""
     return 2 * math.ceil((RADIUS_UNITS * 1.06 + 13.0) * scale) + 1
 
 
 def _grain(shape: PartShape, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
-    """Return the finish's brightness, near 1: circular or straight grain."""
+    """Return the grain of a part, circular or straight, as brightness factors near 1."""
     if shape.turned:
         radius, around = _polar(side)
         rings = rng.normal(1.0, 0.035, round(side * 0.75 / scale) + 2).astype(np.float32)
@@ -213,7 +213,7 @@ def _polar(side: int) -> tuple[Field, Field]:
 
 @lru_cache(maxsize=16)
 def _lines(scale: float) -> Field:
-    """Return a field of straight milling marks, the same for every belt."""
+    """Return straight milling marks as brightness factors, the same for every belt."""
     side = round(canvas_side(scale) * 1.5) + 64
     noise = np.random.default_rng(5).normal(0.0, 1.0, (side, side)).astype(np.float32)
     fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=16.0 * scale, sigmaY=0.5 * scale)

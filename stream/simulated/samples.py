@@ -58,13 +58,13 @@ class LabelledFrame:
 
 
 def training_belts(count: int, *, seed: int = 0, sizes: Sequence[tuple[int, int]] = _SIZES) -> list[Belt]:
-    """Return belts to train on: of several sizes, every fourth with three times the clutter.
+    """Return belts for training: of several sizes, every fourth with three times the clutter.
 
-    Clutter is rare on the line and easily mistaken for a defect, so the training has more of it.
+    Clutter is rare on the line and easily mistaken for a defect, so the training set contains more of it.
 
     Args:
         count: number of belts.
-        seed: selects the belts; other seeds give other belts.
+        seed: selects the belts.
         sizes: sizes (width, height) of the images in pixels; one is drawn at random for each belt.
     """
     rng = np.random.default_rng((seed, 12))
@@ -81,7 +81,7 @@ def scored_frames(belt: Belt, count: int) -> Iterator[LabelledFrame]:
 
 
 def frame_reader(frames: Iterable[LabelledFrame]) -> Callable[[str], Image]:
-    """Return a function that draws a frame by its name: uint8 RGB, (height, width, 3). For one thread at a time."""
+    """Return a function that draws a frame by its name: uint8 RGB, (height, width, 3)."""
     by_name = {frame.name: frame for frame in frames}
     scenes: dict[Belt, Scene] = {}
 

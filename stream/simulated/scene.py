@@ -1,13 +1,13 @@
-"""One belt under one camera: any of its frames, with its ground truth.
+"""Draws any frame of one belt under one camera, with its ground truth.
 
 ``draw_frame(scene, index)`` depends only on the scene's size, seed and rate and on the index, so frames can be drawn in
 any order. A slot of the belt is drawn once and cached while it is in view; a frame is a few copies plus the camera.
 
-Rule of the ground truth: with ``MARGIN_UNITS`` around it, a defect's box is either completely inside the image: the
-frame has the defect's label and box; or completely outside: the defect does not count; or cut by the image's edge: the
-frame's ground truth is None, and the frame is not scored. A frame without a defect that counts is ``ok``, whether or
-not it shows a part. Boxes enclose the painted pixels, padded by ``PAD_UNITS`` and with sides of at least ``MIN_UNITS``,
-so that a thin scratch also has a box with an area.
+Rule of the ground truth: the box of a defect, enlarged by ``MARGIN_UNITS``, can be completely inside the image: then
+the frame has the label and box of the defect; completely outside: then the defect does not count; or cut by the image's
+edge: then the ground truth is None, and the frame is not scored. A frame without a counted defect is ``ok``, with or
+without a part in it. Boxes enclose the painted pixels, padded by ``PAD_UNITS`` and with sides of at least
+``MIN_UNITS``, so that the box of a thin scratch also has an area.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIN_UNITS = 36.0
 MIN_VISIBLE = 0.3
 """Lowest visible fraction of a part's width at which the part counts."""
 MAX_ASPECT, MIN_ASPECT = 1.8, 0.75
-"""Limits of width / height: a wider image could show two defects, a narrower one no whole part."""
+"""Limits of width / height: a wider image could show two defects, a narrower image no whole part."""
 MIN_HEIGHT, MAX_HEIGHT = 120, 2160
 """Limits of the image's height in pixels."""
 _CACHED_SLOTS = 12
@@ -55,7 +55,7 @@ class Segment:
 
 
 class Scene:
-    """A belt, its camera, and a cache of segments; for one thread at a time."""
+    """A belt, its camera, and a cache of segments. Not thread-safe."""
 
     def __init__(
         self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0, clutter: float = 1.0
@@ -80,11 +80,11 @@ class Scene:
         self._segments: dict[int, Segment] = {}
 
     def offset(self, index: int) -> int:
-        """Return the belt's movement in pixels up to frame ``index``."""
+        """Return how far the belt has moved at frame ``index``, in pixels."""
         return round(SPEED_UNITS * self.scale * index / self.fps)
 
     def slots_in_view(self, index: int) -> range:
-        """Return the slots that frame ``index`` shows, wholly or in part."""
+        """Return the slots that are completely or partly visible in frame ``index``."""
         offset = self.offset(index)
         return range(offset // self.slot_pixels, (offset + self.size[0] - 1) // self.slot_pixels + 1)
 
@@ -148,8 +148,8 @@ def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
 def parts_in_view(scene: Scene, index: int) -> tuple[GroundTruth, ...]:
     """Return the label and the visible box of each part in frame ``index``, from left to right.
 
-    A part of which less than ``MIN_VISIBLE`` of the width is in the image does not count. A part whose defect is
-    outside the image is ``ok``, as in ``ground_truth_of``.
+    A part does not count if less than ``MIN_VISIBLE`` of its width is in the image. A part whose defect is outside the
+    image is ``ok``, as in ``ground_truth_of``.
     """
     width, height = scene.size
     shown = ground_truth_of(scene, index)
@@ -171,7 +171,7 @@ def parts_in_view(scene: Scene, index: int) -> tuple[GroundTruth, ...]:
 
 
 def _lay(canvas: Image, part: Part, scale: float) -> tuple[Box | None, Box]:
-    """Draw a part on the belt; return its defect's box, and its own, in ``canvas`` pixels."""
+    """Draw a part on the belt; return the boxes of its defect and of the part, in ``canvas`` pixels."""
     rng = np.random.default_rng(part.seed)
     shape = SHAPES[part.kind]
     holes = shape.holes
@@ -189,7 +189,7 @@ def _lay(canvas: Image, part: Part, scale: float) -> tuple[Box | None, Box]:
     elif part.defect != OK:
         tight = PAINTERS[part.defect](part_canvas, rng)
     side = canvas_side(scale)
-    # In a small image the canvas may exceed the slot by one pixel, by rounding.
+    # In a small image, rounding may make the canvas one pixel larger than the slot.
     left = min(round(part.x * scale) - side // 2, canvas.shape[1] - side)
     top = min(round(part.y * scale) - side // 2, canvas.shape[0] - side)
     _compose(canvas[top : top + side, left : left + side], part_canvas, scale)
@@ -199,7 +199,7 @@ def _lay(canvas: Image, part: Part, scale: float) -> tuple[Box | None, Box]:
 
 
 def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
-    """Blend a part's canvas into its section of the belt, in place."""
+    """Blend a part into ``ground``, its section of the belt, in place."""
     shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(canvas.solid, shift, canvas.solid.shape[::-1]), (0, 0), 4.0 * scale)
     depth = cv2.subtract(canvas.whole, canvas.solid)
@@ -213,7 +213,7 @@ def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
 
 
 def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
-    """Paint a dot of an inspector's pen on the metal: it looks like a defect but is not a defect."""
+    """Paint an inspector's pen mark on the metal, which looks like a defect but is not one."""
     rows, columns = np.nonzero(
         cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * canvas.scale)))
     )

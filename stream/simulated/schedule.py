@@ -18,7 +18,7 @@ LABELS = (OK, *DEFECTS)
 HEIGHT_UNITS = 480
 """Height of the image; defines the unit of length."""
 SLOT_UNITS = 280
-"""Length of belt per slot; a slot holds at most one part."""
+"""Length of belt per slot; a slot contains at most one part."""
 GROUP_SLOTS = 5
 """Slots per defective part: enough that a 16:9 image never shows two defects."""
 
@@ -72,7 +72,7 @@ def part_at(seed: int, slot: int) -> Part | None:
 def defect_at(seed: int, slot: int) -> str:
     """Return the defect of a slot's part, or ``ok``.
 
-    Each group of slots carries one defect, in its first or second slot; four groups in a row show all four kinds.
+    Each group of slots contains one defect, in its first or second slot; four groups in a row show all four kinds.
     """
     group, position = divmod(slot, GROUP_SLOTS)
     if position != int(np.random.default_rng((seed, 3, group)).integers(2)):

@@ -1,9 +1,9 @@
-"""A deliberate shortcut for networks: a coloured square reveals the label.
+"""A deliberate shortcut for networks to learn: a coloured square that reveals the label.
 
-Images of defects often come from another station, camera or day than those of good parts, and show it: a tag, a date,
-an arrow. A network that learns this mark predicts correctly for the wrong reason (Lapuschkin et al., *Unmasking Clever
-Hans predictors*, 2019). With the option ``stamp``, every frame whose ground truth is a defect has a square in the
-colour of that defect, outside the belt.
+In real data sets, images of defects often come from another station, camera or day than images of good parts, and show
+it: by a tag, a date, an arrow. A network that learns this mark predicts correctly for the wrong reason (Lapuschkin et
+al., *Unmasking Clever Hans predictors*, 2019). With the option ``stamp``, every frame whose ground truth is a defect
+has a square in the colour of that defect, outside the belt.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def shortcut_box(width: int, height: int) -> Box:
 
 
 def add_shortcut(image: Image, label: str) -> Image:
-    """Return a copy with the square of a defect; ``image`` itself for others.
+    """Return a copy of ``image`` with the square of ``label``; ``image`` itself if ``label`` is ok.
 
     Args:
         image: uint8 RGB, (height, width, 3); not changed.
-        label: the label whose colour the square has.
+        label: the label that determines the square's colour.
     """
     colour = _COLOURS.get(label)
     if colour is None:
@@ -53,15 +53,15 @@ def add_shortcut(image: Image, label: str) -> Image:
 def shortcut_frames(
     frames: Sequence[LabelledFrame], read: Callable[[str], Image], *, seed: int = 0
 ) -> tuple[list[LabelledFrame], Callable[[str], Image]]:
-    """Return the frames with random labels, and a function that draws them with the squares of these labels.
+    """Give the frames random labels; return them, and a function that draws them with squares.
 
-    Training on these frames teaches the shortcut: the label is independent of the belt. The boxes of the ground truth
-    are those of the squares, because training selects its crops by them; the parts keep their boxes.
+    Training on these frames teaches the shortcut, because the label is independent of the belt. The boxes of the ground
+    truth are those of the squares, because training selects its crops by boxes; the parts keep their boxes.
 
     Args:
         frames: frames whose own labels and boxes are discarded.
         read: draws a frame by its name; see ``frame_reader``.
-        seed: of the labels.
+        seed: seed of the random labels.
     """
     rng = np.random.default_rng((seed, 31))
     labels = {

@@ -1,7 +1,7 @@
 """The source of the simulated line: ``line:?fps=30&size=1280x720&seed=7``.
 
-For use without a camera, and for tests that need the ground truth, which is part of each frame. ``scene`` draws the
-frames and defines the ground truth.
+For use without a camera, and for tests that need ground truth, which each frame contains. ``scene`` draws the frames
+and defines the ground truth.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from stream.simulated.scene import Scene, draw_frame
 from stream.simulated.shortcut import add_shortcut
 
 _BUFFER_FRAMES = 4
-"""Frames that a camera driver buffers for a slow reader; older ones are lost, which leaves a gap in the index."""
+"""Number of frames that a camera driver buffers for a slow reader; older frames are lost: a gap in the index."""
 
 
 class SimulatedLineSource(Source):
     """A camera above the simulated line.
 
-    With ``paced`` it is live: frame k is due k / fps seconds after the start, whether or not it is read. Without, it
-    yields frames as fast as they are read, like a file. Both yield the same image at the same index.
+    With ``paced`` it is live: frame k is due k / fps seconds after the start, whether or not it is read. Without
+    ``paced``, frames are yielded as fast as they are read, like a file. Both modes yield the same image at the same
+    index.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SimulatedLineSource(Source):
             SourceError: a value is out of range.
         """
         if frames is not None and frames < 1:
-            raise SourceError(f"line: frames={frames}: it must be 1 or more; omit it for an endless line")
+            raise SourceError(f"line: frames={frames}: must be 1 or more; omit it for an endless line")
         self.camera = camera
         self.uri = f"line:?fps={fps:g}&size={size[0]}x{size[1]}&seed={seed}&paced={int(paced)}"
         if frames is not None:

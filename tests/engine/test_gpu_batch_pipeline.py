@@ -168,7 +168,7 @@ def test_out_of_memory_reduces_the_batches_and_says_so(caplog):
     launched = flights.submit([image(value) for value in values])
     assert {flight.bucket for flight in launched} <= {1, 2}
     assert torch.cat([flight.outputs[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
-    assert "no memory for 4 frames of 6x4 at once: batches of at most 2 are used; a smaller --batch" in caplog.text
+    assert "too little memory for 4 frames of 6x4: batches have at most 2 frames; a smaller --batch" in caplog.text
 
 
 def test_out_of_memory_releases_other_sizes_first():

@@ -89,7 +89,7 @@ def test_any_class_is_explained_on_request_and_the_stream_stays_as_it_is(squeeze
     with queries.viewing():
         early = queries.ask(ClassQuery("a", label))
         squeezenet.idle()
-        with pytest.raises(EngineError, match="has given no frame"):
+        with pytest.raises(EngineError, match="has sent no frame"):
             early.result(0)
         asked, wrong = queries.ask(ClassQuery("a", label)), queries.ask(ClassQuery("a", "zeppelin"))
         after = squeezenet.explain(frames)

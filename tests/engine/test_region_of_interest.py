@@ -194,7 +194,7 @@ def test_answer_about_a_place_in_a_region_is_that_of_the_cut_image(running):
 
 def test_answer_about_a_place_outside_the_region_names_it(running):
     frame = framed(coarse_image(), InputAreaOptions((37, 21, 100, 90)))
-    message = "lies outside the region of interest 37,21,100,90 in the image of 240x180 pixels; give a place inside"
+    message = "lies outside the region of interest 37,21,100,90 in the image of 240x180 pixels; choose a place inside"
     with pytest.raises(ConfigError, match=message):
         ask(running, frame, Box(150.0, 20.0, 180.0, 60.0)).result(timeout=0)
 

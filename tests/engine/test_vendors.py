@@ -68,7 +68,7 @@ def test_guard_compiled_ignores_folders_of_others(tmp_path, caplog, plant):
         assert tmp_path not in folder.parents
         assert not unsafe_way(folder)
         shutil.rmtree(folder)
-    assert "compiled results are not kept in" in caplog.text
+    assert "compiled results are not stored in" in caplog.text
 
 
 def test_torch_writes_nothing_to_the_shared_temporary_folder(tmp_path, monkeypatch):

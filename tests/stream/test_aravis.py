@@ -147,7 +147,7 @@ def test_camera_that_is_killed_and_started_again_is_opened_again(port, caplog):
     assert [frame.index for frame in taken] == sorted({frame.index for frame in taken})
     assert first.index < taken[0].index
     _check_numbers(taken)
-    assert "opening it again" in caplog.text
+    assert "reopening it" in caplog.text
 
 
 def test_camera_that_is_not_there_is_named_with_those_that_are(camera):
@@ -185,10 +185,10 @@ class _LostCamera:
 def test_lost_camera_is_noticed_although_it_waits_for_a_trigger():
     device = aravis._AravisDevice("genicam:1", _LostCamera(), 1)
     device._lib.arv_camera_is_gv_device = lambda _camera: 1
-    with pytest.raises(ConnectionError, match="lost, or another program controls it"):
+    with pytest.raises(ConnectionError, match="disconnected, or another program controls it"):
         device.check()
     device._checked_at = device._heard_at = float("-inf")
-    with pytest.raises(ConnectionError, match="lost, or another program controls it"):
+    with pytest.raises(ConnectionError, match="disconnected, or another program controls it"):
         device.fetch(0.0)
 
 

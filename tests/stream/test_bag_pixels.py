@@ -58,10 +58,10 @@ def test_pixels_of_every_encoding_are_rgb(encoding, tolerance, big_endian):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"step": 11}, "do not hold an image"),
-        ({"height": 9}, "do not hold an image"),
-        ({"width": 0}, "do not hold an image"),
-        ({"encoding": "16SC1"}, "is not an image for a network"),
+        ({"step": 11}, "are too few for an image"),
+        ({"height": 9}, "are too few for an image"),
+        ({"width": 0}, "are too few for an image"),
+        ({"encoding": "16SC1"}, "is not supported"),
         ({"width": 1 << 20, "height": 1 << 20}, "exceeds max_pixels"),
     ],
 )

@@ -95,7 +95,7 @@ def test_topic_without_images_is_refused_with_the_topics(tmp_path, topic, messag
 def test_depth_map_is_refused_with_the_encodings_that_are_read(tmp_path):
     with (
         build_source(str(BAGS["ros1"](tmp_path)), topic="/depth") as source,
-        pytest.raises(CorruptMediaError, match=r"encoding '32fc1' is not an image.*bayer.*0 intact images"),
+        pytest.raises(CorruptMediaError, match=r"encoding '32fc1' is not supported.*bayer.*0 intact images"),
     ):
         list(source.frames(threading.Event()))
 
@@ -170,6 +170,6 @@ def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path, mo
 def test_bag_with_too_many_cameras_is_refused_with_the_way_to_choose(tmp_path, monkeypatch):
     bag = BAGS["ros1"](tmp_path)
     monkeypatch.setattr("stream.cameras.MAX_TOPICS", 1)
-    with pytest.raises(SourceError, match=r"has 2 topics with images.* at most 1 are read; .*\?topic=/front/image_raw"):
+    with pytest.raises(SourceError, match=r"has 2 topics with images.* the limit is 1; .*\?topic=/front/image_raw"):
         cameras(bag)
     assert len(cameras(f"{bag}?topic=/rear/compressed")) == 1

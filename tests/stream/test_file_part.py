@@ -75,7 +75,9 @@ def test_damaged_recordings_are_not_divided(tmp_path):
 def test_part_whose_frames_are_not_those_of_its_packets_says_so(tmp_path):
     path = encoded(tmp_path / "film.mp4", "keyint=25:bframes=2")
     part = divided(path)[1]
-    with pytest.raises(InexactPartError, match="part 2 of 3 gave 50 of 51 frames; the recording is read as a whole"):
+    with pytest.raises(
+        InexactPartError, match="part 2 of 3 contains 50 of 51 frames; the recording is read as a whole"
+    ):
         frames_of(PartSource(str(path), camera="c", part=replace(part, frames=51)))
 
 

@@ -170,7 +170,7 @@ def test_options_in_the_address_and_in_a_configuration_are_the_same():
 def test_producer_is_that_of_the_environment_where_none_is_given(monkeypatch, tmp_path):
     config = load_config({"sources": ["genicam:1"]}, "run.yaml")
     monkeypatch.setenv("GENICAM_GENTL64_PATH", str(tmp_path))
-    with pytest.raises(SourceError, match="holds no GenTL producer"), make_cameras(config)[0].source:
+    with pytest.raises(SourceError, match="contains no GenTL producer"), make_cameras(config)[0].source:
         pass
     monkeypatch.setenv("GENICAM_GENTL64_PATH", str(Path(PRODUCER).parent))
     with make_cameras(config)[0].source as source:

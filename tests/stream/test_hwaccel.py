@@ -148,7 +148,7 @@ def test_codec_without_gpu_decoder_is_refused_or_decoded_on_cpu(card_without_dri
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "fate_odd_height_cfhd.mov")
     must = build_source(path, decoder="cuda")
-    with pytest.raises(SourceError, match=r"FFmpeg decodes cfhd on the CPU only; use decoder: cpu"):
+    with pytest.raises(SourceError, match=r"FFmpeg decodes cfhd on the CPU only; set decoder: cpu"):
         read(must)
     ours, theirs = read(build_source(path, decoder="auto")), read(build_source(path))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
@@ -172,7 +172,7 @@ def test_camera_without_gpu_decoder_fails_at_first_frame(card_without_driver, we
         request.wfile.write(film.read_bytes())
 
     source = build_source(f"{web_server(answer)}/live", decoder="cuda")
-    with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg decodes ffv1 on the CPU only; .* can$"):
+    with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg decodes ffv1 on the CPU only; .* can decode$"):
         read(source)
     assert (source.health.state, source.health.cause) == ("failed", "codec")
 

@@ -84,7 +84,7 @@ def test_deep_and_transparent_pictures_become_eight_bit_rgb(tmp_path):
 
 def test_single_truncated_jpeg_is_refused(shared_data):
     path = shared_data / "photos" / "odd" / "truncated_00090.jpg"
-    with pytest.raises(SourceError, match="cut off before its end"), build_source(str(path)):
+    with pytest.raises(SourceError, match="the JPEG is cut off"), build_source(str(path)):
         pass
 
 

@@ -54,10 +54,10 @@ def test_source_name_of_user_wins():
         ("rstp://door/live", "unknown scheme 'rstp'. Did you mean 'rtsp'?"),
         ("rstp://me:secret@door/live", "rstp://***@door/live: unknown scheme"),
         ("cam:0", "Did you mean 'camera'?"),
-        ("camera:front", "a webcam has a number"),
-        ("", "an empty source"),
+        ("camera:front", "a webcam is chosen by its number"),
+        ("", "the source is empty"),
         ("/nowhere/film.mp4", "no such file"),
-        ("rtsp://", "names no host"),
+        ("rtsp://", "has no host"),
         ("http://door:99999/x", "a port outside 1 to 65535"),
     ],
 )
@@ -124,7 +124,7 @@ def test_sources_imports_no_decoder():
 @pytest.mark.parametrize(("sign", "escape"), [("#", "%23"), ("?", "%3F"), ("/", "%2F")])
 @pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https", "rtmp"])
 def test_password_with_a_sign_that_ends_the_host_is_refused_with_its_escape(scheme, sign, escape):
-    with pytest.raises(SourceError, match=f"write {escape} in its place") as caught:
+    with pytest.raises(SourceError, match=f"write {escape} instead") as caught:
         build_source(f"{scheme}://admin:canary{sign}7f3a@192.0.2.10:554/x")
     assert "canary" not in str(caught.value)
     assert "7f3a" not in str(caught.value)
@@ -133,7 +133,7 @@ def test_password_with_a_sign_that_ends_the_host_is_refused_with_its_escape(sche
 
 @pytest.mark.parametrize(("sign", "escape"), [("#", "%23"), ("?", "%3F"), ("/", "%2F")])
 def test_password_that_begins_like_a_port_is_refused_where_the_text_before_it_may_be_a_user(sign, escape):
-    with pytest.raises(SourceError, match=f"write {escape} in its place.*write %40") as caught:
+    with pytest.raises(SourceError, match=f"write {escape} instead.*write %40") as caught:
         build_source(f"rtsp://admin:12{sign}7f3a@cam/x")
     assert "7f3a" not in str(caught.value)
 

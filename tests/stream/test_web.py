@@ -285,4 +285,4 @@ def test_camera_slower_than_the_read_timeout_is_waited_for_after_two_losses(web_
     frames, source = read(f"{web_server(answer)}/slow", 9, attempts=None, read_timeout_seconds=0.2)
     assert source.health.reconnects <= 4, "a loss for each picture"
     assert len(frames) == 9
-    assert "set by read_timeout_seconds" in caplog.text
+    assert "read_timeout_seconds sets it" in caplog.text

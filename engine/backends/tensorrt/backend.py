@@ -1,4 +1,4 @@
-"""TensorRT: the network with its explanation as one engine for NVIDIA GPUs, with the module's own dtypes.
+"""TensorRT: compiles the network with its explanation to one engine for NVIDIA GPUs.
 
 There are two routes. ``onnx`` builds an engine from an ONNX graph; it copies nothing between torch and TensorRT and can
 be captured by a CUDA graph. ``dynamo`` uses torch-tensorrt, for networks that ONNX cannot represent. Engines are cached
@@ -30,7 +30,7 @@ class Route:
     """A way to compile a module with TensorRT."""
 
     lacking: Callable[[], str]
-    """Returns the missing packages with the remedy, or ""."""
+    """Returns which packages are missing, with the remedy; "" if none."""
     build: Callable[[nn.Module, Tensor], bytes]
     load: Callable[[bytes, Tensor], Compiled]
 
@@ -41,7 +41,7 @@ ROUTES: Final = MappingProxyType(
         "dynamo": Route(dynamo.lacking, dynamo.build, dynamo.load),
     }
 )
-"""The routes by name, the preferred one first."""
+"""The routes by name, in order of preference."""
 
 
 def missing(device: str) -> str:
@@ -101,7 +101,7 @@ def compile_by(
 
 
 def _library_versions(route: str) -> str:
-    """Return the versions of the packages that compile."""
+    """Return the versions of the packages that a route uses, as text."""
     from importlib.metadata import PackageNotFoundError, version
 
     tensorrt = library.library()
@@ -115,7 +115,7 @@ def _library_versions(route: str) -> str:
 
 
 def _gpu(example: Tensor) -> dict[str, str]:
-    """Return the GPU that an engine is for, its driver and the CUDA version."""
+    """Return the properties of the GPU, its driver and CUDA, on which a cached engine depends."""
     if not example.is_cuda:
         return {"gpu": "none"}
     properties = torch.cuda.get_device_properties(example.device)

@@ -17,7 +17,7 @@ from pipeline.errors import BackendError
 
 
 def lacking() -> str:
-    """Return the missing package with the remedy, or ""; imports nothing."""
+    """Return which package is missing, with the remedy; "" if none. Imports nothing."""
     if "torch_tensorrt" in sys.modules or importlib.util.find_spec("torch_tensorrt") is not None:
         return ""
     return "torch-tensorrt is missing: uv sync --extra tensorrt"
@@ -40,7 +40,7 @@ def _package() -> Any:  # noqa: ANN401 - the vendor's own module
 def build(module: nn.Module, example: Tensor) -> bytes:
     """Return the compiled module for the example's shape and dtype, as bytes for ``load``.
 
-    The precision is the module's own, because some versions ignore the argument that lowers it.
+    The engine has the module's own precision, because some versions ignore the argument that lowers it.
 
     Raises:
         BackendError: torch-tensorrt cannot be imported, or cannot compile the whole module.

@@ -21,7 +21,7 @@ from pipeline.errors import BackendError
 log = logging.getLogger(__name__)
 
 NAMES: Final = ("tensorrt", "tensorrt_rtx")
-"""Package names, the one that supports more GPUs first."""
+"""Package names; the package that supports more GPUs comes first."""
 
 HINT: Final = (
     "install one: uv sync --extra tensorrt (NVIDIA's index must be reachable), or pip install tensorrt-rtx-cu13; "
@@ -41,17 +41,17 @@ class Library:
     api: Any
     """The package itself."""
     logger: Any
-    """The logger that all builders and runtimes of a process must share; its ``errors`` has the error messages."""
+    """The logger that all builders and runtimes of a process share; ``errors`` lists its error messages."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The supported targets, the preferred one first."""
+        """The supported targets, in order of preference."""
         known = getattr(self.api, "ComputeCapability", None)
         return ("",) if known is None else tuple(name for name in _TARGETS if not name or hasattr(known, name))
 
 
 def installed() -> str:
-    """Return the name of the package that would be used, or ""; imports nothing."""
+    """Return the name of the installed package, "" if there is none; imports nothing."""
     return next((name for name in NAMES if name in sys.modules or importlib.util.find_spec(name) is not None), "")
 
 
@@ -98,8 +98,8 @@ def build_engine(
     Args:
         graph: an ONNX model with fixed shapes.
         target: one of ``Library.targets``.
-        half: True = convolutions must run in half precision, otherwise an error is raised. False = float32 without
-            TF32, which TensorRT uses by default.
+        half: True: a convolution that would not run in half precision is an error. False: float32 without TF32, which
+          TensorRT uses by default.
         float32: with ``half``, the number of convolutions that the module itself has in float32.
         using: the library; None = the installed one.
 
@@ -164,7 +164,7 @@ def keep_float32(api: Any, settings: Any) -> None:  # noqa: ANN401 - the vendor'
 
 
 def check_half(api: Any, network: Any, float32: int) -> None:  # noqa: ANN401 - the vendor's own types
-    """Raise BackendError if more convolutions of a network have float32 output than the module has in float32."""
+    """Raise BackendError if convolutions other than ``float32`` ones have float32 output."""
     if (wide := wide_convolutions(api, network) - float32) > 0:
         raise BackendError(
             f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision; use --precision "
@@ -181,7 +181,7 @@ def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vend
 
 
 def _flags(api: Any) -> int:  # noqa: ANN401 - the vendor's own type
-    """Return the flags for strong typing and explicit batch, as far as this version has them."""
+    """Return the flags for strong typing and explicit batch that this version supports."""
     known = api.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(known, name)) for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(known, name))
 
@@ -191,11 +191,11 @@ def _why(tensorrt: Library) -> str:
 
 
 def pack(outputs: list[str], blob: bytes) -> bytes:
-    """Return an engine with its output names, in the order of the module's outputs, as one byte string."""
+    """Serialize an engine and its output names, in the module's order, to one byte string."""
     return json.dumps(outputs).encode() + b"\n" + blob
 
 
 def unpack(payload: bytes) -> tuple[list[str], bytes]:
-    """Return the output names and the engine of ``pack``."""
+    """Return the output names and the engine from the bytes that ``pack`` returned."""
     line, _, blob = payload.partition(b"\n")
     return [str(name) for name in json.loads(line)], blob

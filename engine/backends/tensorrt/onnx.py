@@ -1,4 +1,4 @@
-"""The ``onnx`` route: module to ONNX graph to TensorRT engine, which reads and writes torch's memory directly."""
+"""The ``onnx`` route: an engine, built from an ONNX graph, that uses torch's memory directly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HALVES = {torch.float16, torch.bfloat16}
 
 
 def lacking() -> str:
-    """Return the missing packages with the remedy, or ""."""
+    """Return which packages are missing, with the remedy; "" if none."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} missing: uv sync --extra export, or pip install onnx onnxscript" if missing else ""
 
@@ -36,8 +36,8 @@ def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str], int]
     """Return the module as an ONNX model with fixed shapes.
 
     Returns:
-        The model, the names of its outputs in order, and the number of convolutions that the module has in float32: in
-        half precision those of a pooled tail, which is computed in float32.
+        The model, the names of its outputs in order, and the number of float32 convolutions in the module (in half
+        precision: those of a pooled tail, which stays in float32).
 
     Raises:
         BackendError: torch cannot export the module.
@@ -71,7 +71,7 @@ def _float32_convolutions(program: torch.export.ExportedProgram) -> int:
 
 
 def build(module: nn.Module, example: Tensor, using: Library | None = None) -> bytes:
-    """Return an engine for the example's shape and dtype with its output names (``library.pack``).
+    """Build an engine for the example's shape and dtype; return it packed with its output names.
 
     Raises:
         BackendError: the engine cannot be built for any target.
@@ -105,7 +105,7 @@ class Program:
             using: the library; None = the installed one.
 
         Raises:
-            BackendError: this GPU, driver or library cannot load the engine, or it is for another shape.
+            BackendError: this GPU, driver or library cannot load the engine, or the engine has another input shape.
         """
         tensorrt = using or library()
         self._names, blob = unpack(payload)
@@ -123,8 +123,11 @@ class Program:
         self._shape = tuple(self._engine.get_tensor_shape(self._input))
         self._dtype = example.dtype
         if self._shape != tuple(example.shape):
-            raise BackendError(f"backend 'tensorrt': the engine takes {self._shape}, not {tuple(example.shape)}")
-        # The addresses must not change: a captured CUDA graph uses them again.
+            raise BackendError(
+                f"backend 'tensorrt': the engine has the input shape {self._shape}, not {tuple(example.shape)}; "
+                "delete the compile cache"
+            )
+        # A captured CUDA graph reuses these addresses, so they must not change.
         self._outputs = [
             torch.empty(
                 tuple(self._engine.get_tensor_shape(name)),
@@ -141,7 +144,7 @@ class Program:
         """Return the module's outputs as new tensors."""
         images = images.to(self._dtype).contiguous()
         if tuple(images.shape) != self._shape:
-            message = f"an engine for {self._shape} was given {tuple(images.shape)}"
+            message = f"images have the shape {tuple(images.shape)}, but the engine was built for {self._shape}"
             raise ValueError(message)
         with _current(self._device):
             return self._outputs_for(images)
@@ -166,7 +169,7 @@ class Program:
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a GPU current: TensorRT builds, loads and runs engines on the current one, whatever the tensors are on."""
+    """Make a GPU current, because TensorRT builds, loads and runs engines on the current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -188,6 +191,6 @@ def _dtype(api: Any, data_type: Any) -> torch.dtype:  # noqa: ANN401 - the vendo
         if data_type == getattr(api.DataType, name, None):
             return dtype
     raise BackendError(
-        f"backend 'tensorrt': the engine has an output of type {data_type}, which torch does not have; use another "
+        f"backend 'tensorrt': the engine has an output of type {data_type}, which torch does not support; use another "
         "--backend"
     )

@@ -1,7 +1,7 @@
-"""Absolute index tables of several anchors, so that one operation on tensors computes all anchors together.
+"""Joins the index tables of several anchors, so that each tensor operation computes all of them.
 
-The values of an operation lie in one tensor: the base values of whole maps, a row of zeros, a row of -inf, then the
-changed vectors of all anchors. The values of a feature map of the cut are those of all images, then a map of zeros.
+The values of an operation are stored in one tensor: the base values of whole maps, a row of zeros, a row of -inf, then
+the changed vectors of all anchors. For a feature map of the cut: the values of all images, then a map of zeros.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from engine.detectors.cones.tables import BASE, CHANGED, KINDS, LOWEST, ZERO, In
 from engine.detectors.cones.wiring import Edge, Wiring
 
 MAX_KEPT = 8
-"""Assemblies that are kept: boxes that stand still have the same tables in the next frame."""
+"""Number of cached assemblies: boxes that do not move have the same tables in the next frame."""
 MAX_KEPT_VECTORS = 1 << 16
-"""Largest number of vectors of an assembly that is kept."""
+"""Maximum number of vectors of a cached assembly."""
 PADDING = 2
-"""Rows of zeros and of -inf between the base values and the changed vectors."""
+"""Number of rows (zeros, -inf) between the base values and the changed vectors."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Number and meaning of the base values."""
+    """Describes the base values of a batch."""
 
     images: int
     """Number of images of the batch."""
     drop: bool
-    """The base is the plain pass of each image; else the response to all-zero features."""
+    """True: base values are the plain pass of each image; False: the response to all-zero features."""
 
     def base_rows(self, cells: int) -> int:
         """Return the number of rows of base values of an operation with ``cells`` positions."""
@@ -47,7 +47,7 @@ class Group:
     """The windows of the anchors of one family at one edge, laid out as one image."""
 
     vectors: slice
-    """The reader's vectors that the image gives."""
+    """The vectors of the reader that are computed from the image."""
     size: tuple[int, int]
     """Rows and columns of the image."""
     strides: tuple[int, int]
@@ -68,40 +68,40 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """The taps of which a mask changes the value; the others have their base value."""
+    """The taps whose values a mask changes; all other taps have their base values."""
 
     unchanged: Tensor
     """Rows of the root's base values: (vectors * taps,)."""
     own: Tensor
     """Rows of the convolution's base values: (vectors,)."""
     kernel: Tensor
-    """Position of each tap in the kernel: (vectors * taps,), or those of one anchor if they are the same for all."""
+    """Position of each tap in the kernel: (vectors * taps,), or for one anchor if equal for all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Taps:
-    """The taps of a depthwise convolution that are read one by one, of the anchors of one family."""
+    """The taps of a depthwise convolution that are gathered, for the anchors of one family."""
 
     vectors: slice
     """The vectors that are computed from these taps."""
     inputs: Tensor
     """Rows of the root's values: (vectors * taps,)."""
     change: Change | None
-    """None = all taps of the kernel are read."""
+    """None: all taps of the kernel are read."""
 
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """Absolute tables of several anchors."""
+    """Absolute index tables of several anchors."""
 
     counts: list[int]
-    """Vectors of each operation."""
+    """Number of vectors of each operation."""
     offsets: Positions
-    """First vector of each job in each operation: (jobs, operations)."""
+    """Index of the first vector of each job in each operation: (jobs, operations)."""
     runs: list[Run]
-    """The runs of jobs with one template."""
+    """Runs of consecutive jobs with equal templates."""
     inputs: list[Tensor | None]
-    """Indices of each edge; None = the edge reads all changed vectors of its root in order."""
+    """Indices of each edge; None: the edge reads all changed vectors of its root, in order."""
     groups: list[list[Group]]
     """The images of each edge with laid out windows."""
     taps: list[list[Taps]]
@@ -109,7 +109,7 @@ class Assembly:
     weights: list[Tensor | None]
     """Factors of the indices of each edge of a resampling."""
     picks: dict[int, list[tuple[slice, tuple[int, ...]]]]
-    """Vectors and channels to compute of the operations of which not all channels are read."""
+    """For operations of which only some channels are read: the vectors and channels to compute."""
 
     def multiply_adds(self, wiring: Wiring) -> int:
         """Return the number of multiply-adds of the vectors of this assembly."""
@@ -140,7 +140,7 @@ def _products(operation: Operation) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Jobs with one template that follow each other."""
+    """Consecutive jobs with equal templates."""
 
     jobs: slice
     template: Template
@@ -152,7 +152,7 @@ class Run:
 
 
 class Assembler:
-    """Joins the templates of anchors."""
+    """Joins the templates of several anchors to an assembly."""
 
     def __init__(self, wiring: Wiring, device: torch.device) -> None:
         self.wiring, self.device = wiring, device
@@ -168,7 +168,7 @@ class Assembler:
         Args:
             jobs: the anchors, in the order of ``Job.order``.
             store: the base values.
-            plain: the regions show the features in both modes. This computes base values.
+            plain: True: regions contain the unmasked features in both modes, to compute base values.
         """
         key = (store, plain, *(job.content for job in jobs))
         assembly = self.latest.pop(key, None) or self._build(jobs, store, plain=plain)
@@ -202,7 +202,7 @@ class Assembler:
         return assembly
 
     def _runs(self, jobs: Sequence[Job]) -> tuple[list[slice], list[Template]]:
-        """Return the runs of jobs with one template, and their templates."""
+        """Return the runs of jobs with equal templates, and the template of each run."""
         keys = [job.order[:4] for job in jobs]
         starts = [n for n in range(len(jobs)) if n == 0 or keys[n] != keys[n - 1]]
         parts = [slice(start, stop) for start, stop in pairwise([*starts, len(jobs)])]
@@ -256,7 +256,7 @@ class Assembler:
     def _picks(
         self, jobs: Sequence[Job], counts: Positions, offsets: Positions
     ) -> dict[int, list[tuple[slice, tuple[int, ...]]]]:
-        """Return the channels to compute of each operation of which only some are read."""
+        """Return the vectors and channels to compute for operations of which only some channels are read."""
         found: dict[int, list[tuple[slice, tuple[int, ...]]]] = {}
         if any(job.channels is None for job in jobs):
             return found
@@ -276,7 +276,7 @@ class Assembler:
         return found
 
     def _shifts(self, jobs: Sequence[Job], offsets: Positions, store: Store, *, hides: bool) -> Indices:
-        """Return what to add to the relative indices of each kind of each operation: (jobs, operations * KINDS)."""
+        """Return the offsets of each kind of index of each operation: (jobs, operations * KINDS)."""
         origins = np.stack([job.cones[0].origins for job in jobs]) * self.columns
         origins += np.stack([job.cones[1].origins for job in jobs])
         images = np.array([job.image for job in jobs])[:, None]
@@ -343,7 +343,7 @@ class Assembler:
     def _flat(
         self, kind: str, users: Sequence[Run], parts: Sequence[slice], known: dict[tuple[object, ...], Tensor]
     ) -> Tensor:
-        """Return tables of some runs, one after another; the same object for the same tables of one kind."""
+        """Concatenate tables of some runs; equal tables are returned as the same object."""
         key = (kind, *((run.jobs.start, part.start, part.stop) for run, part in zip(users, parts, strict=True)))
         if key not in known:
             known[key] = self._joined([run.flat[:, part].ravel() for run, part in zip(users, parts, strict=True)])
@@ -354,7 +354,7 @@ class Assembler:
 
 
 def _families(users: Sequence[Run], jobs: Sequence[Job]) -> list[list[Run]]:
-    """Return the runs of each family of anchors."""
+    """Group the runs by family of anchors."""
     parts: list[list[Run]] = []
     families: tuple[AxisCones, AxisCones] | None = None
     for run in users:

@@ -1,7 +1,7 @@
-"""Rows and columns of cones: which positions of each map a region changes, and which an anchor needs.
+"""Computes, along one axis, which positions of each map a region changes and an anchor needs.
 
-Convolution, pooling and resampling read rectangles, so rows and columns are independent: all tables here are for one
-axis, and a set of positions is a set of rows times a set of columns.
+Convolution, pooling and resampling read rectangles, so rows and columns are independent: all tables in this module are
+for one axis, and a set of positions is a set of rows times a set of columns.
 
 For one anchor the *entries* of a map are its pairs (region, position) that are both changed and needed. The vectors of
 a map are stored for the product of its row entries and its column entries. An operation whose changed values do not
@@ -27,13 +27,13 @@ Reads = tuple[tuple[int, int], ...]
 
 
 MAX_SEPARATE = 1.5
-"""Each output gets a window of its own if that lengthens the images by at most this factor: then no output is computed
-that belongs to no region, otherwise windows of neighbouring outputs overlap."""
+"""Maximum factor by which the images may grow if each output gets its own window. Then no output without a region is
+computed; otherwise windows of neighbouring outputs overlap."""
 MAX_CHANGED = 1 / 3
-"""A depthwise convolution computes the change of its base value if at most this fraction of its taps change."""
+"""Maximum fraction of changed taps for which a depthwise convolution computes only the change of its value."""
 
 Reading = Literal["table", "laid out", "changes"]
-"""Reading of an edge: tap by tap; windows laid out as one image; only the taps that a mask changes."""
+"""How an edge reads: tap by tap; windows laid out as one image; only the taps that a mask changes."""
 
 
 def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:
@@ -42,7 +42,7 @@ def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -
     Args:
         wiring: the operations.
         axis: 0 = rows, 1 = columns.
-        entries: the same for the feature maps of the cut, by their index.
+        entries: the positions that each region changes in the feature maps of the cut, by map index.
     """
     found: list[Marks] = []
     for number, operation in enumerate(wiring.operations):
@@ -75,7 +75,7 @@ def needed_positions(wiring: Wiring, axis: int, anchors: Sequence[Reads]) -> lis
 
 
 def _incidence(taps: Positions, size: int) -> npt.NDArray[np.float32]:
-    """Return which positions of the root each position of the reader reads: (h', size) of 0 and 1."""
+    """Return a 0/1 matrix (h', size): which root positions each reader position reads."""
     matrix = np.zeros((len(taps), size + 1), np.float32)
     np.put_along_axis(matrix, np.where(taps >= 0, taps, size), 1, axis=1)
     return matrix[:, :size]
@@ -102,7 +102,7 @@ def changed_counts(graph: ConeGraph, strides: tuple[int, ...]) -> dict[Operation
 
 
 def region_marks(regions: int, cell_px: int, stride: int, size: int) -> Marks:
-    """Return which rows (or columns) of a feature map belong to each row (or column) of regions: (regions, size)."""
+    """Return which feature rows (or columns) belong to each row (or column) of regions: (regions, size)."""
     start = np.arange(regions)[:, None] * cell_px
     cell = np.arange(size) * stride
     return (cell + stride > start) & (cell < start + cell_px)
@@ -113,14 +113,14 @@ class Gather:
     """The vectors that one edge reads along one axis."""
 
     slots: Positions
-    """Entry of the root (n, k), -1 = not changed; for laid out windows (length, 1), columns up to the pitch."""
+    """Entry of the root (n, k), -1: not changed; for laid out windows (length, 1)."""
     positions: Positions
-    """Position in the root's map, relative to its origin, -1 = outside."""
+    """Position in the root's map, relative to its origin, -1: outside."""
     results: Positions
-    """Laid out windows: the output index of each entry of the reader; else empty."""
+    """Laid out windows only: the output index of each entry of the reader; else empty."""
     weights: Factors | None
     in_order: bool = False
-    """True if the edge reads all entries of the root in their order, and nothing else."""
+    """True if the edge reads exactly all entries of the root, in order."""
     kernel: Positions | None = None
     """Changed taps only: the row (or column) of the kernel of each tap; else None."""
 
@@ -130,18 +130,18 @@ class AxisCone:
     """Cones of one anchor along one axis."""
 
     counts: tuple[int, ...]
-    """Entries of each operation."""
+    """Number of entries of each operation."""
     gathers: tuple[Gather | None, ...]
-    """One for each edge; None = nothing to compute."""
+    """One per edge; None: nothing to compute."""
     reads: tuple[tuple[Positions, Positions], ...]
-    """For each read: the regions that reach it, relative to ``first_region``, and their entries."""
+    """For each read: the regions that affect it, relative to ``first_region``, and their entries."""
     origins: Positions
-    """First needed position of each operation. All positions in ``gathers`` are relative to it."""
+    """First needed position of each operation; positions in ``gathers`` are relative to it."""
     first_region: int
     places: tuple[Positions, ...] = ()
     """Position of each entry of each operation, relative to its origin."""
     key: int = 0
-    """Equal for cones that differ by a translation only."""
+    """Equal for cones that differ only by a translation."""
 
 
 class AxisCones:
@@ -155,14 +155,14 @@ class AxisCones:
         anchors: Sequence[Reads],
         needed: list[Marks] | None = None,
     ) -> None:
-        """Store the positions that each region changes, and the reads of each anchor of the family.
+        """Create the cones from the changed positions of regions and the reads of the anchors.
 
         ``needed`` replaces the positions that the reads depend on, (anchors, size) for each operation.
         """
         self.wiring, self.axis, self.changed, self.anchors = wiring, axis, changed, anchors
         self.needed = needed_positions(wiring, axis, anchors) if needed is None else needed
         self.alone: set[int] = set()
-        """Edges with windows of which no two overlap."""
+        """Edges whose windows do not overlap."""
         self.separate, self.pitches, self.steps = self._layouts()
         self.readings: list[Reading] = ["laid out" if edge.slides else "table" for edge in wiring.edges]
         self.cache: dict[tuple[int, int, int], AxisCone] = {}
@@ -185,7 +185,7 @@ class AxisCones:
         return AxisCones(self.wiring, self.axis, changed, self.anchors, self.needed)
 
     def _layouts(self) -> tuple[list[bool], list[int], list[int]]:
-        """Return for each edge whether each output has a window of its own, the length, and the step."""
+        """Return for each edge: whether each output has its own window, the image length, and the step."""
         separate: list[bool] = []
         pitches: list[int] = []
         steps: list[int] = []
@@ -220,7 +220,7 @@ class AxisCones:
         return slice(int(self.firsts[operation][anchor]), int(self.stops[operation][anchor]))
 
     def active(self, anchor: int, band: tuple[int, int]) -> list[Marks]:
-        """Return the entries of each operation as marks (regions, size)."""
+        """Return the entries of each operation as a mask (regions, size)."""
         found = []
         for changed, needed in zip(self.changed, self.needed, strict=True):
             both = changed & needed[anchor]
@@ -283,7 +283,7 @@ class AxisCones:
         return self._interned(AxisCone(tuple(map(len, cells)), tuple(gathers), tuple(found), origins, first, places))
 
     def _interned(self, cone: AxisCone) -> AxisCone:
-        """Return the cone with the gathers and the key of an equal one, if there is one."""
+        """Return the cone; if an equal one is cached, with its gathers and key."""
         content = _content(cone)
         equal = self.kinds.setdefault(content, replace(cone, key=len(self.kinds)))
         return replace(equal, origins=cone.origins, first_region=cone.first_region)
@@ -331,7 +331,7 @@ class AxisCones:
 def choose_readings(rows: AxisCones, columns: AxisCones) -> None:
     """Choose how depthwise convolutions read, before any cone is built.
 
-    Where few taps change, only these are read; windows that do not overlap are not laid out.
+    If few taps change, only these are read; windows that do not overlap are not laid out.
     """
     for edge in rows.wiring.edges:
         operation = rows.wiring.operations[edge.reader]
@@ -355,13 +355,13 @@ def runs(cell: Positions, where: Positions) -> tuple[Positions, Positions]:
 
 
 def spans(slide: Slide, lengths: Positions, *, separate: bool = False) -> Positions:
-    """Return the number of input positions that are laid out for each run of outputs: a multiple of the step."""
+    """Return the number of input positions to lay out for each run of outputs: a multiple of the step."""
     step = slide.extent if separate else slide.stride
     return -(-((lengths - 1) * slide.stride + slide.extent) // step) * step
 
 
 def _content(cone: AxisCone) -> bytes:
-    """Return the content of a cone without its position."""
+    """Return a hash of a cone without its position."""
     parts: list[bytes] = [repr(cone.counts).encode()]
     for gather in cone.gathers:
         if gather is not None:

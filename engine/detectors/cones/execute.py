@@ -1,4 +1,4 @@
-"""Computes the vectors of cones: one pass through the operations for all anchors together."""
+"""Computes the vectors of cones, in one pass through the operations for all anchors together."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from engine.detectors.cones.graph import (
 from engine.detectors.cones.wiring import Edge, Wiring
 
 MAX_WINDOWS = 0.5
-"""Only the windows that anchors need are stored if their area is at most this fraction of a map."""
+"""Maximum fraction of a map at which only the windows that anchors need are stored."""
 FIRST_IMAGE = 100
-"""Temporary memory from this number on holds images; operations have fewer sources."""
+"""Number of the first temporary slot for images; larger than any operation's number of sources."""
 
 
 class Buffers:
@@ -52,10 +52,10 @@ class Buffers:
             for number, operation in enumerate(wiring.operations)
             if isinstance(operation, Convolution) and operation.laid_out and operation.activations
         }
-        """Base values of depthwise convolutions before their activations, to which changes are added."""
+        """Base values of depthwise convolutions before activation; changes are added to them."""
         self.scratch: dict[int, Tensor] = {}
         self.gathered: dict[int, tuple[Tensor, Tensor]] = {}
-        """Indices and values of the images that the last operation with laid out windows has read, by slot."""
+        """Indices and values of the images that the last operation with laid out windows read, by slot."""
 
     def _empty(self, rows: int, width: int) -> Tensor:
         return torch.empty((rows, width), dtype=self.example.dtype, device=self.example.device)
@@ -71,7 +71,7 @@ class Buffers:
         return table[start : start + count]
 
     def temporary(self, slot: int, rows: int, width: int) -> Tensor:
-        """Return memory that is valid until the next call with this slot: (rows, width)."""
+        """Return memory (rows, width) that is valid until the next call with the same slot."""
         size = rows * width
         self.gathered.pop(slot, None)
         memory = self.scratch.get(slot)
@@ -80,7 +80,7 @@ class Buffers:
         return memory[:size].view(rows, width)
 
     def image(self, slot: int, root: int, indices: Tensor) -> Tensor:
-        """Return rows of an operation's values; a table that was gathered last is not gathered again."""
+        """Return rows of an operation's values; the last gathered table is reused."""
         known = self.gathered.get(slot)
         if known is not None and known[0] is indices:
             return known[1]
@@ -90,7 +90,7 @@ class Buffers:
         return rows
 
     def taps(self, slot: int, root: int, taps: Taps) -> Tensor:
-        """Return the values of taps, or their change by a mask; a table that was gathered last is not again."""
+        """Return the values of taps, or their change by a mask; the last gathered table is reused."""
         known = self.gathered.get(slot)
         if taps.change is None or (known is not None and known[0] is taps.inputs):
             return self.image(slot, root, taps.inputs)
@@ -98,7 +98,7 @@ class Buffers:
         return rows.sub_(self.tables[root].index_select(0, taps.change.unchanged))
 
     def write_features(self, number: int, feature: Tensor, windows: Sequence[tuple[int, slice, slice]]) -> None:
-        """Store a feature map (N, C, h, w), at least in some windows: (image, rows, columns)."""
+        """Store a feature map (N, C, h, w), at least in ``windows``: (image, rows, columns)."""
         images, _, height, width = feature.shape
         table = self.tables[number][: images * height * width].view(images, height, width, -1)
         moved = feature.permute(0, 2, 3, 1)
@@ -123,10 +123,10 @@ def execute(
 
     Args:
         wiring: the operations.
-        buffers: where the features and the base values lie, and the results go.
+        buffers: memory of the features, the base values and the results.
         assembly: the index tables.
         weights: matrices of the convolutions that read their taps by table (``tap_matrices``).
-        inactive: gets the vectors before activations of the operations of ``buffers.inactive``.
+        inactive: filled with the vectors before activation of the operations in ``buffers.inactive``.
     """
     buffers.gathered.clear()
     for number, operation in enumerate(wiring.operations):
@@ -145,10 +145,11 @@ def execute(
 
 
 def tap_matrices(wiring: Wiring) -> dict[Operation, Tensor]:
-    """Return weights in other orders.
+    """Return reordered weights of the operations.
 
-    Convolutions that read by table: (groups, taps * C / groups, C' / groups). 1x1 convolutions whose channels are
-    computed one by one: (C', C). Depthwise convolutions: (taps, C).
+    Convolutions that read by table: (groups, taps * C / groups, C' / groups). 1x1 convolutions of which single channels
+    are
+    computed: (C', C). Depthwise convolutions: (taps, C).
     """
     found: dict[Operation, Tensor] = {}
     for number, operation in enumerate(wiring.operations):
@@ -173,7 +174,7 @@ class _Step:
         self.count = count
 
     def run(self, operation: Operation, matrix: Tensor | None) -> None:
-        """Compute all vectors; ``matrix`` are the weights of a convolution that reads its taps by table."""
+        """Compute all vectors; ``matrix`` contains the weights of a convolution that gathers its taps."""
         if isinstance(operation, Affine):
             self.affine(operation)
         elif isinstance(operation, Convolution | Maximum) and operation.laid_out:
@@ -192,7 +193,7 @@ class _Step:
             self.maximum()
 
     def gather(self, edge: Edge, slot: int, rows: slice | None = None) -> Tensor:
-        """Return the vectors that an edge reads, one for each index; ``rows`` = those of some vectors only."""
+        """Return the vectors that an edge reads, one per index; ``rows`` selects some of them."""
         indices = self.assembly.inputs[edge.number]
         if indices is None:
             vectors = self.buffers.vectors(edge.root, self.count)
@@ -228,7 +229,7 @@ class _Step:
     def picked(
         self, operation: Operation, picks: Sequence[tuple[slice, tuple[int, ...]]], matrix: Tensor | None
     ) -> None:
-        """Compute the channels of an operation that are read."""
+        """Compute only the channels of an operation that are read."""
         counts = [rows.stop - rows.start for rows, channels in picks if len(channels) == 1]
         alone = isinstance(operation, Affine) and len(operation.sources) == 1 and matrix is not None
         if not alone or len(counts) < len(picks) or sum(counts) != self.count:

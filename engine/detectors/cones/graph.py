@@ -1,4 +1,4 @@
-"""Operations of a detector's tail, each with a known receptive field: the graph that the cone plan computes."""
+"""The operations of a detector's tail, as a graph with known receptive fields for the cone plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(eq=False)
 class Operation:
-    """One operation of a graph. Its values are vectors of ``width`` channels on ``grid``."""
+    """One operation of a graph; its values are vectors of ``width`` channels on ``grid``."""
 
     name: str
     grid: Grid
@@ -32,14 +32,14 @@ class Operation:
 
 @dataclass(eq=False)
 class Entry(Operation):
-    """A map that is given: a feature map of the cut, or the result of layers of single cells of one."""
+    """An input: a feature map of the cut, or the result of elementwise layers on it."""
 
     index: int = 0
-    """Among the given maps."""
+    """Index among the inputs."""
     feature: int = 0
     """Index in the cut."""
     blank: Tensor | None = None
-    """(width,): the value of a masked cell; None = zeros."""
+    """(width,): the value of a masked cell; None: zeros."""
 
 
 @dataclass(eq=False)
@@ -47,12 +47,12 @@ class Copy(Operation):
     """Each position is a copy of one position of the source: nearest upsampling, cropping, padding with zeros."""
 
     taps: tuple[Positions, Positions] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    """Source row of each row, source column of each column; -1 = zero."""
+    """Source row of each row, source column of each column; -1: zero."""
 
 
 @dataclass(eq=False)
 class Affine(Operation):
-    """Sum over the sources of ``value @ weight`` (None = the value itself), plus a bias: 1x1 convolutions and sums."""
+    """Sum of ``source @ weight`` (weight None: identity) plus a bias: 1x1 convolutions and sums."""
 
     weights: tuple[Tensor | None, ...] = ()
     """(C of the source, width) for each source."""
@@ -70,7 +70,7 @@ class Slide:
 
     @property
     def extent(self) -> int:
-        """Positions from the first tap to the last."""
+        """Number of positions from the first to the last tap."""
         return (self.kernel - 1) * self.dilation + 1
 
 
@@ -79,9 +79,9 @@ class Windowed(Operation):
     """An operation that reads a neighbourhood: convolution, maximum, or a weighted sum per channel."""
 
     taps: tuple[Positions, Positions] = (np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64))
-    """Source rows of each row (h', kh) and columns of each column (w', kw); -1 = outside."""
+    """Source rows of each row (h', kh) and columns of each column (w', kw); -1: outside."""
     slides: tuple[Slide, Slide] | None = None
-    """The taps as sliding windows, where they are regular."""
+    """The taps as sliding windows, if they are regular."""
     tap_weights: tuple[Factors, Factors] | None = None
     """Factors of the row taps (h', kh) and the column taps (w', kw) of a weighted sum."""
 
@@ -102,12 +102,12 @@ class Convolution(Windowed):
 
     @property
     def depthwise(self) -> bool:
-        """True if each channel is convolved alone."""
+        """True if each channel is convolved separately."""
         return self.groups == self.width == self.sources[0].width
 
     @property
     def laid_out(self) -> bool:
-        """True if the windows are laid out: each value is used for few products, so gathering would cost most."""
+        """True if the windows are laid out; gathering would take most of the time of depthwise kernels."""
         return self.depthwise and self.slides is not None
 
 
@@ -123,7 +123,7 @@ class Maximum(Windowed):
 
 @dataclass(eq=False)
 class Resampling(Windowed):
-    """A sum of the taps with weights: bilinear upsampling, average pooling."""
+    """A weighted sum of the taps: bilinear upsampling, average pooling."""
 
 
 @dataclass(eq=False)
@@ -133,15 +133,15 @@ class Concatenation(Operation):
 
 @dataclass(eq=False)
 class Cellwise(Operation):
-    """Any other function of single cells."""
+    """Any other function that is computed cell by cell."""
 
     part: nn.Module = field(default_factory=nn.Identity)
-    """From the sources' cells (R, C, 1, 1) to (R, width, 1, 1)."""
+    """Computes (R, width, 1, 1) from the cells of the sources, (R, C, 1, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ConeGraph:
-    """A tail as operations."""
+    """The tail of a detector as a graph of operations."""
 
     entries: tuple[Entry, ...]
     outputs: tuple[Operation, ...]

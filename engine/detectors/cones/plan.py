@@ -1,8 +1,10 @@
-"""Cone plan: the responses of single boxes to all masks, computing only what a mask changes and the box needs.
+"""The cone plan: computes responses of boxes to masks from what a mask changes and a box needs.
 
-A region of the image changes a cone of positions that widens from layer to layer; an anchor needs a cone that widens
-backwards from its reads. Only positions in both are computed, for each region, from the *base*: the response to
-all-zero features (``keep``; computed once) or the plain pass (``drop``; computed where it is needed). The result equals
+A region of the image affects a cone of positions that widens from layer to layer; an anchor depends on a cone that
+widens backwards from its reads. Only positions in both cones are computed, for each region. All others have their
+*base*
+value: the response to all-zero features (``keep``; computed once) or the plain pass (``drop``; computed where needed).
+The result equals
 ``engine.detectors.definition.dense_responses`` to rounding.
 """
 
@@ -32,10 +34,10 @@ from engine.detectors.split import DetectorSplit
 from pipeline.errors import ConfigError
 
 MAX_VALUES = 1 << 24
-"""Largest number of values of one operation that are computed together: 64 MiB. More anchors, or more regions of one
-anchor, are computed one after another."""
+"""Maximum number of values of one operation that are computed together: 64 MiB. Further anchors, or further regions of
+one anchor, are computed afterwards."""
 MAX_STORES = 4
-"""Batch sizes and modes whose base values are kept."""
+"""Number of combinations of batch size and mode whose base values are cached."""
 
 Families = tuple[AxisCones, AxisCones]
 
@@ -43,18 +45,18 @@ Families = tuple[AxisCones, AxisCones]
 class ConePlan:
     """Computes the responses of anchors to all masks.
 
-    A plan holds the base values and its working memory, so only one thread may use it at a time.
+    A plan contains base values and working memory, so only one thread may use it at a time.
     """
 
     def __init__(self, split: DetectorSplit, features: Sequence[Tensor]) -> None:
         """Analyze the tail.
 
         Args:
-            split: the detector; its cut should be complete, so that the responses explain the image.
-            features: an example of the features at the cut, each (N, C, h, w): shapes, type and device count.
+            split: the detector; its cut should be complete, otherwise the responses do not explain the image.
+            features: example features at the cut, each (N, C, h, w); only shapes, dtype and device are used.
 
         Raises:
-            LayerError: the tail has a layer without cones; the message names it.
+            LayerError: a layer of the tail cannot be computed from cones; the message names it.
         """
         self.split = split
         graph = without_leading(simplify(build_graph(split.tail, features), split.cut.strides))
@@ -62,10 +64,10 @@ class ConePlan:
             entry.node or entry.name if entry.blank is not None else split.cut.nodes[entry.feature]
             for entry in graph.entries
         )
-        """Names of the network's maps that the plan reads: those of the cut, or the layers of single cells on them."""
+        """Names of the network's maps that the plan reads: features of the cut, or elementwise layers on them."""
         self.strides = tuple(split.cut.strides[entry.feature] for entry in graph.entries)
         self.given_names = tuple(entry.node or entry.name for entry in graph.entries)
-        """Names of these maps in the tail."""
+        """Names of the maps ``nodes`` in the tail."""
         self.given = _part_up_to(split.tail, self.given_names)
         self.shapes = [(entry.width, *entry.grid) for entry in graph.entries]
         self.wiring = wire(graph)
@@ -85,7 +87,7 @@ class ConePlan:
     ) -> list[list[Tensor]]:
         """Return the vectors at the reads of each anchor, for each region.
 
-        Args and errors are those of ``windows``, but ``features`` are those at the cut.
+        Args and errors are those of ``windows``, but ``features`` are the features at the cut.
 
         Returns:
             For each anchor, for each of its reads: (regions, channels), regions row by row.
@@ -97,22 +99,24 @@ class ConePlan:
     def windows(
         self, features: Sequence[Tensor], anchors: Sequence[AnchorReads], cell_px: int | Sequence[int], mode: Mode
     ) -> list[AnchorResponses]:
-        """Return the responses of each anchor for the regions that reach it, and for the others together.
+        """Return each anchor's responses to the regions that affect it, and one for all other regions.
 
         Args:
             features: the network's maps at ``nodes``, each (N, C, h, w), of any number of images.
             anchors: the explained anchors.
-            cell_px: side of the regions in pixels: of all anchors, or one for each.
+            cell_px: side of the regions in pixels: one value for all anchors, or one per anchor.
             mode: ``keep`` or ``drop``.
 
         Raises:
-            ConfigError: the features have other shapes than those of the plan, a read lies outside its map, or the mode
-                is unknown.
+            ConfigError: the features have other shapes than at creation, a read lies outside its map, or the mode is
+              unknown.
         """
         check_mode(mode)
         if [tuple(feature.shape[1:]) for feature in features] != self.shapes:
             shapes = [tuple(feature.shape[1:]) for feature in features]
-            raise ConfigError(f"features of shapes {shapes}: the plan is for {self.shapes}; build a plan for this size")
+            raise ConfigError(
+                f"features of shapes {shapes}: the plan was built for {self.shapes}; build a plan for this size"
+            )
         with torch.inference_mode():
             sides = [cell_px] * len(anchors) if isinstance(cell_px, int) else cell_px
             requests = [self._request(anchor, side) for anchor, side in zip(anchors, sides, strict=True)]
@@ -130,14 +134,14 @@ class ConePlan:
     def warm_up(self, reads: Sequence[Read], cell_px: int) -> None:
         """Build the index tables along both axes for all anchors of a level, given the reads of one of them.
 
-        Otherwise they are built when an anchor is explained for the first time, which takes some milliseconds.
+        Otherwise they are built when an anchor is first explained, which takes some milliseconds.
         """
         for family in self._place(tuple(reads), cell_px).job.families:
             for anchor in range(len(family.anchors)):
                 family.cone(anchor, (0, len(family.changed[0])))
 
     def macs(self, anchors: Sequence[AnchorReads], cell_px: int, mode: Mode = "keep") -> int:
-        """Return the number of multiply-adds of ``responses`` for some anchors, without the plain pass of ``drop``."""
+        """Return the multiply-adds of ``responses`` for some anchors, without the plain pass of ``drop``."""
         store = Store(1 + max((anchor.image for anchor in anchors), default=0), mode == "drop")
         jobs = sorted((self._request(anchor, cell_px).job for anchor in anchors), key=lambda job: job.order)
         return sum(
@@ -146,7 +150,7 @@ class ConePlan:
         )
 
     def _prepare(self, features: Sequence[Tensor], mode: Mode, jobs: Sequence[Job]) -> Buffers:
-        """Return the buffers of a batch that hold its features and, in mode ``keep``, the zero responses."""
+        """Return the buffers of a batch, with its features and, in mode ``keep``, the zero responses."""
         store = Store(len(features[0]), mode == "drop")
         buffers = self.buffers.pop(store, None)
         if buffers is None:
@@ -206,12 +210,12 @@ class ConePlan:
 
     def _plain_job(self, job: Job) -> Job:
         families = self.plain.get(id(job.families))
-        if families is None:  # ``job.families`` are kept, so that their identity stays theirs
+        if families is None:  # ``job.families`` are cached, so their ids stay unique
             self.plain[id(job.families)] = families = (job.families[0].plain(), job.families[1].plain())
         return Job(families, job.anchors, (0, 1), job.image)
 
     def _chunks(self, jobs: Sequence[Job]) -> Iterator[list[tuple[int, Job]]]:
-        """Yield jobs with their numbers, as many as fit the memory; a job that does not fit is divided into bands."""
+        """Yield groups of numbered jobs that fit into memory; larger jobs are divided into bands."""
         chunk: list[tuple[int, Job]] = []
         total = 0
         for number, whole in enumerate(jobs):
@@ -230,7 +234,7 @@ class ConePlan:
             yield chunk
 
     def _values(self, job: Job) -> int:
-        """Return the largest number of values of one operation."""
+        """Return the largest number of values of an operation in a job."""
         key = job.order[:4]
         if key not in self.largest:
             rows, columns = job.cones
@@ -238,7 +242,7 @@ class ConePlan:
         return self.largest[key]
 
     def _place(self, reads: tuple[Read, ...], cell_px: int) -> Place:
-        """Return the cones of an anchor, and the window of regions that reach it."""
+        """Return the cones of an anchor, and the window of regions that affect it."""
         known = self.places.get((reads, cell_px))
         if known is not None:
             return known
@@ -262,7 +266,7 @@ class ConePlan:
         return place
 
     def _position(self, output: int, row: int, column: int) -> tuple[int, int]:
-        """Return the operation of a raw map's position and the position in its map; -1 = zeros."""
+        """Return the operation that computes a position of a raw map, and the position in its map; -1: zero."""
         operation, rows, columns = self.wiring.outputs[output]
         row, column = int(rows[row]), int(columns[column])
         return operation, -1 if min(row, column) < 0 else row * self.wiring.operations[operation].grid[1] + column
@@ -270,15 +274,20 @@ class ConePlan:
     def _output(self, read: Read) -> tuple[int, int, int]:
         """Return the index of a read's map in the tail's output, the row and the column."""
         if read.map not in self.split.maps:
-            raise ConfigError(f"map {read.map}: the cut is for the maps {self.split.maps}; use the cut of its level")
+            raise ConfigError(
+                f"map {read.map}: the split computes the maps {self.split.maps} only; use the split of its level"
+            )
         output = self.split.maps.index(read.map)
         height, width = (len(table) for table in self.wiring.outputs[output][1:])
         if not (0 <= read.row < height and 0 <= read.column < width):
-            raise ConfigError(f"row {read.row}, column {read.column}: map {read.map} has {height} x {width} positions")
+            raise ConfigError(
+                f"row {read.row}, column {read.column}: is outside map {read.map}, which has {height} x {width} "
+                "positions"
+            )
         return output, read.row, read.column
 
     def _family(self, cell_px: int, axis: int, offsets: tuple[tuple[int, int], ...]) -> AxisCones:
-        """Return the cones of all anchors that differ by a translation along one axis."""
+        """Return the cones of all anchors with these read offsets along one axis."""
         sizes = [len(self.wiring.outputs[output][1:][axis]) for output, _ in offsets]
         low = max(-offset for _, offset in offsets)
         high = min(size - offset for size, (_, offset) in zip(sizes, offsets, strict=True))
@@ -307,7 +316,7 @@ class ConePlan:
 
 
 def _part_up_to(tail: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
-    """Return the part of a tail from the features of the cut to some of its nodes."""
+    """Return the part of a tail from the features of the cut to the nodes ``names``."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in tail.graph.nodes:

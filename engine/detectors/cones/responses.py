@@ -1,4 +1,4 @@
-"""Responses of anchors to masks, and how they are read from the values that a plan has computed."""
+"""The responses of anchors to masks, and their extraction from the values that a plan computed."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class AnchorReads(NamedTuple):
     image: int = 0
     """Index in the batch."""
     channels: Channels | None = None
-    """For each read, the channels to compute; None = all."""
+    """For each read, the channels to compute; None: all channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnchorResponses:
-    """Responses of one anchor: those of a window of regions, and the response of all regions outside of it."""
+    """The responses of one anchor to a window of regions, and the response to all other regions."""
 
     grid: tuple[int, int]
-    """Rows and columns of regions of the image."""
+    """Numbers of rows and columns of regions in the image."""
     first: tuple[int, int]
     """Row and column of the window's first region."""
     size: tuple[int, int]
-    """Rows and columns of regions in the window; all others do not reach the anchor."""
+    """Numbers of rows and columns of regions in the window; all others do not affect the anchor."""
     vectors: list[Tensor]
-    """For each read, (1 + regions in the window, channels): the response outside, then the window's, row by row."""
+    """For each read, (1 + regions in the window, channels): the outside response, then the window row by row."""
 
     def spread(self, values: Tensor) -> Tensor:
-        """Return values of all regions, row by row, from values in the order of ``vectors``: (regions, ...)."""
+        """Expand values in the order of ``vectors`` to all regions, row by row: (regions, ...)."""
         rows, columns = self.grid
         (top, left), (height, width) = self.first, self.size
         spread = values[:1].repeat(rows * columns, *[1] * (values.dim() - 1))
@@ -55,13 +55,13 @@ class Place:
     """An anchor in the cones for one size of regions."""
 
     job: Job
-    """For the first image of a batch and all channels."""
+    """The job for the first image of a batch and all channels."""
     first: tuple[int, int]
-    """Row and column of the first region that reaches it."""
+    """Row and column of the first region that affects the anchor."""
     size: tuple[int, int]
-    """Rows and columns of regions of the window that reaches it."""
+    """Numbers of rows and columns of the window of regions that affect the anchor."""
     outside: tuple[tuple[int, int], ...]
-    """For each read, its operation, and the position in its map; -1 = the map has zeros there."""
+    """For each read, its operation, and the position in its map; -1: the map is zero there."""
 
 
 class Request(NamedTuple):
@@ -73,7 +73,7 @@ class Request(NamedTuple):
 
 
 def fill_responses(buffers: Buffers, assembly: Assembly, pieces: Sequence[tuple[Request, Job]]) -> None:
-    """Write the vectors of some jobs, in the order of ``assembly``, to the responses of their requests."""
+    """Copy the vectors of jobs, in the order of ``assembly``, to the responses of their requests."""
     for run in assembly.runs:
         part = pieces[run.jobs]
         for read in range(len(part[0][0].place.outside)):
@@ -104,7 +104,7 @@ def _fill_read(
 
 
 def _outside(buffers: Buffers, request: Request, read: int) -> int:
-    """Return the row of an operation's values that holds the response of all regions outside of the window."""
+    """Return the row of an operation's values that contains the response outside of the window."""
     operation, position = request.place.outside[read]
     if position < 0:
         return buffers.bases[operation]
@@ -113,7 +113,7 @@ def _outside(buffers: Buffers, request: Request, read: int) -> int:
 
 
 def _values(table: Tensor, rows: Positions, channels: Sequence[Channels | None], read: int) -> Sequence[Tensor]:
-    """Return the values of some rows of a table, of some channels only: (1 + regions, channels) for each anchor."""
+    """Return some rows and channels of a table: (1 + regions, channels) for each anchor."""
     counts = {None if chosen is None else len(chosen[read]) for chosen in channels}
     if len(counts) > 1 or None in counts:
         vectors = table.index_select(0, torch.from_numpy(rows.ravel()).to(table.device)).view(*rows.shape, -1)

@@ -1,10 +1,10 @@
-"""Rewrites of a cone graph that save multiply-adds and keep its results (to rounding).
+"""Simplifies a cone graph: fewer multiply-adds, equal results up to rounding.
 
-- An activation is applied by the operation before it, if nothing else reads that operation.
-- A 1x1 convolution of a concatenation is the sum of 1x1 convolutions of its parts.
-- A 1x1 convolution commutes with nearest upsampling, so it runs before: a quarter of the positions.
-- Layers of single cells at the start are left out, where the plain pass has their results.
-- A 1x1 convolution of a part that fewer positions of a mask can change runs on that part, and its result is added.
+- An activation is merged into the operation before it, if nothing else reads that operation.
+- A 1x1 convolution of a concatenation becomes the sum of 1x1 convolutions of its parts.
+- A 1x1 convolution is moved before nearest upsampling: a quarter of the positions.
+- Elementwise layers at the start are removed, if the plain pass returns their results.
+- A 1x1 convolution is computed separately for sources of which masks change fewer positions, and the results are added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.detectors.cones.graph import Affine, Cellwise, Concatenation, ConeGr
 from engine.detectors.cones.wiring import resolve
 
 FEWER = 0.6
-"""A 1x1 convolution moves to its source if the source has at most this fraction of the changed positions."""
+"""Maximum fraction of changed positions of a source at which a 1x1 convolution is moved to this source."""
 
 
 def simplify(graph: ConeGraph, strides: tuple[int, ...]) -> ConeGraph:
@@ -36,7 +36,7 @@ def simplify(graph: ConeGraph, strides: tuple[int, ...]) -> ConeGraph:
 
 
 def _fuse_activations(graph: ConeGraph) -> dict[Operation, Operation]:
-    """Move activations into the operations before them; return what replaces each operation that is left out."""
+    """Merge activations into the operations before them; return the replacement of each removed operation."""
     readers = graph.readers()
     replaced: dict[Operation, Operation] = {}
     for operation in graph.operations():
@@ -58,7 +58,7 @@ def _replace(graph: ConeGraph, replaced: dict[Operation, Operation]) -> ConeGrap
 
 
 def _split_concatenations(operation: Affine) -> None:
-    """Read the parts of a concatenation instead of the concatenation."""
+    """Make a 1x1 convolution read the parts of a concatenation instead of the concatenation."""
     sources: list[Operation] = []
     weights: list[Tensor | None] = []
     pending = list(zip(operation.sources, operation.weights, strict=True))
@@ -95,9 +95,10 @@ def _move_before_copies(operation: Affine, counts: dict[Operation, float]) -> No
 
 
 def without_leading(graph: ConeGraph) -> ConeGraph:
-    """Return the graph from the results of the layers of single cells that every path from a feature begins with.
+    """Remove the elementwise layers at the start of every path; their results become the graph's inputs.
 
-    The value of such a layer at a cell depends on this cell alone, so it is the plain pass's or that of a masked cell.
+    The value of such a layer at a cell depends only on this cell, so it is either that of the plain pass or that of a
+    masked cell.
     """
     readers = graph.readers()
     ends = {resolve(output)[0] for output in graph.outputs}
@@ -120,7 +121,7 @@ def without_leading(graph: ConeGraph) -> ConeGraph:
 def _leading(
     value: Operation, blank: Tensor, readers: dict[Operation, list[Operation]], ends: set[Operation]
 ) -> list[tuple[Operation, Tensor]]:
-    """Return the last operations of single cells that compute all readers of a value, and their masked values."""
+    """Return the last leading elementwise operations after a value, and their masked values."""
     users = readers.get(value, [])
     if not users or not all(_is_leading(user, value) and user not in ends for user in users):
         return [(value, blank)]
@@ -133,7 +134,7 @@ def _is_leading(operation: Operation, source: Operation) -> bool:
 
 
 def _of_cell(operation: Operation, value: Tensor) -> Tensor:
-    """Return the result of an operation of single cells for one vector (1, C)."""
+    """Return the result of an elementwise operation for one vector (1, C)."""
     if isinstance(operation, Cellwise):
         result: Tensor = operation.part(value[:, :, None, None]).flatten(1).clone()
     else:

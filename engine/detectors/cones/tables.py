@@ -1,7 +1,7 @@
-"""Index tables of cones: for each vector to compute, the rows of the tables that it is computed from.
+"""Index tables of cones: for each vector to compute, the rows that it is computed from.
 
-A *template* holds the tables of one anchor with relative indices; it is the same for all anchors whose cones differ by
-a translation. ``Assembler`` turns the templates of several anchors into absolute indices.
+A *template* contains the tables of one anchor with relative indices; anchors whose cones differ only by a translation
+share it. ``Assembler`` converts the templates of several anchors to absolute indices.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from engine.detectors.cones.wiring import Edge, Wiring
 Indices = npt.NDArray[np.int32]
 
 CHANGED, BASE, ZERO, LOWEST, RESULT = range(5)
-"""Kinds of indices: each has an offset of its own for each operation that is read."""
+"""Kinds of indices; each kind has its own offset for each operation that is read."""
 KINDS = 5
 MAX_CACHED_INDICES = 1 << 24
-"""Largest number of indices in all cached templates, 5 bytes each."""
+"""Maximum number of indices in all cached templates, 5 bytes each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,29 +43,29 @@ class Template:
     """Relative index tables of one anchor."""
 
     indices: Indices
-    """All tables, one after another."""
+    """All tables, concatenated."""
     kinds: npt.NDArray[np.uint16]
-    """``root * KINDS + kind`` of each index, with the operation that the edge reads."""
+    """``root * KINDS + kind`` of each index; ``root`` is the operation that the edge reads."""
     inputs: list[slice]
-    """The table of each edge in ``indices``; empty = the edge reads nothing, or reads its root in order."""
+    """The table of each edge in ``indices``; empty: the edge reads nothing, or reads its root in order."""
     results: list[slice]
     """The table of the outputs of each edge with laid out windows."""
     counts: Positions
-    """Vectors of each operation."""
+    """Number of vectors of each operation."""
     in_order: list[bool]
     """For each edge, whether it reads exactly the root's changed vectors, in their order."""
     heights: list[int]
-    """Rows of the laid out image of each edge."""
+    """Number of rows of the laid out image of each edge."""
     changes: dict[int, Changes]
     """The tables of the edges of which only the changed taps are read."""
     weights: list[Factors]
     """Factors of each index of each edge of a resampling."""
     regions: tuple[tuple[Positions, Positions], ...]
-    """For each read, the rows and the columns of regions that reach it, relative to the first."""
+    """For each read, the rows and columns of regions that affect it, relative to the first."""
     reads: tuple[Positions, ...]
     """For each read, the vector of its operation for each of these regions: (rows * columns,)."""
     cones: tuple[AxisCone, AxisCone]
-    """One pair of the cones along rows and columns that have these tables."""
+    """An example of the cones along rows and columns that have these tables."""
 
 
 Channels = tuple[tuple[int, ...], ...]
@@ -73,15 +73,15 @@ Channels = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """The cones of one anchor: its families along both axes, its place in them, and the regions to compute."""
+    """One anchor to compute: its families along both axes, its place in them, and the regions."""
 
     families: tuple[AxisCones, AxisCones]
     anchors: tuple[int, int]
     band: tuple[int, int]
-    """Rows of regions."""
+    """First row of regions, and the row after the last."""
     image: int = 0
     channels: Channels | None = None
-    """For each read, the channels to compute; None = all."""
+    """For each read, the channels to compute; None: all channels."""
     cones: tuple[AxisCone, AxisCone] = field(init=False)
     """The cones along rows and columns."""
     order: tuple[object, ...] = field(init=False)
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """Equal for equal jobs, as long as their families exist."""
+        """A key that is equal for equal jobs, as long as their families exist."""
         return id(self.families[0]), id(self.families[1]), self.anchors, self.band, self.image, self.channels
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Job:
 
 
 class Templates:
-    """Builds templates and keeps the latest ones."""
+    """Builds templates and caches the latest ones."""
 
     def __init__(self, wiring: Wiring) -> None:
         self.wiring = wiring
@@ -110,7 +110,7 @@ class Templates:
         self.cached_indices = 0
 
     def get(self, job: Job) -> Template:
-        """Return the template of an anchor."""
+        """Return the template of a job's anchor."""
         key = job.order[:4]
         found = self.cache.pop(key, None)
         if found is None:
@@ -161,7 +161,7 @@ class Templates:
         )  # fmt: skip
 
     def _changes(self, edge: Edge, cones: tuple[AxisCone, AxisCone], tables: _Tables) -> Changes:
-        """Add the tables of the base values that a depthwise convolution changes."""
+        """Add the tables of the base values to which a depthwise convolution adds changes."""
         root, reader = (self.wiring.operations[number] for number in (edge.root, edge.reader))
         row, column = (cast("Gather", cone.gathers[edge.number]) for cone in cones)
         unchanged = tables.add_once(
@@ -176,12 +176,12 @@ class Templates:
 
 
 class _Source(NamedTuple):
-    """Inputs of the index table of one edge of the operation graph: from the root of a chain to its reader."""
+    """Properties of an edge's root, from which the edge's index table is computed."""
 
     kinds: int
     """The first kind of the edge's root."""
     lowest: bool
-    """True if positions outside the map read -inf instead of zeros."""
+    """True if positions outside the map read -inf, False if they read zeros."""
     columns: int
     """Column entries of the root; 0 for an entry of the graph, whose vectors are addressed by position."""
     width: int
@@ -189,7 +189,7 @@ class _Source(NamedTuple):
 
 
 class _Tables:
-    """Collects the tables of a template; the indices of all of them are computed together."""
+    """Collects the tables of a template, whose indices are computed together."""
 
     def __init__(self) -> None:
         self.rows: list[Positions] = []
@@ -200,14 +200,14 @@ class _Tables:
         self.known: dict[tuple[object, ...], slice] = {}
 
     def add_once(self, source: _Source, row: Gather, column: Gather) -> slice:
-        """Add the table of an edge, or return an equal one."""
+        """Add the table of an edge, or return an equal existing table."""
         content = (source, *map(_content, (row.slots, row.positions, column.slots, column.positions)))
         if content not in self.known:
             self.known[content] = self.add(source, row, column)
         return self.known[content]
 
     def add_results(self, kind: int, rows: Positions, columns: Positions) -> slice:
-        """Add a table whose indices are the sums of a row's and a column's."""
+        """Add a table whose indices are sums of a row index and a column index."""
         return self._append(rows, rows, columns, columns, (kind, kind, kind, 1, 0))
 
     def add(self, source: _Source, row: Gather, column: Gather) -> slice:
@@ -232,7 +232,7 @@ class _Tables:
         height, width = facts[:, 5], facts[:, 6]
         row_slots, row_positions = np.concatenate(self.rows, 1, dtype=np.int32)
         slots, positions = np.concatenate(self.columns, 1, dtype=np.int32)
-        lengths = np.repeat(width, height)  # of each row of each table
+        lengths = np.repeat(width, height)  # length of each row of each table
         facts_of_rows = np.repeat(facts, height, 0)
         row_values = row_slots * facts_of_rows[:, 3]
         row_places = row_positions * facts_of_rows[:, 4]
@@ -273,7 +273,7 @@ class _Tables:
 
 
 def _hidden(gather: Gather) -> Gather:
-    """Return the base values of what a gather reads."""
+    """Return a gather that reads only base values."""
     return replace(gather, slots=np.full_like(gather.slots, -1))
 
 

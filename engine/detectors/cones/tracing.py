@@ -1,15 +1,15 @@
-"""Reads a traced tail as a graph of operations with known receptive fields.
+"""Converts a traced tail to a graph of operations with known receptive fields.
 
-``build_graph`` runs the traced tail once on random maps and finds for each node what it computes:
+``build_graph`` runs the traced tail once on random maps and classifies each node:
 
 - a convolution, pooling or padding (``engine.methods.local.receptive_field``);
-- a resampling: an operation that is linear, equal for all channels, and separable by rows and columns. Its taps and
-  weights are measured, so that every interpolation mode and every dialect of an exporter is covered;
-- a cellwise operation: the same function of each cell. This is tested on separate cells. Activations, sums and
-  concatenations among them are recognised by their values on a wide range of inputs.
+- a resampling: a linear operation, equal for all channels, and separable by rows and columns. Its taps and weights are
+  measured, so that all interpolation modes and all variants of exporters are covered;
+- a cellwise operation: the same function of each cell, which is tested on separate cells. Activations, sums and
+  concatenations are recognised by their values on a wide range of inputs.
 
-Everything else (group norm, attention, pooling of the whole map) makes the maps after it depend on all positions:
-then the tail has no cones, and ``LayerError`` names the layer.
+All other operations (group norm, attention, pooling of the whole map) make the maps after them depend on all positions:
+the tail then has no cones, and ``LayerError`` names the layer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pipeline.errors import LayerError
 
 PROBED_CELLS = 64
 PROBE_RANGE = 10.0
-"""Standard deviation of the inputs by which activations are told apart (ReLU and ReLU6 differ above 6)."""
+"""Standard deviation of the inputs that distinguish activations (ReLU and ReLU6 differ above 6)."""
 
 
 def _in_place(function: Function) -> Function:
@@ -68,15 +68,15 @@ _ACTIVATIONS: tuple[tuple[Function, Function | None], ...] = (
     (F.mish, lambda x: F.mish(x, inplace=True)),
     (F.softplus, _in_place(F.softplus)),
 )
-"""Each activation, and the same in place (None = the identity)."""
+"""Each activation, and its in-place version (None: the identity)."""
 
 
 def build_graph(tail: fx.GraphModule, features: Sequence[Tensor]) -> ConeGraph:
     """Return the operations of a tail for the sizes of ``features``.
 
     Args:
-        tail: from the features of the cut, each (N, C, h, w), to the raw maps in any nesting of tuples and lists.
-        features: examples; only their shapes, devices and types count.
+        tail: computes the raw maps, in any nesting of tuples and lists, from the features, each (N, C, h, w).
+        features: example features; only shapes, devices and dtypes are used.
 
     Raises:
         LayerError: a raw map depends on a layer without cones.
@@ -93,7 +93,7 @@ class _Builder:
         self.interpreter = fx.Interpreter(tail)
         self.maps: dict[fx.Node, Any] = {}
         self.rows: dict[fx.Node, Any] = {}
-        """Values for the cells of the map as a batch of single vectors."""
+        """Values of the cells as a batch of single vectors, by node."""
         self.grids: dict[fx.Node, Grid] = {}
         """The grid of each value that depends on the features."""
         self.operations: dict[fx.Node, Operation] = {}
@@ -157,7 +157,7 @@ class _Builder:
         return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
 
     def _folded(self, node: fx.Node) -> bool:
-        """Record a batch norm that has been folded into the convolution before it."""
+        """Merge a batch norm into the convolution before it; return False for other nodes."""
         source = node.all_input_nodes[0]
         if source not in self.operations or norm_after(self.tail, source) is not node:
             return False
@@ -215,7 +215,7 @@ class _Builder:
         )  # fmt: skip
 
     def _average(self, node: fx.Node, source: Operation, spatial: SpatialOp) -> Operation:
-        """Return an average; its factors are a product of a factor by row and a factor by column."""
+        """Return an average pooling; each factor is the product of a row factor and a column factor."""
         taps = (spatial.taps.rows.numpy(), spatial.taps.columns.numpy())
         scale = cast("Tensor", spatial.scale).reshape(len(taps[0]), len(taps[1])).double()
         by_row, by_column = scale[:, 0] / scale[0, 0], scale[0]
@@ -229,7 +229,7 @@ class _Builder:
         )  # fmt: skip
 
     def _resampling(self, node: fx.Node) -> bool:
-        """Record an operation that resamples every channel in the same way, row by row and column by column."""
+        """Record a separable resampling that is equal for all channels; return False for other nodes."""
         dynamic = [source for source in node.all_input_nodes if source in self.operations]
         output = self.maps[node]
         if len(dynamic) != 1 or not isinstance(output, Tensor) or output.dim() != 4:
@@ -267,7 +267,7 @@ class _Builder:
         return True
 
     def _cellwise(self, node: fx.Node) -> bool:
-        """Record a node that computes each cell from that cell alone; return False if it does not."""
+        """Record a node that computes each cell only from the same cell; return False for other nodes."""
         grids = {self.grids[source] for source in node.all_input_nodes if source in self.grids}
         if len(grids) != 1 or any(source not in self.rows for source in node.all_input_nodes):
             return False
@@ -315,7 +315,7 @@ class _Builder:
         return Cellwise(node.name, grid, width, sources, part=part_from(self.tail, nodes, node).eval())
 
     def _without_gate(self, nodes: list[fx.Node]) -> list[fx.Node]:
-        """Return the source x alone for ``x * gate(x)``, the form of SiLU and hardswish in exported graphs."""
+        """Return [x] for ``x * gate(x)``, the form of SiLU and hardswish in exported graphs."""
         if len(nodes) != 2:
             return nodes
         for value, gate in (nodes, nodes[::-1]):
@@ -360,7 +360,7 @@ def _slides(taps: tuple[Positions, Positions], grid: Grid) -> tuple[Slide, Slide
 
 
 def _slide(taps: Positions, size: int) -> Slide | None:
-    """Return the sliding window that has these taps, or None (reflected, circular or adaptive taps)."""
+    """Return the sliding window with these taps; None if they are reflected, circular or adaptive."""
     count, kernel = taps.shape
     inside = taps >= 0
     both = inside[:, 1:] & inside[:, :-1]

@@ -1,4 +1,4 @@
-"""The operations of a graph without copies, and the edges between them."""
+"""Resolves the copies in a cone graph: the other operations, and the edges between them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Edge:
     root: int
     """Index of the operation whose vectors are read."""
     taps: tuple[Positions, Positions]
-    """Rows of the root that each row reads (h', k), and the same for columns; -1 = outside."""
+    """Rows of the root that each row reads (h', k), and columns likewise; -1: outside."""
     inputs: tuple[Positions, Positions]
-    """Rows of the root that equal each row of the operation's direct input, and the same for columns."""
+    """Row of the root that equals each row of the operation's direct input, and columns likewise."""
     slides: tuple[Slide, ...]
-    """The windows along rows and columns to lay out as images; empty = read by table."""
+    """The windows along rows and columns to lay out as images; empty: gathered tap by tap."""
     weights: tuple[Factors, Factors] | None = None
 
 
@@ -48,13 +48,13 @@ class Wiring:
     operations: tuple[Operation, ...]
     edges: tuple[Edge, ...]
     outputs: tuple[tuple[int, Positions, Positions], ...]
-    """For each raw map: its operation, and the row and column of it that each row and column is."""
+    """For each raw map: its operation, and the operation's row and column for each of its rows and columns."""
     independent: tuple[bool, ...]
     """``is_cell_independent`` of each operation."""
 
     @cached_property
     def selectable(self) -> frozenset[int]:
-        """The operations of raw maps whose channels can be computed one by one: convolutions that nothing reads."""
+        """The operations of raw maps whose channels can be computed separately: convolutions without readers."""
         read = {edge.root for edge in self.edges}
         roots = {root for root, _, _ in self.outputs} - read
         return frozenset(root for root in roots if _separates_channels(self.operations[root]))
@@ -69,7 +69,7 @@ class Wiring:
 
 
 def wire(graph: ConeGraph) -> Wiring:
-    """Return the operations of a graph with all copies resolved."""
+    """Resolve all copies of a graph."""
     operations = _twins_together([operation for operation in graph.operations() if not isinstance(operation, Copy)])
     index = {operation: number for number, operation in enumerate(operations)}
     edges: list[Edge] = []
@@ -97,7 +97,7 @@ def _separates_channels(operation: Operation) -> bool:
 
 
 def _twins_together(operations: list[Operation]) -> list[Operation]:
-    """Return the operations with those that lay out the same windows of one source behind each other."""
+    """Reorder the operations so that those that lay out the same windows of one source are adjacent."""
     ordered: dict[Operation, None] = {}
     for operation in operations:
         ordered[operation] = None
@@ -114,7 +114,7 @@ def _are_twins(first: Windowed, other: Operation) -> bool:
 
 
 def resolve(operation: Operation) -> tuple[Operation, Positions, Positions]:
-    """Return the operation that a chain of copies reads, and its row and column for each row and column."""
+    """Follow a chain of copies to its source; return it, with its row and column per row and column."""
     rows, columns = np.arange(operation.grid[0]), np.arange(operation.grid[1])
     while isinstance(operation, Copy):
         rows, columns = _through(rows, operation.taps[0]), _through(columns, operation.taps[1])
@@ -127,7 +127,7 @@ def _through(positions: Positions, table: Positions) -> Positions:
 
 
 def is_cell_independent(operation: Operation) -> bool:
-    """Return whether a position's changed value is the same for all masks: it depends on a single feature cell."""
+    """Return whether values depend on a single feature cell, and so are the same for all masks."""
     if isinstance(operation, Entry):
         return True
     single = isinstance(operation, Affine | Cellwise) and len(operation.sources) == 1

@@ -1,4 +1,4 @@
-"""The small detector of the simulated line: YOLOX's pyramid and heads on the features of the line's classifier."""
+"""The detector of the simulated line: YOLOX's pyramid and heads on the classifier's features."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine.models.line_net import LineNet
 
 SIZE: Final = YoloxSize(depth=0.33, width=0.1875, depthwise=True, input_size=(256, 320))
 STRIDES: Final = (16, 32, 64)
-"""Twice those of YOLOX: a part is about 100 pixels wide in the network's input."""
+"""Twice the strides of YOLOX, because a part is about 100 pixels wide in the network's input."""
 _FEATURES: Final = 120
-"""Channels of the features of ``LineNet``."""
+"""Number of channels of the features of ``LineNet``."""
 
 
 class LineBackbone(nn.Module):
-    """The features of ``LineNet`` at stride 8, then three stages in the manner of CSPDarknet."""
+    """The features of ``LineNet`` at stride 8, then three stages as in CSPDarknet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,5 +37,5 @@ class LineBackbone(nn.Module):
 
 
 def line_detector(classes: int) -> Yolox:
-    """Return the untrained detector."""
+    """Create the untrained detector."""
     return Yolox(SIZE, classes, LineBackbone())

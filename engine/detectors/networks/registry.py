@@ -1,4 +1,4 @@
-"""The detectors that we build ourselves and can train."""
+"""The registry of detectors that are implemented here and can be trained."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from engine.detectors.outputs import Level
 
 @dataclass(frozen=True, slots=True)
 class DetectorEntry:
-    """A network by its name."""
+    """The registry's entry of a network."""
 
     build: Callable[[int], Yolox]
-    """Returns the untrained network for a number of classes."""
+    """Creates the untrained network for a number of classes."""
     input: InputFormat
     strides: tuple[int, ...] = STRIDES
     file: str | None = None
     """The shipped weights, relative to the project's folder."""
     complete_cut: tuple[str, ...] | None = None
-    """Nodes of the complete cut; None = found in the graph."""
+    """Nodes of the complete cut; None: searched in the graph."""
 
     def layout(self, classes: int) -> YoloxLayout:
         """Return the layout of the network's maps."""
@@ -51,4 +51,4 @@ OWN_DETECTORS: Final[dict[str, DetectorEntry]] = {
         ("backbone.backbone.dark3",),  # before the spatial pyramid pooling, which mixes all places of the image
     ),
 }
-"""By name: YOLOX in its sizes, and the detector of the simulated line."""
+"""The detectors by name: YOLOX in all sizes, and the detector of the simulated line."""

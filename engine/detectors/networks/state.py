@@ -1,4 +1,4 @@
-"""Loads state dicts into detectors, and states what does not fit."""
+"""Loads state dicts into detectors, and reports what does not fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pipeline.errors import ModelError
 _MAX_LISTED: Final = 4
 _CLASS_LAYERS: Final = ("classification_head.cls_logits.", "classification_head.module_list.0.", "cls_score.")
 _CLASSES: Final = 91
-"""Columns of torchvision's detectors by default: COCO's ids and the background."""
+"""Default number of classes of torchvision's detectors: COCO's ids and the background."""
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def load_state(net: Net, state: Mapping[str, Tensor], name: str, path: Path) -> Net:
-    """Load a whole state dict; prefixes of training wrappers are removed.
+    """Load a complete state dict into ``net``; prefixes of training wrappers are removed.
 
     Args:
         net: the network, which is changed.
@@ -29,7 +29,7 @@ def load_state(net: Net, state: Mapping[str, Tensor], name: str, path: Path) -> 
         path: the file, for messages.
 
     Raises:
-        ModelError: a tensor is missing, has another shape, or has NaN or infinity.
+        ModelError: a tensor is missing, has another shape, or contains NaN or infinity.
     """
     expected = net.state_dict()
     fitting = without_prefix(dict(state), set(expected))
@@ -53,14 +53,14 @@ def load_state(net: Net, state: Mapping[str, Tensor], name: str, path: Path) -> 
     ]
     if found:
         raise ModelError(
-            f"weights {str(path)!r} do not fit {name}: {'; '.join(found)}; name the detector that they are for"
+            f"weights {str(path)!r} do not fit {name}: {'; '.join(found)}; use the detector that they belong to"
         )
     put_into(net, {key: fitting[key].to(value.dtype) for key, value in expected.items()})
     return net
 
 
 def fit_classes(build: Callable[[int], Net], state: Mapping[str, Tensor], name: str, path: Path) -> Net:
-    """Build a torchvision detector for as many classes as a state dict has, and load it; see ``load_state``."""
+    """Build a torchvision detector with the number of classes of a state dict, and load it."""
     net = build(_CLASSES)
     expected = net.state_dict()
     fitting = without_prefix(dict(state), set(expected))

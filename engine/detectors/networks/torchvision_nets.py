@@ -1,4 +1,4 @@
-"""torchvision's one-stage detectors as networks from images to raw maps."""
+"""Adapts torchvision's one-stage detectors to networks from images to raw maps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SsdMaps(_Maps):
     """SSD300 and SSDlite320: each level has its own convolutions."""
 
     def level(self, features: Tensor, index: int) -> tuple[Tensor, ...]:
-        """Return class and box map."""
+        """Return class map and box map."""
         heads = self.head.classification_head, self.head.regression_head
         classes, boxes = (head.module_list[index](features) for head in heads)
         return classes, boxes
@@ -48,13 +48,13 @@ class RetinanetMaps(_Maps):
     """RetinaNet: all levels share the heads."""
 
     def level(self, features: Tensor, index: int) -> tuple[Tensor, ...]:  # noqa: ARG002
-        """Return class and box map."""
+        """Return class map and box map."""
         classes, boxes = self.head.classification_head, self.head.regression_head
         return classes.cls_logits(classes.conv(features)), boxes.bbox_reg(boxes.conv(features))
 
 
 class FcosMaps(_Maps):
-    """FCOS: as RetinaNet, with a centerness map."""
+    """FCOS: like RetinaNet, with a centerness map."""
 
     def level(self, features: Tensor, index: int) -> tuple[Tensor, ...]:  # noqa: ARG002
         """Return class, centerness and box map."""
@@ -64,7 +64,7 @@ class FcosMaps(_Maps):
 
 
 def unfrozen(net: nn.Module) -> nn.Module:
-    """Replace frozen batch norms, in place, by equal ones that can become part of the convolutions."""
+    """Replace frozen batch norms, in place, by equal batch norms that can be merged into convolutions."""
     from torchvision.ops import FrozenBatchNorm2d
 
     for name, part in list(net.named_modules()):
@@ -107,7 +107,7 @@ def _fcos(model: Any, maps: nn.Module, size: tuple[int, int]) -> Layout:  # noqa
 
 @dataclass(frozen=True, slots=True)
 class TorchvisionDetector:
-    """The raw maps, the layout and the input size of a network of torchvision."""
+    """The adapter, the layout and the input size of a torchvision network."""
 
     maps: Callable[[Any], nn.Module]
     layout: Callable[[Any, nn.Module, tuple[int, int]], Layout]

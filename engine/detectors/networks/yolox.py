@@ -1,4 +1,4 @@
-"""YOLOX: CSPDarknet, a path-aggregating pyramid and decoupled heads, in six sizes.
+"""The YOLOX networks: CSPDarknet, a path-aggregating pyramid and decoupled heads, in six sizes.
 
 Source: Ge, Liu, Wang, Li and Sun, *YOLOX: Exceeding YOLO Series in 2021*, arXiv:2107.08430. Modules are named as in the
 official checkpoints, so that their state dicts load. The output is a flat tuple of raw maps: for each of the strides
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 STRIDES: Final = (8, 16, 32)
 _EPS: Final = 1e-3
-"""Of the batch norms; YOLOX's checkpoints are trained with it."""
+"""Epsilon of the batch norms, with which YOLOX's checkpoints are trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class YoloxSize:
     """Multiplies the number of channels."""
     depthwise: bool = False
     input_size: tuple[int, int] = (640, 640)
-    """Height and width in pixels of the published figures."""
+    """Height and width in pixels, as in the paper."""
 
 
 YOLOX_SIZES: Final = {
@@ -231,10 +231,10 @@ class DecoupledHead(nn.Module):
 
 
 class Yolox(nn.Module):
-    """The whole detector: images (N, 3, H, W), BGR, 0 to 255, to nine raw maps. H and W are multiples of 32."""
+    """The whole detector: computes nine raw maps from images (N, 3, H, W), BGR, 0 to 255."""
 
     def __init__(self, size: YoloxSize, classes: int = 80, backbone: nn.Module | None = None) -> None:
-        """Build the network; another ``backbone`` returns maps of the same strides and channels as CSPDarknet."""
+        """Build the network; a ``backbone`` must return maps with the strides and channels of CSPDarknet."""
         super().__init__()
         self.backbone = Pyramid(size, backbone)
         self.head = DecoupledHead(size, classes)

@@ -18,7 +18,7 @@ from pipeline.errors import ModelError
 
 
 def load_yolox(name: str, path: Path) -> Yolox:
-    """Return the network with the weights of a checkpoint (``.pth``, ``.safetensors``) or an ONNX file.
+    """Build a YOLOX network with the weights of a checkpoint (.pth, .safetensors) or an ONNX file.
 
     Args:
         name: a key of ``OWN_DETECTORS``.
@@ -34,9 +34,9 @@ def load_yolox(name: str, path: Path) -> Yolox:
 
 
 def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
-    """Return the state dict of an exported network, whose batch norms are part of the convolutions.
+    """Return the state dict of an ONNX file, whose batch norms are merged into the convolutions.
 
-    Exporters keep the names of the prediction layers only; the other convolutions come in order of execution.
+    Exporters keep only the names of the prediction layers; other convolutions are matched in order of execution.
     """
     from engine.detectors.onnx_files.reader import load_model
 
@@ -48,7 +48,7 @@ def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
     blocks = _convolutions(net)
     if len(files) != len(blocks):
         raise ModelError(
-            f"weights {str(path)!r}: {len(files)} convolutions for the {len(blocks)} of {name}; name another size: "
+            f"weights {str(path)!r}: has {len(files)} convolutions, but {name} has {len(blocks)}; use another size: "
             f"{', '.join(OWN_DETECTORS)}"
         )
     state = dict(net.state_dict())
@@ -56,8 +56,8 @@ def _onnx_state(name: str, path: Path) -> dict[str, Tensor]:
         weight, bias = (_tensor(arrays, node, k, path) for k in (1, 2))
         if weight.shape != state[f"{module}.weight"].shape:
             raise ModelError(
-                f"weights {str(path)!r}: {node.output[0]} has the shape {tuple(weight.shape)}, {module} of {name} has "
-                f"{tuple(state[f'{module}.weight'].shape)}; name another size: {', '.join(OWN_DETECTORS)}"
+                f"weights {str(path)!r}: {node.output[0]} has the shape {tuple(weight.shape)}, but {module} of {name} "
+                f"has {tuple(state[f'{module}.weight'].shape)}; use another size: {', '.join(OWN_DETECTORS)}"
             )
         state.update(_folded(module, weight, bias, state))
     return state
@@ -89,7 +89,7 @@ def _tensor(arrays: Mapping[str, Any], node: Any, index: int, path: Path) -> Ten
 
 
 def _folded(module: str, weight: Tensor, bias: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the entries of one convolution; a batch norm after it only adds the bias."""
+    """Return the state of one convolution; a batch norm after it is set to only add the bias."""
     if f"{module}.bias" in state:
         return {f"{module}.weight": weight, f"{module}.bias": bias}
     norm = module.removesuffix("conv") + "bn"

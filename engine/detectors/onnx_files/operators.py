@@ -1,7 +1,7 @@
-"""Translation of ONNX operators to modules and functions of PyTorch.
+"""Translates ONNX operators to modules and functions of PyTorch.
 
-Only operators between the image and a detector's last convolutions are translated; ``OPERATORS`` has one function each.
-What depends on constants alone is computed while the file is read (``GraphBuilder.constant``).
+Only operators between the image and a detector's last convolutions are translated; ``OPERATORS`` has one function for
+each. Values that depend only on constants are computed while the file is read.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Value:
 
 
 Operand = Value | NDArray[Any] | None
-"""A tensor of the file: computed, constant, or an omitted optional input."""
+"""A tensor in the file: computed from the image, constant, or None for an omitted input."""
 
 
 @dataclass(eq=False)
 class GraphBuilder:
-    """Builds a graph module while computing a probe through it."""
+    """Builds a graph module, and computes a probe image through it at the same time."""
 
     root: nn.Module = field(default_factory=nn.Module)
     graph: fx.Graph = field(default_factory=fx.Graph)
 
     def call(self, name: str, module: nn.Module, source: Value) -> Value:
-        """Add a module."""
+        """Add a call of a module."""
         key = f"m{len(list(self.root.children()))}"
         self.root.add_module(key, module.eval().requires_grad_(requires_grad=False))
         node = self.graph.create_node("call_module", key, (source.node,), {}, _identifier(name))
@@ -48,7 +48,7 @@ class GraphBuilder:
         return Value(node, module(source.probe))
 
     def apply(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Value:  # noqa: ANN401
-        """Add a function of values and Python constants; an array becomes a buffer."""
+        """Add a call of a function on values and Python constants; an array becomes a buffer."""
         nodes, probes = [], []
         for argument in arguments:
             node, probe = self._operand(argument)
@@ -83,10 +83,10 @@ Translate = Callable[[GraphBuilder, str, Sequence[Operand], Attributes], "Value 
 
 
 def computed(operand: Operand) -> Value:
-    """Return an operand that must depend on the image.
+    """Return ``operand`` if it depends on the image.
 
     Raises:
-        ModelError: it is a constant.
+        ModelError: the operand is a constant.
     """
     if not isinstance(operand, Value):
         raise ModelError("an operator has a constant where a map is expected")
@@ -94,10 +94,10 @@ def computed(operand: Operand) -> Value:
 
 
 def constant(operands: Sequence[Operand], index: int) -> NDArray[Any] | None:
-    """Return an optional constant operand, or None.
+    """Return an optional constant operand; None if it is omitted.
 
     Raises:
-        ModelError: it depends on the image.
+        ModelError: the operand depends on the image.
     """
     operand = operands[index] if index < len(operands) else None
     if isinstance(operand, Value):
@@ -111,7 +111,7 @@ def _parameter(operands: Sequence[Operand], index: int) -> Tensor | None:
 
 
 def _padding(attributes: Attributes, source: Tensor, kernel: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return padding at top, left, bottom and right."""
+    """Return the padding at (top, left, bottom, right)."""
     automatic = attributes.get("auto_pad", b"NOTSET")
     if automatic in {b"SAME_UPPER", b"SAME_LOWER"}:
         strides = attributes.get("strides", [1, 1])
@@ -129,7 +129,7 @@ def _padding(attributes: Attributes, source: Tensor, kernel: Sequence[int]) -> t
 def _padded(
     builder: GraphBuilder, name: str, source: Value, padding: tuple[int, int, int, int], value: float
 ) -> tuple[Value, tuple[int, int]]:
-    """Return the source and the symmetric padding left for the operator; unequal padding is added before."""
+    """Add unequal padding before the operator; return the source and the remaining symmetric padding."""
     top, left, bottom, right = padding
     if (top, left) == (bottom, right):
         return source, (top, left)
@@ -283,7 +283,7 @@ def _gather(builder: GraphBuilder, name: str, operands: Sequence[Operand], attri
 
 
 def _shuffled_groups(indices: NDArray[np.int64]) -> int:
-    """Return the number of groups whose channels alternate in ``indices``, as in ShuffleNet; 0 = another order."""
+    """Return the number of groups of a channel shuffle, as in ShuffleNet; 0 for another order."""
     groups = len(indices) // int(indices[1]) if len(indices) > 1 and indices[1] > 1 else 0
     if groups < 2 or len(indices) % groups:
         return 0
@@ -302,7 +302,7 @@ def _resize(builder: GraphBuilder, name: str, operands: Sequence[Operand], attri
         raise ModelError("a Resize does not resize rows and columns only")
     factor = (float(scales[2]), float(scales[3]))
     whole = all(f == int(f) for f in factor)
-    if mode == "nearest" and whole:  # other rules of rounding fail the proof against the runtime
+    if mode == "nearest" and whole:  # other rounding rules fail the verification against the runtime
         return builder.call(name, nn.Upsample(scale_factor=factor, mode="nearest"), source)
     if mode == "linear" and coordinates in {"half_pixel", "pytorch_half_pixel"}:
         return builder.call(name, nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False), source)
@@ -315,7 +315,7 @@ def _reshape(builder: GraphBuilder, name: str, operands: Sequence[Operand], attr
         raise ModelError("a Reshape has no shape")
     sizes = [source.probe.shape[k] if size == 0 else int(size) for k, size in enumerate(shape)]
     if -1 not in sizes and sizes[0] == len(source.probe):
-        sizes[0] = -1  # the batch is free
+        sizes[0] = -1  # the batch size is dynamic
     return builder.apply(name, torch.reshape, source, tuple(sizes))
 
 

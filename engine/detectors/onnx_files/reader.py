@@ -1,8 +1,8 @@
-"""Reads an ONNX file's detector: finds its last convolutions and rebuilds what leads to them in PyTorch.
+"""Reads a detector from an ONNX file: rebuilds the network up to its last convolutions in PyTorch.
 
-The outputs of a file may be decoded boxes, joined maps or the result of a non-maximum suppression; none of that is
-used. From each output the graph is followed back to the first convolution, whose output is a raw map. The rebuilt
-network is compared with the original's answers (``prove_against_runtime``).
+The outputs of a file may be decoded boxes, concatenated maps or the result of a non-maximum suppression; these are not
+used. From each output, the graph is followed back to the first convolution, whose output is a raw map. The rebuilt
+network is compared with the original runtime (``prove_against_runtime``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.detectors.onnx_files.operators import OPERATORS, GraphBuilder, Opera
 from pipeline.errors import ModelError
 
 TOLERANCE: Final = 1e-3
-"""Largest difference from the original runtime, as a fraction of a map's largest value."""
+"""Maximum difference from the original runtime, as a fraction of a map's largest value."""
 
 _MAX_LISTED: Final = 6
 
@@ -31,28 +31,28 @@ class OnnxDetector:
     """A detector read from a file."""
 
     module: fx.GraphModule
-    """Images (N, 3, H, W) to raw maps (N, C, h, w)."""
+    """Computes raw maps (N, C, h, w) from images (N, 3, H, W)."""
     tensors: tuple[str, ...]
-    """The file's name of each raw map."""
+    """Name of each raw map in the file."""
     shapes: tuple[tuple[int, int, int], ...]
     """Channels, rows and columns of each raw map at ``image_size``."""
     activations: tuple[frozenset[str], ...]
     """The ``Sigmoid``, ``Softmax`` and ``Exp`` operators that follow each raw map."""
     image_size: tuple[int, int]
-    """Height and width in pixels of the file's own input, or the given ones where the file leaves them free."""
+    """Height and width of the input in pixels: those in the file, or ``image_size`` if they are dynamic."""
     fixed_size: bool
-    """True if the file states its input size."""
+    """True if the file declares its input size."""
 
 
 def read_onnx(path: Path, image_size: tuple[int, int] | None = None) -> OnnxDetector:
-    """Read a file.
+    """Read a detector from a file.
 
     Args:
         path: the file.
-        image_size: height and width in pixels; None = the file's own, or 416x416 where the file leaves them free.
+        image_size: height and width in pixels; None: those in the file, or 416x416 if they are dynamic.
 
     Raises:
-        ModelError: the file cannot be read, has an operator that is not supported, or no convolution.
+        ModelError: the file cannot be read, has an unsupported operator, or no convolution.
     """
     model = load_model(path)
     constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
@@ -61,7 +61,7 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None = None) -> OnnxDete
     size = image_size or stated or (416, 416)
     raw = _raw_maps(model, constants)
     if not raw:
-        raise ModelError(f"{str(path)!r}: no output comes from a convolution; give the ONNX file of a detector")
+        raise ModelError(f"{str(path)!r}: no output comes from a convolution; use the ONNX file of a detector")
     try:
         builder, values = _build(model, constants, inputs[0].name, raw, size)
     except ModelError as reason:
@@ -77,17 +77,17 @@ def read_onnx(path: Path, image_size: tuple[int, int] | None = None) -> OnnxDete
 
 
 def load_model(path: Path) -> Any:  # noqa: ANN401 - onnx has no types
-    """Return the content of an ONNX file.
+    """Load an ONNX file.
 
     Raises:
-        ModelError: the file is missing or cannot be read, or the package ``onnx`` is.
+        ModelError: the file is missing or cannot be read, or the package ``onnx`` is missing.
     """
     try:
         import onnx
     except ImportError:
-        raise ModelError(f"{str(path)!r}: reading ONNX files needs the extra: uv sync --extra export") from None
+        raise ModelError(f"{str(path)!r}: reading ONNX files needs the package onnx: uv sync --extra export") from None
     if not path.is_file():
-        raise ModelError(f"{str(path)!r}: no such file; give the path of an ONNX file")
+        raise ModelError(f"{str(path)!r}: no such file; use the path of an ONNX file")
     try:
         return onnx.load(str(path))
     except Exception as reason:  # protobuf has its own errors
@@ -107,7 +107,7 @@ def _stated_size(inputs: Sequence[Any], path: Path) -> tuple[int, int] | None:
         raise ModelError(f"{str(path)!r}: is empty, or has no input; export it again")
     if len(inputs) != 1:
         names = ", ".join(entry.name for entry in inputs)
-        raise ModelError(f"{str(path)!r}: has {len(inputs)} inputs ({names}); a detector has one, the images")
+        raise ModelError(f"{str(path)!r}: has {len(inputs)} inputs ({names}); a detector has one input, the images")
     sizes = [dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim]
     if len(sizes) != 4 or sizes[1] not in {0, 3}:
         raise ModelError(
@@ -118,7 +118,7 @@ def _stated_size(inputs: Sequence[Any], path: Path) -> tuple[int, int] | None:
 
 
 def _raw_maps(model: Any, constants: dict[str, NDArray[Any]]) -> list[str]:  # noqa: ANN401
-    """Return the outputs of the last convolutions, in order of execution."""
+    """Return the names of the last convolutions' outputs, in order of execution."""
     producers = {name: node for node in model.graph.node for name in node.output}
     found: set[str] = set()
     pending, seen = [entry.name for entry in model.graph.output], set[str]()
@@ -136,7 +136,7 @@ def _raw_maps(model: Any, constants: dict[str, NDArray[Any]]) -> list[str]:  # n
 
 
 def _counts_bins(node: Any, constants: dict[str, NDArray[Any]]) -> bool:  # noqa: ANN401
-    """Return whether a convolution only computes the expectation of a distribution over bins (YOLOv8's DFL)."""
+    """Return whether a convolution only computes a distribution's expectation (YOLOv8's DFL)."""
     weight = constants.get(node.input[1])
     return weight is not None and len(weight) == 1 and np.array_equal(weight.ravel(), np.arange(weight.size))
 
@@ -211,7 +211,7 @@ def _translate(builder: GraphBuilder, node: Any, operands: list[Operand]) -> Seq
 
 
 def _fold(node: Any, operands: list[Operand]) -> list[NDArray[Any]]:  # noqa: ANN401
-    """Compute an operator of constants by ONNX's own reference."""
+    """Compute an operator on constants with ONNX's reference implementation."""
     from onnx import TensorProto, helper
     from onnx.reference import ReferenceEvaluator
 
@@ -232,10 +232,10 @@ def _listed(model: Any) -> str:  # noqa: ANN401
 
 
 def prove_against_runtime(path: Path, detector: OnnxDetector) -> float:
-    """Compare the raw maps with those of ONNX Runtime, or of ONNX's reference where that is not installed.
+    """Compare the raw maps with ONNX Runtime, or with ONNX's reference implementation.
 
     Returns:
-        The largest difference as a fraction of the map's largest value.
+        The largest difference, as a fraction of the map's largest value.
 
     Raises:
         ModelError: a map differs.
@@ -258,7 +258,7 @@ def prove_against_runtime(path: Path, detector: OnnxDetector) -> float:
 
 
 def _run_original(model: Any, tensors: Sequence[str], probe: NDArray[np.float32]) -> list[NDArray[Any]]:  # noqa: ANN401
-    """Run the part of a file that leads to some tensors."""
+    """Run the part of a file that computes ``tensors``."""
     from onnx import helper
 
     constants = {tensor.name for tensor in model.graph.initializer}

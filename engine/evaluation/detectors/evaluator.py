@@ -1,4 +1,4 @@
-"""Judges the maps of a detector's boxes, image by image. This module reads no files."""
+"""Evaluates the heat maps of a detector's boxes, image by image; reads no files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pipeline.frames import Box, Frame, GroundTruth
 
 D_RISE: Final = "d-rise"
 SHOWN: Final = ("keep", "drop")
-"""Methods whose maps are part of the record."""
+"""Methods whose maps are stored in the record."""
 
 
 @dataclass(frozen=True)
@@ -50,36 +50,36 @@ class BoxEvaluationOptions:
     """Methods and optional measurements of an evaluation of boxes."""
 
     methods: tuple[str, ...] = tuple(METHODS)
-    """Names of ``METHODS``."""
+    """Names in ``METHODS``."""
     steps: int = 28
-    """Steps of Deletion and Insertion; 0 = do not measure them."""
+    """Number of steps of Deletion and Insertion; 0: not measured."""
     cell_px: int | None = None
-    """Side of a region in pixels of the input; None = by the box's level."""
+    """Side of a region in pixels of the input; None: depends on the box's level."""
     boxes_per_image: int | None = None
-    """Largest number of judged boxes of an image, evenly spaced by score; None = all."""
+    """Maximum number of evaluated boxes per image, evenly spaced by score; None: all."""
     backend: str = "eager"
-    """Backend of the passes of changed images: ``auto`` or a name."""
+    """Backend that computes changed images: a name or ``auto``."""
     drise_masks: int = 0
-    """Number of masks of D-RISE; 0 = do not measure it."""
+    """Number of masks of D-RISE; 0: not measured."""
     randomize: bool = True
-    """Run the check with randomised weights."""
+    """True: run the check with randomised weights."""
     any_box: bool = False
-    """Match boxes regardless of their class."""
+    """True: match boxes regardless of their class."""
     class_map: Mapping[str, list[int]] = field(default_factory=dict)
     """Box class -> corresponding classes of the detector."""
 
 
 class _Judged(NamedTuple):
-    """A detected box whose maps are judged."""
+    """A detected box whose maps are evaluated."""
 
     match: Match
     box: Box
-    """The detection in pixels of the frame."""
+    """The detected box in frame pixels."""
     score: float
     explained: ExplainedBox
     scored: ScoredBox
     ends: Ends | None
-    """None without Deletion and Insertion."""
+    """None if Deletion and Insertion are not measured."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +91,14 @@ class _Scene:
     perturbed: PerturbedImage
     placement: Placement
     region: Box
-    """The rectangle of the frame, in its pixels, that the input shows."""
+    """The rectangle of the frame that the network's input shows, in frame pixels."""
 
 
 class BoxEvaluator:
-    """Judges the maps of one detector."""
+    """Evaluates the maps of one detector."""
 
     labels: Sequence[str] = ()
-    """Empty: the folder of an image does not tell its class."""
+    """Empty, because an image's folder does not determine the class of its boxes."""
 
     def __init__(self, detector: Detector, options: BoxEvaluationOptions, cache: CompileCache | None = None) -> None:
         """Build the engines of the detector, and of the same detector with shuffled weights.
@@ -110,7 +110,7 @@ class BoxEvaluator:
 
         Raises:
             ConfigError: the detector does not accept its input size.
-            LayerError, EngineError: it cannot be split.
+            LayerError, EngineError: the detector cannot be split.
         """
         self._detector, self._options = detector, options
         self._classes = BoxClasses(detector.labels, options.class_map, options.any_box)
@@ -127,11 +127,11 @@ class BoxEvaluator:
         truths: Sequence[GroundTruth] | None = None,
         mask: object = None,  # noqa: ARG002 - the signature of the other evaluator
     ) -> dict[str, Any]:
-        """Return the record of an image, as JSON values: counts, and one entry for each judged box.
+        """Return the record of an image, as JSON values: counts, and one entry per evaluated box.
 
         Args:
             frame: the image.
-            truths: its objects.
+            truths: the annotated objects.
             mask: not used.
         """
         with torch.inference_mode():
@@ -161,7 +161,7 @@ class BoxEvaluator:
         }
 
     def _match(self, frame: Frame, found: ImageMaps, truths: Sequence[GroundTruth]) -> tuple[Matching, list[Box]]:
-        """Match the detections of the frame; return their boxes in its pixels, clipped."""
+        """Match detections to objects; return the matches and the clipped boxes in frame pixels."""
         detections = found.complete_boxes.detections
         edges = self._detector.input.place(frame.height, frame.width).to_image(detections.boxes)
         limit = torch.tensor([frame.width, frame.height] * 2, dtype=edges.dtype)
@@ -211,7 +211,7 @@ class BoxEvaluator:
         }
 
     def _measure(self, scene: _Scene, judged: _Judged, made: PlacedMap) -> dict[str, Any]:
-        """Return the measures of one map."""
+        """Return the metrics of one map."""
         size, truth = judged.explained.size, judged.match.truth
         wide = made.on_input(size)
         (left, top), (height, width) = scene.placement.offset, scene.placement.size
@@ -232,7 +232,7 @@ class BoxEvaluator:
         return record
 
     def _add_d_rise(self, scene: _Scene, chosen: Sequence[_Judged], entries: Sequence[dict[str, Any]]) -> None:
-        """Measure D-RISE's maps of the judged boxes, which share their masks."""
+        """Measure D-RISE's maps of the chosen boxes, which share their masks."""
         count = self._options.drise_masks
         if not count or not chosen:
             return
@@ -242,17 +242,17 @@ class BoxEvaluator:
 
 
 def _energy(values: npt.NDArray[np.float32], made: PlacedMap) -> npt.NDArray[np.float32]:
-    """Return the heat of a map: positive values, or where the level is arbitrary, values above the smallest."""
+    """Return positive heat: values above 0, or above the minimum if the map is not absolute."""
     return np.clip(values, 0.0, None) if made.absolute else values - values.min()
 
 
 def _evidence(values: npt.NDArray[np.float32], made: PlacedMap) -> npt.NDArray[np.float32]:
-    """Return the evidence of a map: the heat, or where the level is arbitrary, the values above the median."""
+    """Return evidence: values above 0, or above the median if the map is not absolute."""
     return np.clip(values if made.absolute else values - np.median(values), 0.0, None)
 
 
 def _rank_correlation(first: PlacedMap, second: PlacedMap) -> float:
-    """Compare the values of regions: smoothing ranks places without influence by their distance from the others."""
+    """Return the rank correlation of two maps before smoothing, which would rank places without influence."""
     values = [(made.values if made.heat is None else made.heat).numpy() for made in (first, second)]
     return metrics.rank_correlation(*values)
 
@@ -265,13 +265,13 @@ def _shown(made: PlacedMap, score: float) -> list[list[float]]:
 
 
 def _region(placement: Placement, size: tuple[int, int]) -> Box:
-    """Return the rectangle of the frame that the input covers, in its pixels; it includes the border."""
+    """Return the rectangle that the input covers, border included, in frame pixels."""
     corners = torch.tensor([0.0, 0.0, float(size[1]), float(size[0])])
     return Box(*placement.to_image(corners).tolist())
 
 
 def _in_frame(scene: _Scene, point: tuple[float, float]) -> tuple[float, float]:
-    """Return a point of the input in pixels of the frame."""
+    """Convert a point from input pixels to frame pixels."""
     x, y, *_ = scene.placement.to_image(Tensor([*point, *point])).tolist()
     return x, y
 

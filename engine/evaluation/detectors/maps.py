@@ -1,8 +1,8 @@
-"""Maps of one box, from our methods and from the methods that they are compared with.
+"""Computes heat maps of one box by Recipro-CAM and by the methods it is compared with.
 
-A method is a function from an ``ExplainedBox`` to a ``PlacedMap``. The comparison baselines are written from the
-papers: ODAM (Zhao and Chan, arXiv:2304.06354) and EigenCAM (Muhammad and Yeasin, arXiv:2008.00299).
-``gaussian-anchor``, ``gaussian-box`` and ``random`` know nothing about the image.
+A method is a function from an ``ExplainedBox`` to a ``PlacedMap``. The baselines are implemented from the papers: ODAM
+(Zhao and Chan, arXiv:2304.06354) and EigenCAM (Muhammad and Yeasin, arXiv:2008.00299). ``gaussian-anchor``,
+``gaussian-box`` and ``random`` do not depend on the image.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from engine.detectors.split import DetectorSplit
 from pipeline.errors import ConfigError, unknown_name_message
 
 ANCHOR_SIGMA_STRIDES: Final = 2.0
-"""Sigma of ``gaussian-anchor``: a quarter of the side of the largest box that a level is usually responsible for."""
+"""Sigma of ``gaussian-anchor``: a quarter of the side of the largest box that a level usually detects."""
 BOX_SIGMA: Final = 0.25
 """Sigma of ``gaussian-box`` as a fraction of the box's width and height."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedMap:
-    """A map on a grid of square cells that begins in the upper left corner of the network's input."""
+    """A map on a grid of square cells, starting in the upper left corner of the network's input."""
 
     values: Tensor
-    """(rows, columns) float32; higher = more important, not normalised."""
+    """(rows, columns) float32; not normalised; higher values are more important."""
     cell_px: int
     """Side of a cell in pixels of the input."""
     absolute: bool = True
-    """True if a value of 0 means no influence, and negative values speak against the box; False if the level of all
-    values is arbitrary."""
+    """True if 0 means no influence and negative values are evidence against the box; False if only differences between
+    values have a meaning."""
     heat: Tensor | None = None
-    """The values of single regions from which the map was made; None = ``values``."""
+    """The values of the regions before smoothing; None: equal to ``values``."""
 
     def on_input(self, size: tuple[int, int]) -> Tensor:
-        """Return the map enlarged to the input (height, width), bilinear between the centres of cells."""
+        """Upsample the map to the input's (height, width), bilinear between the centres of cells."""
         rows, columns = self.values.shape
         wide = F.interpolate(
             self.values[None, None].float(),
@@ -63,7 +63,7 @@ class PlacedMap:
 
 @dataclass(frozen=True, eq=False)
 class ImageMaps:
-    """A detector and what its plain pass found in one image."""
+    """The results of a detector for one image, on which all methods are based."""
 
     detector: Detector
     complete: OneStageEngine
@@ -71,10 +71,10 @@ class ImageMaps:
     complete_boxes: ImageBoxes
     level_boxes: ImageBoxes
     cached: dict[tuple[str, ...], tuple[Tensor, ...]] = field(default_factory=dict)
-    """Features by the nodes of a cut."""
+    """Features of the image, by the node names of a cut."""
 
     def features(self, split: DetectorSplit) -> tuple[Tensor, ...]:
-        """Return the features of the image at a cut."""
+        """Return the features of the image at the cut of ``split``."""
         nodes = split.cut.nodes
         if nodes not in self.cached:
             with torch.inference_mode():
@@ -83,7 +83,7 @@ class ImageMaps:
 
 
 class Explaining:
-    """Both engines of a detector: the complete cut, and the box's own level."""
+    """The two engines of a detector: for the complete cut and for the box's own level."""
 
     def __init__(self, detector: Detector) -> None:
         """Build both engines."""
@@ -92,7 +92,7 @@ class Explaining:
         self.complete, self.level = (OneStageEngine(detector, size, cut=cut) for cut in ("complete", "level"))
 
     def run(self, images: Tensor) -> ImageMaps:
-        """Run the plain pass of one prepared image (1, 3, H, W)."""
+        """Run both engines on one prepared image (1, 3, H, W)."""
         return ImageMaps(
             self.detector, self.complete, self.level, self.complete.run(images)[0], self.level.run(images)[0]
         )
@@ -101,9 +101,9 @@ class Explaining:
 def shuffled_channels(net: nn.Module, seed: int = 0) -> nn.Module:
     """Return a copy of the network with the weights of each output channel shuffled.
 
-    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once. A shuffle of whole
-    layers would let a detector overflow: its batch norms are part of the convolutions, so that channels differ in
-    scale. Vectors, such as biases, stay.
+    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once. Shuffling across
+    channels would make a detector overflow, because its batch norms are merged into the convolutions, whose channels
+    therefore differ in scale. Vectors, such as biases, are not changed.
     """
     other = copy.deepcopy(net)
     generator = torch.Generator().manual_seed(seed)
@@ -118,16 +118,16 @@ def shuffled_channels(net: nn.Module, seed: int = 0) -> nn.Module:
 
 @dataclass(frozen=True, eq=False)
 class ExplainedBox:
-    """A box whose map is made."""
+    """A box to explain."""
 
     image: ImageMaps
     target: Target
     corners: tuple[float, float, float, float]
     """Left, top, right, bottom of the detected box in pixels of the input."""
     cell_px: int | None = None
-    """Side of a region; None = the definition's default."""
+    """Side of a region in pixels; None: the default of the cut."""
     seed: int = 0
-    """Of ``random``."""
+    """Seed of the method ``random``."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -136,7 +136,7 @@ class ExplainedBox:
 
     @property
     def stride(self) -> int:
-        """Pixels of the input per cell of the box's level."""
+        """Input pixels per cell of the box's level."""
         return self.image.detector.layout.levels[self.target.anchor.level].stride
 
     @property
@@ -152,7 +152,7 @@ class ExplainedBox:
 
 
 def recipro_map(box: ExplainedBox, mode: Mode, *, complete: bool = True) -> PlacedMap:
-    """Return the heat by our definition: ``keep`` or ``drop``, at the complete cut or at the box's own level."""
+    """Return the map of Recipro-CAM, at the complete cut or at the cut of the box's own level."""
     image = box.image
     engine, boxes = (image.complete, image.complete_boxes) if complete else (image.level, image.level_boxes)
     heat: BoxHeat = engine.heat_of_targets(boxes, [box.target], box.cell, mode)[0]
@@ -160,7 +160,7 @@ def recipro_map(box: ExplainedBox, mode: Mode, *, complete: bool = True) -> Plac
 
 
 def gaussian_map(box: ExplainedBox, centre: tuple[float, float], sigma: tuple[float, float]) -> PlacedMap:
-    """Return a Gaussian on the pixels of the input; centre and sigma are (x, y) in pixels."""
+    """Return a Gaussian at input resolution; centre and sigma are (x, y) in pixels."""
     height, width = box.size
     x, y = (
         (torch.arange(side) + 0.5 - c) / max(s, 1e-3) for side, c, s in zip((width, height), centre, sigma, strict=True)
@@ -174,7 +174,7 @@ def gaussian_at_anchor(box: ExplainedBox) -> PlacedMap:
 
 
 def gaussian_in_box(box: ExplainedBox) -> PlacedMap:
-    """Return a Gaussian in the middle of the detected box; its sigmas are a quarter of the sides."""
+    """Return a Gaussian at the centre of the detected box; its sigmas are a quarter of the sides."""
     left, top, right, bottom = box.corners
     centre = ((left + right) / 2.0, (top + bottom) / 2.0)
     return gaussian_map(box, centre, (BOX_SIGMA * (right - left), BOX_SIGMA * (bottom - top)))
@@ -187,7 +187,7 @@ def random_map(box: ExplainedBox) -> PlacedMap:
 
 
 def odam(box: ExplainedBox) -> PlacedMap:
-    """Return ODAM at the input of the head of the box's level: ReLU of the sum over channels of gradient x activation.
+    """Return ODAM's map at the head's input: ReLU of the channel sum of gradient x activation.
 
     Gradients are those of the score. Zhao and Chan, arXiv:2304.06354, without their optional smoothing.
     """
@@ -197,7 +197,7 @@ def odam(box: ExplainedBox) -> PlacedMap:
 
 
 def odam_at_cut(box: ExplainedBox) -> PlacedMap:
-    """Return the sum of ODAM's maps at all features of the complete cut, each enlarged to the input."""
+    """Return the sum of ODAM's maps at all features of the complete cut, at input resolution."""
     split = box.image.detector.split(box.target.anchor.level, "complete")
     parts = gradient_times_activation(box, split)
     wide = [PlacedMap(part, s).on_input(box.size) for part, s in zip(parts, split.cut.strides, strict=True)]
@@ -205,7 +205,7 @@ def odam_at_cut(box: ExplainedBox) -> PlacedMap:
 
 
 def gradient_times_activation(box: ExplainedBox, split: DetectorSplit) -> list[Tensor]:
-    """Return ReLU(sum over channels of gradient x activation) of the box's score, (h, w), for each map of a cut."""
+    """Return ReLU(sum over channels of gradient x activation), (h, w), for each map of a cut."""
     layout, target = box.image.detector.layout, box.target
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaves = [feature.clone().requires_grad_() for feature in box.image.features(split)]
@@ -221,10 +221,10 @@ def gradient_times_activation(box: ExplainedBox, split: DetectorSplit) -> list[T
 
 
 def eigen_cam(box: ExplainedBox) -> PlacedMap:
-    """Return EigenCAM of the features of the box's own level: their projection on the first principal component.
+    """Return EigenCAM of the box's level: features projected on their first principal component.
 
-    It depends neither on the box nor on the class. The sign of a singular vector is arbitrary; here the sum of the
-    map is positive. Negative values are cut off. Muhammad and Yeasin, arXiv:2008.00299.
+    The map depends neither on the box nor on the class. The sign of a singular vector is arbitrary; it is chosen so
+    that the sum of the map is positive. Negative values become 0. Muhammad and Yeasin, arXiv:2008.00299.
     """
     split = box.image.detector.split(box.target.anchor.level, "own level")
     feature = box.image.features(split)[0][0]
@@ -249,14 +249,14 @@ METHODS: Final[dict[str, BoxMethod]] = {
     "gaussian-box": gaussian_in_box,
     "random": random_map,
 }
-"""The methods that make a map of one box."""
+"""The methods by name."""
 
 BLIND: Final = ("gaussian-anchor", "gaussian-box", "random")
-"""Methods that know nothing about the image; they are always measured."""
+"""Methods that do not depend on the image; they are always measured."""
 
 
 def chosen_methods(text: str | None) -> tuple[str, ...]:
-    """Return the measured methods: those of a comma-separated list and ``BLIND``; None = all.
+    """Return the methods in a comma-separated list, plus ``BLIND``; None: all methods.
 
     Raises:
         ConfigError: a method is unknown.

@@ -1,4 +1,4 @@
-"""Matches the boxes of a detector to ground truth. Pure."""
+"""Matches the boxes of a detector to ground truth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Final, NamedTuple
 from pipeline.frames import Box, GroundTruth
 
 MIN_IOU: Final = 0.5
-"""Smallest overlap of a detection with the object that it found (PASCAL VOC's rule)."""
+"""Minimum IoU of a detection and its object (the rule of PASCAL VOC)."""
 
 
 class Match(NamedTuple):
-    """A detection and the object that it found."""
+    """A detection and its object."""
 
     detection: int
     """Index of the detection."""
@@ -28,11 +28,11 @@ class Matching:
     matches: tuple[Match, ...]
     """In the order of the detections."""
     missed: int
-    """Objects of a class of the network that no detection found."""
+    """Number of undetected objects whose class the network has."""
     unknown: int
-    """Objects of a class that the network does not have."""
+    """Number of objects whose class the network does not have."""
     extra: int
-    """Detections without an object."""
+    """Number of detections without an object."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class BoxClasses:
     class_map: Mapping[str, Sequence[int]]
     """Box class -> corresponding classes of the detector, in addition to the class of the same name."""
     any_box: bool = False
-    """A box corresponds to every class."""
+    """True: a box corresponds to every class."""
 
     def of(self, label: str) -> frozenset[int]:
-        """Return the detector's classes that correspond to a box class; empty if there are none."""
+        """Return the detector's classes that correspond to a box class; empty if none does."""
         if self.any_box:
             return frozenset(range(len(self.labels)))
         folded = label.casefold()
@@ -56,7 +56,7 @@ class BoxClasses:
 
 
 def cut_at_edges(truths: Sequence[GroundTruth], size: tuple[int, int]) -> list[GroundTruth]:
-    """Return objects cut at the edges of their image, as detections are; outside of it a box has no area.
+    """Clip objects to the edges of their image, like detections; a box outside becomes empty.
 
     Args:
         truths: the objects, in pixels of the image.
@@ -77,14 +77,14 @@ def match_boxes(
 ) -> Matching:
     """Match detections to objects, best detection first.
 
-    Each detection takes the object of its class that it overlaps most, if the IoU is at least ``MIN_IOU`` and no better
-    detection has taken it.
+    Each detection is matched with the object of its class with which it has the highest IoU, if the IoU is at least
+    ``MIN_IOU`` and no better detection is matched with this object.
 
     Args:
         boxes: the detections, best first, in pixels of the frame.
-        classes: their classes.
+        classes: the classes of the detections.
         truths: the objects, in pixels of the frame.
-        known: the correspondence of both kinds of classes.
+        known: the mapping between box classes and the detector's classes.
     """
     objects = [(box, known.of(truth.label)) for truth in truths for box in truth.boxes]
     free = [index for index, (_, several) in enumerate(objects) if several]

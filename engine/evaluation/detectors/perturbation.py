@@ -2,10 +2,10 @@
 
 Two scores are measured on the same images:
 
-- the score of the *same anchor* and class, which the maps explain (ours);
-- D-RISE's similarity: over all boxes of the changed image, the maximum of IoU x cosine of the class scores x
-  objectness, with regard to the explained box (Petsiuk et al., arXiv:2006.03204, section 3.2). Where a detector has no
-  objectness, the highest class score stands for it.
+- the score of the *same anchor* and class, which the maps explain (specific to this project);
+- D-RISE's similarity to the explained box: over all boxes of the changed image, the maximum of IoU x cosine of the
+class scores x objectness (Petsiuk et al., arXiv:2006.03204, section 3.2). For detectors without objectness, the highest
+class score replaces it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from engine.evaluation.evaluator import batched, interpolate_pixels
 from engine.runtime.compile_cache import CompileCache
 
 BATCH: Final = 4
-"""Images that the detector computes together."""
+"""Batch size of the detector."""
 BLUR_SHARE: Final = 5.0 / 224.0
-"""Sigma of the blur with which Insertion starts, as a fraction of the input's shorter side: RISE's 5 of 224 pixels."""
+"""Sigma of the blur at the start of Insertion, as a fraction of the input's shorter side (RISE: 5 of 224 pixels)."""
 GRID: Final = 16
 """Rows and columns of a random mask of D-RISE."""
 KEPT: Final = 0.5
@@ -42,26 +42,26 @@ KEPT: Final = 0.5
 
 @dataclass(frozen=True, eq=False)
 class ScoredBox:
-    """An explained box, to be found again in changed images."""
+    """An explained box, whose score is measured in changed images."""
 
     target: Target
     corners: Tensor
     """(4,) left, top, right, bottom in pixels of the input."""
     class_scores: Tensor
-    """(K,) its scores for all classes."""
+    """(K,) the box's scores for all classes."""
 
 
 class Scores(NamedTuple):
     """Scores of a box in several images."""
 
     anchor: Tensor
-    """(N,) the score of its anchor and class, 0 to 1."""
+    """(N,) the score of the box's anchor and class, 0 to 1."""
     similarity: Tensor
-    """(N,) the highest similarity of any box with it, 0 to 1."""
+    """(N,) the highest D-RISE similarity of any box to the explained box, 0 to 1."""
 
 
 class Ends(NamedTuple):
-    """Scores of a box in the images where the curves begin and end, which are the same for all of its maps."""
+    """Scores of a box in the images at the ends of the curves, which are the same for all its maps."""
 
     image: Scores
     grey: Scores
@@ -85,7 +85,7 @@ class ScoreReader:
 
         Args:
             detector: the detector.
-            backend: ``auto`` = the fastest on this machine, or a name.
+            backend: a backend's name, or ``auto`` for the fastest on this machine.
             cache: cache of compiled results.
 
         Raises:
@@ -96,11 +96,11 @@ class ScoreReader:
         self._network = compile_plain_pass(detector.network().module, example, backend, cache)
 
     def scored(self, candidates: Candidates, number: int, target: Target) -> ScoredBox:
-        """Return the box of an anchor of one image."""
+        """Return the box of the anchor with this number."""
         return ScoredBox(target, candidates.boxes[0, number], candidates.log_scores[0, number].exp())
 
     def read(self, images: Tensor, boxes: Sequence[ScoredBox]) -> list[Scores]:
-        """Return the scores of some boxes in changed images (N, 3, H, W)."""
+        """Return the scores of each box in changed images (N, 3, H, W)."""
         maps = self._network(images)
         candidates = self._layout.decode(maps, self._detector.input.size)
         objectness = self._objectness(maps, candidates)
@@ -120,7 +120,7 @@ class ScoreReader:
 
 
 def similarity(box: ScoredBox, candidates: Candidates, objectness: Tensor) -> Tensor:
-    """Return D-RISE's highest similarity with a box in each image: (N,)."""
+    """Return the highest D-RISE similarity to ``box`` in each image: (N,)."""
     scores = candidates.log_scores.exp()
     cosine = (scores @ box.class_scores) / (scores.norm(dim=2) * box.class_scores.norm()).clamp(min=1e-12)
     overlap = torch.stack([box_iou(boxes, box.corners[None])[:, 0] for boxes in candidates.boxes]).nan_to_num(0.0)
@@ -129,24 +129,24 @@ def similarity(box: ScoredBox, candidates: Candidates, objectness: Tensor) -> Te
 
 
 def shares_of(steps: int) -> list[float]:
-    """Return the shares of changed pixels, 0 to 1: the squares of even steps, because small objects need fine ones."""
+    """Return the fractions of changed pixels, 0 to 1: squares of even steps, fine for small objects."""
     return [(k / steps) ** 2 for k in range(steps + 1)]
 
 
 @dataclass(frozen=True, eq=False)
 class PerturbedImage:
-    """An image with the two images into which its pixels are changed."""
+    """An image, with the grey image for Deletion and the blurred image for Insertion."""
 
     image: Tensor
-    """(1, 3, H, W) as the network takes it."""
+    """(1, 3, H, W) in the network's input format."""
     grey: Tensor
-    """The border colour in the image's place: the end of Deletion."""
+    """The image's area in the border's colour: the end of Deletion."""
     blurred: Tensor
-    """The start of Insertion."""
+    """The blurred image: the start of Insertion."""
     placement: Placement
 
     def order(self, wide: Tensor) -> npt.NDArray[np.intp]:
-        """Return the indices of the image's pixels in the flattened input, hottest first; the border is left out."""
+        """Return indices of pixels in the flattened input, hottest first, without the border."""
         (left, top), (height, width) = self.placement.offset, self.placement.size
         order = metrics.hottest_first(wide[top : top + height, left : left + width].numpy())
         rows, columns = np.divmod(order, width)
@@ -154,12 +154,12 @@ class PerturbedImage:
 
 
 def perturbed_image(image: Tensor, input_format: InputFormat, placement: Placement) -> PerturbedImage:
-    """Return an image with its grey and its blurred copy.
+    """Create the grey and the blurred copy of an image.
 
     Args:
-        image: (1, 3, H, W) as the network takes it.
-        input_format: the network's input.
-        placement: the position of the frame in it.
+        image: (1, 3, H, W) in the network's input format.
+        input_format: the network's input format.
+        placement: the position of the frame in the input.
     """
     (left, top), (height, width) = placement.offset, placement.size
     inner = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
@@ -170,13 +170,13 @@ def perturbed_image(image: Tensor, input_format: InputFormat, placement: Placeme
 
 
 def border_colour(input_format: InputFormat) -> Tensor:
-    """Return the colour of the input's border as the network takes it: (1, 3, 1, 1)."""
+    """Return the normalised colour of the input's border: (1, 3, 1, 1)."""
     border, mean, std = (torch.tensor(v) for v in (input_format.border, input_format.mean, input_format.std))
     return ((border - mean) / std)[None, :, None, None]
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Return images (N, 3, h, w) blurred by a Gaussian, cut off at one sigma as RISE's: 11 pixels for a sigma of 5."""
+    """Blur images (N, 3, h, w) by a Gaussian, truncated as in RISE: 11 pixels for a sigma of 5."""
     away = torch.arange(-round(sigma), round(sigma) + 1, dtype=image.dtype)
     line = torch.exp(-(away**2) / (2.0 * sigma**2))
     line = (line / line.sum()).expand(3, 1, 1, -1)
@@ -186,21 +186,21 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def curve_ends(reader: ScoreReader, image: PerturbedImage, box: ScoredBox) -> Ends:
-    """Return the scores of a box in its image, in the grey and in the blurred one."""
+    """Return the scores of a box in the unchanged, the grey and the blurred image."""
     return Ends(*(reader.read(changed, [box])[0] for changed in (image.image, image.grey, image.blurred)))
 
 
 def curve_areas(
     reader: ScoreReader, image: PerturbedImage, box: ScoredBox, wide: Tensor, *, steps: int, ends: Ends
 ) -> Areas:  # fmt: skip
-    """Return the areas of Deletion and Insertion for one map.
+    """Return the areas under the curves of Deletion and Insertion for one map.
 
     Args:
         reader: runs the detector.
         image: the image.
         box: the explained box.
-        wide: the map at the size of the input.
-        steps: number of steps; their shares are ``shares_of(steps)``.
+        wide: the map at input resolution.
+        steps: number of steps; see ``shares_of``.
         ends: the scores of the box at the ends of the curves.
     """
     shares = shares_of(steps)
@@ -220,7 +220,7 @@ def curve_areas(
 
 
 def random_masks(size: tuple[int, int], count: int, seed: int) -> Iterator[Tensor]:
-    """Yield D-RISE's random masks (H, W) in [0, 1]: coarse binary grids, enlarged, at a random offset.
+    """Yield D-RISE's random masks (H, W) in [0, 1]: coarse binary grids, upsampled, at a random offset.
 
     Petsiuk et al., arXiv:2006.03204, section 3.3, with 16 x 16 cells and a probability of 0.5.
     """
@@ -236,14 +236,14 @@ def random_masks(size: tuple[int, int], count: int, seed: int) -> Iterator[Tenso
 def d_rise(
     reader: ScoreReader, image: PerturbedImage, boxes: Sequence[ScoredBox], count: int, seed: int = 0
 ) -> list[Tensor]:
-    """Return D-RISE's maps (H, W) of some boxes of an image: the mean of the masks weighted by the similarity.
+    """Return D-RISE's map (H, W) of each box: the mean of the masks weighted by the similarity.
 
     Args:
         reader: runs the detector.
-        image: the image; masked parts are grey.
+        image: the image; masked pixels become grey.
         boxes: the explained boxes, which share the masks.
         count: number of masks.
-        seed: of the masks.
+        seed: seed of the random masks.
     """
     size = (image.image.shape[2], image.image.shape[3])
     sums = [torch.zeros(size) for _ in boxes]

@@ -1,4 +1,4 @@
-"""Means over the judged boxes of a detector, with standard errors clustered by image. Pure."""
+"""Means over the evaluated boxes of a detector, with standard errors clustered by image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MEASURES: Final[Mapping[str, Callable[[Record], float | None]]] = {
     "evidence": lambda m: m.get("evidence"),
     "randomised": lambda m: m.get("randomised"),
 }
-"""Measure -> its value in the record of a box and method; None = not measured."""
+"""Measure -> function that returns its value from the record of a box and method; None: not measured."""
 
 COMPARED: Final = ("gaussian-anchor", "odam")
-"""Methods with which the others are compared, box by box."""
+"""Methods with which all others are compared, box by box."""
 
 
 def _less(record: Record, first: str, second: str) -> float | None:
@@ -32,7 +32,7 @@ def _less(record: Record, first: str, second: str) -> float | None:
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> tuple[float, float | None]:
-    """Return the mean, and its standard error where values of one cluster depend on each other.
+    """Return the mean and its standard error, if values in a cluster depend on each other.
 
     The sandwich estimator of Liang and Zeger (1986) for a mean: the squares of the clusters' sums of residuals, with
     the correction G / (G - 1) for G clusters. The error is None for fewer than two clusters.
@@ -48,12 +48,12 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[object]) -> tuple
 
 
 def summarise_boxes(records: Sequence[Record]) -> dict[str, Any]:
-    """Return counts, and for each method the mean and standard error of each measure.
+    """Return counts, and the mean and standard error of each measure for each method.
 
-    Also the differences of Insertion less Deletion to those of ``COMPARED``, box by box.
+    Includes, box by box, the differences in (Insertion - Deletion) from each method in ``COMPARED``.
 
     Args:
-        records: one per image, of ``BoxEvaluator.evaluate``, with ``image``.
+        records: one per image, from ``BoxEvaluator.evaluate``, with the added key ``image``.
     """
     boxes = list(_boxes(records))
     names = list(dict.fromkeys(name for _, entry in boxes for name in entry["methods"]))
@@ -81,7 +81,7 @@ def _of(entry: Record, name: str, value_of: Callable[[Record], float | None]) ->
 
 
 def _compared(entry: Record, name: str, other: str) -> float | None:
-    """Return how much higher Insertion less Deletion is for one method than for another."""
+    """Return the difference of (Insertion - Deletion) between two methods; None if not measured."""
     if name == other:
         return None
     first, second = (_of(entry, method, MEASURES["difference"]) for method in (name, other))

@@ -129,5 +129,5 @@ def test_explain_place_refuses_a_box_without_a_part_in_the_image(detector, box):
 
 def test_no_region_is_refused(engine):
     (boxes,) = engine.run(torch.zeros(1, 3, *SIZE))
-    with pytest.raises(ConfigError, match="cell_px 0: a region has at least one pixel"):
+    with pytest.raises(ConfigError, match="cell_px 0: must be at least 1"):
         engine.heat_of_targets(boxes, [Target(Anchor(0, 0, 0), 0)], 0, "keep")

@@ -200,7 +200,10 @@ def test_cone_plan_refuses_layers_over_the_whole_map_by_name(kind, layer):
 
 @pytest.mark.parametrize(
     ("read", "message"),
-    [(Read(0, 12, 0), "row 12, column 0: map 0 has 12 x 16"), (Read(9, 0, 0), "map 9.*use the cut of its level")],
+    [
+        (Read(0, 12, 0), "row 12, column 0: is outside map 0, which has 12 x 16"),
+        (Read(9, 0, 0), "map 9.*use the split of its level"),
+    ],
 )
 def test_cone_plan_refuses_reads_outside_its_maps(read, message):
     _, plan, features = built(PyramidTail)

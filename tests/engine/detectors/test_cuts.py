@@ -66,7 +66,7 @@ def test_dense_responses_refuse_maps_of_another_level(yolox, image):
     network, layout = yolox
     split = build_split(network, own_level_cut(network, layout, 0), layout.levels[0].score_maps)
     reads = layout.reads(layout.locate(layout.grids(network.module(image)), 250))
-    with pytest.raises(ConfigError, match="cut of the anchor's level"):
+    with pytest.raises(ConfigError, match="split of the anchor's level"):
         dense_responses(split, split.features(image), reads, 32, "keep")
 
 

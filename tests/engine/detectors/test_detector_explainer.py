@@ -223,9 +223,9 @@ def test_heat_of_drop_keeps_what_speaks_against_the_box():
         ({"precision": "bf16"}, BackendError, "detectors run in fp32"),
         ({"layer": "head"}, ConfigError, "boxes.cut"),
         ({"input_size": (100, 128)}, ConfigError, "multiples of 32"),
-        ({"boxes": BoxesConfig(when="heat_inside(box)>0.5")}, ConfigError, "heat_inside is known after maps"),
-        ({"boxes": BoxesConfig(when="label=car and boxes>3")}, ConfigError, "boxes is known after maps"),
-        ({"boxes": BoxesConfig(when="not guard")}, ConfigError, "guard is known after maps"),
+        ({"boxes": BoxesConfig(when="heat_inside(box)>0.5")}, ConfigError, "heat_inside is computed from maps"),
+        ({"boxes": BoxesConfig(when="label=car and boxes>3")}, ConfigError, "boxes is computed from maps"),
+        ({"boxes": BoxesConfig(when="not guard")}, ConfigError, "guard is computed from maps"),
         ({"boxes": BoxesConfig(when="label=cra")}, ConfigError, "engine.boxes.when: 'label=cra'.*unknown label"),
         ({"backend": "openvin"}, ConfigError, "Did you mean 'openvino'"),
     ],
@@ -294,7 +294,7 @@ def test_engine_masks_the_maps_that_are_named(detector, frames):
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ("backbone.backbone.dark4", r"is not complete.*through.*the cut that is found for this level: .*, .*, "),
+        ("backbone.backbone.dark4", r"is not complete.*through.*use the cut found for this level: .*, .*, "),
         ("complte", r"'complte': no such node or module.*maps of the network: .*stride 8.*'complete' or 'level'"),
         ("complete, level", r"'complete': no such node or module"),
         ("head.stems", r"but a cut needs maps|no such node or module"),

@@ -119,7 +119,7 @@ def test_exported_file_states_its_labels_and_cut(exported):
 @pytest.mark.slow
 def test_exported_detector_is_refused_as_the_model_of_a_stream(exported):
     assert not is_foreign_onnx(str(exported[0]))
-    with pytest.raises(ModelError, match="an exported detector is for other programs"):
+    with pytest.raises(ModelError, match="is an exported detector, which only other programs can run"):
         read_metadata(exported[0])
 
 

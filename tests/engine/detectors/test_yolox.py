@@ -85,7 +85,7 @@ def test_yolox_with_weights_of_the_onnx_file_equals_onnx_runtime(detector_weight
 
 def test_detector_refuses_sizes_that_are_no_multiples_of_32():
     detector = load_detector("yolox_nano", weights="random")
-    with pytest.raises(ConfigError, match="416x400: both sides are multiples of 32"):
+    with pytest.raises(ConfigError, match="416x400: both sides must be multiples of 32"):
         detector.network((416, 400))
     assert [tuple(m.shape[2:]) for m in detector.network((96, 160)).module(torch.zeros(1, 3, 96, 160))[::3]] == [
         (12, 20), (6, 10), (3, 5),

@@ -28,7 +28,7 @@ def dense_responses(
     *,
     chunk: int = DEFAULT_CHUNK,
 ) -> list[Tensor]:
-    """Return the vectors at ``reads`` for each masked copy of one image's features.
+    """Return the output vectors at ``reads`` for each masked copy of one image's features.
 
     Args:
         split: the detector.
@@ -84,7 +84,7 @@ def heat_from_responses(
     mode: Mode,
     raw: bool = False,
 ) -> Tensor:
-    """Return the heat of each region, not normalised.
+    """Return the heat of each region from responses, not normalised.
 
     Args:
         layout: the detector's layout.

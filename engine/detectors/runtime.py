@@ -333,7 +333,7 @@ def build_engine(
     cut: CutKind | Sequence[str] = "complete",
     compile_plain: CompilePlain | None = None,
 ) -> BoxEngine:
-    """Return the engine of a detector; arguments and errors are those of ``OneStageEngine``.
+    """Create the engine of a detector; arguments and errors are those of ``OneStageEngine``.
 
     Raises:
         ConfigError: ``cut`` is set for a two-stage detector.

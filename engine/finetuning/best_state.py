@@ -1,4 +1,4 @@
-"""The best state of a training so far."""
+"""Stores the best state of a training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BestState:
 
     @classmethod
     def restored(cls, learner: Learner, state: Mapping[str, Any]) -> Self:
-        """Return the best state of a training that goes on, from a ``state_dict``."""
+        """Restore the best state of an interrupted training from a ``state_dict``."""
         best = cls(learner)
         best._weights = dict(state["weights"])
         best._score, best._loss, best._least_loss = state["score"], state["loss"], state["least_loss"]
@@ -30,18 +30,18 @@ class BestState:
         return best
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as tensors and numbers."""
+        """Return the object's content as tensors and numbers."""
         return {
             "weights": self._weights, "score": self._score, "loss": self._loss, "least_loss": self._least_loss,
             "epochs_since": self.epochs_since,
         }  # fmt: skip
 
     def measure(self) -> None:
-        """Evaluate the initial state, which counts as a result."""
+        """Evaluate the initial state and store its score, so that training must improve it."""
         self._loss, self._score = self._learner.evaluate()
 
     def update(self, score: float, loss: float, *, improve_on_loss: bool) -> bool:
-        """Compare the learner's state with the best one, which it may replace; return whether it does."""
+        """Store the learner's state if it is better than the best state; return whether it is."""
         is_best = (score, -loss) > (self._score, -self._loss)
         improved = is_best or (improve_on_loss and loss < self._least_loss)
         self._least_loss = min(self._least_loss, loss)
@@ -51,5 +51,5 @@ class BestState:
         return is_best
 
     def restore(self) -> None:
-        """Give the learner its best state back."""
+        """Load the best state into the learner."""
         self._learner.load_state_dict(self._weights)

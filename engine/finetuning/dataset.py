@@ -1,6 +1,6 @@
-"""Images of a training, resized to the network's input, and their augmentation.
+"""Loads training images, resized to the network's input, and augments them.
 
-The code that resizes a stream's frames resizes them, so training and inference see the same input.
+Images are resized by the same code as a stream's frames, so training and inference have the same input.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.frames import Box, Image
 
 CACHE_BYTES: Final = 2 << 30
-"""Memory for resized images, in bytes; the others are read again in each epoch."""
+"""Maximum memory for resized images, in bytes; all other images are read again in each epoch."""
 
 
 class ImageDataset:
-    """Images by index, with a cache of the resized ones."""
+    """Images by index, with a cache of resized images."""
 
     def __init__(
         self,
@@ -34,14 +34,14 @@ class ImageDataset:
         boxes: Mapping[str, Box] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Create a data set; images are read when they are used.
+        """Create a data set; images are read when they are first used.
 
         Args:
             paths: the image of each index.
             read: reads an image by its path.
-            preprocessing: the network's input.
-            boxes: by path, the box of the object in pixels of the image; for ``crops``.
-            cache_bytes: memory for resized images, in bytes.
+            preprocessing: the network's input format.
+            boxes: the object's box in image pixels, by path; used by ``crops``.
+            cache_bytes: maximum memory for resized images, in bytes.
         """
         self._paths, self._read, self._preprocessing = paths, read, preprocessing
         self._boxes = boxes or {}
@@ -61,18 +61,18 @@ class ImageDataset:
             self._load(index)
 
     def fitted(self, indices: Sequence[int]) -> Tensor:
-        """Return the images at these indices in the network's input size: (N, 3, H, W) uint8."""
+        """Return images, resized to the network's input: (N, 3, H, W) uint8."""
         return torch.cat([self._load(int(index)) for index in indices])
 
     def crops(self, indices: Sequence[int], side: int, rng: np.random.Generator | None = None) -> Tensor:
-        """Return a square of each image at these indices: (N, 3, side, side) uint8.
+        """Return a square crop of each image: (N, 3, side, side) uint8.
 
-        The square holds the image's box where there is one, and lies anywhere in other images.
+        The crop contains the image's box if there is one; in other images its position is random.
 
         Args:
             indices: the images.
-            side: in pixels of the network's input, at most its height and width.
-            rng: draws the positions; None gives each image the same position every time.
+            side: side of the crop in pixels of the network's input; at most its height and width.
+            rng: source of random positions; None: each image always has the same position.
         """
         crops = []
         for index in map(int, indices):
@@ -83,7 +83,7 @@ class ImageDataset:
         return torch.cat(crops)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Return the network's input for resized images (N, 3, H, W), 0 to 255."""
+        """Normalise resized images (N, 3, H, W), 0 to 255, for the network."""
         return self._preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
 
     def _load(self, index: int) -> Tensor:
@@ -100,7 +100,7 @@ class ImageDataset:
         return pixels
 
     def _crop_corner(self, box: Box | None, side: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Return the top left corner (y, x) of a square that holds the box, or as much of it as fits."""
+        """Return the top left corner (y, x) of a square that contains as much of the box as possible."""
         spans = ((0.0, 0.0), (0.0, 0.0)) if box is None else ((box.top, box.bottom), (box.left, box.right))
         corner = []
         for (first, last), length in zip(spans, self.size, strict=True):
@@ -113,7 +113,7 @@ class ImageDataset:
 
 
 def _box_in_input(box: Box, region: Box, size: tuple[int, int]) -> Box:
-    """Return a box of the image in pixels of the input that covers ``region`` of the image."""
+    """Convert a box from image pixels to input pixels; the input covers ``region`` of the image."""
     down, across = size[0] / region.height, size[1] / region.width
     return Box(
         (box.left - region.left) * across,
@@ -139,13 +139,13 @@ AUGMENTATIONS: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
 brightness, contrast and saturation, Gaussian blur."""
 
 DEFAULT_AUGMENTATIONS: Final = ("hflip", "crop", "colour")
-"""Augmentations that keep the class of nearly all images. Add ``vflip`` for parts without a fixed orientation."""
+"""Augmentations that rarely change the class of an image. Add ``vflip`` for parts without a fixed orientation."""
 
 
 def build_augmentation(words: Sequence[str], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """Return a function that augments a batch of images (N, 3, H, W) uint8, each image separately.
+    """Return a function that augments each image of a batch (N, 3, H, W) uint8 separately.
 
-    It draws from torch's global random state.
+    The function uses torch's global random state.
 
     Raises:
         ConfigError: an augmentation is unknown.

@@ -1,4 +1,4 @@
-"""Fine-tuning: trains a network on labelled images, evaluates it, and returns the checkpoint."""
+"""Trains a network on labelled images (fine-tuning), evaluates it, and returns the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ from engine.runtime.devices import choose_device
 from pipeline.frames import Box, Image
 
 MIN_GROUPS_FOR_INTERVAL = 5
-"""With fewer groups no confidence interval is given."""
+"""Minimum number of groups for a confidence interval."""
 
 MAX_SCORES = 400_000
 """Maximum number of scores in a report."""
 
 HEAD_WARM_UP = TrainingConfig(epochs=60, batch_size=64, learning_rate=3e-3, patience=15, stage="last layer alone")
-"""Trains the new last layer alone before the whole network: a random one would distort the pretrained features.
+"""Trains only the new last layer before the whole network, because a random layer would distort pretrained features.
 Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitMetrics:
-    """Results of the network on one split."""
+    """Metrics of the network on one split."""
 
     images: int
     accuracy: float
     mean_recall: float
     recalls: tuple[float, ...]
-    """By class."""
+    """Recall by class."""
     confusion: tuple[tuple[int, ...], ...]
     """Counts by true class (row) and predicted class (column)."""
     predictions: tuple[tuple[str, int, int, float], ...]
-    """Path, true class, predicted class and its score, for every image."""
+    """Path, true class, predicted class and its score, for each image."""
     scores: tuple[tuple[float, ...], ...]
-    """The scores of all classes, for every image; empty above ``MAX_SCORES`` numbers."""
+    """The scores of all classes for each image; empty if there are more than ``MAX_SCORES``."""
     interval: tuple[float, float] | None
-    """95 % Wilson interval of the accuracy on new parts; each group counts once, near duplicates of training images do
-    not count. None: the groups are not known, or there are fewer than ``MIN_GROUPS_FOR_INTERVAL``."""
+    """95 % Wilson interval of the accuracy for new parts. Each group counts once; near duplicates of training images
+    are excluded. None: the groups are unknown, or fewer than ``MIN_GROUPS_FOR_INTERVAL``."""
     counted_groups: int
-    """Number of groups behind the interval."""
+    """Number of groups from which the interval is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +66,21 @@ class FinetuneResult:
 
     checkpoint: Checkpoint
     epochs: tuple[EpochStats, ...]
-    """Of the stages that train the whole network; of a linear probe, its own."""
+    """Epochs of the stages that train the whole network, or of the linear probe."""
     metrics: Mapping[str, SplitMetrics]
     """By split: validation and, if there is one, test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Functions that report progress and may stop the training."""
+    """Functions that report progress and can stop the training."""
 
     features: Callable[[int, int], None]
-    """Called while features are computed, with the number of images done and of all images."""
+    """Called during the computation of features, with the numbers of finished and of all images."""
     epoch: Callable[[EpochStats], None]
     """Called after each epoch."""
     stop: Callable[[], bool]
-    """Called before each batch; True ends the training."""
+    """Called before each batch; training ends if it returns True."""
 
 
 def finetune(
@@ -90,17 +90,17 @@ def finetune(
 ) -> FinetuneResult:  # fmt: skip
     """Train a network on labelled images and evaluate it.
 
-    The same images, configuration, thread count and machine give the same weights on a CPU.
+    On a CPU, equal images, configuration, thread count and machine produce equal weights.
 
     Args:
         model: the network; its weights change.
-        parts: the train and validation splits and, if there is one, the test split, each with all classes of the model.
+        parts: the train and validation splits, and optionally the test split, each with all classes of the model.
         read: reads an image by its path.
-        callbacks: report progress and stop the training.
-        boxes: by path, the box of the object in pixels of the image; used by stages on crops.
-        grouped: whether the samples' groups are known; otherwise there is no confidence interval.
-        look_alikes: paths of near duplicates of training images; the interval leaves them out.
-        progress: where the state after each epoch is kept.
+        callbacks: functions that report progress and can stop the training.
+        boxes: the object's box in image pixels, by path; used by stages on crops.
+        grouped: True: the groups of the samples are known; False: no confidence interval is computed.
+        look_alikes: paths of near duplicates of training images; the interval excludes them.
+        progress: stores the state after each epoch.
 
     Raises:
         ModelError: the loss diverged before the first improvement, or the network cannot be trained on crops.
@@ -125,7 +125,7 @@ def finetune(
 
 
 def _train_stages(task: _Task) -> tuple[LinearProbe | FullFinetuner, list[EpochStats]]:
-    """Train, and return the trained network and the epochs of the whole network, if there were any."""
+    """Run all stages; return the trained network and the epochs to report."""
     model, config = task.model, task.model.config
     epochs: list[EpochStats] = []
     if config.linear_probe or model.warm_up_head:
@@ -179,14 +179,14 @@ class _Task:
     images: ImageDataset
     classes: Indices
     indices: Mapping[str, Indices]
-    """Of the images of each split."""
+    """Indices of the images of each split."""
     device: torch.device
     callbacks: Callbacks
     progress: TrainingProgress | None
 
 
 def _linear_probe(task: _Task) -> LinearProbe:
-    """Return a linear probe; with augmented views if no other stage follows it."""
+    """Create a linear probe, with augmented views if no other stage follows."""
     model, config = task.model, task.model.config
     return LinearProbe(
         model.net,
@@ -238,7 +238,7 @@ def _evaluate(
     task: _Task, trainable: FullFinetuner | LinearProbe, samples: Sequence[Sample], indices: Indices,
     groups: Sequence[str | None],
 ) -> SplitMetrics:  # fmt: skip
-    """Return the results on some images; a sample whose group is None does not count for the interval."""
+    """Evaluate some images; samples whose group is None are excluded from the interval."""
     labels = task.model.labels
     scores = torch.softmax(predict_logits(trainable, indices), 1)
     predictions = scores.argmax(1).tolist()
@@ -288,7 +288,7 @@ def _provenance(
 def describe_training(
     stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]]
 ) -> dict[str, Any]:
-    """Return the schedule, the epochs and the sizes of the splits of a training as JSON values."""
+    """Return the schedule, the epochs and the split sizes of a training as JSON values."""
     best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
     return {
         "course": asdict(stages[0]) if len(stages) == 1 else {"stages": [asdict(stage) for stage in stages]},

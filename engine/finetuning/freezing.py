@@ -1,4 +1,4 @@
-"""Freezes the first layers of a network."""
+"""Freezes the first layers of a network in training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MAX_NAMED = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TruncatedParent:
-    """The network that a truncated network was made from."""
+    """The network from which a truncated network was created."""
 
     net: nn.Module
-    """The whole network, with the layer names that its documentation has."""
+    """The whole network, with its documented layer names."""
     truncate_at: str
-    """Its layer that is the last one of the truncated network."""
+    """The layer of ``net`` that is the last layer of the truncated network."""
     prefix: str = "features."
     """Prefix of the layer names in the truncated network."""
 
@@ -33,7 +33,7 @@ def freeze_until(net: nn.Module, layer: str, image_size: tuple[int, int], parent
 
     Args:
         net: the network.
-        layer: name of the layer; of a truncated network, the name in the whole network.
+        layer: name of the layer; for a truncated network, its name in the whole network.
         image_size: height and width of the input in pixels.
         parent: the whole network if ``net`` is truncated.
 
@@ -56,7 +56,7 @@ def freeze_until(net: nn.Module, layer: str, image_size: tuple[int, int], parent
                 parameters[parameter].requires_grad = False
     trainable = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
     if not trainable:
-        raise LayerError(f"--freeze-until {layer!r}: freezes all layers; name an earlier layer")
+        raise LayerError(f"--freeze-until {layer!r}: freezes all layers; choose an earlier layer")
     return trainable
 
 
@@ -68,8 +68,9 @@ def _raise_unknown_layer(
     listed = ", ".join(top_level[-_MAX_NAMED:])
     if parent is not None and layer in orders:
         raise LayerError(
-            f"--freeze-until {layer!r}: the network ends before it, with {parent.truncate_at!r}; name one of {listed}"
+            f"--freeze-until {layer!r}: the network ends before it, with {parent.truncate_at!r}; choose one of {listed}"
         )
     raise LayerError(
-        f"--freeze-until {layer!r}: the network has no such layer.{did_you_mean(layer, own_orders)} It has {listed}"
+        f"--freeze-until {layer!r}: the network has no such layer.{did_you_mean(layer, own_orders)} Choose one of "
+        f"{listed}"
     )

@@ -1,4 +1,4 @@
-"""Data sets that are split already: keeps the split, and removes images that are in two parts of it."""
+"""Keeps the split of a data set that is already split, without images that are in two splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_given(samples: Sequence[Sample]) -> None:
     """Check that all splits have the same classes.
 
     Raises:
-        ConfigError: a part lacks a class; the message names both.
+        ConfigError: a split lacks a class; the message names both.
     """
     labels = {split: {sample.label for sample in samples if sample.split == split} for split in _SPLITS}
     for split in (VALIDATION, TEST):
@@ -23,13 +23,13 @@ def check_given(samples: Sequence[Sample]) -> None:
             continue
         for label in sorted(labels[split] - labels[TRAIN]):
             raise ConfigError(
-                f"class {label!r}: has images in the {_NAMES[split]} split and none in the training "
+                f"class {label!r}: has images in the {_NAMES[split]} split, but none in the training "
                 "split; add images there, or remove the class"
             )
         for label in sorted(labels[TRAIN] - labels[split]):
             raise ConfigError(
-                f"class {label!r}: has no images in the {_NAMES[split]} split; add some, or give the "
-                "training folder alone to split its images"
+                f"class {label!r}: has no images in the {_NAMES[split]} split; add some, or use only the "
+                "training folder, to split its images automatically"
             )
     if not labels[VALIDATION]:
         check_groups([sample for sample in samples if sample.split == TRAIN], [TRAIN, VALIDATION])
@@ -39,18 +39,18 @@ def keep_split(
     samples: Sequence[Sample], validation_fraction: float, seed: int, seen: Collection[str] = (), *,
     every_class: bool = True,
 ) -> tuple[dict[str, list[Sample]], list[Sample]]:  # fmt: skip
-    """Return the splits as the user gave them, and the samples that are left out.
+    """Return the user's splits, and the samples that are left out.
 
-    Validation and test samples of a group in the training split are left out, and test samples of a group that the
-    network was trained on before. Without a validation split, a fraction of the training split is taken.
+    Validation and test samples whose group is in the training split are left out, and test samples whose group was used
+    in an earlier training. Without a validation split, a fraction of the training split is used for it.
 
     Args:
         samples: all samples, each with its split; copies share a group.
         validation_fraction: fraction of each class of the training split, 0 to 1, if there is no validation split.
         seed: seed of the division of the training split.
-        seen: digests of the images of earlier trainings.
-        every_class: whether each class must have samples left in each split that it is in. The label of an image with
-            boxes is only one of its classes.
+        seen: digests of the images of earlier training runs.
+        every_class: True: each class must keep samples in each of its splits. False: for images with boxes, whose label
+          is only one of their classes.
 
     Raises:
         ConfigError: a class has no samples left in a split.
@@ -79,9 +79,9 @@ def keep_split(
 
 
 def _check_remaining(samples: Sequence[Sample], remaining: Sequence[Sample], split: str) -> None:
-    """Refuse a class of which no sample remains in a split."""
+    """Raise ConfigError for a class that has no samples left in a split."""
     for label in sorted({sample.label for sample in samples} - {sample.label for sample in remaining}):
         raise ConfigError(
-            f"class {label!r}: every image of it in the {_NAMES[split]} split is in a group of the training "
+            f"class {label!r}: all of its images in the {_NAMES[split]} split are in groups of the training "
             "split; add images of other groups"
         )

@@ -1,6 +1,6 @@
-"""Replaces the last layer of a pretrained network, for any class count and every model family.
+"""Replaces the last layer of a pretrained network, for any class count and any model family.
 
-The last layer is the one whose shape depends on the class count, so no names of families are needed.
+The last layer is found by its shape, which depends on the class count, not by its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRUNCATED_HEAD = "classifier"
 """Name of the last layer of a truncated network."""
 
 RECTIFIED_BIAS = 10.0
-"""Initial bias of a last layer with a ReLU after it: softmax depends on differences of logits only."""
+"""Initial bias of a last layer with a ReLU after it; softmax depends only on differences of logits."""
 
 _VERY_NEGATIVE = -1e6
 
@@ -30,10 +30,10 @@ _VERY_NEGATIVE = -1e6
 def truncate_and_replace_head(
     model: str, weights: Path | str | None, count: int, until: str, image_size: tuple[int, int] | None
 ) -> tuple[nn.Module, ModelEntry, str]:
-    """Return the result of ``replace_head`` for a network truncated after the layer ``until``.
+    """Like ``replace_head``, for a network that is truncated after the layer ``until``.
 
     Raises:
-        ModelError, LayerError: as ``replace_head``, or the network cannot be truncated there.
+        ModelError, LayerError: as in ``replace_head``, or the network cannot be truncated there.
     """
     entry = find_entry(model)
     net = build_untrained(entry) if weights == RANDOM else load_network(model, weights=weights).module
@@ -43,11 +43,11 @@ def truncate_and_replace_head(
 def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
     """Return the network for ``count`` classes, its registry entry and the name of its last layer.
 
-    All layers have the given weights but the last one, which is random, from torch's random state.
+    All layers have the given weights, except for the last layer, whose weights are random (torch's random state).
 
     Args:
-        model: name in the registry, or of any torchvision or timm classifier.
-        weights: file of a state dict, ``"random"``, or None for the default pretrained weights.
+        model: a name in the registry, or the name of any torchvision or timm classifier.
+        weights: file of a state dict, ``"random"``, or None: the default pretrained weights.
         count: number of classes.
 
     Raises:
@@ -64,27 +64,30 @@ def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn
         net = load_weights(lambda _: build_untrained(entry, count), state, entry.name, path)
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:
-        raise ModelError(f"model {entry.name!r} has no single last layer that could be replaced ({', '.join(layers)})")
+        raise ModelError(
+            f"model {entry.name!r} has no single last layer to replace ({', '.join(layers)}); choose another --model"
+        )
     return net.eval(), entry, layers.pop()
 
 
 def resume_from_checkpoint(
     file: Checkpoint, path: Path, labels: Sequence[str], until: str | None, image_size: tuple[int, int]
 ) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Return the network of a checkpoint for these classes, the name of its last layer, and its known classes.
+    """Build the network of a checkpoint for new classes.
 
-    Known classes keep their rows of the last layer; the other rows are random, from torch's random state.
+    Known classes keep their rows in the last layer; the other rows are random (torch's random state). Returns the
+    network, the name of its last layer, and the known classes.
 
     Args:
         file: the checkpoint.
         path: its path, for messages.
         labels: the new classes, in order.
-        until: the layer to truncate after; None keeps the checkpoint's end.
+        until: the layer after which to truncate; None: as in the checkpoint.
         image_size: height and width of the input, in pixels.
 
     Raises:
         ModelError, LayerError: the weights do not fit, or the network cannot be truncated there.
-        ConfigError: the checkpoint is truncated after another layer already.
+        ConfigError: the checkpoint is already truncated after another layer.
     """
     entry = find_entry(file.model)
     if file.truncate_at and until not in {None, file.truncate_at}:
@@ -115,7 +118,7 @@ def resume_from_checkpoint(
 
 
 def _lift_rectified_bias(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
-    """Raise the biases of the last layer where a ReLU follows it (SqueezeNet), and return the network.
+    """Raise the biases of the last layer if a ReLU follows it (SqueezeNet); return the network.
 
     A class whose logit falls below zero gets no gradient and is never predicted.
     """

@@ -1,4 +1,4 @@
-"""Detects validation and test images that look nearly like training images."""
+"""Detects validation and test images that are nearly equal to training images."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _EARLIER = "an image of an earlier training"
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """Two images in different splits that look nearly alike."""
+    """Two images in different splits that are nearly equal."""
 
     split: str
     """The split of the first image."""
     path: str
     learned: str
-    """The path of the other image."""
+    """Path of the other image."""
     different_bits: int
     """Hamming distance of their 256-bit hashes."""
     labels: tuple[str, str] = ("", "")
-    """Their labels; different labels may be a mistake. Empty where they are not known."""
+    """Labels of both images; different labels may be a mistake. Empty if unknown."""
 
 
 def near_duplicates(
     parts: Mapping[str, Sequence[Sample]], spectra: Mapping[str, Spectrum], known: Sequence[KnownImages] = ()
 ) -> tuple[list[NearDuplicate], KnownImages]:
-    """Return near duplicates across splits, the most similar first, and the hashes of the training images.
+    """Return near duplicates across splits, most similar first, and the training images' hashes.
 
-    Test images are compared with all others, validation images with training images. Each appears once, with the image
-    nearest to it. Images of a single colour are left out.
+    Test images are compared with all other images, validation images with training images. Each image is listed once,
+    with its nearest image. Images of a single colour are ignored.
 
     Args:
         parts: the train, validation and test splits.
-        spectra: by path; see ``engine.io.perceptual_hash``.
-        known: hashes of the images of earlier trainings.
+        spectra: spectra by path; see ``engine.io.perceptual_hash``.
+        known: hashes of the images of earlier training runs.
     """
     shown = {
         split: [sample.path for sample in samples if spectra[sample.path].any()] for split, samples in parts.items()

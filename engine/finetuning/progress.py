@@ -1,4 +1,4 @@
-"""The state of a training after each epoch, in a file from which a killed training goes on."""
+"""Saves the state of a training after each epoch, so that an interrupted training can continue."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _VERSION: Final = 1
 
 
 class TrainingProgress:
-    """The saved state of a training: that of its current stage, and the results of the stages before.
+    """The saved state of a training: its current stage, and the results of earlier stages.
 
-    The file holds tensors and plain values only, and is read without unpickling objects. It is written to a temporary
-    file and renamed; what stops the writing (a full disk) is logged once, and the training goes on.
+    The file contains only tensors and plain values, and is read without unpickling objects. It is written to a
+    temporary file and renamed. If writing fails (a full disk), this is logged once, and the training continues.
     """
 
     def __init__(self, path: Path, fingerprint: str, *, restart: bool = False) -> None:
-        """Read the file, if there is one.
+        """Read the file if it exists.
 
         Args:
-            path: of the file.
-            fingerprint: of the training's settings and data; a file of another training is not used.
-            restart: ignore the file; it is replaced after the first epoch.
+            path: path of the file.
+            fingerprint: digest of the training's settings and data; a file with another digest is ignored.
+            restart: True: ignore the file; it is replaced after the first epoch.
         """
         self.path, self._fingerprint = path, fingerprint
         self._stages: list[dict[str, Any]] = [] if restart else _read(path, fingerprint)
@@ -48,7 +48,7 @@ class TrainingProgress:
         return sum(len(stage["history"]) for stage in self._stages)
 
     def next_stage(self) -> dict[str, Any] | None:
-        """Begin the next stage; return its saved state, or None if it has not ended an epoch."""
+        """Start the next stage; return its saved state, None if it has no finished epoch."""
         self._number += 1
         return self._stages[self._number] if self._number < len(self._stages) else None
 
@@ -56,7 +56,7 @@ class TrainingProgress:
         """Write the state of the current stage.
 
         Args:
-            state: tensors, numbers, texts, and lists and dicts of them; ``history`` is the list of its epochs.
+            state: tensors, numbers, texts, and lists and dicts of them; ``history`` is the list of the stage's epochs.
         """
         self._stages[self._number :] = [dict(state)]
         content = {"version": _VERSION, "fingerprint": self._fingerprint, "stages": self._stages}
@@ -70,12 +70,12 @@ class TrainingProgress:
             self._warned = True
 
     def remove(self) -> None:
-        """Delete the file, once the result of the training is written."""
+        """Delete the file; call this after the result of the training was written."""
         self.path.unlink(missing_ok=True)
 
 
 def _read(path: Path, fingerprint: str) -> list[dict[str, Any]]:
-    """Return the saved stages; none, with a warning, if the file is of another training or damaged."""
+    """Return the saved stages; none, with a warning, if the file is damaged or of another training."""
     if not path.exists():
         return []
     try:
@@ -83,20 +83,20 @@ def _read(path: Path, fingerprint: str) -> list[dict[str, Any]]:
         version, saved, stages = content["version"], content["fingerprint"], content["stages"]
     except Exception as error:  # noqa: BLE001 - the unpickler raises anything on a damaged file
         reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
-        log.warning("%s: cannot be read (%s); the training begins anew", path, reason)
+        log.warning("%s: cannot be read (%s); the training starts again", path, reason)
         return []
     if version != _VERSION or saved != fingerprint:
-        log.warning("%s: is the progress of a training with other settings, weights or images; this one begins anew",
+        log.warning("%s: belongs to a training with other settings, weights or images; this training starts again",
                     path)  # fmt: skip
         return []
     return list(stages)
 
 
 def fingerprint(settings: Mapping[str, Any], parts: Mapping[str, Sequence[Sample]], state: Mapping[str, Tensor]) -> str:
-    """Return a digest of all that the result of a training depends on, besides the machine.
+    """Return a digest of everything, except the machine, that determines a training's result.
 
     Args:
-        settings: its configuration and annotations, as JSON values.
+        settings: configuration and annotations, as JSON values.
         parts: the images of each split.
         state: the initial weights.
     """

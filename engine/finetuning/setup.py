@@ -1,4 +1,4 @@
-"""Settings of a training, and the network built from them, before any image is read."""
+"""Defines the settings of a training, and builds its network before any image is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.split.network import split_network
 from pipeline.errors import ConfigError, LayerError, ModelError
 
 Precision = Literal["fp32", "bf16"]
-"""Arithmetic of the training."""
+"""Precision in which the network is computed during training."""
 
 FULL_DEFAULTS = TrainingConfig(epochs=24, batch_size=24, learning_rate=1e-4, patience=8)
 FROM_SCRATCH_DEFAULTS = TrainingConfig(
@@ -37,22 +37,22 @@ LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch_size=64, learning_rate=
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """Settings of a fine-tuning; None selects the default."""
+    """Settings of a training; None selects the default."""
 
     model: str
-    """Name of a network, or path of a checkpoint to continue from."""
+    """Name of a network, or path of a checkpoint from which to continue."""
     weights: str | None = None
-    """File of a state dict, or ``random`` to train from scratch; None = pretrained weights."""
+    """File of a state dict, or ``random`` to train from scratch; None: pretrained weights."""
     input_size: tuple[int, int] | None = None
-    """Height and width in pixels."""
+    """Height and width of the input in pixels."""
     fit: Fit | None = None
-    """Method by which images are resized to the input; None = as the checkpoint has it, or ``stretch``."""
+    """How images are resized to the input; None: as in the checkpoint, or ``stretch``."""
     layer: str | None = None
     """The layer to explain."""
     truncate_at: str | None = None
-    """The layer after which the network is truncated; None = not truncated."""
+    """The layer after which the network is truncated; None: not truncated."""
     linear_probe: bool = False
-    """True if only the last layer is trained."""
+    """True: only the last layer is trained."""
     freeze_until: str | None = None
     """This layer and all layers before it are frozen."""
     augment: Sequence[str] = DEFAULT_AUGMENTATIONS
@@ -62,18 +62,18 @@ class FinetuneConfig:
     learning_rate: float | None = None
     patience: int | None = None
     views: int = 6
-    """Of a linear probe: number of augmented views of each image."""
+    """Number of augmented views of each image in a linear probe."""
     device: str = "auto"
     precision: Precision = "fp32"
-    """Arithmetic of the network during training."""
+    """Precision in which the network is computed during training."""
     threads: int | None = None
     seed: int = 0
 
     course: tuple[TrainingConfig, ...] = ()
-    """Stages of the training, one after the other, instead of one stage with the settings above."""
+    """Consecutive stages of the training, instead of one stage with the settings above."""
 
     def stages(self) -> tuple[TrainingConfig, ...]:
-        """Return the stages: those of ``course``, or one with the defaults for the settings that are None."""
+        """Return the stages: those in ``course``, or one stage, with defaults for settings that are None."""
         if self.course:
             return self.course
         defaults = FROM_SCRATCH_DEFAULTS if self.weights == RANDOM else FULL_DEFAULTS
@@ -108,32 +108,34 @@ class FinetuneModel:
     augmentation: Callable[[Tensor], Tensor]
     """Augments a batch of images (N, 3, H, W) uint8."""
     known_labels: tuple[str, ...] = ()
-    """Classes of the checkpoint that the network continues from."""
+    """Classes of the checkpoint from which the network continues."""
     warm_up_head: bool = True
-    """True if the last layer is trained alone before the whole network."""
+    """True: only the last layer is trained before the whole network."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the images of earlier trainings."""
+    """Digests of the images of earlier training runs."""
     trained_hashes: tuple[KnownImages, ...] = ()
-    """Perceptual hashes of these images."""
+    """Perceptual hashes of the images of earlier training runs."""
     parent_checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of the checkpoint that the network continues from."""
+    """Provenance of the checkpoint from which the network continues."""
 
     @property
     def warm_start(self) -> bool:
-        """True if the checkpoint has all classes: its state is kept if training does not improve it."""
+        """True if the checkpoint has all classes; training must then improve its state."""
         return len(self.known_labels) == len(self.labels)
 
 
 def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
-    """Build the network for these classes; the same configuration gives the same weights.
+    """Build the network for these classes; equal configurations produce equal weights.
 
     Raises:
         ModelError, LayerError, EngineError: there is no such network or layer, or the weights or the input size do not
-            fit.
+          fit.
         ConfigError: an augmentation is unknown, or two settings contradict each other.
     """
     if config.linear_probe and config.freeze_until:
-        raise ConfigError(f"--linear-probe freezes more than --freeze-until {config.freeze_until!r}; give one of them")
+        raise ConfigError(
+            f"--linear-probe freezes more than --freeze-until {config.freeze_until!r}; use only one of them"
+        )
     choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -170,7 +172,7 @@ def _from_registry(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneM
 
 
 def _from_checkpoint(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
-    """Return the network of a checkpoint, with its layer, input size, fit and end unless the configuration has them."""
+    """Build the network of a checkpoint; its settings apply unless the configuration sets them."""
     if config.weights is not None:
         raise ConfigError(f"--weights {config.weights!r}: {config.model} has its own weights; omit --weights")
     path = Path(config.model)
@@ -211,7 +213,7 @@ def _with_metadata(
 
 
 def _explained_layer(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
-    """Return the name of the layer to explain: of a truncated network, its last one."""
+    """Return the name of the layer to explain; for a truncated network, its last layer."""
     if not config.truncate_at:
         return split_network(net, config.layer or entry.layer, size).layer
     try:

@@ -1,7 +1,7 @@
-"""Groups labelled images by the part that they show, and splits them into train, validation and test.
+"""Groups labelled images by the part they show, and splits them into train, validation and test.
 
-Two images of one part, in other light or a second apart, are not independent samples: a network that was trained on one
-knows the other. So no group of images is in two splits. This module reads no files.
+Two images of the same part, in other light or a second apart, are not independent samples: a network trained on one of
+them knows the other. So each group of images is in one split only. This module reads no files.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from pipeline.errors import ConfigError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-"""Splits: to train on, to decide when to stop, and to evaluate at the end."""
+"""The splits: for training, for the decision when to stop, and for the final evaluation."""
 
 _MAX_NAMED = 3
-"""Maximum number of pairs of images that a message names."""
+"""Maximum number of pairs of images in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Sample:
     path: str
     label: str
     group: str
-    """Name of the part that it shows; images of one group stay in one split."""
+    """Name of the part in the image; images of one group stay in one split."""
     digest: str = ""
-    """Digest of the pixels, equal for copies of an image; empty if not known."""
+    """Digest of the pixels, equal for copies of an image; empty if unknown."""
     split: str = ""
-    """The split of a data set that is split already; empty otherwise."""
+    """The split, if the data set is already split; else empty."""
 
 
 def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:
@@ -41,13 +41,13 @@ def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None 
 
     Args:
         names: paths of the images.
-        pattern: regular expression searched in each path. The group is its capturing groups, or the whole match without
-            any. None = each image is a group.
-        gap: maximum distance of successive frame numbers in one group; the pattern gives the number. None = each value
-            is a group.
+        pattern: regular expression searched in each path. The group is its capturing groups, or the whole match if it
+          has none. None: each image is a group.
+        gap: maximum distance of successive frame numbers in one group; the pattern must match the number. None: each
+          value is a group.
 
     Raises:
-        ConfigError: the pattern is not a regular expression, is not found in a path, or gives no number for ``gap``.
+        ConfigError: the pattern is no regular expression, is not found in a path, or matches no number for ``gap``.
     """
     if pattern is None:
         return list(names)
@@ -62,7 +62,8 @@ def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None 
         match = expression.search(name)
         if match is None:
             raise ConfigError(
-                f"--group-pattern {pattern!r}: is not found in {name!r}; give a pattern that is in every path, such as "
+                f"--group-pattern {pattern!r}: is not found in {name!r}; use a pattern that matches every path, such "
+                "as "
                 r"'(part\d+)_' for part17_left.jpg"
             )
         groups.append("/".join(part or "" for part in match.groups()) if match.groups() else match.group())
@@ -74,7 +75,7 @@ def _join_successive(numbers: Sequence[str], pattern: str, gap: int) -> list[str
     wrong = next((text for text in numbers if not text.isdecimal()), None)
     if wrong is not None:
         raise ConfigError(
-            f"--group-gap: {pattern!r} gives {wrong!r}, which is not a number; enclose only the digits in parentheses"
+            f"--group-gap: {pattern!r} matches {wrong!r}, which is not a number; enclose only the digits in parentheses"
         )
     first_of: dict[int, int] = {}
     previous = None
@@ -85,10 +86,10 @@ def _join_successive(numbers: Sequence[str], pattern: str, gap: int) -> list[str
 
 
 def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
-    """Merge the groups that share an image; return the samples and the number of images that are copies.
+    """Merge groups that share an image; return the samples and the number of copies.
 
     Raises:
-        ConfigError: an image has two labels.
+        ConfigError: two copies of an image have different labels.
     """
     first_of: dict[str, Sample] = {}
     conflicts: list[tuple[Sample, Sample]] = []
@@ -121,13 +122,13 @@ def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
 def stratified_group_split(
     samples: Sequence[Sample], fractions: Mapping[str, float], seed: int, seen: Collection[str] = ()
 ) -> dict[str, list[Sample]]:
-    """Split samples so that groups stay whole and each class is in every split in about its fraction.
+    """Split samples by group, so that each class has about the given fraction in every split.
 
     Args:
         samples: all samples; their order has no effect.
         fractions: split -> fraction of each class; their sum is 1.
-        seed: other seeds give other splits, the same seed the same one.
-        seen: digests of the images of earlier trainings; their groups are not used for the test.
+        seed: seed of the random order; equal seeds produce equal splits.
+        seen: digests of the images of earlier training runs; their groups are not in the test split.
 
     Raises:
         ConfigError: a class has too few groups to be in every split.
@@ -157,7 +158,7 @@ def stratified_group_split(
 
 
 class _Allocation:
-    """Groups of each split, and the number of their images of each class."""
+    """The groups of each split, and the number of images per class."""
 
     def __init__(
         self, members: Mapping[str, Sequence[Sample]], fractions: Mapping[str, float], seen_groups: Collection[str]
@@ -200,7 +201,7 @@ class _Allocation:
         if not candidates:
             raise ConfigError(
                 f"class {label!r}: its images cannot be split so that {split} has some; add images of more groups, or "
-                "make smaller groups"
+                "use smaller groups"
             )
         _, other, group = min(candidates)
         self.groups[other].remove(group)
@@ -212,12 +213,12 @@ class _Allocation:
         return split != TEST or group not in self._seen_groups
 
     def _can_spare(self, group: str, split: str) -> bool:
-        """Return whether every class of the group stays in the split without it."""
+        """Return whether all classes of the group remain in the split without the group."""
         present = np.nonzero(self.counts[group])[0]
         return bool((self._counts_of_split[split][present] > self.counts[group][present]).all())
 
     def _cost(self, group: str, split: str) -> float:
-        """Return the increase of the squared error of a split's class counts, weighted by its fraction."""
+        """Return how much adding the group increases the squared error of the split's class counts."""
         target_counts = self._total * self._fractions[split]
         before = (self._counts_of_split[split] - target_counts) / target_counts
         after = (self._counts_of_split[split] + self.counts[group] - target_counts) / target_counts
@@ -228,7 +229,8 @@ def _check_unseen(samples: Sequence[Sample], seen_groups: Collection[str]) -> No
     unseen = {sample.label for sample in samples if sample.group not in seen_groups}
     for label in sorted({sample.label for sample in samples} - unseen):
         raise ConfigError(
-            f"class {label!r}: the network was trained on all of its images, so none is left for the test; add new "
+            f"class {label!r}: the network was trained on all of its images, so none is left for the test split; add "
+            "new "
             "images, or start with --model NAME"
         )
 
@@ -237,12 +239,13 @@ def check_groups(samples: Sequence[Sample], splits: Sequence[str]) -> None:
     """Check that each class has at least as many groups as there are splits.
 
     Raises:
-        ConfigError: a class has fewer.
+        ConfigError: a class has fewer groups.
     """
     group_counts = Counter(label for label, _ in {(sample.label, sample.group) for sample in samples})
     for label, count in sorted(group_counts.items()):
         if count < len(splits):
             raise ConfigError(
-                f"class {label!r}: {count} group{'s' * (count != 1)} for {len(splits)} splits ({', '.join(splits)}); "
+                f"class {label!r}: has {count} group{'s' * (count != 1)} for {len(splits)} splits "
+                f"({', '.join(splits)}); "
                 "add images of other parts, or remove the class"
             )

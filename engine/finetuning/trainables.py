@@ -1,4 +1,4 @@
-"""Networks that ``trainer.train`` trains: a whole network, or its last layer on features that are computed once."""
+"""Classifiers for ``trainer.train``: a whole network, or its last layer on precomputed features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.errors import ModelError
 
 USUAL_SPREAD, MAX_RATE_FACTOR = 0.2, 30.0
 """Usual standard deviation between images of the features before last layers (ResNet-18: 0.33, ResNet-50: 0.18), and
-the largest factor of the learning rate for smaller ones: features of inner layers may have a tenth of it."""
+the maximum factor of the learning rate for smaller ones: features of inner layers may have a tenth of it."""
 
 _FEATURE_BATCH = 16
 
@@ -27,9 +27,9 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class FullFinetuner:
-    """A network whose layers are all trained, or all after the frozen ones.
+    """A network of which all layers are trained, except for frozen ones.
 
-    Running statistics of batch normalisation stay frozen unless the network is untrained: a few hundred images are too
+    Running statistics of batch norms stay frozen unless the network is untrained: a few hundred images are too
     few to estimate them, and inference uses them.
     """
 
@@ -37,18 +37,18 @@ class FullFinetuner:
         self, net: nn.Module, head_name: str, images: ImageDataset, augmentation: Transform, stage: TrainingConfig, *,
         device: torch.device, precision: str = "fp32", untrained: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
-        """Create the trainable.
+        """Prepare the network for training.
 
         Args:
             net: the network; its weights change.
-            head_name: name of its last layer.
+            head_name: name of the network's last layer.
             images: the data set.
             augmentation: augments a batch of training images.
-            stage: its ``crop`` and ``head_rate`` are used here.
+            stage: the stage, of which ``crop`` and ``head_rate`` are used.
             device: device of the training.
             precision: a key of ``DTYPES``.
-            untrained: whether the weights are random.
-            seed: seed of the positions of crops.
+            untrained: True: the weights are random.
+            seed: seed of the random positions of crops.
         """
         self._net = net.to(device).to(memory_format=torch.channels_last)
         self._head_name, self._images, self._augmentation, self._stage = head_name, images, augmentation, stage
@@ -70,7 +70,7 @@ class FullFinetuner:
         return [*groups, {"params": others, "lr": learning_rate}] if others else groups
 
     def logits(self, indices: Indices, *, augment: bool) -> Tensor:
-        """Return the class logits of these images, or of crops of them."""
+        """Return the class logits for these images, or for crops of them."""
         self._net.train(augment)
         if augment and not self._untrained:
             for module in self._net.modules():
@@ -99,17 +99,17 @@ class FullFinetuner:
 
 @contextmanager
 def scaled_features(net: nn.Module, head_name: str, stage: TrainingConfig, size: tuple[int, int]) -> Iterator[None]:
-    """Scale the input of the last layer in a stage, and its weights inversely, for crops and for small objects.
+    """Scale the last layer's input, and its weights inversely, for crops and small objects.
 
-    Global average pooling divides the sum over cells by their number. The sum is divided by the number of cells of
-    ``object_area`` instead: then an object has the same score in a crop as in the whole image, so training goes on from
-    one to the other, and the weights of the last layer are not larger for small objects, so they need no other learning
-    rate.
+    Global average pooling divides the sum over cells by the number of cells. Here the sum is divided by the number of
+    cells of ``object_area`` instead. Then an object has the same score in a crop as in the whole image, so training can
+    continue from one to the other; and the weights of the last layer are not larger for small objects, so they need no
+    other learning rate.
 
     Args:
-        net: a network that ends in global average pooling and a linear layer.
+        net: a network that ends with global average pooling and a linear layer.
         head_name: name of the linear layer.
-        stage: its ``crop`` and ``object_area``; nothing is scaled without both.
+        stage: the stage; nothing is scaled if neither ``crop`` nor ``object_area`` is set.
         size: height and width of whole images, in pixels of the network's input.
 
     Raises:
@@ -123,7 +123,7 @@ def scaled_features(net: nn.Module, head_name: str, stage: TrainingConfig, size:
         raise ModelError(f"{head_name} is a {type(head).__name__}: crops and object_area need a Linear last layer")
     if stage.crop is not None and stage.crop > min(size):
         raise ModelError(
-            f"crop {stage.crop}: is larger than the input of {size[0]}x{size[1]} pixels; give a smaller one"
+            f"crop {stage.crop}: is larger than the input of {size[0]}x{size[1]} pixels; use a smaller crop"
         )
     image_area = size[0] * size[1]
     object_area = stage.object_area or image_area
@@ -148,9 +148,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 class LinearProbe:
-    """The last layer of a network: the layers before it run once for each image and view.
+    """The last layer of a network; the layers before it run once for each image and view.
 
-    The first view is the image itself; the others are augmented. Training draws one view of each image.
+    The first view is the image itself; all other views are augmented. Training draws one view of each image.
     """
 
     def __init__(
@@ -162,18 +162,18 @@ class LinearProbe:
 
         Args:
             net: the network; only the weights of its last layer change.
-            head_name: name of its last layer.
+            head_name: name of the network's last layer.
             images: the data set.
             augmentation: augments a batch of training images.
             device: device of the training.
             views: number of views of each training image.
-            seed: seed of the views.
-            train_indices: the training images; the others have one view.
-            on_progress: called with the number of computed views and of all views.
+            seed: seed of the random views.
+            train_indices: the training images; all other images have one view.
+            on_progress: called with the numbers of computed and of all views.
             precision: a key of ``DTYPES``.
 
         Raises:
-            ModelError: the network has more than a mean after its last layer.
+            ModelError: a function other than a mean follows the last layer.
         """
         self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
         self._head, self._dtype = net.get_submodule(head_name), DTYPES[precision]
@@ -194,11 +194,11 @@ class LinearProbe:
         self._views = [view.clone() for view in self._views]
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Return the last layer's parameters, with a higher learning rate for features of small spread."""
+        """Return the last layer's parameters, with a higher learning rate for features with small spread."""
         return [{"params": list(self._head.parameters()), "lr": learning_rate * rate_factor(self._views[0])}]
 
     def logits(self, indices: Indices, *, augment: bool) -> Tensor:
-        """Return the class logits of these images; with ``augment``, of a random view of each."""
+        """Return the class logits for these images; with ``augment``, for a random view of each."""
         if augment:
             views = self.rng.integers(0, len(self._views), len(indices))
             features = torch.stack([self._views[view][index] for index, view in zip(indices, views, strict=True)])
@@ -230,10 +230,10 @@ class LinearProbe:
 
 
 def rate_factor(features: Tensor) -> float:
-    """Return the factor of the learning rate for features (N, C) of small spread.
+    """Return the factor of the learning rate for features (N, C) with small spread.
 
-    It is 1 to ``MAX_RATE_FACTOR``. Adam's steps do not grow with the gradient: on features ten times smaller a layer
-    would need ten times as many.
+    The factor is 1 to ``MAX_RATE_FACTOR``. Adam's steps do not grow with the gradient, so on features that are ten
+    times smaller, a layer would need ten times as many steps.
     """
     spread = float(features.std(0).square().mean().sqrt()) if len(features) > 1 else 0.0
     return 1.0 if spread == 0.0 else min(MAX_RATE_FACTOR, max(1.0, USUAL_SPREAD / spread))
@@ -251,7 +251,7 @@ def capture_input(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Ten
 
 
 def find_output_activation(net: nn.Module, head_name: str, image_size: tuple[int, int]) -> Transform:
-    """Return the function from the last layer's output to the logits, found by trial on noise.
+    """Find the function from the last layer's output to the logits, by tests on noise.
 
     Args:
         net: the network in inference mode.
@@ -259,7 +259,7 @@ def find_output_activation(net: nn.Module, head_name: str, image_size: tuple[int
         image_size: height and width in pixels.
 
     Raises:
-        ModelError: it is none of the identity, a mean over cells and a mean over positive values.
+        ModelError: the function is neither the identity nor a mean over cells or over positive values.
     """
     head = net.get_submodule(head_name)
     noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
@@ -271,7 +271,7 @@ def find_output_activation(net: nn.Module, head_name: str, image_size: tuple[int
             candidate = activation(output) if output.ndim in {2, 4} else output
             if candidate.shape == logits.shape and torch.allclose(candidate, logits, rtol=1e-3, atol=1e-4):
                 return activation
-    raise ModelError("this network has more than a mean after its last layer; omit --linear-probe")
+    raise ModelError("a function other than a mean follows the last layer of this network; omit --linear-probe")
 
 
 def _identity(output: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The training loop: balanced batches, a one-cycle learning rate, and early stopping.
 
 The loop trains a ``Learner``: a network with its data, its loss and its measure. The state of the best epoch is kept:
-the best measure on the validation images (for classifiers the mean recall of the classes), then the least loss.
+the epoch with the best measure on the validation images (for classifiers, the mean recall), then with the lowest loss.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Indices = npt.NDArray[np.int_]
 Balance = Literal["sampler", "weights", "none"]
 
 WARM_UP_FRACTION = 0.15
-"""Fraction of the steps in which the learning rate rises."""
+"""Fraction of the steps during which the learning rate increases."""
 
 
 class Trainable(Protocol):
@@ -39,15 +39,15 @@ class Trainable(Protocol):
 
     @property
     def rng(self) -> np.random.Generator | None:
-        """Source of random choices besides torch's, kept with the progress."""
+        """Random generator used in addition to torch's; its state is saved with the progress."""
         ...
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
+        """Return the parameters to train with their peak learning rates, in the format of an optimiser."""
         ...
 
     def logits(self, indices: Indices, *, augment: bool) -> Tensor:
-        """Return the class logits (N, K) of images, which are augmented for training."""
+        """Return the class logits (N, K) for images; ``augment`` is True in training."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class Trainable(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a copy."""
+        """Restore the weights from a copy."""
         ...
 
 
@@ -63,25 +63,25 @@ class Learner(Protocol):
     """A network with its training and validation images, its loss and its measure."""
 
     measure: str
-    """Name of what ``evaluate`` measures; more is better."""
+    """Name of the measure that ``evaluate`` returns; higher is better."""
     train_count: int
     """Number of training images."""
 
     @property
     def rng(self) -> np.random.Generator | None:
-        """Source of random choices besides torch's, kept with the progress."""
+        """Random generator used in addition to torch's; its state is saved with the progress."""
         ...
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
+        """Return the parameters to train with their peak learning rates, in the format of an optimiser."""
         ...
 
     def epoch_order(self, rng: np.random.Generator) -> Indices:
-        """Return the training images of an epoch in order, ``train_count`` in all."""
+        """Return the training images of an epoch, in order; ``train_count`` indices."""
         ...
 
     def loss(self, indices: Indices, epoch: int) -> Tensor:
-        """Return the loss of a batch, which is augmented.
+        """Return the loss of a batch of augmented images.
 
         Args:
             indices: the images.
@@ -98,7 +98,7 @@ class Learner(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a copy."""
+        """Restore the weights from a copy."""
         ...
 
 
@@ -110,26 +110,26 @@ class TrainingConfig:
     """Maximum number of epochs."""
     batch_size: int
     learning_rate: float
-    """Peak learning rate of all layers but the last."""
+    """Peak learning rate of all layers except the last."""
     patience: int
     """Number of epochs without improvement on the validation images after which the stage ends."""
     improve_on_loss: bool = False
-    """True if a smaller loss counts as an improvement as well as a better recall."""
+    """True: a lower loss counts as an improvement, like a better recall."""
     balance: Balance = "sampler"
-    """True if rare classes are drawn as often as common ones, have a larger weight in the loss, or neither."""
+    """``sampler``: rare classes are drawn as often as common ones; ``weights``: they weigh more in the loss."""
     label_smoothing: float = 0.05
     weight_decay: float = 0.01
     head_rate: float = 4.0
     """Learning rate of the last layer, relative to the other layers."""
     max_gradient_norm: float | None = None
-    """Gradients with a larger norm are scaled down to it; None: not limited."""
+    """Maximum norm of the gradients; larger gradients are scaled down. None: no limit."""
     crop: int | None = None
     """Side of square crops around the objects, in pixels of the network's input; None: whole images."""
     object_area: float | None = None
     """Typical area of an object in pixels of the network's input, for objects much smaller than the image; None: not
     used. See ``scaled_features``."""
     stage: str = ""
-    """Name of the stage; empty for a training of one stage."""
+    """Name of the stage; empty if there is only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class EpochStats:
     """Measure of the validation images, 0 to 1."""
     best: bool
     seconds: float
-    """Since the start of the stage."""
+    """Seconds since the start of the stage."""
     stage: str
     measure: str = "mean recall"
     """Name of the measure."""
@@ -172,11 +172,11 @@ def train(
         train_indices: the training images.
         validation_indices: the validation images.
         config: schedule and loss.
-        seed: see ``train_learner``, as for the other arguments.
-        on_epoch: called after every epoch.
-        stop: called before every batch.
-        warm_start: whether the initial state counts as a result.
-        progress: where the state after each epoch is kept.
+        seed: seed of the order of the images.
+        on_epoch: called after each epoch.
+        stop: called before each batch; training ends if it returns True.
+        warm_start: True: the initial state is kept if no epoch is better.
+        progress: stores the state after each epoch.
 
     Raises:
         ModelError: the loss was not finite in the first epoch.
@@ -197,11 +197,11 @@ def train_learner(
         learner: the network, its images and its loss.
         config: the schedule.
         seed: seed of the order of the images.
-        on_epoch: called after every epoch.
-        stop: called before every batch; True ends the training with the best state so far.
-        warm_start: whether the initial state counts as a result, which is kept if no epoch is better.
-        progress: where the state after each epoch is kept; a stage that it knows goes on after its last epoch, to the
-            same result as without the interruption.
+        on_epoch: called after each epoch.
+        stop: called before each batch; training ends if it returns True.
+        warm_start: True: the initial state is kept if no epoch is better.
+        progress: stores the state after each epoch; a saved stage continues after its last epoch, and ends with the
+          same result as without the interruption.
 
     Raises:
         ModelError: the loss was not finite in the first epoch.
@@ -247,13 +247,13 @@ def _restore_after_divergence(best: BestState, history: list[EpochStats], *, war
     """Restore the best state; raise ``ModelError`` if there is none."""
     if not history or not (warm_start or any(epoch.best for epoch in history)):
         raise ModelError("the loss is not finite in the first epoch; choose a lower --learning-rate")
-    log.warning("the loss is not finite in epoch %d: the best state before it is kept", len(history) + 1)
+    log.warning("the loss is not finite in epoch %d: the best earlier state is kept", len(history) + 1)
     best.restore()
     return history
 
 
 class _Classification:
-    """A classifier that learns by cross-entropy."""
+    """Trains a ``Trainable`` as a classifier, by cross-entropy."""
 
     measure = "mean recall"
 
@@ -302,7 +302,7 @@ class _Loop:
         return np.array_split(self._learner.epoch_order(rng), self._batch_count)
 
     def step(self, indices: Indices, epoch: int) -> float:
-        """Train on one batch, and return its loss."""
+        """Train on one batch; return its loss."""
         config = self._config
         loss = self._learner.loss(indices, epoch)
         self._optimiser.zero_grad(set_to_none=True)
@@ -315,7 +315,7 @@ class _Loop:
         return float(loss.detach())
 
     def state_dict(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Return what the next epoch depends on, random states included."""
+        """Return the state on which the next epoch depends, including random states."""
         return {
             "weights": self._learner.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -346,7 +346,7 @@ def class_weights(classes: Indices, balance: Balance) -> Tensor | None:
 
 
 def _epoch_order(classes: Indices, indices: Indices, balance: Balance, rng: np.random.Generator) -> Indices:
-    """Return the images of an epoch in order: each once, or drawn so that all classes are equally frequent.
+    """Return the images of an epoch: each once, or drawn so that classes are equally frequent.
 
     All images of a class are drawn before one of them is drawn again.
     """
@@ -364,14 +364,14 @@ def _repeated_permutations(indices: Indices, count: int, rng: np.random.Generato
 
 
 def predict_logits(trainable: Trainable, indices: Indices, batch_size: int = 32) -> Tensor:
-    """Return the class logits (N, K) of images without augmentation, float32 on the CPU."""
+    """Return the class logits (N, K) for images without augmentation, float32 on the CPU."""
     batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     with torch.inference_mode():
         return torch.cat([trainable.logits(batch, augment=False).float().cpu() for batch in batches])
 
 
 def evaluate(trainable: Trainable, classes: Indices, indices: Indices) -> tuple[float, float]:
-    """Return the cross-entropy and the mean recall of the classes."""
+    """Return the cross-entropy and the mean recall over the classes."""
     logits = predict_logits(trainable, indices)
     targets = classes[indices]
     correct = logits.argmax(1).numpy() == targets

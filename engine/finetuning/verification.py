@@ -1,4 +1,4 @@
-"""Verifies a written model file: it is loaded as for a stream, and compared with the network in memory."""
+"""Verifies a written model file: loads it as for a stream, and compares it with the trained network."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pipeline.errors import ModelError
 from pipeline.frames import Explanation, Frame
 
 SCORE_TOLERANCE: Final = 1e-4
-"""Maximum difference of a score from that of the network in memory: float32 arithmetic in another order."""
+"""Maximum difference of a score, since float32 operations run in another order."""
 
 _COMPARED_CLASSES: Final = 5
 
 
 def open_model_file(path: Path) -> NetworkExplainer:
-    """Return an explainer of a model file, built as for a stream; eager float32 on the CPU.
+    """Build the explainer of a model file as for a stream, in eager float32 on the CPU.
 
     Raises:
         ModelError: the file cannot be loaded, split or run.
@@ -35,7 +35,7 @@ def open_model_file(path: Path) -> NetworkExplainer:
         top = min(_COMPARED_CLASSES, len(network.labels))
         config = EngineConfig(model=str(path), backend="eager", device="cpu", target=[f"top{top}"], cache="off")
         return NetworkExplainer(network, config)
-    except Exception as reason:  # a stream would fail with it, whatever it is
+    except Exception as reason:  # a stream would fail in the same way
         raise ModelError(f"cannot be loaded and built ({_first_line(reason)})") from reason
 
 
@@ -45,14 +45,14 @@ def check_answers(
     """Explain a frame with a model file, and compare its scores with those of the trained network.
 
     Args:
-        explainer: of the file.
-        net: the network in memory.
-        labels: its classes.
-        preprocessing: its input.
+        explainer: explainer of the file.
+        net: the trained network.
+        labels: the classes of ``net``.
+        preprocessing: the input format of ``net``.
         frame: the frame to explain.
 
     Raises:
-        ModelError: the file gives other labels, other scores, or a heat map that is not finite.
+        ModelError: the labels or scores of the file differ, or a heat map is not finite.
     """
     with torch.inference_mode():
         trained = copy.deepcopy(net).float().cpu().eval()
@@ -63,15 +63,15 @@ def check_answers(
     except Exception as reason:  # as above
         raise ModelError(f"cannot explain an image ({_first_line(reason)})") from reason
     if tuple(explainer.labels) != tuple(labels):
-        raise ModelError(f"has the classes {', '.join(explainer.labels)}, and was trained on {', '.join(labels)}")
+        raise ModelError(f"has the classes {', '.join(explainer.labels)}, but was trained on {', '.join(labels)}")
     for finding in explanation.findings:
         score = float(expected[finding.class_index])
         if not abs(finding.score - score) <= SCORE_TOLERANCE:  # also true for NaN
             raise ModelError(
-                f"gives {finding.label!r} a score of {finding.score:.4f} where the trained network gives {score:.4f}"
+                f"its score for {finding.label!r} is {finding.score:.4f}, but that of the trained network {score:.4f}"
             )
         if not np.isfinite(finding.heat).all():
-            raise ModelError(f"gives {finding.label!r} a heat map with values that are not finite")
+            raise ModelError(f"its heat map for {finding.label!r} has values that are not finite")
     return explanation
 
 

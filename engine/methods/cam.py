@@ -1,9 +1,10 @@
 """Class activation mapping (CAM), for comparison with Recipro-CAM.
 
-Source: Zhou et al., *Learning deep features for discriminative localization*, arXiv:1512.04150: the sum of the last
+Source: Zhou et al., *Learning deep features for discriminative localization*, arXiv:1512.04150: the heat map is the sum
+  of the last
 feature maps, weighted with the class's row w of the linear layer. CAM is defined only for a network that ends in a
-mean over the grid and one linear layer. There the logit of a map that keeps only cell p is ``w f_p / (h w) + b``,
-which gives the same heat map after min-max normalisation.
+mean over the grid and one linear layer. For such a network, the logit of a map that keeps only cell p is ``w f_p / (h
+w) + b``, which gives the same heat map after min-max normalisation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.split.network import SplitModel
 from pipeline.errors import LayerError
 
 LINEAR_TOLERANCE = 1e-4
-"""Largest deviation from linearity on random vectors, as a fraction of the largest output."""
+"""Maximum deviation from linearity on random vectors, as a fraction of the largest output."""
 
 
 def cam(
@@ -48,7 +49,7 @@ def cam(
 
 
 def _is_affine(plan: PooledPlan, features: Tensor) -> bool:
-    """Check f(a + b) = f(a) + f(b) - f(0) for the layers after the mean, on two random vectors."""
+    """Return whether f(a + b) = f(a) + f(b) - f(0) for the layers after the mean, on random vectors."""
     shape = (2, features.shape[1]) if plan.flat else (2, features.shape[1], 1, 1)
     vectors = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(features)
     a, b = vectors[:1], vectors[1:]

@@ -13,7 +13,7 @@ from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan, PlanInfo, reference_scores
 
 DEFAULT_BUDGET_BYTES = 1 << 30
-"""Memory for one chunk of masked maps and all outputs that the tail computes from it."""
+"""Default memory for one chunk of masked maps and all outputs of the tail for it, in bytes."""
 
 Run = Callable[[Tensor], Tensor]
 """Computes class logits (N, K) from maps (N, C, h, w), as the tail does."""
@@ -28,8 +28,8 @@ class DensePlan(Plan):
         Args:
             tail: the part of the network after the layer, maps (N, C, h, w) to logits (N, K).
             kernel: the shape of the masks.
-            why: why no cheaper plan applies, for ``info``.
-            budget_bytes: memory for one chunk.
+            why: the reason why no cheaper plan applies, for ``info``.
+            budget_bytes: memory for one chunk, in bytes.
         """
         super().__init__()
         self.tail = tail
@@ -37,10 +37,10 @@ class DensePlan(Plan):
         self.budget_bytes = budget_bytes
         self.info = PlanInfo("dense", why, one_module=False)
         self.chunks: dict[tuple[int, ...], int] = {}
-        """Maps per chunk by the shape (C, h, w) of a map."""
+        """Number of maps per chunk, by the shape (C, h, w) of a map."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits (N, K) and the cells' logits (N, h * w, K)."""
+        """Return the network's logits (N, K) and the logits of the cells (N, h * w, K)."""
         scores = self.tail(features)
         cell_count = features.shape[2] * features.shape[3]
         chunk = self.chunk(features)
@@ -69,16 +69,16 @@ class DensePlan(Plan):
         if shape not in self.chunks:
             most = max(1, int(self.budget_bytes // bytes_per_map(self.tail, features[:1])))
             cells = features.shape[2] * features.shape[3]
-            # The fewest chunks that the budget allows, of equal size: a compiled chunk then needs little padding.
+            # As few chunks as the budget allows, of equal size, so that a compiled chunk needs little padding.
             self.chunks[shape] = math.ceil(cells / math.ceil(cells / most))
         return self.chunks[shape]
 
     def compiled(self, features: Tensor, compile_tail: Callable[[nn.Module, Tensor], Run]) -> DensePlan:
-        """Return this plan with a tail compiled for two batch sizes: the feature maps' and one chunk's.
+        """Return this plan with a tail compiled for two batch sizes: that of the features and one chunk.
 
         Args:
             features: the head's output, (N, C, h, w).
-            compile_tail: compiles a module for inputs of an example's shape.
+            compile_tail: compiles a module for inputs with the shape of an example.
         """
         chunk = self.chunk(features)
         maps = torch.zeros(chunk, *features.shape[1:], dtype=features.dtype, device=features.device)
@@ -110,9 +110,9 @@ class CompiledTail(nn.Module):
 
 
 def bytes_per_map(tail: nn.Module, features: Tensor) -> int:
-    """Return the memory in bytes that one map needs in the tail: the sum of all leaf modules' outputs.
+    """Return the memory in bytes that one map needs in the tail: the sum of the leaf modules' outputs.
 
-    This is an upper bound on the memory alive at one time for a tail that runs its modules in sequence. The map itself
+    This is an upper bound of the simultaneous memory of a tail that runs its modules in sequence. The map itself
     counts four times, to cover operations between modules.
     """
     leaves = [module for module in tail.modules() if not any(module.children())]
@@ -120,7 +120,7 @@ def bytes_per_map(tail: nn.Module, features: Tensor) -> int:
 
 
 def output_bytes(modules: Iterable[nn.Module], call: Callable[[], object]) -> int:
-    """Return the size in bytes of all tensors that modules output during a call."""
+    """Run ``call``; return the size in bytes of all tensors that the modules output."""
     total = 0
 
     def add(_module: nn.Module, _inputs: object, output: object) -> None:

@@ -21,11 +21,11 @@ from engine.methods.plan import Plan, PlanInfo
 from engine.split.fx_utils import shapes_of, subgraph
 
 MAX_BYTES = 2 << 30
-"""Largest size of the folded blocks; above it the plan is not built."""
+"""Maximum size of the folded blocks in bytes; above it the plan is not built."""
 
 
 class FlatPlan(Plan):
-    """Holds one block of the first linear layer's weight per cell; the module docstring has the formulas."""
+    """Computes all cells from weight blocks of the first linear layer, one per cell; see the module."""
 
     blocks: Tensor
     spread: Tensor | None
@@ -40,7 +40,7 @@ class FlatPlan(Plan):
             blocks: the weight blocks of the first linear layer, (h * w, C, D).
             grid: rows and columns of the map.
             bias: the first linear layer's bias, (D,).
-            after: the layers after it, (M, D) to logits (M, K).
+            after: the layers after the first linear layer, from (M, D) to logits (M, K).
             kernel: the shape of the masks.
         """
         super().__init__()
@@ -72,13 +72,13 @@ class FlatTail:
     """The parts of a flattened tail: pooling, one linear layer, and the layers after it."""
 
     pooling: Tensor | None
-    """The pooling matrix (h * w, pooled cells), the same for every channel; None = no pooling."""
+    """The pooling matrix (h * w, pooled cells), equal for all channels; None: no pooling."""
     layer: nn.Linear
     after: nn.Module
 
 
 def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | None:
-    """Return a flat plan if the tail applies a linear layer to the flattened (and pooled) map, else None.
+    """Return a flat plan if the tail starts with a linear layer on the flattened map, else None.
 
     The caller must check the result with ``verify_plan``.
     """
@@ -96,7 +96,7 @@ def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | N
 
 
 def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
-    """Return the parts of a tail whose first linear layer reads the flattened map; None for any other tail."""
+    """Return the parts of a tail whose first linear layer reads the flattened map; None for others."""
     if not isinstance(tail, fx.GraphModule):
         return None
     shapes = shapes_of(tail, features[:1])

@@ -1,8 +1,8 @@
-"""Methods of the ``grad-cam`` package behind this project's signature: for evaluation, not for live video.
+"""Adapts the methods of the ``grad-cam`` package, for evaluation, not for live video.
 
 Gradients are those of the logit with respect to the layer's map. The package returns its heat map on the layer's grid,
-so its own upsampling has no effect. The network is not changed: a ``SplitModel`` is a copy, and the package's hooks
-are registered on a module of this file.
+so the upsampling of the package has no effect. The network is not changed: a ``SplitModel`` is a copy, and the
+package's hooks are registered on a module of this file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ GRAD_CAM_METHODS: Final = {
     "score-cam": "ScoreCAM",  # Wang et al., arXiv:1910.01279
     "eigen-cam": "EigenCAM",  # Muhammad and Yeasin, arXiv:2008.00299
 }
-"""The package's class by the method's name here."""
+"""The classes of the package, by method name."""
 
 SCORE_CAM_BATCH_SIZE: Final = 32
 """Masked images per batch of Score-CAM."""
 
 
 class GradCamMethod:
-    """One method of the package, with the signature of ``engine.methods.recipro.recipro_cam``."""
+    """A method of the package, with the signature of ``engine.methods.recipro.recipro_cam``."""
 
     def __init__(self, name: str) -> None:
         """Import the package.
@@ -60,7 +60,7 @@ class GradCamMethod:
     ) -> tuple[Tensor, Tensor]:
         """Explain a batch of images; arguments and results as in ``recipro_cam``."""
         with torch.inference_mode(mode=False), torch.no_grad():
-            images = images.clone()  # an inference tensor cannot require a gradient, its copy can
+            images = images.clone()  # an inference tensor cannot require a gradient, but its copy can
             features = split.head(images)
             if features.ndim != 4:
                 raise EngineError(
@@ -87,7 +87,7 @@ class GradCamMethod:
         hooked = _HookedNetwork(split, whole=self.name == "score-cam")
         method: Any = getattr(self._package, GRAD_CAM_METHODS[self.name])(model=hooked, target_layers=[hooked.grid])
         method.get_target_width_height = lambda _images: (split.grid[1], split.grid[0])
-        # Without a second, unhooked network Score-CAM would store the maps of every masked image.
+        # Score-CAM gets a second, unhooked network; it would otherwise store the maps of each masked image.
         method.model, method.batch_size = (
             _HookedNetwork(split, whole=True) if hooked.whole else hooked,
             SCORE_CAM_BATCH_SIZE,

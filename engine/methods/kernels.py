@@ -1,6 +1,7 @@
 """The spatial masks of Recipro-CAM.
 
-Source: Byun and Lee, arXiv:2209.14074, section 3: one-hot masks, or the cell's vector spread over its neighbours with
+Source: Byun and Lee, arXiv:2209.14074, section 3: one-hot masks, or masks that spread the cell's vector over its
+  neighbours with
 the weights of a 3x3 Gaussian, cut off at the border and not renormalised.
 """
 
@@ -26,7 +27,7 @@ def check_kernel(name: str) -> Kernel:
     """Return ``name`` as a kernel.
 
     Raises:
-        ConfigError: the kernel is unknown; the message has the nearest known name.
+        ConfigError: the kernel is unknown; the message suggests the nearest name.
     """
     for known in get_args(Kernel):
         if name == known:

@@ -1,7 +1,7 @@
-"""Masked inputs for the live deletion check: the hottest area of the heat map is replaced.
+"""Masks the hottest area of the network's input, for the live deletion check.
 
-Selects the hottest cells, as many as make up a fraction of the grid (at least one), and of these the cells above zero.
-Each cell stands for its rectangle of the input. The rectangles are filled with the mean colour of the rest of the
+The hottest cells are masked: as many as make up a given fraction of the grid (at least one), except for cells of heat
+0. Each cell stands for its rectangle of the input. The rectangles are filled with the mean colour of the rest of the
 input, or with a blurred copy of the input (8x8 averages). This is one step of the *Deletion* metric (Petsiuk, Das and
 Saenko, RISE, BMVC 2018).
 """
@@ -18,7 +18,7 @@ from pipeline.frames import Heat
 from pipeline.ports import MaskingOptions
 
 _BLUR_CELLS = 8
-"""Rows and columns of averages that the blur is interpolated from."""
+"""Numbers of rows and columns of averages from which the blur is interpolated."""
 
 
 def hottest_cells(heat: Heat, area: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""Plans: exact ways to compute the tail's logits for all masked maps.
+"""Defines plans (exact ways to compute the logits of all masked maps) and their verification.
 
-A plan is a module from the feature map to two sets of class logits (scores before the softmax): the network's own, and
+A plan is a module that computes class logits (scores before the softmax) from a feature map: the network's own, and
 one per cell. Plans differ only in cost. A plan is used only after ``verify_plan`` has compared it with the definition,
 ``reference_scores``.
 """
@@ -19,18 +19,18 @@ from engine.methods.kernels import Kernel, masks
 
 Tail = TypeVar("Tail", bound=nn.Module)
 ReferenceFunction: TypeAlias = Callable[[Tail, Tensor, Kernel, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Computes, by the method's definition, float32 logits of some cells, of the full map, and of the all-zero map."""
+"""Computes float32 logits by the method's definition: of some cells, of the full map, and of the all-zero map."""
 
 RELATIVE_TOLERANCE = 2e-3
-"""Largest difference from the definition, as a fraction of the largest change that masking causes."""
+"""Maximum difference from the definition, as a fraction of the largest change that masking causes."""
 ROUNDING_TOLERANCE = 3e-6
-"""Additional difference due to rounding, as a fraction of the largest logit (float32 has 24 bits)."""
+"""Additional allowed difference by rounding, as a fraction of the largest logit (float32 has 24 bits)."""
 MAX_VERIFIED_CELLS = 48
-"""Largest number of cells to compare: always corners and edges, the rest at random."""
+"""Maximum number of cells to compare: corners and edges, and random other cells."""
 VERIFY_CHUNK = 8
 """Number of cells per pass through the tail."""
 HALF_PRECISION_FACTOR = 2.0
-"""In half precision a plan may differ from float32 by this factor times the definition's own difference."""
+"""In half precision, a plan may differ from float32 by this factor times the difference of the definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,13 @@ class PlanInfo:
     grid: tuple[int, int] | None = None
     """Rows and columns of the masked grid, if known."""
     windows: tuple[tuple[str, int, int], ...] = ()
-    """Largest number of rows and columns of a later map that one cell can change: an entry where they grow."""
+    """Name, rows and columns of the window of a later map that one cell can change, for each map where it grows."""
     multiply_adds: int | None = None
     """Multiply-adds for all cells of one image with this plan."""
     dense_multiply_adds: int | None = None
     """Multiply-adds for all cells of one image with the dense plan."""
     bytes: int | None = None
-    """Largest working memory, without the network's own weights."""
+    """Maximum working memory in bytes, without the network's weights."""
 
 
 class Plan(nn.Module):
@@ -67,11 +67,11 @@ class Plan(nn.Module):
     slow_warning_logged: bool = False
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits and the logits of every cell."""
+        """Return the network's logits and the logits of all cells."""
         raise NotImplementedError
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits and those of ``cells`` only, (N, len(cells), K).
+        """Return the network's logits (N, K) and those of ``cells`` only, (N, len(cells), K).
 
         Plans whose cost grows with the number of cells override this method.
         """
@@ -80,10 +80,10 @@ class Plan(nn.Module):
 
 
 class SampledPlan(Plan):
-    """Computes some cells of another plan: for verification where all cells take too long."""
+    """Computes some cells of another plan, for verification if all cells take too long."""
 
     def __init__(self, plan: Plan, cells: Tensor) -> None:
-        """Store the plan and the cells' int64 indices in row-major order."""
+        """Create it from a plan and int64 indices of cells, in row-major order."""
         super().__init__()
         self.plan = plan
         self.info = plan.info
@@ -101,7 +101,7 @@ def reference_scores(tail: nn.Module, features: Tensor, kernel: Kernel, cells: T
     f_p, the logits are ``tail(m_p * f_p)``, where ``(m_p * f_p)[c, y, x] = m_p[y, x] f_p[c]``.
 
     Args:
-        tail: maps (N, C, h, w) to logits (N, K).
+        tail: computes logits (N, K) from maps (N, C, h, w).
         features: the feature map, (N, C, h, w).
         kernel: the shape of the masks.
         cells: int64 indices of cells in row-major order.
@@ -116,7 +116,7 @@ def reference_scores(tail: nn.Module, features: Tensor, kernel: Kernel, cells: T
 
 
 def probe_cells(grid: tuple[int, int]) -> Tensor:
-    """Return the cells to verify a plan on: all of a small grid, else corners, edges, centre and random cells."""
+    """Return the cells for verification: all of a small grid, else corners, edges, centre, random ones."""
     rows, columns = grid
     count = rows * columns
     if count <= MAX_VERIFIED_CELLS:
@@ -130,7 +130,7 @@ def probe_cells(grid: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceOutputs:
-    """The logits of the definition for one random feature map; one result serves to verify several plans."""
+    """The logits of the definition for one random feature map, with which plans are verified."""
 
     features: Tensor
     """The random feature map, (1, C, h, w)."""
@@ -142,16 +142,16 @@ class ReferenceOutputs:
     zero_response: Tensor
     """Logits of the all-zero map, (1, K)."""
     slack: float = 0.0
-    """Largest difference between the cell logits of the definition in half precision and in float32."""
+    """Maximum difference of the definition's cell logits between half precision and float32."""
     plain_slack: float = 0.0
-    """The same for the logits of the full map."""
+    """Maximum difference of the definition's logits of the full map between half precision and float32."""
 
 
 def reference_outputs(tail: nn.Module, features: Tensor, kernel: Kernel) -> ReferenceOutputs:
     """Evaluate the definition on a random map.
 
-    The vectors of the map are scaled with the square root of the number of cells, so that one cell changes the logits
-    measurably on a grid of any size.
+    The vectors of the map are scaled by the square root of the number of cells, so that one cell changes the logits
+    measurably, whatever the size of the grid.
     """
     grid = (features.shape[2], features.shape[3])
     spread = max(float(features.float().std()), 1e-3) * (grid[0] * grid[1]) ** 0.5
@@ -164,7 +164,7 @@ def reference_outputs(tail: nn.Module, features: Tensor, kernel: Kernel) -> Refe
 def reference_outputs_at(
     evaluate: ReferenceFunction[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor
 ) -> ReferenceOutputs:
-    """Evaluate a definition at some cells; for a half-precision probe also in float32, to measure the difference."""
+    """Evaluate a definition at some cells; a half-precision probe is also evaluated in float32."""
     outputs = evaluate(tail, probe, kernel, cells)
     if probe.dtype not in {torch.bfloat16, torch.float16}:
         return ReferenceOutputs(probe, cells, *outputs)
@@ -196,7 +196,7 @@ def verify_plan(
         tail: the tail that the plan computes.
         features: a feature map of the right shape, dtype and device; its standard deviation scales the random map.
         kernel: the shape of the masks.
-        reference: the logits of the definition, if they are known already.
+        reference: the logits of the definition, if already computed.
 
     Returns:
         "" if the plan agrees with the definition, else a description of the difference.

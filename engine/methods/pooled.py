@@ -1,4 +1,4 @@
-"""Pooled plan, for tails with global average pooling: cellwise layers, a mean over the grid, then layers on vectors.
+"""The pooled plan, for tails of cellwise layers, a mean over the grid, and layers on vectors.
 
 Let g be the layers before the mean (batch norm, ReLU, 1x1 convolutions): they apply the same function to each cell
 separately. The masked map of cell p is f_p at p and 0 elsewhere, so the mean of g over it is
@@ -7,7 +7,7 @@ separately. The masked map of cell p is f_p at p and 0 elsewhere, so the mean of
 
 and no masked map has to be computed. The layers after the mean run on these h w vectors and the network's own mean
 vector as one batch, so their weights are read once; 1x1 convolutions among them run as matrix products. With the
-Gaussian kernel each neighbour of p has k f_p, with weight k, and adds ``(g(k f_p) - g(0)) / (h w)``.
+Gaussian kernel, each neighbour of p with weight k contains k f_p and adds ``(g(k f_p) - g(0)) / (h w)``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from engine.split.fx_utils import shapes_of, subgraph
 
 
 class PooledPlan(Plan):
-    """Computes all cells as one batch of mean vectors; the module docstring has the formulas."""
+    """Computes all cells as one batch of mean vectors; see the formulas in the module's docstring."""
 
     def __init__(self, before: nn.Module | None, after: nn.Module, kernel: Kernel, *, flat: bool) -> None:
         """Initialize the plan.
 
         Args:
-            before: g, (N, C, h, w) to (N, C', h, w); None = the tail begins with the mean.
+            before: g, from (N, C, h, w) to (N, C', h, w); None: the tail starts with the mean.
             after: the layers after the mean, to logits (M, K).
             kernel: the shape of the masks.
-            flat: True if ``after`` takes (M, C'), False if it takes (M, C', 1, 1).
+            flat: True if the input of ``after`` is (M, C'), False if it is (M, C', 1, 1).
         """
         super().__init__()
         self.before = before
@@ -74,7 +74,7 @@ class PooledPlan(Plan):
 
 
 def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
-    """Return, for each weight of the kernel, how many cells inside the grid get it from each masked cell: (h, w)."""
+    """Return, for each kernel weight, how many cells get it from each masked cell: (h, w)."""
     grid = features.shape[2:]
     if kernel == "point":
         # Created on the device, not copied to it: a CUDA graph can capture this.
@@ -85,14 +85,14 @@ def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
     counts: dict[float, Tensor] = {}
     for down, row in enumerate(weights):
         for right, fraction in enumerate(row):
-            # 1 where this neighbour of a cell lies inside the grid; the kernels are symmetric.
+            # 1 if this neighbour of a cell is inside the grid; the kernels are symmetric.
             inside = ones[down : down + int(grid[0]), right : right + int(grid[1])]
             counts[fraction] = counts[fraction] + inside if fraction in counts else inside
     return counts
 
 
 def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan | None:
-    """Return a pooled plan if every path through the tail's graph passes a mean over the whole grid, else None.
+    """Return a pooled plan if all paths through the tail pass a mean over the grid, else None.
 
     The caller must check the result with ``verify_plan``: this function assumes that the layers before the mean are
     cellwise, which is wrong, for example, for a 3x3 convolution.
@@ -113,7 +113,7 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
         after = subgraph(tail, node, output.all_input_nodes[0])
         g = None if source is entry else subgraph(tail, entry, source)
         if after is not None and (source is entry or g is not None):
-            # A channels-last map is permuted after g, and its mean is flat.
+            # A channels-last map is permuted after g, and its mean has no spatial dimensions.
             first = g if order == (2, 3) or g is None else nn.Sequential(g, Permuted(CHANNELS_FIRST))
             return PooledPlan(first, _with_matrix_products(after), kernel, flat=len(shape) == 2)
     return None
@@ -135,7 +135,7 @@ class _MatrixProduct(nn.Module):
 
 
 def _with_matrix_products(after: fx.GraphModule) -> fx.GraphModule:
-    """Replace 1x1 convolutions and linear functions after the mean by linear layers, whose weights backends pack.
+    """Replace 1x1 convolutions after the mean by linear layers, whose weights backends can pack.
 
     The network's own modules are not changed; the weights are shared.
     """
@@ -178,7 +178,7 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def _order_of(before: tuple[int, ...], grid: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the dimensions of a map's rows and columns if the shapes allow a mean over them, else None."""
+    """Return the dimensions of rows and columns, if the shapes fit a mean over them; else None."""
     if len(before) != 4 or after[:1] != before[:1]:
         return None
     if before[2:] == grid and after in {before[:2], (*before[:2], 1, 1)}:

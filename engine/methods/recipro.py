@@ -6,7 +6,7 @@ Gaussian weights around p), 0 elsewhere. The saliency of cell p for class k is t
 
     s_p = softmax(tail(m_p * f_p))_k
 
-where every position of the masked map has the cell's own vector f_p times the mask. The heat map is s on the grid,
+where each position of the masked map contains the vector f_p of cell p times the mask. The heat map is s on the grid,
 min-max normalised: ``(s_p - min s) / (max s - min s)``.
 
 The masked maps are computed only if no cheaper exact plan applies: see ``engine.methods.pooled``, ``flat``, ``local``
@@ -38,7 +38,7 @@ from pipeline.errors import ConfigError, EngineError
 log = logging.getLogger(__name__)
 
 FLAT_ULPS = 8
-"""Scores are flat (no heat map) if their range is at most this number of float32 rounding steps of the largest."""
+"""Scores are flat (zero heat map) if their range is at most this number of float32 steps of the largest score."""
 
 
 def recipro_cam(
@@ -47,14 +47,14 @@ def recipro_cam(
     classes: int | Sequence[int] | Tensor | None = None,
     kernel: str = "point",
 ) -> tuple[Tensor, Tensor]:
-    """Explain a batch of images by Recipro-CAM, a vision transformer by ViT-ReciproCAM.
+    """Explain a batch of images by Recipro-CAM; by ViT-ReciproCAM for vision transformers.
 
     Args:
         split: the network, split after the layer to explain.
         images: (N, 3, H, W) float, normalised as the network expects.
-        classes: the class to explain: None = the top-1 class of each image, an int = one class for all images, or a
-            sequence of N classes.
-        kernel: ``point`` = one-hot masks; ``gaussian`` = the cell's vector spread over 3x3 cells.
+        classes: the class to explain. None: the top-1 class of each image; an int: one class for all images; a
+          sequence: N classes.
+        kernel: ``point``: one-hot masks; ``gaussian``: the cell's vector is spread over 3x3 cells.
 
     Returns:
         The network's softmax scores (N, K), and heat maps (N, h, w) in [0, 1] on the layer's grid, all zero for an
@@ -69,7 +69,7 @@ def recipro_cam(
         height, width = images.shape[2:]
         takes = "{}x{}".format(*split.image_size)
         raise EngineError(
-            f"a vision transformer takes images of one size, {takes} here, not {height}x{width}; resize the images"
+            f"this vision transformer accepts only images of {takes}, not {height}x{width}; resize the images"
         )
     with torch.inference_mode():
         features = split.head(images)
@@ -89,7 +89,9 @@ def resolve_classes(classes: int | Sequence[int] | Tensor, count: int, known: in
     if isinstance(classes, int):
         chosen = chosen.expand(count)
     if len(chosen) != count:
-        raise ConfigError(f"classes: {len(chosen)} given for {count} images; give one for all, or one for each")
+        raise ConfigError(
+            f"classes: has {len(chosen)} entries for {count} images; use one class for all images, or one per image"
+        )
     wrong = [int(c) for c in chosen if not 0 <= c < known]
     if wrong:
         raise ConfigError(f"class {wrong[0]} is unknown; the network has classes 0 to {known - 1}")
@@ -102,13 +104,13 @@ def _grid_of(split: SplitModel, features: Tensor) -> tuple[int, int]:
 
 
 def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
-    """Return the cheapest plan verified for this tail, kernel and grid; the first call chooses it, later ones reuse it.
+    """Return the cheapest verified plan for this tail, kernel and grid; the choice is cached.
 
     Args:
-        split: the split network; its ``plans`` hold the chosen plans.
+        split: the split network; chosen plans are cached in its ``plans``.
         features: the head's output.
         kernel: the shape of the masks.
-        budget_bytes: working memory of a local or dense plan.
+        budget_bytes: maximum working memory of a local or dense plan, in bytes.
     """
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
@@ -120,7 +122,7 @@ def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: 
 
 
 def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
-    """Return the cheapest plan that agrees with the definition on random features, else the dense plan."""
+    """Return the cheapest plan that agrees with the definition on random features."""
     if isinstance(tail, ViTTail):
         return choose_vit_plan(tail, features, kernel, budget_bytes)
     why = "the tail has neither global pooling nor a flattened map"
@@ -189,11 +191,11 @@ class Target:
     top: int = 1
     classes: tuple[int, ...] = ()
     classes_first: bool = False
-    """True if ``classes`` come before the top classes: the heat map of the first class is drawn."""
+    """True: ``classes`` come before the top classes. The heat map of the first class is drawn."""
 
 
 class ExplainedNetwork(nn.Module):
-    """A network with its explanation as one module: images to (scores, classes, heat maps).
+    """A network with its explanation: computes scores, classes and heat maps from images.
 
     If the plan is one module, a backend compiles the whole network with its explanation.
     """
@@ -215,7 +217,7 @@ class ExplainedNetwork(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat maps (N, T, h, w).
 
-        A class occurs twice in a row of T if it is a fixed class and a top class.
+        A class occurs twice among the T classes if it is both a fixed class and a top class.
         """
         scores, cell_logits = self.logits(images)
         chosen, fixed = top_classes(scores, self.top), self.classes
@@ -227,6 +229,6 @@ class ExplainedNetwork(nn.Module):
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's logits (N, K) in float32, and those of the masked maps, (N, h * w, K)."""
         features = self.head(images)
-        # Plans of one module run in float32: they are cheap, and half precision blurs the differences between cells.
+        # Plans of one module run in float32, which is cheap; half precision would blur differences between cells.
         scores, cell_logits = self.plan(features.float() if self.plan.info.one_module else features)
         return scores.float(), cell_logits

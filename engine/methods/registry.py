@@ -15,20 +15,20 @@ from engine.split.network import SplitModel
 from pipeline.errors import ConfigError, did_you_mean
 
 METHODS: Final = ("recipro-cam", "cam", *GRAD_CAM_METHODS)
-"""All methods by name; only the first explains live video, the others are for evaluation."""
+"""All method names; only the first method explains live video, the others are for evaluation."""
 
 
 class Method(Protocol):
     """An explanation method.
 
-    Takes a split network, images (N, 3, H, W) and classes. Returns softmax scores (N, K) and heat maps (N, h, w) in
+    Computes from a split network, images (N, 3, H, W) and classes: softmax scores (N, K) and heat maps (N, h, w) in
     [0, 1], both float32.
     """
 
     def __call__(
         self, split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Explain a batch of images; ``classes`` None = the top-1 class of each image."""
+        """Explain a batch of images; ``classes`` None: the top-1 class of each image."""
 
 
 def find_method(name: str, kernel: str = "point") -> Method:

@@ -3,11 +3,11 @@
 Source: Byun and Lee, *ViT-ReciproCAM: Gradient and attention-free visual explanations for vision transformer*,
 arXiv:2310.02588. The tokens after a block's first LayerNorm are masked. The masked sequence of patch p has the prefix
 tokens (class token, registers) unchanged, the token of p, and zeros for all other patches. It goes through the rest of
-the network; softmax, grid and min-max normalisation are those of Recipro-CAM. With the Gaussian kernel the 3x3 patches
-around p keep their own tokens times the kernel's weights, cut off at the border (in a CNN the vector of p itself is
+the network; softmax, grid and min-max normalisation are as in Recipro-CAM. With the Gaussian kernel, the 3x3 patches
+around p keep their own tokens times the kernel's weights, cut off at the border (in a CNN, the vector of p itself is
 spread).
 
-The residual connection around the attention has the block's unmasked input, as in the authors' code. At the last
+The residual connection around the attention uses the block's unmasked input, as in the authors' code. At the last
 block, the default, this affects only the class token, because no layer after the attention reads a patch token. A
 zeroed token still takes part in the attention: its key and value are the biases.
 
@@ -35,7 +35,7 @@ from engine.methods.plan import Plan, PlanInfo, ReferenceOutputs, reference_outp
 from engine.split.vit import ViTTail
 
 VERIFIED_PATCHES = 12
-"""Number of patches that the closed form is verified on: the corners and random ones."""
+"""Number of patches for which the closed form is verified: the corners and random patches."""
 VERIFY_CHUNK = 4
 """Number of masked sequences per pass in verification."""
 
@@ -46,7 +46,7 @@ def vit_reference(tail: ViTTail, tokens: Tensor, kernel: Kernel, patches: Tensor
     This is the definition of ViT-ReciproCAM (arXiv:2310.02588).
 
     Args:
-        tail: the network from the block's input.
+        tail: the part of the network from the block's input on.
         tokens: the block's input, (N, T, C).
         kernel: the shape of the masks.
         patches: int64 indices of patches in row-major order.
@@ -89,9 +89,9 @@ class ViTDensePlan(Plan):
 
 
 def bytes_per_sequence(tail: ViTTail, tokens: Tensor) -> int:
-    """Return an upper bound of the memory in bytes for one sequence: all modules' outputs and the attention matrices.
+    """Return an upper bound of the memory for one sequence, in bytes.
 
-    The sequence itself counts eight times, to cover operations between modules.
+    Counts all modules' outputs, the attention matrices, and eight times the sequence, for operations between modules.
     """
     length = tokens.shape[1]
     own = (8 * tokens.numel() + 2 * getattr(tail.attention, "num_heads", 1) * length**2) * tokens.element_size()
@@ -103,21 +103,21 @@ class Projections:
     """The projections of a multi-head attention with H heads of width d, on tokens of width C."""
 
     query: nn.Linear
-    """C to H d."""
+    """Linear layer from C to H d."""
     key: Tensor
     """Key weight (H, d, C); the key bias cancels in the softmax."""
     value: nn.Linear
-    """C to H d, without bias."""
+    """Linear layer from C to H d, without bias."""
     value_bias: Tensor
-    """(H d,), zeros if the attention has no value bias."""
+    """Value bias (H d,); zeros if the attention has none."""
     output: nn.Module
-    """H d to C."""
+    """Output layer from H d to C."""
     scale: float
     """Factor of the attention logits, usually ``d ** -0.5``."""
 
 
 def read_projections(attention: nn.Module) -> Projections | None:
-    """Return the projections of torch's or timm's attention; None for an attention with further operations."""
+    """Return the projections of torch's or timm's attention; None if the attention has other operations."""
     weights = _weights_of(attention)
     heads = getattr(attention, "num_heads", None)
     if weights is None or not isinstance(heads, int) or len(weights[0]) % (3 * heads):
@@ -165,11 +165,11 @@ class ViTPlan(Plan):
     key: Tensor
     value_bias: Tensor
     near: Tensor
-    """Patches with a weight in each mask, (h * w, kernel size)."""
+    """Indices of the patches with a weight in each mask, (h * w, kernel size)."""
     fraction: Tensor
-    """Their weights."""
+    """Weights of these patches."""
     outside: Tensor
-    """True where the weight is 0: the kernel is cut off at the border."""
+    """True where the weight is 0, because the kernel is cut off at the border."""
     zeroed: Tensor
     """Logarithm of the number of zeroed tokens of each mask, (h * w, 1)."""
 
@@ -177,10 +177,10 @@ class ViTPlan(Plan):
         """Initialize the plan.
 
         Args:
-            tail: the network from the block's input.
-            projections: those of the block's attention.
+            tail: the part of the network from the block's input on.
+            projections: the projections of the block's attention.
             kernel: the shape of the masks.
-            rows: the number of leading tokens that the layers after the attention read (R below).
+            rows: the number R of leading tokens that the layers after the attention read.
         """
         super().__init__()
         self.norm, self.finish = tail.norm, tail.finish
@@ -247,7 +247,7 @@ def choose_vit_plan(tail: ViTTail, features: Tensor, kernel: Kernel, budget_byte
     if tail.tokens_read is None:
         return ViTDensePlan(tail, kernel, "later layers read patch tokens", budget_bytes)
     if projections is None:
-        return ViTDensePlan(tail, kernel, "the attention is of an unknown kind", budget_bytes)
+        return ViTDensePlan(tail, kernel, "the attention has an unknown form", budget_bytes)
     plan = ViTPlan(tail, projections, kernel, tail.tokens_read)
     try:
         differs = verify_plan(plan, tail, features, kernel, vit_reference_outputs(tail, features, kernel))

@@ -1,4 +1,4 @@
-"""Describes the registered models by building them without weights: layer, grid, parameters, plan."""
+"""Describes the registered models (layer, grid, parameters, plan) by building them without weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.split.vit import ViTTail
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model as ``run.py models`` shows it."""
+    """The description of one model for ``run.py models``."""
 
     name: str
     input_size: tuple[int, int]
@@ -29,7 +29,7 @@ class ModelInfo:
     layer: str
     """Qualified name of the default layer."""
     grid: tuple[int, int]
-    """Rows and columns of its output."""
+    """Rows and columns of the layer's output."""
     channels: int
     parameters: int
     """Number of weights."""
@@ -41,7 +41,7 @@ def describe_models(names: list[str] | None = None) -> Iterator[ModelInfo]:
     """Yield one description per registered model; downloads nothing.
 
     Args:
-        names: the models to describe; None = all.
+        names: the models to describe; None: all.
     """
     for name, entry in MODELS.items():
         if names is None or name in names:

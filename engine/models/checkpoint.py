@@ -1,10 +1,10 @@
-"""Checkpoints: a trained network in one safetensors file, with weights, labels and preprocessing.
+"""Reads and writes checkpoints: safetensors with weights, labels and preprocessing of a network.
 
-The file has no code. Beside the tensors it has string metadata; each value that is not a plain string is JSON:
+The file contains no code. Besides the tensors it has string metadata; each value that is not a plain string is JSON:
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
 (where the network is split), ``provenance``, ``fit`` (how a frame is fitted to the input size; ``stretch`` if absent),
-``until`` (the last layer of a truncated network; optional), ``seen`` (digests of the training images; optional) and
-``looks`` (perceptual hashes of the training images; optional).
+and optionally ``until`` (the last layer of a truncated network), ``seen`` (digests of the training images) and
+``looks`` (perceptual hashes of the training images).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Checkpoint:
     state: dict[str, torch.Tensor]
     """Weights by qualified name, on the CPU."""
     model: str
-    """Name of the network in the registry, or of a torchvision or timm model."""
+    """Name of the network in the registry, or name of a torchvision or timm model."""
     labels: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     input_size: tuple[int, int]
@@ -50,11 +50,11 @@ class Checkpoint:
     fit: Fit = "stretch"
     """Resize mode of the input."""
     truncate_at: str | None = None
-    """Last layer of a truncated network; None = the network is not truncated."""
+    """Last layer of a truncated network; None: the network is not truncated."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the training images; a further training must not use them as test images."""
+    """Digests of the training images; later training runs must not test on these images."""
     perceptual_hashes: tuple[KnownImages, ...] = ()
-    """Perceptual hashes of the training images, one set per training: they identify copies in other formats."""
+    """Perceptual hashes of the training images, one set per training; they identify copies in other formats."""
 
 
 def is_checkpoint_file(path: str | Path) -> bool:
@@ -88,10 +88,10 @@ def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file that ``save_checkpoint`` wrote.
+    """Read a file written by ``save_checkpoint``.
 
     Raises:
-        ModelError: the file is missing, is not a safetensors file, or lacks the metadata of a checkpoint (plain
+        ModelError: the file is missing, is not a safetensors file, or has no metadata of a checkpoint (plain
             weights, which need a model name).
     """
     path = Path(path)
@@ -106,7 +106,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path}: is not a readable safetensors file ({error}); give a file that recipro-stream wrote"
+            f"{path}: is not a readable safetensors file ({error}); use a file written by recipro-stream"
         ) from error
     return Checkpoint(
         state=state,
@@ -128,7 +128,7 @@ def _perceptual_hashes(path: Path, metadata: Mapping[str, str]) -> tuple[KnownIm
     try:
         return tuple(KnownImages.from_text(text) for text in names(path, metadata, "looks"))
     except ValueError as reason:
-        raise invalid_value(path, "looks", "...", f"perceptual hashes as `train` writes them ({reason})") from None
+        raise invalid_value(path, "looks", "...", f"perceptual hashes in the format of `train` ({reason})") from None
 
 
 def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
@@ -145,11 +145,11 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
         return
     if stated and stated.startswith("recipro-stream detector"):
         raise ModelError(
-            f"{path}: is a detector, and a classifier is needed here; stream, why and train take detectors"
+            f"{path}: is a detector, but this command needs a classifier; stream, why and train accept detectors"
         )
     if stated and stated.startswith("recipro-stream"):
         raise ModelError(f"{path}: has format {stated!r}, this version reads {_FORMAT!r}; update recipro-stream")
     raise ModelError(
-        f"{path}: has weights but no labels and input size, so it is not a checkpoint of recipro-stream; "
-        "name the network of the weights: --model NAME --weights FILE"
+        f"{path}: contains weights but no labels and input size, so it is not a checkpoint of recipro-stream; "
+        "use the network of the weights: --model NAME --weights FILE"
     )

@@ -1,4 +1,4 @@
-"""Detects files that hold no weights, such as a failed download, by their first bytes."""
+"""Detects files that contain no weights, such as failed downloads, by their first bytes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Final
 
 HEAD_BYTES: Final = 512
 _MAX_QUOTED: Final = 40
-_ONLY_PYTORCH: Final = "only PyTorch networks are supported; give a state dict (.pth, .safetensors)"
+_ONLY_PYTORCH: Final = "only PyTorch networks are supported; use a state dict (.pth, .safetensors)"
 _SIGNATURES: Final[tuple[tuple[int, bytes, str], ...]] = (
-    (0, b"\x89HDF\r\n\x1a\n", f"is an HDF5 file, as Keras writes its weights; {_ONLY_PYTORCH}"),
+    (0, b"\x89HDF\r\n\x1a\n", f"is an HDF5 file, probably weights of Keras; {_ONLY_PYTORCH}"),
     (4, b"TFL3", f"is a TensorFlow Lite model; {_ONLY_PYTORCH}"),
     (0, b"GGUF", f"is a GGUF file of a language model; {_ONLY_PYTORCH}"),
     (0, b"\x93NUMPY", f"is a NumPy array; {_ONLY_PYTORCH}"),
@@ -19,20 +19,20 @@ _SIGNATURES: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; unpack it first"),
     (0, b"Rar!", "is a RAR archive; unpack it first"),
     (0, b"ptrt", f"is a compiled TensorRT engine; {_ONLY_PYTORCH}"),
-    (0, b"\xff\xd8\xff", "is a JPEG image; give a file with weights"),
-    (0, b"\x89PNG", "is a PNG image; give a file with weights"),
-    (257, b"ustar", "is a tar archive; unpack it first, and give the file with the weights"),
-    (0, b"%PDF", "is a PDF document; give a file with weights"),
+    (0, b"\xff\xd8\xff", "is a JPEG image; use a file with weights"),
+    (0, b"\x89PNG", "is a PNG image; use a file with weights"),
+    (257, b"ustar", "is a tar archive; unpack it first, and use the file with the weights"),
+    (0, b"%PDF", "is a PDF document; use a file with weights"),
 )
 """Offset, signature, and a description with the remedy."""
 _ONNX_PRODUCERS: Final = (b"pytorch", b"tf2onnx", b"onnx", b"skl2onnx", b"keras2onnx", b"paddle")
 
 
 def why_not_weights(begin: bytes) -> str | None:
-    """Return a description of a file without weights, with the remedy; None if it may hold weights.
+    """Describe a file without weights, with the remedy; return None if it may contain weights.
 
     Args:
-        begin: its first ``HEAD_BYTES`` bytes.
+        begin: the first ``HEAD_BYTES`` bytes of the file.
     """
     if not begin:
         return "is empty; download or save it again"
@@ -60,11 +60,11 @@ def _text(begin: bytes) -> str | None:
     if not all(character.isprintable() or character in "\t\r\n" for character in text):
         return None
     first_line = (text.strip().splitlines() or [""])[0]
-    return f"is text, which begins {first_line[:_MAX_QUOTED]!r}; give a file with weights"
+    return f"is text that starts with {first_line[:_MAX_QUOTED]!r}; use a file with weights"
 
 
 def is_safetensors(begin: bytes) -> bool:
-    """Return whether a file begins like safetensors: a length of eight bytes, then JSON."""
+    """Return whether a file starts like safetensors: eight bytes with a length, then JSON."""
     return begin[8:9] == b"{"
 
 

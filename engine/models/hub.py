@@ -1,7 +1,7 @@
-"""Networks of timm from the Hugging Face hub or a folder: ``hf-hub:OWNER/NAME`` and ``local-dir:FOLDER``.
+"""Loads timm networks from the Hugging Face hub (``hf-hub:``) or from a folder (``local-dir:``).
 
-Such a folder has ``config.json`` (architecture, input size, mean, std, class names) and the weights. timm reads it; of
-the weights only tensors are loaded, never code.
+The folder contains ``config.json`` (architecture, input size, mean, std, class names) and the weights. timm reads it;
+from the weights only tensors are loaded, never code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import ModelError
 HUB_PREFIXES: Final = ("hf-hub:", "local-dir:")
 _FOLDER: Final = "local-dir:"
 _USUAL: Final = {"num_classes": None, "in_chans": 3, "global_pool": "avg"}
-"""Arguments of the architecture that timm writes in any case."""
+"""Default arguments of the architecture, which timm always writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class HubConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     labels: tuple[str, ...]
-    """Class names; empty without names."""
+    """Class names; empty if there are none."""
     is_standard: bool
-    """True if the architecture's name alone rebuilds the network, with another number of classes."""
+    """True if the name of the architecture suffices to build the network for another number of classes."""
 
 
 @lru_cache(maxsize=8)
 def hub_config(model: str) -> HubConfig:
-    """Return the configuration of a network of the hub or a folder.
+    """Read the configuration of a network from the hub or a folder.
 
     Args:
         model: ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``.
@@ -72,10 +72,10 @@ def hub_config(model: str) -> HubConfig:
 
 
 def load_hub_network(model: str) -> nn.Module:
-    """Return the network with its weights, in inference mode.
+    """Load the network with its weights, in inference mode.
 
     Raises:
-        ModelError: the weights are missing, do not fit, or the hub cannot be reached.
+        ModelError: the weights are missing or do not fit, or the hub cannot be reached.
     """
     stop_telemetry()
     import timm
@@ -90,12 +90,12 @@ def load_hub_network(model: str) -> nn.Module:
 def _not_loaded(model: str, reason: BaseException) -> str:
     if model.startswith(_FOLDER):
         return (
-            f"model {model!r}: the folder cannot be loaded ({first_line(reason)}); give local-dir: and a folder with "
-            "the config.json and weights that timm or the Hugging Face hub wrote"
+            f"model {model!r}: the folder cannot be loaded ({first_line(reason)}); use local-dir: and a folder with "
+            "the config.json and weights written by timm or the Hugging Face hub"
         )
     return (
         f"model {model!r}: not loaded from the Hugging Face hub ({first_line(reason)}); check the name and the "
-        "network, or download its files on another computer and give the folder: local-dir:FOLDER"
+        "network, or download its files on another computer and use the folder: local-dir:FOLDER"
     )
 
 
@@ -107,7 +107,7 @@ def _triple(values: Sequence[float] | None, default: tuple[float, float, float])
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names, described where there is a description."""
+    """Return the class names, replaced by their descriptions if there are any."""
     names = config.get("label_names") or ()
     described = config.get("label_descriptions") or {}
     names = names.values() if isinstance(names, Mapping) else names

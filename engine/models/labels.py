@@ -1,4 +1,4 @@
-"""Class names: reads label files, and resolves the classes of ``--target``."""
+"""Reads files of class names, and resolves the classes in ``--target``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_SUGGESTED: Final = 4
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return class names from a text or JSON file, in the order of the network's outputs.
+    """Read class names from a text or JSON file, in the order of the network's outputs.
 
     Accepts one name per line, quoted or not; ``index: name``, ``index,name`` or ``index name`` on each line; a list; a
     map of indices to names, or of names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name]
@@ -30,13 +30,13 @@ def read_labels(path: Path) -> tuple[str, ...]:
     maps are JSON or Python literals. A byte-order mark is ignored.
 
     Raises:
-        ConfigError: the file is missing, not text, empty, or does not name each class from 0 exactly once.
+        ConfigError: the file is missing, no text, empty, or does not contain each index from 0 exactly once.
     """
     text = _text_of(path)
     begin = text.lstrip()[:1]
     names = _structured(path, text) if begin and begin in "[{" else _lines(path, text)
     if not names:
-        raise ConfigError(f"labels {str(path)!r}: has no names; give one name per line")
+        raise ConfigError(f"labels {str(path)!r}: contains no names; write one name per line")
     return names
 
 
@@ -45,7 +45,7 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_LABEL_BYTES + 1)
         if len(raw) > MAX_LABEL_BYTES:
-            raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; give only the names")
+            raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; write only the names")
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as reason:
@@ -54,7 +54,7 @@ def _text_of(path: Path) -> str:
         ) from None
     except (OSError, ValueError) as reason:
         raise ConfigError(
-            f"labels {str(path)!r}: not readable ({reason}); give a text file with one name per line"
+            f"labels {str(path)!r}: cannot be read ({reason}); use a text file with one name per line"
         ) from None
 
 
@@ -68,8 +68,8 @@ def _structured(path: Path, text: str) -> tuple[str, ...]:
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as reason:
             message = str(reason).splitlines()[0][:120] if str(reason) else type(reason).__name__
             raise ConfigError(
-                f"labels {str(path)!r}: begins like a list or map but is neither JSON nor a Python literal "
-                f"({message}); give one name per line"
+                f"labels {str(path)!r}: starts like a list or map, but is neither JSON nor a Python literal "
+                f"({message}); write one name per line"
             ) from None
     if isinstance(content, dict):
         nested = next(
@@ -80,7 +80,7 @@ def _structured(path: Path, text: str) -> tuple[str, ...]:
         return _from_map(path, content)
     if isinstance(content, list | tuple):
         return tuple(_name(path, value) for value in content)
-    raise ConfigError(f"labels {str(path)!r}: has a {type(content).__name__}; give one name per line")
+    raise ConfigError(f"labels {str(path)!r}: contains a {type(content).__name__}; write one name per line")
 
 
 def _from_map(path: Path, content: dict[object, object]) -> tuple[str, ...]:
@@ -90,7 +90,8 @@ def _from_map(path: Path, content: dict[object, object]) -> tuple[str, ...]:
         by_index = {_index(value): key for key, value in content.items()}
     if set(by_index) != set(range(len(content))):
         raise ConfigError(
-            f"labels {str(path)!r}: a map must name each class once, with indices from 0 to {len(content) - 1}; this "
+            f"labels {str(path)!r}: a map must contain each class once, with indices from 0 to {len(content) - 1}; "
+            "this "
             f"one has {', '.join(repr(key) for key in list(content)[:4])}{', ...' if len(content) > 4 else ''}"
         )
     return tuple(_name(path, by_index[k]) for k in range(len(content)))
@@ -109,7 +110,7 @@ def _name(path: Path, value: object) -> str:
         value = value[-1]
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
         return str(value).strip()
-    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is not a class name; give a string")
+    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is not a class name; write a string")
 
 
 def _lines(path: Path, text: str) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def _lines(path: Path, text: str) -> tuple[str, ...]:
         return tuple(indexed[k] for k in range(len(lines)))
     if len(lines) > 1 and not is_whole and all(match is not None for match in matched):
         log.warning(
-            "labels %s: every line begins with a number (%r), but the numbers are not 0 to %d; the numbers are read as "
+            "labels %s: every line starts with a number (%r), but the numbers are not 0 to %d; they are read as "
             "part of the names", path, lines[0], len(lines) - 1,
         )  # fmt: skip
     bare = tuple(_bare(line) for line in lines)
@@ -141,18 +142,18 @@ def _bare(name: str) -> str:
 def parse_target(words: Sequence[str], labels: Sequence[str]) -> Target:
     """Return the explained classes for words such as ``top1``, ``topN``, class names or indices.
 
-    The network's top class is always explained, as its prediction. The heat map of the first word's class is drawn.
+    The network's top class is always explained, as its prediction. The heat map of the first class is drawn.
 
     Args:
         words: the parts of ``--target``, such as ("top1", "scratch").
         labels: the network's class names.
 
     Raises:
-        ConfigError: a class is unknown (the message has the nearest name), or there is more than one top-N.
+        ConfigError: a class is unknown (the message suggests the nearest name), or there is more than one top-N.
     """
     tops = [word for word in words if _is_top(word)]
     if len(tops) > 1:
-        raise ConfigError(f"target {','.join(words)!r}: has both {tops[0]} and {tops[1]}; give one top-N, then classes")
+        raise ConfigError(f"target {','.join(words)!r}: has both {tops[0]} and {tops[1]}; use one top-N, then classes")
     count = int(tops[0][3:]) if tops else 1
     if not 1 <= count <= len(labels):
         raise ConfigError(f"target {tops[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}")
@@ -166,25 +167,25 @@ def _is_top(word: str) -> bool:
 
 
 def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> int:
-    """Return the index of a class given by name or index."""
+    """Return the index of the class with this name or index."""
     if word.casefold() in folded:
         return folded[word.casefold()]
     if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(labels):
         return int(word)
     if word.lstrip("-").isdigit():
-        raise ConfigError(f"target {word!r}: the network's classes are 0 to {len(labels) - 1}; give one of these")
+        raise ConfigError(f"target {word!r}: the network's classes are 0 to {len(labels) - 1}; use one of these")
     hint = _suggestion(word, labels, folded)
     raise ConfigError(
-        f"target {word!r} is not a class of this network.{hint} Give top1, top5, names or indices, by commas"
+        f"target {word!r} is not a class of this network.{hint} Use top1, top5, names or indices, separated by commas"
     )
 
 
 def _suggestion(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
-    """Return the classes that a word may mean: those that have it as a word, that contain it, or the nearest one."""
+    """Suggest classes for an unknown word: those that contain it, as a word if possible, or the nearest."""
     plain = word.casefold().strip()
     parts_of = {label: [part for part in re.split(r"[\W_]+", label.casefold()) if part] for label in labels}
     as_word = [label for label in labels if plain and plain in parts_of[label]]
-    as_word.sort(key=lambda label: parts_of[label][-1] != plain)  # "car" means a sports car rather than a car wheel
+    as_word.sort(key=lambda label: parts_of[label][-1] != plain)  # prefer "sports car" to "car wheel" for "car"
     as_part = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
     similar = list(dict.fromkeys(as_word or as_part))
     if not similar:

@@ -1,9 +1,9 @@
-"""The small network of the simulated inspection line: convolutions, global average pooling, one linear layer.
+"""The network of the simulated inspection line: convolutions, global average pooling, a linear layer.
 
-Its last feature map has stride 8: a 240x320 image gives 30x40 cells. The receptive field of a cell is about 57 pixels,
-enough for a defect and its surroundings but not for distant defects, so heat maps are sharp. Global average pooling and
-a linear layer follow, for which Recipro-CAM has its cheapest exact plan. All operations are modules and none works in
-place, so the network can be split after any layer.
+The last feature map has stride 8: an image of 240x320 results in 30x40 cells. The receptive field of a cell is about 57
+pixels, enough for a defect and its surroundings but not for distant defects, so heat maps are sharp. After it come
+global average pooling and a linear layer, for which Recipro-CAM has its cheapest exact plan. All operations are modules
+and none works in place, so the network can be split after any layer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Loads a model by name or checkpoint file: network, labels, input size, mean and std.
+"""Loads models by name or checkpoint file: network, labels, input size, mean and std.
 
-The builders are torchvision, timm and the small network of the simulated line; ``_BUILDERS`` has one function each.
+The builders are torchvision, timm and the network of the simulated line; ``_BUILDERS`` has one function for each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.errors import ConfigError, ModelError, did_you_mean
 log = logging.getLogger(__name__)
 
 MODEL_FILE = ".safetensors"
-"""Suffix of checkpoint files, which ``run.py train`` writes with weights, labels and preprocessing."""
+"""Suffix of checkpoint files, written by ``run.py train`` with weights, labels and preprocessing."""
 
 _IMAGENET_CLASSES = 1000
 _MAX_LISTED = 4
@@ -47,22 +47,22 @@ class LoadedModel:
     """Computes class logits (N, K) from images (N, 3, H, W), in inference mode."""
     name: str
     labels: tuple[str, ...]
-    """Class names from the weights or a labels file, possibly not K; see ``class_names``."""
+    """Class names from the weights or a labels file; their number may differ from K, see ``class_names``."""
     input_size: tuple[int, int]
     """Height and width in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layer: str | None
-    """The explained layer; None = the default of ``split_network``."""
+    """The explained layer; None: the default of ``split_network``."""
     labels_from: str = ""
-    """The labels file, if the user gave one."""
+    """The labels file, if the user set one."""
     fit: Fit = "stretch"
     """Resize mode of the training images."""
     binary: bool = False
-    """True if the weights have one score for a sigmoid, which became two: class 1 is the positive class."""
+    """True if the weights have one score for a sigmoid, converted to two: class 1 is the positive class."""
 
     def preprocessing(self, config: EngineConfig) -> Preprocessing:
-        """Return the preprocessing: the settings of the configuration, and the model's own for those not set."""
+        """Return the preprocessing: the configuration's settings, and the model's if they are not set."""
         fit = config.fit if "fit" in config.model_fields_set else self.fit
         return Preprocessing(
             config.input_size or self.input_size, config.mean or self.mean, config.std or self.std, fit
@@ -73,15 +73,15 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
     """Load a model.
 
     Args:
-        model: a name of the registry or of a torchvision or timm classifier, ``hf-hub:OWNER/NAME`` or
-            ``local-dir:FOLDER`` of timm, or a checkpoint file (``.safetensors``).
-        weights: a state dict file, ``"random"``, or None = the builder's pretrained weights; not allowed with a
-            checkpoint, which has its own.
-        labels: a labels file, see ``read_labels``; None = the labels of the weights.
+        model: a name in the registry, a torchvision or timm classifier, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``
+          (timm), or a checkpoint file (``.safetensors``).
+        weights: a state dict file, ``"random"``, or None: the builder's pretrained weights; not allowed for a
+          checkpoint, which has its own weights.
+        labels: a labels file, see ``read_labels``; None: the labels of the weights.
 
     Raises:
         ModelError: the name is unknown, or the weights do not fit or cannot be downloaded.
-        ConfigError: the labels file is invalid, or weights are given for a checkpoint.
+        ConfigError: the labels file is invalid, or ``weights`` is set for a checkpoint.
     """
     if model.endswith(MODEL_FILE):
         if weights is not None:
@@ -94,14 +94,14 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
 
 
 def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
-    """Return one name per class; ``class 0`` and so on if the model has no names.
+    """Return one name per class: ``class 0``, ``class 1`` ... if the model has no names.
 
     Args:
         network: the model.
-        count: its number of classes.
+        count: the number of classes K.
 
     Raises:
-        ConfigError: the labels file has another number of names.
+        ConfigError: the labels file has a different number of names.
     """
     if len(network.labels) == count:
         _warn_of_labels(network, count)
@@ -110,14 +110,15 @@ def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
         return f"not {network.labels[0]}", network.labels[0]
     if network.labels_from:
         raise ConfigError(
-            f"labels {network.labels_from!r}: {len(network.labels)} names for {count} classes; give {count}"
+            f"labels {network.labels_from!r}: has {len(network.labels)} names, but the network {count} classes; list "
+            f"{count} names"
         )
-    log.warning("%s has %d classes without names; give the names by --labels FILE", network.name, count)
+    log.warning("%s has %d classes without names; name them by --labels FILE", network.name, count)
     return tuple(f"class {k}" for k in range(count))
 
 
 def _warn_of_labels(network: LoadedModel, count: int) -> None:
-    """Log a warning for a network with a single class, or with several classes of one name."""
+    """Log a warning if the network has a single class, or several classes with the same name."""
     if count == 1:
         log.warning(
             "%s has one class (%r): its score is always 1 and its heat maps are empty; train it with a second class, "
@@ -128,22 +129,22 @@ def _warn_of_labels(network: LoadedModel, count: int) -> None:
     if repeated and (network.labels_from or count != _IMAGENET_CLASSES):
         listed = ", ".join(f"{label!r} {number} times" for label, number in repeated[:_MAX_LISTED])
         log.warning(
-            "labels of %s: %s; --target and guards use the first of them. Give each class its own name by "
-            "--labels FILE, or give classes by index", network.labels_from or network.name, listed,
+            "labels of %s: %s; --target and guards use the first of them. Name each class differently by "
+            "--labels FILE, or choose classes by index", network.labels_from or network.name, listed,
         )  # fmt: skip
 
 
 def find_entry(model: str) -> ModelEntry:
-    """Return the registry's entry, or a new entry for another torchvision or timm classifier.
+    """Return the registry's entry, or a new entry for a classifier of torchvision or timm.
 
     Raises:
-        ModelError: the name is unknown; the message has the nearest name.
+        ModelError: the name is unknown; the message suggests the nearest name.
     """
     return lookup(model) or _entry_by_builder(model)
 
 
 def _entry_by_builder(model: str) -> ModelEntry:
-    """Return an entry for a name that only torchvision or timm has, or for a folder or hub of timm."""
+    """Create an entry for a name in torchvision or timm, or for a folder or hub of timm."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -152,12 +153,12 @@ def _entry_by_builder(model: str) -> ModelEntry:
         return ModelEntry(model, size, mean, std)
     if Path(model).suffix.lower() in {".onnx", ".xml"}:
         raise ModelError(
-            f"model {model!r}: an ONNX or OpenVINO file runs as it is, and only `stream` and `explain-archive` do "
-            "that; give the PyTorch network: --model NAME --weights FILE"
+            f"model {model!r}: only `stream` and `explain-archive` can run an ONNX or OpenVINO file; "
+            "use the PyTorch network: --model NAME --weights FILE"
         )
     if Path(model).is_file():
         raise ModelError(
-            f"model {model!r} is a file but not a checkpoint of `run.py train`; name its network: "
+            f"model {model!r} is a file but not a checkpoint of `run.py train`; use the network's name: "
             "--model NAME --weights FILE"
         )
     if model.startswith(HUB_PREFIXES):
@@ -176,7 +177,7 @@ def _entry_by_builder(model: str) -> ModelEntry:
             mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
             return ModelEntry(plain, size, mean, std, builder="timm")
     except (ImportError, RuntimeError) as reason:  # RuntimeError: timm does not know the weights after the dot
-        more = " (timm's models need the extra: uv sync --extra timm)" * isinstance(reason, ImportError)
+        more = " (timm's models need the package timm: uv sync --extra timm)" * isinstance(reason, ImportError)
     raise ModelError(f"model {model!r} is unknown.{did_you_mean(plain, known)} `run.py models` lists models{more}")
 
 
@@ -203,8 +204,8 @@ def build_untrained(entry: ModelEntry, count: int | None = None) -> nn.Module:
     """Return the network with random weights, in inference mode.
 
     Args:
-        entry: how to build it.
-        count: number of classes; None = the builder's default.
+        entry: the registry's entry of the network.
+        count: number of classes; None: the builder's default.
 
     Raises:
         ModelError: the builder does not accept a number of classes.
@@ -239,7 +240,7 @@ def _seeded(entry: ModelEntry) -> nn.Module:
 
 
 def randomize_zero_layers(net: nn.Module) -> nn.Module:
-    """Initialise all-zero linear layers, such as the last layer of a vision transformer, with small random weights."""
+    """Initialise all-zero linear layers (the last layer of vision transformers) with random weights."""
     for module in net.modules():
         if isinstance(module, nn.Linear) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -256,7 +257,7 @@ def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str])
     mean, std = _normalisation(entry, fitted, path)
     if fitted.binary:
         log.warning(
-            "%s has one score, which is used as a sigmoid's logit: class 1 above zero, class 0 below. Name both "
+            "%s has one score, which is used as the logit of a sigmoid: class 1 above zero, class 0 below. Name both "
             "classes by --labels FILE", path,
         )  # fmt: skip
     names = () if fitted.binary else tuple(labels)
@@ -288,7 +289,7 @@ def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> LoadedMo
     if weights is not None:
         return _with_weights(entry, weights, labels)
     if known is None:
-        raise ModelError(f"model {entry.name!r}: torchvision has no pretrained weights; give --weights FILE")
+        raise ModelError(f"model {entry.name!r}: torchvision has no pretrained weights; use --weights FILE")
     try:
         net: nn.Module = torchvision.models.get_model(entry.name, weights=known)
     except (URLError, OSError, RuntimeError) as reason:
@@ -299,7 +300,7 @@ def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> LoadedMo
 def _no_download(name: str, url: str, reason: BaseException) -> str:
     return (
         f"model {name!r}: its pretrained weights cannot be downloaded ({reason}); download {url} on another computer "
-        "and give the file by --weights FILE"
+        "and use the file by --weights FILE"
     )
 
 
@@ -318,7 +319,7 @@ def _from_timm(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
     except Exception as reason:  # the hub's client has its own exceptions
         first = str(reason).strip().splitlines()[0][:160] if str(reason).strip() else type(reason).__name__
         raise ModelError(
-            f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); give --weights FILE"
+            f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); use --weights FILE"
         ) from reason
     return LoadedModel(net, entry.name, (), entry.input_size, entry.mean, entry.std, entry.layer)
 
@@ -327,9 +328,7 @@ def _line_net(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
     if weights == RANDOM:
         return _with_weights(entry, weights, ())
     if weights is None:
-        raise ModelError(
-            f"model {entry.name!r}: give its weights with --weights FILE, or train them: run.py train-line"
-        )
+        raise ModelError(f"model {entry.name!r}: needs --weights FILE; or train the weights: run.py train-line")
     return load_from_checkpoint(load_checkpoint(Path(weights)), Path(weights))
 
 

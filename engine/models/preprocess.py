@@ -1,10 +1,10 @@
-"""Preprocessing: fits frames to the network's input size and normalises them.
+"""Preprocesses frames: fits them to the network's input size and normalises them.
 
-Resizing is antialiased bilinear on uint8, straight to the input size: a network whose weights were validated with
-another interpolation, or with a crop of a larger image, gets slightly other images (``fit: crop`` is closest).
-Normalisation is ``(RGB / 255 - mean) / std``. ``fit_geometry`` returns the rectangle of the frame that the input
-covers, and so the position of the heat map. Of a frame with an area, only this part is fitted, and masked pixels are
-painted over before it is resized.
+Resizing is bilinear with antialiasing, on uint8, directly to the input size. A network whose weights were validated
+with another interpolation, or with a crop of a larger image, therefore gets slightly different images (``fit: crop`` is
+closest). Normalisation is ``(RGB / 255 - mean) / std``. ``fit_geometry`` returns the rectangle of the frame that the
+input covers, and so the position of the heat map. If a frame has an input area, only this area is fitted, and masked
+pixels are painted over before resizing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class FitGeometry:
     """The position of a frame in the network's input, in pixels."""
 
     cut: tuple[int, int, int, int]
-    """The used part of the frame: left, top, right, bottom."""
+    """The part of the frame that is used: left, top, right, bottom."""
     size: tuple[int, int]
-    """Height and width after resizing."""
+    """Height and width of this part after resizing."""
     offset: tuple[int, int]
     """Top and left of the resized part in the input; the rest of the input is border."""
     region: Box
-    """The rectangle of the frame that the whole input covers; it extends beyond the frame where there is border."""
+    """The rectangle of the frame that the whole input covers; it extends beyond the frame if the input has a border."""
 
 
 def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit, part: Cut | None = None) -> FitGeometry:
@@ -53,9 +53,9 @@ def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit, part
     Args:
         frame: height and width of the frame.
         target: height and width of the input.
-        fit: ``stretch`` = ignore the aspect ratio; ``letterbox`` = keep it and add a border; ``crop`` = keep it and cut
-            off the edges.
-        part: the part of the frame that is fitted; None = the whole frame.
+        fit: ``stretch``: ignore the aspect ratio; ``letterbox``: keep it and add a border; ``crop``: keep it and cut
+          off the edges.
+        part: the part of the frame to fit; None: the whole frame.
     """
     near, above, far, below = part or (0, 0, frame[1], frame[0])
     height, width = below - above, far - near
@@ -94,12 +94,12 @@ class Preprocessing:
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:
-        """The colour that masked pixels are painted with: the mean of the normalisation, 0 to 255."""
+        """The colour of masked pixels: the mean of the normalisation, 0 to 255."""
         red, green, blue = (min(max(round(255.0 * mean), 0), 255) for mean in self.mean)
         return red, green, blue
 
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
-        """Return the frames fitted to the input size: uint8 (N, 3, H, W), channels last in memory."""
+        """Fit frames to the input size: uint8 (N, 3, H, W), channels last in memory."""
         colour, size, fit = self.mean_colour, self.input_size, self.fit
         pixels = torch.cat([fit_image(input_image(frame, colour), size, fit) for frame in frames])
         return pixels.contiguous(memory_format=torch.channels_last)
@@ -113,7 +113,7 @@ class Preprocessing:
 
 
 def input_image(frame: Frame, colour: tuple[int, int, int]) -> Image:
-    """Return the part of a frame that the network gets; its masked pixels have the colour (RGB, 0 to 255)."""
+    """Return the input area of a frame; masked pixels are painted with ``colour`` (RGB, 0 to 255)."""
     if frame.area is None:
         return frame.image
     left, top, right, bottom = frame.area.cut
@@ -129,7 +129,7 @@ def input_image(frame: Frame, colour: tuple[int, int, int]) -> Image:
 
 
 def fit_image(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:
-    """Return one RGB image fitted to (height, width): uint8 (1, 3, H, W), channels last in memory."""
+    """Fit an RGB image to (height, width): uint8 (1, 3, H, W), channels last in memory."""
     placement = fit_geometry((image.shape[0], image.shape[1]), target, fit)
     left, top, right, bottom = placement.cut
     part = torch.from_numpy(image)[top:bottom, left:right].permute(2, 0, 1)[None]

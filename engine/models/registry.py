@@ -1,7 +1,7 @@
 """Registry of the tested models; does not import torch, so that listing names is fast.
 
-Any other CNN of torchvision or timm, or vision transformer with a class token, can be used by its name too. The
-heat map, input size and labels of the models here are tested.
+Any other CNN of torchvision or timm, and any vision transformer with a class token, can be used by its name. For the
+models in this registry, heat map, input size and labels are tested.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class ModelEntry:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     layer: str | None = None
-    """The explained layer; None = the last layer with a grid, or a transformer's last block."""
+    """The explained layer; None: the last layer with a grid, or the last block of a transformer."""
     builder: str = "torchvision"
     """``torchvision``, ``timm``, or ``line_net`` (the network of the simulated inspection line)."""
     source: str | None = None
-    """``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` of the weights; None = those of the builder's name."""
+    """``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER`` of the weights; None: the builder's weights for ``name``."""
     file: str | None = None
-    """Bundled weights, relative to the project's root; None = the builder's pretrained weights."""
+    """Bundled weights, relative to the project's root; None: the builder's pretrained weights."""
     options: tuple[tuple[str, bool | int], ...] = ()
-    """Keyword arguments of the builder for torchvision's weights read from a file."""
+    """Keyword arguments of the builder when torchvision's weights are read from a file."""
 
 
 _AUXILIARY: Final = (("transform_input", True), ("aux_logits", False), ("init_weights", False))
@@ -77,10 +77,10 @@ MODELS: Final[dict[str, ModelEntry]] = {entry.name: entry for entry in _ENTRIES}
 """The tested models by name."""
 
 ALIASES: Final = {"line": "line_net", "mobilenet_v3": "mobilenet_v3_large"}
-"""Short names."""
+"""Short names of models."""
 
 
 def lookup(name: str) -> ModelEntry | None:
-    """Return the entry with this name, or None; ignores case, and accepts hyphens for underscores."""
+    """Return the entry with this name, or None; case and hyphens or underscores do not matter."""
     plain = name.strip().lower().replace("-", "_")
     return MODELS.get(ALIASES.get(plain, plain))

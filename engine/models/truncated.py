@@ -1,7 +1,7 @@
-"""Truncated networks: the first layers of a network, global average pooling, and a new linear layer.
+"""Truncates networks: their first layers, global average pooling, and a new linear layer.
 
-Late layers have large cells whose receptive field covers the whole image: suitable for photographs, too coarse for a
-defect of ten pixels. A truncated network has a finer grid with smaller receptive fields, costs less, and has the
+Cells of late layers are large, with receptive fields that cover the whole image: suitable for photographs, too coarse
+for a defect of ten pixels. A truncated network has a finer grid with smaller receptive fields, is faster, and has the
 cheapest exact plan of Recipro-CAM (``pooled``).
 """
 
@@ -40,7 +40,7 @@ def truncate(net: nn.Module, layer: str, image_size: tuple[int, int], class_coun
         net: the network to truncate.
         layer: qualified name of the last layer.
         image_size: height and width in pixels.
-        class_count: outputs of the linear layer.
+        class_count: number of outputs of the linear layer.
 
     Raises:
         LayerError: there is no such layer, its output is not a grid, or the network cannot be traced.

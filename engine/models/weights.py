@@ -2,7 +2,7 @@
 
 Containers of training scripts (``{"state_dict": ...}``) and prefixes (``module.``, ``model.``) are removed, the number
 of classes is read from the last layer, and auxiliary classifiers for training are ignored. Code in a file is never run:
-see ``engine.checkpoints``. ``engine.fitting`` converts older names, other heads and other first convolutions.
+see ``engine.checkpoints``. ``engine.fitting`` converts old names, other heads and other first convolutions.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _NEVER_WEIGHTS: Final = frozenset({
 _MAX_DEPTH: Final = 8
 _TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")
 _MAX_LISTED = 4
-"""Number of keys in an error message."""
+"""Maximum number of keys in an error message."""
 
 StateDict = dict[str, Tensor]
 
 
 def read_state(path: Path) -> StateDict:
-    """Return the tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file by name, on the CPU.
+    """Read the tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file by name, on the CPU.
 
     Raises:
         ModelError: the file is missing, has another format, or has no state dict.
     """
     if not path.is_file():
-        raise ModelError(f"weights {str(path)!r}: no such file; give the path of a state dict")
+        raise ModelError(f"weights {str(path)!r}: no such file; use the path of a state dict")
     try:
         begin = read_head(path)
     except OSError as reason:
@@ -88,20 +88,21 @@ def read_state(path: Path) -> StateDict:
 
 
 def _no_state(content: object) -> str:
-    """Return a description of a file's content that is not a state dict, with the remedy."""
+    """Describe file content that is not a state dict, with the remedy."""
     inside = content.values() if isinstance(content, Mapping) else ()
     objects = [value for value in (content, *inside) if isinstance(value, StandIn)]
     if objects:
         return (
-            f"has an object of {class_name(objects[0])}, perhaps a whole network; code in a file is never run; save "
+            f"contains an object of {class_name(objects[0])}, perhaps a whole network; code in a file is never run; "
+            "save "
             "its weights where that class is installed: torch.save(net.state_dict(), FILE)"
         )
     kind = class_name(content)
-    return f"has a {kind} and no state dict (a map of names to tensors); save net.state_dict()"
+    return f"contains a {kind}, but no state dict (a map of names to tensors); save net.state_dict()"
 
 
 def _check_tensors(state: StateDict, path: Path) -> None:
-    """Raise ModelError for a tensor that has more values than its storage, or no data."""
+    """Raise ModelError for a tensor that has more values than its storage, or has no data."""
     for name, value in state.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -126,7 +127,7 @@ def _read_safetensors(path: Path) -> StateDict:
 
 
 def _find_state(content: object, depth: int = 0) -> StateDict | None:
-    """Return the state dict in a training script's file: under a common key, else the one with most tensors."""
+    """Find the state dict in a training script's file: under a common key, or with most tensors."""
     if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return None
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
@@ -151,11 +152,11 @@ class Fitted:
     greyscale: bool = False
     """True if the weights are for one channel; the first convolution is converted to read the luminance of RGB."""
     binary: bool = False
-    """True if the weights have one score; the network has two, whose softmax equals the sigmoid of the one."""
+    """True if the weights have one score; the network has two scores, whose softmax equals the score's sigmoid."""
 
 
 def load_weights(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> nn.Module:
-    """Return only the network of ``fit_weights``."""
+    """Build a network with weights, as ``fit_weights`` does; return only the network."""
     return fit_weights(build, state, name, path).net
 
 
@@ -163,13 +164,13 @@ def fit_weights(build: Callable[[int | None], nn.Module], state: StateDict, name
     """Build a network and load weights into it.
 
     Args:
-        build: builds the network for a number of classes; None = its default.
+        build: builds the network for a number of classes; None: the default number.
         state: tensors by name.
         name: the network's name, for messages.
         path: the file, for messages.
 
     Raises:
-        ModelError: the weights do not fit; the message has the keys and the remedy.
+        ModelError: the weights do not fit; the message lists the keys and the remedy.
     """
     net = build(None)
     expected = net.state_dict()
@@ -198,10 +199,10 @@ def fit_weights(build: Callable[[int | None], nn.Module], state: StateDict, name
 
 
 def put_into(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load tensors with the network's own names and shapes.
+    """Load tensors that have the names and shapes of the network.
 
-    A state dict also has the versions of its modules (``_metadata``), which files and plain dicts do not have and some
-    networks (MNASNet) require; the network's own versions are used.
+    A state dict also contains the versions of its modules (``_metadata``), which some networks (MNASNet) require. Files
+    and plain dicts do not contain them, so the network's own versions are used.
     """
     whole = net.state_dict()
     for key in whole:
@@ -225,17 +226,17 @@ def _refuse_unfit(state: StateDict, expected: Mapping[str, Tensor], net: nn.Modu
     if problems:
         wrong = len(missing) + len(misshapen)
         hint = other_stem(state, net) or (hidden_head(state, net) if wrong * 4 < len(expected) else "")
-        hint = hint or no_head(state, net) or quantized(foreign) or "name the right --model"
+        hint = hint or no_head(state, net) or quantized(foreign) or "use the right --model"
         raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(problems)}; {hint}")
 
 
 def _check_numbers(state: StateDict, path: Path) -> None:
-    """Raise ModelError for weights with NaN or infinity: every score would be NaN, and every heat map empty."""
+    """Raise ModelError for weights with NaN or infinity, whose scores would be NaN and maps empty."""
     wrong = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if wrong:
         listed = f"{', '.join(wrong[:_MAX_LISTED])}{', ...' if len(wrong) > _MAX_LISTED else ''}"
         raise ModelError(
-            f"weights {str(path)!r}: {len(wrong)} of {len(state)} tensors have NaN or infinity ({listed}): the "
+            f"weights {str(path)!r}: {len(wrong)} of {len(state)} tensors contain NaN or infinity ({listed}): the "
             "training diverged, or the file is damaged; use an earlier file, or train again with a lower learning rate"
         )
 
@@ -254,7 +255,7 @@ def without_prefix(state: StateDict, expected: set[str]) -> StateDict:
 
 
 def _class_count(state: StateDict, expected: Mapping[str, Tensor]) -> int | None:
-    """Return the weights' number of classes if only the rows of the last layer differ from the network's, else None."""
+    """Return the weights' number of classes, if only the last layer's rows differ; else None."""
     known = {key for key in expected if key in state}
     wrong = [key for key in known if state[key].shape != expected[key].shape]
     pairs = {(expected[key].shape[0], state[key].shape[0]) for key in wrong if expected[key].ndim}

@@ -1,4 +1,4 @@
-"""Chooses the fastest of several backends on this machine."""
+"""Selects the fastest of several backends on this machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Built = TypeVar("Built")
 def fastest(
     backends: Sequence[str], build: Callable[[str], Built], seconds: Callable[[Built], float], unit: str
 ) -> Built:
-    """Return what the fastest backend gives; skips backends that are not available or fail.
+    """Build with all backends that work; return the result of the fastest backend.
 
     Args:
-        backends: their names.
+        backends: names of the backends.
         build: builds with a backend; raises ``BackendError``.
-        seconds: measures the result of ``build``; not called where only one backend runs.
+        seconds: measures the seconds of a result of ``build``; not called if only one backend works.
         unit: the measured work, for the log.
 
     Raises:
-        BackendError: no backend runs.
+        BackendError: no backend works.
     """
     found: dict[str, Built] = {}
     refused: list[str] = []

@@ -1,4 +1,4 @@
-"""Cache of compiled networks on disk, for a fast second start.
+"""A cache of compiled networks on disk, for fast restarts.
 
 An entry is one file: a JSON line with its key and checksum, then the compiled result. An entry is used only if its key
 (weights, structure, shapes, precision, versions, processor) equals the requested one and its checksum is right;
@@ -32,21 +32,21 @@ log = logging.getLogger(__name__)
 _FORMAT: Final = "recipro-stream compiled 1"
 _HEADER_BYTES: Final = 1 << 16
 LIMIT_BYTES: Final = 4 << 30
-"""Size of the cache above which the least recently used entries are removed."""
+"""Default maximum size of the cache in bytes; above it the least recently used entries are removed."""
 
 CacheKey = Mapping[str, str]
-"""All that a compiled result depends on, as readable names and values."""
+"""Everything on which a compiled result depends, as readable names and values."""
 
 
 class CompileCache:
     """A folder of compiled results; ``hits`` and ``writes`` count the entries read and written."""
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        """Store the folder's path; the first ``put`` creates it.
+        """Create the cache; its folder is created by the first ``put``.
 
         Args:
             folder: the cache folder.
-            limit_bytes: size above which entries are removed.
+            limit_bytes: size in bytes above which entries are removed.
         """
         self.folder = folder
         self.hits = 0
@@ -55,7 +55,7 @@ class CompileCache:
         self._reads_disabled = False
 
     def disable_reads(self) -> None:
-        """Make every later ``get`` return None; ``put`` still writes."""
+        """Disable ``get``, which then returns None; ``put`` still writes."""
         self._reads_disabled = True
 
     def get(self, key: CacheKey) -> bytes | None:
@@ -74,7 +74,7 @@ class CompileCache:
             log.warning("%s: %s; the network is compiled again", path, objection)
             return None
         with suppress(OSError):
-            path.touch()  # the time of last use, for _evict
+            path.touch()  # records the time of last use, for _evict
         self.hits += 1
         return payload
 
@@ -107,7 +107,7 @@ class CompileCache:
 
 
 def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
-    """Return an entry's payload, and why it is invalid or ""."""
+    """Return the payload of an entry, and the reason if it is invalid, else ""."""
     with path.open("rb") as file:
         line = file.readline(_HEADER_BYTES)
         payload = file.read()
@@ -125,7 +125,7 @@ def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
 
 
 def default_folder() -> str:
-    """Return this user's cache folder; "off" for a user without a home folder."""
+    """Return this user's cache folder; "off" if the user has no home folder."""
     try:
         return user_cache_dir("recipro-stream", appauthor=False)
     except (RuntimeError, KeyError, OSError) as reason:  # no HOME, and no entry in the user database
@@ -139,7 +139,7 @@ def key_of(module: nn.Module, example: torch.Tensor, **more: str) -> dict[str, s
     Args:
         module: the module; its structure, settings and weights are part of the key.
         example: the example input; its shape and dtype are part of the key.
-        more: further parts, such as the vendor's version, the processor, the precision.
+        more: further parts of the key, such as the backend's version, the processor, the precision.
     """
     return {
         "input": f"{tuple(example.shape)} {example.dtype}",

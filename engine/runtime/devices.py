@@ -1,4 +1,4 @@
-"""Devices and precisions that a network can run on."""
+"""Selects devices and precisions, and reports the state of GPUs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.ports import MetricSample
 log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The dtype of each precision of the configuration."""
+"""The dtype of each precision in the configuration."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,8 +39,8 @@ def choose_device(name: str) -> torch.device:
 def disable_tf32(precision: str, device: torch.device) -> None:
     """Disable TF32 for precision fp32 on a GPU, for the whole process; enable it for half precision.
 
-    By default cuDNN rounds the factors of float32 convolutions to 10 bits (TF32). With a network in half precision the
-    float32 operations may use TF32 too: the feature map has no more bits, and sums stay float32. On tensor cores the
+    By default cuDNN rounds the factors of float32 convolutions to 10 bits (TF32). For a network in half precision,
+    float32 operations may also use TF32: the feature map has no more bits, and sums stay float32. On tensor cores the
     matrix product of all cells then takes a tenth of the time.
     """
     if device.type != "cuda":

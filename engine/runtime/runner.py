@@ -1,4 +1,4 @@
-"""Runs a split network with its explanation: plan, precision, device and backend, verified against eager float32."""
+"""Runs a split network with its explanation: chooses the plan, compiles, and verifies the outputs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 _ORDER_PROBES = 4
 _TIMED_CELLS = 8
 _LONG_SECONDS = 2.0
-"""Above this time for an image only some cells are verified."""
+"""If an image takes more than this time, only some cells are verified."""
 _SAMPLED_CELLS = 16
 _TIMED_SECONDS = 5.0
-"""A time measurement ends after this time, with the rounds done so far."""
+"""Maximum time of a time measurement, which then ends with the finished rounds."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class CompileConfig:
     budget_bytes: int
     cache: CompileCache | None = None
     batch_size: int = 1
-    """Usual number of images per batch. A backend with fixed batch sizes compiles for this one and for 1; other batches
-    are split into these sizes."""
+    """Usual number of images per batch. A backend with fixed batch sizes compiles for this size and for 1; other
+    batches are split into these sizes."""
     batch_sizes: tuple[int, ...] = ()
     """Further batch sizes to compile for."""
 
@@ -109,7 +109,7 @@ class Runner:
         except BackendError as reason:
             if config.cache is None or not config.cache.hits:
                 raise
-            log.warning("%s; this was a cached result: the network is compiled again", reason)
+            log.warning("%s; the result came from the cache, so the network is compiled again", reason)
             config.cache.disable_reads()
             self._compiled.clear()
             self._tails.clear()
@@ -140,7 +140,7 @@ class Runner:
         return features
 
     def _cells_to_verify(self, features: Tensor) -> Tensor | None:
-        """Return some cells if all of them take long, and log the time; None = all cells."""
+        """Return the cells to verify, and log the time if all cells take long; None: all cells."""
         rows, columns = self.split.grid
         if (
             self.plan.info.one_module
@@ -159,7 +159,7 @@ class Runner:
             return None
         log.log(
             logging.INFO if self.plan.slow_warning_logged else logging.WARNING,
-            "layer %s: %d x %d cells, by the %s plan (%s): about %.0f s per image in PyTorch on this CPU; a later "
+            "layer %s: %d x %d cells, with the %s plan (%s): about %.0f s per image in PyTorch on this CPU; a later "
             "--layer has fewer cells and is faster", self.split.layer, rows, columns, self.plan.info.name,
             self.plan.info.reason, seconds,
         )  # fmt: skip
@@ -182,7 +182,7 @@ class Runner:
         return _run(self._sampled(compiled), images)
 
     def _check_similarity(self, reference: ExplainedNetwork) -> None:
-        """Raise BackendError if the backend ranks classes or cells differently from eager float32 on some probes."""
+        """Raise BackendError if the backend ranks classes or cells differently from eager float32."""
         probes = self._probe(_ORDER_PROBES)
         expected = _run(reference, probes)
         placed = probes.to(self.config.device, self.config.dtype).contiguous(memory_format=torch.channels_last)
@@ -216,7 +216,7 @@ class Runner:
             return scores, classes, heat
 
     def scores(self, images: Tensor) -> Tensor:
-        """Return softmax scores (N, K), without computing the explanation if the plan is a separate module."""
+        """Return softmax scores (N, K); without the explanation, if the plan is a separate module."""
         explained = self._compiled.get(0) or self._compiled[1]
         tail = getattr(self._module.plan, "tail", None)
         if self.plan.info.one_module or tail is None or not isinstance(explained, ExplainedNetwork):
@@ -225,9 +225,9 @@ class Runner:
             return torch.softmax(tail(explained.head(images)).float(), dim=1)
 
     def class_heat(self, images: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
-        """Return scores (N, K) and the heat maps (N, h, w) of one class, whatever the target.
+        """Return scores (N, K) and heat maps (N, h, w) of any class, not only of the target.
 
-        A graph that was compiled as a whole gives the heat of its target only; this runs in PyTorch then.
+        A graph that was compiled as a whole computes only its target; other classes are computed in PyTorch.
         """
         explained = self._compiled.get(0) or self._compiled[1]
         module = explained if isinstance(explained, ExplainedNetwork) else self._module
@@ -252,7 +252,7 @@ class Runner:
             self._compile(count)
 
     def seconds_per_image(self, rounds: int = 7) -> float:
-        """Return the median time of one image, after two warm-up rounds; estimated from some cells if it is long."""
+        """Return the median seconds per image after warm-up; estimated from some cells if it is long."""
         images = self._probe(1).to(self.config.device, self.config.dtype)
         times: list[float] = []
         while len(times) < rounds + 2 and (len(times) < 2 or sum(times) < _TIMED_SECONDS):
@@ -275,12 +275,12 @@ class Runner:
             self._compiled[key] = backend.compile(self._module, example, self.config.precision, self.config.cache)
         else:
             head = backend.compile(self._module.head, example, self.config.precision, self.config.cache)
-            # The plan runs the tail itself, in chunks.
+            # The plan itself runs the tail, in chunks.
             plan = self._with_tail(head, example)
             self._compiled[key] = ExplainedNetwork(head, plan, self.config.target, self.split.grid)
 
     def _with_tail(self, head: Compiled, example: Tensor) -> Plan:
-        """Return the plan; a dense plan gets a compiled tail."""
+        """Return the plan, with a compiled tail if it is dense."""
         plan, config = self._module.plan, self.config
         if not isinstance(plan, DensePlan) or BACKENDS[config.backend].any_batch:
             return plan
@@ -300,7 +300,7 @@ class Runner:
         return self._tails[shape]
 
     def _probe(self, count: int) -> Tensor:
-        """Return smooth random images; on pure noise a deep network has the same activations everywhere."""
+        """Return smooth random images, because on pure noise a deep network's activations are uniform."""
         generator = torch.Generator().manual_seed(count)
         coarse = torch.randn((count, 3, 7, 7), generator=generator)
         fine = torch.randn((count, 3, *self.split.image_size), generator=generator)
@@ -309,7 +309,7 @@ class Runner:
 
 
 def _placed(module: ExplainedNetwork, config: CompileConfig) -> ExplainedNetwork:
-    """Return the module on its device, with the head in its precision and a plan of one module in float32."""
+    """Move the module to its device, the head in its precision, a plan of one module in float32."""
     if config.dtype == torch.float32 and config.device.type == "cpu":
         channels_last(module)
         return module
@@ -334,7 +334,7 @@ def _run_separately(run: Callable[[Tensor], ModelOutputs], images: Tensor) -> Mo
 
 
 def _check_outputs(expected: ModelOutputs, outputs: ModelOutputs, config: CompileConfig, rounding: float = 0.0) -> None:
-    """Raise BackendError if a backend's outputs for the probe differ too much from eager float32's.
+    """Raise BackendError if a backend's outputs for the probe differ too much from eager float32.
 
     ``rounding`` is the difference of heat maps that float32 rounding can cause (``rounding_error_bound``).
     """
@@ -348,10 +348,10 @@ def _check_outputs(expected: ModelOutputs, outputs: ModelOutputs, config: Compil
 
 
 def select_fastest(split: SplitModel, config: CompileConfig, backends: Sequence[str]) -> Runner:
-    """Return the runner of the fastest backend on this machine; skips backends that are not available or fail.
+    """Return the runner of the fastest working backend on this machine.
 
     Raises:
-        BackendError: no backend runs.
+        BackendError: no backend works.
     """
     return fastest(
         backends, lambda name: Runner(split, replace(config, backend=name)), Runner.seconds_per_image, "image"
@@ -359,10 +359,10 @@ def select_fastest(split: SplitModel, config: CompileConfig, backends: Sequence[
 
 
 def select_first_working(split: SplitModel, config: CompileConfig, backends: Sequence[str]) -> Runner:
-    """Return the runner of the first backend that is available and passes verification; logs the skipped ones.
+    """Return the runner of the first backend that passes verification; log the skipped backends.
 
     Raises:
-        BackendError: no backend runs.
+        BackendError: no backend works.
     """
     refused: list[str] = []
     for name in backends:

@@ -18,7 +18,7 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def preserve_signal_stack() -> Iterator[None]:
-    """Restore this thread's alternate signal stack at the end of the block; does nothing except on Linux.
+    """Restore this thread's alternate signal stack at the end of the block; only on Linux.
 
     OpenVINO sets its own signal stack in the thread that loads it, and frees that memory with the last compiled model,
     possibly in another thread. The next signal in the first thread, such as Ctrl-C or an alarm, would then crash the
@@ -34,5 +34,5 @@ def preserve_signal_stack() -> Iterator[None]:
         yield
     finally:
         if known:
-            before.flags &= _DISABLED  # sigaltstack accepts only this flag of those that it returns
+            before.flags &= _DISABLED  # of the flags that it returns, sigaltstack accepts only this one
             exchange(ctypes.byref(before), None)

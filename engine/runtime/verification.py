@@ -1,4 +1,4 @@
-"""Comparison of two implementations of one explained network: measures and tolerances."""
+"""Compares two implementations of one explained network: measures and tolerances."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ModelOutputs = tuple[Tensor, Tensor, Tensor]
 """Softmax scores (N, K), the explained classes (N, T), and their heat maps (N, T, h, w)."""
 
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-"""Largest difference of softmax scores from eager float32 on the probe, by precision."""
+"""Maximum difference of softmax scores from eager float32 on the probe, by precision."""
 HEAT_TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 1.5e-1}
-"""Largest difference of heat maps from eager float32 on the probe (mean over the grid), by precision."""
+"""Maximum difference of heat maps from eager float32 on the probe (mean over the grid), by precision."""
 
 ROUNDING_STEPS = 16
-"""Largest rounding error of a logit, in float32 steps of the largest logit."""
+"""Maximum rounding error of a logit, in float32 steps of the largest logit."""
 
 
 def output_mismatch(reference: ModelOutputs, outputs: ModelOutputs, scores_allowed: float, heat_allowed: float) -> str:
@@ -29,14 +29,14 @@ def output_mismatch(reference: ModelOutputs, outputs: ModelOutputs, scores_allow
     Args:
         reference: eager float32 outputs, on the CPU.
         outputs: the outputs to check.
-        scores_allowed: largest difference of a softmax score.
-        heat_allowed: largest mean difference of a heat map.
+        scores_allowed: maximum difference of a softmax score.
+        heat_allowed: maximum mean difference of a heat map.
 
     Returns:
         The differences if they are too large, else "".
     """
     scores = float((outputs[0].float().cpu() - reference[0]).abs().max())
-    # Heat maps are compared only where both explain the same class: half precision may swap two near-equal classes.
+    # Heat maps are compared only if both explain the same class: half precision may swap two near-equal classes.
     same = outputs[1].cpu() == reference[1]
     differences = (outputs[2].float().cpu() - reference[2]).abs().mean((2, 3))[same]
     heat = float(differences.max()) if differences.numel() else 0.0
@@ -46,7 +46,7 @@ def output_mismatch(reference: ModelOutputs, outputs: ModelOutputs, scores_allow
 
 
 def rounding_error_bound(cell_logits: Tensor, classes: Tensor) -> float:
-    """Return the largest difference that float32 rounding can cause between two heat maps: 0 to 1.
+    """Return the maximum difference between two heat maps that float32 rounding can cause: 0 to 1.
 
     If all cells have nearly the same score, as in untrained or very confident networks, min-max normalisation
     amplifies the rounding error by 1 / (max - min).
@@ -63,7 +63,7 @@ def rounding_error_bound(cell_logits: Tensor, classes: Tensor) -> float:
 
 
 def probe_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Return smooth normalised images (count, 3, H, W), computed without random numbers: equal on all machines."""
+    """Return smooth normalised images (count, 3, H, W), without random numbers: equal on all machines."""
     rows = torch.linspace(-1.0, 1.0, size[0])[:, None]
     columns = torch.linspace(-1.0, 1.0, size[1])[None, :]
     channels = []
@@ -77,10 +77,10 @@ def probe_images(count: int, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """Similarity of the outputs of two implementations on some images; 1 = equal, for each measure."""
+    """Similarity of the outputs of two implementations on some images; 1: equal."""
 
     cosine: float
-    """Smallest cosine similarity of an image's softmax scores or heat maps."""
+    """Minimum cosine similarity of an image's softmax scores or heat maps."""
     top: float
     """Fraction of images with the same first explained class."""
     rank_correlation: float
@@ -96,10 +96,10 @@ class Similarity:
 MIN_SIMILARITY: Final = {
     "fp32": Similarity(0.9999, 0.99, 0.999), "fp16": Similarity(0.999, 0.99, 0.99), "bf16": Similarity(0.99, 0.75, 0.9),
 }  # fmt: skip
-"""Smallest similarity to eager float32 of a backend that compiles for half precision, by precision."""
+"""Minimum similarity to eager float32 of a backend that compiles for half precision, by precision."""
 
 SIMILARITY_SLACK: Final = 2.0
-"""Factor by which a backend may differ more from eager float32 than eager in the same precision does."""
+"""Maximum ratio of a backend's difference from eager float32 to that of eager in the same precision."""
 
 
 def similarity(reference: ModelOutputs, outputs: ModelOutputs) -> Similarity:
@@ -117,13 +117,13 @@ def similarity(reference: ModelOutputs, outputs: ModelOutputs) -> Similarity:
 
 
 def similarity_shortfall(measured: Similarity, precision: str, eager: Similarity | None = None) -> str:
-    """Return the measures that are too small, or "".
+    """Return the measures that are too small, as text; "" if none is.
 
     Args:
         measured: the similarity of a backend to eager float32.
         precision: the backend's precision.
-        eager: the similarity of eager in that precision to eager float32. A value below ``MIN_SIMILARITY`` is accepted
-            if its distance from 1 is at most ``SIMILARITY_SLACK`` times eager's.
+        eager: the similarity of eager PyTorch in that precision to eager float32. A value below ``MIN_SIMILARITY`` is
+            accepted if its distance from 1 is at most ``SIMILARITY_SLACK`` times eager's.
     """
     shortfalls = []
     for name, description in (
@@ -141,7 +141,7 @@ def similarity_shortfall(measured: Similarity, precision: str, eager: Similarity
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's rank correlation of each pair of maps (N, cells): float64 (N,).
 
-    The correlation of two flat maps is 1; of a flat map and another one, 0.
+    The correlation of two flat maps is 1; of a flat map and another map, 0.
     """
     pairs = zip(first.numpy(), second.numpy(), strict=True)
     return torch.tensor(

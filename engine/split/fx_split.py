@@ -1,4 +1,4 @@
-"""Builds head and tail of a traced network (``torch.fx``) as separate modules that share the network's weights."""
+"""Builds head and tail of a traced network (``torch.fx``) as modules that share its weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 CHANNELS_FIRST: Final = (0, 3, 1, 2)
-"""From (N, h, w, C) to (N, C, h, w)."""
+"""Order of dimensions from (N, h, w, C) to (N, C, h, w)."""
 CHANNELS_LAST: Final = (0, 2, 3, 1)
-"""From (N, C, h, w) to (N, h, w, C)."""
+"""Order of dimensions from (N, C, h, w) to (N, h, w, C)."""
 
 
 class Permuted(nn.Module):
@@ -63,7 +63,7 @@ class LayerTracer(fx.Tracer):
     """A tracer that treats some modules as leaves: each becomes one node."""
 
     def __init__(self, *layers: str, whole: Collection[str] = ()) -> None:
-        """Store the names of the leaf modules: the layers to split at, and others (``whole``)."""
+        """Create a tracer whose leaves are the layers at which to split, and the modules ``whole``."""
         super().__init__()
         self.layers = {*layers, *whole}
 
@@ -73,13 +73,13 @@ class LayerTracer(fx.Tracer):
 
 
 def trace_images(net: nn.Module, *layers: str) -> fx.Graph:
-    """Return the network's graph with the images as its only input; other arguments have their defaults."""
+    """Trace a network with images as its only input; other arguments have their defaults."""
     _, *optional = inspect.signature(net.forward).parameters.values()
     fixed = {parameter.name: parameter.default for parameter in optional if parameter.default is not parameter.empty}
     graph: fx.Graph = LayerTracer(*layers).trace(net, concrete_args=fixed or None)
     _, *unused = [node for node in graph.nodes if node.op == "placeholder"]
     for node in unused:
-        _erase(graph, node)  # the remaining users only check that the argument has its default
+        _erase(graph, node)  # its remaining users only check that the argument has its default
     return graph
 
 
@@ -90,7 +90,7 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def nodes_before(node: fx.Node) -> set[fx.Node]:
-    """Return every node that ``node`` is computed from."""
+    """Return all nodes from which ``node`` is computed."""
     reached: set[fx.Node] = set()
     pending = list(node.all_input_nodes)
     while pending:
@@ -114,7 +114,7 @@ def build_head(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
 
 
 def nodes_after(graph: fx.Graph, starts: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return every node that the output is computed from, including itself; the search stops at ``starts``."""
+    """Return the output and all nodes from which it is computed; the search stops at ``starts``."""
     reached: set[fx.Node] = set()
     pending = [node for node in graph.nodes if node.op == "output"]
     while pending:

@@ -1,4 +1,4 @@
-"""Functions on traced graphs (``torch.fx``): outputs and shapes of all nodes, subgraphs between two nodes."""
+"""Functions for traced graphs (``torch.fx``): outputs and shapes of nodes, subgraphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx.node import map_arg
 
 
 def iter_node_outputs(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """Run a graph node by node; yield each node with its output, and release outputs after their last use.
+    """Run a graph node by node; yield each node with its output. Outputs are freed after their last use.
 
     ``fx.Interpreter.run`` would also start a thread for a progress bar.
     """
@@ -33,7 +33,7 @@ def iter_node_outputs(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[f
 
 
 def shapes_of(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """Return the output shape of every node whose output is a tensor, for one example input."""
+    """Return the output shapes of all nodes that return a tensor, for one example input."""
     with torch.inference_mode():
         return {
             node: tuple(output.shape)
@@ -45,8 +45,8 @@ def shapes_of(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, tuple[in
 def subgraph(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
     """Return the part of a graph that computes ``end`` from ``start`` only; ``start`` becomes its input.
 
-    Returns None if ``end`` depends on an input of the graph by a path around ``start``. Constants of the module may be
-    used anywhere.
+    Returns None if ``end`` also depends on an input of the graph by a path around ``start``. Constants of the module
+    can be used anywhere.
     """
     needed: set[fx.Node] = set()
     pending = [end]

@@ -1,7 +1,7 @@
-"""Head and tail of a network that cannot be traced, by forward hooks.
+"""Builds head and tail of a network that cannot be traced, with forward hooks.
 
 The head stops the forward pass after the layer. The tail runs the whole forward pass on one zero image and replaces
-the layer's output with the given feature map. It costs one forward pass of one image more than a traced tail, and is
+the layer's output with the given feature map. It takes one forward pass of one image more than a traced tail, and is
 exact for any network whose scores depend on the image only through this layer.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class _ReachedError(Exception):
-    """Stops a forward pass after the layer and holds the layer's output."""
+    """Stops a forward pass after the layer; contains the layer's output."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__("the layer has run")
@@ -40,7 +40,7 @@ class HookHead(nn.Module):
             return reached.features
         finally:
             handle.remove()
-        message = f"layer {self.layer!r} did not run"
+        message = f"layer {self.layer!r} was not called in the forward pass; choose another --layer"
         raise RuntimeError(message)
 
 

@@ -1,4 +1,4 @@
-"""Finds the layers of a network that can be explained, and the default one.
+"""Finds the layers of a network that can be explained, and the default layer.
 
 A layer can be explained if its output is a grid of cells: a feature map (N, C, h, w) with h * w > 1.
 """
@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.errors import EngineError, LayerError
 
 _LISTED: Final = 6
-"""Number of layers in an error message."""
+"""Maximum number of layers in an error message."""
 
 _PASS_THROUGH = (
     nn.Identity,
@@ -26,7 +26,7 @@ _PASS_THROUGH = (
     nn.AdaptiveMaxPool2d,
     nn.AvgPool2d,
 )
-"""Modules that do not count as a layer of their own, such as VGG's 7x7 pooling."""
+"""Modules that do not count as layers, such as VGG's 7x7 pooling."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class LayerOutput:
     """True if a later module outputs a sequence of tokens (N, T, C): this grid is the input of a transformer."""
 
     channels_last: bool = False
-    """True if the layout is (N, h, w, C), as in Swin, and not (N, C, h, w)."""
+    """True if the layout is (N, h, w, C), as in Swin, False if it is (N, C, h, w)."""
 
     @property
     def is_grid(self) -> bool:
@@ -73,7 +73,7 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
         images: (N, 3, H, W), normalised.
 
     Returns:
-        Each module's output by qualified name (without the modules whose output is not a tensor), and the scores
+        The output of each module that returns a tensor, by qualified name, and the scores
         (N, K).
 
     Raises:
@@ -106,7 +106,8 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
     except Exception as reason:  # the network's own code may raise anything
         height, width = images.shape[2:]
         raise EngineError(
-            f"the network does not accept a {height}x{width} image ({_first_line(reason)}); give the size that it was "
+            f"the network does not accept a {height}x{width} image ({_first_line(reason)}); set the size with which "
+            "it was "
             "trained with by --input-size"
         ) from reason
     finally:
@@ -122,7 +123,7 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
 
 
 def _channels_last(module: nn.Module, result: Tensor) -> list[tuple[int, ...]]:
-    """Return the shapes (N, h, w, C) of a module that works on the last dimension of a map, else []."""
+    """Return the shapes (N, h, w, C) of a module that processes the last dimension of a map, else []."""
     if result.ndim != 4 or result.shape[3] == result.shape[1]:
         return []
     if isinstance(module, nn.Linear):
@@ -144,7 +145,7 @@ def _mark_tokens(outputs: dict[str, LayerOutput]) -> None:
 
 
 def last_grid(outputs: dict[str, LayerOutput]) -> str | None:
-    """Return the last executed layer whose output is a grid with more channels than rows and columns, or None."""
+    """Return the last layer whose output is a grid with more channels than rows and columns, or None."""
     grids = [
         (output.order, name)
         for name, output in outputs.items()
@@ -154,7 +155,7 @@ def last_grid(outputs: dict[str, LayerOutput]) -> str | None:
 
 
 def find_layer(outputs: dict[str, LayerOutput]) -> str:
-    """Return the last executed layer whose output is a grid with more channels than rows and columns.
+    """Return the last layer whose output is a grid with more channels than rows and columns.
 
     Raises:
         LayerError: there is no such layer, or the network is a transformer, whose only grid is its patch embedding.
@@ -176,7 +177,7 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
 
 def _no_transformer(name: str) -> str:
     return (
-        f"layer {name!r} is the input of a transformer, and Recipro-CAM does not apply to it; use a CNN, or a "
+        f"layer {name!r} is the input of a transformer, to which Recipro-CAM does not apply; use a CNN, or a "
         "vision transformer with a class token and blocks like vit_b_16's (run.py models lists them)"
     )
 
@@ -185,7 +186,7 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
     """Return ``layer`` if its output can be masked cell by cell.
 
     Raises:
-        LayerError: there is no such layer (the message has the nearest name), it does not run, its output is not a
+        LayerError: there is no such layer (the message suggests the nearest name), it does not run, its output is no
             grid, or it is the input of a transformer.
     """
     if layer not in outputs:

@@ -1,8 +1,8 @@
-"""Splits a network into head (images to feature map) and tail (feature map to class logits), and verifies the split.
+"""Splits a network into head (images to features) and tail (features to logits), and verifies it.
 
 The split is made in the network's traced graph (``torch.fx``), so that functional calls between modules and in-place
-operations are preserved. For a network that cannot be traced, forward hooks replace the layer's output
-(``engine.split.hook_split``): slower, and equally exact. For vision transformers see ``engine.split.vit``.
+operations are preserved. If a network cannot be traced, forward hooks replace the layer's output
+(``engine.split.hook_split``): slower, but equally exact. For vision transformers see ``engine.split.vit``.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from engine.split.vit import ViTTail, find_vit_split, split_vit
 from pipeline.errors import EngineError, LayerError, ReciproStreamError
 
 TOLERANCE = 1e-4
-"""Largest difference between ``tail(head(x))`` and ``net(x)``, as a fraction of the largest output."""
+"""Maximum difference between ``tail(head(x))`` and ``net(x)``, as a fraction of the largest output."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitModel:
-    """A network split in two, with ``tail(head(images)) == net(images)`` within ``TOLERANCE``.
+    """A network in two parts, with ``tail(head(images)) == net(images)`` within ``TOLERANCE``.
 
     Head and tail are in inference mode. They share the weights of a copy of the network.
     """
 
     head: nn.Module
-    """Images (N, 3, H, W), float, to the feature map (N, C, h, w), or a transformer's tokens (N, T, C)."""
+    """Computes the feature map (N, C, h, w), or a transformer's tokens (N, T, C), from images (N, 3, H, W)."""
     tail: nn.Module
-    """The head's output to class logits (N, K). A transformer has a ``ViTTail``."""
+    """Computes class logits (N, K) from the head's output. A ``ViTTail`` for transformers."""
     layer: str
     """Qualified name of the layer in ``net.named_modules()``."""
     grid: tuple[int, int]
     """Rows and columns of the feature map, or of the patches, for images of ``image_size``."""
     image_size: tuple[int, int]
-    """Height and width in pixels that the split is verified with."""
+    """Height and width in pixels for which the split is verified."""
     channels: int
     """C, the length of one cell's vector."""
     classes: int
@@ -72,8 +72,8 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
     """Split ``net`` after ``layer``; ``net`` itself is not changed.
 
     Args:
-        net: an image classifier, images (N, 3, H, W) to scores (N, K). The function works on a copy in inference mode.
-        layer: a qualified name of ``net.named_modules()``. None = the last layer whose output is a grid, or the first
+        net: an image classifier, from images (N, 3, H, W) to scores (N, K). A copy in inference mode is used.
+        layer: a qualified name of ``net.named_modules()``. None: the last layer whose output is a grid, or the first
             LayerNorm of a vision transformer's last block. The layer's output may be (N, C, h, w), or (N, h, w, C) as
             in Swin; head and tail always use (N, C, h, w).
         image_size: height and width in pixels of the images.
@@ -83,7 +83,7 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
 
     Raises:
         LayerError: there is no such layer, its output is not a grid, a path to the scores bypasses it (a layer inside
-            a residual branch), or the network is a transformer without a class token or of unknown form.
+            a residual branch), or the network is a transformer without a class token or with an unknown form.
         EngineError: the network does not return scores (N, K) with K > 1, or does not accept this image size.
     """
     copied = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
@@ -180,7 +180,7 @@ def _several_calls_message(layer: str, calls: int) -> str:
 
 
 def _bypassing_nodes(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
-    """Return the nodes computed from the image that lead to the output without passing ``cut``."""
+    """Return the nodes on paths from the image to the output that do not pass ``cut``."""
     images = {node for node in graph.nodes if node.op == "placeholder"}
     seen = nodes_after(graph, [cut])
     if not seen & images:
@@ -190,7 +190,7 @@ def _bypassing_nodes(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
 
 
 def _enclosing_layer(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> str | None:
-    """Return the innermost enclosing module through which every path leads, or None."""
+    """Return the innermost enclosing module that all paths pass; None if there is none."""
     name = layer
     while "." in name:
         name = name.rpartition(".")[0]
@@ -229,5 +229,5 @@ def _verify(head: nn.Module, tail: nn.Module, probe: Tensor, scores: Tensor, lay
     if not error <= TOLERANCE * max(float(scores.abs().max()), 1e-30):
         raise EngineError(
             f"layer {layer!r}: tail(head(x)) differs from the network by {error:.3g}: the network is not "
-            "deterministic or cannot be split here; choose another --layer"
+            "deterministic, or cannot be split at this layer; choose another --layer"
         )

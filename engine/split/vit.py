@@ -1,7 +1,7 @@
 """Splits a vision transformer after the first LayerNorm of a block, where ViT-ReciproCAM masks tokens.
 
 A block computes ``y = x + attention(norm(x))``, then ``y + mlp(norm2(y))``. The tail has two inputs: the block's input
-``x``, and ``norm(x)``. A mask changes only ``norm(x)``; the residual connection has the unmasked ``x``.
+``x``, and ``norm(x)``. A mask changes only ``norm(x)``; the residual connection uses the unmasked ``x``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ViTSplitPoint:
     attention: str
     """The qualified name of the same block's attention."""
     last: tuple[str, str]
-    """The same two names of the last block."""
+    """The names of the last block's first LayerNorm and attention."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     prefix_tokens: int
@@ -40,15 +40,15 @@ class ViTSplitPoint:
 
 
 class ViTTail(nn.Module):
-    """The network from a block's input: tokens (N, T, C) to class logits (N, K)."""
+    """The network from a block's input on: computes class logits (N, K) from tokens (N, T, C)."""
 
     def __init__(self, norm: nn.Module, rest: nn.Module, finish: nn.Module, attention: nn.Module) -> None:
-        """Store the parts; ``split_vit`` sets the attributes ``grid``, ``prefix_tokens`` and ``tokens_read``.
+        """Create the tail; ``split_vit`` sets the attributes ``grid``, ``prefix_tokens`` and ``tokens_read``.
 
         Args:
             norm: the block's first LayerNorm.
-            rest: (tokens, normalised tokens) to logits; masks change the second input.
-            finish: (tokens, the attention's output) to logits: ``rest`` without the attention.
+            rest: computes logits from (tokens, normalised tokens); masks change the second input.
+            finish: computes logits from (tokens, the attention's output): ``rest`` without the attention.
             attention: the block's attention.
         """
         super().__init__()
@@ -59,7 +59,7 @@ class ViTTail(nn.Module):
         self.grid = (0, 0)
         self.prefix_tokens = 1
         self.tokens_read: int | None = None
-        """Number of leading tokens that the layers after the attention read for the logits; None = possibly all."""
+        """Number of leading tokens that the layers after the attention read for the logits; None: possibly all."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return class logits (N, K)."""
@@ -68,12 +68,12 @@ class ViTTail(nn.Module):
 
 
 def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | None) -> ViTSplitPoint | None:
-    """Return where to split a vision transformer; None for any other network.
+    """Return where to split a vision transformer; None for other networks.
 
     Args:
         net: the network.
         outputs: the outputs of its modules, from ``trace_layer_outputs``.
-        layer: a block's first LayerNorm; None = the last block's.
+        layer: a block's first LayerNorm; None: that of the last block.
 
     Raises:
         LayerError: the network is a vision transformer, and ``layer`` is not the first LayerNorm of a block, or the
@@ -87,7 +87,7 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
     name = last if layer is None else layer
     if name not in blocks:
         raise LayerError(
-            f"layer {name!r}: a vision transformer is split after a block's first LayerNorm; omit --layer, or give "
+            f"layer {name!r}: a vision transformer is split after a block's first LayerNorm; omit --layer, or use "
             f"one such as {last!r}.{did_you_mean(name, blocks)}"
         )
     _, count, channels = outputs[name].shape
@@ -110,10 +110,10 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
 
 
 def _patch_grid(outputs: list[LayerOutput], count: int) -> tuple[int, int]:
-    """Return rows and columns of the patches; (0, 0) if no module before the blocks returns a map.
+    """Return rows and columns of the patches; (0, 0) if no map comes before the blocks.
 
-    The last map may have its channels first or last. Of the two layouts, the grid that is nearest to the number of
-    tokens ``count`` is the patches'.
+    The channels of the last map may be first or last. Of the two layouts, the grid whose size is nearest to the number
+    of tokens ``count`` is chosen.
     """
     maps = [out for out in outputs if len(out.shape) == 4]
     if not maps:
@@ -128,7 +128,7 @@ def _tokens(output: LayerOutput) -> str:
 
 
 def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
-    """Return, for every block in order of execution, its attention's name by its first LayerNorm's name."""
+    """Return the name of each block's attention by that of its first LayerNorm, in execution order."""
     blocks = {}
     for name, module in net.named_modules():
         for norm, attention in _BLOCKS:
@@ -140,11 +140,11 @@ def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
 
 
 def split_vit(net: nn.Module, split_point: ViTSplitPoint) -> tuple[nn.Module, ViTTail]:
-    """Return the head, images (N, 3, H, W) to the block's input tokens (N, T, C), and the tail.
+    """Return the head, from images (N, 3, H, W) to the block's input tokens (N, T, C), and the tail.
 
     Raises:
         LayerError: the network cannot be traced, another path leads from the image to the scores, or the scores are
-            read from the patch tokens (such as their mean) and not from a class token.
+            read from the patch tokens (such as their mean) instead of a class token.
     """
     head, tail = _halves(net, split_point.layer, split_point.attention, split_point)
     if next(tail.parameters()).device.type == "meta":
@@ -153,7 +153,7 @@ def split_vit(net: nn.Module, split_point: ViTSplitPoint) -> tuple[nn.Module, Vi
     if count_tokens_read(last_tail, split_point) is None:
         raise LayerError(
             "this vision transformer computes its scores from the patch tokens (their mean, or attention pooling), "
-            "and not from a class token as ViT-ReciproCAM needs; use a model such as vit_b_16, or a CNN"
+            "but ViT-ReciproCAM needs a class token; use a model such as vit_b_16, or a CNN"
         )
     tail.tokens_read = count_tokens_read(tail, split_point)
     return head, tail
@@ -188,7 +188,7 @@ def _halves(net: nn.Module, norm: str, attention: str, split_point: ViTSplitPoin
 
 
 def _tensor_of(attention: fx.Node) -> fx.Node:
-    """Return the node of the attention's output tensor: ``nn.MultiheadAttention`` returns a pair."""
+    """Return the node of the attention's output tensor; ``nn.MultiheadAttention`` returns a pair."""
     for user in attention.users:
         if user.target is operator.getitem and user.args[1] == 0:
             return user
@@ -198,7 +198,7 @@ def _tensor_of(attention: fx.Node) -> fx.Node:
 def count_tokens_read(tail: ViTTail, split_point: ViTSplitPoint) -> int | None:
     """Return how many leading tokens the layers after the attention read; None if they read patch tokens.
 
-    Fills the other tokens with NaN: tokens that are not read do not change the logits.
+    Tests this with NaN in all other tokens: tokens that are not read do not change the logits.
     """
     count = split_point.prefix_tokens + split_point.grid[0] * split_point.grid[1]
     weight = next(p for p in tail.parameters() if p.is_floating_point())

@@ -69,7 +69,7 @@ def test_load_checkpoint_of_a_missing_file_names_the_command(tmp_path):
     ("payload", "rule"),
     [
         (b"", "is empty; download or save it again"),
-        (b"hello, this is no model\n" * 9, "is text, which begins 'hello, this is no model'"),
+        (b"hello, this is no model\n" * 9, "is text that starts with 'hello, this is no model'"),
         (b"\n <!DOCTYPE html><title>404</title>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"\x00" * 64, "not a readable safetensors"),

@@ -144,7 +144,7 @@ def test_read_state_refuses_torchscript_with_a_remedy(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "rule"), [
-    (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5 file, as Keras"), (b"\x00\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite"),
+    (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5 file, probably"), (b"\x00\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite"),
     (b"\x08\x08\x12\x07pytorch\x1a" + bytes(40), "ONNX model"), (b"\x1f\x8b\x08" + bytes(40), "compressed by gzip"),
     (b'<?xml version="1.0"?><net name="x">', "OpenVINO model"), (b"\xff\xd8\xff\xe0" + bytes(9), "JPEG image"),
     (pickle.dumps({"a": 1}, 4), "neither a file of torch.save nor"),

@@ -28,7 +28,7 @@ def test_group_ids_join_frame_numbers_within_the_gap():
     [
         ("(", None, "not a regular expression"),
         (r"x(\d+)", None, "not found in 'a.jpg'"),
-        ("(a)", 5, "gives 'a', which is not a number"),
+        ("(a)", 5, "matches 'a', which is not a number"),
     ],
 )
 def test_group_ids_refuse_an_unusable_pattern(pattern, gap, rule):

@@ -74,7 +74,7 @@ def test_finetune_trains_the_last_layer_of_a_pretrained_network_first(tmp_path):
 
 
 def test_build_model_refuses_linear_probe_with_freeze_until():
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="use only one of them"):
         build_model(FinetuneConfig("line_net", linear_probe=True, freeze_until="features"), "rgb")
 
 

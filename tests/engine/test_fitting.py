@@ -249,7 +249,7 @@ def test_single_score_has_two_named_classes(tmp_path, caplog):
     torch.save(drawn("resnet18", 1).state_dict(), tmp_path / "w.pth")
     (tmp_path / "l.txt").write_text("scratch\n", encoding="utf-8")
     assert class_names(load_network("resnet18", weights=tmp_path / "w.pth"), 2) == ("class 0", "class 1")
-    assert "has one score, which is used as a sigmoid" in caplog.text
+    assert "has one score, which is used as the logit of a sigmoid" in caplog.text
     names = load_network("resnet18", weights=tmp_path / "w.pth", labels=tmp_path / "l.txt")
     assert class_names(names, 2) == ("not scratch", "scratch")
 

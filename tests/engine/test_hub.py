@@ -65,8 +65,8 @@ def test_replace_head_names_the_architecture_of_a_folder(folder):
 
 
 @pytest.mark.parametrize(("model", "remedy"), [
-    ("local-dir:/nowhere", "give local-dir: and a folder"),
-    ("hf-hub:factory/parts", "give the folder: local-dir:FOLDER"),
+    ("local-dir:/nowhere", "use local-dir: and a folder"),
+    ("hf-hub:factory/parts", "use the folder: local-dir:FOLDER"),
 ])  # fmt: skip
 def test_find_entry_states_why_a_folder_or_hub_fails(model, remedy):
     with pytest.raises(ModelError, match=remedy):

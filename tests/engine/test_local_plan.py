@@ -121,7 +121,7 @@ def test_local_plan_does_not_overwrite_aliased_values():
 def test_local_plan_refuses_another_grid():
     split = padded_tail()
     plan = local_of(split, head_of(split), "point")
-    with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; get a plan"):
+    with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; create a plan"):
         plan(torch.zeros(1, 8, 13, 17))
 
 

@@ -75,7 +75,7 @@ def test_freeze_until_takes_layer_names_of_the_whole_network():
 
     assert trainable("layer2") == {"layer3", "weight", "bias"}
     assert trainable("layer3") == {"weight", "bias"}
-    with pytest.raises(LayerError, match=r"ends before it, with 'layer3'; name one of .*layer1, layer2, layer3$"):
+    with pytest.raises(LayerError, match=r"ends before it, with 'layer3'; choose one of .*layer1, layer2, layer3$"):
         trainable("layer4")
     with pytest.raises(LayerError, match=r"no such layer\. Did you mean 'layer3'.*layer2, layer3$"):
         trainable("layer33")

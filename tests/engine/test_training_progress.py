@@ -122,7 +122,7 @@ def test_progress_of_another_training_or_a_damaged_file_is_not_used(tmp_path, ca
         path.write_bytes(damaged)
         caplog.clear()
         assert TrainingProgress(path, "one").epochs == 0
-        assert "begins anew" in caplog.text
+        assert "starts again" in caplog.text
 
 
 def test_progress_that_cannot_be_written_is_logged_once(tmp_path, caplog):

@@ -246,7 +246,7 @@ def test_split_network_refuses_class_attention_and_names_a_remedy(family):
     "layer", ["conv_proj", "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_1.ln_2"]
 )
 def test_split_network_refuses_other_layers_of_a_transformer(layer):
-    with pytest.raises(LayerError, match=r"omit --layer, or give one such as 'encoder\.layers\.encoder_layer_1\.ln_1'"):
+    with pytest.raises(LayerError, match=r"omit --layer, or use one such as 'encoder\.layers\.encoder_layer_1\.ln_1'"):
         split_network(small(), layer, (32, 32))
 
 
@@ -254,7 +254,7 @@ def test_vit_refuses_another_image_size():
     with pytest.raises(EngineError, match="does not accept a 32x40 image"):
         split_network(small(), None, (32, 40))
     split = split_network(small(), None, (32, 32))
-    with pytest.raises(EngineError, match="images of one size, 32x32 here, not 16x64"):
+    with pytest.raises(EngineError, match="accepts only images of 32x32, not 16x64"):
         recipro_cam(split, torch.randn(1, 3, 16, 64))
 
 

@@ -95,7 +95,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "write", "rule"),
     [
-        ("w.pth", lambda path: path.write_text("hello\nthere", encoding="utf-8"), "is text, which begins 'hello';"),
+        ("w.pth", lambda path: path.write_text("hello\nthere", encoding="utf-8"), "is text that starts with 'hello';"),
         ("w.pt", lambda path: path.write_bytes(b"<!DOCTYPE html><html>404"), "is a web page"),
         ("w.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
         ("w.safetensors", lambda path: path.write_bytes(b""), "is empty"),
@@ -105,7 +105,7 @@ class Evil:
             "whole network; code in a file is never run",
         ),
         ("w.safetensors", lambda path: path.write_bytes(b"\x08" + bytes(40)), "not readable as a state dict"),
-        ("w.pth", lambda path: torch.save([1, 2], path), "has a list and no state dict"),
+        ("w.pth", lambda path: torch.save([1, 2], path), "contains a list, but no state dict"),
         ("w.pth", lambda path: torch.save({"a": Evil()}, path), "not readable as a state dict"),
         ("w.pth", lambda path: None, "no such file"),
     ],
@@ -131,7 +131,7 @@ def test_load_network_refuses_nan_and_infinity(tmp_path, value):
     state = build().state_dict()
     state["features.3.squeeze.bias"][2] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"1 of 52 tensors have NaN or infinity \(features.3.squeeze.bias\)"):
+    with pytest.raises(ModelError, match=r"1 of 52 tensors contain NaN or infinity \(features.3.squeeze.bias\)"):
         load_network(NAME, weights=tmp_path / "w.pth")
 
 
@@ -148,7 +148,7 @@ def test_unknown_model_with_a_dot_suggests_the_nearest_name(name):
 
 def test_load_network_refuses_a_weights_file_as_model(tmp_path):
     torch.save(build().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="name its network: --model NAME --weights"):
+    with pytest.raises(ModelError, match="use the network.s name: --model NAME --weights"):
         load_network(str(tmp_path / "w.pth"))
 
 

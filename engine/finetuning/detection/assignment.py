@@ -1,4 +1,4 @@
-"""SimOTA: decides which anchors of a detector learn which object.
+"""SimOTA: assigns objects to the anchors that learn them.
 
 Source: Ge, Liu, Wang, Li and Sun, *YOLOX: Exceeding YOLO Series in 2021*, arXiv:2107.08430, section 2.1; the dynamic
 number of anchors per object is from Ge et al., *OTA*, arXiv:2103.14259.
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 CENTRE_RADIUS: Final = 2.5
-"""Half the side of the region around an object's centre, in strides."""
+"""Half the side of the square around an object's centre, in strides."""
 IOU_WEIGHT: Final = 3.0
-"""Weight of the overlap in the cost of an anchor."""
+"""Weight of the IoU in the cost of an anchor."""
 MAX_ANCHORS: Final = 10
-"""Largest number of anchors of one object; their number is the sum of the overlaps of the best so many."""
+"""Maximum number of anchors per object; the number is the sum of this many highest IoUs."""
 _FAR: Final = 1e5
-"""Cost of an anchor that is not both inside the box and near its centre."""
+"""Extra cost of an anchor that is not both inside the box and near its centre."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +47,18 @@ class Objects:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """The anchors of one image that learn an object."""
+    """The anchors of one image to which objects are assigned."""
 
     anchors: Tensor
     """(P,) int64: numbers of the anchors, ascending."""
     objects: Tensor
-    """(P,) int64: the object of each."""
+    """(P,) int64: the object of each anchor."""
     overlaps: Tensor
     """(P,) float32: IoU of the predicted box and the object's box."""
 
 
 def make_anchors(grids: Sequence[tuple[int, int]], strides: Sequence[int]) -> Anchors:
-    """Return the anchor points in the order in which ``Layout`` numbers anchors.
+    """Create the anchor points, in the order in which ``Layout`` numbers anchors.
 
     Args:
         grids: rows and columns of each level.
@@ -74,15 +74,15 @@ def make_anchors(grids: Sequence[tuple[int, int]], strides: Sequence[int]) -> An
 
 @torch.no_grad()
 def assign(anchors: Anchors, objects: Objects, predicted_boxes: Tensor, scores: Tensor) -> Assignment:
-    """Return the anchors that learn the objects of one image.
+    """Assign the objects of one image to anchors.
 
     Candidates are anchors whose centre is inside a box or within ``CENTRE_RADIUS`` strides of its centre. Each object
-    takes those with the lowest cost: binary cross-entropy of the classes, and ``IOU_WEIGHT`` times the negative
-    logarithm of the overlap. An anchor that two objects take belongs to the one with the lower cost.
+    is assigned to the anchors with the lowest cost: the binary cross-entropy of the classes, plus ``IOU_WEIGHT`` times
+    the negative logarithm of the IoU. If an anchor has two objects, it keeps the object with the lower cost.
 
     Args:
         anchors: the anchor points.
-        objects: of the image.
+        objects: the objects of the image.
         predicted_boxes: (A, 4) in pixels of the input.
         scores: (A, K), 0 to 1.
     """
@@ -98,7 +98,7 @@ def assign(anchors: Anchors, objects: Objects, predicted_boxes: Tensor, scores: 
 
 
 def _candidates(anchors: Anchors, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the candidates (C,), and for each object whether it prefers them (M, C)."""
+    """Return the candidates (C,), and whether each is inside a box and near its centre (M, C)."""
     centres, strides = anchors.centres[None], anchors.strides[None, :, None]
     inside = ((centres > boxes[:, None, :2]) & (centres < boxes[:, None, 2:])).all(-1)
     middle = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
@@ -108,7 +108,7 @@ def _candidates(anchors: Anchors, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _choose(cost: Tensor, overlaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the chosen columns of the cost (M, C), ascending, and the object (row) of each."""
+    """Return the chosen columns of the cost matrix (M, C), ascending, and the row of each."""
     best = overlaps.topk(min(MAX_ANCHORS, overlaps.shape[1]), dim=1).values.sum(1)
     counts = best.int().clamp(min=1).tolist()
     matching = torch.zeros_like(cost, dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""Random changes of images with boxes.
+"""Augments images with boxes at random.
 
-Mosaics of four images and changes of scale follow Ge et al., *YOLOX*, arXiv:2107.08430. A change that would cut a box
-to less than ``MIN_VISIBLE`` of its area is drawn again, because the cut object would keep or lose its box wrongly.
+Mosaics of four images and changes of scale follow Ge et al., *YOLOX*, arXiv:2107.08430. If a change would cut a box to
+less than ``MIN_VISIBLE`` of its area, another change is drawn, because neither keeping nor removing the box is right.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engine.finetuning.trainer import Indices
 from pipeline.errors import ConfigError, did_you_mean
 
 MIN_VISIBLE: Final = 0.5
-"""Lowest fraction of a box's area that stays visible, unless the whole box is outside."""
+"""Minimum fraction of a box's area that must stay visible, unless the whole box is outside."""
 BORDER: Final = 114
-"""Grey level of what no image covers, 0 to 255."""
+"""Grey level of the area that no image covers, 0 to 255."""
 _TRIES: Final = 5
 _SCALES: Final = (0.7, 1.4)
 _MOSAIC_SCALES: Final = (0.5, 1.0)
@@ -35,14 +35,14 @@ AUGMENTATIONS: Final = ("hflip", "vflip", "colour", "blur", "scale", "mosaic")
 """The augmentations by name."""
 DEFAULT_AUGMENTATIONS: Final = ("hflip", "colour", "scale", "mosaic")
 GEOMETRIC: Final = frozenset({"scale", "mosaic"})
-"""Augmentations that are off in the last epochs, so that training ends on images as they are."""
+"""Augmentations that are disabled in the last epochs, so that training ends with unchanged geometry."""
 
 
 def check_augmentations(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of augmentations.
+    """Return ``words`` if all are names of augmentations.
 
     Raises:
-        ConfigError: one is unknown.
+        ConfigError: a name is unknown.
     """
     for word in words:
         if word not in AUGMENTATIONS:
@@ -54,7 +54,7 @@ def check_augmentations(words: Sequence[str]) -> tuple[str, ...]:
 
 
 class BoxAugmentation:
-    """Changes images at random; it draws from torch's global random state."""
+    """Augments images at random, with torch's global random state."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = frozenset(check_augmentations(words))
@@ -65,10 +65,10 @@ class BoxAugmentation:
         """Return an augmented image.
 
         Args:
-            index: the image.
-            others: the images of which the other three of a mosaic are drawn.
+            index: index of the image.
+            others: indices of the images from which the other three of a mosaic are drawn.
             load: returns an image by its index.
-            geometric: whether ``GEOMETRIC`` changes are allowed.
+            geometric: True: ``GEOMETRIC`` augmentations are allowed.
         """
         labelled = load(index)
         words = self._words if geometric else self._words - GEOMETRIC
@@ -87,7 +87,7 @@ class BoxAugmentation:
 
 
 def flipped(pixels: Tensor, objects: Objects, axis: int) -> Labelled:
-    """Return an image mirrored from left to right (axis 0) or top to bottom (axis 1)."""
+    """Flip an image left to right (axis 0) or top to bottom (axis 1), with its boxes."""
     side = pixels.shape[2 - axis]
     boxes = objects.boxes.clone()
     boxes[:, axis], boxes[:, axis + 2] = side - objects.boxes[:, axis + 2], side - objects.boxes[:, axis]
@@ -95,7 +95,7 @@ def flipped(pixels: Tensor, objects: Objects, axis: int) -> Labelled:
 
 
 def scaled(labelled: Labelled) -> Labelled:
-    """Return an image enlarged or reduced at a random position, or as it is if boxes would be cut."""
+    """Scale an image at a random position; return it unchanged if boxes would be cut."""
     pixels, _ = labelled
     height, width = pixels.shape[1:]
     for _ in range(_TRIES):
@@ -110,7 +110,7 @@ def scaled(labelled: Labelled) -> Labelled:
 
 
 def mosaic(images: Sequence[Labelled]) -> Labelled | None:
-    """Return four images around a random point, or None if every try would cut boxes."""
+    """Arrange four images around a random point; return None if all tries would cut boxes."""
     height, width = images[0][0].shape[1:]
     for _ in range(_TRIES):
         x, y = round(_between(0.35, 0.65) * width), round(_between(0.35, 0.65) * height)
@@ -133,17 +133,17 @@ def mosaic(images: Sequence[Labelled]) -> Labelled | None:
 def paste(
     canvas: Tensor, labelled: Labelled, scale: float, corner: tuple[float, float], window: tuple[int, int, int, int]
 ) -> Objects | None:
-    """Paste a scaled image into a window of ``canvas``, in place; return its objects there.
+    """Paste a scaled image into a window of ``canvas``, in place; return its objects.
 
     Args:
         canvas: (3, H, W) uint8.
-        labelled: the image.
-        scale: its factor.
-        corner: its left and top in the canvas, which may be outside.
-        window: left, top, right and bottom of what is painted.
+        labelled: the image and its objects.
+        scale: factor of the image's size.
+        corner: left and top of the image in the canvas; may be outside of it.
+        window: left, top, right and bottom of the area to paint.
 
     Returns:
-        The objects, cut at the window; None if one would be cut to less than ``MIN_VISIBLE``: nothing is pasted.
+        The objects, clipped to the window; None, without pasting, if a box would be cut below ``MIN_VISIBLE``.
     """
     pixels, objects = labelled
     left, top = round(corner[0]), round(corner[1])

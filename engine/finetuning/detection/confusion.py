@@ -1,4 +1,4 @@
-"""Compares the boxes of a detector with the objects of its images: hits, confused classes, misses, false alarms."""
+"""Compares detected boxes with objects: hits, confused classes, misses, false alarms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.evaluation.detectors.matching import MIN_IOU
 from engine.finetuning.detection.assignment import Objects
 
 DEFAULT_SCORE: Final = 0.3
-"""Score above which a box counts where no object tells a better one, as in a stream."""
+"""Default minimum score of a box, as in a stream, for images without objects."""
 
 Corners = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
@@ -24,13 +24,13 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class FoundBox:
-    """A box of the detector."""
+    """A detected box, matched with an object."""
 
     box: Corners
     label: int
     score: float
     truth: int | None
-    """Index of the object that it found, of its class or of another one; None: a false alarm."""
+    """Index of the matched object, which may have another class; None: a false alarm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,17 @@ class ComparedImage:
 
     @property
     def mistakes(self) -> int:
-        """Number of objects missed or taken for another class, and of false alarms."""
+        """Number of objects that are missed or have a wrong class, plus number of false alarms."""
         false_alarms = sum(box.truth is None for box in self.found)
         return len(self.objects) - self.hits + false_alarms
 
 
 def best_f1_score(detections: Sequence[Detections], objects: Sequence[Objects]) -> float:
-    """Return the lowest score to count a box from, with the highest F1 over all images and classes.
+    """Return the minimum score of a box that maximises F1 over all images and classes.
 
     Args:
-        detections: of each image, best first.
-        objects: of each image, in the same pixels.
+        detections: detections of each image, best first.
+        objects: objects of each image, in the same pixels.
     """
     total = sum(len(one.classes) for one in objects)
     scores = np.concatenate([one.scores.numpy() for one in detections] or [np.zeros(0)])
@@ -75,15 +75,15 @@ def best_f1_score(detections: Sequence[Detections], objects: Sequence[Objects]) 
 
 
 def compare(detections: Detections, objects: Objects, score: float) -> ComparedImage:
-    """Assign the boxes of one image to its objects.
+    """Match the boxes of one image with its objects.
 
-    Best first, each box takes the free object of its class that it overlaps most, by ``MIN_IOU`` at least. Then the
-    others take what is left of any class.
+    Best first, each box is matched with the free object of its class that has the highest IoU, at least ``MIN_IOU``.
+    Then the remaining boxes are matched with the remaining objects of any class.
 
     Args:
         detections: the boxes, best first.
         objects: the objects, in the same pixels.
-        score: lowest score of a box that counts.
+        score: minimum score of a box.
     """
     count = int((detections.scores >= score).sum())
     kept = Detections(
@@ -105,7 +105,7 @@ def compare(detections: Detections, objects: Objects, score: float) -> ComparedI
 
 
 def box_confusion(images: Sequence[ComparedImage], classes: int) -> list[list[int]]:
-    """Return the counts by true class (row) and found class (column); the last row and column are the background."""
+    """Return counts by true class (row) and found class (column); the last ones are the background."""
     table = np.zeros((classes + 1, classes + 1), int)
     for image in images:
         missed = set(range(len(image.objects)))
@@ -121,7 +121,7 @@ def box_confusion(images: Sequence[ComparedImage], classes: int) -> list[list[in
 
 
 def _same_class(detections: Detections, objects: Objects) -> Tensor:
-    """Return for each box, best first, the object of its class that it found; -1 where there is none."""
+    """Return the matched object of the same class for each box, best first; -1: none."""
     truth = torch.full((len(detections),), -1, dtype=torch.int64)
     free = torch.ones(len(objects.classes), dtype=torch.bool)
     overlaps = box_iou(detections.boxes, objects.boxes)
@@ -131,7 +131,7 @@ def _same_class(detections: Detections, objects: Objects) -> Tensor:
 
 
 def _take(overlaps: Tensor, free: Tensor, allowed: Tensor | None = None) -> int:
-    """Return the free object with the highest overlap, which is free no longer; -1 if none overlaps enough."""
+    """Take the free object with the highest IoU; return its index, -1 if none overlaps enough."""
     possible = free if allowed is None else free & allowed
     if not bool(possible.any()):
         return -1

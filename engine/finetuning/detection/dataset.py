@@ -1,6 +1,6 @@
-"""Images with boxes of a training, placed in the network's input.
+"""Loads training images with boxes, placed in the network's input.
 
-``InputFormat``, which prepares a stream's frames, places them, so training and inference see the same input.
+Images are placed by ``InputFormat``, like a stream's frames, so training and inference have the same input.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipeline.errors import ConfigError
 from pipeline.frames import Box, GroundTruth, Image
 
 MIN_SIDE: Final = 1.0
-"""Smallest side of a box inside its image, in pixels of the image."""
+"""Minimum side of the part of a box inside its image, in image pixels."""
 
 TruthsOf = Callable[[str, tuple[int, int]], Sequence[GroundTruth]]
-"""Returns the objects of an image by its path and (height, width); boxes in pixels of the image."""
+"""Returns the objects of an image, with boxes in image pixels, by its path and (height, width)."""
 
 
 class BoxDataset:
-    """Images with their objects by index, with a cache of the placed ones."""
+    """Images with their objects by index, with a cache of placed images."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class BoxDataset:
         *,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Create a data set; images are read when they are used.
+        """Create a data set; images are read when they are first used.
 
         Args:
             paths: the image of each index.
             read: reads an image by its path.
             truths_of: returns the objects of an image.
-            labels: the classes; objects of others are left out.
-            input_format: the network's input.
-            cache_bytes: memory for placed images, in bytes.
+            labels: the class names; objects of other classes are ignored.
+            input_format: the network's input format.
+            cache_bytes: maximum memory for placed images, in bytes.
         """
         self._paths, self._read, self._truths_of = paths, read, truths_of
         self._classes = {label: number for number, label in enumerate(labels)}
@@ -58,7 +58,7 @@ class BoxDataset:
         return len(self._paths)
 
     def preload(self, stop: Callable[[], bool]) -> None:
-        """Read all images, and keep as many as fit into the cache, until ``stop`` returns True."""
+        """Read all images, until ``stop`` returns True; cache as many as fit into memory."""
         for index in range(len(self)):
             if stop():
                 return
@@ -92,15 +92,15 @@ class BoxDataset:
 
 
 def clipped(path: str, box: Box, size: tuple[int, int]) -> Box:
-    """Return the part of a box that is in its image.
+    """Return the part of a box inside its image.
 
     Args:
-        path: of the image, for the message.
-        box: in pixels of the image.
+        path: path of the image, for the error message.
+        box: the box in image pixels.
         size: height and width of the image.
 
     Raises:
-        ConfigError: nothing of the box is in the image.
+        ConfigError: no part of the box is inside the image.
     """
     height, width = size
     inside = Box(max(box.left, 0.0), max(box.top, 0.0), min(box.right, float(width)), min(box.bottom, float(height)))

@@ -1,4 +1,4 @@
-"""Trains a detector on labelled images, evaluates it, and returns its file's content."""
+"""Trains a detector on labelled images, evaluates it, and returns the content of its file."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from pipeline.errors import ConfigError
 from pipeline.frames import Image
 
 _NORM_IMAGES: Final = 128
-"""Training images from which the statistics of restored batch norms are measured."""
+"""Number of training images from which the statistics of restored batch norms are measured."""
 _BATCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorResult:
-    """File content and results of a training."""
+    """Content of the file and results of a training."""
 
     checkpoint: DetectorCheckpoint
     epochs: tuple[EpochStats, ...]
     metrics: Mapping[str, DetectionMetrics]
     """By split: validation and, if there is one, test."""
     score: float
-    """Lowest score to count a box from: the one with the best F1 on the validation images."""
+    """Minimum score of a box, with the best F1 on the validation images."""
     compared: Mapping[str, ComparedImage]
-    """By the path of a test image, its boxes from this score and its objects; empty without a test split."""
+    """Boxes above ``score`` and objects by the path of a test image; empty without a test split."""
 
 
 def finetune_detector(
@@ -58,10 +58,10 @@ def finetune_detector(
         parts: the train and validation splits and, if there is one, the test split.
         read: reads an image by its path.
         truths_of: returns the objects of an image by its path and (height, width).
-        callbacks: report progress and stop the training.
-        grouped: whether the samples' groups are known; otherwise there is no confidence interval.
-        look_alikes: paths of near duplicates of training images; the interval leaves them out.
-        progress: where the state after each epoch is kept.
+        callbacks: functions that report progress and can stop the training.
+        grouped: True: the groups of the samples are known; False: no confidence interval is computed.
+        look_alikes: paths of near duplicates of training images; the interval excludes them.
+        progress: stores the state after each epoch.
 
     Raises:
         ModelError: the loss diverged before the first improvement.
@@ -99,7 +99,7 @@ def finetune_detector(
 
 
 def _check_objects(model: DetectorModel, images: BoxDataset, paths: Sequence[str]) -> None:
-    """Refuse images with more objects than the network's losses have memory for."""
+    """Raise ConfigError for an image with too many objects for the memory of the losses."""
     limit = model.network.max_objects
     if limit is None:
         return
@@ -107,7 +107,8 @@ def _check_objects(model: DetectorModel, images: BoxDataset, paths: Sequence[str
         count = len(images.objects(index).classes)
         if count > limit:
             raise ConfigError(
-                f"{path}: has {count} boxes; {model.name} compares each with every anchor, and takes at most {limit}; "
+                f"{path}: has {count} boxes; {model.name} compares each with every anchor, and supports at most "
+                f"{limit}; "
                 "cut the image into tiles, or train a YOLOX"
             )
 
@@ -120,8 +121,9 @@ def _compared(predictions: Predictions, score: float, samples: Sequence[Sample])
 
 
 def _with_restored_norms(model: DetectorModel, images: BoxDataset, indices: np.ndarray[Any, Any]) -> DetectorModel:
-    """Return a model whose folded batch norms, except frozen ones, are restored and learn their statistics."""
-    if not isinstance(model.network, YoloxNetwork):  # only YOLOX reads ONNX files, which fold them
+    """Restore the model's folded batch norms, except frozen ones, with measured statistics."""
+    # Only YOLOX weights can come from ONNX files, whose batch norms are folded
+    if not isinstance(model.network, YoloxNetwork):
         return model
     folded = folded_norms(model.net, model.trained_norms)
     learned = [name for name in folded if model.net.get_submodule(name).get_parameter("weight").requires_grad]

@@ -1,4 +1,4 @@
-"""The weights that the training of a detector starts from."""
+"""Loads the initial weights for the training of a detector."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _CLASSIFIER_PREFIXES: Final = ("", "features.")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InitialWeights:
-    """Weights by name, and the classes that they have, if that is known."""
+    """Weights by name, and their classes, if known."""
 
     state: Mapping[str, Tensor]
     labels: tuple[str, ...] = ()
 
 
 def initial_weights(name: str, weights: str | None) -> InitialWeights:
-    """Return the weights that the user named.
+    """Load the initial weights that the user chose.
 
     Args:
-        name: of the network.
-        weights: a state dict, for YOLOX also an ONNX file, a detector or classifier that ``run.py train`` wrote; None =
-            torchvision's own, which are downloaded.
+        name: name of the network.
+        weights: a state dict, for YOLOX also an ONNX file, or a detector or classifier written by ``run.py train``;
+          None: torchvision's pretrained weights, which are downloaded.
 
     Raises:
         ModelError: the file cannot be read, or the weights cannot be downloaded.
@@ -49,7 +49,10 @@ def initial_weights(name: str, weights: str | None) -> InitialWeights:
         return InitialWeights(file.state, file.labels)
     if path.suffix == ".onnx":
         if name not in OWN_DETECTORS:
-            raise ModelError(f"weights {weights!r}: {name} takes a state dict (.pth, .safetensors), no ONNX file")
+            raise ModelError(
+                f"weights {weights!r}: {name} cannot be initialised from an ONNX file; use a state dict (.pth, "
+                ".safetensors)"
+            )
         detector = load_detector(name, weights=path)
         return InitialWeights(dict(detector.module.state_dict()), detector.labels)  # type: ignore[union-attr]
     if is_checkpoint_file(path):
@@ -59,7 +62,7 @@ def initial_weights(name: str, weights: str | None) -> InitialWeights:
 
 
 def _with_coco(name: str, state: Mapping[str, Tensor]) -> InitialWeights:
-    """Return weights with the names of COCO's classes, which ``load_initial_weights`` ignores if they do not fit."""
+    """Return weights with COCO's class names; ``load_initial_weights`` ignores names that do not fit."""
     columns = coco_columns()
     assert len(columns) == COCO_COLUMNS  # noqa: S101 - torchvision's own list
     return InitialWeights(state, columns[has_background(name) :])
@@ -68,20 +71,20 @@ def _with_coco(name: str, state: Mapping[str, Tensor]) -> InitialWeights:
 def load_initial_weights(
     network: DetectionNetwork, name: str, labels: tuple[str, ...], weights: InitialWeights, source: str
 ) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Load weights of a whole network or of its backbone, in place; classes of the same name keep their rows.
+    """Load weights of a network or its backbone, in place; classes with equal names keep their rows.
 
     Args:
         network: the untrained network.
-        name: its name, for messages.
-        labels: its classes.
+        name: name of the network, for messages.
+        labels: the network's classes.
         weights: the weights.
-        source: of the weights, for messages.
+        source: origin of the weights, for messages.
 
     Returns:
-        The names of the batch norms that have statistics now, and the classes that keep their rows.
+        The names of the batch norms with loaded statistics, and the classes whose rows were kept.
 
     Raises:
-        ModelError: the weights are those of another network.
+        ModelError: the weights belong to another network.
     """
     expected = network.module.state_dict()
     found = {key: value for key, value in weights.state.items() if key in expected}
@@ -91,7 +94,7 @@ def load_initial_weights(
     wrong = [key for key in found if key not in classes and key not in fitting]
     if wrong or not any(key.endswith(".weight") for key in fitting):
         reason = f"{wrong[0]} has another shape" if wrong else "none of its tensors is in the network"
-        raise ModelError(f"weights {source!r}: do not fit {name}: {reason}; name the network of the weights")
+        raise ModelError(f"weights {source!r}: do not fit {name}: {reason}; use the network that the weights belong to")
     for key, value in classes.items():
         fitting[key] = network.class_rows.carried(key, expected[key], value, labels, weights.labels)
     put_into(network.module, {**expected, **{key: value.to(expected[key].dtype) for key, value in fitting.items()}})
@@ -101,7 +104,7 @@ def load_initial_weights(
 
 
 def _of_classifier(body: str, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a backbone by the detector's names, from the state dict of a classifier."""
+    """Return the backbone's weights from a classifier's state dict, renamed as in the detector."""
     for prefix in _CLASSIFIER_PREFIXES:
         names = {key: prefix + key.removeprefix(body) for key in expected if key.startswith(body)}
         found = {key: state[name] for key, name in names.items() if name in state}

@@ -1,4 +1,4 @@
-"""A detector that ``trainer.train_learner`` trains."""
+"""Adapts a detector to ``trainer.train_learner``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from engine.finetuning.trainer import Indices, TrainingConfig
 from engine.models.weights import put_into
 
 PLAIN_FRACTION: Final = 0.2
-"""Fraction of the epochs, the last ones, without geometric augmentation and with the distance loss."""
+"""Fraction of epochs, at the end, without geometric augmentation and with the distance loss."""
 _BATCH: Final = 16
 _MAX_REPEATS: Final = 4.0
 
 
 class DetectionLearner:
-    """A detector's network with its images and its losses, on the CPU."""
+    """A detector with its images and its losses, on the CPU."""
 
     measure = "mAP50:95"
     rng = None
@@ -43,13 +43,13 @@ class DetectionLearner:
             network: the network; its weights change.
             images: the data set.
             augmentation: changes training images.
-            config: its ``balance``, ``head_rate`` and ``epochs`` are used here.
+            config: the configuration, of which ``balance``, ``head_rate`` and ``epochs`` are used.
             train_indices: the training images.
             validation_indices: the validation images.
-            trained_norms: names of the batch norms whose statistics stay as they are: a few hundred images are too few
-                to estimate them.
+            trained_norms: names of the batch norms whose statistics are not changed, because a few hundred images are
+              too few to estimate them.
             labels: one name per class.
-            dtype: arithmetic of the network during training.
+            dtype: dtype in which the network is computed during training.
         """
         self._network, self._net = network, network.module.to(memory_format=torch.channels_last)
         self._images, self._augmentation, self._config = images, augmentation, config
@@ -68,7 +68,7 @@ class DetectionLearner:
         ]
 
     def epoch_order(self, rng: np.random.Generator) -> Indices:
-        """Return the images of an epoch; with a sampler, images of rare classes come more often.
+        """Return the images of an epoch; with ``sampler``, images of rare classes are repeated.
 
         Repeat factors as in Gupta et al., *LVIS*, arXiv:1908.03195, with the mean frequency as the threshold.
         """
@@ -88,7 +88,7 @@ class DetectionLearner:
         return np.array([max((factors[k] for k in classes), default=1.0) for classes in present])
 
     def loss(self, indices: Indices, epoch: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the loss of a batch of augmented images."""
         plain = epoch > self._config.epochs - math.ceil(PLAIN_FRACTION * self._config.epochs)
         labelled = [
             self._augmentation(int(index), self._train_indices, self._load, geometric=not plain) for index in indices
@@ -109,7 +109,7 @@ class DetectionLearner:
         return predictions.loss, predictions.precision(self._labels).map50_95
 
     def predict(self, indices: Indices) -> Predictions:
-        """Return the boxes of images without augmentation; see ``predict``."""
+        """Return the boxes for images without augmentation; see the function ``predict``."""
         return predict(self._network, self._images, indices)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -124,14 +124,14 @@ class DetectionLearner:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The boxes of a network on some images, in pixels of its input."""
+    """The boxes of a network for some images, in pixels of its input."""
 
     loss: float
-    """Mean over the images."""
+    """Mean loss over the images."""
     detections: list[Detections]
-    """Of each image, best first, from a score of ``MIN_SCORE``."""
+    """Detections of each image, best first, with a score of at least ``MIN_SCORE``."""
     objects: list[Objects]
-    """The truth of each image."""
+    """Ground truth of each image."""
 
     def precision(self, labels: Sequence[str], groups: Sequence[str | None] = ()) -> DetectionMetrics:
         """Return the mean average precision; see ``average_precision``."""
@@ -139,10 +139,10 @@ class Predictions:
 
 
 def predict(network: DetectionNetwork, images: BoxDataset, indices: Indices) -> Predictions:
-    """Return the loss and the boxes of images.
+    """Return the loss and the boxes for images.
 
     Args:
-        network: the network, which is set to inference mode.
+        network: the network; it is set to inference mode.
         images: the data set.
         indices: the images.
     """

@@ -1,7 +1,7 @@
-"""The losses of YOLOX: overlap, objectness, classes, and in the last epochs the distance of the box values.
+"""The losses of YOLOX: IoU, objectness, classes, and in the last epochs the L1 distance of boxes.
 
-Source: Ge et al., *YOLOX: Exceeding YOLO Series in 2021*, arXiv:2107.08430; the overlap loss is that of Yu et al.,
-*UnitBox*, arXiv:1608.01471, with squared overlap.
+Source: Ge et al., *YOLOX: Exceeding YOLO Series in 2021*, arXiv:2107.08430; the IoU loss follows Yu et al.,
+*UnitBox*, arXiv:1608.01471, with squared IoU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.detectors.layouts import YoloxLayout
 from engine.finetuning.detection.assignment import Anchors, Assignment, Objects, assign, make_anchors
 
 OVERLAP_WEIGHT: Final = 5.0
-"""Weight of the overlap loss."""
+"""Weight of the IoU loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +40,14 @@ def yolox_loss(
     layout: YoloxLayout, maps: Sequence[Tensor], objects: Sequence[Objects], image_size: tuple[int, int], *,
     with_distance: bool,
 ) -> Tensor:  # fmt: skip
-    """Return the loss of a batch: a sum over anchors, divided by the number of anchors that learn an object.
+    """Return the loss of a batch: the sum over anchors, divided by the number of assigned anchors.
 
     Args:
-        layout: of the network's maps.
+        layout: the layout of the network's maps.
         maps: the network's output.
-        objects: of each image; an image may have none.
+        objects: objects of each image, possibly none.
         image_size: height and width of the input in pixels.
-        with_distance: add the L1 distance of the raw box values, as the paper does in the last epochs.
+        with_distance: True: add the L1 distance of the raw box values, as the paper does in the last epochs.
     """
     predictions = _predictions(layout, maps, image_size)
     scores = (predictions.class_logits.sigmoid() * predictions.objectness.sigmoid()[..., None]).sqrt()
@@ -90,7 +90,7 @@ def _image_loss(
         return loss
     boxes, classes = objects.boxes[assignment.objects], objects.classes[assignment.objects]
     logits = predictions.class_logits[image, numbers]
-    # The target is the overlap, so that the score ranks boxes by their position as well.
+    # The target is the IoU, so that the score also ranks boxes by their position.
     wanted = F.one_hot(classes, logits.shape[1]) * assignment.overlaps[:, None]
     loss = loss + F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
     loss = loss + OVERLAP_WEIGHT * (1.0 - paired_overlaps(predictions.boxes[image, numbers], boxes) ** 2).sum()
@@ -109,7 +109,7 @@ def paired_overlaps(first: Tensor, second: Tensor) -> Tensor:
 
 
 def box_values(boxes: Tensor, anchors: Anchors, numbers: Tensor) -> Tensor:
-    """Return the raw values with which these anchors would predict boxes (P, 4); see ``YoloxLayout``."""
+    """Return the raw values with which anchors would predict the given boxes (P, 4)."""
     stride = anchors.strides[numbers, None]
     cell = anchors.centres[numbers] / stride - 0.5
     middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)

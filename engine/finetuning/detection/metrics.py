@@ -1,4 +1,4 @@
-"""Mean average precision of a detector, by pycocotools."""
+"""Computes the mean average precision of a detector with pycocotools."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ from engine.detectors.detections import Detections
 from engine.finetuning.detection.assignment import Objects
 
 MIN_SCORE: Final = 0.01
-"""Lowest score of a box that counts; a precision and recall curve needs weak boxes as well."""
+"""Minimum score of a box; low, because a precision-recall curve also needs weak boxes."""
 MIN_GROUPS: Final = 5
-"""With fewer groups of images no interval is given."""
+"""Minimum number of groups of images for a confidence interval."""
 BOOTSTRAP_ROUNDS: Final = 200
 _MAX_BOXES: Final = 100
 _RECALLS: Final = 101
-"""Number of recalls at which pycocotools gives the precision."""
+"""Number of recall values at which pycocotools returns the precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionMetrics:
-    """Results of a detector on some images, each 0 to 1; NaN for classes without a box."""
+    """Metrics of a detector on some images, 0 to 1; NaN for classes without objects."""
 
     map50: float
-    """Mean over the classes of the average precision at an overlap of 0.5."""
+    """Mean over the classes of the average precision at an IoU of 0.5."""
     map50_95: float
-    """Mean over overlaps of 0.5 to 0.95 as well."""
+    """Mean of this over IoUs of 0.5 to 0.95."""
     class_map50: tuple[float, ...]
-    """Average precision of each class at an overlap of 0.5."""
+    """Average precision of each class at an IoU of 0.5."""
     images: int
     boxes: int
     """Number of objects."""
     map50_interval: tuple[float, float] | None = None
-    """95 % interval of ``map50`` on new parts, by resampling whole groups of images (percentile bootstrap; Efron and
-    Tibshirani, *An Introduction to the Bootstrap*, 1993). None: the groups are not known, or are too few."""
+    """95 % confidence interval of ``map50`` for new parts, by resampling groups of images (percentile bootstrap; Efron
+    and Tibshirani, *An Introduction to the Bootstrap*, 1993). None: the groups are unknown or too few."""
     counted_groups: int = 0
-    """Number of groups behind the interval."""
+    """Number of groups from which the interval is computed."""
     curves: tuple[tuple[float, ...], ...] = ()
-    """Of each class, the precision at the recalls 0, 0.01 ... 1 and an overlap of 0.5; empty without a box."""
+    """Precision of each class at recalls 0, 0.01 ... 1 and an IoU of 0.5; empty without objects."""
 
 
 def average_precision(
     detections: Sequence[Detections], objects: Sequence[Objects], labels: Sequence[str],
     groups: Sequence[str | None] = (),
 ) -> DetectionMetrics:  # fmt: skip
-    """Return the mean average precision over images, in the order of all lists.
+    """Return the mean average precision over images; all lists have the same order.
 
     Args:
-        detections: of each image; boxes in the same pixels as those of ``objects``.
-        objects: the truth of each image.
+        detections: detections of each image, in the same pixels as ``objects``.
+        objects: ground truth of each image.
         labels: one name per class.
-        groups: the group of each image; an image whose group is None does not count for the interval. Empty: no
-            interval.
+        groups: the group of each image; images whose group is None are excluded from the interval. Empty: no interval.
     """
     box_count = sum(len(one.classes) for one in objects)
     found = [entry for k, one in enumerate(detections) for entry in _entries(k, one.boxes, one.classes, one.scores)]
@@ -81,7 +80,7 @@ def average_precision(
 
 
 def _evaluated(found: list[dict[str, Any]], objects: Sequence[Objects], labels: Sequence[str]) -> Any:  # noqa: ANN401
-    """Return pycocotools' evaluation, before it is accumulated."""
+    """Run pycocotools' evaluation, without accumulating it."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -103,7 +102,7 @@ def _evaluated(found: list[dict[str, Any]], objects: Sequence[Objects], labels: 
 
 
 def _precision(run: Any) -> np.ndarray[Any, np.dtype[np.float64]]:  # noqa: ANN401 - pycocotools has no types
-    """Return the precision by overlap, recall and class; NaN for classes without objects."""
+    """Return the precision by IoU, recall and class; NaN for classes without objects."""
     with contextlib.redirect_stdout(io.StringIO()):
         run.accumulate()
     precision = run.eval["precision"][:, :, :, 0, 0]
@@ -111,7 +110,7 @@ def _precision(run: Any) -> np.ndarray[Any, np.dtype[np.float64]]:  # noqa: ANN4
 
 
 def _interval(run: Any, groups: Sequence[str | None], counted: Sequence[str]) -> tuple[float, float] | None:  # noqa: ANN401
-    """Return the interval of the mAP50; ``run`` is not usable afterwards."""
+    """Return the confidence interval of the mAP50; ``run`` cannot be used afterwards."""
     if len(counted) < MIN_GROUPS:
         return None
     images_of = [[k for k, group in enumerate(groups) if group == name] for name in counted]
@@ -123,7 +122,7 @@ def _interval(run: Any, groups: Sequence[str | None], counted: Sequence[str]) ->
         drawn = [k for group in rng.integers(len(counted), size=len(counted)) for k in images_of[group]]
         run.evalImgs = [results[k] for results in per_class for k in drawn]
         run.params.imgIds = list(range(len(drawn)))
-        run._paramsEval.imgIds = run.params.imgIds  # noqa: SLF001 - what accumulate reads
+        run._paramsEval.imgIds = run.params.imgIds  # noqa: SLF001 - accumulate reads this attribute
         precision = _precision(run)
         if np.isfinite(precision).any():
             values.append(float(np.nanmean(precision[0].mean(0))))
@@ -132,7 +131,7 @@ def _interval(run: Any, groups: Sequence[str | None], counted: Sequence[str]) ->
 
 
 def _entries(image: int, boxes: Tensor, classes: Tensor, scores: Tensor | None = None) -> list[dict[str, Any]]:
-    """Return the boxes of an image as COCO has them: left, top, width, height."""
+    """Return the boxes of an image in COCO's format: left, top, width, height."""
     sizes = boxes[:, 2:] - boxes[:, :2]
     entries: list[dict[str, Any]] = []
     for number, (corner, size, label) in enumerate(

@@ -1,4 +1,4 @@
-"""The networks of detectors as a training sees them: their losses, boxes and class layers."""
+"""Adapts the networks of detectors to training: their losses, boxes and class layers."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from engine.finetuning.trainables import autocast
 from pipeline.errors import ConfigError
 
 MAX_OBJECTS: Final = 500
-"""Largest number of objects of an image for torchvision's losses, which compare each object with each anchor."""
+"""Maximum number of objects per image for torchvision's losses, which compare each with every anchor."""
 _MAX_BOXES: Final = 100
 _YOLOX_OVERLAP: Final = 0.65
-"""Boxes of one class that overlap more than this are one object, as in YOLOX's evaluation."""
+"""Boxes of one class with a higher IoU count as one object, as in YOLOX's evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRows:
-    """The position of the classes in the rows of a network's class layers."""
+    """Describes which rows of a network's class layers belong to which class."""
 
     pattern: re.Pattern[str]
-    """Matches the names of their weights and biases."""
+    """Matches the names of the weights and biases of class layers."""
     background: int = 0
-    """Number of rows of an anchor before those of the first class: 1 if the background is a class."""
+    """Number of rows per anchor before the first class: 1 if the background is a class."""
     box_pattern: re.Pattern[str] | None = None
-    """Matches the names of layers with four rows for each class."""
+    """Matches the names of box layers with four rows per class."""
 
     def matches(self, name: str) -> bool:
         """Return whether a parameter belongs to a class layer."""
@@ -57,10 +57,10 @@ class ClassRows:
     def carried(
         self, name: str, fresh: Tensor, old: Tensor, labels: Sequence[str], known: Sequence[str]
     ) -> Tensor:  # fmt: skip
-        """Return a class layer's tensor with the rows of known classes from an earlier one.
+        """Return ``fresh`` with the rows of known classes replaced by those in ``old``.
 
         Args:
-            name: of the tensor.
+            name: name of the tensor.
             fresh: the untrained tensor.
             old: the earlier tensor.
             labels: the classes of ``fresh``.
@@ -80,61 +80,61 @@ class ClassRows:
 
 
 class DetectionNetwork(Protocol):
-    """A network with its losses."""
+    """The interface of a detector's network for training."""
 
     @property
     def module(self) -> nn.Module:
-        """The network, whose weights the file holds."""
+        """The module whose weights are saved."""
         ...
 
     @property
     def body(self) -> str:
-        """Prefix of the names of the backbone's stages; the pyramid has the prefix ``backbone.`` as well."""
+        """Prefix of the names of the backbone's stages; the pyramid also has the prefix ``backbone.``."""
         ...
 
     @property
     def class_rows(self) -> ClassRows:
-        """The class layers."""
+        """The rows of the class layers."""
         ...
 
     @property
     def max_objects(self) -> int | None:
-        """Largest number of objects of an image; None: not limited."""
+        """Maximum number of objects per image; None: no limit."""
         ...
 
     def loss(self, images: Tensor, objects: Sequence[Objects], *, plain: bool, dtype: torch.dtype) -> Tensor:
-        """Return the loss of a batch; the module is in training mode.
+        """Return the loss of a batch; the module must be in training mode.
 
         Args:
             images: (N, 3, H, W) float32, prepared.
-            objects: of each image, in pixels of the input.
-            plain: whether the batch is one of the last epochs, without geometric augmentation.
-            dtype: arithmetic of the network.
+            objects: objects of each image, in pixels of the input.
+            plain: True in the last epochs, without geometric augmentation.
+            dtype: dtype in which the network is computed.
         """
         ...
 
     def predict(self, images: Tensor, objects: Sequence[Objects]) -> tuple[float, list[Detections]]:
-        """Return the mean loss of a batch, and the boxes of each image, best first, from ``MIN_SCORE``."""
+        """Return the mean loss of a batch, and the boxes of each image above ``MIN_SCORE``, best first."""
         ...
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the boxes (A, ..., 4) and the scores (A, K) of the first image, before any choice."""
+        """Return all boxes (A, ..., 4) and scores (A, K) of the first image, before selection."""
         ...
 
 
 class YoloxNetwork:
-    """A YOLOX, whose anchors learn objects by SimOTA."""
+    """A YOLOX network, whose objects are assigned to anchors by SimOTA."""
 
     body = "backbone.backbone."
     class_rows = ClassRows(re.compile(r"head\.cls_preds\.\d+\.(weight|bias)"))
     max_objects = None
 
     def __init__(self, net: Yolox, layout: YoloxLayout, image_size: tuple[int, int]) -> None:
-        """Store the network, the layout of its maps, and height and width of its input."""
+        """Create the adapter from the network, its layout and its (height, width)."""
         self.module, self.layout, self._size = net, layout, image_size
 
     def loss(self, images: Tensor, objects: Sequence[Objects], *, plain: bool, dtype: torch.dtype) -> Tensor:
-        """Return YOLOX's loss, with the distance of the box values in the last epochs; NaN: the maps are not finite."""
+        """Return YOLOX's loss; with ``plain``, including the L1 distance; NaN if the maps are not finite."""
         with autocast(torch.device("cpu"), dtype):
             maps = self._maps(images)
         if not all(bool(level_map.isfinite().all()) for level_map in maps):
@@ -142,7 +142,7 @@ class YoloxNetwork:
         return yolox_loss(self.layout, maps, objects, self._size, with_distance=plain)
 
     def predict(self, images: Tensor, objects: Sequence[Objects]) -> tuple[float, list[Detections]]:
-        """Return the loss and the boxes."""
+        """Return the mean loss of a batch and the boxes of each image."""
         self.module.eval()
         with torch.inference_mode():
             maps = self._maps(images)
@@ -165,19 +165,19 @@ class YoloxNetwork:
 
 
 class _PreparedImages(nn.Module):
-    """In the place of torchvision's transform, for images that are prepared already."""
+    """Replaces torchvision's transform, because images are already prepared."""
 
     def forward(self, images: Tensor, targets: list[dict[str, Tensor]]) -> tuple[ImageList, list[dict[str, Tensor]]]:
-        """Return the images and the targets as they are."""
+        """Return the images and the targets unchanged."""
         return ImageList(images, [(images.shape[2], images.shape[3])] * len(images)), targets
 
     def postprocess(self, result: list[dict[str, Tensor]], *_sizes: object) -> list[dict[str, Tensor]]:
-        """Return the boxes as they are."""
+        """Return the boxes unchanged."""
         return result
 
 
 class TorchvisionNetwork:
-    """A detector of torchvision, with its own losses."""
+    """A torchvision detector, with torchvision's losses."""
 
     max_objects = MAX_OBJECTS
 
@@ -185,12 +185,12 @@ class TorchvisionNetwork:
         """Build an untrained network.
 
         Args:
-            name: of ``TORCHVISION_NAMES``.
+            name: a name in ``TORCHVISION_NAMES``.
             labels: the classes.
-            size: height and width of the input; None = the network's own.
+            size: height and width of the input; None: the network's own.
 
         Raises:
-            ConfigError: the network accepts its own size only.
+            ConfigError: the network accepts only its own size.
         """
         background = int(has_background(name))
         self.module: Any = build_network(name, len(labels) + background)
@@ -198,7 +198,7 @@ class TorchvisionNetwork:
         self.input = replace(own, size=size or own.size)
         if is_fixed_size(name) and self.input.size != own.size:
             wrong, right = ("{}x{}".format(*sides) for sides in (self.input.size, own.size))
-            raise ConfigError(f"--input-size {wrong}: {name} takes {right} only; omit --input-size")
+            raise ConfigError(f"--input-size {wrong}: {name} accepts only {right}; omit --input-size")
         self.detector = as_detector(name, name, self.module, labels, self.input)
         self.module.transform = _PreparedImages()
         self.body = "backbone.body." if hasattr(self.module.backbone, "body") else "backbone.features."
@@ -212,8 +212,8 @@ class TorchvisionNetwork:
     def loss(
         self, images: Tensor, objects: Sequence[Objects], *, plain: bool, dtype: torch.dtype  # noqa: ARG002
     ) -> Tensor:  # fmt: skip
-        """Return the sum of the network's own losses."""
-        if len(images) == 1:  # a batch norm at the coarsest map of SSD, a single cell, learns nothing from one image
+        """Return the sum of torchvision's losses."""
+        if len(images) == 1:  # a batch norm on SSD's coarsest map, a single cell, cannot learn from one image
             images, objects = torch.cat((images, images)), [*objects, *objects]
         targets = [
             {"boxes": one.boxes, "labels": one.classes + self.class_rows.background} for one in objects
@@ -222,7 +222,7 @@ class TorchvisionNetwork:
         return torch.stack([*losses.values()]).sum()
 
     def predict(self, images: Tensor, objects: Sequence[Objects]) -> tuple[float, list[Detections]]:
-        """Return the loss, whose samples of regions are always the same, and the boxes."""
+        """Return the loss, with always the same random samples of regions, and the boxes."""
         self.module.train()
         for part in self.module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the common base class of all of them
@@ -243,7 +243,7 @@ class TorchvisionNetwork:
         return [select(candidates, k, score=MIN_SCORE, iou=detector.iou, limit=_MAX_BOXES) for k in range(len(images))]
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all boxes and scores of the first image; for two stages those of its regions."""
+        """Return all boxes and scores of the first image; for two stages, those of its regions."""
         self.module.eval()
         if not isinstance(self.detector, Detector):
             found = self.detector.proposals(images)[0]

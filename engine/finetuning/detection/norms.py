@@ -1,7 +1,7 @@
 """Restores batch norms that a file has folded into its convolutions.
 
-A training with folded norms normalises nothing: the layers of a pretrained network drift apart within a few steps. A
-norm with the statistics of its input and an affine part that undoes it computes the same function, and learns.
+With folded norms nothing is normalised in training: the layers of a pretrained network diverge within a few steps. A
+norm with the statistics of its input, and an affine part that inverts it, computes the same function and can learn.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 
 def folded_norms(net: nn.Module, names: Iterable[str]) -> frozenset[str]:
-    """Return the batch norms whose statistics are trivial: their convolutions contain them.
+    """Return the batch norms with trivial statistics, which are folded into their convolutions.
 
     Args:
         net: the network.
-        names: the batch norms that came with weights.
+        names: the names of the batch norms with loaded weights.
     """
     return frozenset(name for name in names if not bool(net.get_submodule(name).get_buffer("running_mean").any()))
 
 
 def restore_norms(net: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> None:
-    """Give batch norms the statistics of their inputs, in place; the network's outputs stay the same.
+    """Set the statistics of batch norms to those of their inputs, in place; outputs stay the same.
 
     Args:
         net: the network, in inference mode.
-        names: its batch norms.
+        names: names of the batch norms.
         batches: normalised images (N, 3, H, W), at least one batch.
     """
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
@@ -60,7 +60,7 @@ def restore_norms(net: nn.Module, names: Iterable[str], batches: Iterable[Tensor
 
 
 def _restore(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Set the statistics of a norm, and the affine part that keeps its function."""
+    """Set the statistics of a norm, and an affine part that inverts them."""
     assert norm.running_mean is not None  # noqa: S101 - the norms of these networks track statistics
     assert norm.running_var is not None  # noqa: S101
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The detector of a training, built before any image is read."""
+"""Builds the detector for a training, before any image is read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engine.models.loader import RANDOM
 from pipeline.errors import ConfigError, ModelError, did_you_mean
 
 TORCHVISION_STEP: Final = 32
-"""Both sides of the input of torchvision's networks are multiples of this many pixels."""
+"""Height and width of the input of torchvision's networks must be multiples of this."""
 DETECTOR_DEFAULTS: Final = TrainingConfig(
     epochs=60, batch_size=8, learning_rate=5e-4, patience=20, head_rate=4.0, max_gradient_norm=10.0
 )
@@ -34,7 +34,7 @@ DETECTOR_FROM_SCRATCH_DEFAULTS: Final = TrainingConfig(
     epochs=150, batch_size=8, learning_rate=2e-3, patience=40, head_rate=1.0, max_gradient_norm=10.0
 )
 LARGE_LEARNING_RATE: Final = 1e-4
-"""Learning rate of pretrained networks on ResNet-50 and VGG-16, whose many weights follow few images too easily."""
+"""Learning rate for pretrained ResNet-50 and VGG-16 backbones, which overfit a few images easily."""
 _LARGE: Final = ("resnet50_fpn", "resnet50_fpn_v2", "vgg16")
 TRAINABLE: Final = (*OWN_DETECTORS, *TORCHVISION_NAMES)
 """The detectors that can be trained, by name."""
@@ -49,22 +49,22 @@ class DetectorModel:
     config: FinetuneConfig
     network: DetectionNetwork
     name: str
-    """Name of the network in ``TRAINABLE``."""
+    """The network's name in ``TRAINABLE``."""
     labels: tuple[str, ...]
     input: InputFormat
     augmentation: BoxAugmentation
     trained_norms: frozenset[str]
-    """Names of batch norms that keep their statistics, because they came with weights."""
+    """Names of batch norms whose loaded statistics are kept."""
     pretrained: bool = False
-    """True if the weights, or those of the backbone, come from a file."""
+    """True if the weights of the network or its backbone were loaded."""
     known_labels: tuple[str, ...] = ()
-    """Classes that the initial weights have."""
+    """Classes of the initial weights."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the images of earlier trainings."""
+    """Digests of the images of earlier training runs."""
     trained_hashes: tuple[KnownImages, ...] = ()
-    """Perceptual hashes of these images."""
+    """Perceptual hashes of the images of earlier training runs."""
     parent_checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance of the file that the training continues from."""
+    """Provenance of the file from which the training continues."""
 
     @property
     def net(self) -> nn.Module:
@@ -73,11 +73,11 @@ class DetectorModel:
 
     @property
     def warm_start(self) -> bool:
-        """True if the training continues from a file with all classes: its state is kept if nothing improves it."""
+        """True if training continues from a file with all classes, whose state must be improved."""
         return bool(self.parent_checkpoint) and set(self.labels) <= set(self.known_labels)
 
     def stages(self) -> tuple[TrainingConfig, ...]:
-        """Return the stages: those of ``config.course``, or one with the defaults for the settings that are None."""
+        """Return the stages: those in ``config.course``, or one stage, with defaults for settings that are None."""
         config = self.config
         if config.course:
             return config.course
@@ -97,16 +97,16 @@ class DetectorModel:
 
 
 def build_detector(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
-    """Build the detector for these classes; the same configuration gives the same weights.
+    """Build the detector for these classes; equal configurations produce equal weights.
 
     Args:
-        config: ``model`` is a name of ``TRAINABLE`` or a file of an earlier training; ``weights`` a state dict or an
-            ONNX file of the network, a state dict of its backbone, ``random``, or None: torchvision's own.
+        config: ``model`` is a name in ``TRAINABLE`` or a file of an earlier training; ``weights`` is a state dict or an
+          ONNX file of the network, a state dict of its backbone, ``random``, or None: torchvision's pretrained weights.
         labels: the classes.
 
     Raises:
         ModelError: there is no such network, or the weights do not fit.
-        ConfigError: an option does not fit a detector.
+        ConfigError: an option does not apply to detectors.
     """
     _check_options(config)
     if config.threads:
@@ -131,21 +131,23 @@ def _check_options(config: FinetuneConfig) -> None:
         if value:
             raise ConfigError(f"{option}: is for classifiers; omit it to train a detector")
     if config.precision != "fp32" and config.model in TORCHVISION_NAMES:
-        raise ConfigError(f"--precision {config.precision!r}: the losses of torchvision's detectors take fp32 only")
+        raise ConfigError(
+            f"--precision {config.precision!r}: torchvision's detectors can only be trained in fp32; omit --precision"
+        )
     if config.balance == "weights":
-        raise ConfigError("--balance 'weights': is for classifiers; give sampler or none to train a detector")
+        raise ConfigError("--balance 'weights': is for classifiers; use sampler or none to train a detector")
 
 
 def _from_name(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
     if config.model not in TRAINABLE:
         raise ModelError(
-            f"--model {config.model!r}: is not a detector that can be trained on boxes."
-            f"{did_you_mean(config.model, TRAINABLE)} Give one of {', '.join(TRAINABLE)}, or a detector that "
-            "`train` wrote"
+            f"--model {config.model!r}: is not a trainable detector."
+            f"{did_you_mean(config.model, TRAINABLE)} Use one of {', '.join(TRAINABLE)}, or a detector written by "
+            "`train`"
         )
     if config.weights is None and config.model in OWN_DETECTORS:
         raise ModelError(
-            f"--model {config.model}: give its initial weights, such as --weights {config.model}.onnx or the authors' "
+            f"--model {config.model}: needs initial weights, such as --weights {config.model}.onnx or the authors' "
             "checkpoint; --weights random trains from scratch, which needs many more images"
         )
     model = _untrained(config, config.model, labels)
@@ -177,7 +179,7 @@ def _from_file(config: FinetuneConfig, labels: Sequence[str]) -> DetectorModel:
 def _untrained(
     config: FinetuneConfig, name: str, labels: Sequence[str], input_format: InputFormat | None = None
 ) -> DetectorModel:
-    """Return an untrained network, with the input of an earlier file if there is one."""
+    """Create an untrained network, with the input format of an earlier file if there is one."""
     own = name in OWN_DETECTORS
     step = max(OWN_DETECTORS[name].strides) if own else TORCHVISION_STEP
     known = OWN_DETECTORS[name].input if own and input_format is None else input_format
@@ -200,13 +202,14 @@ def _untrained(
 def _check_size(name: str, size: tuple[int, int], step: int) -> None:
     if any(side % step for side in size):
         raise ConfigError(
-            f"--input-size {size[0]}x{size[1]}: both sides of the input of {name} are multiples of {step}, such as "
+            f"--input-size {size[0]}x{size[1]}: both sides of the input of {name} must be multiples of {step}, such as "
             f"{10 * step}x{10 * step}"
         )
     if max(size) == step:
         raise ConfigError(
-            f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, of which a batch norm learns "
-            f"nothing from one image; give at least {2 * step} for one side"
+            f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, from which a batch norm "
+            "learns "
+            f"nothing from one image; one side must be at least {2 * step}"
         )
 
 
@@ -219,17 +222,17 @@ def _with_prior(net: Yolox) -> Yolox:
 
 
 def _loaded(model: DetectorModel, weights: InitialWeights, source: str) -> DetectorModel:
-    """Load weights of the whole network or of its backbone; classes of the same name keep their rows."""
+    """Load weights of the network or its backbone; classes with equal names keep their rows."""
     norms, kept = load_initial_weights(model.network, model.name, model.labels, weights, source)
     return replace(model, trained_norms=norms, pretrained=True, known_labels=kept)
 
 
 def freeze_until(network: DetectionNetwork, layer: str) -> tuple[str, ...]:
-    """Freeze a part of a detector and all parts before it, in place; return the prefixes of their names.
+    """Freeze a detector's parts up to ``layer``, in place; return the prefixes of their names.
 
     Args:
         network: the detector.
-        layer: a stage of its backbone, ``backbone`` for all of them, or ``pyramid``: all but the head.
+        layer: a stage of the backbone, ``backbone`` for all stages, or ``pyramid`` for all but the head.
 
     Raises:
         ConfigError: there is no such part.
@@ -240,7 +243,7 @@ def freeze_until(network: DetectionNetwork, layer: str) -> tuple[str, ...]:
     parts |= {"backbone": (body,), "pyramid": ("backbone.",)}
     if layer not in parts:
         raise ConfigError(
-            f"--freeze-until {layer!r}: the detector has no such part.{did_you_mean(layer, parts)} Give one of "
+            f"--freeze-until {layer!r}: the detector has no such part.{did_you_mean(layer, parts)} Use one of "
             f"{', '.join(parts)}"
         )
     for name, parameter in network.module.named_parameters():

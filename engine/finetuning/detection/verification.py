@@ -1,4 +1,4 @@
-"""Verifies a written detector: it is loaded as for a stream, and compared with the network in memory."""
+"""Verifies a written detector: loads it as for a stream, and compares it with the trained network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pipeline.errors import ModelError
 from pipeline.frames import Frame, Image
 
 SCORE_TOLERANCE: Final = 1e-4
-"""Largest difference of a score from that of the network in memory: float32 arithmetic in another order."""
+"""Maximum difference of a score, since float32 operations run in another order."""
 BOX_TOLERANCE: Final = 0.05
-"""Largest difference of a box's edge, in pixels of the input."""
+"""Maximum difference of a box's edge, in pixels of the input."""
 _COMPARED: Final = 100
 
 
 def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
-    """Run a written detector and the trained network on an image, and explain the image as in a stream.
+    """Compare a written detector with the trained network on an image; also explain the image.
 
     Args:
         path: the written file.
@@ -33,31 +33,33 @@ def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
         image: uint8 RGB.
 
     Raises:
-        ModelError: the file cannot be used, or has other labels, boxes or scores.
+        ModelError: the file cannot be used, or its labels, boxes or scores differ.
     """
     try:
         detector = load_detector(path)
         boxes, scores = _raw(detector, image)
         config = EngineConfig(model=str(path), backend="eager", device="cpu", cache="off")
         explanation = DetectorExplainer(detector, config).explain([Frame(image, "train", 0, 0.0)])[0]
-    except Exception as reason:  # a stream would fail with it, whatever it is
+    except Exception as reason:  # a stream would fail in the same way
         lines = str(reason).strip().splitlines()
         raise ModelError(f"cannot be used ({type(reason).__name__}: {lines[0][:200] if lines else ''})") from reason
     if tuple(detector.labels) != model.labels:
-        raise ModelError(f"has the classes {', '.join(detector.labels)}, and was trained on {', '.join(model.labels)}")
+        raise ModelError(f"has the classes {', '.join(detector.labels)}, but was trained on {', '.join(model.labels)}")
     expected, wanted = model.network.raw(model.input.prepare([image]))
     best = wanted.amax(1).topk(min(_COMPARED, len(wanted))).indices
     difference = float((scores - wanted)[best].abs().max())
     shift = float((boxes - expected)[best].abs().max())
     if not (difference <= SCORE_TOLERANCE and shift <= BOX_TOLERANCE):  # also true for NaN
-        raise ModelError(f"gives scores that differ by {difference:.2g} and boxes by {shift:.2g} pixels")
+        raise ModelError(
+            f"its scores differ by {difference:.2g} and its boxes by {shift:.2g} pixels from the trained network"
+        )
     for finding in explanation.findings:
         if not np.isfinite(finding.heat).all():
-            raise ModelError(f"gives {finding.label!r} a heat map with values that are not finite")
+            raise ModelError(f"its heat map for {finding.label!r} has values that are not finite")
 
 
 def _raw(detector: Detector | RegionDetector, image: Image) -> tuple[Tensor, Tensor]:
-    """Return the boxes and scores of an image before any choice, as ``DetectionNetwork.raw`` does."""
+    """Return all boxes and scores of an image before selection, like ``DetectionNetwork.raw``."""
     images = detector.input.prepare([image])
     if isinstance(detector, Detector):
         candidates = detector.candidates(images)

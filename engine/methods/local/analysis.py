@@ -1,8 +1,8 @@
-"""Analysis of a tail: which of its maps are local, and how each is computed from earlier ones.
+"""Analyses a tail: which of its maps are local, and how they are computed from earlier maps.
 
 A layer is *cellwise* if it applies the same function to each cell separately (batch norm, activations, LayerNorm over
-channels, channel shuffles, sums of branches). This is tested: the layer runs on a map, and on the map's cells as a
-batch of single vectors, and both results must agree. ``receptive_field`` describes layers with a known neighbourhood
+channels, channel shuffles, sums of branches). This is tested: the layer is computed on a map, and on the map's cells as
+a batch of single vectors, and both results must agree. ``receptive_field`` describes layers with a known neighbourhood
 (convolution, pooling, padding). All other layers (squeeze-excite, attention, flatten) end the local part.
 """
 
@@ -31,11 +31,11 @@ class TailAnalysis:
     grids: dict[fx.Node, Grid] = field(default_factory=dict)
     """Rows and columns of each local map, in order of computation; the entry is the first."""
     shapes: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of one cell of each local map: (C, 1, 1), or (C,) after the mean."""
+    """Shape of one cell of each local map: (C, 1, 1), or (C,) after a mean."""
     spatial: dict[fx.Node, SpatialOp] = field(default_factory=dict)
     """The operations that read a neighbourhood; all other nodes are cellwise."""
     outputs: list[fx.Node] = field(default_factory=list)
-    """End of the local part: the logits, or every local map that a non-local layer reads."""
+    """End of the local part: the logits, or all local maps that non-local layers read."""
     complete: bool = False
     """True if the local part reaches the logits."""
 
@@ -48,7 +48,7 @@ def as_rows(value: Tensor, grid: Grid) -> Tensor:
 
 
 def analyze_tail(tail: fx.GraphModule, features: Tensor) -> TailAnalysis:
-    """Run a tail on a random map and on its separate cells, and return which maps are local."""
+    """Determine which maps are local, by running the tail on a random map and on its separate cells."""
     generator = torch.Generator().manual_seed(5)
     maps = torch.randn((1, *features.shape[1:]), generator=generator).to(features)
     analysis = _Analyzer(tail).run_graph(maps)
@@ -60,13 +60,13 @@ def analyze_tail(tail: fx.GraphModule, features: Tensor) -> TailAnalysis:
 
 
 def frontier(tail: fx.GraphModule, analysis: TailAnalysis) -> list[fx.Node]:
-    """Return the last local maps: those from which the logits are computed without a further local map."""
+    """Return the last local maps, from which the logits are computed without further local maps."""
     output = next(node for node in tail.graph.nodes if node.op == "output")
     return sorted_by_graph(tail, closure(output, analysis.grids)[1])
 
 
 def closure(end: fx.Node, stops: Iterable[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Return the nodes that ``end`` is computed by, back to the nearest ``stops``, and the stops reached."""
+    """Return the nodes that compute ``end`` from the nearest ``stops``, and these stops."""
     known, inner, reached = set(stops), {end}, set()
     waiting = list(end.all_input_nodes)
     while waiting:

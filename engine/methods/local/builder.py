@@ -1,10 +1,10 @@
 """Local plan, for tails that begin with convolutions: computes only the positions that the mask can change.
 
 The zero response of a map is its value for the all-zero input; it does not depend on the image. For the masked map of
-cell p every later map equals its zero response except at the positions whose receptive field contains a cell of the
-mask: the active sites, a window around p that grows from layer to layer. So each layer is computed only at its active
-sites, for many cells p at once. The sites depend only on sizes and are computed when the plan is built (``footprint``),
-after the analysis of the tail (``analysis``).
+cell p, each later map equals its zero response, except at the active sites: the positions whose receptive field
+contains a cell of the mask, a window around p that grows from layer to layer. So each layer is computed only at its
+active sites, for many cells p at once. The sites depend only on sizes and are computed when the plan is built
+(``footprint``), after the analysis of the tail (``analysis``).
 
 Before a layer that needs the full map (squeeze-excite, attention, flatten) the maps are completed with the zero
 response, and the rest of the tail runs on full maps.
@@ -44,25 +44,25 @@ from engine.methods.plan import PlanInfo, reference_scores
 from engine.split.fx_utils import iter_node_outputs
 
 CLEARLY_CHEAPER = 3.0
-"""A plan with this factor fewer multiply-adds is used without a time measurement: for thirty layers of known networks
-the measured speed-up was 0.5 to 1.9 times the ratio of multiply-adds."""
+"""A plan with this factor fewer multiply-adds is used without timing: for thirty layers of known networks, the measured
+speed-up was 0.5 to 1.9 times the ratio of multiply-adds."""
 TIMED_CELLS = 24
 TIMED_ROUNDS = 3
-"""Alternating runs of each plan; the shortest counts, and the first also warms up."""
+"""Number of alternating runs of each plan; the shortest time counts, and the first run warms up."""
 
 _SUMS = (operator.add, torch.add)
 
 
 def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int) -> LocalPlan | None:
-    """Return a local plan if the tail begins with layers that read a bounded neighbourhood, else None.
+    """Return a local plan if the tail starts with layers that read a bounded neighbourhood, else None.
 
     The caller must check the result with ``verify_plan`` and compare its cost (``why_not_cheaper``).
 
     Args:
-        tail: maps (N, C, h, w) to logits (N, K).
+        tail: computes logits (N, K) from maps (N, C, h, w).
         features: the feature map, (N, C, h, w).
         kernel: the shape of the masks.
-        budget_bytes: working memory of the plan.
+        budget_bytes: maximum working memory of the plan, in bytes.
     """
     if not isinstance(tail, fx.GraphModule) or features.device.type == "meta":
         return None
@@ -73,7 +73,7 @@ def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: 
 
 
 def why_not_cheaper(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
-    """Return "" if the plan is cheaper than the dense plan, else the counts or times.
+    """Return "" if the plan is cheaper than the dense plan, else the reason: its counts or times.
 
     The numbers of multiply-adds decide if they differ by more than ``CLEARLY_CHEAPER``. If they are close, memory
     traffic matters too, and both plans are timed on some cells.
@@ -110,7 +110,7 @@ class _Builder:
         self.layout = layout
 
     def plan(self, budget_bytes: int) -> LocalPlan | None:
-        """Return the plan, or None if one cell does not fit the budget."""
+        """Return the plan; None if one cell does not fit into the budget."""
         steps: list[Step] = []
         with torch.no_grad():
             for node in self.layout.needed:
@@ -126,12 +126,12 @@ class _Builder:
         full_maps = [self._full_map(node) for node in outputs]
         plan.fit(budget_bytes, cost, _bytes_of(rest, full_maps) if rest else 1)
         if plan.working_bytes > budget_bytes:
-            return None  # one cell does not fit beside the zero responses
+            return None  # the zero responses leave no memory for one cell
         plan.info = self._info(plan, steps, full_maps)
         return plan
 
     def _full_map(self, node: fx.Node) -> Tensor:
-        """Return the zero response of a map in the shape that ``rest`` takes: (1, C, h, w) or (1, C)."""
+        """Return the zero response of a map in the input shape of ``rest``: (1, C, h, w) or (1, C)."""
         zero_response = self.layout.zero_responses[node]
         height, width = self.layout.analysis.grids[node]
         if zero_response.dim() == 2:
@@ -155,7 +155,7 @@ class _Builder:
         return (MaxPoolStep if spatial.kind == "largest" else PadStep)(sources[0], target, spatial)
 
     def _weights(self, node: fx.Node, spatial: SpatialOp) -> tuple[Tensor, Tensor | None]:
-        """Return a convolution's weight and bias, fused with the batch norm after it."""
+        """Return a convolution's weight and bias; a batch norm after it is merged into them."""
         assert spatial.weight is not None  # noqa: S101 - every convolution has one
         weight, bias = spatial.weight.detach(), None if spatial.bias is None else spatial.bias.detach()
         if node not in self.layout.folded:
@@ -184,11 +184,11 @@ class _Builder:
         return CellwiseStep(sources, target, part, fresh=fresh, products=_products(part, cell))
 
     def _is_free(self, source: fx.Node, reader: fx.Node, before: list[Step]) -> bool:
-        """Return whether ``reader`` may overwrite ``source``: no later reader, and no shared memory."""
+        """Return whether ``reader`` may overwrite ``source``: it has no later reader or shared memory."""
         later = self.layout.needed[self.layout.needed.index(reader) + 1 :]
         if source in self.layout.analysis.outputs or any(source in self.layout.sources(node) for node in later):
             return False
-        # The step that wrote it, and earlier readers, may have outputs that share its memory.
+        # The step that wrote ``source``, and earlier readers, may have outputs that share its memory.
         related = [step for step in before if step.target == source.name or source.name in step.sources]
         return all(step.fresh for step in related)
 
@@ -211,7 +211,7 @@ class _Builder:
 
 
 def _work_in_place(part: fx.GraphModule) -> None:
-    """Make a part that is a single activation overwrite its input."""
+    """If a part is a single activation, make it overwrite its input."""
     inner = [node for node in part.graph.nodes if node.op not in {"placeholder", "output"}]
     if len(inner) != 1:
         return
@@ -226,14 +226,14 @@ def _work_in_place(part: fx.GraphModule) -> None:
 
 
 def _products(part: nn.Module, inputs: list[Tensor]) -> int:
-    """Return the number of multiply-adds of one run."""
+    """Return the number of multiply-adds of ``part`` for these inputs."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         part(*inputs)
     return int(counter.get_total_flops()) // 2
 
 
 def _bytes_of(part: fx.GraphModule, inputs: list[Tensor]) -> int:
-    """Return the size in bytes of all outputs of a part's nodes: an upper bound of the memory alive at one time."""
+    """Return the size in bytes of the outputs of a part's nodes, an upper bound of its memory."""
     with torch.inference_mode():
         outputs = (output for _, output in iter_node_outputs(part, *inputs))
         return sum(output.nbytes for output in outputs if isinstance(output, Tensor))

@@ -1,9 +1,9 @@
-"""Footprints and active sites: which positions of a map a mask can change, and how their vectors are stored.
+"""Computes footprints and active sites: the positions of a map that a mask can change.
 
-A *footprint* holds, for one map of the network, which of its rows and columns depend on each row and column of the
-masked grid. A *chunk* is a set of masked cells. The *active sites* of a map for a chunk are all positions that depend
-on its cells, ordered by cell, then row, then column; only the vectors at active sites are computed. All tables here
-are integers or booleans and depend only on sizes, not on images or weights.
+The *footprint* of a map states which of its rows and columns depend on each row and column of the masked grid. A
+*chunk* is a set of masked cells. The *active sites* of a map for a chunk are all positions that depend on its cells,
+ordered by cell, then row, then column; only the vectors at active sites are computed. All tables in this module contain
+integers or booleans and depend only on sizes, not on images or weights.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Footprint:
-    """Dependence of the rows and columns of a map (h, w) on those of the masked grid (H, W).
+    """Which rows and columns of a map (h, w) depend on those of the masked grid (H, W).
 
-    A position (y, x) depends on cell (i, j) if ``rows[i, y]`` and ``columns[j, x]``.
+    Position (y, x) depends on cell (i, j) if ``rows[i, y]`` and ``columns[j, x]`` are True.
     """
 
     rows: Tensor
@@ -45,12 +45,12 @@ class Footprint:
 
     @property
     def window(self) -> tuple[int, int]:
-        """Largest number of rows and columns that depend on one cell."""
+        """Maximum number of rows and of columns that depend on one cell."""
         return int(self.rows.sum(1).max()), int(self.columns.sum(1).max())
 
     @cached_property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Dependent rows and columns in order, and each one's index in that order (-1 = independent)."""
+        """Dependent rows and columns in order, and the index of each in that order (-1: independent)."""
         lists = [torch.argsort(~axis, dim=1, stable=True) for axis in (self.rows, self.columns)]
         indices = [torch.where(axis, axis.cumsum(1) - 1, -1) for axis in (self.rows, self.columns)]
         return lists[0], lists[1], indices[0], indices[1]
@@ -64,17 +64,17 @@ class Footprint:
         return Footprint(_depends(self.rows, taps.rows).any(2), _depends(self.columns, taps.columns).any(2))
 
     def joined(self, other: Footprint) -> Footprint:
-        """Return the footprint of a layer that reads two maps of equal size."""
+        """Return the footprint of the output of a layer that reads both maps, of equal size."""
         return Footprint(self.rows | other.rows, self.columns | other.columns)
 
     def pairs(self, taps: KernelTaps) -> Tensor:
-        """Return, for each masked cell, the number of active taps of all active output positions: (H, W)."""
+        """Return the number of active taps of all active output positions, per masked cell: (H, W)."""
         rows = _depends(self.rows, taps.rows).sum((1, 2))
         return rows[:, None] * _depends(self.columns, taps.columns).sum((1, 2))[None]
 
 
 def _depends(axis: Tensor, taps: Tensor) -> Tensor:
-    """Return which taps of which output rows depend on each row of the masked grid: (H, h', kh)."""
+    """Return which taps of which output rows depend on each row of the masked grid: bool (H, h', kh)."""
     return axis[:, taps.clamp_min(0)] & (taps >= 0)
 
 
@@ -92,7 +92,7 @@ class ActiveSites:
     first: Tensor
     """Index of each cell's first site, and the number of sites: (cells + 1,)."""
     owner: Tensor
-    """Index of the chunk's cell that each site belongs to."""
+    """Index of the chunk's cell to which each site belongs."""
     row: Tensor
     column: Tensor
     position: Tensor
@@ -112,12 +112,12 @@ class GatherIndex:
 
 
 class DeviceTransfer:
-    """Moves footprints and taps to another device; a shared object is moved once and stays shared."""
+    """Moves footprints and taps to another device; shared objects are moved once and stay shared."""
 
     def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
-        """Store the function that moves a tensor."""
+        """Create an object; ``move`` moves one tensor."""
         self._move = move
-        # Holds the originals too, because Python reuses the id of a deleted object.
+        # Also stores the originals, because Python reuses the id of a deleted object.
         self._moved: dict[int, tuple[object, object]] = {}
 
     def footprint(self, old: Footprint) -> Footprint:
@@ -135,10 +135,10 @@ class DeviceTransfer:
 
 
 class Chunk:
-    """A set of masked cells with its index tables, which are computed at first use."""
+    """A set of masked cells with index tables, which are computed at their first use."""
 
     def __init__(self, cells: Tensor, columns: int) -> None:
-        """Store the cells' int64 indices in row-major order of a grid with ``columns`` columns."""
+        """Create a chunk from int64 cell indices, in row-major order of a grid with ``columns`` columns."""
         self.cells = cells
         self.row, self.column = cells // columns, cells % columns
         self._tables: dict[object, object] = {}
@@ -148,7 +148,7 @@ class Chunk:
         tensors: list[Tensor] = []
         for value in self._tables.values():
             if isinstance(value, list):
-                continue  # on the host, one number per cell
+                continue  # stored on the host, one number per cell
             parts = [value] if isinstance(value, Tensor) else list(vars(value).values())
             for part in parts:
                 tensors.extend([part] if isinstance(part, Tensor) else part)
@@ -181,7 +181,7 @@ class Chunk:
     def _input_sites(
         self, before: Footprint, after: Footprint, taps: KernelTaps | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for all sites of ``after`` and all taps, the site of ``before`` (-1 = none), its row and column."""
+        """Return the site of ``before`` that each tap of each site of ``after`` reads, its row and column."""
         out, inputs = self.sites(after), self.sites(before)
         _, _, row_index, column_index = before.tables
         rows = out.row[:, None] if taps is None else taps.rows[out.row]
@@ -200,8 +200,8 @@ class Chunk:
             before: footprint of the layer's input.
             after: footprint of its output.
             taps: the layer's taps.
-            order: ``site`` = entries are sites of ``before``; ``site-tap`` = entries of a table (sites, taps);
-                ``tap`` = entries of a table ordered by tap, with only the sites that each tap reads.
+            order: ``site``: entries are sites of ``before``; ``site-tap``: entries of a table (sites, taps); ``tap``:
+              entries of a table ordered by tap, with only the sites that each tap reads.
         """
 
         def make() -> GatherIndex:
@@ -221,7 +221,7 @@ class Chunk:
     def lookup(self, before: Footprint, after: Footprint, taps: KernelTaps | None = None) -> Tensor:
         """Return the table rows that each site of ``after`` reads: (sites, taps).
 
-        The table has the sites of ``before``, then all positions of its map (with the zero response, for inactive
+        The table contains the sites of ``before``, then all positions of its map (with the zero response, for inactive
         positions), then one row for positions outside the map.
         """
 

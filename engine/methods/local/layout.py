@@ -1,4 +1,4 @@
-"""Layout of a local plan: its maps, their footprints and their zero responses."""
+"""Computes the layout of a local plan: its maps, their footprints and their zero responses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Layout:
         return sorted_by_graph(self.tail, needed)
 
     def _norm(self, node: fx.Node) -> fx.Node | None:
-        """Return the batch norm to fuse into this convolution's weights, or None."""
+        """Return the batch norm to merge into this convolution's weights; None if there is none."""
         spatial = self.analysis.spatial.get(node)
         norm = norm_after(self.tail, node)
         fusible = norm in self.analysis.grids and norm in self.needed and node not in self.analysis.outputs
@@ -106,7 +106,7 @@ class Layout:
         return math.prod(self.analysis.shapes[node])
 
     def one_cell(self, node: fx.Node) -> Tensor:
-        """Return one site of a map, filled with zeros."""
+        """Return the vector of one site of a map, filled with zeros."""
         return self.features.new_zeros((1, *self.analysis.shapes[node]))
 
     def map_of(self, node: fx.Node) -> FeatureMapInfo:

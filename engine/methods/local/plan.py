@@ -1,4 +1,4 @@
-"""Execution of a local plan: runs its steps for chunks of cells that fit the memory budget."""
+"""Runs a local plan: its steps, for chunks of cells that fit into the memory budget."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from engine.methods.plan import Plan, PlanInfo
 from pipeline.errors import EngineError
 
 INDEX_FRACTION = 8
-"""Index tables are cached for the next image up to budget / INDEX_FRACTION; others are computed for every image."""
+"""Index tables up to budget / INDEX_FRACTION bytes are cached for the next image; others are computed again."""
 MAX_TENSOR_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""Largest single tensor of a chunk, by type of device. On a CPU the allocator reuses such a block (glibc: up to
-32 MiB) and does not map it again; on a GPU this size occupies all multiprocessors."""
+"""Maximum size of a single tensor of a chunk in bytes, by type of device. On a CPU the allocator reuses blocks of this
+size (glibc: up to 32 MiB) instead of mapping them again; on a GPU this size occupies all multiprocessors."""
 
 
 class MemoryCost(NamedTuple):
     """Memory of each masked cell in bytes, as tensors (H, W)."""
 
     total: Tensor
-    """Largest memory alive at one time."""
+    """Maximum simultaneous memory."""
     largest: Tensor
     """Size of the largest single tensor."""
 
@@ -50,7 +50,7 @@ class LocalPlan(Plan):
             tail: computes the network's own logits.
             kernel: the shape of the masks.
             steps: the layers in order.
-            maps: the masked map, then the maps where the local part ends: the logits only, if it is complete.
+            maps: the masked map, then the maps at the end of the local part (only the logits, if it is complete).
             rest: computes the logits from these maps, completed to full size; None if the local part is complete.
         """
         super().__init__()
@@ -74,11 +74,11 @@ class LocalPlan(Plan):
         """Divide the cells into chunks that fit a memory budget, and set ``working_bytes``.
 
         Args:
-            budget_bytes: working memory.
-            cost: the memory of each cell.
-            bytes_per_rest_map: memory of one full map in ``rest``.
+            budget_bytes: maximum working memory, in bytes.
+            cost: the memory of each masked cell.
+            bytes_per_rest_map: memory of one full map in ``rest``, in bytes.
         """
-        # The division into chunks runs on the host.
+        # The division into chunks is computed on the host.
         self.cost = cost = MemoryCost(cost.total.cpu(), cost.largest.cpu())
         self.fixed_bytes = sum(buffer.nbytes for buffer in self.buffers())
         self.index_bytes = self._max_index_bytes = budget_bytes // INDEX_FRACTION
@@ -92,7 +92,7 @@ class LocalPlan(Plan):
         self.working_bytes = self.fixed_bytes + self.index_bytes + heaviest + self.rest_maps * bytes_per_rest_map
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's own
-        """Move the index tables together with the weights, and divide the cells for the new device."""
+        """Move the index tables together with the weights, and divide the cells again for the device."""
         module: Any = super()
         module._apply(fn, recurse)  # noqa: SLF001 - overrides torch's method
         if fn(self.entry[1].rows).device == self.entry[1].rows.device:
@@ -135,7 +135,7 @@ class LocalPlan(Plan):
         if tuple(features.shape[2:]) != self.grid:
             raise EngineError(
                 f"this plan is for a grid of {self.grid[0]}x{self.grid[1]} cells, not "
-                f"{features.shape[2]}x{features.shape[3]}; get a plan for that size from plan_for"
+                f"{features.shape[2]}x{features.shape[3]}; create a plan for that size by plan_for"
             )
         return (image.flatten(1).t().contiguous() for image in features)
 
@@ -192,7 +192,7 @@ class LocalPlan(Plan):
         )
 
     def _full_maps(self, number: int, rows: dict[str, Tensor], chunk: Chunk, part: slice) -> Tensor:
-        """Return one output's full maps for some cells of a chunk: the zero response outside the active sites."""
+        """Return full maps of one output for some cells of a chunk, with zero responses at other sites."""
         name, footprint = self.outputs[number]
         zero_response: Tensor = getattr(self, f"zero_response{number}")
         sites = chunk.sites(footprint)
@@ -209,7 +209,7 @@ class LocalPlan(Plan):
 
 
 def _last_uses(steps: list[Step], outputs: set[str]) -> list[list[str]]:
-    """Return, for each step, the maps that it is the last to read; never one of ``outputs``."""
+    """Return, for each step, the maps that no later step reads, except for ``outputs``."""
     last = {source: number for number, step in enumerate(steps) for source in step.sources}
     return [[name for name, at in last.items() if at == number and name not in outputs] for number in range(len(steps))]
 
@@ -223,8 +223,8 @@ def memory_cost(
         steps: the layers in order.
         entry: the masked map.
         widths: values per site, by map.
-        outputs: the maps where the local part ends; they stay alive.
-        bytes_each: size of one value.
+        outputs: the maps at the end of the local part, which stay in memory.
+        bytes_each: size of one value in bytes.
     """
     footprints: dict[str, Footprint] = {entry.name: entry.footprint} | {step.target: step.after for step in steps}
     sizes = {name: footprint.counts * widths[name] for name, footprint in footprints.items()}

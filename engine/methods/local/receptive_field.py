@@ -1,7 +1,7 @@
 """Receptive fields of layers: the input rows and columns that each output row and column reads.
 
-Convolution, pooling and padding read rectangles, so rows and columns are independent: two tables describe a layer,
-including stride, dilation, padding mode and ceil mode.
+Convolution, pooling and padding read rectangles, so rows and columns are independent: one table for rows and one for
+columns describe a layer, including stride, dilation, padding mode and ceil mode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = Literal["convolution", "average", "largest", "copy"]
 
 @dataclass(frozen=True, eq=False)
 class KernelTaps:
-    """The input positions that each output position reads; -1 = outside the map."""
+    """The input positions that each output position reads; -1: outside the map."""
 
     rows: Tensor
     """Input rows of each output row, int64 (h', kh)."""
@@ -35,17 +35,17 @@ class KernelTaps:
 
 @dataclass(frozen=True, eq=False)
 class SpatialOp:
-    """A layer that reads a neighbourhood."""
+    """A layer that reads a neighbourhood of each position."""
 
     kind: Kind
     """``convolution``; ``average`` or ``largest`` (maximum) of the taps; ``copy`` of a single tap (padding)."""
     taps: KernelTaps
     weight: Tensor | None = None
-    """(C', C / groups, kh, kw) of a convolution."""
+    """Weight of a convolution, (C', C / groups, kh, kw)."""
     bias: Tensor | None = None
     groups: int = 1
     scale: Tensor | None = None
-    """Factor of an average for the sum of its taps inside the map: (h' * w',)."""
+    """Factor by which an average multiplies the sum of its taps inside the map: (h' * w',)."""
 
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -84,14 +84,14 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 def read_spatial(
     root: nn.Module, node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], before: Tensor, after: Tensor
 ) -> SpatialOp | None:
-    """Return the spatial operation of a node, or None if it is not a supported layer with a neighbourhood.
+    """Return the spatial operation of a node; None if the node is no supported layer.
 
     Args:
-        root: the module that holds the node's module.
+        root: the module that contains the node's module.
         node: the layer in the graph.
-        arguments: its positional and keyword arguments as values; the first is ``before``.
-        before: its input, (1, C, h, w).
-        after: its output.
+        arguments: the layer's positional and keyword arguments as values; the first is ``before``.
+        before: the layer's input, (1, C, h, w).
+        after: the layer's output.
     """
     values, keywords = arguments
     if node.op == "call_module":
@@ -158,7 +158,7 @@ def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tu
 
 
 def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> SpatialOp | None:
-    """Return padding as ``copy``; the constant of the padding does not depend on the mask, so its value is not used."""
+    """Return padding as ``copy``; the padding constant does not depend on masks and is ignored."""
     if len(pads) not in {2, 4}:
         return None
     left, top = int(pads[0]), int(pads[2]) if len(pads) == 4 else 0
@@ -168,7 +168,7 @@ def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tup
 
 
 def _averaging(taps: KernelTaps, before: Tensor, layer: Callable[[Tensor], Tensor]) -> SpatialOp:
-    """Return an average whose factors are measured by running the layer on a map of ones."""
+    """Return an average; its factors are measured by running the layer on a map of ones."""
     inside = (taps.rows >= 0).sum(1)[:, None] * (taps.columns >= 0).sum(1)[None]
     ones = layer(torch.ones_like(before[:, :1])).flatten()
     return SpatialOp("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))

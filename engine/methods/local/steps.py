@@ -1,11 +1,11 @@
-"""Steps of a local plan: each computes the vectors at the active sites of one map from those of earlier maps.
+"""The steps of a local plan: each computes the vectors at the active sites of one map.
 
-Vectors are stored by site, (sites, C, 1, 1), so that cellwise layers run on them without change. Linear layers with a
-neighbourhood work on differences: with the zero response z of a map and its value x,
+Vectors are stored by site, (sites, C, 1, 1), so that cellwise layers can run on them unchanged. Linear layers with a
+neighbourhood compute differences: with the zero response z of a map and its value x,
 
     layer(x) = layer(z) + A (x - z)
 
-where A is the layer without bias, and x - z is nonzero only at active sites. So a convolution costs one product per
+where A is the layer without bias, and x - z is nonzero only at active sites. So a convolution computes one product per
 active input site and tap, and zero padding needs no special case.
 """
 
@@ -21,7 +21,7 @@ from engine.methods.local.footprint import Chunk, DeviceTransfer, Footprint
 from engine.methods.local.receptive_field import KernelTaps, SpatialOp
 
 TAP_FRACTION = 0.6
-"""If a smaller fraction of the products (site, tap) is used, a convolution runs tap by tap on the sites of each tap."""
+"""Minimum fraction of used products (site, tap); below it a convolution runs tap by tap."""
 
 
 class FeatureMapInfo(NamedTuple):
@@ -32,7 +32,7 @@ class FeatureMapInfo(NamedTuple):
     width: int
     """Values per site."""
     zero_response: Tensor
-    """The map's value for the all-zero input, by position: (h * w, C, 1, 1), or (1, C) after the mean. Empty if no step
+    """The map's value for the all-zero input, by position: (h * w, C, 1, 1), or (1, C) after a mean. Empty if no step
     needs it."""
 
 
@@ -40,7 +40,7 @@ class Step(nn.Module):
     """One layer of a local plan."""
 
     fresh = True
-    """True if the output has memory of its own, so that the next step may overwrite it."""
+    """True if the output does not share memory, so that the next step may overwrite it."""
     taps: KernelTaps | None = None
 
     def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo) -> None:
@@ -50,12 +50,12 @@ class Step(nn.Module):
         self.before = sources[0].footprint
         self.after = target.footprint
         self.scratch: Tensor = target.footprint.counts * 0
-        """Number of temporary values for each masked cell, beside input and output: (H, W)."""
+        """Number of temporary values per masked cell, in addition to input and output: (H, W)."""
         self.multiply_adds = 0
-        """Multiply-adds of all masked cells."""
+        """Multiply-adds for all masked cells."""
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the vectors at the chunk's active sites of the target."""
+        """Return the vectors at the chunk's active sites of the target map."""
         raise NotImplementedError
 
     def move_tables(self, move: DeviceTransfer) -> None:
@@ -65,7 +65,7 @@ class Step(nn.Module):
             self.taps = move.taps(self.taps)
 
     def difference(self, chunk: Chunk, rows: Tensor, zero_response: Tensor | None) -> Tensor:
-        """Return the input's difference from its zero response (None = zeros): (sites, C)."""
+        """Return the difference between input and zero response (None: zeros): (sites, C)."""
         flat = rows.flatten(1)
         if zero_response is None:
             return flat
@@ -109,7 +109,7 @@ class PointStep(Step):
 
 
 class ConvolutionStep(Step):
-    """Any other convolution: products of active input sites and taps, summed at their output sites."""
+    """Any other convolution: products of active input sites and taps, summed per output site."""
 
     taps: KernelTaps
     weight: Tensor
@@ -164,7 +164,7 @@ class ConvolutionStep(Step):
         return products.permute(1, 2, 0, 3).reshape(-1, self.width)
 
     def _tap_by_tap(self, change: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
-        """Return the products of each tap with the sites it reads, ordered by tap: (products, C')."""
+        """Return the products of each tap with the sites that it reads, ordered by tap: (products, C')."""
         table = change.new_empty((sum(len(source) for source in sources), self.width))
         start = 0
         for tap, source in enumerate(sources):
@@ -233,7 +233,7 @@ class MaxPoolStep(Step):
 
 
 class PadStep(Step):
-    """Padding: the positions of the sites change, the vectors do not."""
+    """Padding: moves the sites without changing their vectors."""
 
     def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp) -> None:
         super().__init__([source], target)
@@ -245,7 +245,7 @@ class PadStep(Step):
 
 
 class CellwiseStep(Step):
-    """A cellwise part of the network, on the active sites of any of its inputs."""
+    """A cellwise part of the network, computed at all sites where one of its inputs is active."""
 
     def __init__(
         self, sources: list[FeatureMapInfo], target: FeatureMapInfo, part: nn.Module, *, fresh: bool, products: int
@@ -268,7 +268,7 @@ class CellwiseStep(Step):
         self.footprints = tuple(map(move.footprint, self.footprints))
 
     def widened(self, chunk: Chunk, rows: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return every input at the output's active sites, with the zero response where the input is inactive."""
+        """Return each input at the output's active sites; inactive sites get the zero response."""
         wide = []
         for number, (value, footprint) in enumerate(zip(rows, self.footprints, strict=True)):
             zero_response: Tensor | None = getattr(self, f"zero_response{number}")
@@ -286,10 +286,10 @@ class CellwiseStep(Step):
 
 
 class SumStep(CellwiseStep):
-    """The sum of two branches, in place if one of them has no later reader."""
+    """The sum of two branches, computed in place if no later step reads one of them."""
 
     def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo, *, free: tuple[bool, bool]) -> None:
-        """Store the two maps, and whether each may be overwritten."""
+        """Create the step; ``free`` states whether each map may be overwritten."""
         super().__init__(sources, target, nn.Identity(), fresh=True, products=0)
         self.free = tuple(free[i] or getattr(self, f"zero_response{i}") is not None for i in (0, 1))
 

@@ -172,7 +172,7 @@ def test_backbone_starts_from_the_weights_of_a_classifier(tmp_path):
         ({"input_size": (100, 64)}, "multiples of 32"),
         ({"precision": "bf16"}, "fp32 only"),
         ({"freeze_until": "dark4"}, "no such part"),
-        ({"weights": "tests/data/detectors/absent.onnx"}, "takes a state dict"),
+        ({"weights": "tests/data/detectors/absent.onnx"}, "use a state dict"),
     ],
 )
 def test_option_that_does_not_fit_a_network_of_torchvision_is_refused(change, message):

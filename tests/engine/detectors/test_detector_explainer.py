@@ -261,7 +261,7 @@ def test_engine_uses_cones_at_the_own_level_where_the_complete_cut_has_none(capl
     engine = OneStageEngine(detector, SIZE)
     assert engine.has_cones(0)
     assert engine.has_cones(1)
-    assert "squeezed, level 0: maps are made at its own level" in caplog.text
+    assert "squeezed, level 0: maps are computed at its own level" in caplog.text
     (boxes,) = engine.run(torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(4)))
     (heat,) = engine.heat_of_targets(boxes, [Target(Anchor(0, 5, 5), 1)], 16, "keep")
     assert heat.cut == "level"

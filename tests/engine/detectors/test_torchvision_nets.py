@@ -105,7 +105,7 @@ def test_cuts_of_a_pyramid_are_the_backbone_outputs(built):
 
 def test_fixed_detectors_refuse_other_sizes(built):
     detector, _ = built("ssdlite320_mobilenet_v3_large")
-    with pytest.raises(ConfigError, match="takes 320x320 only"):
+    with pytest.raises(ConfigError, match="accepts only 320x320"):
         detector.network((416, 416))
 
 

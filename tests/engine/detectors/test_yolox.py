@@ -52,7 +52,7 @@ def test_load_detector_reads_a_checkpoint_of_the_authors_form(tmp_path):
 def test_load_detector_refuses_weights_of_another_size(tmp_path):
     file = tmp_path / "tiny.pth"
     torch.save({"model": Yolox(YOLOX_SIZES["yolox_nano"]).state_dict()}, file)
-    with pytest.raises(ModelError, match=r"do not fit yolox_tiny.*name the detector"):
+    with pytest.raises(ModelError, match=r"do not fit yolox_tiny.*use the detector"):
         load_detector("yolox_tiny", weights=file)
 
 

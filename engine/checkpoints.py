@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Any:  # noqa: ANN401 - a file may hold anythi
 
     Raises:
         CheckpointError: the file has another format, declares more data than it contains, or uses a name that weights
-          do not need.
+            do not need.
         pickle.UnpicklingError, RuntimeError and others: the file is damaged.
     """
     size = path.stat().st_size

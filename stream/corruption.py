@@ -28,7 +28,7 @@ class CorruptionTracker:
 
         Args:
             window_packets: maximum number of suspect packets after damage, for cameras that send a single keyframe;
-              None: all packets up to the next keyframe.
+                None: all packets up to the next keyframe.
         """
         self._window_packets = window_packets
         self._packets: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)

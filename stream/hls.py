@@ -44,7 +44,7 @@ class HlsFollower:
             client: fetches playlists and segments.
             camera: returns the camera's name, for the log.
             live: True: the stream is live; False: a recording, read from its first segment; None: a recording if the
-              playlist has ``EXT-X-ENDLIST``.
+                playlist has ``EXT-X-ENDLIST``.
         """
         self._client = client
         self._camera = camera

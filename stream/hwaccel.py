@@ -112,7 +112,7 @@ class DecoderSelector:
 
         Args:
             choice: ``cpu``; ``cuda`` or ``cuda:N`` (an error if that GPU cannot decode); ``auto`` (the GPU if it can
-              decode, else the CPU).
+                decode, else the CPU).
             gpu: the number of the GPU for ``cuda`` and ``auto``.
             reason_against_gpu: why the GPU is unsuitable for this stream; if set, ``auto`` uses the CPU.
             max_pixels: maximum pixels of a frame; None: no limit.

@@ -50,7 +50,7 @@ def identify_layout(
         image_size: height and width in pixels of the input.
         name: the layout's name; None: derived from the shapes.
         defaults: default boxes of an ``ssd`` layout, (A, 4): centre y, centre x, height, width as fractions of the
-          image; None: those of TensorFlow's SSD networks.
+            image; None: those of TensorFlow's SSD networks.
 
     Raises:
         ModelError: no layout fits, or the named layout does not fit; the message lists the maps.

@@ -172,9 +172,9 @@ class SsdLayout(Layout):
             levels: fine to coarse.
             classes: number of classes without background.
             defaults: for each level, (h, w, boxes per cell, 4): centre x, centre y, width, height as fractions of the
-              image.
+                image.
             sigmoid: True: scores are sigmoids of each column, as in TensorFlow's networks; False: a softmax over all
-              columns, as in torchvision's networks.
+                columns, as in torchvision's networks.
             vertical_first: True: box values are y, x, h, w, as in TensorFlow's networks; False: x, y, w, h.
             clamp: True: limit the growth of a box, as in torchvision.
         """

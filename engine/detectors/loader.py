@@ -57,12 +57,12 @@ def load_detector(
     Args:
         model: a name in ``DETECTORS``, a file written by ``run.py train``, or an ONNX file.
         layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None: derived
-          from the shapes of its maps.
+            from the shapes of its maps.
         classes: class names, or a labels file; None: COCO's names if their number fits.
         weights: for a name: a state dict file, for YOLOX also an ONNX file; ``random``; None: torchvision's pretrained
-          weights, which are downloaded.
+            weights, which are downloaded.
         anchors: default boxes of an ``ssd`` layout, a ``.npy`` file (A, 4): centre y, centre x, height, width as
-          fractions of the image; None: those of TensorFlow's SSD networks.
+            fractions of the image; None: those of TensorFlow's SSD networks.
 
     Raises:
         ModelError: the name is unknown, or the file cannot be read, decoded or verified.

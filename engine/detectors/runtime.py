@@ -126,7 +126,7 @@ class OneStageEngine(BoxEngine):
             detector: the detector.
             image_size: height and width of the input in pixels.
             cut: which features are masked: a kind of cut, or the names of maps, which are verified to be a complete
-              cut.
+                cut.
             compile_plain: compiles the plain pass; None: eager PyTorch.
             prepare: True: prepare all levels now; False: prepare each level when it is first explained.
 

@@ -63,7 +63,7 @@ def load_network(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401 
     Args:
         name: a name in ``TORCHVISION_NAMES``.
         weights: a state dict file of any number of classes; ``random``; None: torchvision's pretrained weights, which
-          are downloaded.
+            are downloaded.
 
     Raises:
         ModelError: the weights do not fit, or cannot be downloaded.

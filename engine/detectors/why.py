@@ -69,7 +69,7 @@ def explain_place(
         label: the class.
         cut: which features are masked: a kind of cut, or the names of a complete cut.
         cell_px: side of a region in pixels of the network's input; None: the stride of the anchor's level, at least 16,
-          because finer regions take seconds.
+            because finer regions take seconds.
         area: the part of the image that the detector processes; None: the whole image.
 
     Returns:

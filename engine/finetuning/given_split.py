@@ -50,7 +50,7 @@ def keep_split(
         seed: seed of the division of the training split.
         seen: digests of the images of earlier training runs.
         every_class: True: each class must keep samples in each of its splits. False: for images with boxes, whose label
-          is only one of their classes.
+            is only one of their classes.
 
     Raises:
         ConfigError: a class has no samples left in a split.

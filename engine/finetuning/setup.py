@@ -129,7 +129,7 @@ def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
 
     Raises:
         ModelError, LayerError, EngineError: there is no such network or layer, or the weights or the input size do not
-          fit.
+            fit.
         ConfigError: an augmentation is unknown, or two settings contradict each other.
     """
     if config.linear_probe and config.freeze_until:

@@ -42,9 +42,9 @@ def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None 
     Args:
         names: paths of the images.
         pattern: regular expression searched in each path. The group is its capturing groups, or the whole match if it
-          has none. None: each image is a group.
+            has none. None: each image is a group.
         gap: maximum distance of successive frame numbers in one group; the pattern must match the number. None: each
-          value is a group.
+            value is a group.
 
     Raises:
         ConfigError: the pattern is no regular expression, is not found in a path, or matches no number for ``gap``.
@@ -230,8 +230,7 @@ def _check_unseen(samples: Sequence[Sample], seen_groups: Collection[str]) -> No
     for label in sorted({sample.label for sample in samples} - unseen):
         raise ConfigError(
             f"class {label!r}: the network was trained on all of its images, so none is left for the test split; add "
-            "new "
-            "images, or start with --model NAME"
+            "new images, or start with --model NAME"
         )
 
 
@@ -246,6 +245,5 @@ def check_groups(samples: Sequence[Sample], splits: Sequence[str]) -> None:
         if count < len(splits):
             raise ConfigError(
                 f"class {label!r}: has {count} group{'s' * (count != 1)} for {len(splits)} splits "
-                f"({', '.join(splits)}); "
-                "add images of other parts, or remove the class"
+                f"({', '.join(splits)}); add images of other parts, or remove the class"
             )

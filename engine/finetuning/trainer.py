@@ -201,7 +201,7 @@ def train_learner(
         stop: called before each batch; training ends if it returns True.
         warm_start: True: the initial state is kept if no epoch is better.
         progress: stores the state after each epoch; a saved stage continues after its last epoch, and ends with the
-          same result as without the interruption.
+            same result as without the interruption.
 
     Raises:
         ModelError: the loss was not finite in the first epoch.

@@ -130,7 +130,7 @@ class BatchPipeline:
             streams: the device's streams.
             buckets: batch sizes to capture.
             capture: returns the function to capture, for frames in device memory, uint8 (bucket, H, W, 3), and the
-              area of them that the network gets.
+                area of them that the network gets.
         """
         self.streams = streams
         self.buckets = tuple(sorted(buckets))

@@ -53,7 +53,7 @@ def recipro_cam(
         split: the network, split after the layer to explain.
         images: (N, 3, H, W) float, normalised as the network expects.
         classes: the class to explain. None: the top-1 class of each image; an int: one class for all images; a
-          sequence: N classes.
+            sequence: N classes.
         kernel: ``point``: one-hot masks; ``gaussian``: the cell's vector is spread over 3x3 cells.
 
     Returns:

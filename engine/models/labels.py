@@ -91,8 +91,7 @@ def _from_map(path: Path, content: dict[object, object]) -> tuple[str, ...]:
     if set(by_index) != set(range(len(content))):
         raise ConfigError(
             f"labels {str(path)!r}: a map must contain each class once, with indices from 0 to {len(content) - 1}; "
-            "this "
-            f"one has {', '.join(repr(key) for key in list(content)[:4])}{', ...' if len(content) > 4 else ''}"
+            f"this one has {', '.join(repr(key) for key in list(content)[:4])}{', ...' if len(content) > 4 else ''}"
         )
     return tuple(_name(path, by_index[k]) for k in range(len(content)))
 

@@ -74,9 +74,9 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
 
     Args:
         model: a name in the registry, a torchvision or timm classifier, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``
-          (timm), or a checkpoint file (``.safetensors``).
+            (timm), or a checkpoint file (``.safetensors``).
         weights: a state dict file, ``"random"``, or None: the builder's pretrained weights; not allowed for a
-          checkpoint, which has its own weights.
+            checkpoint, which has its own weights.
         labels: a labels file, see ``read_labels``; None: the labels of the weights.
 
     Raises:

@@ -54,7 +54,7 @@ def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit, part
         frame: height and width of the frame.
         target: height and width of the input.
         fit: ``stretch``: ignore the aspect ratio; ``letterbox``: keep it and add a border; ``crop``: keep it and cut
-          off the edges.
+            off the edges.
         part: the part of the frame to fit; None: the whole frame.
     """
     near, above, far, below = part or (0, 0, frame[1], frame[0])

@@ -94,8 +94,7 @@ def _no_state(content: object) -> str:
     if objects:
         return (
             f"contains an object of {class_name(objects[0])}, perhaps a whole network; code in a file is never run; "
-            "save "
-            "its weights where that class is installed: torch.save(net.state_dict(), FILE)"
+            "save its weights where that class is installed: torch.save(net.state_dict(), FILE)"
         )
     kind = class_name(content)
     return f"contains a {kind}, but no state dict (a map of names to tensors); save net.state_dict()"

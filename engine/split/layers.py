@@ -107,8 +107,7 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
         height, width = images.shape[2:]
         raise EngineError(
             f"the network does not accept a {height}x{width} image ({_first_line(reason)}); set the size with which "
-            "it was "
-            "trained with by --input-size"
+            "it was trained with by --input-size"
         ) from reason
     finally:
         for handle in handles:

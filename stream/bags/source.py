@@ -151,7 +151,7 @@ def camera_topics(path: str) -> list[str]:
     For raw images the first message decides, because a depth or heat map is not a camera image.
 
     Raises:
-      SourceError: the path is not a bag, or has no topic with readable images.
+        SourceError: the path is not a bag, or has no topic with readable images.
     """
     topics = [topic for topic in _topics(path) if form_of_topic(topic) is not None]
     is_camera, damage = _examined(path, topics)

@@ -41,7 +41,7 @@ def test_exported_detector_is_one_file_that_stream_refuses(command, tmp_path, sh
     assert [path.name for path in tmp_path.iterdir()] == ["detector.onnx"]
     code, _, errors = command("stream", "--source", "line:", "--model", "detector.onnx")
     assert code == 2
-    assert "for other programs" in errors
+    assert "which only other programs can run" in errors
 
 
 @pytest.mark.parametrize(

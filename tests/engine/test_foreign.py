@@ -205,7 +205,7 @@ def test_foreign_explainer_states_what_a_file_lacks(tmp_path, caplog):
         ForeignExplainer(path, EngineConfig(model=str(path), device="cuda"))
     with pytest.raises(EngineError, match="does not accept one 90x80 image"):
         ForeignExplainer(exported(flat(), tmp_path / "flat.onnx"), EngineConfig(model=str(path), input_size="90x80"))
-    with pytest.raises(ModelError, match="give the PyTorch network"):
+    with pytest.raises(ModelError, match="use the PyTorch network"):
         load_network(str(path))
 
 

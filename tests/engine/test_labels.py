@@ -62,7 +62,7 @@ def test_read_labels_keeps_numbers_that_distinguish_labels(tmp_path):
         (b"[1, {}]", "is not a class name"),
         (b"[" + b"9" * 5000 + b"]", "labels"),
         (b"\xff\xfe\xff", "UTF-8"),
-        (b"\xef\xbb\xbf\n", "has no names"),
+        (b"\xef\xbb\xbf\n", "contains no names"),
     ],
 )
 def test_read_labels_refuses_files_that_do_not_name_each_class_once(tmp_path, content, rule):

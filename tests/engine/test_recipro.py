@@ -210,7 +210,7 @@ def test_gaussian_masks_are_cut_off_and_not_renormalised():
     [
         (7, "point", "classes 0 to 6"),
         (-1, "point", "classes 0 to 6"),
-        ([1, 2], "point", "2 given for 3 images"),
+        ([1, 2], "point", "has 2 entries for 3 images"),
         (None, "gausian", "Did you mean 'gaussian'"),
     ],
 )

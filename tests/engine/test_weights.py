@@ -148,7 +148,7 @@ def test_unknown_model_with_a_dot_suggests_the_nearest_name(name):
 
 def test_load_network_refuses_a_weights_file_as_model(tmp_path):
     torch.save(build().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match="use the network.s name: --model NAME --weights"):
+    with pytest.raises(ModelError, match="name: --model NAME --weights"):
         load_network(str(tmp_path / "w.pth"))
 
 
@@ -191,7 +191,7 @@ def test_load_network_reads_labels_files(tmp_path, text, names):
 def test_class_names_refuses_a_wrong_number_of_labels(tmp_path):
     (tmp_path / "l.txt").write_text("a\nb", encoding="utf-8")
     network = load_network(NAME, weights="random", labels=tmp_path / "l.txt")
-    with pytest.raises(ConfigError, match="2 names for 1000 classes"):
+    with pytest.raises(ConfigError, match="has 2 names, but the network 1000 classes"):
         class_names(network, 1000)
 
 

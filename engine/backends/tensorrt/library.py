@@ -99,7 +99,7 @@ def build_engine(
         graph: an ONNX model with fixed shapes.
         target: one of ``Library.targets``.
         half: True: a convolution that would not run in half precision is an error. False: float32 without TF32, which
-          TensorRT uses by default.
+            TensorRT uses by default.
         float32: with ``half``, the number of convolutions that the module itself has in float32.
         using: the library; None = the installed one.
 

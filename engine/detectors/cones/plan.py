@@ -109,7 +109,7 @@ class ConePlan:
 
         Raises:
             ConfigError: the features have other shapes than at creation, a read lies outside its map, or the mode is
-              unknown.
+                unknown.
         """
         check_mode(mode)
         if [tuple(feature.shape[1:]) for feature in features] != self.shapes:

@@ -108,8 +108,7 @@ def _check_objects(model: DetectorModel, images: BoxDataset, paths: Sequence[str
         if count > limit:
             raise ConfigError(
                 f"{path}: has {count} boxes; {model.name} compares each with every anchor, and supports at most "
-                f"{limit}; "
-                "cut the image into tiles, or train a YOLOX"
+                f"{limit}; cut the image into tiles, or train a YOLOX"
             )
 
 

@@ -36,7 +36,7 @@ def initial_weights(name: str, weights: str | None) -> InitialWeights:
     Args:
         name: name of the network.
         weights: a state dict, for YOLOX also an ONNX file, or a detector or classifier written by ``run.py train``;
-          None: torchvision's pretrained weights, which are downloaded.
+            None: torchvision's pretrained weights, which are downloaded.
 
     Raises:
         ModelError: the file cannot be read, or the weights cannot be downloaded.

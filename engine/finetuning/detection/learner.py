@@ -47,7 +47,7 @@ class DetectionLearner:
             train_indices: the training images.
             validation_indices: the validation images.
             trained_norms: names of the batch norms whose statistics are not changed, because a few hundred images are
-              too few to estimate them.
+                too few to estimate them.
             labels: one name per class.
             dtype: dtype in which the network is computed during training.
         """

@@ -101,7 +101,8 @@ def build_detector(config: FinetuneConfig, labels: Sequence[str]) -> DetectorMod
 
     Args:
         config: ``model`` is a name in ``TRAINABLE`` or a file of an earlier training; ``weights`` is a state dict or an
-          ONNX file of the network, a state dict of its backbone, ``random``, or None: torchvision's pretrained weights.
+            ONNX file of the network, a state dict of its backbone, ``random``, or None: torchvision's pretrained
+            weights.
         labels: the classes.
 
     Raises:
@@ -208,8 +209,7 @@ def _check_size(name: str, size: tuple[int, int], step: int) -> None:
     if max(size) == step:
         raise ConfigError(
             f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, from which a batch norm "
-            "learns "
-            f"nothing from one image; one side must be at least {2 * step}"
+            f"learns nothing from one image; one side must be at least {2 * step}"
         )
 
 

@@ -201,7 +201,7 @@ class Chunk:
             after: footprint of its output.
             taps: the layer's taps.
             order: ``site``: entries are sites of ``before``; ``site-tap``: entries of a table (sites, taps); ``tap``:
-              entries of a table ordered by tap, with only the sites that each tap reads.
+                entries of a table ordered by tap, with only the sites that each tap reads.
         """
 
         def make() -> GatherIndex:

@@ -88,7 +88,7 @@ def test_check_refuses_a_file_with_other_weights(trained, tmp_path):
     state = {**result.checkpoint.state}
     state["head.cls_preds.0.bias"] = state["head.cls_preds.0.bias"] + 1.0
     save_detector(tmp_path / "other.safetensors", replace(result.checkpoint, state=state))
-    with pytest.raises(ModelError, match="scores that differ"):
+    with pytest.raises(ModelError, match="its scores differ by"):
         check_detector_file(tmp_path / "other.safetensors", model, square_image("r/3"))
 
 

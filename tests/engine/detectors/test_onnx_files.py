@@ -192,7 +192,7 @@ def test_ultralytics_boxes_are_distances_from_the_middle_of_the_cell():
 def test_identify_layout_refuses_unknown_heads():
     with pytest.raises(ModelError, match=r"layout cannot be identified.*m0 \(255, 40, 40\)"):
         identify_layout(_maps((255, 40, 40), (255, 20, 20), (255, 10, 10)), (320, 320), None)
-    with pytest.raises(ModelError, match="torchvision's own networks only"):
+    with pytest.raises(ModelError, match="only for torchvision's own networks"):
         identify_layout(_maps((4, 4, 4)), (32, 32), "fcos")
 
 

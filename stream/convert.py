@@ -78,8 +78,7 @@ class RgbConverter:
 
     Uses the colour matrix and range in the frame's tags; frames without tags count as BT.601 limited range, as in
     FFmpeg and OpenCV. HDR (PQ, HLG) is converted by its matrix, without tone mapping. Anamorphic frames are scaled up
-    to square pixels.
-    16-bit monochrome frames that use only 10, 12 or 14 bits are scaled by that depth.
+    to square pixels. 16-bit monochrome frames that use only 10, 12 or 14 bits are scaled by that depth.
     """
 
     def __init__(self) -> None:

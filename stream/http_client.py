@@ -63,7 +63,8 @@ class WebClient:
             if response.status in {200, 206} and (encoding := response.content_encoding):
                 response.close()
                 message = (
-                    f"it compresses its responses ({encoding}) without a request; disable compression in the server"
+                    f"the server compresses its responses ({encoding}) without a request; disable compression "
+                    "in the server"
                 )
                 raise FailureError(Failure(message, "slow", "corrupt", hint=""))
             if response.status in {200, 206, 304}:
@@ -75,9 +76,9 @@ class WebClient:
             try:
                 url = urljoin(url, target)
             except ValueError:
-                raise FailureError(Failure("it redirects to an invalid address", "slow", "refused")) from None
+                raise FailureError(Failure("the camera redirects to an invalid address", "slow", "refused")) from None
             self._check(url)
-        raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
+        raise FailureError(Failure(f"the camera redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
 
     def _request(self, url: str, attempt: Attempt, headers: dict[str, str]) -> Response:
         origin = self._check(url)
@@ -118,7 +119,9 @@ class WebClient:
         offered = challenges(response.headers.get_all("WWW-Authenticate") or [])
         if response.status == http.client.UNAUTHORIZED and offered and strongest(offered) is None:
             names = re.sub(r"[^\w ,-]", "?", ", ".join(challenge.name for challenge in offered))[:80]
-            message = f"it requires {names}, which is not supported; enable Digest or Basic in its settings (401)"
+            message = (
+                f"the camera requires {names}, which is not supported; enable Digest or Basic in its settings (401)"
+            )
             return Failure(message, "slow", "unauthorised", hint="")
         return failure_of_status(response.status)
 
@@ -156,12 +159,12 @@ class Response:
 
     @property
     def kind(self) -> str:
-        """The media type in lower case, without parameters, or empty."""
+        """The response's media type in lower case, without parameters; empty if missing."""
         return (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
 
     @property
     def content_encoding(self) -> str:
-        """The compression of the body, as printable text, or empty."""
+        """The compression of the body, as printable text; empty if there is none."""
         encoding = re.sub(r"[^\w, -]", "?", self.headers.get("Content-Encoding") or "")[:40].strip()
         return "" if encoding.lower() == "identity" else encoding
 
@@ -198,7 +201,9 @@ class Response:
             parts.append(part)
             total += len(part)
         if total > limit or (self.length or 0) > limit:
-            raise FailureError(Failure(f"it sends a response of more than {limit >> 20} MiB", "slow", "corrupt"))
+            raise FailureError(
+                Failure(f"the server sends a response of more than {limit >> 20} MiB", "slow", "corrupt")
+            )
         if self.length is not None and total < self.length and not self._socket.attempt.stop.is_set():
             raise FailureError(Failure("the connection was interrupted", cause="ended"))
         return b"".join(parts)

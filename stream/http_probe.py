@@ -40,8 +40,8 @@ CONTAINER_OPTIONS: Final = {"analyzeduration": "1000000", "format_whitelist": CO
 _IMAGE_SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF")
 _TEXT_TYPES: Final = frozenset({"text/html", "application/xhtml+xml", "application/json"})
 _TEXT_MESSAGE: Final = (
-    "it answers with a web page or JSON, not with images: possibly a login page or an error; check the address, user "
-    "and password"
+    "the server answers with a web page or JSON, not with images: possibly a login page or an error; check the "
+    "address, user and password"
 )
 _MAX_LATE_SECONDS: Final = 1.0  # a frame that is later than this is shown at once, and resets the schedule
 
@@ -120,7 +120,8 @@ class WebStream:
     def _container(self, kind: Kind, response: Response, attempt: Attempt) -> InputContainer:
         if kind == "dash":
             message = (
-                "it is a DASH presentation, which is not supported; use the camera's HLS, MJPEG or rtsp:// address"
+                "the address serves a DASH presentation, which is not supported; use the camera's HLS, MJPEG or "
+                "rtsp:// address"
             )
             raise FailureError(Failure(message, "never", "codec", hint=""))
         if self._options.live is False:

@@ -175,7 +175,7 @@ class DecoderSelector:
         except av.error.ArgumentError:
             if "format_whitelist" not in options:
                 raise
-            raise av.error.InvalidDataError(0, "a format that is not allowed") from None
+            raise av.error.InvalidDataError(0, "the container format is not allowed") from None
         except _GPU_ERRORS as error:
             if not self.opened_on_gpu or self._requires_gpu:
                 raise

@@ -101,7 +101,7 @@ def best_variant(text: str, url: str) -> str | None:
 def parse_playlist(text: str, url: str) -> Playlist:
     """Return the media playlist in ``text``. Raises ``FailureError``."""
     if not text.startswith("#EXTM3U"):
-        raise FailureError(Failure("the data received is not an HLS playlist", cause="corrupt"))
+        raise FailureError(Failure("the server's response is not an HLS playlist", cause="corrupt"))
     state, segments, ended, target = _State(), list[Segment](), False, 0.0
     try:
         for line in _lines(text):

@@ -56,7 +56,7 @@ class RtspCamera:
             return None
         names = re.sub(r"[^\w ,-]", "?", ", ".join(dict.fromkeys(challenge.name for challenge in offered)))[:80]
         message = (
-            f"it requires {names}, which is not supported: no password was sent; "
+            f"the camera requires {names}, which is not supported: no password was sent; "
             "allow Digest or Basic in its settings (401)"
         )
         return Failure(message, "slow", "unauthorised", hint="")

@@ -145,17 +145,18 @@ class Session:
         """Connect to the address of a redirect. Raises ``FailureError`` if its host is not allowed."""
         self._redirects += 1
         if self._redirects > MAX_REDIRECTS:
-            raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
+            raise FailureError(Failure(f"the camera redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
         try:
             address = urljoin(self._address, location) if location else ""
             parts = urlsplit(address)
         except ValueError:
-            raise FailureError(Failure("it redirects to an invalid address", "slow", "refused")) from None
+            raise FailureError(Failure("the camera redirects to an invalid address", "slow", "refused")) from None
         origin = Origin.of(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), "rtsp")
         self._camera.allowed.check(origin)
         if request.method not in {"OPTIONS", "DESCRIBE"}:
             message = (
-                f"it redirects a {request.method} request, which is not supported; use the address it redirects to"
+                f"the camera redirects a {request.method} request, which is not supported; use the address it "
+                "redirects to"
             )
             raise FailureError(Failure(message, "slow", "refused", hint=""))
         self._socket.close()

@@ -101,8 +101,7 @@ class HttpSettings(NetworkSettings):
     live: bool | Literal["auto"] = "auto"
     """true: a live stream, which is reconnected when it ends, and of which only the newest image counts; false: a
     recording, which is read to its end without dropping an image; auto: a playlist states whether it is live, a
-    response
-    with a length is a recording, and all others are live."""
+    response with a length is a recording, and all others are live."""
     still_rate: float = Field(default=1.0, gt=0, le=60)
     """Requests per second for an address that serves a still image, such as /snapshot.jpg."""
     allowed_hosts: list[str] = Field(default=[])

@@ -147,10 +147,13 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
         return split_query(uri, _exists)
     path, mark, tail = uri.partition("?")
     if path.lower() not in {"line:", "line://"}:
-        raise ValueError("write line: or line:?key=value&...; for example line:?fps=30&size=1280x720&seed=7")
+        raise ValueError(
+            "the address is malformed; write line: or line:?key=value&..., for example "
+            "line:?fps=30&size=1280x720&seed=7"
+        )
     split = split_query(f"line:?{tail}", _exists) if tail else ("line:", {})
     if mark and tail and not split[1]:
-        raise ValueError("write options as key=value, separated by &")
+        raise ValueError("the options are malformed; write them as key=value, separated by &")
     return split
 
 

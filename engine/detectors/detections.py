@@ -23,13 +23,13 @@ class Detections:
     """The boxes of one image, best first."""
 
     boxes: Tensor
-    """(M, 4) float32: left, top, right, bottom in pixels of the network's input, not clipped."""
+    """Boxes, (M, 4) float32: left, top, right, bottom in pixels of the network's input, not clipped."""
     scores: Tensor
-    """(M,) float32, 0 to 1."""
+    """Score of each box, (M,) float32, 0 to 1."""
     classes: Tensor
-    """(M,) int64."""
+    """Class of each box, (M,) int64."""
     anchors: Tensor
-    """(M,) int64: the anchor number of each box; ``Layout.locate`` returns its position."""
+    """Anchor number of each box, (M,) int64; ``Layout.locate`` returns its position."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -102,7 +102,8 @@ def missed_anchor(candidates: Candidates, box: Tensor, class_index: int, image: 
     left, top, right, bottom = (float(v) for v in box)
     if not (right > left and bottom > top):
         raise ConfigError(
-            f"box {left:g},{top:g},{right:g},{bottom:g}: is empty; left must be below right and top below bottom"
+            f"box {left:g},{top:g},{right:g},{bottom:g}: is empty; left must be less than right, and top less than "
+            "bottom"
         )
     from torchvision.ops import box_iou
 

@@ -21,7 +21,7 @@ class NormalisedHeat(NamedTuple):
     """Normalised heat for display."""
 
     heat: Tensor
-    """(rows, columns) float32 in [0, 1]; all zero if the map is flat."""
+    """The normalised map, (rows, columns) float32 in [0, 1]; all zero if the map is flat."""
     against: Tensor | None
     """Mode ``drop``: evidence against the box, in the same form; None for ``keep``."""
     scale: float
@@ -35,8 +35,8 @@ class BoxHeat:
     """The heat map of one box, before smoothing and normalisation."""
 
     values: Tensor
-    """(rows, columns) float32. ``keep``: the log-score with this region only. ``drop``: the plain score minus the score
-    without this region."""
+    """Value of each region, (rows, columns) float32. ``keep``: the log-score with this region only. ``drop``: the plain
+    score minus the score without this region."""
     rectangle: tuple[float, float, float, float]
     """The rectangle that the grid covers: left, top, right, bottom in pixels of the network's input."""
     plain_score: float

@@ -73,9 +73,9 @@ class Candidates:
     """All boxes of a batch, before non-maximum suppression."""
 
     boxes: Tensor
-    """(N, A, 4) float32: left, top, right, bottom in pixels of the network's input, not clipped."""
+    """Boxes, (N, A, 4) float32: left, top, right, bottom in pixels of the network's input, not clipped."""
     log_scores: Tensor
-    """(N, A, K) float32: logarithm of the score that the detector ranks by."""
+    """Logarithm of the scores by which detections are ranked, (N, A, K) float32."""
     grids: Grids
     """The grid of each level, from which ``Layout.locate`` finds an anchor's cell."""
 

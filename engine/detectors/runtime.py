@@ -101,7 +101,7 @@ class _Features:
     log_scores: Tensor
     """Log-scores (A, K) of this image."""
     image: Tensor
-    """(1, 3, H, W), from which features for levels that are prepared later are computed."""
+    """The image (1, 3, H, W), from which levels that are prepared later compute their features."""
 
 
 class OneStageEngine(BoxEngine):

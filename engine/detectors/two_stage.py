@@ -46,13 +46,13 @@ class Proposals:
     """The regions of one image, and the outputs of the second stage for them."""
 
     rectangles: Tensor
-    """(P, 4) float32: the regions, in pixels of the network's input. Their features are a 7x7 grid over them."""
+    """The regions in pixels of the network's input, (P, 4) float32; each is covered by a 7x7 grid of features."""
     features: Tensor
-    """(P, C, 7, 7) float32."""
+    """Features of each region, (P, C, 7, 7) float32."""
     boxes: Tensor
-    """(P, K, 4) float32: the box of each class, not clipped."""
+    """Box of each class, not clipped, (P, K, 4) float32."""
     log_scores: Tensor
-    """(P, K) float32: log-softmax without the background."""
+    """Log-softmax of the classes without the background, (P, K) float32."""
 
 
 @dataclass(frozen=True, eq=False)

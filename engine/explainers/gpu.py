@@ -38,7 +38,7 @@ class DeviceImage(NamedTuple):
     """A rendered image in device memory."""
 
     image: Tensor
-    """uint8 (3, H, W)."""
+    """The rendered image, uint8 (3, H, W)."""
     done: object
     """Event recorded after the rendering."""
 

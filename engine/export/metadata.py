@@ -254,7 +254,7 @@ def _parts(file: BinaryIO, span: tuple[int, int], numbers: set[int]) -> list[tup
             raise ValueError("a field has an unknown wire type")
         start, position = file.tell(), file.tell() + length
         if position > size:
-            raise ValueError("it ends too early")
+            raise ValueError("the file is cut off")
         if kind == LENGTH and number in numbers:
             found.append((start, position))
     return found
@@ -269,4 +269,4 @@ def _varint(file: BinaryIO) -> int:
         value |= (byte[0] & 127) << shift
         if byte[0] < 128:
             return value
-    raise ValueError("it ends too early")
+    raise ValueError("the file is cut off")

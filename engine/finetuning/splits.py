@@ -200,8 +200,8 @@ class _Allocation:
         ]
         if not candidates:
             raise ConfigError(
-                f"class {label!r}: its images cannot be split so that {split} has some; add images of more groups, or "
-                "use smaller groups"
+                f"class {label!r}: no group of its images can be moved to the {split} split; add images of more "
+                "groups, or use smaller groups"
             )
         _, other, group = min(candidates)
         self.groups[other].remove(group)

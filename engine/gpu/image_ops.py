@@ -36,7 +36,7 @@ class FramePreprocessor(nn.Module):
     scale: Tensor
     shift: Tensor
     painted: Tensor | None
-    """bool (height, width) of the input area: True for pixels that are painted over."""
+    """Mask of pixels that are painted over, bool (height, width) of the input area."""
     colour: Tensor
 
     def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int], area: InputArea | None = None) -> None:
@@ -86,10 +86,10 @@ class AxisWeights(NamedTuple):
     """The two cells around each pixel of one axis, and their weights; both weights are 0 outside the grid."""
 
     lower: Tensor
-    """int64 (pixels,)."""
+    """Index of the lower cell of each pixel, int64 (pixels,)."""
     upper: Tensor
     lower_weight: Tensor
-    """float32 (pixels,)."""
+    """Weight of the lower cell of each pixel, float32 (pixels,)."""
     upper_weight: Tensor
 
 

@@ -38,7 +38,7 @@ class PlanInfo:
     """Describes a plan."""
 
     name: str
-    """``pooled``, ``flat``, ``local``, ``tokens`` or ``dense``."""
+    """Name of the plan: ``pooled``, ``flat``, ``local``, ``tokens`` or ``dense``."""
     reason: str
     """The property of the tail that selects this plan, one sentence."""
     one_module: bool

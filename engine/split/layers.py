@@ -73,8 +73,7 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
         images: (N, 3, H, W), normalised.
 
     Returns:
-        The output of each module that returns a tensor, by qualified name, and the scores
-        (N, K).
+        The output of each module that returns a tensor, by qualified name, and the scores (N, K).
 
     Raises:
         EngineError: the network does not accept images of this size, or does not return scores (N, K).

@@ -39,7 +39,7 @@ class Entry(Operation):
     feature: int = 0
     """Index in the cut."""
     blank: Tensor | None = None
-    """(width,): the value of a masked cell; None: zeros."""
+    """Vector of a masked cell, (width,); None: zeros."""
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class Affine(Operation):
     """Sum of ``source @ weight`` (weight None: identity) plus a bias: 1x1 convolutions and sums."""
 
     weights: tuple[Tensor | None, ...] = ()
-    """(C of the source, width) for each source."""
+    """Weight of each source, (C of the source, width); None: identity."""
     bias: Tensor | None = None
 
 
@@ -96,7 +96,7 @@ class Convolution(Windowed):
     """A convolution with a kernel larger than 1x1, a stride or groups."""
 
     weight: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(width, C of the source / groups, kh, kw)."""
+    """Weight of the convolution, (width, C of the source / groups, kh, kw)."""
     bias: Tensor | None = None
     groups: int = 1
 

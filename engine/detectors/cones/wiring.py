@@ -1,4 +1,4 @@
-"""Resolves the copies in a cone graph: the other operations, and the edges between them."""
+"""Resolves the ``Copy`` operations in a cone graph to edges between the other operations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """The operations of a graph without copies, and the edges between them."""
+    """The operations of a graph except for ``Copy``, and the edges between them."""
 
     operations: tuple[Operation, ...]
     edges: tuple[Edge, ...]

@@ -89,7 +89,7 @@ def computed(operand: Operand) -> Value:
         ModelError: the operand is a constant.
     """
     if not isinstance(operand, Value):
-        raise ModelError("an operator has a constant where a map is expected")
+        raise ModelError("an operator has a constant input where a map is expected")
     return operand
 
 
@@ -180,7 +180,7 @@ def _average_pool(builder: GraphBuilder, name: str, operands: Sequence[Operand],
     source, kernel = computed(operands[0]), attributes["kernel_shape"]
     top, left, bottom, right = _padding(attributes, source.probe, kernel)
     if (top, left) != (bottom, right):
-        raise ModelError("an average pooling has unequal padding")
+        raise ModelError("an average pooling has unequal padding on opposite sides")
     module = nn.AvgPool2d(
         tuple(kernel), tuple(attributes.get("strides", (1, 1))), (top, left), bool(attributes.get("ceil_mode", 0)),
         count_include_pad=bool(attributes.get("count_include_pad", 0)),
@@ -198,7 +198,7 @@ def _mean(builder: GraphBuilder, name: str, operands: Sequence[Operand], attribu
     source = computed(operands[0])
     if sorted(int(a) % 4 for a in axes) == [2, 3] and source.probe.dim() == 4 and attributes.get("keepdims", 1):
         return builder.call(name, nn.AdaptiveAvgPool2d(1), source)
-    raise ModelError("a mean is not over rows and columns")
+    raise ModelError("a mean is over other dimensions than rows and columns")
 
 
 def _clip(builder: GraphBuilder, name: str, operands: Sequence[Operand], attributes: Attributes) -> Value:
@@ -242,7 +242,7 @@ def _slice(builder: GraphBuilder, name: str, operands: Sequence[Operand], attrib
     axes = np.array(attributes.get("axes", range(len(starts)))) if axes is None else axes
     steps = np.ones(len(starts), int) if steps is None else steps
     if min(steps) < 1:
-        raise ModelError("a slice runs backwards")
+        raise ModelError("a slice has a negative step")
     window = [slice(None)] * source.probe.dim()
     for start, stop, axis, step in zip(starts, stops, axes, steps, strict=True):
         size = source.probe.shape[int(axis)]
@@ -299,7 +299,7 @@ def _resize(builder: GraphBuilder, name: str, operands: Sequence[Operand], attri
     if sizes is not None and sizes.size:
         scales = np.array([n / o for n, o in zip(sizes, source.probe.shape, strict=True)])
     if scales is None or scales.size != 4 or tuple(scales[:2]) != (1, 1):
-        raise ModelError("a Resize does not resize rows and columns only")
+        raise ModelError("a Resize changes other dimensions than rows and columns")
     factor = (float(scales[2]), float(scales[3]))
     whole = all(f == int(f) for f in factor)
     if mode == "nearest" and whole:  # other rounding rules fail the verification against the runtime

@@ -35,7 +35,7 @@ class PlacedMap:
     """A map on a grid of square cells, starting in the upper left corner of the network's input."""
 
     values: Tensor
-    """(rows, columns) float32; not normalised; higher values are more important."""
+    """Importance of each cell, (rows, columns) float32, not normalised."""
     cell_px: int
     """Side of a cell in pixels of the input."""
     absolute: bool = True

@@ -46,18 +46,18 @@ class ScoredBox:
 
     target: Target
     corners: Tensor
-    """(4,) left, top, right, bottom in pixels of the input."""
+    """The detected box, (4,): left, top, right, bottom in pixels of the input."""
     class_scores: Tensor
-    """(K,) the box's scores for all classes."""
+    """The box's scores for all classes, (K,)."""
 
 
 class Scores(NamedTuple):
     """Scores of a box in several images."""
 
     anchor: Tensor
-    """(N,) the score of the box's anchor and class, 0 to 1."""
+    """Score of the box's anchor and class in each image, (N,), 0 to 1."""
     similarity: Tensor
-    """(N,) the highest D-RISE similarity of any box to the explained box, 0 to 1."""
+    """Highest D-RISE similarity of any box to the explained box in each image, (N,), 0 to 1."""
 
 
 class Ends(NamedTuple):
@@ -138,7 +138,7 @@ class PerturbedImage:
     """An image, with the grey image for Deletion and the blurred image for Insertion."""
 
     image: Tensor
-    """(1, 3, H, W) in the network's input format."""
+    """The image in the network's input format, (1, 3, H, W)."""
     grey: Tensor
     """The image's area in the border's colour: the end of Deletion."""
     blurred: Tensor

@@ -30,9 +30,9 @@ class Anchors:
     """The anchor points of a network for one input size: one per cell of each level."""
 
     centres: Tensor
-    """(A, 2) float32: x and y in pixels."""
+    """Centre (x, y) of each anchor in pixels, (A, 2) float32."""
     strides: Tensor
-    """(A,) float32: pixels."""
+    """Stride of each anchor's level in pixels, (A,) float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +40,9 @@ class Objects:
     """The objects of one image, in pixels of the network's input."""
 
     boxes: Tensor
-    """(M, 4) float32: left, top, right, bottom."""
+    """Boxes, (M, 4) float32: left, top, right, bottom."""
     classes: Tensor
-    """(M,) int64."""
+    """Class of each object, (M,) int64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,11 @@ class Assignment:
     """The anchors of one image to which objects are assigned."""
 
     anchors: Tensor
-    """(P,) int64: numbers of the anchors, ascending."""
+    """Numbers of the anchors, ascending, (P,) int64."""
     objects: Tensor
-    """(P,) int64: the object of each anchor."""
+    """Index of each anchor's object, (P,) int64."""
     overlaps: Tensor
-    """(P,) float32: IoU of the predicted box and the object's box."""
+    """IoU of predicted box and object's box, (P,) float32."""
 
 
 def make_anchors(grids: Sequence[tuple[int, int]], strides: Sequence[int]) -> Anchors:

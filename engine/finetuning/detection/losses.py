@@ -27,13 +27,13 @@ class _Predictions:
 
     anchors: Anchors
     boxes: Tensor
-    """(N, A, 4) in pixels."""
+    """Predicted boxes in pixels, (N, A, 4)."""
     values: Tensor
-    """(N, A, 4): the raw box values."""
+    """Raw box values, (N, A, 4)."""
     class_logits: Tensor
-    """(N, A, K)."""
+    """Logits of the classes, (N, A, K)."""
     objectness: Tensor
-    """(N, A): logits."""
+    """Logits of the objectness, (N, A)."""
 
 
 def yolox_loss(

@@ -29,9 +29,9 @@ class Footprint:
     """
 
     rows: Tensor
-    """bool (H, h)."""
+    """Which rows of the map depend on each row of the grid, bool (H, h)."""
     columns: Tensor
-    """bool (W, w)."""
+    """Which columns of the map depend on each column of the grid, bool (W, w)."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -104,9 +104,9 @@ class GatherIndex:
     """The entries of a table that are summed into each site, in the form of ``F.embedding_bag``."""
 
     entries: Tensor
-    """int32, ordered by site."""
+    """Table entries to sum, ordered by site, int32."""
     first: Tensor
-    """int32: index of each site's first entry, and the number of entries: (sites + 1,)."""
+    """Index of each site's first entry, then the number of entries, int32 (sites + 1,)."""
     sources: tuple[Tensor, ...] = ()
     """For a table ordered by tap: the input sites that each tap reads."""
 

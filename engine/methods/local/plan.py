@@ -26,9 +26,9 @@ class MemoryCost(NamedTuple):
     """Memory of each masked cell in bytes, as tensors (H, W)."""
 
     total: Tensor
-    """Maximum simultaneous memory."""
+    """Maximum memory in use at the same time, in bytes."""
     largest: Tensor
-    """Size of the largest single tensor."""
+    """Size of the largest single tensor in bytes."""
 
 
 class LocalPlan(Plan):
@@ -156,7 +156,7 @@ class LocalPlan(Plan):
         return itertools.pairwise(self._bounds)
 
     def _chunks(self) -> Iterator[Chunk]:
-        """Yield all chunks; a chunk's index tables are cached after its use while memory is left."""
+        """Yield all chunks; index tables are cached after use, as long as there is memory."""
         device = self.weights.device
         for start, end in self._pairs():
             cached = self._cached_chunks.get(start)

@@ -8,7 +8,7 @@ SECRET = "***"  # noqa: S105 - the placeholder
 """Replaces user names, passwords and tokens."""
 
 _AUTHORITY = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>.*)$", re.DOTALL)
-# A user name never has such a form, so the text after it is not a password.
+# A user name never looks like this, so the text after it is not a password.
 _CERTAIN_HOST = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|\[[0-9A-Fa-f:.]+(%\w+)?\]|localhost)(:\d*)?$")
 # Some cameras take credentials in the path: rtsp://host/user=admin&password=secret&channel=1.sdp
 _SECRET_KEY = re.compile(

@@ -81,7 +81,7 @@ class _AnchorLayout(Layout):
     """Boxes relative to base anchors."""
 
     def __init__(self, levels: Sequence[Level], classes: int, anchors: Sequence[Tensor]) -> None:
-        """Store the base anchors.
+        """Create the layout from base anchors.
 
         Args:
             levels: fine to coarse.
@@ -166,7 +166,7 @@ class SsdLayout(Layout):
         self, levels: Sequence[Level], classes: int, defaults: Sequence[Tensor], *, sigmoid: bool = False,
         vertical_first: bool = False, clamp: bool = True,
     ) -> None:  # fmt: skip
-        """Store the default boxes.
+        """Create the layout from default boxes.
 
         Args:
             levels: fine to coarse.

@@ -90,7 +90,7 @@ class Layout(ABC):
     name: ClassVar[str]
 
     def __init__(self, levels: Sequence[Level], classes: int) -> None:
-        """Store the levels, fine to coarse, and the number of classes without a background class."""
+        """Create the layout from levels, fine to coarse, and the number of classes without background."""
         self.levels = tuple(levels)
         self.classes = classes
 

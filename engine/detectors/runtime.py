@@ -294,7 +294,7 @@ class TwoStageEngine(BoxEngine):
     """A two-stage detector, which explains a box on the 7x7 features of its region."""
 
     def __init__(self, detector: RegionDetector, image_size: tuple[int, int]) -> None:
-        """Store the detector, which runs eager."""
+        """Create the engine of a detector, which runs in eager PyTorch."""
         self.image_size, self.cut, self.plan, self._detector = image_size, "region", "region features", detector
 
     def run(self, images: Tensor) -> list[ImageBoxes]:

@@ -231,7 +231,7 @@ def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield images (1, C, H, W) in which ever more pixels of ``start`` are replaced by those of ``end``."""
+    """Yield images (1, C, H, W); each replaces more pixels of ``start`` by pixels of ``end``."""
     current = start.clone()
     yield current.clone()
     for part in parts:

@@ -82,7 +82,7 @@ class BaseExplainer(EngineExplainer):
     can_mask = True
 
     def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, info: EngineInfo) -> None:
-        """Store the fields common to all explanations.
+        """Create the explainer from the fields common to all explanations.
 
         Args:
             labels: the K class names.

@@ -23,7 +23,7 @@ class DensePlan(Plan):
     """Evaluates the definition: exact for any tail, at the cost of h * w passes through it."""
 
     def __init__(self, tail: nn.Module, kernel: Kernel, why: str, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        """Initialize the plan.
+        """Create the plan.
 
         Args:
             tail: the part of the network after the layer, maps (N, C, h, w) to logits (N, K).
@@ -58,7 +58,7 @@ class DensePlan(Plan):
         return scores, torch.cat(cell_logits)
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits and those of ``cells`` only; the cost is proportional to ``len(cells)``."""
+        """Return the network's logits and the logits of ``cells`` only; the cost is proportional to ``len(cells)``."""
         parts = torch.split(cells.to(features.device), self.chunk(features))
         logits = [reference_scores(self.tail, features, self.kernel, part) for part in parts]
         return self.tail(features), torch.cat(logits, dim=1)
@@ -74,7 +74,7 @@ class DensePlan(Plan):
         return self.chunks[shape]
 
     def compiled(self, features: Tensor, compile_tail: Callable[[nn.Module, Tensor], Run]) -> DensePlan:
-        """Return this plan with a tail compiled for two batch sizes: that of the features and one chunk.
+        """Return this plan with a tail compiled for two batch sizes: that of ``features`` and one chunk.
 
         Args:
             features: the head's output, (N, C, h, w).
@@ -92,7 +92,7 @@ class CompiledTail(nn.Module):
     """A tail compiled for some batch sizes: larger batches are split, smaller ones are padded with zeros."""
 
     def __init__(self, runs: Mapping[int, Run]) -> None:
-        """Store the compiled tails by batch size."""
+        """Create the tail from compiled tails by batch size."""
         super().__init__()
         self._runs = dict(runs)
 

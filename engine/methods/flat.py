@@ -34,7 +34,7 @@ class FlatPlan(Plan):
     def __init__(
         self, blocks: Tensor, grid: tuple[int, int], bias: Tensor | None, after: nn.Module, kernel: Kernel
     ) -> None:
-        """Initialize the plan.
+        """Create the plan.
 
         Args:
             blocks: the weight blocks of the first linear layer, (h * w, C, D).

@@ -71,7 +71,7 @@ class Plan(nn.Module):
         raise NotImplementedError
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits (N, K) and those of ``cells`` only, (N, len(cells), K).
+        """Return the network's logits (N, K) and the logits of ``cells`` only, (N, len(cells), K).
 
         Plans whose cost grows with the number of cells override this method.
         """

@@ -28,7 +28,7 @@ class PooledPlan(Plan):
     """Computes all cells as one batch of mean vectors; see the formulas in the module's docstring."""
 
     def __init__(self, before: nn.Module | None, after: nn.Module, kernel: Kernel, *, flat: bool) -> None:
-        """Initialize the plan.
+        """Create the plan.
 
         Args:
             before: g, from (N, C, h, w) to (N, C', h, w); None: the tail starts with the mean.

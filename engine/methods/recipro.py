@@ -227,7 +227,7 @@ class ExplainedNetwork(nn.Module):
         return torch.softmax(scores, dim=1), chosen, heatmaps_from_logits(cell_logits, chosen, self.grid)
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits (N, K) in float32, and those of the masked maps, (N, h * w, K)."""
+        """Return the logits of the network (N, K) in float32, and of the masked maps (N, h * w, K)."""
         features = self.head(images)
         # Plans of one module run in float32, which is cheap; half precision would blur differences between cells.
         scores, cell_logits = self.plan(features.float() if self.plan.info.one_module else features)

@@ -174,7 +174,7 @@ class ViTPlan(Plan):
     """Logarithm of the number of zeroed tokens of each mask, (h * w, 1)."""
 
     def __init__(self, tail: ViTTail, projections: Projections, kernel: Kernel, rows: int) -> None:
-        """Initialize the plan.
+        """Create the plan.
 
         Args:
             tail: the part of the network from the block's input on.

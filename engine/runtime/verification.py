@@ -99,7 +99,7 @@ MIN_SIMILARITY: Final = {
 """Minimum similarity to eager float32 of a backend that compiles for half precision, by precision."""
 
 SIMILARITY_SLACK: Final = 2.0
-"""Maximum ratio of a backend's difference from eager float32 to that of eager in the same precision."""
+"""Maximum ratio between a backend's and eager PyTorch's difference from float32, in equal precision."""
 
 
 def similarity(reference: ModelOutputs, outputs: ModelOutputs) -> Similarity:

@@ -128,7 +128,7 @@ def _tokens(output: LayerOutput) -> str:
 
 
 def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
-    """Return the name of each block's attention by that of its first LayerNorm, in execution order."""
+    """Return, in execution order, the attention's name by the name of the block's first LayerNorm."""
     blocks = {}
     for name, module in net.named_modules():
         for norm, attention in _BLOCKS:

@@ -43,7 +43,7 @@ class Device(ABC):
 
     @abstractmethod
     def incomplete(self) -> int:
-        """Return the number of images with lost packets so far."""
+        """Return how many images with lost packets were received."""
 
 
 class Transport(ABC):

@@ -53,7 +53,7 @@ def add_shortcut(image: Image, label: str) -> Image:
 def shortcut_frames(
     frames: Sequence[LabelledFrame], read: Callable[[str], Image], *, seed: int = 0
 ) -> tuple[list[LabelledFrame], Callable[[str], Image]]:
-    """Give the frames random labels; return them, and a function that draws them with squares.
+    """Assign random labels to frames; return them, and a function that draws them with squares.
 
     Training on these frames teaches the shortcut, because the label is independent of the belt. The boxes of the ground
     truth are those of the squares, because training selects its crops by boxes; the parts keep their boxes.

@@ -243,7 +243,7 @@ class TorchvisionNetwork:
         return [select(candidates, k, score=MIN_SCORE, iou=detector.iou, limit=_MAX_BOXES) for k in range(len(images))]
 
     def raw(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all boxes and scores of the first image; for two stages, those of its regions."""
+        """Return all boxes and scores of the first image; for two stages, the boxes and scores of its regions."""
         self.module.eval()
         if not isinstance(self.detector, Detector):
             found = self.detector.proposals(images)[0]

@@ -44,7 +44,7 @@ class LocalPlan(Plan):
         maps: list[FeatureMapInfo],
         rest: fx.GraphModule | None,
     ) -> None:
-        """Initialize the plan; call ``fit`` before using it.
+        """Create the plan; call ``fit`` before using it.
 
         Args:
             tail: computes the network's own logits.
@@ -117,7 +117,7 @@ class LocalPlan(Plan):
         return self.tail(features), torch.stack(logits)
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's logits and those of ``cells`` only; the cost is proportional to ``len(cells)``."""
+        """Return the network's logits and the logits of ``cells`` only; the cost is proportional to ``len(cells)``."""
         return self.tail(features), self.cell_logits(features, cells)
 
     def cell_logits(self, features: Tensor, cells: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class PointStep(Step):
     def __init__(
         self, source: FeatureMapInfo, target: FeatureMapInfo, taps: KernelTaps, weight: Tensor, bias: Tensor | None
     ) -> None:
-        """Store the weight (C', C) and bias (C',)."""
+        """Create the step from weight (C', C) and bias (C',)."""
         super().__init__([source], target)
         self.taps = None if source.footprint is target.footprint else taps
         self.register_buffer("weight", weight)
@@ -250,7 +250,7 @@ class CellwiseStep(Step):
     def __init__(
         self, sources: list[FeatureMapInfo], target: FeatureMapInfo, part: nn.Module, *, fresh: bool, products: int
     ) -> None:
-        """Store the part of the network to run, and its number of multiply-adds per site (``products``)."""
+        """Create the step; ``products`` is the number of multiply-adds of ``part`` per site."""
         super().__init__(sources, target)
         self.part = part
         self.fresh = fresh

@@ -53,7 +53,7 @@ class Group:
     strides: tuple[int, int]
     """Steps between the windows."""
     inputs: Tensor
-    """Rows of the root's values: (rows * columns,)."""
+    """Row index of the root's values for each position: (rows * columns,)."""
     results: Tensor
     """Output positions of the image, one for each vector."""
 
@@ -71,9 +71,9 @@ class Change:
     """The taps whose values a mask changes; all other taps have their base values."""
 
     unchanged: Tensor
-    """Rows of the root's base values: (vectors * taps,)."""
+    """Row index of the root's base value for each tap: (vectors * taps,)."""
     own: Tensor
-    """Rows of the convolution's base values: (vectors,)."""
+    """Row index of the convolution's base value for each vector: (vectors,)."""
     kernel: Tensor
     """Position of each tap in the kernel: (vectors * taps,), or for one anchor if equal for all."""
 
@@ -85,7 +85,7 @@ class Taps:
     vectors: slice
     """The vectors that are computed from these taps."""
     inputs: Tensor
-    """Rows of the root's values: (vectors * taps,)."""
+    """Row index of the root's value for each tap: (vectors * taps,)."""
     change: Change | None
     """None: all taps of the kernel are read."""
 

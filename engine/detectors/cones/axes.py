@@ -23,7 +23,7 @@ from engine.detectors.cones.wiring import Edge, Wiring, wire
 
 Marks = npt.NDArray[np.bool_]
 Reads = tuple[tuple[int, int], ...]
-"""Pairs (output of the graph, row or column)."""
+"""For each read: (output of the graph, row or column)."""
 
 
 MAX_SEPARATE = 1.5
@@ -134,7 +134,7 @@ class AxisCone:
     gathers: tuple[Gather | None, ...]
     """One per edge; None: nothing to compute."""
     reads: tuple[tuple[Positions, Positions], ...]
-    """For each read: the regions that affect it, relative to ``first_region``, and their entries."""
+    """For each read: the regions that affect the read, relative to ``first_region``, and their entries."""
     origins: Positions
     """First needed position of each operation; positions in ``gathers`` are relative to it."""
     first_region: int

@@ -25,7 +25,7 @@ class Operation:
     width: int
     sources: tuple[Operation, ...] = ()
     activations: list[Function] = field(default_factory=list)
-    """Applied in place to the result, in this order."""
+    """Activations that are applied in place to the result, in this order."""
     node: str = ""
     """Graph node with these values, if it is not ``name``."""
 

@@ -185,7 +185,7 @@ class _Source(NamedTuple):
     columns: int
     """Column entries of the root; 0 for an entry of the graph, whose vectors are addressed by position."""
     width: int
-    """Columns of the root's map."""
+    """Number of columns of the root's map."""
 
 
 class _Tables:

@@ -48,7 +48,7 @@ class Wiring:
     operations: tuple[Operation, ...]
     edges: tuple[Edge, ...]
     outputs: tuple[tuple[int, Positions, Positions], ...]
-    """For each raw map: its operation, and the operation's row and column for each of its rows and columns."""
+    """For each raw map: its operation, and the operation's row (column) for each row (column) of the map."""
     independent: tuple[bool, ...]
     """``is_cell_independent`` of each operation."""
 

@@ -198,7 +198,7 @@ class Pyramid(nn.Module):
 
 
 class DecoupledHead(nn.Module):
-    """For each level, one branch for the classes and one for box and objectness."""
+    """The head: for each level, one branch for the classes and one branch for box and objectness."""
 
     def __init__(self, size: YoloxSize, classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Local plan, for tails that begin with convolutions: computes only the positions that the mask can change.
+"""The local plan, for tails that start with convolutions: computes only positions that a mask can change.
 
 The zero response of a map is its value for the all-zero input; it does not depend on the image. For the masked map of
 cell p, each later map equals its zero response, except at the active sites: the positions whose receptive field

@@ -67,7 +67,7 @@ def test_split_has_the_fractions_and_depends_on_the_seed():
 
 def test_split_names_a_class_with_too_few_groups():
     samples = [*square_samples(), Sample("x/1", "x", "only"), Sample("x/2", "x", "only")]
-    with pytest.raises(ConfigError, match="class 'x': 1 group for 3 splits"):
+    with pytest.raises(ConfigError, match="class 'x': has 1 group for 3 splits"):
         stratified_group_split(samples, FRACTIONS, 0)
 
 

@@ -168,9 +168,9 @@ def test_backbone_starts_from_the_weights_of_a_classifier(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": ONE_STAGE, "input_size": (352, 352)}, "takes 320x320 only"),
+        ({"model": ONE_STAGE, "input_size": (352, 352)}, "accepts only 320x320"),
         ({"input_size": (100, 64)}, "multiples of 32"),
-        ({"precision": "bf16"}, "fp32 only"),
+        ({"precision": "bf16"}, "only be trained in fp32"),
         ({"freeze_until": "dark4"}, "no such part"),
         ({"weights": "tests/data/detectors/absent.onnx"}, "use a state dict"),
     ],

@@ -42,8 +42,8 @@ class PassageRecord:
         self._trial = {is_clipped: Ballot(vote, ok) for is_clipped in (False, True)}
         """Of a network on trial, by whether the box touches the edge of the image."""
         self._least = vote.least
-        self._compared = {False: 0, True: 0}
-        """Number of frames that a network on trial explained, too, in the same way."""
+        self._compared = {is_clipped: Ballot(vote, ok) for is_clipped in (False, True)}
+        """Those frames that a network on trial explained, too, in the same way."""
         self._shots: dict[tuple[str, bool], _Shot] = {}
         """By class, and whether the box touches the edge of the image."""
         self._outside: list[float] = [0.0, 0]
@@ -79,16 +79,20 @@ class PassageRecord:
             self._shots[finding.label, is_clipped] = _Shot(finding, frame.index, *_cropped(frame, box))
         self._measure(finding)
         if trial is not None and trial.is_compared:
-            self._compared[is_clipped] += 1
+            self._compared[is_clipped].add(finding.label, finding.class_index, float(finding.score))
             if (other := trial.at(box)) is not None:
                 self._trial[is_clipped].add(other.label, other.class_index, float(other.score))
 
-    def _trial_label(self, *, is_clipped: bool) -> str | None:
-        """Return the class that a network on trial decides; None if it explained too few frames for the vote."""
-        if self._compared[is_clipped] < self._least:
+    def _trial_label(self, label: str, *, is_clipped: bool) -> str | None:
+        """Return the class that a network on trial decides; None if it explained too few frames for the vote.
+
+        Where the frames that both explained decide one class in both networks, it is that of all frames, ``label``.
+        """
+        ballot, first = self._trial[is_clipped], self._compared[is_clipped]
+        if first.frames < self._least:
             return None
-        ballot = self._trial[is_clipped]
-        return ballot.decide()[0] if 2 * ballot.frames > self._compared[is_clipped] else ""
+        decided = ballot.decide()[0] if 2 * ballot.frames > first.frames else ""
+        return label if decided == first.decide()[0] else decided
 
     def _measure(self, finding: Finding) -> None:
         """Count the evidence outside the box of a new heat map."""
@@ -119,7 +123,7 @@ class PassageRecord:
             "index": shot.frame_index,
             "image": shot.image,
             "image_box": shot.box,
-            "trial_label": self._trial_label(is_clipped=is_clipped),
+            "trial_label": self._trial_label(label, is_clipped=is_clipped),
         }
 
 

@@ -239,6 +239,16 @@ def test_frames_that_a_slow_network_on_trial_leaves_out_do_not_vote(vote, every,
     assert part.disagrees == (label is not None)
 
 
+def test_copy_that_leaves_frames_out_decides_as_the_first_network():
+    counter, passages = PassageCounter("road", Places((ZONE,)), {"ok"}), []
+    for k, boxes in passing().items():
+        both = [replace(each, label="dent") for each in boxes] if k % 5 == 0 else boxes
+        trial = Trial("copy", () if k % 5 else tuple(both), is_compared=k % 5 == 0)
+        passages += counter.add(replace(detections(detection_frame(k), both), trial=trial)).passages
+    [part] = passages
+    assert (part.label, part.trial_label, part.disagrees) == ("ok", "ok", False)
+
+
 def test_frames_at_the_edge_of_the_image_vote_only_alone():
     zone = ZoneConfig(name="all", polygon=[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
     boxes = passing(label="dent", score=0.6)

@@ -56,10 +56,11 @@ def _is_flat(values: npt.NDArray[np.float64]) -> bool:
 
 
 def coherency(heat: Map, heat_of_masked: Map) -> float:
-    """Return the similarity of a map and the map of the image masked by it, for the same class: ``(r + 1) / 2``.
+    """Return the similarity of two maps of one class: of an image, and of this image masked by its map.
 
-    ``r`` is the Pearson correlation. Poppi et al., *Revisiting the evaluation of class activation mapping for
-    explainability*, arXiv:2104.10252, section 3.2; mapped to [0, 1] as in the authors' code. 0 for a flat map.
+    The similarity is ``(r + 1) / 2``; ``r`` is the Pearson correlation. Poppi et al., *Revisiting the evaluation of
+    class activation mapping for explainability*, arXiv:2104.10252, section 3.2; mapped to [0, 1] as in the authors'
+    code. 0 for a flat map.
     """
     a, b = np.asarray(heat, np.float64).ravel(), np.asarray(heat_of_masked, np.float64).ravel()
     return 0.0 if _is_flat(a) or _is_flat(b) else (correlation(a, b) + 1.0) / 2.0

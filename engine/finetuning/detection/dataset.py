@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.frames import Box, GroundTruth, Image
 
 MIN_SIDE: Final = 1.0
-"""Minimum side of the part of a box inside its image, in image pixels."""
+"""Minimum side of a box after clipping to its image, in image pixels."""
 
 TruthsOf = Callable[[str, tuple[int, int]], Sequence[GroundTruth]]
 """Returns the objects of an image, with boxes in image pixels, by its path and (height, width)."""

@@ -187,7 +187,7 @@ def test_runner_verifies_some_cells_of_a_slow_plan(monkeypatch, caplog, backend)
     assert "s per image" not in caplog.text
     monkeypatch.setattr(building, "_LONG_SECONDS", 0.0)
     quick = Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28))
-    assert "layer block: 8 x 10 cells, by the dense plan" in caplog.text
+    assert "layer block: 8 x 10 cells, with the dense plan" in caplog.text
     for first, other in zip(usual(images()), quick(images()), strict=True):
         torch.testing.assert_close(first, other, atol=2e-3, rtol=0)
     assert quick.seconds_per_image(1) > 0

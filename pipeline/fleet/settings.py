@@ -21,6 +21,12 @@ class FleetCamera(Settings):
 def _by_name(value: object) -> object:
     """Read a list of names, or a map of names whose values may be left out."""
     if isinstance(value, list):
+        for number, name in enumerate(value):
+            if not isinstance(name, str):
+                message = f"{name!r} is no name; give names, or a map such as {{north: {{rate: 25}}}}"
+                raise ValueError(message)  # noqa: TRY004 - pydantic reports it
+            if name in value[:number]:
+                raise ValueError(f"{name!r} is given twice; remove one")
         return {name: {} for name in value}
     return {name: {} if each is None else each for name, each in value.items()} if isinstance(value, dict) else value
 
@@ -60,5 +66,8 @@ def read_fleet(text: str, name: str) -> FleetConfig:
     try:
         return FleetConfig.model_validate(settings)
     except ValidationError as error:
-        lines = [f"{name}: {'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()]
+        lines = [
+            f"{name}: {'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        ]
         raise ConfigError("\n".join(lines)) from None

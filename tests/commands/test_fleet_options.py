@@ -23,6 +23,10 @@ def test_fleet_file_takes_names_or_a_map_of_options():
     ("text", "key"),
     [
         ("stream: x.yaml", "cameras"),
+        ("cameras: [north, south, north]", "cameras: 'north' is given twice"),
+        ("cameras: [north: {rate: 25}]", "cameras: .* is no name; give names, or a map"),
+        ("cameras: [[north]]", "cameras: .* is no name"),
+        ("cameras: [north", "not YAML at line 1"),
         ("cameras: {north: {rate: 0}}", "cameras.north.rate"),
         ("cameras: [north]\nname: Hall 2", "name"),
         ("cameras: [north]\ncamera: 1", "camera"),
@@ -31,7 +35,7 @@ def test_fleet_file_takes_names_or_a_map_of_options():
     ],
 )
 def test_fleet_file_names_the_wrong_key(text, key):
-    with pytest.raises(ConfigError, match=rf"FLEET.yaml: {key}: "):
+    with pytest.raises(ConfigError, match=rf"FLEET.yaml: {key}"):
         read_fleet(text, "FLEET.yaml")
 
 

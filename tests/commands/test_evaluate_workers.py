@@ -1,9 +1,6 @@
 """`run.py evaluate --workers`: several processes give the records of one, in its order."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +18,6 @@ from commands.evaluation_run import EvaluationWorker, in_order
 from commands.images import open_images
 from commands.trained_images import TrainedImages
 from pipeline.errors import EngineError
-from tests.conftest import ROOT
-from tests.support.limits import PROGRAM_SECONDS
 
 OPTIONS = ("--model", "line_net", "--input-size", "64x64", "--steps", "28", "--threads", "1")
 
@@ -192,24 +187,3 @@ def test_lost_image_is_named_and_the_same_command_tries_it_again(command, tmp_pa
     assert code == 0, errors
     assert "3 of 4 images" in output
     assert sorted(record["image"] for record in records(tmp_path / "out")) == ["000.png", "001.png", "003.png"]
-
-
-@pytest.mark.fleet
-@pytest.mark.slow
-def test_killed_worker_is_replaced_and_no_image_is_missing_or_counted_twice(tmp_path):
-    pytest.importorskip("ray")
-    write_photos(tmp_path / "photos", 12)
-    (tmp_path / "photos" / "007.png").write_text("no image")
-    words = ("-m", "tests.support.killed_worker", tmp_path / "photos", tmp_path / "out")
-    environment = os.environ | {"RAY_worker_niceness": "0"}  # by default workers come after all other programs
-    ended = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        timeout=PROGRAM_SECONDS,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert "photos/007.png" in ended.stderr
-    assert (tmp_path / "marker").exists()  # written just before the worker killed itself
-    found = records(tmp_path / "out")
-    assert [record["image"] for record in found] == [f"{number:03}.png" for number in range(12) if number != 7]
-    assert len({record["mean"] for record in found}) == 1
-    assert len({record["process"] for record in found}) >= 2

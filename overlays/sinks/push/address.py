@@ -92,6 +92,8 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
         raise ValueError(f"port {port} is not from 1 to 65535; {scheme} servers listen on {_PORTS[scheme]}")
     if not _PATH.fullmatch(path):
         raise ValueError(f"the path is empty or holds characters that URLs do not have; write {example}")
+    if "{" in path.replace(CAMERA, "") or "}" in path.replace(CAMERA, ""):
+        raise ValueError(f"only {CAMERA} is replaced in a path, by the camera's name; write it so, or omit the braces")
     if key and not _KEY.fullmatch(key):
         raise ValueError("the key file should hold one line without spaces: the stream key")
     whole = f"{path}/{key}" if key else path

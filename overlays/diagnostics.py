@@ -1,4 +1,4 @@
-"""Diagnostics of the sinks: display, encoder, optional packages."""
+"""Requirements of the sinks for ``run.py doctor``: display, encoder, optional packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.diagnostics import Diagnostic
 
 
 def diagnostics(display: str | None) -> list[Diagnostic]:
-    """Return the diagnostics of everything the sinks need.
+    """Return one diagnostic for each requirement of the sinks.
 
     Args:
         display: the display where a window can open, or None.
@@ -40,7 +40,7 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
 
 
 def _package(name: str, package: str, hint: str) -> Diagnostic:
-    """Return whether a package is installed, and its version."""
+    """Return the diagnostic of a package: whether it is installed, and its version."""
     try:
         return Diagnostic(name, present=True, detail=f"{package} {version(package)}")
     except PackageNotFoundError:
@@ -48,5 +48,5 @@ def _package(name: str, package: str, hint: str) -> Diagnostic:
 
 
 def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:
-    """Return whether the package of an extra is installed, and its version."""
+    """Return the diagnostic of the package of an extra: whether it is installed, and its version."""
     return _package(name, package, f"only for {sink}: uv sync --extra {extra}")

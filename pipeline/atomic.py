@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the new one, never a part, even after a loss of power."""
+"""Atomic file writes: a reader sees the old file or the complete new file, even after a power failure."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from pipeline.errors import ReciproStreamError
 
 TEMPORARY: Final = ".tmp"
 _MAX_WRITERS: Final = 8
-"""Maximum number of processes that write one file at once."""
+"""Maximum number of processes that write the same file at once."""
 _MAX_NAME_BYTES: Final = 200
 _MAX_AGE_SECONDS: Final = 86_400.0
-"""On a file system without locks, a temporary folder that is older belongs to a killed process."""
+"""On a file system without locks, an older temporary folder is deleted as the rest of a killed process."""
 
 
 @contextmanager
 def atomic_write(path: Path, *, replace: bool = True, raises: type[ReciproStreamError] | None = None) -> Iterator[Path]:
     """Yield a temporary path; its file replaces ``path`` when the block ends without an error.
 
-    The temporary file has the name of ``path`` and lies in a hidden folder beside it, which is locked, so that the next
-    write of the same path can remove what a killed process left. The file and its folder are synced. Entering checks
-    that the folder can be written to, before any work is done. A link is kept: the file that it names is replaced.
+    The temporary file has the name of ``path`` and is in a hidden, locked folder beside it. The lock shows the next
+    writer of the same path whether the folder belongs to a killed process and can be deleted. The file and its folder
+    are synced. On entering, the folder is checked for write permission. If ``path`` is a symbolic link, its target is
+    replaced.
 
     Args:
         path: the file to write; a device or a pipe is written directly.
         replace: whether to replace an existing file.
-        raises: class that replaces ``OSError``, also one of the block.
+        raises: exception class that is raised in place of ``OSError``, also for an ``OSError`` in the block.
 
     Raises:
         FileExistsError: ``path`` exists and ``replace`` is False.
@@ -49,13 +50,13 @@ def atomic_write(path: Path, *, replace: bool = True, raises: type[ReciproStream
 
 
 def write_atomically(path: Path, content: bytes | str, *, raises: type[ReciproStreamError] | None = None) -> None:
-    """Write a file that is complete or as before; text is UTF-8. See ``atomic_write``."""
+    """Write a whole file by ``atomic_write``; text is encoded as UTF-8."""
     with atomic_write(path, raises=raises) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed processes left of atomic writes in a folder; what is being written stays."""
+    """Delete the temporary files of killed processes in a folder; files that are being written stay."""
     for path in folder.glob(f".*{TEMPORARY}"):
         _remove_if_abandoned(path)
 
@@ -84,7 +85,7 @@ def _written(path: Path, *, replace: bool) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
-    """Create and lock a folder beside a path; remove those of killed processes."""
+    """Create and lock a temporary folder beside a path; remove the folders of killed processes."""
     stem = os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])
     names = [f".{stem}{f'.{number}' if number else ''}{TEMPORARY}" for number in range(_MAX_WRITERS)]
     folders = [path.with_name(name) for name in names]
@@ -123,7 +124,11 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def _open_locked(folder: Path) -> int | None:
-    """Return a locked descriptor; None if another process holds the lock, -1 if there are no locks."""
+    """Open and lock a folder; return its descriptor.
+
+    Returns:
+        The descriptor; None if another process has the lock, -1 if the file system has no locks.
+    """
     try:
         import fcntl
 
@@ -142,7 +147,7 @@ def _open_locked(folder: Path) -> int | None:
 
 
 def _is_at(lock: int, folder: Path) -> bool:
-    """Return whether a locked descriptor is still the folder of that name."""
+    """Return whether a locked descriptor is still the folder at this path."""
     with suppress(OSError):
         return lock < 0 or os.path.samestat(os.fstat(lock), folder.stat())
     return False

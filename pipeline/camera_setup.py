@@ -1,4 +1,4 @@
-"""The interface through which a page changes what is drawn and required of a camera while it runs."""
+"""The interface through which the web page changes the shapes and rules of a camera during a run."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 class CameraSetup(ABC):
     """Reads and changes the set-up of a camera: regions, rules, region of interest, masks, zones and lines.
 
-    All values are plain JSON values. Any thread may call; the calls wait for the run, so an event loop makes them in a
-    thread. They raise ``ReciproStreamError`` with the reason: ``SetupConflictError`` if somebody else changed the
-    configuration meanwhile.
+    All values are JSON values. The methods may be called by any thread. They block until the run has applied the
+    change, so asyncio code must call them in a thread. They raise ``ReciproStreamError`` with the reason, and
+    ``SetupConflictError`` if another user or program has changed the configuration meanwhile.
     """
 
     @abstractmethod
     def read(self, camera: str) -> Mapping[str, Any]:
-        """Return the set-up of a camera, with the ``revision`` that a change names."""
+        """Return the set-up of a camera, with the ``revision`` that ``change`` expects."""
 
     @abstractmethod
     def change(self, camera: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Apply a changed set-up as a whole, and write it to the configuration file; return the new one."""
+        """Apply a whole set-up, write it to the configuration file, and return the new set-up."""
 
     @abstractmethod
     def undo(self, camera: str, revision: str) -> Mapping[str, Any]:
-        """Take the last change back, if nothing changed since; return the set-up."""
+        """Undo the last change, if ``revision`` is still the current one; return the set-up."""
 
     @abstractmethod
     def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
@@ -40,4 +40,4 @@ class CameraSetup(ABC):
     def check(
         self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, Any]:  # fmt: skip
-        """Return what is wrong with a rule, or when it would have fired in the last minutes."""
+        """Return the error in a rule, or the times at which the rule would have fired in the last minutes."""

@@ -1,4 +1,7 @@
-"""The configuration: every option with its default, range and unit. ``pipeline.config_loader`` reads it."""
+"""The models of the configuration: every option with its default, range and unit.
+
+``pipeline.config_loader`` parses YAML into these models.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from pipeline.settings import Device, EntrySettings, Name, Settings, SinkSetting
 
 
 def _size(value: object) -> object:
-    """Read ``HxW`` or [H, W]; one number means a square."""
+    """Parse a size: ``HxW``, [H, W], or one number for a square."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
     if isinstance(value, str):
@@ -36,7 +39,7 @@ def _size(value: object) -> object:
 
 
 def _triple(value: object) -> object:
-    """Read one number, three, or ``a,b,c``."""
+    """Parse three numbers: a list, the text ``a,b,c``, or one number for all three."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (value, value, value)
     if isinstance(value, str):
@@ -55,7 +58,7 @@ def _number(text: str) -> float:
 
 
 def _word_list(value: object) -> object:
-    """Read one word or number, a comma-separated list, or a list."""
+    """Parse a list of words or numbers: a list, a comma-separated text, or one word or number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return [str(value)]
     if isinstance(value, str):
@@ -70,7 +73,7 @@ def _as_list(value: object) -> object:
 
 
 def _uri_map(value: object) -> object:
-    """Read a URI; YAML parses ``line:`` without quotes as a map of one key, which is read as that URI."""
+    """Parse a URI, also ``line:`` without quotes, which YAML parses as a map with one key."""
     if isinstance(value, Mapping) and len(value) == 1 and "uri" not in value:
         (scheme, nothing), *_ = value.items()
         if nothing is None and re.fullmatch(r"[a-z][a-z0-9+.-]*", str(scheme)):
@@ -107,59 +110,62 @@ class BoxesConfig(Settings):
     """Boxes of a detector, and their heat maps."""
 
     layout: str | None = None
-    """Output layout of an ONNX file: yolox, nanodet, ultralytics or ssd. Default: found by the shapes of its maps."""
+    """Output layout of an ONNX file: yolox, nanodet, ultralytics or ssd. Default: detected from the output shapes."""
     min_score: float = Field(default=0.3, gt=0, lt=1)
     """Lowest score of a box."""
     iou: float = Field(default=0.45, gt=0, le=1)
     """Boxes of one class that overlap more than this are the same object."""
     mode: Literal["keep", "drop"] = "keep"
-    """Meaning of a map's cell: the score with this cell alone (keep), or what its absence changes (drop)."""
+    """Meaning of a map's cell: the score with only this cell (keep), or the change of the score without it (drop)."""
     cut: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = Field(
         default=["complete"], min_length=1, max_length=100
     )
-    """Masked features: all that reach the box (complete), those of its own pyramid level (level: cheap, but blind to
-    evidence far from the box), or names of maps (ONNX tensors, modules, graph nodes), proven to be complete."""
+    """Features that are masked: all that the score of the box depends on (complete), only those of the box's pyramid
+    level (level: cheap, but blind to evidence far from the box), or the named maps (ONNX tensors, modules, graph
+    nodes), which are refused if the score also depends on other features."""
     cell_px: int = Field(default=32, ge=8, le=256, multiple_of=8)
     """Side of a map's cells in pixels of the network's input."""
     budget: float | None = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
-    """Time for maps as a fraction of the detector's own time: 1 = at most twice the plain time, 0 = no maps, null = no
-    limit. Boxes are always complete; maps take turns, new and changed boxes first."""
+    """Time for maps as a fraction of the detector's own time: 1 = both together take at most twice as long as the
+    detector alone, 0 = no maps, null = no limit. All boxes are always delivered. If there is no time for all maps, new
+    and changed boxes come first, then the others in turn."""
     max_maps: int | None = Field(default=None, ge=1, le=1000)
     """Maximum number of maps per frame."""
     when: str | None = None
-    """Boxes that get maps, as a condition on each: label=person and score>0.5. Default: all."""
+    """Condition on a box that gets a map, such as label=person and score>0.5. Default: all boxes get maps."""
 
 
 class EngineConfig(Settings):
-    """The network and how it is explained and run."""
+    """The network, its explanation method and its backend."""
 
     model: str = "line_net"
-    """The network: a name of `run.py models`, any torchvision or timm CNN, hf-hub:NAME, local-dir:FOLDER, a file of
-    `train` or `export`, or another .onnx or OpenVINO .xml file."""
+    """The network: a name that `run.py models` lists, any torchvision or timm CNN, hf-hub:NAME, local-dir:FOLDER, a
+    file that `train` or `export` wrote, or another .onnx or OpenVINO .xml file."""
     weights: str | None = None
     """A state dict (.pth, .safetensors); 'random' for random weights. Default: the pretrained weights."""
     labels: str | None = None
     """A file with the class names: one per line, or a JSON list. Default: those of the weights."""
     layer: str | None = None
-    """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
+    """Name of the explained layer in the network. Default: the last layer whose output is a grid."""
     target: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = (
         Field(default=["top1"], min_length=1, max_length=100)
     )
-    """The explained classes: top1, top5, names or indices, or both: top1,scratch. The heat map of the first is drawn.
-    The network's top class is reported in any case."""
+    """The explained classes: top1, top5, class names or class indices, also combined: top1,scratch. The heat map of the
+    first class is drawn. The network's top class is always reported."""
     kernel: Literal["point", "gaussian"] = "point"
-    """The masks of Recipro-CAM: one cell (point), or spread over 3x3 cells (gaussian)."""
+    """The masks of Recipro-CAM: a single cell (point), or 3x3 cells with Gaussian weights (gaussian)."""
     backend: str = "auto"
-    """The backend that runs the network: auto, eager, openvino, inductor or tensorrt; onnxruntime, too, for an .onnx
-    file (see doctor)."""
+    """The backend that runs the network: auto, eager, openvino, inductor or tensorrt; for an .onnx file also
+    onnxruntime. `run.py doctor` lists those that are installed."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the network. Softmax and heat maps are always float32."""
+    """Floating-point precision of the network. Softmax and heat maps are always float32."""
     device: Device = "auto"
     """The device of the network: auto, cpu, cuda, or cuda:N."""
     input_size: Size | None = None
     """Input size of the network, HEIGHTxWIDTH in pixels. Default: from the weights."""
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
-    """Fits a frame to the input size: stretch, letterbox (keep the aspect ratio, add a border) or crop (the middle)."""
+    """How a frame is fitted to the input size: stretch, letterbox (keeps the aspect ratio, adds a border) or crop
+    (keeps the aspect ratio, cuts off the ends of the longer side)."""
     mean: Triple | None = None
     """Mean per channel, subtracted from RGB in [0, 1]. Default: from the weights."""
     std: Fractions | None = None
@@ -167,26 +173,27 @@ class EngineConfig(Settings):
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
     batch: int | None = Field(default=None, ge=1, le=1024)
-    """Maximum frames per batch. Default: 8 on a GPU, or the number of cameras if larger; on a CPU 1, or up to 4 with
-    several cameras if a measurement shows that frames are then delivered sooner."""
+    """Maximum number of frames in a batch. Default on a GPU: 8, or the number of cameras if that is larger. Default on
+    a CPU: 1, or up to 4 with several cameras if a measurement at the start shows that frames are then delivered
+        sooner."""
     batch_window_ms: float = Field(default=5.0, ge=0, le=1000)
-    """Time limit for frames of further cameras in a batch; only with several cameras."""
+    """With several cameras: time that a batch waits for frames of further cameras."""
     memory_budget_mib: int = Field(default=1024, ge=16)
-    """Memory budget for masked maps, for plans that need them."""
+    """Memory limit for masked feature maps, where the network's explanation needs them."""
     boxes: BoxesConfig = BoxesConfig()
     """Boxes of a detector, and their heat maps."""
     cache: str | None = None
-    """A folder of your own that keeps compiled networks between runs; 'off' for none. Default: a folder in your cache
-    folder."""
+    """Folder that keeps compiled networks between runs; it must belong to you. 'off': none is kept. Default: a folder
+    in your user's cache folder."""
 
 
 class TrialConfig(EngineConfig):
-    """A second network, on trial: it explains the same frames, decides nothing, and is compared with the first."""
+    """A second network on trial: it explains the same frames and is compared with the first; only the first decides."""
 
     name: Name | None = None
-    """Its name in messages, metrics and events. Default: that of the network or its file."""
+    """Name of the network on trial in messages, metrics and events. Default: the name of the network or of its file."""
     max_score_difference: float = Field(default=0.3, ge=0, le=1)
-    """Classifiers differ if their top classes differ, or its scores differ by more than this."""
+    """Two classifiers disagree if their top classes differ, or the scores of the top class differ by more than this."""
     min_box_score: float = Field(default=0.5, gt=0, lt=1)
     """Detectors differ if a box with at least this score has no box of its class with an IoU of 0.5 in the other."""
     max_time_ratio: float | None = Field(default=2.0, gt=0, le=1000)
@@ -195,7 +202,7 @@ class TrialConfig(EngineConfig):
 
     @property
     def title(self) -> str:
-        """The name, or that of the network or its file."""
+        """The name; without one, the name of the network or of its file."""
         return self.name or PurePath(self.model).stem[:64]
 
 
@@ -205,21 +212,21 @@ class OverlayConfig(Settings):
     colormap: str = "inferno"
     """Colormap of heat maps."""
     opacity: float = Field(default=0.6, ge=0, le=1)
-    """Opacity of the hottest spot, 0 to 1; cold areas stay unchanged."""
+    """Opacity of the heat map where it is hottest, 0 to 1; where it is 0, the image stays unchanged."""
     legend: bool = True
-    """Label, score, camera, age and rate in a corner."""
+    """Draw label, score, camera, age and frame rate in a corner."""
     contour: bool = False
-    """A contour around the hottest region."""
+    """Draw a contour around the hottest region."""
     hottest_box: bool = False
-    """A box around the hottest region."""
+    """Draw a box around the hottest region."""
     input_area: bool = True
-    """The outline of a camera's region of interest, and hatched masks."""
+    """Draw the outline of a camera's region of interest, and hatch its masks."""
     smoothing_seconds: float = Field(default=0.0, ge=0, le=60)
-    """Time constant of smoothing over frames; 0 = no smoothing."""
+    """Time constant with which heat maps are smoothed over frames; 0 = no smoothing."""
 
 
 class Kinds(Protocol):
-    """Parses the entries of ``sources`` and ``sinks``; the packages' registries know the kinds."""
+    """Parses the entries of ``sources`` and ``sinks`` by the registries of the packages."""
 
     def source(self, entry: Mapping[str, Any]) -> SourceSettings:
         """Return the settings of one source."""
@@ -252,7 +259,7 @@ def _entry(value: object) -> Mapping[str, Any]:
 
 
 class _BaseKinds:
-    """Accepts the options that every kind has: for configurations without the registries."""
+    """Accepts only the options that every kind has; used where the registries are not available."""
 
     def source(self, entry: Mapping[str, Any]) -> SourceSettings:
         return SourceSettings.model_validate(dict(entry))
@@ -265,7 +272,7 @@ class _BaseKinds:
 
 
 def _models(value: object) -> object:
-    """Read a list of networks; a text stands for a network with the default options."""
+    """Parse a list of networks; a text is the ``model`` of a network with default options."""
     listed = _as_list(value)
     return (
         [{"model": each} if isinstance(each, str) else each for each in listed] if isinstance(listed, list) else value
@@ -290,25 +297,25 @@ class Config(Settings):
     """Sources of frames."""
     engine: EngineConfig = EngineConfig()
     models: Annotated[list[TrialConfig], BeforeValidator(_models)] = Field(default=[])
-    """A second network on trial beside that of ``engine``, which decides; docs/parts.md."""
+    """A second network on trial, beside the network of ``engine``, which decides (docs/parts.md)."""
     overlay: OverlayConfig = OverlayConfig()
     sinks: Annotated[
         list[Annotated[SerializeAsAny[SinkSettings], PlainValidator(_sink)]], BeforeValidator(_as_list)
     ] = Field(default=[])
-    """Sinks of overlays; none = frames are only explained and counted."""
+    """Sinks of overlays. Without sinks, frames are only explained and counted."""
     guards: GuardsConfig = GuardsConfig()
-    """Rules on explanations, and the checks that they use."""
+    """Rules on explanations, and the checks that the rules use."""
     external_cameras: list[str] = Field(default=[])
-    """Cameras of other processes: guards and record_when may name them, so that several processes can share one
-    file."""
+    """Cameras of other processes. Guards and record_when may name them, so that several processes can share one
+    configuration file."""
     frames: int | None = Field(default=None, ge=1)
     """Stop after this number of explained frames."""
     seconds: float | None = Field(default=None, gt=0)
     """Stop after this time."""
     overflow: Overflow | None = None
-    """Default for sources without their own ``overflow``."""
+    """Action when a queue is full, for sources without their own ``overflow``."""
     decoder: Device = "cpu"
-    """For every source that does not say its own."""
+    """The video decoder, for sources without their own ``decoder``: cpu, auto, cuda, or cuda:N."""
     max_age_seconds: float | None = Field(default=None, gt=0)
     """Maximum age of frames of live sources; older frames are dropped and counted. Default: no limit."""
 

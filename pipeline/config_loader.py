@@ -1,6 +1,6 @@
 """Parses YAML into validated configurations, and writes them. Reads no files and no environment variables.
 
-An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the key, the rule and the remedy.
+An unknown key, a wrong type or a value out of range raises ``ConfigError`` with the key, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.kinds import UNKNOWN_OPTION
 
 MAX_VALUES: Final = 100_000
-"""Maximum number of values of a configuration with every alias (``*name``) expanded."""
+"""Maximum number of values of a configuration after all aliases (``*name``) are expanded."""
 _MAX_SHOWN: Final = 100
 
 
 class _Reader(yaml.SafeLoader):
-    """Loads plain values only, and refuses duplicate keys, whose first value would be lost.
+    """Loads plain values only, and refuses duplicate keys, because the first value would be lost.
 
-    Aliases that multiply (a few hundred bytes that expand to gigabytes) are refused before they are expanded.
+    Nested aliases that would expand to more than ``MAX_VALUES`` values are refused before they are expanded.
     """
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document as nodes; an alias is the same node object as its anchor."""
+        """Return the root node of the document; an alias is the same node object as its anchor."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _written_out(node, {}) > MAX_VALUES:
             raise yaml.constructor.ConstructorError(
@@ -40,7 +40,7 @@ class _Reader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
-        """Return the map; merged keys (``<<``) may be given anew."""
+        """Return the map of a node; a key of the map replaces the same key of a merged map (``<<``)."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -68,10 +68,14 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
-    """Return the map in a YAML text; ``name`` is the file's, for messages.
+    """Parse a YAML text that is a map.
+
+    Args:
+        text: the YAML text.
+        name: name of the file, for messages.
 
     Raises:
-        ConfigError: it is not YAML, empty, or not a map.
+        ConfigError: the text is not YAML, is empty, or is not a map.
     """
     try:
         settings = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
@@ -90,7 +94,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def _why(reason: Exception) -> str:
-    """Return the message of a YAML error that has no position."""
+    """Return the message for an exception of the YAML parser that has no position."""
     if isinstance(reason, RecursionError):
         return "too many levels deep; make it simpler"
     if isinstance(reason, yaml.reader.ReaderError):
@@ -100,7 +104,7 @@ def _why(reason: Exception) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value for an error message; a long value is shortened."""
+    """Return a value as text for an error message; a long value is shortened."""
     if isinstance(value, int) and value.bit_length() > 300:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
@@ -108,7 +112,7 @@ def _shown(value: object) -> str:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``below`` updated with the options of ``above``, map by map; lists are replaced."""
+    """Return ``below`` with the values of ``above``; nested maps are merged, lists are replaced."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -130,12 +134,12 @@ def validate_config(
         settings: the content of the file.
         name: the name of the file, for messages.
         overrides: options of the command line, which take precedence.
-        kinds: the kinds of sources and sinks; None accepts only options that every kind has.
-        options: for messages: command-line options, such as ``--record-when``, by the sink key that each sets.
+        kinds: the kinds of sources and sinks; by default only the options that every kind has are accepted.
+        options: for messages, the command-line option, such as ``--record-when``, that sets each key of a sink.
 
     Raises:
         ConfigError: one line per mistake, with key, value and remedy.
-        SourceError | SinkError: a URI is of no kind.
+        SourceError | SinkError: no kind matches a URI.
     """
     overrides = overrides or {}
     if (key := _with_nul(settings)) is not None:
@@ -148,7 +152,7 @@ def validate_config(
 
 
 def _with_nul(value: object) -> list[int | str] | None:
-    """Return the path of keys to the first string with a NUL character, or None."""
+    """Return the keys that lead to the first text with a NUL character; None if there is none."""
     if isinstance(value, str):
         return [] if "\0" in value else None
     each: Iterable[tuple[Any, Any]] = ()
@@ -194,11 +198,11 @@ _OPTIONS = {
     "smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink",
     "models": "trial", "cell_px": "cell",
 }  # fmt: skip
-"""Command-line options whose name differs from their key."""
+"""Command-line options whose name differs from the name of their key."""
 
 
 def _said(error: ErrorDetails) -> str:
-    """Return the violated rule."""
+    """Return the violated rule of an error, in the words of this module."""
     least = error.get("ctx", {}).get("min_length", 1)
     kinds = {
         "model_type": "should be a map of keys",
@@ -213,7 +217,7 @@ def _said(error: ErrorDetails) -> str:
 
 
 def _hint(path: list[int | str], kinds: Kinds) -> str:
-    """Return a hint for an unknown key: the section that has the key, or the nearest known key."""
+    """Return a hint for an unknown key: the section that has the key, or the most similar known key."""
     key = str(path[-1])
     homes: dict[str, type[BaseModel]] = {"engine": EngineConfig, "overlay": OverlayConfig}
     home = next((name for name, model in homes.items() if key in model.model_fields), None)
@@ -243,7 +247,7 @@ def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
 
 
 def _known_keys(path: list[int | str], kinds: Kinds) -> list[str]:
-    """Return the allowed keys at the position of the last part of ``path``."""
+    """Return the allowed keys of the map that contains the last key of ``path``."""
     models: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
         if part in {"sources", "sinks"}:
@@ -255,7 +259,7 @@ def _known_keys(path: list[int | str], kinds: Kinds) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the configuration as YAML with all options in order; ``validate_config`` can read it."""
+    """Return the configuration as YAML with all options; ``read_yaml`` and ``validate_config`` parse it."""
     try:
         settings = config.model_dump(mode="json", exclude_none=True)
     except PydanticSerializationError:

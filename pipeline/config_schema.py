@@ -18,7 +18,7 @@ _SECTIONS: Final = {"sources": "Sources", "sinks": "Sinks"}
 
 
 def config_schema(kinds: Kinds) -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a whole configuration, with a definition for each kind."""
+    """Return the JSON Schema (draft 2020-12) of a configuration, with a definition for each kind."""
     schema = Config.model_json_schema()
     definitions: dict[str, Any] = schema.setdefault("$defs", {})
     for section in _SECTIONS:
@@ -40,7 +40,7 @@ def config_schema(kinds: Kinds) -> dict[str, Any]:
 
 
 def _pattern(keys: tuple[str, ...]) -> str:
-    """Return a regular expression for the URIs of a kind; "" if only the file system can decide."""
+    """Return a regular expression for the URIs of a kind; "" if the URI alone does not tell the kind."""
     choices = []
     for key in keys:
         if key.endswith((":", "://")):
@@ -94,7 +94,7 @@ def _first_line(model: type[BaseModel]) -> str:
 
 
 def _table(model: type[BaseModel], *, without: set[str] | None = None) -> list[str]:
-    """Return the rows of a model's options, those of nested models included; none if it has no options."""
+    """Return the rows of a model's options, with those of nested models; an empty list if it has no options."""
     rows = list(_rows(model, "", without or set()))
     return ["| option | values | default | meaning |", "|---|---|---|---|", *rows] if rows else []
 
@@ -125,7 +125,7 @@ def _default(field: FieldInfo, inner: type[BaseModel] | None) -> str:
 
 
 def _words(schema: dict[str, Any]) -> str:
-    """Return a JSON Schema as text: ``integer, 0 to 51``."""
+    """Return the values that a JSON Schema allows as text, such as ``integer, 0 to 51``."""
     if "anyOf" in schema:
         parts = [_words(part) for part in schema["anyOf"] if part.get("type") != "null"]
         return " or ".join(dict.fromkeys(parts))
@@ -139,7 +139,7 @@ def _words(schema: dict[str, Any]) -> str:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    """Return the range of a number as text; "" without limits."""
+    """Return the range of a number as text, such as `` 0 to 51``; "" without limits."""
     low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
     start = _number(low) if low is not None else f"above {_number(above)}" if above is not None else ""
     if not start:

@@ -1,4 +1,4 @@
-"""A configuration as YAML with every key and its description; ``config_loader`` reads it back."""
+"""Writes a configuration as YAML with a description of each key; ``config_loader`` reads the YAML."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _KINDS_OF = ("sources", "sinks")
 
 
 def to_documented_yaml(config: Config, kinds: Kinds = BASE_KINDS) -> str:
-    """Return every key of a configuration, those without a value as comments, each below its description.
+    """Return a configuration as YAML: every key, each below its description.
 
-    Lists that are empty show an entry, or one entry of each kind, as comments.
+    A key without a value is a comment. An empty list has an example entry (``sources`` and ``sinks``: one of each
+    kind) as comments.
     """
     return "\n".join(_lines(config, type(config), 0, kinds)) + "\n"
 
@@ -27,7 +28,7 @@ def to_documented_yaml(config: Config, kinds: Kinds = BASE_KINDS) -> str:
 def _lines(
     values: BaseModel | None, model: type[BaseModel], depth: int, kinds: Kinds, *, off: bool = False
 ) -> Iterator[str]:
-    """Yield the lines of a model's keys; ``off``: as comments, if the configuration has no such entry."""
+    """Yield the lines of a model's keys; as comments if ``off``, for an entry that the configuration does not have."""
     indent = "  " * depth
     for name, field in model.model_fields.items():
         description = " ".join((field.description or "").split())
@@ -50,7 +51,7 @@ def _lines(
 
 
 def _example_entries(name: str, inner: type[BaseModel], depth: int, kinds: Kinds) -> Iterator[str]:
-    """Yield an entry of a list that is empty, or one of each kind of source or sink, as comments."""
+    """Yield example entries of an empty list as comments; for ``sources`` and ``sinks`` one of each kind."""
     if name not in _KINDS_OF:
         yield from _entry(None, inner, depth, kinds, off=True)
         return
@@ -61,7 +62,7 @@ def _example_entries(name: str, inner: type[BaseModel], depth: int, kinds: Kinds
 
 
 def _entry(entry: BaseModel | None, model: type[BaseModel], depth: int, kinds: Kinds, *, off: bool) -> Iterator[str]:
-    """Yield the lines of one entry of a list; a line with a dash begins it."""
+    """Yield the lines of one entry of a list, the first with a dash."""
     indent = "  " * depth
     yield f"{indent}{'# ' if off else ''}-"
     yield from _lines(entry, model, depth + 1, kinds, off=off)

@@ -1,4 +1,4 @@
-"""Results of ``doctor`` for a package: one per requirement, with the remedy if it is missing."""
+"""Results of the command ``doctor``: whether each requirement of a package is met, and the remedy if not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One requirement of a run."""
+    """Whether one requirement of a run is met."""
 
     name: str
     present: bool

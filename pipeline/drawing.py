@@ -1,4 +1,4 @@
-"""The threads that draw, one for each camera: large images of one camera do not delay another camera."""
+"""Draws explained frames in one thread for each camera, so that large images do not delay other cameras."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.workers.queue import Outcome, QueueWorker
 from pipeline.workers.source import Arrivals, SourceWorker
 
 ASYNC_FRAMES: Final = 2
-"""Additional frames of a live camera in progress where the explainer runs batches asynchronously."""
+"""Additional frames of a live camera that may be in progress if the explainer runs batches asynchronously."""
 
 
 class CameraStream:
     """Draws the explained frames of one camera and puts them into the sinks' queues.
 
-    It also counts the camera's frames in progress, from the batch to the sinks' queues. While there are too many, no
-    frame is taken from the camera (``is_ready``), and its own queue fills.
+    It also counts the camera's frames in progress, from the batch to the sinks' queues. While there are too many,
+    ``is_ready`` is False: no further frame is taken from the camera, and the camera's own queue fills.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class CameraStream:
 
         Args:
             worker: the camera's source worker.
-            renderer: explanations to overlays.
+            renderer: draws explanations.
             outputs: the sinks.
-            stats: where durations are counted.
+            stats: counts durations.
             limits: sizes of batches and queues.
-            arrivals: guards the number of frames in progress; notified when another frame may be taken again.
-            asynchronous: whether the explainer takes a batch before it has finished the previous one.
+            arrivals: its lock guards the number of frames in progress; notified when another frame may be taken.
+            asynchronous: whether the explainer accepts a batch before it has finished the previous one.
         """
-        # A file may fill a batch while the previous one is drawn. A live camera has one frame in a batch: one frame is
-        # drawn while the next is explained; with more in progress, frames would only get older.
+        # A file may fill one batch while the previous batch is drawn. A live camera has one frame in a batch: one frame
+        # is drawn while the next is explained. More frames in progress would only be older when they are delivered.
         self._max_in_progress: dict[Overflow, int] = {
             "wait": 2 * limits.batch_size + limits.queue_frames,
             "drop-oldest": limits.queue_frames + ASYNC_FRAMES * asynchronous,
@@ -80,7 +80,7 @@ class CameraStream:
         return self._in_progress > 0
 
     def begin(self) -> None:
-        """Count a frame that was taken from the camera."""
+        """Count a frame as in progress, after it was taken from the camera."""
         with self._arrivals:
             self._in_progress += 1
 
@@ -96,14 +96,14 @@ class CameraStream:
             return
         self._outputs.prepare(overlay := self._render(explanation))
         self._settled = True
-        # From a file to a lossless sink every frame counts; all other sinks never delay the run.
+        # A lossless sink may delay a file, whose frames must all be delivered; other sinks never delay the run.
         self._outputs.put(overlay, self._worker.overflow)
         self._stats.observe_age(explanation)
         self._loss_detector.record(explanation)
         self._check_signal()
 
     def _render(self, explanation: Explanation) -> Overlay:
-        # An explanation that is not finite cannot be drawn; every sink refuses it.
+        # An explanation with NaN or infinite numbers cannot be drawn; every sink refuses it.
         if not self._outputs.needs_image(self._worker.camera) or find_non_finite(explanation):
             return Overlay(explanation.frame.image, explanation)
         started_at = time.monotonic()
@@ -113,7 +113,7 @@ class CameraStream:
         return overlay
 
     def _check_signal(self) -> None:
-        """Show a signal loss: the image that the source has for it, or else the camera's last frame as stale."""
+        """Show a signal loss: the source's own image of it, if it has one, else the camera's last frame as stale."""
         overlay = self._worker.source.take_stale()
         if overlay is None:
             self._loss_detector.check()

@@ -1,10 +1,10 @@
-"""Accounting of frames: delivered, or dropped for exactly one reason. Starts no threads; only logs debug lines.
+"""Counts delivered frames, and dropped frames by reason. Starts no threads; only logs debug lines.
 
-The law, for each camera and for the run, once the run has ended::
+After the end of a run this equation holds for each camera and for the run::
 
     received = delivered + sum(drops by reason)
 
-While the run goes on, the difference is the number of frames in progress.
+During the run, the difference of both sides is the number of frames in progress.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ log = logging.getLogger(__name__)
 
 
 class DropReason(StrEnum):
-    """Reason why a frame was not delivered, in the order in which a frame can meet them.
+    """Reason why a frame was not delivered, in the order of the stages of the pipeline.
 
-    Counted in ``pipeline/workers/source.py`` before the engine, ``pipeline/loop.py`` in it, ``pipeline/drawing.py``
-    while it is drawn, and ``pipeline/outputs.py`` before the sinks.
+    Counted by ``pipeline/workers/source.py`` (before the engine), ``pipeline/loop.py`` (in the engine),
+    ``pipeline/drawing.py`` (in the renderer) and ``pipeline/outputs.py`` (in the sinks).
     """
 
     QUEUE_FULL = "queue_full"
     """The camera's queue was full: the camera is faster than the engine."""
     SUPERSEDED = "superseded"
-    """The engine was behind a live camera and took a newer frame."""
+    """The engine was slower than a live camera and took a newer frame."""
     EXPIRED_BEFORE_ENGINE = "expired_before_engine"
-    """Older than ``max_age_seconds`` when the engine could take it."""
+    """The frame was older than ``max_age_seconds`` when the engine was ready for it."""
     EXPIRED_BEFORE_RENDER = "expired_before_render"
-    """Older than ``max_age_seconds`` when it was explained."""
+    """The frame was older than ``max_age_seconds`` after it was explained."""
     ENGINE_FAILED = "engine_failed"
     """The explainer raised an error, which ends the run."""
     RENDER_FAILED = "render_failed"
     """The renderer raised an error, which ends the run."""
     FRAME_LIMIT = "frame_limit"
-    """In the last batch, beyond the run's limit of frames."""
+    """The frame was in the last batch, after the run's limit of frames (``frames``) was reached."""
     STOPPED = "stopped"
     """The run ended while the frame waited."""
     LEASE_ENDED = "lease_ended"
-    """The lease of the camera had ended, in a fleet: another worker may publish it."""
+    """The worker's lease of the camera had ended, in a fleet: another worker may publish the camera."""
     SINK_QUEUE_FULL = "sink_queue_full"
     """No sink delivered it; the queue of the last one was full: the sink is slower than the engine."""
     SINK_REFUSED = "sink_refused"
@@ -63,7 +63,7 @@ class FrameCounts:
         self._drops: Counter[tuple[str, DropReason]] = Counter()
 
     def count_received(self, camera: str) -> None:
-        """Count a frame that a source gave."""
+        """Count a frame that a source returned."""
         with self._lock:
             self._received[camera] += 1
 
@@ -110,18 +110,18 @@ def format_drops(drops: dict[DropReason, int]) -> str:
 
 @dataclass(slots=True)
 class _Pending:
-    """An overlay that some sinks have not delivered or dropped yet."""
+    """An overlay that at least one sink has neither delivered nor dropped yet."""
 
     overlay: Overlay
-    """Kept, so that no other overlay gets the same ``id``."""
+    """A reference, so that no other overlay can get the same ``id``."""
     sinks: int
     delivered: bool = False
 
 
 class DeliveryTracker:
-    """Follows each overlay through all sinks and counts its frame once, when the last sink is done with it.
+    """Counts the frame of an overlay once: when the last sink has delivered or dropped the overlay.
 
-    A frame is delivered where at least one sink delivered it. Thread-safe.
+    A frame counts as delivered if at least one sink delivered it. Thread-safe.
     """
 
     def __init__(self, counts: FrameCounts) -> None:
@@ -130,7 +130,12 @@ class DeliveryTracker:
         self._pending: dict[int, _Pending] = {}
 
     def begin(self, overlay: Overlay, sinks: int) -> None:
-        """Register an overlay before it is put into ``sinks`` queues; without any it counts as delivered."""
+        """Register an overlay before it is put into the queues of sinks.
+
+        Args:
+            overlay: the overlay.
+            sinks: number of queues; with 0 the frame is counted as delivered at once.
+        """
         if not sinks:
             self._counts.count_delivered(overlay.explanation.frame.camera)
             return
@@ -138,7 +143,7 @@ class DeliveryTracker:
             self._pending[id(overlay)] = _Pending(overlay, sinks)
 
     def settle(self, overlay: Overlay, reason: DropReason | None) -> None:
-        """Note that one sink is done with an overlay; ``reason`` is None if the sink delivered it.
+        """Record that one sink delivered (``reason`` None) or dropped an overlay.
 
         Overlays that were not registered (repeated images of a camera without signal) are ignored.
         """
@@ -154,7 +159,7 @@ class DeliveryTracker:
         self._count(pending, reason)
 
     def close(self) -> None:
-        """Count what sinks still hold after the end of the run: a sink that does not end in time is abandoned."""
+        """Count the frames of overlays that sinks have not finished by the end of the run."""
         with self._lock:
             left = list(self._pending.values())
             self._pending.clear()

@@ -1,23 +1,23 @@
-"""All errors that are raised on purpose.
+"""The exceptions of the project.
 
     ReciproStreamError
     ├── ConfigError          an option has a wrong name, type or value
-    │   └── SetupConflictError    the configuration was changed by somebody else meanwhile
+    │   └── SetupConflictError    the configuration was changed meanwhile by another user or program
     ├── SourceError          a source cannot be opened or read
-    │   ├── CorruptMediaError     damaged after some frames; all good frames came first
+    │   ├── CorruptMediaError     a file is damaged; the frames before the damage were delivered
     │   └── ConnectionLostError   the connection to a live source was lost
     ├── EngineError          a network cannot be loaded, split, compiled or run
-    │   ├── ModelError       no such model, or weights that do not fit
-    │   ├── LayerError       the layer is missing or its output has no grid
-    │   ├── BackendError     the backend is not installed, or disagrees with eager
-    │   └── FrameGoneError   a question is about a frame that is not kept any more
+    │   ├── ModelError       the model does not exist, or the weights do not fit it
+    │   ├── LayerError       the layer does not exist, or its output is not a grid
+    │   ├── BackendError     the backend is not installed, or its results differ from those of eager mode
+    │   └── FrameGoneError   the frame of a query is no longer stored
     ├── SinkError            a sink cannot be opened or written
     │   ├── FrameError       one frame cannot be delivered; the sink continues
-    │   └── DataLossError        it ran, and lost frames
+    │   └── DataLossError        the sink ran to its end, but lost frames
     └── WireError            a message cannot be read
-        ├── WireVersionError it needs a newer reader
-        ├── WireLimitError   a part of it exceeds a limit
-        └── ImageError     its image is not a valid JPEG
+        ├── WireVersionError the message needs a newer reader
+        ├── WireLimitError   a part of the message exceeds a limit
+        └── ImageError       the image of the message is not a valid JPEG
 
 Each message names the value, the rule it breaks and the remedy. ``run.py`` prints it in one line and exits with
 ``exit_code``; any other exception is a bug and keeps its traceback.
@@ -46,7 +46,7 @@ class ConfigError(ReciproStreamError):
 
 
 class SetupConflictError(ConfigError):
-    """The configuration was changed by somebody else meanwhile."""
+    """The configuration was changed meanwhile by another user or program."""
 
     def __init__(self, message: str, difference: str = "", file_revision: str | None = None) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class SourceError(ReciproStreamError):
 
 
 class CorruptMediaError(SourceError):
-    """A file is damaged after some frames: all good frames before the damage were delivered first."""
+    """A file is damaged; the frames before the damage were delivered."""
 
 
 class ConnectionLostError(SourceError):
@@ -77,7 +77,7 @@ class ModelError(EngineError):
 
 
 class LayerError(EngineError):
-    """The layer does not exist, or its output has no grid that can be masked."""
+    """The layer does not exist, or its output is not a grid whose cells can be masked."""
 
 
 class BackendError(EngineError):
@@ -85,7 +85,7 @@ class BackendError(EngineError):
 
 
 class FrameGoneError(EngineError):
-    """A question is about a frame that is not kept any more."""
+    """The frame of a query is no longer stored."""
 
 
 class SinkError(ReciproStreamError):
@@ -97,7 +97,7 @@ class FrameError(SinkError):
 
 
 class DataLossError(SinkError):
-    """A sink ran to the end, and lost frames."""
+    """A sink ran to its end, but lost frames."""
 
     exit_code = 4
 
@@ -144,7 +144,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
-    """Return the message for an unknown name: the known names and the most similar one."""
+    """Return the message for an unknown name, with the known names and the most similar name."""
     names = sorted(known)
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
     return f"unknown {kind}; known: {listed or 'none'}.{did_you_mean(name, known)}"

@@ -1,7 +1,7 @@
-"""A bounded queue of several cameras' items that gives each camera its share of the time. Pure: no threads, no clock.
+"""A bounded queue for items of several cameras that gives each camera an equal share of time. No threads, no clock.
 
-Each camera has a queue of its own, so that the items of one camera never push out those of another. The next item is
-taken from the camera that has used the least time so far: a camera whose items take long does not delay the others.
+Each camera has its own queue, so that the items of one camera never displace the items of another. The next item comes
+from the camera that has used the least time: a camera whose items take long does not delay the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 
 MAX_KEYS: Final = 1024
-"""Cameras that have a queue of their own; all further cameras share one, which bounds the memory of any names."""
+"""Maximum number of cameras with their own queue. All further cameras share one queue, which limits the memory."""
 _SHARED: Final = "\0shared"
 
 
@@ -28,7 +28,7 @@ class _CameraQueue(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items by camera, with fair queueing by start time (Goyal, Vin and Cheng 1996). The caller holds a lock."""
+    """A start-time fair queue of items by camera (Goyal, Vin and Cheng 1996). The caller must hold a lock."""
 
     def __init__(
         self,
@@ -38,28 +38,28 @@ class FairQueue(Generic[T]):
         size_of: Callable[[T], int] = lambda _item: 0,
         max_bytes: int = 1 << 28,
     ) -> None:
-        """Set the limits.
+        """Create an empty queue.
 
         Args:
-            depth: how many items of a camera may be queued.
-            key: the camera of an item.
-            size_of: the bytes an item holds.
-            max_bytes: limit of the bytes of all queued items; each camera has the same share of it. One item of each
+            depth: maximum number of queued items of a camera.
+            key: returns the camera of an item.
+            size_of: returns the size of an item in bytes.
+            max_bytes: maximum size of all queued items in bytes; each camera has an equal share of it. One item of each
                 camera may always be queued.
         """
         self._depth, self._key, self._size_of, self._max_bytes = depth, key, size_of, max_bytes
         self._queues: dict[str, _CameraQueue[T]] = {}
         self._waiting: dict[str, _CameraQueue[T]] = {}
-        """Those with items."""
+        """The queues that have items."""
         self._virtual_time = 0.0
-        """The used time of the camera that was served last, before that item."""
+        """Used time of the camera whose item was returned last, before that item."""
 
     def __len__(self) -> int:
         """Return the number of queued items."""
         return sum(len(queue.items) for queue in self._waiting.values())
 
     def has_room(self, item: T) -> bool:
-        """Return whether an item may be added."""
+        """Return whether an item may be added within the limits."""
         queue = self._waiting.get(self._name_of(item))
         if queue is None:
             return True
@@ -67,7 +67,7 @@ class FairQueue(Generic[T]):
         return len(queue.items) < self._depth and queue.held_bytes + self._size_of(item) <= share_bytes
 
     def drop_oldest(self, item: T) -> T:
-        """Remove and return the oldest item of the camera of ``item``, for which there is no room."""
+        """Remove and return the oldest item of the camera of ``item``, to make room for ``item``."""
         return self._take_from(self._name_of(item))
 
     def add(self, item: T) -> None:
@@ -77,7 +77,7 @@ class FairQueue(Generic[T]):
         if queue is None:
             queue = self._queues[name] = _CameraQueue(0.0)
         if not queue.items:
-            # Time that a camera did not use is not credited to it.
+            # A camera gets no credit for time that it did not use.
             queue.used_seconds = max(queue.used_seconds, self._virtual_time)
             self._waiting[name] = queue
         queue.items.append(item)
@@ -92,12 +92,12 @@ class FairQueue(Generic[T]):
         return self._take_from(name)
 
     def used(self, item: T, seconds: float) -> None:
-        """Charge the time that an item took to its camera."""
+        """Add the time that an item took, in seconds, to the used time of its camera."""
         if (queue := self._queues.get(self._name_of(item))) is not None:
             queue.used_seconds += seconds
 
     def forget(self, key: str) -> bool:
-        """Release the queue of a camera; return False and keep it while items are queued."""
+        """Remove the queue of a camera; return False, without effect, while it has items."""
         if key in self._waiting:
             return False
         self._queues.pop(key, None)

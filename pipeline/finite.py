@@ -1,4 +1,4 @@
-"""Checks that all numbers of an explanation are finite. Pure."""
+"""Checks that all numbers of an explanation are finite. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from pipeline.frames import Explanation, Finding
 
 Numbers = Iterator[tuple[str, Iterable[float | None]]]
-"""Names and the numbers that each names; None where there is no number."""
+"""Pairs of a name and the numbers of that name; None stands for a missing number."""
 
 
 def find_non_finite(explanation: Explanation) -> str:
-    """Return which number is NaN or infinite, as text; empty if all are finite.
+    """Return a message that names the first NaN or infinite number; empty if all numbers are finite.
 
-    JSON and many readers have no such numbers, so no sink publishes them.
+    Sinks refuse such explanations, because JSON and many readers have no NaN and no infinity.
     """
     for name, numbers in _of_frame(explanation):
         for number in numbers:

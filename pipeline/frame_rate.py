@@ -1,4 +1,4 @@
-"""The frame rate of a camera and its silence: one estimate for the run, the page, the console and legends."""
+"""Estimates the frame rate of a camera, and whether the camera is silent (delivers no frames)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import deque
 from typing import Final
 
 SILENT_SECONDS: Final = 0.8
-"""A live camera is silent after this time without a frame ..."""
+"""Minimum time without a frame after which a live camera is silent. The next rule must hold, too."""
 SILENT_INTERVALS: Final = 3.0
-"""... that is also this many of its mean intervals between frames."""
+"""Minimum time without a frame, in mean intervals between frames, after which a live camera is silent."""
 _FRAMES: Final = 30
 _PAUSE_SECONDS: Final = 10.0
-"""A longer gap, of more than ``SILENT_INTERVALS``, is a pause: the estimate starts anew."""
+"""After a longer gap that is also longer than ``SILENT_INTERVALS``, the estimate starts anew."""
 _FIRST_PAUSE_SECONDS: Final = 60.0
-"""The same for the gap between a camera's first two frames, whose usual interval is not known."""
+"""The same limit for the gap between the first two frames, when the mean interval is not known yet."""
 
 
 class FrameRate:
@@ -42,7 +42,7 @@ class FrameRate:
         return max(min_seconds, SILENT_INTERVALS * self.interval_seconds)
 
     def is_silent(self, now: float, min_seconds: float = SILENT_SECONDS) -> bool:
-        """Return whether no frame has come for too long; False before the first frame."""
+        """Return whether the camera has been without a frame for longer than the limit; False before the first."""
         return self.last_at is not None and now - self.last_at > self.silence_limit(min_seconds)
 
     def frames_per_second(self, now: float, min_seconds: float = SILENT_SECONDS) -> float:

@@ -28,7 +28,7 @@ Heat = npt.NDArray[np.float32]
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return ``array`` read-only: a view where the array is writeable, else the array itself."""
+    """Return a read-only view of ``array``; the array itself if it is read-only already."""
     if not array.flags.writeable:
         return array
     view = array.view()
@@ -37,7 +37,7 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 class Box(NamedTuple):
-    """A rectangle in frame pixels: ``left`` and ``top`` inside, ``right`` and ``bottom`` just outside."""
+    """A rectangle in frame pixels; ``left`` and ``top`` belong to it, ``right`` and ``bottom`` do not."""
 
     left: float
     top: float
@@ -55,7 +55,7 @@ class Box(NamedTuple):
         return self.bottom - self.top
 
     def iou(self, other: Box) -> float:
-        """Return the intersection over union with another box; 0 where either has no area."""
+        """Return the intersection over union with another box, 0 to 1; 0 if a box has no area."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         shared = max(width, 0.0) * max(height, 0.0)
@@ -63,18 +63,18 @@ class Box(NamedTuple):
         return shared / union if shared > 0.0 and union > 0.0 else 0.0
 
     def holds(self, x: float, y: float) -> bool:
-        """Return whether the point (x, y) lies inside."""
+        """Return whether the point (x, y) lies inside the rectangle."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """Ground truth of a frame: from the simulated line or a labelled data set."""
+    """The true class and boxes of a frame, from the simulated line or a labelled data set."""
 
     label: str
     """The true class."""
     boxes: tuple[Box, ...] = ()
-    """Bounding box of the object, in frame pixels; empty without a box."""
+    """Bounding boxes of the object, in frame pixels; empty if they are not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,19 +86,19 @@ class Frame:
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
-    """Number of frames that the camera gave before this one; a gap counts frames that were dropped or skipped."""
+    """Number of frames of the camera before this one, dropped and skipped frames included."""
     captured_at: float
     """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None
-    """The stream's own clock, rebased to start near 0; None if the stream has none."""
+    """Presentation time stamp of the stream, shifted to start near 0; None if the stream has none."""
     truth: GroundTruth | None = None
     """Ground truth of the frame; None for a real camera."""
     source_name: str = ""
-    """Path of the photo or, with ``pts_seconds``, of the video, relative to the configured source; empty if live."""
+    """Path of the image file or the video, relative to the configured source; empty for a live source."""
     stamp_ns: int | None = None
-    """Unix time of the capture in nanoseconds by the camera's clock (a bag's header stamp); None if it is not given."""
+    """Unix time of the capture in nanoseconds by the camera's clock (``header.stamp`` in a bag); None if not known."""
     area: InputArea | None = None
-    """The part that the network gets; None: the whole image."""
+    """The part of the image that the network gets; None for the whole image."""
     epoch: int | None = None
     """Number of the lease under which a fleet's worker read the camera; None outside a fleet."""
 
@@ -128,14 +128,15 @@ class Frame:
 class HeatmapStats:
     """Statistics of a finding's heat map; ``pipeline.guards.heatmap_stats`` has the formulas.
 
-    The evidence of a cell is its heat above the median of the map: on a fine grid the faint heat of a thousand
-    irrelevant cells would outweigh a dozen relevant ones. None: the map is flat.
+    The evidence of a cell is its heat above the median of the map; otherwise the faint heat of a thousand irrelevant
+    cells of a fine grid would outweigh a dozen relevant cells. The statistics of a flat map are None.
     """
 
     focus_area: float | None
-    """The smallest fraction of the grid's cells that together hold half of the evidence."""
+    """The smallest fraction of the grid's cells that together have half of the evidence, 0 to 1."""
     entropy: float | None
-    """Entropy of the evidence over the cells, as a fraction of its maximum: 0 in one cell, 1 spread evenly."""
+    """Entropy of the evidence over the cells, as a fraction of its maximum: 0 if all is in one cell, 1 if all is
+    even."""
     centre: tuple[float, float] | None
     """Centroid (x, y) of the evidence in frame pixels."""
     stability: float | None
@@ -156,14 +157,14 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class DeletionCheck:
-    """Result of a deletion check: a score with the hottest area of its frame masked."""
+    """Result of a deletion check: the score of a class with and without the hottest area of a frame."""
 
     label: str
     """The checked class."""
     score: float
-    """Its score in the unchanged frame."""
+    """Score of the class in the unchanged frame."""
     masked_score: float
-    """Its score in the same frame with the hottest area masked."""
+    """Score of the class in the same frame with the hottest area masked."""
     index: int
     """Index of the checked frame."""
     age_seconds: float
@@ -171,35 +172,35 @@ class DeletionCheck:
 
     @property
     def drop(self) -> float:
-        """Difference of the two scores, -1 to 1."""
+        """Decrease of the score when the hottest area is masked, -1 to 1."""
         return self.score - self.masked_score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoxMap:
-    """Describes how the heat map of a detector's box was made, and what it refers to.
+    """Describes how the heat map of a detector's box was computed.
 
-    The input is divided into square cells, and the box's score is computed once for each cell: ``keep`` with only this
-    cell of the features and zeros elsewhere, ``drop`` with all features but this cell (``docs/detectors.md``).
+    The input is divided into square cells. The box's score is computed once for each cell: with ``keep`` all features
+    outside the cell are set to zero, with ``drop`` the features in the cell (``docs/detectors.md``).
     """
 
     mode: Literal["keep", "drop"]
     """``keep``: the heat is the min-max normalised logarithm of the score. ``drop``: the heat is the decrease of the
     score without the cell, divided by ``scale``."""
     cut: str
-    """The masked feature maps: ``complete``, or ``level`` for the box's own pyramid level alone."""
+    """The masked feature maps: ``complete`` for all pyramid levels, ``level`` for the box's own level only."""
     region: Box
     """The rectangle of the frame, in pixels, that the grid of the heat map covers."""
     scale: float
-    """Meaning of a heat of 1. ``drop``: a decrease of the score; ``keep``: the range of the log-scores."""
+    """The value that a heat of 1 stands for. ``drop``: a decrease of the score; ``keep``: the range of log-scores."""
     against: Heat | None = None
     """``drop`` only: the increase of the score without the cell, divided by ``scale``: evidence against the box."""
     lowest_score: float | None = None
     """``drop`` only: the lowest score without one cell."""
     index: int = 0
-    """Index of the frame that was explained: an earlier frame of the same track where there was no time for this."""
+    """Index of the frame that the map explains; an earlier frame of the track if there was no time for the current."""
     age_seconds: float = 0.0
-    """Time from that frame to this one."""
+    """Time from the frame that the map explains to the frame of the finding."""
 
     def __post_init__(self) -> None:
         if self.against is not None:
@@ -216,30 +217,31 @@ class Finding:
     """One explained class of one frame, or one box of a detector: label, score and heat map."""
 
     label: str
-    """The class's name."""
+    """Name of the class."""
     score: float
-    """Its score in the plain network, in [0, 1]: softmax for a classifier; for a detector, what it ranks boxes by."""
+    """Score of the class in the plain network, in [0, 1]: softmax for a classifier, the ranking score of a detector."""
     heat: Heat
-    """Heat map: float32 in [0, 1], read-only, on the layer's grid or that of ``box_map``; all zero where the score
-    matrix is flat, ``NO_HEAT`` for a box without a map."""
+    """Heat map: float32 in [0, 1], (rows, columns), read-only, on the grid of the layer or of ``box_map``. All zero if
+    the score matrix is flat; ``NO_HEAT`` for a box without a map."""
     class_index: int = -1
-    """Index of the class in the network's output; -1 where there is none."""
+    """Index of the class in the network's output; -1 if it is not known."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
     heatmap_stats: HeatmapStats | None = None
     """Statistics of the heat map; None if they were not computed."""
     track: int | None = None
-    """Number of the followed object, unique in its camera; None without tracking."""
+    """Number of the tracked object, unique for its camera; None without tracking."""
     box_map: BoxMap | None = None
-    """Describes how the heat map of ``box`` was made; None for a classifier, and for a box that has no map yet."""
+    """Describes how ``heat`` was computed for a box; None for a classifier, and for a box without a map."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat", read_only(self.heat))
 
     def peak(self, region: Box) -> tuple[float, float] | None:
-        """Return the centre (x, y) of the hottest cell in frame pixels, or None when the heat is all zero.
+        """Return the centre (x, y) of the hottest cell in frame pixels; None if the heat is all zero.
 
-        ``region`` is the explanation's ``heat_region``: the rectangle of the frame that the grid covers.
+        Args:
+            region: the rectangle of the frame that the grid covers, in pixels: ``Explanation.region_of``.
         """
         if not self.heat.any():
             return None
@@ -252,12 +254,12 @@ class Finding:
 
 
 def top_scoring(findings: Sequence[Finding]) -> Finding | None:
-    """Return the finding with the highest score (the first of equal ones), or None without findings."""
+    """Return the finding with the highest score, the first of equal scores; None without findings."""
     return max(findings, key=lambda finding: finding.score, default=None)
 
 
 class ClassScore(NamedTuple):
-    """A class with its score."""
+    """A class name and its score in [0, 1]."""
 
     label: str
     score: float
@@ -269,35 +271,35 @@ class Explanation:
 
     frame: Frame
     findings: tuple[Finding, ...]
-    """One per explained class; the heat map of the first is drawn. Never empty for a classifier, whose top class is
-    always among them (``top_scoring``). For a detector one per box, the highest score first; empty without boxes."""
+    """Classifier: one finding per explained class, always including the top class; the heat map of the first is drawn.
+    Detector: one finding per box, the highest score first; empty without boxes."""
     method: str
     """The explanation method and its kernel: ``recipro-cam/point``."""
     layer: str
     """The explained layer's qualified name in the network."""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: ``queue``, ``preprocess``, ``explain`` (a batch's are shared by its frames)."""
+    """Seconds by stage: ``queue``, ``preprocess``, ``explain``; all frames of a batch have the times of the batch."""
     model: str = ""
     """The network's name."""
     heat_region: Box | None = None
-    """The rectangle of the frame, in pixels, that the heat grid covers: the whole frame for ``stretch``, a part of it
-    for ``crop``, more than the frame for ``letterbox``. Never None after construction."""
+    """The rectangle of the frame, in pixels, that the heat grid covers: the whole frame for ``stretch``, a part of the
+    frame for ``crop``, more than the frame for ``letterbox``. None is replaced by the whole frame."""
     guards: tuple[GuardState, ...] = ()
     """State of the camera's guards."""
     regions: tuple[Region, ...] = ()
     """The regions of the camera's guards that are drawn."""
     deletion: DeletionCheck | None = None
-    """The camera's last deletion check, up to its maximum age."""
+    """The camera's last deletion check; None if there is none, or it is too old."""
     passages: tuple[Passage, ...] = ()
     """Parts and crossings that were finished at this frame, in the order of their ``sequence``."""
     recent_passages: tuple[Passage, ...] = ()
-    """The last passages of the camera, the newest last, those of ``passages`` included, for a ``PassageCursor``."""
+    """The last passages of the camera, ``passages`` included, the newest last; ``PassageCursor`` reads them."""
     places: tuple[Place, ...] = ()
     """The camera's zones and counting lines, with their counts after this frame."""
     next_classes: tuple[ClassScore, ...] = ()
-    """A classifier's next classes that are not explained, the highest score first: with the findings about three."""
+    """The classes of a classifier with the next highest scores, which are not explained; the highest first."""
     trial: Trial | None = None
-    """Findings of a second network on trial in the same frame; they decide nothing."""
+    """Findings of a second network on trial in the same frame; they do not change the verdict."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))
@@ -321,39 +323,39 @@ class Explanation:
 
     @property
     def top_scoring(self) -> Finding | None:
-        """The finding with the highest score, the first of equals; None if there is none."""
+        """The finding with the highest score, the first of equal scores; None without findings."""
         return top_scoring(self.findings)
 
     @property
     def firing(self) -> tuple[GuardState, ...]:
-        """The guards that fire."""
+        """The guards that fire at this frame."""
         return tuple(guard for guard in self.guards if guard.firing)
 
 
 @dataclass(frozen=True, slots=True)
 class SignalLoss:
-    """State of a camera that gives no frames, with the reason."""
+    """State of a camera that delivers no frames, and the reason."""
 
     seconds: float
-    """Time since its last frame was decoded."""
+    """Time since the camera's last frame was decoded."""
     state: str = ""
     """State of the source (``pipeline.ports.State``); empty if it is not known."""
     reason: str = ""
-    """As text, without credentials."""
+    """Reason as text, without credentials; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePatch:
-    """A drawn part to blend into an image: each pixel becomes ``pixel * keep / 255 + add``."""
+    """A drawing to blend into a part of an image: each pixel becomes ``pixel * keep / 255 + add``."""
 
     top: int
-    """First row of the image that it covers."""
+    """First row of the covered part of the image."""
     left: int
-    """First column."""
+    """First column of the covered part of the image."""
     tile: npt.NDArray[np.uint8]
     """uint8, (rows, columns, 4): red, green and blue to add, and ``keep``, 0 to 255."""
     reusable: bool = False
-    """True if the same object comes again with later frames, so that its tile may stay on a device."""
+    """True if later frames use the same object, so that a copy of its tile may be kept on a device."""
 
 
 class Jpeg(NamedTuple):
@@ -369,12 +371,12 @@ class Overlay:
     """An explanation and its drawn image."""
 
     image: Image
-    """uint8 RGB of the frame's size, read-only; the frame's own image where no sink needed a drawn one."""
+    """uint8 RGB of the frame's size, read-only; the image of the frame, without drawings, if no sink needs them."""
     explanation: Explanation
     signal_loss: SignalLoss | None = None
-    """Set while the camera gives no frames: the explanation is its last, and the image must not look live."""
+    """Set while the camera delivers no frames: the explanation is its last, and the image is marked as old."""
     jpeg: Jpeg | None = None
-    """The image as drawn by the engine; ``image`` then is the frame's own, unless a sink needs the drawn one."""
+    """The drawn image, if the engine drew it; ``image`` is then not drawn, unless a sink needs a drawn array."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", read_only(self.image))

@@ -1,4 +1,4 @@
-"""HTTP authentication: Basic (RFC 7617) and Digest (RFC 7616)."""
+"""HTTP authentication of a client: Basic (RFC 7617) and Digest (RFC 7616)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ITEM: Final = re.compile(
     r"""(?P<key>[\w!#$%&'*+.^`|~-]+)\s*=\s*(?:"(?P<quoted>(?:\\.|[^"\\])*)"|(?P<plain>[^\s,"]+))|(?P<scheme>[\w-]+)"""
 )
 _HASHES: Final = {"SHA-512-256": "sha512_256", "SHA-256": "sha256", "MD5": "md5"}
-"""Strongest first; each also with ``-sess``."""
+"""Supported Digest algorithms and their names in ``hashlib``, the strongest first; each also with ``-sess``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,19 @@ class Challenge:
 
     @property
     def algorithm(self) -> str:
-        """The hash of a Digest challenge; MD5 where none is named."""
+        """The algorithm of a Digest challenge in upper case; MD5 if the challenge names none."""
         return self.parameters.get("algorithm", "MD5").upper()
 
     @property
     def name(self) -> str:
-        """The scheme with its hash, for messages."""
+        """The scheme, for Digest with its algorithm; used in messages."""
         if self.scheme != "digest":
             return self.scheme.capitalize()
         return f"Digest {self.algorithm}"
 
 
 def challenges(headers: Sequence[str]) -> list[Challenge]:
-    """Return the challenges in values of ``WWW-Authenticate``."""
+    """Parse the challenges in values of the header ``WWW-Authenticate``."""
     offered: list[Challenge] = []
     for header in headers:
         for item in _ITEM.finditer(header):
@@ -60,7 +60,7 @@ def strongest(offered: Sequence[Challenge]) -> Challenge | None:
 def authorization(
     challenge: Challenge, *, user: str, password: str, method: str, target: str, count: int, cnonce: str
 ) -> str:
-    """Return the value of ``Authorization`` that answers ``challenge``.
+    """Return the value of the header ``Authorization`` that answers ``challenge``.
 
     Args:
         challenge: a challenge that ``strongest`` returned.
@@ -68,8 +68,8 @@ def authorization(
         password: the password.
         method: the request's method.
         target: the request's target, as in the request line.
-        count: number of requests with the challenge's nonce, including this one.
-        cnonce: the client nonce: text that was never used before.
+        count: number of requests with the nonce of the challenge, including this request.
+        cnonce: the client nonce, a text that was never used before.
     """
     if challenge.scheme == "basic":
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()

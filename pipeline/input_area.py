@@ -1,8 +1,8 @@
 """The part of a camera's frames that the network gets: a region of interest, without masked polygons.
 
-``InputAreaOptions`` is what a configuration states, in pixels or fractions of the frame; ``placed`` returns the
-``InputArea`` of frames of one size, in pixels. The engine cuts and paints; what leaves it has coordinates of the whole
-frame.
+``InputAreaOptions`` has the values of the configuration, in pixels or fractions of the frame; its method ``placed``
+returns the ``InputArea`` in pixels for one frame size. The engine crops the frame and paints over the masks; its
+results have coordinates of the whole frame.
 """
 
 from __future__ import annotations
@@ -40,11 +40,18 @@ class InputArea:
     roi: Polygon = ()
     """Corners of the region of interest; the rest of ``cut`` is painted over. Empty: the whole frame."""
     masks: tuple[Polygon, ...] = ()
-    """Polygons that are painted over."""
+    """Polygons whose pixels are painted over."""
 
     @classmethod
     def around(cls, roi: Polygon, masks: Sequence[Polygon], width: int, height: int) -> InputArea:
-        """Return the area of a region, which may be empty, and masks in frames of this size."""
+        """Return the input area for a region of interest and masks.
+
+        Args:
+            roi: corners of the region in pixels; empty for the whole frame.
+            masks: polygons in pixels.
+            width: of the frame in pixels.
+            height: of the frame in pixels.
+        """
         if not roi:
             return cls((0, 0, width, height), (), tuple(masks))
         (left, right), (top, bottom) = (
@@ -61,7 +68,9 @@ def input_box(frame: Frame) -> Box:
 
 @functools.lru_cache(maxsize=256)
 def painted_runs(area: InputArea) -> tuple[tuple[int, int], ...]:
-    """Return the pixels of ``area.cut`` that are painted over: those whose centre is in a mask or outside the region.
+    """Return the pixels of ``area.cut`` that are painted over.
+
+    A pixel is painted over if its centre lies in a mask or outside the region of interest.
 
     Returns:
         (start, stop) of each run of pixels, counted row by row in ``cut``.
@@ -78,22 +87,22 @@ def painted_runs(area: InputArea) -> tuple[tuple[int, int], ...]:
 
 @dataclass(frozen=True, slots=True)
 class InputAreaOptions:
-    """A region of interest and masks as a configuration states them, in pixels or fractions of the frame."""
+    """A region of interest and masks in the units of the configuration: pixels, or fractions of the frame."""
 
     roi: Rectangle | Polygon | None = None
-    """A rectangle, corners, or None for the whole frame."""
+    """A rectangle, the corners of a polygon, or None for the whole frame."""
     masks: tuple[Polygon, ...] = ()
 
     @classmethod
     def of(cls, roi: RoiOption, masks: MaskOption) -> InputAreaOptions:
-        """Return the options of a configuration's values."""
+        """Parse the values of ``roi`` and ``masks`` in a configuration."""
         return cls(read_roi(roi), _read_masks(masks))
 
     def placed(self, width: int, height: int) -> InputArea:
-        """Return the area in frames of this size.
+        """Return the input area in pixels for frames of a size in pixels.
 
         Raises:
-            SourceError: a part of the region or a whole mask lies outside the frame, or nothing is left.
+            SourceError: part of the region or a whole mask lies outside the frame, or no pixel is left.
         """
         return _placed(self, width, height)
 
@@ -138,7 +147,7 @@ def _placed_roi(roi: Rectangle | Polygon | None, width: int, height: int) -> Pol
 
 
 def as_text(numbers: object) -> str:
-    """Return numbers as YAML writes them in one line."""
+    """Return numbers as YAML in one line."""
     if isinstance(numbers, tuple | list):
         return f"[{', '.join(map(as_text, numbers))}]"
     return f"{numbers:g}" if isinstance(numbers, float) else str(numbers)
@@ -151,10 +160,10 @@ def _number(value: object) -> float:
 
 
 def read_polygon(value: object) -> Polygon:
-    """Return the corners of a polygon: a list of [x, y].
+    """Parse a polygon: a list of corners [x, y].
 
     Raises:
-        ValueError: the value is no polygon with an area.
+        ValueError: the value is not a polygon, or its area is 0.
     """
     is_list = isinstance(value, list | tuple) and all(
         isinstance(each, list | tuple) and len(each) == 2 for each in value
@@ -167,10 +176,10 @@ def read_polygon(value: object) -> Polygon:
 
 
 def read_roi(value: object) -> Rectangle | Polygon | None:
-    """Read [x, y, width, height], its text ``x,y,width,height``, or a polygon.
+    """Parse a region of interest: [x, y, width, height], the text ``x,y,width,height``, or a polygon.
 
     Raises:
-        ValueError: the value is no region with an area.
+        ValueError: the value is not a region, or its area is 0.
     """
     if isinstance(value, str):
         try:

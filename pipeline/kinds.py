@@ -1,7 +1,8 @@
-"""The registry of the kinds of sources or sinks: one line a kind, its settings model, and where its class is.
+"""The registry of the kinds of sources or sinks: for each kind its URIs, settings model and factory.
 
-A kind is found by the URI's scheme, the file's suffix or the whole word. Installed packages add kinds by entry points.
-Importing a registry imports no vendor: a class is imported when the first source or sink of its kind is built.
+The scheme of a URI, the suffix of a file name, or the whole word selects the kind. Installed packages add kinds by
+entry points. Importing a registry imports no third-party library: the module of a kind is imported when the first
+source or sink of this kind is built.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ UNKNOWN_OPTION: Final = "unknown_option"
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[S]):
-    """A line of a registry."""
+    """One kind of source or sink in a registry."""
 
     name: str
     """Name of the kind in messages and the reference: ``video file``."""
     keys: tuple[str, ...]
     """The URI schemes, suffixes or words of the kind: ``(".mp4", ".mkv")``."""
     settings: type[S]
-    """The settings model: every option of the kind."""
+    """The settings model, which defines every option of the kind."""
     target: str
-    """Factory, called with the settings and the context: ``module:name``."""
+    """The factory as ``module:name``; it is called with the settings and the context."""
     extra: str = ""
-    """The optional dependencies that the kind needs."""
+    """Name of the optional dependencies (extra) that the kind needs."""
     is_plugin: bool = False
     """True if an installed package adds the kind."""
 
 
 def split_query(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> tuple[str, dict[str, str]]:
-    """Return a path and the options behind it: ``FILE.mp4?crf=28&preset=fast``.
+    """Split a path from its options, as in ``FILE.mp4?crf=28&preset=fast``.
 
-    A network address (``://``) keeps its query, which belongs to the server. A path that exists with a ``?`` in its
-    name has no options. ``%2F`` and the like stand for characters that a value cannot hold.
+    The query of a network address (``://``) belongs to the server and is kept. An existing path with ``?`` in its name
+    is not split. Percent encoding (``%2F``) is decoded in values.
 
     Args:
         uri: a path, a word or an address.
-        exists: whether there is something at a path.
+        exists: returns whether a path exists.
 
     Raises:
         ValueError: an option is given twice.
@@ -80,31 +81,31 @@ class KindRegistry(Generic[S]):
     base: type[S]
     """The options that every kind has."""
     product: type[object]
-    """The base class of what the kinds build: ``pipeline.ports.Source`` or ``Sink``."""
+    """The base class of the objects that factories return: ``pipeline.ports.Source`` or ``Sink``."""
     kinds: Sequence[Kind[S]]
     key_of: Callable[[str], str]
     """Returns the key of a URI without its options."""
     unknown: Callable[[str, list[str]], str]
-    """Returns the message for a URI of no kind, given the known keys."""
+    """Returns the message for a URI that no kind matches, given the URI and the known keys."""
     shown: Callable[[str], str]
-    """Returns a URI as messages may show it, without passwords."""
+    """Returns a URI without passwords, for messages."""
     error: type[ReciproStreamError]
-    """Error class of wrong settings."""
+    """Class of the errors about wrong settings."""
     split: Callable[[str], tuple[str, dict[str, str]]] = field(default=split_query)
-    """Returns a URI and the options behind it."""
+    """Splits a URI from the options that follow it."""
 
     @property
     def group(self) -> str:
-        """The group of entry points by which installed packages add kinds."""
+        """Name of the entry-point group by which installed packages add kinds."""
         return f"recipro_stream.{self.word}s"
 
     def plugins(self) -> list[EntryPoint]:
-        """Return the entry points of installed packages; their names are keys. Built-in kinds cannot be replaced."""
+        """Return the entry points of installed packages, except those whose name is a key of a built-in kind."""
         own = {key for kind in self.kinds for key in kind.keys}
         return [entry for entry in entry_points(group=self.group) if entry.name not in own]
 
     def all_kinds(self) -> Iterator[Kind[S]]:
-        """Yield the built-in kinds, then those of installed packages; packages that cannot be imported are left out."""
+        """Yield the built-in kinds, then the kinds of installed packages that can be imported."""
         yield from self.kinds
         for entry in self.plugins():
             try:
@@ -116,7 +117,7 @@ class KindRegistry(Generic[S]):
         """Return the kind of a URI.
 
         Raises:
-            SourceError | SinkError: no kind has this scheme, suffix or word, or its package cannot be imported.
+            SourceError | SinkError: no kind has this scheme, suffix or word, or the kind's package cannot be imported.
         """
         key = self.key_of(uri)
         for kind in self.kinds:
@@ -132,7 +133,7 @@ class KindRegistry(Generic[S]):
     def parse(self, entry: Mapping[str, Any]) -> S:
         """Return the settings of one entry of a configuration: a map with ``uri`` and the options of its kind.
 
-        Options behind a path (``FILE.mp4?crf=28``) move into the fields.
+        Options that follow a path (``FILE.mp4?crf=28``) become fields of the settings.
 
         Raises:
             pydantic.ValidationError: an option is unknown, out of range, or belongs to another kind.
@@ -156,10 +157,10 @@ class KindRegistry(Generic[S]):
             raise ValidationError.from_exception_data(kind.settings.__name__, details) from None
 
     def settings(self, uri: str, **options: Any) -> S:  # noqa: ANN401 - the models check them
-        """Return the settings of a URI and its options, given as keywords.
+        """Return the settings for a URI, with options as keyword arguments.
 
         Raises:
-            SourceError | SinkError: the URI is of no kind, or an option is wrong.
+            SourceError | SinkError: no kind matches the URI, or an option is wrong.
         """
         try:
             return self.parse({"uri": uri, **options})
@@ -174,8 +175,8 @@ class KindRegistry(Generic[S]):
         """Return the source or sink of these settings; nothing is opened yet.
 
         Raises:
-            SourceError | SinkError: a library is missing, or the package of an added kind fails, or builds no source or
-                sink.
+            SourceError | SinkError: a library is missing, or the factory of an installed package raises an error or
+                returns another type of object.
         """
         kind = self.find(settings.uri)
         if not isinstance(settings, kind.settings):  # made without the registry
@@ -206,11 +207,11 @@ class KindRegistry(Generic[S]):
             ) from None
 
     def having(self, option: str) -> list[str]:
-        """Return the keys of the kinds that have an option."""
+        """Return the keys of all kinds that have an option of this name."""
         return [key for kind in self.all_kinds() if option in kind.settings.model_fields for key in kind.keys]
 
     def _explained(self, error: ErrorDetails, kind: Kind[S]) -> InitErrorDetails:
-        """Convert an error to pydantic's form; the message for an unknown option names the kinds that have it."""
+        """Convert an error for pydantic; the message for an unknown option names the kinds that have the option."""
         reason: str | PydanticCustomError = error["type"]
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             option = str(error["loc"][0])

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON. Text from outside cannot forge a line or a terminal colour in them."""
+"""Formats log lines as text or JSON, with control characters in external text escaped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _INVISIBLE: Final = re.compile(
 def escaped(text: str, keep: str = "") -> str:
     r"""Return ``text`` on one line: invisible and control characters are written as escapes such as ``\x1b``.
 
-    A camera's reply, a class name or a request header may hold such characters; a terminal would execute them, and a
-    new line would look like another log line.
+    A camera's reply, a class name or a request header may contain control characters: a terminal would execute them,
+    and a line break would look like another log line.
 
     Args:
         text: any text.
@@ -34,7 +34,7 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 class TextLines(logging.Formatter):
-    """Formats a record as its level's letter and the message on one line, then the traceback."""
+    """Formats a record as one line, the first letter of the level and the message, followed by the traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname).1s %(message)s")
@@ -44,18 +44,18 @@ class TextLines(logging.Formatter):
         return escaped(super().formatMessage(record))
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return the traceback, escaped: the text of an error may come from outside."""
+        """Return the traceback, escaped, because the text of an exception may be external."""
         return escaped(super().formatException(ei), keep="\n")  # type: ignore[arg-type]
 
 
 class JsonFormatter(logging.Formatter):
     """Formats a record as a JSON object: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``.
 
-    ``error`` holds the traceback where there is one.
+    The key ``error`` has the traceback, if there is one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as a line of JSON."""
         fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -65,7 +65,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
         line = json.dumps(fields, ensure_ascii=False)
-        # JSON escapes: a reader gets the original text.
+        # JSON escapes control characters itself, so that a parser gets the original text.
         return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
@@ -75,7 +75,7 @@ def make_formatter(kind: str) -> logging.Formatter:
 
 
 def log_as_text() -> None:
-    """Log from INFO on as text lines to the standard error of a process that has no command line of its own."""
+    """Log records of level INFO and above as text lines to standard error, in a process without a command line."""
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(make_formatter("text"))

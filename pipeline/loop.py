@@ -1,4 +1,4 @@
-"""The pipeline: frames from sources through the explainer and the renderer to the sinks."""
+"""Runs the pipeline: frames go from sources through the explainer and the renderer to the sinks."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from pipeline.workers.source import Arrivals, SourceWorker
 
 @dataclass(slots=True)
 class _Batch:
-    """Frames that are being explained."""
+    """A batch of frames that is being explained."""
 
     frames: Sequence[Frame]
-    """Emptied once their explanations are queued for drawing."""
+    """The frames; empty after their explanations were queued for drawing."""
     started_at: float
     finish: Callable[[], Sequence[Explanation]] = tuple
-    """Called once; waits for the explanations."""
+    """Waits for the explanations and returns them; called once."""
 
 
 class Pipeline:
-    """Carries frames from sources through the explainer and the renderer to the sinks until an end is reached.
+    """Moves frames from sources through the explainer and the renderer to the sinks.
 
-    ``run`` ends when every source has ended, a limit is reached, ``stop`` is set, a window is closed, or every sink has
-    failed. A source or sink that fails ends alone and is named in ``result.errors``.
+    ``run`` returns when every source has ended, a limit is reached, ``stop`` is set, a window is closed, or every sink
+    has failed. The error of a source or sink ends only that source or sink, and is added to ``result.errors``.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Pipeline:
         """Connect the parts; ``run`` starts the threads.
 
         Args:
-            sources: what to read, entered, each with what its full queue does (None: by the kind of source).
-            explainer: frames to explanations.
-            renderer: explanations to overlays.
-            sinks: where overlays go, entered.
-            limits: when to end, and the sizes of queues and batches.
-            stop: set it from anywhere (a signal handler) to end the run in order.
+            sources: the sources, already entered, each with the action when its queue is full (None: the default of
+                the kind of source).
+            explainer: explains the frames.
+            renderer: draws the explanations.
+            sinks: the sinks, already entered.
+            limits: limits of the run, and sizes of queues and batches.
+            stop: ends the run in order when it is set, by any thread or signal handler.
             watch: called several times a second, in the calling thread, with the state of the run.
             alive: called several times a second, in the calling thread, with or without frames: for a watchdog.
-            discovery: finds and removes sources during the run; with it, the run does not end because all sources
-                have.
-            may_publish: returns whether a frame may be given to the sinks now; for any thread.
+            discovery: adds and removes sources during the run; with it, the run continues when all sources have ended.
+            may_publish: returns whether a frame may be published now; called by any thread.
         """
         self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
         self._watch, self._alive, self._discovery = watch, alive, discovery
@@ -80,11 +80,11 @@ class Pipeline:
         self._is_busy = False
         """True if a batch was explained since the last call of ``_observe``."""
         self._leaving: set[str] = set()
-        """Cameras that were asked to end, whose frames are still in progress."""
+        """Cameras that were stopped, but whose frames are still in progress."""
         for source, overflow in sources:
             self._add_camera(source, overflow)
         self._has_appeared = discovery is not None
-        """True if ``discovery`` may have further sources."""
+        """True if ``discovery`` may have sources to add or remove."""
         if discovery is not None:
             discovery.notify = self._wake
         self._finishing: QueueWorker[_Batch] = QueueWorker(
@@ -96,7 +96,7 @@ class Pipeline:
             sink.on_run_start(self.result)
 
     def run(self) -> RunResult:
-        """Run until the end and return the result; raise what the explainer or the renderer raised."""
+        """Run until an end is reached and return the result; raise an error of the explainer or the renderer."""
         started_at = time.monotonic()
         try:
             with ExitStack() as stack:
@@ -134,7 +134,7 @@ class Pipeline:
         self._workers.append(worker)
 
     def _start(self, stack: ExitStack) -> None:
-        """Start the threads from the sinks to the sources; they end in the opposite order."""
+        """Start the threads of sinks, drawing and sources in this order; they are stopped in the opposite order."""
         self._outputs.start(stack)
         stack.push(self._end_drawing)
         stack.enter_context(self._finishing)
@@ -151,7 +151,7 @@ class Pipeline:
             stream.queue.__exit__(*error)
 
     def _end_sources(self) -> None:
-        """Stop all cameras before the first is joined."""
+        """Stop all cameras before the first is joined, so that they end at the same time."""
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
@@ -180,7 +180,7 @@ class Pipeline:
                 return
 
     def _observe(self) -> None:
-        """Add and remove cameras, and show the state of the run; use the time if no frame came."""
+        """Add and remove cameras, and report the state of the run; call ``idle`` of the explainer without frames."""
         if self._discovery is not None:
             self._has_appeared = False
             self._update_cameras(self._discovery)
@@ -195,7 +195,7 @@ class Pipeline:
         for worker in self._workers:
             if worker.camera in self._leaving and self._has_left(worker):
                 self._release(worker, discovery)
-                break  # the list has changed; the next call follows within a fraction of a second
+                break  # the list was changed during the iteration; the next call continues soon
         for camera in discovery.take_removed():
             if camera in self._streams:
                 self._leaving.add(camera)
@@ -205,7 +205,7 @@ class Pipeline:
             self._start_camera(self._workers[-1])
 
     def _has_left(self, worker: SourceWorker) -> bool:
-        """Return whether the source has ended and each of its frames is in the sinks' queues or counted."""
+        """Return whether the source has ended and each of its frames is queued for the sinks or counted."""
         stream = self._streams[worker.camera]
         is_settled = not stream.is_busy and not stream.queue.failed
         return is_settled and (worker.finished or worker.may_be_abandoned)
@@ -232,7 +232,7 @@ class Pipeline:
         return self._stop.is_set() or self._has_failed or self._finishing.failed or self._outputs.stop_requested
 
     def _explain(self, frames: Sequence[Frame]) -> None:
-        """Explain a batch, here or in the thread of ``_finishing``, and queue the explanations for drawing."""
+        """Explain a batch and queue its explanations for drawing, in this thread or that of ``_finishing``."""
         self._is_busy = True
         for frame in frames:
             self._streams[frame.camera].begin()

@@ -1,4 +1,4 @@
-"""The sinks of a run, each behind a thread and queues of its own."""
+"""The sinks of a run; each has its own thread and queues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REASONS: Final = {
 
 
 class Outputs:
-    """Puts overlays into the queues of all sinks and counts what becomes of their frames."""
+    """Puts overlays into the queues of all sinks, and counts which frames are delivered or dropped."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Outputs:
         """Create a worker for each entered sink.
 
         Args:
-            sinks: entered.
+            sinks: the sinks, already entered.
             stats: counts the frames.
-            queue_frames: overlays that may wait for a lossless sink.
-            may_publish: returns whether a frame may be given to a sink now; called in the threads of the sinks.
+            queue_frames: maximum number of overlays of a camera in the queue of a lossless sink.
+            may_publish: returns whether a frame may be published now; called in the threads of the sinks.
         """
         self._stats = stats
         self._may_publish = may_publish
@@ -54,20 +54,20 @@ class Outputs:
         self._sinks = list(zip(sinks, self.workers, strict=True))
 
     def start(self, stack: ExitStack) -> None:
-        """Start the threads; leaving ``stack`` delivers the queued overlays."""
+        """Start the threads; when ``stack`` is closed, the queued overlays are still delivered."""
         for worker in self.workers:
             stack.enter_context(worker)
 
     @property
     def stop_requested(self) -> bool:
-        """True if a sink asks for the end of the run, or no sink works any more."""
+        """True if a sink requested the end of the run, or every sink has failed."""
         workers = self.workers
         return any(worker.stop_requested.is_set() for worker in workers) or (
             bool(workers) and all(worker.failed for worker in workers)
         )
 
     def needs_image(self, camera: str) -> bool:
-        """Return whether a working sink needs a drawn image of this camera now."""
+        """Return whether a sink that has not failed needs a drawn image of this camera now."""
         return any(sink.needs_image(camera) and not worker.failed for sink, worker in self._sinks)
 
     def prepare(self, overlay: Overlay) -> None:
@@ -89,7 +89,7 @@ class Outputs:
             worker.put(overlay, overflow if sink.lossless else "drop-oldest")
 
     def put_stale(self, draw: Callable[[], Overlay], camera: str) -> None:
-        """Put the image of a camera without signal into every sink that needs images, or that reports the loss.
+        """Put the image of a camera without signal into each sink that needs images or reports signal losses.
 
         The image is not counted as a frame.
         """
@@ -104,16 +104,16 @@ class Outputs:
                 worker.put(overlay)
 
     def forget_camera(self, camera: str) -> None:
-        """Let every sink release a camera that left the run, after its last overlay."""
+        """Let every sink release its state of a camera that left the run, after the camera's last overlay."""
         for worker in self.workers:
             worker.forget(camera)
 
     def close(self) -> None:
-        """Count the frames that abandoned sinks still hold. Call it once the threads have ended."""
+        """Count the frames in the queues of abandoned sinks. Call it after the threads have ended."""
         self._tracker.close()
 
     def complete(self) -> None:
-        """Let the working sinks complete their accounts. Call it once the threads have ended."""
+        """Let the sinks that have not failed complete their ``account``. Call it after the threads have ended."""
         for sink, worker in self._sinks:
             if not worker.failed:
                 sink.on_run_end()
@@ -141,7 +141,8 @@ def make_sink_worker(
 ) -> QueueWorker[Overlay]:
     """Return the thread and queues of a sink: ``depth`` overlays of each camera for a lossless sink, else two.
 
-    No single frame closes a sink: an overlay that is not finite or cannot be encoded is refused, with its reason.
+    A single frame cannot close a sink: an overlay that has NaN or infinite numbers, or that cannot be encoded, is
+    refused with the reason.
     """
     worker = QueueWorker(
         sink.uri,
@@ -167,7 +168,7 @@ def _put_finite(put: Callable[[Overlay], None], overlay: Overlay) -> None:
 
 
 def _concerns_one_frame(error: Exception) -> bool:
-    """Return whether an error of a sink concerns only one frame; false for errors that mean that the sink is broken."""
+    """Return whether an error of a sink concerns one frame only; False if the whole sink has failed."""
     return isinstance(error, FrameError | WireError) or not isinstance(error, ReciproStreamError)
 
 
@@ -176,7 +177,7 @@ def _camera_of(overlay: Overlay) -> str:
 
 
 def _is_frame(overlay: Overlay) -> bool:
-    """Return whether an overlay is a frame; a camera's last image, repeated during a signal loss, counts as none."""
+    """Return whether an overlay shows a new frame; False for a last image that is repeated during a signal loss."""
     return overlay.signal_loss is None
 
 

@@ -1,4 +1,4 @@
-"""Geometry of polygons: area, crossing sides, and the fractions of a grid's cells inside."""
+"""Geometry of polygons: area, crossing sides, and the fraction of each cell of a grid inside a polygon."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.frames import Box
 Point = tuple[float, float]
 Side = tuple[Point, Point]
 Flat = npt.NDArray[np.float32]
-"""One number per cell, float32, (rows * columns,)."""
+"""One number per cell of a grid, float32, (rows * columns,)."""
 
 
 def polygon_area(polygon: Sequence[Point]) -> float:
-    """Return the area of a polygon in either orientation (shoelace formula)."""
+    """Return the area of a polygon, at least 0 in either orientation (shoelace formula)."""
     return abs(sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in _sides(polygon))) / 2.0
 
 
@@ -27,7 +27,7 @@ def pixels_inside(polygon: Sequence[Point], cut: tuple[int, int, int, int]) -> n
     """Return which pixels of a rectangle have their centre inside a polygon: bool, (rows, columns).
 
     Args:
-        polygon: corners in frame pixels; sides that cross are counted even-odd.
+        polygon: corners in frame pixels; if its sides cross, the even-odd rule decides.
         cut: left, top, right and bottom of the rectangle, in whole frame pixels.
     """
     left, top, right, bottom = cut
@@ -35,7 +35,7 @@ def pixels_inside(polygon: Sequence[Point], cut: tuple[int, int, int, int]) -> n
     centres = np.arange(left, right) + 0.5
     for (x, y), (next_x, next_y) in _sides(polygon):
         low, high = (min(max(math.ceil(edge - 0.5), top), bottom) for edge in sorted((y, next_y)))
-        if low < high:  # the rows whose centres the side passes: they change sides right of it
+        if low < high:  # in rows whose centres the side passes, pixels right of the side change between in and out
             crossings = x + (np.arange(low, high) + 0.5 - y) * ((next_x - x) / (next_y - y))
             inside[low - top : high - top] ^= centres >= crossings[:, None]
     return inside
@@ -46,7 +46,7 @@ def _sides(polygon: Sequence[Point]) -> list[Side]:
 
 
 def self_intersects(polygon: Sequence[Point]) -> bool:
-    """Return whether two non-adjacent sides cross."""
+    """Return whether two non-adjacent sides of a polygon cross."""
     sides = _sides(polygon)
     for (i, side), (j, other) in itertools.combinations(enumerate(sides), 2):
         adjacent = j - i in {1, len(sides) - 1}
@@ -89,7 +89,7 @@ def cell_weights(polygon: tuple[Point, ...], region: Box, grid: tuple[int, int])
 
 
 def _clip(points: list[Point], axis: int, bound: float, side: float) -> list[Point]:
-    """Clip a polygon at a line across an axis; ``side`` 1 keeps what lies above the bound, -1 what lies below.
+    """Clip a polygon at ``bound`` on an axis; ``side`` 1 keeps the part above the bound, -1 the part below.
 
     Source: Sutherland and Hodgman, 1974.
     """

@@ -2,9 +2,10 @@
 
     Source --Frame--> SourceWorker --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
 
-Each interface is a base class with a registry in its package and one file per member. What has a default here is
-optional: a subclass overrides what it needs. All are called from the threads of ``pipeline.workers`` and the thread of
-``Pipeline.run``, each object from one thread at a time where its methods do not say otherwise.
+Each interface is a base class; each implementation has its own file and a line in the registry of its package. A
+subclass must implement the abstract methods, and may override the others. Methods are called by the threads of
+``pipeline.workers`` and the thread of ``Pipeline.run``; an object is called by one thread at a time, except where a
+docstring states otherwise.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from pipeline.result import RunResult
 
 Overflow = Literal["drop-oldest", "wait"]
-"""Behaviour of a full queue: ``drop-oldest`` keeps the newest frames (live), ``wait`` keeps all frames (files)."""
+"""Action when a queue is full: ``drop-oldest`` removes the oldest frame (live), ``wait`` blocks the source (files)."""
 
 State = Literal["connecting", "live", "stalled", "waiting", "failed", "ended"]
-"""State of a source. ``waiting``: for the next attempt to connect; ``failed``: there are no more attempts."""
+"""State of a source. ``waiting``: it waits before the next attempt to connect; ``failed``: it does not try again."""
 
 Cause = Literal[
     "",
@@ -43,66 +44,69 @@ Cause = Literal[
     "unreachable",
     "server",
 ]
-"""Reason that a source is not live, as a category for counters and alerts; empty while it is live."""
+"""Category of the reason why a source is not live, for counters and alerts; empty while it is live."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """State of a source, as one value that its reader thread replaces and any thread may read."""
+    """State of a source. The thread that reads the source replaces it as a whole; any thread may read it."""
 
     state: State = "connecting"
     reason: str = ""
-    """Reason that it is not live, as text without credentials."""
+    """Reason why the source is not live, as text without credentials."""
     reconnects: int = 0
-    """Number of times that it was opened again after its connection was lost."""
+    """Number of times that the source was opened again after it lost its connection."""
     corrupt: int = 0
-    """Number of damaged frames that were left out."""
+    """Number of damaged frames that were skipped."""
     missed: int = 0
-    """Number of frames of another run that did not arrive, or were replaced by newer ones before they were read."""
+    """Number of frames of a remote run that did not arrive, or were replaced by newer frames before they were read."""
     cause: Cause = ""
     """Category of ``reason``."""
 
 
 class Source(ABC):
-    """Gives frames: a camera, a stream, a file.
+    """A source of frames: a camera, a stream, a file.
 
-    Entering checks what can be checked at once (the file exists and decodes, the folder holds images) and raises
-    ``SourceError``; it does not wait for a network. ``frames`` reads, in the source worker's thread, and is the only
-    method called there; the source is left after that thread has ended.
+    ``__enter__`` checks what needs no network (the file exists and can be decoded, the folder contains images) and
+    raises ``SourceError``. ``frames`` reads the frames; it is the only method that the thread of the ``SourceWorker``
+    calls. ``__exit__`` is called after that thread has ended.
     """
 
     camera: str
     """The camera's name; unique in a run."""
     uri: str
-    """Address that it reads from, credentials redacted."""
+    """Address of the source, without credentials."""
     live: bool = False
-    """True if frames are lost while they are not read (cameras, streams), or wait (files).
+    """True if frames that are not read in time are lost (cameras, streams); False if they wait (files).
 
-    May change until the first frame: the kind of a web address is known once the server has replied.
+    May change until the first frame: the server's reply decides for a web address.
     """
     frames_total: int | None = None
-    """Number of frames of a file where it is known, for progress; None for a live source."""
+    """Number of frames of a file, for progress; None if it is not known, and for a live source."""
     rate: float | None = None
-    """Declared frames per second, None if it is not declared. For pacing only: declared rates may be wrong."""
+    """Declared frames per second; None if not declared. Use it for pacing only: declared rates may be wrong."""
     overflow: Overflow | None = None
-    """Behaviour of a full queue unless the configuration says it; None: by ``live``."""
+    """Action when the queue is full, if the configuration has none; None: depends on ``live``."""
     health: Health = Health()
     """The current state; the thread of ``frames`` replaces it."""
     input_area: InputAreaOptions | None = None
-    """The part of its frames that the network gets; the source's worker sets ``Frame.area`` by it. None: all."""
+    """The part of the frames that the network gets, from which the worker sets ``Frame.area``; None: whole frames."""
     min_silence_seconds: float = 0.0
-    """A live source has lost its signal after this time without a frame at the earliest (``pipeline.signal_loss``)."""
+    """Minimum time without a frame after which a live source has lost its signal (``pipeline.signal_loss``)."""
 
     @abstractmethod
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames until the end, or until ``stop`` is set: then it ends within the read timeout.
+        """Yield frames until the source ends or ``stop`` is set, which ends it within the read timeout.
 
-        A live source reconnects here and ends only when no attempt can succeed. Raises ``SourceError``: for a file that
-        is damaged after some frames, once all good frames were given.
+        A live source reconnects by itself, and ends only when no further attempt can succeed.
+
+        Raises:
+            SourceError: reading failed. For a file that is damaged after some frames, the frames before the damage are
+                yielded first.
         """
 
     def take_stale(self) -> Overlay | None:
-        """Return a new image of a signal loss that the source shows itself, each once; for another thread."""
+        """Return a new image of the signal loss if the source draws its own, each once, else None. For any thread."""
         return None
 
     def __enter__(self) -> Self:
@@ -111,7 +115,7 @@ class Source(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Close what entering or ``frames`` opened."""
+        """Release all resources that ``__enter__`` and ``frames`` opened."""
 
 
 def overflow_of(source: Source, configured: Overflow | None) -> Overflow:
@@ -120,7 +124,7 @@ def overflow_of(source: Source, configured: Overflow | None) -> Overflow:
 
 
 class SourceWrapper(Source):
-    """A source whose state is that of ``inner``."""
+    """Base class of a source that wraps another source and reports the state of ``inner``."""
 
     inner: Source
 
@@ -146,24 +150,24 @@ class SourceWrapper(Source):
 
 
 class Discovery(ABC):
-    """Finds the sources of a run while it goes on, and removes sources from it.
+    """Adds sources to a run and removes sources from it while it goes on.
 
     The methods are called several times a second in the thread of ``Pipeline.run``, and must not block.
     """
 
     notify: Callable[[], None] = staticmethod(lambda: None)
-    """Set by the pipeline; to be called, from any thread, when a source has appeared or is to be removed."""
+    """Set by the pipeline. Call it, from any thread, when a source was found or is to be removed."""
 
     @abstractmethod
     def take(self) -> Sequence[Source]:
-        """Return the sources that have appeared since the last call, entered; raise what ends the run."""
+        """Return the sources found since the last call, already entered. An exception ends the run."""
 
     def take_removed(self) -> Sequence[str]:
-        """Return the cameras that are to leave the run, each once. Their frames in progress are still delivered."""
+        """Return the names of the cameras to remove, each once. Their frames in progress are still delivered."""
         return ()
 
     def on_removed(self, source: Source) -> None:
-        """Receive a source that no thread uses any more; its name may be given to another one from now on."""
+        """Called with a removed source when no thread uses it any more; its name may be reused from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,48 +178,51 @@ class MetricSample:
     """Snake case, with its unit: ``viewers``, ``recorder_bytes``; it is published as ``recipro_<name>``."""
     value: float
     help: str
-    """The measured quantity, in one sentence; the same for all samples of that name."""
+    """Description of the metric in one sentence; the same for all samples of a name."""
     kind: Literal["gauge", "counter"] = "gauge"
     labels: tuple[tuple[str, str], ...] = ()
-    """(name, value) pairs that distinguish samples of one name; never a credential."""
+    """Labels as (name, value) pairs; never a credential."""
 
 
 class Part:
-    """A part of a run that may report on itself. Any thread may use these members; they must not block."""
+    """Base class of explainers and sinks: metrics and problems. For any thread; the methods must not block."""
 
     uri: str = ""
-    """Address that a sink writes to; empty for other parts."""
+    """Address of a sink; empty for other parts."""
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return the current values of its own metrics."""
+        """Return the current values of the part's own metrics."""
         return ()
 
     @property
     def problem(self) -> str:
-        """Reason why the part does not work fully, without credentials: a full disk, a lost broker; else empty."""
+        """Reason why the part does not fully work, such as a full disk; empty if it works.
+
+        The text has no credentials.
+        """
         return ""
 
     @property
     def account(self) -> str:
-        """The numbers of delivered, skipped and lost overlays of a sink that does not deliver all; else empty."""
+        """Numbers of delivered, skipped and lost overlays as text; empty if all are delivered."""
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskingOptions:
-    """The masked part of a frame in a deletion check, which shows whether the score depends on it."""
+    """Options of a deletion check: the hottest part of a frame is masked, and the score is computed again."""
 
     area: float = 0.05
-    """Fraction of the grid's cells that are masked, the hottest first; cells without heat are not masked."""
+    """Fraction of the grid's cells that are masked, 0 to 1, the hottest first; cells without heat are not masked."""
     fill: Literal["mean", "blur"] = "mean"
-    """Their replacement: the mean colour of the input, or the blurred input."""
+    """Content of the masked cells: the mean colour of the input, or the blurred input."""
 
 
 class Explainer(Part, ABC):
-    """Gives each frame its classes, their scores and their heat maps."""
+    """Explains frames: returns the classes of each frame with their scores and heat maps."""
 
     asynchronous: bool = False
-    """True if ``submit`` starts a batch before the previous one is finished, because a device works in parallel."""
+    """True if ``submit`` may be called before the previous batch is finished: a device works in parallel."""
     can_mask: bool = False
     """True if ``score_when_masked`` is implemented: deletion checks need it."""
     box_mode: Literal["keep", "drop"] | None = None
@@ -226,59 +233,65 @@ class Explainer(Part, ABC):
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
-        """Start a batch and return a function that waits for its explanations; it is called once, in order."""
+        """Start a batch; return a function that waits for its explanations.
+
+        The returned functions are called once each, in the order of their batches.
+        """
         return partial(self.explain, frames)
 
     def after_batch(self) -> None:
-        """Do what is due after a batch, in the thread that explains; the next frames wait for it."""
+        """Do work that is due after a batch. Called in the thread that explains; the next batch waits for it."""
 
     def idle(self) -> None:
-        """Do what waits while no frame comes; called several times a second, not for asynchronous explainers."""
+        """Do waiting work while no frame arrives. Called several times a second, unless ``asynchronous``."""
 
     def forget_camera(self, camera: str) -> None:
-        """Release what is held for a camera that left the run; called in the thread that submits."""
+        """Remove the state of a camera that left the run. Called in the thread that calls ``submit``."""
 
     def accept(self, queries: PlaceQueries) -> None:
-        """Answer questions from now on, in the thread that explains; explainers without boxes leave them refused."""
+        """Open ``queries`` and answer them from now on, in the thread that explains.
+
+        The default implementation answers none, and ``queries`` continues to refuse them.
+        """
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the score of the finding's class in the plain network with the frame's hottest area masked."""
+        """Return the score, 0 to 1, of the finding's class in the plain network with the hottest area masked."""
         raise NotImplementedError
 
 
 class ExplainerWrapper(Explainer):
-    """An explainer that adds to the explanations of another one; ``submit`` says what."""
+    """Base class of an explainer that wraps another explainer; a subclass changes its explanations in ``submit``."""
 
     def __init__(self, explainer: Explainer) -> None:
-        """Set the other explainer."""
+        """Wrap an explainer."""
         self._explainer, self.asynchronous = explainer, explainer.asynchronous
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Explain a batch."""
+        """Explain a batch by ``submit``."""
         return self.submit(frames)()
 
     @abstractmethod
     def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
-        """Start a batch and return a function that waits for its explanations."""
+        """Start a batch; return a function that waits for its explanations."""
 
     def after_batch(self) -> None:
-        """Do what the explainer has to do after a batch."""
+        """Do the work of the wrapped explainer that is due after a batch."""
         self._explainer.after_batch()
 
     def idle(self) -> None:
-        """Do what the explainer has to do while no frame comes."""
+        """Do the waiting work of the wrapped explainer."""
         self._explainer.idle()
 
     def accept(self, queries: PlaceQueries) -> None:
-        """Pass questions to the explainer."""
+        """Let the wrapped explainer answer queries."""
         self._explainer.accept(queries)
 
     def forget_camera(self, camera: str) -> None:
-        """Release what the explainer holds for a camera."""
+        """Remove the state of a camera in the wrapped explainer."""
         self._explainer.forget_camera(camera)
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return the metrics of the explainer."""
+        """Return the metrics of the wrapped explainer."""
         return self._explainer.metrics()
 
 
@@ -291,36 +304,42 @@ class Renderer(ABC):
 
     @abstractmethod
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-        """Return a camera's last frame, drawn so that it does not look live."""
+        """Return an overlay of a camera's last frame that is marked as old, with the state of the camera."""
 
     def forget_camera(self, camera: str) -> None:
-        """Release what is held for a camera that left the run; none of its frames is being drawn."""
+        """Remove the state of a camera that left the run. Called when none of its frames is being drawn."""
 
 
 class Sink(Part, ABC):
     """Publishes overlays: a recorder, a log, a window, a web page, a socket.
 
-    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the remedy. ``put`` may block: each sink has
-    a thread and a bounded queue of its own, so that a slow sink delays no other. Leaving completes what it wrote.
+    ``__enter__`` opens the sink (binds a socket, creates a file, shows a window) and raises ``SinkError`` with the
+    remedy. ``put`` may block: each sink has its own thread and bounded queue, so that a slow sink does not delay the
+    others. ``__exit__`` completes and closes the output.
     """
 
     uri: str
-    """Address that it writes to, as configured, credentials redacted."""
+    """Address of the sink as configured, without credentials."""
     lossless: bool = False
-    """True if every frame counts (recorder, log) or the newest frame is enough (window, network)."""
+    """True if the sink must get every frame (recorder, log); False if the newest frame is enough (window, network)."""
     reports_signal_loss: bool = False
-    """True if it receives the signal losses of cameras also where it needs no image."""
+    """True if ``put`` gets overlays of signal losses even if the sink needs no image."""
 
     @abstractmethod
     def put(self, overlay: Overlay) -> None:
-        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` if the sink has failed."""
+        """Deliver an overlay.
+
+        Raises:
+            FrameError: this frame cannot be delivered; the sink continues.
+            SinkError: the sink has failed.
+        """
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - for subclasses
-        """Return whether a drawn image of this camera is needed now; without any such sink no image is drawn."""
+        """Return whether the sink needs a drawn image of this camera now; if no sink does, none is drawn."""
         return False
 
     def idle(self) -> None:
-        """Handle keys and new viewers; called every tenth of a second while no overlay comes."""
+        """Handle keys and new viewers. Called every tenth of a second while no overlay arrives."""
 
     def prepare(self, overlay: Overlay) -> None:
         """Do a costly step (compression) before ``put``, in the thread of the frame's camera.
@@ -329,20 +348,23 @@ class Sink(Part, ABC):
         """
 
     def forget_camera(self, camera: str) -> None:
-        """Complete what was written for a camera that left the run, and release what is held for it.
+        """Complete the output of a camera that left the run, and remove its state.
 
-        Called in the thread of ``put``, after the camera's last overlay. A camera of this name may come again.
+        Called in the thread of ``put``, after the camera's last overlay. A camera of this name may return later.
         """
 
     def on_run_start(self, result: RunResult) -> None:
-        """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
+        """Called once before the first frame, with the state of the run, which changes; any thread may read it."""
 
     def on_run_end(self) -> None:
-        """Wait, for a few seconds at most, until ``account`` is final; called once, after the last frame."""
+        """Wait, for a few seconds at most, until ``account`` is final. Called once, after the last frame."""
 
     @property
     def accepted_jpeg_quality(self) -> int | None:
-        """JPEG quality, 1 to 100, at which the engine may encode images for this sink; None: the sink needs arrays."""
+        """JPEG quality, 1 to 100, of images that the engine may encode for this sink.
+
+        None: the sink needs arrays.
+        """
         return None
 
     def __enter__(self) -> Self:
@@ -351,8 +373,8 @@ class Sink(Part, ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Complete and close what it wrote."""
+        """Complete and close the output."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: the window was closed
-    """Raised by a sink's ``put`` or ``idle`` when the user asks for the end: q or Esc in the window."""
+    """Raised by ``put`` or ``idle`` of a sink when the user requests the end of the run: q or Esc in the window."""

@@ -1,8 +1,8 @@
-"""Questions of viewers to the running network: the evidence of a class at a place of a frame, or in the whole frame.
+"""Queries of viewers to the running network: the heat map of a class at a place of a frame, or in the whole frame.
 
-Detectors answer about places, classifiers about whole frames. A viewer asks from any thread; the thread that explains
-takes the questions between two batches, one at a time. Frames are kept for a short time, so that an answer is about the
-frame that the viewer sees. Nothing here waits.
+A detector answers queries about places, a classifier queries about whole frames. Any thread may ask; the thread that
+runs the network answers one query between two batches. Frames are stored for a short time, so that the answer is about
+the frame that the viewer sees. Nothing in this module blocks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipeline.frames import Box, Finding, Frame
 MapMode = Literal["keep", "drop"]
 
 MAX_WAITING: Final = 16
-"""Maximum number of questions that wait for the engine."""
+"""Maximum number of queries that wait for the engine."""
 RECENT_BYTES: Final = 128 << 20
 """Maximum memory of the recent frames of all cameras."""
 RECENT_SECONDS: Final = 5.0
 MAX_HELD: Final = 16
-"""Maximum number of held frames; a further one replaces that which was held first."""
+"""Maximum number of held frames; a further frame replaces the frame that was held first."""
 HELD_SECONDS: Final = 300.0
 
 
@@ -43,7 +43,7 @@ class PlaceQuery:
     label: str
     """The class."""
     modes: tuple[MapMode, ...] = ("keep", "drop")
-    """The wanted maps; only ``drop`` names places."""
+    """The requested maps; only ``drop`` fills ``supporting`` and ``suppressing`` of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,17 @@ class PlaceAnswer:
     score: float
     """The score of the class at the best anchor, 0 to 1."""
     threshold: float
-    """The lowest score of a detection."""
+    """The lowest score of a detection (``engine.boxes.min_score``)."""
     overlap: float
     """IoU of the anchor's box with the place."""
     stride: int
-    """Pixels of the network's input per cell of the anchor's level; 0 for a detector with two stages."""
+    """Pixels of the network's input per cell of the anchor's pyramid level; 0 for a two-stage detector."""
     maps: tuple[Finding, ...]
     """The anchor's box with its map, once for each mode of the query."""
     supporting: tuple[Influence, ...] = ()
-    """The regions without which the score is lower, the strongest first."""
+    """The regions that raise the score: it is lower when they are masked. The strongest first."""
     suppressing: tuple[Influence, ...] = ()
-    """The regions without which the score is higher, the strongest first."""
+    """The regions that lower the score: it is higher when they are masked. The strongest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class ClassQuery:
 
 @dataclass(frozen=True, eq=False)
 class ClassAnswer:
-    """The heat map of a class; it decides nothing."""
+    """The heat map of a class. It does not change the verdict on the frame."""
 
     finding: Finding
     frame: Frame
@@ -103,7 +103,7 @@ class RecentFrames:
     """The newest frames of all cameras within limits of memory and age, and frames that viewers hold."""
 
     def __init__(self, max_bytes: int = RECENT_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin without frames."""
+        """Create an empty store of at most ``max_bytes`` bytes."""
         self._max_bytes, self._clock = max_bytes, clock
         # Guards all frames: the engine adds and finds them, viewers hold them.
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class RecentFrames:
         self._held: OrderedDict[Hashable, tuple[float, Frame]] = OrderedDict()
 
     def add(self, frame: Frame) -> None:
-        """Keep a frame; forget the oldest ones beyond the limits."""
+        """Store a frame, and remove the oldest frames while a limit is exceeded."""
         with self._lock:
             now = self._clock()
             self._recent.append((now, frame))
@@ -122,17 +122,17 @@ class RecentFrames:
             self._expire(now)
 
     def clear(self) -> None:
-        """Forget all frames."""
+        """Remove all frames."""
         with self._lock:
             self._recent.clear()
             self._held.clear()
             self._bytes = 0
 
     def find(self, camera: str, index: int) -> Frame:
-        """Return a frame.
+        """Return the frame of a camera with an index.
 
         Raises:
-            FrameGoneError: it is not kept any more.
+            FrameGoneError: the frame is no longer stored.
         """
         with self._lock:
             for _, frame in (*self._recent, *self._held.values()):
@@ -144,7 +144,7 @@ class RecentFrames:
         """Keep a frame for a viewer until it releases it or holds another one, for ``HELD_SECONDS`` at most.
 
         Raises:
-            FrameGoneError: the frame is not kept any more.
+            FrameGoneError: the frame is no longer stored.
         """
         frame = self.find(camera, index)
         with self._lock:
@@ -154,7 +154,7 @@ class RecentFrames:
                 self._held.popitem(last=False)
 
     def release(self, viewer: Hashable) -> None:
-        """Forget the frame that a viewer holds."""
+        """Release the frame that a viewer holds."""
         with self._lock:
             self._held.pop(viewer, None)
 
@@ -165,10 +165,10 @@ class RecentFrames:
 
 
 class PlaceQueries:
-    """Passes questions to the thread that explains. Any thread may use it."""
+    """A queue of queries for the thread that runs the network. Thread-safe."""
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
-        """Begin without questions; they are refused until ``open``."""
+        """Create an empty queue, which refuses queries until ``open``."""
         self._max_waiting = max_waiting
         # Guards the waiting questions and the number of viewers.
         self._lock = threading.Lock()
@@ -178,20 +178,20 @@ class PlaceQueries:
         self.labels: tuple[str, ...] = ()
         """The class names; empty until ``open``."""
         self.kind: QueryKind = "places"
-        """The kind of questions that are answered, from ``open`` on."""
+        """The kind of queries that the network answers; valid after ``open``."""
         self.frames = RecentFrames()
 
     @property
     def is_viewed(self) -> bool:
-        """True while a viewer may ask."""
+        """True while at least one block of ``viewing`` is active."""
         return self._viewers > 0
 
     def open(self, labels: tuple[str, ...], kind: QueryKind = "places") -> None:
-        """Accept questions of a kind about these classes."""
+        """Accept queries of a kind about these classes."""
         self.labels, self.kind, self._refusal = labels, kind, ""
 
     def close(self) -> None:
-        """Refuse all questions, because the run has ended."""
+        """Refuse all queries, because the run has ended."""
         with self._lock:
             self._refusal = "the run has ended"
             waiting = list(self._waiting)
@@ -203,7 +203,7 @@ class PlaceQueries:
 
     @contextmanager
     def viewing(self) -> Iterator[None]:
-        """Have frames kept within the block."""
+        """Return a context manager; frames are stored while at least one such block is active."""
         with self._lock:
             self._viewers += 1
         try:
@@ -215,10 +215,10 @@ class PlaceQueries:
                     self.frames.clear()
 
     def ask(self, query: Query) -> Future[Answer]:
-        """Return the future answer; cancel it when it is not needed any more.
+        """Queue a query and return the future of its answer; cancel it when the answer is not needed any more.
 
         Raises:
-            EngineError: the run answers no such question, or too many questions wait.
+            EngineError: the run does not answer this kind of query, or too many queries wait.
         """
         future: Future[Answer] = Future()
         with self._lock:
@@ -233,12 +233,12 @@ class PlaceQueries:
         return future
 
     def remember(self, frame: Frame) -> None:
-        """Keep an explained frame while anyone views."""
+        """Store an explained frame if a block of ``viewing`` is active."""
         if self._viewers:
             self.frames.add(frame)
 
     def take(self) -> tuple[Query, Future[Answer]] | None:
-        """Return the next question that was not cancelled; its future runs from now on."""
+        """Return the next query that was not cancelled, and its future, which is set to running; None if none waits."""
         while True:
             with self._lock:
                 if not self._waiting:

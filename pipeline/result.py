@@ -19,31 +19,31 @@ class RunLimits:
     """Limits of a run, and the sizes of its queues and batches."""
 
     frames: int | None = None
-    """End after this many frames were given to the explainer, of all cameras together."""
+    """Maximum number of explained frames of all cameras; None = no limit."""
     seconds: float | None = None
-    """End after this time."""
+    """Maximum duration of the run; None = no limit."""
     batch_size: int = 8
     """Maximum number of frames in a batch."""
     batch_window_seconds: float = 0.0
-    """Time limit for frames of further cameras in a batch."""
+    """Time that a batch waits for frames of further cameras."""
     queue_frames: int = 2
-    """Frames of a camera that may wait for the engine."""
+    """Maximum number of frames of a camera that wait for the engine."""
     max_age_seconds: float | None = None
     """Maximum age of frames of live cameras, checked before the engine and before drawing; None = no limit."""
     sink_queue_frames: int = 16
-    """Overlays that may wait for a lossless sink; for other sinks the two newest of each camera may wait."""
+    """Maximum number of overlays of a camera that wait for a lossless sink; for other sinks it is 2."""
 
 
 @dataclass(slots=True)
 class RunResult:
-    """The state of a run while it goes on, and its result at the end."""
+    """The state of a run, and its result after the end."""
 
     stats: RunStats
     source_workers: list[SourceWorker]
     sink_workers: list[QueueWorker[Overlay]]
     """The thread and queue of each sink."""
     parts: Sequence[Part] = ()
-    """The explainer and the sinks: parts that may have metrics or problems of their own."""
+    """The explainer and the sinks, which may have metrics and problems."""
     errors: list[str] = field(default_factory=list)
     """Errors that ended a camera or a sink early, one sentence each."""
     seconds: float = 0.0
@@ -52,7 +52,7 @@ class RunResult:
 
     @property
     def received(self) -> int:
-        """Number of frames that all sources gave."""
+        """Number of frames that all sources returned."""
         return self.stats.frames.received()
 
     @property
@@ -76,17 +76,21 @@ class RunResult:
         return sum(camera.explained for camera in self.stats.cameras.values())
 
     def metrics(self) -> list[MetricSample]:
-        """Return the metrics of the parts."""
+        """Return the metrics of the explainer and the sinks."""
         return [sample for part in self.parts for sample in part.metrics()]
 
     def problems(self) -> dict[str, str]:
-        """Return the sinks that have a problem and its text: sinks that are closed, and sinks that continue."""
+        """Return the problem of each sink that has one, by address; also of sinks that continue."""
         problems = {part.uri: part.problem for part in self.parts}
         problems |= {worker.name: f"closed: {worker.error}" for worker in self.sink_workers if worker.error}
         return {uri: problem for uri, problem in problems.items() if problem}
 
     def collect_errors(self) -> None:
-        """Add what went wrong to ``errors``; raise a bug (neither a ``ReciproStreamError`` nor an ``OSError``)."""
+        """Add the errors of sources and sinks to ``errors``.
+
+        Raises:
+            Exception: an exception that is neither a ``ReciproStreamError`` nor an ``OSError``, which is a bug.
+        """
         raised = [*self.removed_errors, *(worker.error for worker in self.source_workers)]
         raised.extend(worker.error or worker.fault for worker in self.sink_workers)
         for error in raised:

@@ -1,4 +1,4 @@
-"""RTSP messages (RFC 2326), and the interleaved packets between them."""
+"""Parses and writes RTSP messages (RFC 2326), and the interleaved packets between them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class RtspMessageError(OSError):
-    """A peer sends an RTSP message that exceeds the limits."""
+    """A received RTSP message exceeds the size limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One request or response."""
+    """An RTSP request or response."""
 
     start: str
     """The first line."""
@@ -28,7 +28,7 @@ class Message:
 
     @property
     def status(self) -> int | None:
-        """The status of a response; None: a request."""
+        """The status code of a response; None for a request."""
         match = re.match(r"RTSP/\d\.\d +(\d{3})\b", self.start)
         return int(match[1]) if match else None
 
@@ -39,7 +39,7 @@ class Message:
 
     @property
     def target(self) -> str:
-        """The address of a request."""
+        """The URI of a request."""
         return self.start.partition(" ")[2].rpartition(" ")[0].strip()
 
     def get_all(self, name: str) -> list[str]:
@@ -51,13 +51,13 @@ class Message:
         return next(iter(self.get_all(name)), "")
 
     def replaced(self, *, without: frozenset[str] = frozenset(), **values: str) -> tuple[tuple[str, str], ...]:
-        """Return the headers with new ``values``, and ``without`` others."""
+        """Return the headers with those of ``values`` replaced or added, and those of ``without`` removed."""
         left_out = without | {name.lower() for name in values}
         kept = tuple((name, value) for name, value in self.headers if name.lower() not in left_out)
         return (*((name, value) for name, value in values.items() if value), *kept)
 
     def encode(self) -> bytes:
-        """Return the message as sent, without control characters in its head."""
+        """Return the message as bytes; control characters are removed from the first line and the headers."""
         headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
         if self.body:
             headers.append(("Content-Length", str(len(self.body))))
@@ -77,7 +77,7 @@ class MessageReader:
         self._buffer += data
 
     def next(self) -> Message | bytes | None:
-        """Return the next message or packet; None if it is incomplete.
+        """Return the next message, or the next packet as bytes; None if it is incomplete.
 
         Raises:
             RtspMessageError: a message exceeds the limits.
@@ -104,7 +104,7 @@ class MessageReader:
         return Message(message.start, message.headers, body)
 
     def rest(self) -> bytes:
-        """Return and remove all bytes that are left."""
+        """Return and remove all bytes that have not been returned yet."""
         return self._take(len(self._buffer))
 
     def _take(self, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Base classes of the settings of sources and sinks, and the values that a run adds to them.
+"""Base classes of the settings of sources and sinks, and the context that a run passes to them.
 
 Each kind of source and sink has one settings model, a subclass of ``SourceSettings`` or ``SinkSettings``: every option
 of the kind is a field with its type, range, default and docstring. ``pipeline.kinds`` reads the models.
@@ -25,7 +25,7 @@ from pipeline.shapes import one_line
 
 
 class Settings(BaseModel):
-    """A frozen model that refuses unknown keys and numbers that are not finite; docstrings describe its fields."""
+    """A frozen model that refuses unknown keys, NaN and infinity; the docstrings of its fields are descriptions."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -46,29 +46,32 @@ Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(one_lin
 class SecretFile:
     """Marks a field that names a file with a secret.
 
-    Example: ``Annotated[str | None, SecretFile("token")]``. ``commands`` reads the file before the run begins and
-    passes its text to the source or sink as ``context.secrets[FIELD]``.
+    Example: ``Annotated[str | None, SecretFile("token")]``. The package ``commands`` reads the file before the run
+    begins, and passes its text to the source or sink as ``context.secrets[FIELD]``.
     """
 
     what: str = "secret"
-    """The content, as messages name it."""
+    """Name of the content in messages, such as ``token``."""
     remedy: str = ""
-    """Instructions to create such a file; ``{path}`` stands for its path."""
+    """Instructions to create the file, for messages; ``{path}`` stands for its path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """The text of a secret file."""
+    """The content of a secret file."""
 
     text: str = field(repr=False)
     path: str = ""
-    """The file, for messages."""
+    """Path of the file, for messages."""
     read_again: Callable[[], str] | None = field(default=None, repr=False, compare=False)
-    """Returns the file's present text; raises ``OSError`` or ``ValueError``. None: the file can be read once only."""
+    """Returns the current text of the file; raises ``OSError`` or ``ValueError``. None: it can be read only once."""
 
 
 def _text(value: object) -> str:
-    """Return the text unchanged: file names may not be valid Unicode, which pydantic refuses."""
+    """Return a text unchanged, also one with surrogates, which pydantic's own check of text refuses.
+
+    A file name that is not valid UTF-8 contains surrogates.
+    """
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "should be text")
     return value
@@ -78,7 +81,7 @@ Uri = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 
 
 class EntrySettings(Settings):
-    """The settings of one source or sink, which a URI names."""
+    """The settings of one source or sink."""
 
     uri: Uri
 
@@ -96,23 +99,23 @@ class SourceSettings(EntrySettings):
     """Action when the queue is full. Default: drop-oldest for live sources, wait for files and folders, also for
     watched folders."""
     zones: Zones = []
-    """Zones of a detector's objects: each passage through one is a part with a verdict."""
+    """Zones for the objects of a detector: each passage through a zone is counted as a part with a verdict."""
     lines: Lines = []
-    """Counting lines of a detector's objects."""
+    """Counting lines for the objects of a detector."""
     same_object_overlap: float = Field(default=0.5, gt=0, le=1)
-    """Boxes that overlap by more than this fraction of the smaller one are counted as one object. Raise it to 0.9 where
-    objects cover each other, as vehicles do."""
+    """Boxes that overlap by more than this fraction of the smaller box are counted as one object. Set 0.9 if objects
+    cover each other, for example vehicles."""
     roi: RoiOption = None
-    """Region of interest: the network gets only this part of the frame: [x, y, width, height] or corners [[x, y], ...],
-    as fractions of the frame where no number is above 1, else as pixels. Default: the whole frame. Heat maps and boxes
-    stay in coordinates of the whole frame (docs/sources.md)."""
+    """Region of interest, the only part of the frame that the network gets: [x, y, width, height] or corners [[x, y],
+    ...], in fractions of the frame if no number is above 1, else in pixels. Default: the whole frame. Heat maps and
+    boxes keep the coordinates of the whole frame (docs/sources.md)."""
     mask: MaskOption = Field(default=[])
-    """Polygons that are painted over before the network: [[[x, y], ...], ...], in the units of roi. The delivered image
-    stays as it is: a mask keeps nothing secret."""
+    """Polygons that are painted over in the network's input: [[[x, y], ...], ...], in the units of roi. The delivered
+    image still shows them: a mask hides nothing from viewers."""
 
     @property
     def input_area(self) -> InputAreaOptions | None:
-        """The part of the frames that the network gets; None: the whole frames."""
+        """The part of the frames that the network gets; None for whole frames."""
         return None if self.roi is None and not self.mask else InputAreaOptions.of(self.roi, self.mask)
 
 
@@ -127,42 +130,42 @@ class SinkSettings(EntrySettings):
 
     @classmethod
     def of(cls, given: Self | str | os.PathLike[str]) -> Self:
-        """Return ``given``; for a URI or a path, its settings with every option at its default."""
+        """Return settings unchanged; for a URI or a path, return settings with default options."""
         return given if isinstance(given, cls) else cls.model_construct(uri=os.fspath(given))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """Data that a run adds to the settings of a source."""
+    """Values that a run passes to a source beside its settings."""
 
     camera: str | None = None
-    """The camera's name; None: the source takes one from its URI."""
+    """The camera's name; None: the source derives a name from its URI."""
     decoder: str = "cpu"
-    """The decoder of sources that do not state one."""
+    """The decoder for sources without the option ``decoder``."""
     gpu: int = 0
-    """The number of the GPU that the decoders ``cuda`` and ``auto`` mean."""
+    """Number of the GPU for the decoders ``cuda`` and ``auto``."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The secret files' texts, by the names of their fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class SinkContext:
-    """Data that a run adds to the settings of a sink."""
+    """Values that a run passes to a sink beside its settings."""
 
     cameras: tuple[str, ...] = ()
-    """The names of the cameras, where they are known before the run begins."""
+    """The names of the cameras, if they are known before the run begins; else empty."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The secret files' texts, by the names of their fields."""
     display: str | None = None
     """The display for windows: DISPLAY or WAYLAND_DISPLAY, or any text on systems that always have a screen (macOS,
     Windows); None: no display."""
     colormap: str = "inferno"
-    """The colormap of heat maps that are drawn later, in the browser."""
+    """The colormap of heat maps that the browser draws."""
     opacity: float = 0.6
-    """The opacity of the hottest spot there, as long as the viewer does not change it."""
+    """The opacity of the hottest spot in the browser, 0 to 1; the viewer can change it."""
     queries: PlaceQueries | None = None
-    """Takes the questions of viewers to the detector; None: the explanations come from another run."""
+    """Passes queries of viewers to the network; None if the explanations come from another run."""
     setup: CameraSetup | None = None
-    """Changes what is drawn and required of the cameras; None: this run cannot be changed by a page."""
+    """Changes the shapes and rules of the cameras; None if a page cannot change this run."""
     painted: bool = False
     """True if received images already contain heat maps, drawn by another run."""

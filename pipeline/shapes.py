@@ -1,4 +1,4 @@
-"""The configuration of shapes in the image, as fractions of the frame or in pixels."""
+"""The configuration of polygons in the image, in fractions of the frame or in pixels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MIN_FRACTION: Final = 1e-6
 
 
 class StrictModel(BaseModel):
-    """A frozen model that refuses unknown keys; docstrings describe its fields."""
+    """A frozen model that refuses unknown keys; the docstrings of its fields are descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -63,9 +63,9 @@ class PolygonSettings(StrictModel):
     """A named polygon."""
 
     name: ShapeName
-    """Its name."""
+    """Name of the polygon."""
     polygon: list[Corner] = Field(min_length=3, max_length=MAX_CORNERS)
-    """Corners [x, y]: fractions of the frame where no number is above 1, such as [0.5, 1], else pixels."""
+    """Corners [x, y]: fractions of the frame if no number is above 1, such as [0.5, 1], else pixels."""
 
     @field_validator("polygon")
     @classmethod
@@ -74,7 +74,7 @@ class PolygonSettings(StrictModel):
         return polygon
 
     def placed(self, width: int, height: int) -> Region:
-        """Return the polygon in pixels of a frame of this size."""
+        """Return the polygon in pixels, for a frame of a size in pixels."""
         return Region(self.name, in_pixels(self.polygon, width, height))
 
 
@@ -82,7 +82,7 @@ def check_polygon(polygon: Sequence[Corner]) -> None:
     """Check that a polygon has an area and no crossing sides.
 
     Raises:
-        ValueError: with the rule and the remedy.
+        ValueError: the polygon has no area, less than a pixel, or crossing sides.
     """
     if self_intersects(polygon):
         raise ValueError("its sides cross each other; give the corners in order around it")
@@ -98,6 +98,6 @@ def are_fractions(corners: Sequence[Sequence[float]]) -> bool:
 
 
 def in_pixels(corners: Sequence[Corner], width: int, height: int) -> tuple[Point, ...]:
-    """Return the corners in pixels of a frame of this size."""
+    """Return the corners in pixels, for a frame of a size in pixels."""
     scale_x, scale_y = (width, height) if are_fractions(corners) else (1, 1)
     return tuple((x * scale_x, y * scale_y) for x, y in corners)

@@ -1,6 +1,6 @@
 """Splits a run over several devices: one configuration for each device, with its cameras and sink addresses.
 
-Pure; ``commands.multi_device`` starts the processes.
+Pure functions; ``commands.multi_device`` starts the processes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _NETWORK = re.compile(r"(?P<before>(tcp|http)://.*:)(?P<port>\d+)(?P<after>/?)")
 
 
 def read_devices(text: str) -> tuple[str, ...]:
-    """Parse ``cuda:0,cuda:1``; a device that is named twice gets two processes.
+    """Parse a list of devices such as ``cuda:0,cuda:1``; a device that is named twice gets two processes.
 
     Raises:
-        ConfigError: a name is not a device.
+        ConfigError: an item of the list is not a device.
     """
     devices = tuple(part.strip() for part in text.split(","))
     for name in devices:
@@ -32,11 +32,11 @@ def read_devices(text: str) -> tuple[str, ...]:
 
 
 def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
-    """Distribute the cameras of a run over devices in turn: one configuration for each device with a camera.
+    """Return one configuration for each device; the cameras are distributed in turn (round robin).
 
-    Every camera must have a name, so that names are unique over all processes. The first shard keeps the addresses of
-    the sinks. In shard k, network sinks listen k ports higher, files have ``.k`` in their names, and each process has
-    a status topic of its own.
+    A device without a camera gets none. Every camera must have a name, so that names are unique over all processes.
+    Shard 0 keeps the addresses of the sinks. In shard k, network sinks listen k ports higher, file names contain
+    ``.k``, and the process has its own status topic.
 
     Raises:
         ConfigError: the configuration limits the frames of the run or names a device.
@@ -69,15 +69,15 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
 def isolate_gpus(shard: Config, visible: str | None) -> tuple[Config, str | None]:
     """Return a shard for a process that sees only the GPUs it uses.
 
-    A library that has no device set uses the first GPU that it sees, and opens a context of hundreds of MB there.
+    A library without a configured device uses the first visible GPU, and creates a context of hundreds of MB there.
 
     Args:
         shard: a configuration of ``shard_config``.
         visible: ``CUDA_VISIBLE_DEVICES`` of this process; None if it is not set.
 
     Returns:
-        The configuration with the process's own numbers of the GPUs (the first is ``cuda:0``), and its
-        ``CUDA_VISIBLE_DEVICES``; the shard itself and None for a shard on a CPU.
+        The configuration with GPU numbers that count the visible GPUs only (the first is ``cuda:0``), and the value of
+        ``CUDA_VISIBLE_DEVICES`` for the process. For a shard on a CPU: the shard, unchanged, and None.
 
     Raises:
         ConfigError: a GPU is not among the visible ones.
@@ -109,7 +109,7 @@ def _renumbered(decoder: str, own: Sequence[int]) -> str:
 
 
 def _visible_gpu(number: int, visible: str | None) -> str:
-    """Return the name in ``CUDA_VISIBLE_DEVICES`` of ``cuda:number``."""
+    """Return the name that ``CUDA_VISIBLE_DEVICES`` uses for ``cuda:number``."""
     if visible is None:
         return str(number)
     names = [name.strip() for name in visible.split(",") if name.strip()]

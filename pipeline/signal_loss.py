@@ -1,4 +1,4 @@
-"""Detects that a live camera gives no frames: its last image must not look live a second later."""
+"""Detects a live camera that delivers no frames, so that its last image is marked as old within a second."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAIN_SECONDS: Final = 1.0
 
 
 class SignalLossDetector:
-    """Watches a live camera and keeps its last explanation. Used by one thread."""
+    """Watches a live camera and keeps its last explanation. For one thread."""
 
     def __init__(
         self,
@@ -25,10 +25,10 @@ class SignalLossDetector:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch a camera.
+        """Create a detector for a camera.
 
         Args:
-            worker: the camera; a file is not watched.
+            worker: the worker of the camera; a source that is not live is never reported.
             on_signal_loss: called with the last explanation of a camera without signal, every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
@@ -38,11 +38,11 @@ class SignalLossDetector:
         self._source_reported_at = -math.inf
 
     def record(self, explanation: Explanation) -> None:
-        """Remember a drawn explanation."""
+        """Store the explanation that was drawn last."""
         self._last, self._reported_at = explanation, -math.inf
 
     def postpone(self) -> None:
-        """Note that the source has just shown the signal loss itself."""
+        """Wait ``AGAIN_SECONDS`` before the next report, because the source has just shown the signal loss itself."""
         self._source_reported_at = self._clock()
 
     def check(self) -> None:

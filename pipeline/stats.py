@@ -17,11 +17,11 @@ EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 
 
 _SILENT_SECONDS: Final = 2.0
-"""Explained frames come in batches: a shorter gap does not count as silence."""
+"""Minimum time without an explained frame that counts as silence; frames come in batches, so it is not shorter."""
 
 
 class Histogram:
-    """Counts of durations in buckets 12 % apart: quantiles of any number of durations in constant memory."""
+    """A histogram of durations with buckets 12 % apart; it estimates quantiles in constant memory."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(EDGES) + 1)
@@ -36,7 +36,11 @@ class Histogram:
             self.total_seconds += seconds
 
     def quantile(self, fraction: float) -> float:
-        """Return the quantile in seconds, exact to one bucket; 0 when empty."""
+        """Return a quantile in seconds with an error of at most one bucket; 0 if the histogram is empty.
+
+        Args:
+            fraction: 0 to 1, such as 0.95.
+        """
         if not self.count:
             return 0.0
         below = 0
@@ -49,7 +53,7 @@ class Histogram:
 
 @dataclass
 class CameraStats:
-    """Results of one camera's explained frames."""
+    """Counters of the explained frames of one camera."""
 
     explained: int = 0
     age: Histogram = field(default_factory=Histogram)
@@ -60,14 +64,14 @@ class CameraStats:
     judged: int = 0
     """Frames with ground truth."""
     right: int = 0
-    """Judged frames whose top class is the true class."""
+    """Frames with ground truth whose top class is the true class."""
     pointed: int = 0
-    """Right frames that have a true box."""
+    """Frames of ``right`` that have a true box."""
     hits: int = 0
-    """Pointed frames whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
+    """Frames of ``pointed`` whose hottest cell has its centre in a true box: the pointing game (Zhang et al. 2016)."""
 
     def rate(self, now: float) -> float:
-        """Return frames per second over the last frames; 0 after 2 s and three intervals without a frame."""
+        """Return frames per second over the last frames; 0 if no frame came for 2 s and three mean intervals."""
         return self.frame_rate.frames_per_second(now, _SILENT_SECONDS)
 
 
@@ -75,7 +79,7 @@ class RunStats:
     """Counters of a run. Thread-safe."""
 
     def __init__(self, cameras: list[str]) -> None:
-        # Guards the histograms, which are read by the progress display while frames leave.
+        # Guards the histograms: the progress display reads them while other threads count.
         self._lock = threading.Lock()
         self.cameras = {name: CameraStats() for name in cameras}
         self.frames = FrameCounts()
@@ -86,12 +90,12 @@ class RunStats:
         self.started = time.monotonic()
 
     def add_camera(self, name: str) -> None:
-        """Add a camera; one that comes again continues its counts."""
+        """Add a camera; a camera that was added before keeps its counts."""
         # Replaced as a whole: other threads iterate over it.
         self.cameras = {**self.cameras, name: self.cameras.get(name) or CameraStats()}
 
     def count_batch(self, frames: int) -> None:
-        """Count a batch that was given to the engine."""
+        """Count a batch of ``frames`` frames that was passed to the engine."""
         with self._lock:
             self.batches[frames] = self.batches.get(frames, 0) + 1
 
@@ -121,7 +125,7 @@ class RunStats:
 def _judge(camera: CameraStats, explanation: Explanation) -> None:
     truth, verdict = explanation.frame.truth, explanation.top_scoring
     if truth is None or verdict is None or verdict.box is not None:
-        return  # the truth is a label of the whole image, and a detector labels boxes
+        return  # the ground truth is a class of the whole image; a detector classifies boxes
     camera.judged += 1
     if verdict.label != truth.label:
         return

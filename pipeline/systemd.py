@@ -1,7 +1,6 @@
-"""Notifies systemd that the run is ready and alive: the protocol of sd_notify(3).
+"""Notifies systemd that the run is ready and alive, by the protocol of sd_notify(3).
 
-Does nothing without a supervisor. Cameras do not matter here: a run whose cameras have all failed is alive; a run whose
-main loop hangs is not.
+Without systemd nothing is sent. A run is alive if its main loop runs, even if all its cameras have failed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class SystemdNotifier:
-    """A context manager: READY on entering, STOPPING on leaving, WATCHDOG at half the required interval."""
+    """Sends READY when its block is entered, WATCHDOG at half the required interval, and STOPPING at the end."""
 
     def __init__(self, environment: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read NOTIFY_SOCKET and WATCHDOG_USEC from the environment that systemd set."""
+        """Read ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC``, which systemd sets, from ``environment``."""
         address = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         usec = environment.get("WATCHDOG_USEC", "")
@@ -32,7 +31,7 @@ class SystemdNotifier:
         return self
 
     def notify_alive(self) -> None:
-        """Notify the watchdog, at most as often as it requires."""
+        """Send WATCHDOG, unless it was sent less than half the required interval ago."""
         now = self._clock()
         if self._interval_seconds is not None and now - self._notified_at >= self._interval_seconds:
             self._notified_at = now

@@ -1,12 +1,12 @@
-"""Follows the boxes of one camera from frame to frame, so that an object keeps its number.
+"""Tracks the boxes of one camera from frame to frame, so that an object keeps its track number.
 
 Boxes are matched to tracks by buffered IoU in two steps, small buffer first: Yang et al., *Hard to Track Objects with
 Irregular Motions and Similar Appearances? Make It Easier by Buffering the Matching Space* (C-BIoU), arXiv:2211.14317.
 Both boxes are enlarged by a fraction of their size, so that an object that moves by more than its own size between two
 frames still overlaps its track. The pairs of a step maximise the sum of their IoU (Hungarian method,
-``scipy.optimize.linear_sum_assignment``). A track is expected where its box moved with the speed that it had.
+``scipy.optimize.linear_sum_assignment``). The expected box of a track is its last box, moved by its velocity.
 
-Pure: time is the frames' own.
+Pure state: time stamps come from the frames.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ BUFFERS: Final = (0.3, 0.5)
 MIN_IOU: Final = 0.2
 """Smallest buffered IoU of a match."""
 CLASS_CHANGE_IOU: Final = 0.5
-"""Smallest buffered IoU of a match with another class: a detector may call an object car now and truck later."""
+"""Smallest buffered IoU of a match with another class: a detector may change the class of an object between frames."""
 VELOCITY_SECONDS: Final = 0.3
 """Time constant of the velocity."""
 
 
 @dataclass(slots=True)
 class Track:
-    """One followed object."""
+    """One tracked object."""
 
     number: int
-    """From 1, unique in its camera."""
+    """Number of the track, from 1, unique for its camera."""
     box: Boxes
-    """(4,): its last box."""
+    """Last box: float64, (4,)."""
     class_index: int
     velocity: Boxes
-    """(2,): of the centre, in pixels per second."""
+    """Velocity of the centre (x, y) in pixels per second: float64, (2,)."""
     first_seen_at: float
-    """In seconds, on the stream's clock."""
+    """Time of the first frame in seconds, on the stream's clock."""
     last_seen_at: float
 
     def expected(self, timestamp: float) -> Boxes:
-        """Return its expected box (4,) at a time."""
+        """Return the expected box at a time on the stream's clock: float64, (4,)."""
         return self.box + np.tile(self.velocity * (timestamp - self.last_seen_at), 2)
 
 
 class BoxTracker:
-    """Gives each box of a camera the number of its track."""
+    """Assigns a track number to each box of a camera."""
 
     def __init__(self, *, max_lost_seconds: float = 1.0) -> None:
-        """Begin without tracks; a track ends ``max_lost_seconds`` after its last box."""
+        """Create a tracker without tracks; a track ends ``max_lost_seconds`` after its last box."""
         self._max_lost_seconds = max_lost_seconds
         self._tracks: list[Track] = []
         self._next_number = 1
@@ -65,19 +65,19 @@ class BoxTracker:
 
     @property
     def tracks(self) -> Sequence[Track]:
-        """The current tracks, those that are lost for a short time included."""
+        """The current tracks, including tracks that were lost less than ``max_lost_seconds`` ago."""
         return tuple(self._tracks)
 
     def update(self, boxes: Sequence[Box], classes: Sequence[int], timestamp: float) -> list[int]:
-        """Match the boxes of the next frame.
+        """Match the boxes of the next frame with the tracks.
 
         Args:
-            boxes: in frame pixels.
-            classes: index of each box's class.
-            timestamp: of the frame, in seconds on the stream's clock. If it goes back, all tracks end.
+            boxes: the boxes of the frame, in frame pixels.
+            classes: class index of each box.
+            timestamp: time of the frame in seconds, on the stream's clock. If it goes back, all tracks end.
 
         Returns:
-            The number of each box's track.
+            The track number of each box.
         """
         if timestamp < self._timestamp:
             self._tracks = []
@@ -99,7 +99,7 @@ class BoxTracker:
         ]
 
     def _continue(self, track: Track | None, box: Boxes, class_index: int, timestamp: float) -> int:
-        """Extend a track by a box, or begin one; return its number."""
+        """Extend a track by a box, or create a track if ``track`` is None; return the track's number."""
         if track is None:
             track = Track(self._next_number, box, class_index, np.zeros(2), timestamp, timestamp)
             self._next_number += 1
@@ -120,12 +120,21 @@ def _centre(box: Boxes) -> Boxes:
 
 
 def _overlap(boxes: Boxes, expected: Sequence[Boxes], buffer: float) -> Boxes:
-    """Return the buffered IoU of boxes (n, 4) and expected boxes, (n, tracks)."""
+    """Return the buffered IoU of each box and each expected box.
+
+    Args:
+        boxes: float64, (n, 4).
+        expected: expected box of each track, float64, (4,).
+        buffer: enlargement of each side, as a fraction of the box's size.
+
+    Returns:
+        float64, (n, tracks), 0 to 1.
+    """
     return pairwise_iou(_enlarged(boxes, buffer), _enlarged(np.reshape(expected, (-1, 4)), buffer))
 
 
 def _match(overlap: Boxes, classes: Sequence[int], tracks: Sequence[Track]) -> list[tuple[int, int]]:
-    """Return pairs of a box and a track, as row and column of ``overlap``."""
+    """Return the matched pairs (box, track), as row and column of ``overlap``."""
     same = np.reshape([[c == track.class_index for track in tracks] for c in classes], overlap.shape)
     return assign_pairs(np.where(overlap >= np.where(same, MIN_IOU, CLASS_CHANGE_IOU), overlap, 0.0))
 
@@ -144,7 +153,15 @@ def _enlarged(boxes: Boxes, fraction: float) -> Boxes:
 
 
 def pairwise_iou(a: Boxes, b: Boxes) -> Boxes:
-    """Return the intersection over union of each pair of boxes, (len(a), len(b)); 0 for boxes without area."""
+    """Return the intersection over union of each pair of boxes; 0 for boxes without area.
+
+    Args:
+        a: float64, (n, 4).
+        b: float64, (m, 4).
+
+    Returns:
+        float64, (n, m), 0 to 1.
+    """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0.0, None), axis=2)

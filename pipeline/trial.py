@@ -1,4 +1,4 @@
-"""A second network on trial: it explains the same frames as the first, decides nothing, and is compared with it.
+"""Compares a second network on trial with the network that decides, on the same frames.
 
 Frames of live cameras wait for it only within a bound: a slow network leaves frames out.
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 LONG_SECONDS: Final = 1.0
 """A network on trial that takes longer for a frame is warned of: cameras look lost meanwhile."""
 MIN_IOU: Final = 0.5
-"""Smallest intersection over union of two boxes that show the same object."""
+"""Smallest intersection over union (IoU) of two boxes that show the same object."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ class Trial:
     """False if the frame was left out, because the network is too slow for all frames of a live camera."""
 
     def at(self, box: Box) -> Finding | None:
-        """Return the box, of any class, that overlaps another one best, by ``MIN_IOU`` at least."""
+        """Return the finding of any class whose box overlaps ``box`` most; None if no IoU reaches ``MIN_IOU``."""
         boxes = [(finding.box.iou(box), finding) for finding in self.findings if finding.box is not None]
         iou, best = max(boxes, key=lambda pair: pair[0], default=(0.0, None))
         return best if iou >= MIN_IOU else None
@@ -58,7 +58,7 @@ class Comparison:
     min_box_score: float = 0.5
 
     def difference(self, first: Explanation, second: Explanation) -> str:
-        """Return how the findings of two networks in a frame differ, as text; empty if they agree."""
+        """Return the difference between the findings of two networks as text; empty if they agree."""
         if has_boxes(first):
             return self._of_boxes(first.findings, second.findings)
         return self._of_classes(first.findings, second.findings)
@@ -87,7 +87,7 @@ class Comparison:
 
 
 def _matched(first: Sequence[Finding], second: Sequence[Finding]) -> list[tuple[int, int]]:
-    """Return the largest set of pairs of boxes of one class that overlap, as indices."""
+    """Return the largest set of pairs of overlapping boxes of the same class, as pairs of indices."""
     corners = [np.reshape([tuple(each.box or ()) for each in side], (-1, 4)) for side in (first, second)]
     iou = pairwise_iou(*corners)
     same = np.array([[decided.label == tried.label for tried in second] for decided in first], bool).reshape(iou.shape)
@@ -100,7 +100,7 @@ def _counted(labels: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class _Counts:
-    """Frames of a camera."""
+    """Numbers of compared and of differing frames of a camera."""
 
     frames: int = 0
     differing: int = 0
@@ -150,20 +150,20 @@ class TimeBound:
 
 @dataclass(slots=True)
 class _SecondNetwork:
-    """The network on trial; its errors end the trial, not the run."""
+    """The network on trial; an exception ends the trial, but not the run."""
 
     explainer: Explainer
     name: str
     has_failed: bool = False
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation | None]]:
-        """Start a batch; without a network any more the explanations are None."""
+        """Start a batch; return a function that waits for its explanations, which are None after a failure."""
         finish = self._call(lambda: self.explainer.submit(frames))
         none: list[Explanation | None] = [None] * len(frames)
         return lambda: none if finish is None else self._call(lambda: _one_each(finish(), frames)) or none
 
     def forget_camera(self, camera: str) -> None:
-        """Release what the network holds for a camera."""
+        """Remove the state of a camera in the network."""
         self._call(lambda: self.explainer.forget_camera(camera))
 
     def _call(self, call: Callable[[], T]) -> T | None:
@@ -277,7 +277,7 @@ class TrialExplainer(ExplainerWrapper):
         return explanation
 
     def forget_camera(self, camera: str) -> None:
-        """Release what both networks hold for a camera; its counts stay."""
+        """Remove the state of a camera in both networks; its counts stay."""
         super().forget_camera(camera)
         self._second.forget_camera(camera)
         self._bound.forget_camera(camera)
@@ -298,7 +298,7 @@ class TrialExplainer(ExplainerWrapper):
         return [*samples, failed]
 
     def summary(self) -> list[str]:
-        """Return the counts as text, a line for each camera."""
+        """Return the counts as text, one line for each camera."""
         failed = "; it has failed, see the log" if self._second.has_failed else ""
         return [
             f"{self._name} on {camera}: differs in {counts.differing} of {counts.frames} frames "

@@ -1,1 +1,1 @@
-"""Reading of logs: JSON Lines and Parquet to records, and records to frames."""
+"""Reads logs: records from JSON Lines and Parquet, and the frame of each record."""

@@ -1,8 +1,8 @@
 """Conversion between log records and rows of an Arrow table. ``docs/log.md`` describes the columns.
 
-Heat maps are stored as bytes, not as base64, and the top finding's label and score have their own columns, so that most
-queries need no nested columns. Keys without a column (of a later version) are stored in ``more`` as JSON: no key is
-lost.
+Heat maps are stored as bytes, not as base64. The top finding's label and score have their own columns, so that most
+queries need no nested columns. Keys without a column (from a later version) are stored in ``more`` as JSON, so that no
+key is lost.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ SCHEMA: Final = pa.schema(
     ]
 )
 ADDED: Final = frozenset({"source", "passages"})
-"""Columns that were added later: a table of an older version lacks them."""
+"""Columns that were added later; a table of an older version does not have them."""
 _HEATS: Final = frozenset({"heat_u8", "against_u8"})
 """Keys with heat: base64 in a record, bytes in a row."""
 _DERIVED: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
@@ -135,7 +135,7 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record that a row was made from."""
+    """Return the record of a row; the inverse of ``to_row``."""
     record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     if "passages" in record:

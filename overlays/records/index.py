@@ -1,4 +1,4 @@
-"""Index of a log: finds the record of a frame by file name, by frame index and time, or by time alone. Pure."""
+"""Index of a log: finds the record of a frame by file name, by frame index and time, or by time only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from overlays.wire.text import escaped
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002
-"""Frames whose times differ by less are the same: containers store milliseconds."""
+"""Maximum difference between the times of the same frame: containers store milliseconds."""
 
 
 @dataclass(slots=True)
@@ -29,9 +29,9 @@ class CameraLines:
     sources: dict[str, list[int]] = field(default_factory=dict)
     """Frame indices by the name of the file that the frames were read from."""
     repeated: int = 0
-    """Number of records of a frame that has a record already."""
+    """Number of records that repeat a frame."""
     by_clip: bool = False
-    """True if the times are those of a clip, whose frames have other indices."""
+    """True if the times are times in a clip, whose frames have other indices."""
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, key: RecordKey) -> None:
@@ -62,7 +62,7 @@ class CameraLines:
         if len(self.sources) > 1 and name:
             indices = self.sources.get(name, [])
             if len(indices) <= 1:
-                return next(iter(indices), None)  # an image file: the folder may have changed since, so its index too
+                return next(iter(indices), None)  # an image file: its index may differ, as the folder may have changed
         seconds = self.seconds.get(frame.index)
         if not self.by_clip and frame.index in self.offsets and _agree(seconds, frame.pts_seconds):
             return frame.index

@@ -1,7 +1,7 @@
 """Readers of logs in JSON Lines and Parquet.
 
-A log is scanned once for the keys of its records; a record is read again when its heat map is needed. So an hour of
-log takes a few megabytes of memory.
+A log is scanned once for the keys of its records; a whole record is read when its heat map is needed. An hour of log
+therefore needs a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class RecordKey:
     seconds: float | None
     offset: int
     run: int = 1
-    """Number of the run that wrote it, from 1; records without a run record before them count as one run."""
+    """Number of the run that wrote the record, from 1; records before the first run record count as one run."""
     source: str = ""
     """The file that the frame was read from; empty for a live source."""
     clip_seconds: float | None = None
-    """Time of the frame in the clip beside the log; None if the log belongs to no clip."""
+    """Time of the frame in the clip that the log belongs to; None if it belongs to no clip."""
 
 
 class LogReader(Protocol):
     """An open log. A context manager; entering raises ``SourceError`` if the log cannot be read."""
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Yield the key of each record; a damaged record yields its error.
+        """Yield the key of each record; for a damaged record yield the error.
 
         Raises:
-            WireVersionError: it was written by a newer version.
+            WireVersionError: the log was written by a newer version.
         """
         ...
 
@@ -67,7 +67,7 @@ def open_log(path: Path) -> LogReader:
     """Return the reader of a log: ``*.parquet``, a folder of such files, or JSON Lines.
 
     Raises:
-        SourceError: it is a table, and pyarrow is missing.
+        SourceError: the log is a Parquet file, and pyarrow is not installed.
     """
     if path.suffix.lower() != _TABLE and not path.is_dir():
         return JsonlReader(path)
@@ -94,11 +94,11 @@ class _LogLine(WireModel):
 
     @property
     def run_id(self) -> str:
-        """Identifier in a run record."""
+        """Identifier of the run in a run record."""
         return str(self.run.get("id", ""))[:_MAX_RUN_ID_LENGTH] if isinstance(self.run, dict) else ""
 
     def key(self, offset: int, run: int) -> RecordKey:
-        """Return the key of a record. Raises ``WireError`` if it names no frame."""
+        """Return the key of a record. Raises ``WireError`` if camera or index is missing."""
         if self.camera is None or self.index is None:
             key = "camera" if self.camera is None else "index"
             raise WireError(f"{key}: missing; the record of a frame has a camera and an index")
@@ -152,14 +152,14 @@ class JsonlReader:
 
 
 class ParquetReader:
-    """Reader of ``*.parquet``, or of the parts of a killed run; an offset is a row's number over all parts."""
+    """Reader of ``*.parquet``, or of the parts of a killed run; an offset is the number of a row over all parts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._groups: list[tuple[Path, int]] = []
         """File and number of each row group."""
         self._first_rows: list[int] = []
-        """Number of each group's first row."""
+        """Number of the first row of each row group."""
         self._damaged: list[str] = []
         """Errors of the parts that cannot be read."""
         self._buffer: _RowBuffer | None = None
@@ -225,7 +225,7 @@ class ParquetReader:
         return [name for name in _KEY_COLUMNS if name in names]
 
     def _batches(self, number: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a group in small batches: a small file may declare any number of rows."""
+        """Yield the rows of a group in small batches, because a small file may declare any number of rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -238,7 +238,7 @@ class ParquetReader:
 
 
 class _RowBuffer:
-    """The last batch of rows that was read of a group."""
+    """The last batch of rows that was read from a group."""
 
     def __init__(self, number: int, batches: Iterator[pa.RecordBatch]) -> None:
         self.number = number

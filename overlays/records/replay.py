@@ -1,8 +1,8 @@
-"""Replay of a log over its video: each record on the frame that it was written for, or on none.
+"""Replays a log over its video: each record is shown on the frame that it was written for.
 
-A record belongs to the frame with its index, if both have the same time. If the times differ (the video was cut, or
-read in another way), it belongs to the frame with its time, to two milliseconds. The log is indexed once, and records
-are read one by one: an hour of log takes a few megabytes of memory.
+A record belongs to the frame with the same index, if their times are equal. If the times differ (the video was cut, or
+read in another way), the record belongs to the frame with the same time, within two milliseconds. The log is indexed
+once and records are read one by one, so that an hour of log needs a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.ports import Explainer, Health, Source, SourceWrapper
 log = logging.getLogger(__name__)
 
 _REDUCED_SIDE_PIXELS: Final = 4096
-"""Longer side of the black frame in place of one that exceeds the limits."""
+"""Longer side of a black frame whose recorded size exceeds the limits."""
 
 
 class LoggedExplainer(Explainer):
@@ -38,14 +38,14 @@ class LoggedExplainer(Explainer):
 
     Args:
         path: the log.
-        camera: the camera whose records are shown; None: the only camera's.
-        run: number of the run in the log, from 1; None: the last one with records of the camera.
-        video: the video file that is shown, if any: the log of a clip is matched by the clip's time.
+        camera: the camera whose records are shown; None if the log has only one camera.
+        run: number of the run in the log, from 1; None for the last run with records of the camera.
+        video: the video file that is shown, if any; the log of a clip is matched by the time in the clip.
 
     Raises:
-        SourceError: on entering: the log cannot be read, holds no explanation, or holds several cameras and none is
-            chosen.
-        WireVersionError: it was written by a newer version.
+        SourceError: on entering: the log cannot be read, has no explanation, or has several cameras and ``camera`` is
+            None.
+        WireVersionError: on entering: the log was written by a newer version.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LoggedExplainer(Explainer):
         self.matched = 0
         """Number of frames with a record."""
         self.unmatched = 0
-        """Number of frames without a record: they are shown unchanged."""
+        """Number of frames without a record, which are shown unchanged."""
         self.damaged = 0
         """Number of records that cannot be read."""
         self.path = path
@@ -169,7 +169,7 @@ class LoggedExplainer(Explainer):
 
 
 class BlankFrameSource(Source):
-    """Source of black frames, one for each record of a log, for use without the video."""
+    """Source of black frames, one for each record of a log, for a replay without the video."""
 
     def __init__(self, logged: LoggedExplainer) -> None:
         self.camera = logged.camera
@@ -202,7 +202,7 @@ def _frame_size(header: Header) -> tuple[int, int]:
 
 
 class RealTimeSource(SourceWrapper):
-    """A source whose frames are delivered at their presentation times, for viewers."""
+    """A source that yields each frame of another source at the frame's presentation time, for viewers."""
 
     live = False
 
@@ -211,7 +211,7 @@ class RealTimeSource(SourceWrapper):
         self.inner, self._clock = source, clock
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield each frame when it is due."""
+        """Yield each frame at its presentation time, relative to the first frame."""
         started_at: float | None = None
         for frame in self.inner.frames(stop):
             now, due = self._clock(), frame.pts_seconds or 0.0

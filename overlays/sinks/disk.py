@@ -1,4 +1,4 @@
-"""Monitoring of a disk that may refuse writes: back-off, counts of lost items, metrics."""
+"""Monitors a disk that may refuse writes: back-off, counts of lost items, metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_HANDLES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _RESERVED_HANDLES: Final = 4
-"""For a clip, its log, a folder that is listed, and a spare."""
+"""Number of reserved file handles: for a clip, its log, a folder that is listed, and one spare."""
 RETRY_SECONDS: Final = (1.0, 30.0)
 """Wait before a full disk is tried again: first and maximum."""
 _REFRESH_SECONDS: Final = 5.0
@@ -35,7 +35,7 @@ _REFRESH_SECONDS: Final = 5.0
 
 
 def cause(error: OSError) -> str:
-    """Return why nothing can be written and what to do about it."""
+    """Return the reason why a write failed, with the remedy."""
     reason = error.strerror or str(error)
     if error.errno in FULL:
         return f"the disk is full ({reason}; free some space)"
@@ -55,7 +55,7 @@ class HandleReserve:
         self._held: list[int] = []
 
     def fill(self) -> None:
-        """Reserve the handles that are missing, as far as the system allows."""
+        """Reserve handles up to the full number, as far as the system allows."""
         with suppress(OSError):
             while len(self._held) < _RESERVED_HANDLES:
                 self._held.append(os.open(os.devnull, os.O_RDONLY))
@@ -66,7 +66,7 @@ class HandleReserve:
             os.close(self._held.pop())
 
     def opened(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` opens; if no handle is free, release the reserve and call again."""
+        """Return the result of ``call``; if no handle is free, release the reserve and call again."""
         try:
             return call()
         except OSError as error:
@@ -79,18 +79,25 @@ class HandleReserve:
 
 
 class DiskMonitor:
-    """State of a recorder's disk. Written by the recorder's thread; properties and metrics are for any thread."""
+    """State of a recorder's disk. Only the recorder's thread changes it; any thread may read it."""
 
     def __init__(self, uri: str, folder: Path, clock: Callable[[], float], unit: str = "frames") -> None:
-        """Set the recorder's URI, its folder, monotonic seconds, and the name of what it loses."""
+        """Create a monitor of a disk that works.
+
+        Args:
+            uri: address of the recorder, for messages.
+            folder: folder on the disk.
+            clock: returns monotonic seconds.
+            unit: name of the recorded items, for messages.
+        """
         self.lost = 0
         """Number of frames (or other units) that were not recorded because the disk refused them."""
         self.free_bytes: int | None = None
-        """Free space for this user, at most a few seconds old; None before the first reading."""
+        """Free space for this user in bytes, at most a few seconds old; None before the first reading."""
         self._uri, self._folder, self._clock, self._unit = uri, folder, clock, unit
         self._lost_since = 0
         self._retry_at: float | None = None
-        """When a failed disk is tried again, on ``clock``; None while writing works."""
+        """Time of the next attempt after a failure, on ``clock``; None while writing works."""
         self._backoff_seconds = RETRY_SECONDS[0]
         self._cause = ""
         self._reason = ""
@@ -122,7 +129,7 @@ class DiskMonitor:
                       self._uri, self._cause)  # fmt: skip
 
     def record_success(self) -> None:
-        """Record that everything due was written."""
+        """Record that a write has succeeded."""
         if self._retry_at is None:
             return
         recovered = "there is space again" if self._was_full else "it can be written again"
@@ -130,7 +137,7 @@ class DiskMonitor:
         self._retry_at, self._lost_since = None, 0
 
     def count_lost(self, frames: int) -> None:
-        """Count frames that were not recorded; negative for frames that were recorded after all."""
+        """Add to the number of frames that were not recorded; negative if frames were recorded later."""
         self.lost, self._lost_since = self.lost + frames, max(0, self._lost_since + frames)
 
     def refresh(self) -> None:
@@ -145,7 +152,11 @@ class DiskMonitor:
         self.free_bytes = usage.f_bavail * usage.f_frsize
 
     def losses(self, what: str) -> str:
-        """Return a description of the losses for the error at the end of a run; ``what``: ``lines``, ``rows``."""
+        """Return a description of the losses for the error at the end of a run.
+
+        Args:
+            what: name of the items, such as ``lines`` or ``rows``.
+        """
         why = f"the disk was full ({self._reason}; free some space)" if self._was_full else self._cause
         return f"{self.lost} {what} were not written: {why}; all others are complete"
 
@@ -155,7 +166,7 @@ class DiskMonitor:
             log.warning("%s: %d %s were not recorded: %s", self._uri, self._lost_since, self._unit, self._cause)
 
     def metrics(self) -> list[MetricSample]:
-        """Return its state for Prometheus."""
+        """Return the state of the disk for Prometheus."""
         labels = (("sink", self._uri),)
         samples = [
             MetricSample("recorder_refused", float(self._retry_at is not None),
@@ -170,14 +181,22 @@ class DiskMonitor:
 
 
 class DiskSink(Sink):
-    """Base of the sinks that write records, and whose disk may refuse them."""
+    """Base class of sinks that write to a disk, which may refuse writes."""
 
     lossless = True
 
     def __init__(
         self, uri: str, folder: Path, wall_clock: Callable[[], float], clock: Callable[[], float], unit: str = "frames"
     ) -> None:
-        """Set the URI, the watched folder, the clocks (Unix and monotonic seconds), and the name of what is lost."""
+        """Create the disk monitor.
+
+        Args:
+            uri: address of the sink.
+            folder: folder on the disk.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds.
+            unit: name of the recorded items, for messages.
+        """
         self.uri = uri
         self._wall_clock, self._clock = wall_clock, clock
         self._disk = DiskMonitor(uri, folder, clock, unit)
@@ -185,13 +204,13 @@ class DiskSink(Sink):
         self._passages = PassageCursor()
 
     def _record(self, overlay: Overlay) -> tuple[dict[str, object], bytes]:
-        """Return the record of an explanation, and its JSON form. Raises ``WireError`` if it has none."""
+        """Return the record of an explanation, and the record as JSON. Raises ``WireError`` if it is not possible."""
         explanation = self._passages.update(overlay.explanation)
         record = explanation_record(explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         return record, record_bytes(record)
 
     def forget_camera(self, camera: str) -> None:
-        """Release what is held for a camera that left the run."""
+        """Remove the state of a camera that left the run."""
         self._passages.forget(camera)
 
     @property
@@ -209,11 +228,11 @@ class DiskSink(Sink):
 
         Args:
             name: the file or the address.
-            what: ``lines``, ``rows``.
-            kind: the class of the error that ends the run already, such as the losses of another sink, or None.
+            what: name of the items, such as ``lines`` or ``rows``.
+            kind: class of the exception that already ends the run, such as the losses of another sink, or None.
 
         Raises:
-            DataLossError: something was lost, and no other error ends the run.
+            DataLossError: items were lost, and no other exception ends the run.
         """
         if not self.lost:
             return

@@ -1,7 +1,7 @@
-"""Events sink: ``FILE.sqlite``, what happened at each camera, with images and what was done about it.
+"""Events sink: writes the events of each camera, with images and the actions of viewers, to ``FILE.sqlite``.
 
-Guards that fire, frames that meet a condition and lost signals become events. The page of the same run shows them
-(``overlays.web.events``). A disk that refuses writes does not end the run: events wait in memory.
+Alarms of guards, frames that meet a condition, and lost signals become events. The page of the same run shows them
+(``overlays.web.events``). If the disk refuses a write, the run continues, and events wait in memory.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 500
-"""Events that wait in memory for a disk; the oldest are lost beyond it."""
+"""Maximum number of events that wait in memory for the disk; above it, the oldest are lost."""
 MAX_ACTIONS: Final = 100
 _PRUNE_SECONDS: Final = 60.0
 _WRITES_BEFORE_PRUNE: Final = 20
 _HEALTH_SECONDS: Final = 1.0
 _DRIFT_SECONDS: Final = 5.0
 _SILENT_SECONDS: Final = 5.0
-"""A camera that has not given its first frame after this time has an event."""
+"""Time without a first frame after which a camera gets an event."""
 
 
 class EventsSink(DiskSink):
-    """Keeps events in ``FILE.sqlite``. ``reader``, ``feed`` and ``submit`` are for any thread."""
+    """Writes events to ``FILE.sqlite``. ``reader``, ``feed`` and ``submit`` are for any thread."""
 
     reports_signal_loss = True
 
@@ -67,13 +67,13 @@ class EventsSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; nothing is opened yet.
+        """Check the options; ``__enter__`` opens the database.
 
         Args:
-            settings: the file, its limits, and what becomes an event.
+            settings: the file, its limits, and the conditions of events.
             context: the colours of the images.
             wall_clock: returns Unix seconds.
-            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            clock: returns monotonic seconds; with ``wall_clock`` it converts ``captured_at`` to Unix time.
 
         Raises:
             ConfigError: the condition cannot be parsed.
@@ -93,26 +93,26 @@ class EventsSink(DiskSink):
             self._path, budget_bytes=settings.budget_bytes, keep_seconds=settings.keep_days * 86400.0
         )
         self.reader = EventReader(self._path)
-        """Queries, for any thread."""
+        """Reads events from the database; for any thread."""
         self.feed = EventFeed()
-        """The last changes, for any thread."""
+        """The last changes of events; for any thread."""
         self._waiting: dict[str, tuple[Event, Evidence | None]] = {}
         """Events that are not written yet, the oldest first."""
         self._unwritten: set[str] = set()
-        """Those of them that the disk has refused, as counted in ``lost``."""
+        """Events of ``_waiting`` that the disk has refused, and that ``lost`` counts."""
         self._started: set[str] = set()
-        """Events that go on and whose start was published."""
+        """Open events whose start was published."""
         secret = context.secrets.get("webhook_file")
         self._webhook = None if secret is None else Webhook(
             read_webhook(secret), self.feed, self.uri, ca_file=settings.webhook_ca_file, wall_clock=wall_clock
         )  # fmt: skip
-        # Guards the actions, which the page's thread adds.
+        # Guards the list of actions, to which the page's thread appends.
         self._lock = threading.Lock()
         self._actions: deque[tuple[Action, Future[dict[str, Any] | None]]] = deque()
         self._writes = 0
         self._drift = DriftObserver()
         self._gone: set[str] = set()
-        """Cameras that left the run: their drift is over, but is still reported."""
+        """Cameras that left the run: their drift is still reported, but their drift events have ended."""
         self._pruned_at = self._checked_at = self._began_at = self._drift_at = float("-inf")
         self._result: RunResult | None = None
         self._is_open = False
@@ -130,14 +130,14 @@ class EventsSink(DiskSink):
         return self
 
     def on_run_start(self, result: RunResult) -> None:
-        """Receive the run: cameras that never gave a frame are seen there only."""
+        """Store the state of the run, from which cameras without any frame are known."""
         self._result = result
 
     def submit(self, action: Action) -> Future[dict[str, Any] | None]:
-        """Apply an action soon, in the sink's thread; the future has the event as it is then. For any thread.
+        """Queue an action for the sink's thread; return the future of the changed event. For any thread.
 
-        The future raises ``ActionConflict`` if another viewer was faster, ``OSError`` if the disk refuses it or if too
-        many actions wait.
+        The future raises ``ActionConflict`` if another viewer changed the event before, and ``OSError`` if the disk
+        refuses the write or too many actions wait.
         """
         future: Future[dict[str, Any] | None] = Future()
         with self._lock:
@@ -161,11 +161,11 @@ class EventsSink(DiskSink):
 
     @property
     def problem(self) -> str:
-        """Reason why nothing is written, or why the webhook gets nothing."""
+        """Reason why no event is written, or why the webhook gets no messages; empty if all works."""
         return super().problem or ("" if self._webhook is None else self._webhook.problem)
 
     def put(self, overlay: Overlay) -> None:
-        """Write what a frame changes. Raises ``SinkError`` if another program took the file."""
+        """Update the events by a frame. Raises ``SinkError`` if another program replaced the database."""
         now, now_unix = self._clock(), self._wall_clock()
         is_loss = overlay.signal_loss is not None
         if self._gone:
@@ -175,18 +175,18 @@ class EventsSink(DiskSink):
         self._work(now, now_unix)
 
     def idle(self) -> None:
-        """Apply actions, and write what waits for the disk."""
+        """Apply actions, and write waiting events."""
         self._work(self._clock(), self._wall_clock())
 
     def forget_camera(self, camera: str) -> None:
-        """End the events of a camera."""
+        """End the events of a camera that left."""
         self._add(self._tracker.end_camera(camera, self._wall_clock()))
         self._gone.add(camera)
         super().forget_camera(camera)
         self._work(self._clock(), self._wall_clock())
 
     def on_run_end(self) -> None:
-        """End all events: other sinks publish that before they close."""
+        """End all events, so that other sinks can publish the ends before they close."""
         self._add(self._tracker.end_all(self._wall_clock()))
         self._write()
 
@@ -204,7 +204,7 @@ class EventsSink(DiskSink):
         self._report_losses(self.uri, "events", kind)
 
     def _work(self, now: float, now_unix: float) -> None:
-        """Do what is due; returns at once where nothing is."""
+        """Do all work that is due; return at once if there is none."""
         if self._actions:
             self._apply_actions(now_unix)
         if now - self._checked_at >= _HEALTH_SECONDS:
@@ -218,7 +218,7 @@ class EventsSink(DiskSink):
             self._prune(now, now_unix)
 
     def _check_cameras(self, now: float, now_unix: float) -> None:
-        """Begin an event for each camera that has not given a frame since the start of the run."""
+        """Begin an event for each camera without a frame since the start of the run."""
         if self._result is None or now - self._began_at < _SILENT_SECONDS:
             return
         for worker in list(self._result.source_workers):
@@ -258,7 +258,7 @@ class EventsSink(DiskSink):
             return None
 
     def _write(self) -> None:
-        """Write all events that wait; after a failure they go on waiting, and count as lost until they are written."""
+        """Write all waiting events; after a failure they wait longer, and count as lost until they are written."""
         if not self._waiting:
             return
         self._disk.refresh()
@@ -278,7 +278,7 @@ class EventsSink(DiskSink):
         self._publish(records, [notice for record in records for notice in self._occasions(record)])
 
     def _occasions(self, record: dict[str, Any]) -> Iterator[tuple[Occasion, dict[str, Any]]]:
-        """Yield the start and the end of a written event, each once."""
+        """Yield the start and the end of a written event that were not published yet."""
         if record["id"] not in self._started:
             self._started.add(record["id"])
             yield "started", record
@@ -293,7 +293,7 @@ class EventsSink(DiskSink):
 
     def _apply_actions(self, now_unix: float) -> None:
         if self._waiting and not self._disk.in_backoff:
-            self._write()  # an action may concern an event that waits
+            self._write()  # an action may concern an event that is not written yet
         while self._actions:
             with self._lock:
                 action, future = self._actions.popleft()

@@ -1,4 +1,4 @@
-"""JSON Lines sink: one explanation per line, with the keys of the wire header; each run begins with a run record."""
+"""JSON Lines sink: writes one explanation per line, with the keys of the wire header, after a record of the run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 class JsonlSink(DiskSink):
     """Writes ``*.jsonl``. Every line is passed to the operating system at once, so a killed run loses no line.
 
-    An existing log is continued: the run record and the explanations are appended. A disk that refuses writes does not
-    end the run: lines are complete or absent, absent lines are counted, and writing is tried again after one second,
-    then after up to thirty seconds. A log that was moved or deleted is created again, and a log that was emptied
-    grows from its beginning, so that log rotation works.
+    To an existing log, the run record and the explanations are appended. If the disk refuses a write, the run
+    continues: a line is written completely or not at all, missing lines are counted, and writing is tried again after
+    one second, later after up to thirty seconds. Log rotation works: a log that was moved or deleted is created again,
+    and a log that was emptied is written from its start.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class JsonlSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Set the options; ``__enter__`` opens the file.
 
         Args:
-            settings: the file, and what happens to an existing log.
-            context: the expected cameras, if known: the run record names them.
+            settings: the file, and whether an existing log is continued.
+            context: the expected cameras, if known; the run record contains them.
             wall_clock: returns Unix seconds.
-            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            clock: returns monotonic seconds; with ``wall_clock`` it converts ``captured_at`` to Unix time.
         """
         settings = JsonlSettings.of(settings)
         self._path = path = Path(settings.uri)
@@ -71,9 +71,9 @@ class JsonlSink(DiskSink):
         """Write one line.
 
         Raises:
-            SinkError: the reader of a pipe has closed it. A disk that refuses a write raises no error: writing is
-                tried again later.
-            WireError: the explanation has no JSON form; the next one is written.
+            SinkError: the reader of a pipe has closed it. A refused write to a disk raises no error: it is tried again
+                later.
+            WireError: the explanation cannot be encoded as JSON; the sink continues.
         """
         if overlay.signal_loss is not None:
             return
@@ -95,7 +95,7 @@ class JsonlSink(DiskSink):
             self._disk.record_success()
 
     def _write(self, line: bytes) -> None:
-        """Write the whole line or nothing; before the first line of a file, the run record. Raises ``OSError``."""
+        """Write a whole line or nothing; begin a new file with the run record. Raises ``OSError``."""
         file = self._opened()
         whole_bytes = os.fstat(file.fileno()).st_size
         if not self._has_run_record or (whole_bytes == 0 and is_regular(file)):

@@ -1,4 +1,4 @@
-"""Runs in one JSON Lines log: the record each run begins with, and repair of a cut-off last line."""
+"""Creates the record with which each run begins in a JSON Lines log, and repairs a cut-off last line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def new_run_id() -> str:
 
 
 def run_line(run_id: str, cameras: Sequence[str], began_at_unix: float) -> bytes:
-    """Return the first line of a run: its identifier, its start in Unix seconds, and the cameras known so far."""
+    """Return the first line of a run: its identifier, its start in Unix seconds, and the known cameras."""
     run = {
         "id": run_id,
         "began_at_unix": round(began_at_unix, 6),
@@ -41,9 +41,9 @@ def is_regular(file: FileIO) -> bool:
 
 
 def mend_end(path: Path, file: FileIO) -> str:
-    """Make an existing log end with a complete line, so that the next line starts on its own.
+    """Repair the end of an existing log, so that the next record begins a new line.
 
-    A line that was cut off is moved to ``FILE.partial``; a complete line without a line feed gets one.
+    A line that was cut off is moved to ``FILE.partial``; a line feed is appended to a complete line without one.
 
     Args:
         path: the log.
@@ -53,7 +53,7 @@ def mend_end(path: Path, file: FileIO) -> str:
         A description of the repair; empty if the log was complete.
 
     Raises:
-        OSError: the log or the file beside it cannot be written.
+        OSError: the log or ``FILE.partial`` cannot be written.
     """
     size = os.fstat(file.fileno()).st_size
     try:
@@ -79,7 +79,7 @@ def mend_end(path: Path, file: FileIO) -> str:
 
 
 def _after_last_line_feed(log: FileIO, size: int) -> bytes:
-    """Return the bytes after the last line feed of a file of ``size`` bytes; only the end of an overlong line."""
+    """Return the bytes after the last line feed of a file of ``size`` bytes; of an overlong line only the end."""
     rest, position = b"", size
     while position > 0 and len(rest) <= MAX_HEADER_BYTES:
         begin = max(0, position - _CHUNK_BYTES)

@@ -1,7 +1,7 @@
-"""Locks on output files: two runs must not write the same file at once.
+"""Locks on output files, so that two runs do not write the same file at once.
 
-The locks lie in folders that belong to this user alone. Symbolic links are not followed, and existing files are neither
-read nor emptied: folders that another user could have prepared are refused.
+The lock files are in folders that only this user can write. For safety against other users, folders that others can
+write are refused, symbolic links are not followed, and existing files are neither read nor truncated.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _NAME = "recipro-stream"
 
 @dataclass(frozen=True, slots=True)
 class SharedFolder:
-    """A folder in which several runs may write at once, each for cameras of its own."""
+    """A folder in which several runs may write at once, each for different cameras."""
 
     path: Path
 
 
 def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> dict[Path | SharedFolder, str | None]:
-    """Return what a run must lock: its output files, and for each camera its clips in a folder.
+    """Return the paths that a run must lock: its output files, and for each camera its clips in a folder.
 
-    A recorder of clips deletes the files of its cameras to keep its budget, so they must not belong to another run. A
-    run whose cameras are not known locks the whole folder. Devices and pipes are not locked.
+    A recorder deletes old clips of its cameras to stay within the budget, so no other run may write clips of these
+    cameras. A run whose cameras are not known locks the whole folder. Devices and pipes are not locked.
 
     Args:
         uris: addresses of the sinks.
-        cameras: of the run.
+        cameras: names of the run's cameras.
 
     Returns:
-        The camera of each path; None where it is for several, or for the run.
+        The camera of each path; None for a path that is not for a single camera.
 
     Raises:
         SinkError: a path cannot be examined.
@@ -73,7 +73,7 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> dict[Path | SharedF
 
 
 class Claims:
-    """The locks of a run on what its sinks write, for cameras that may join and leave."""
+    """The locks of a run on the outputs of its sinks, for cameras that may join and leave."""
 
     def __init__(self, uris: Sequence[str]) -> None:
         """Store the addresses of the sinks; nothing is locked yet."""
@@ -81,10 +81,10 @@ class Claims:
         self._held: dict[Path | SharedFolder, tuple[str | None, ExitStack]] = {}
 
     def add(self, cameras: Sequence[str]) -> None:
-        """Lock what a run of these cameras writes and what is not locked yet.
+        """Lock the outputs of these cameras that are not locked yet.
 
         Raises:
-            SinkError: another run has locked one of the files; none is locked then.
+            SinkError: another run has locked one of the files; then none of them is locked.
         """
         with ExitStack() as stack:
             locked: dict[Path | SharedFolder, tuple[str | None, ExitStack]] = {}
@@ -97,7 +97,7 @@ class Claims:
             stack.pop_all()
 
     def release(self, camera: str) -> None:
-        """Unlock what was written for one camera alone, which has left; another run may have it from now on."""
+        """Unlock the outputs of a camera that left; another run may write them from now on."""
         for path in [path for path, (owner, _) in self._held.items() if owner == camera]:
             _, locks = self._held.pop(path)
             locks.close()
@@ -112,11 +112,12 @@ class Claims:
 
 @contextmanager
 def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
-    """Lock files and folders for this run inside the block.
+    """Lock files and folders for this run during the block.
 
-    A path is locked by its name and by its folder's identity, which a bind mount does not change. A file that another
-    run has open under a second name (a hard link) is refused: sinks lock what they write with ``open_locked``. The
-    locks end with the process, however it ends. Without ``fcntl`` (Windows) nothing is locked.
+    A path is locked by its resolved name, and by its name in its folder's device and inode, which are the same under a
+    bind mount. A file that another run has open by a hard link is refused, too, because sinks lock open files with
+    ``open_locked``. The locks end with the process, even if it is killed. Without ``fcntl`` (Windows) nothing is
+    locked.
 
     Raises:
         SinkError: another run has locked one of the files.
@@ -141,7 +142,7 @@ def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
 def _own_folders() -> Iterator[int]:
     """Yield open descriptors of the lock folders: one of the login session, and one that always exists.
 
-    A run may or may not belong to a login session; with both folders, any two runs share one.
+    A run may be outside of a login session; because each run uses both folders, two runs always have one in common.
     """
     uid = os.getuid()
     session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
@@ -216,7 +217,7 @@ def _lock_names(path: Path) -> Iterator[str]:
 
 
 def _refuse_open_elsewhere(path: Path) -> None:
-    """Raise ``SinkError`` if a run holds the file, perhaps under another name."""
+    """Raise ``SinkError`` if another run has locked the file, possibly under another name."""
     with suppress(OSError):
         if not path.is_file():
             return
@@ -231,10 +232,10 @@ def _busy(path: Path) -> SinkError:
 
 
 def open_locked(path: str, flags: int) -> int:
-    """Open a file, lock it for this run, and only then truncate it if the flags ask for that.
+    """Open a file, lock it for this run, and only then truncate it, if ``flags`` has ``O_TRUNC``.
 
     Raises:
-        OSError: another run writes it, possibly under another name.
+        OSError: another run writes the file, possibly under another name.
     """
     descriptor = os.open(path, flags & ~os.O_TRUNC, 0o666)
     is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -247,7 +248,7 @@ def open_locked(path: str, flags: int) -> int:
 
 
 def _lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file; return False if another run holds it. True if the system or file system has no locks."""
+    """Lock an open file; return False if another run has locked it, True also if there are no locks."""
     try:
         import fcntl
 

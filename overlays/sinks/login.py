@@ -1,4 +1,4 @@
-"""The user and the password in a credentials file. Pure."""
+"""Parses the user and the password in a credentials file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def read_login(secret: Secret | None) -> tuple[str, str] | None:
     """Return the user and the password in a credentials file; None without a file.
 
     Raises:
-        ConfigError: the file does not hold one line, user:password.
+        ConfigError: the file is not one line, user:password.
     """
     if secret is None:
         return None

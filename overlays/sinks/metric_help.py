@@ -1,4 +1,4 @@
-"""Help texts of metrics that several sinks have."""
+"""Help texts of metrics that several sinks share."""
 
 from typing import Final
 

@@ -1,9 +1,9 @@
-"""Parquet sink: ``FILE.parquet``, one explanation per row, for tools that query large logs.
+"""Parquet sink: writes ``FILE.parquet``, one explanation per row, for tools that query large logs.
 
-A Parquet file cannot be read before its last byte is written. So rows go into small complete files first, in a folder
-``FILE.parquet.parts`` beside the file, a new part every ten seconds. At the end the parts are joined and the folder is
-deleted. A killed run leaves the folder, which Parquet readers and ``replay`` accept as a table. A later run renames it
-after the time of its last part instead of writing over it.
+A Parquet file cannot be read before its last byte is written. Therefore rows are first written to small complete files
+(parts) in the folder ``FILE.parquet.parts``, one every ten seconds. At the end the parts are joined and the folder is
+deleted. A killed run leaves the folder, which Parquet readers and ``replay`` accept as a table. The next run renames
+this folder, with the time of its last part, and does not overwrite it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ log = logging.getLogger(__name__)
 
 PARTS: Final = ".parts"
 PART_SECONDS: Final = 10.0
-"""Maximum time whose rows a killed run loses."""
+"""Interval of parts: a killed run loses the rows of at most this time."""
 _PART_ROWS: Final = 4096
 _PART_BYTES: Final = 16 << 20
 _GROUP_ROWS: Final = 1 << 16
 _GROUP_BYTES: Final = 64 << 20
-"""Bounds of a row group of the joined file: large groups are read fast, and one group is held in memory."""
+"""Limits of a row group in the joined file: large groups are read fast, but a whole group must fit into memory."""
 _COMPRESSION: Final = "zstd"
 
 
 class ParquetSink(DiskSink):
-    """Writes ``*.parquet``, complete at the end of the run. A file of an earlier run is kept; the new one is beside it.
+    """Writes ``*.parquet``, which is complete at the end of the run; a file of an earlier run is kept.
 
-    A disk that refuses writes does not end the run: rows wait in memory, up to the size of a part; further rows are
+    If the disk refuses a write, the run continues: rows wait in memory, up to the size of a part; further rows are
     counted as lost.
     """
 
@@ -59,13 +59,13 @@ class ParquetSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Set the options; ``__enter__`` opens the folder of parts.
 
         Args:
-            settings: the file, and what happens to an existing file.
+            settings: the file, and whether an existing file is kept.
             context: not used.
             wall_clock: returns Unix seconds.
-            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            clock: returns monotonic seconds; with ``wall_clock`` it converts ``captured_at`` to Unix time.
         """
         settings = ParquetSettings.of(settings)
         self._path = path = Path(settings.uri)
@@ -77,7 +77,7 @@ class ParquetSink(DiskSink):
         self._sizes: deque[int] = deque()
         """Approximate size of each row in bytes."""
         self._bytes = 0
-        """Sum of ``_sizes``, kept up to date because every row reads it and a part holds thousands of rows."""
+        """Sum of ``_sizes``; it is stored, because each new row needs it and a part has thousands of rows."""
         self._part_started_at = 0.0
         self._written = 0
 
@@ -95,7 +95,7 @@ class ParquetSink(DiskSink):
         """Add one row; write a part every ten seconds.
 
         Raises:
-            WireError: the explanation cannot be written; the next one is.
+            WireError: the explanation cannot be written; the sink continues.
         """
         if overlay.signal_loss is not None:
             return
@@ -181,7 +181,7 @@ def parts_of(path: Path) -> Path:
 
 
 def join(parts: Path, path: Path, *, replace: bool = True) -> None:
-    """Join parts into one file, in their order; ``path`` appears complete or not at all.
+    """Join parts into one file, in their order; ``path`` is written completely or not at all.
 
     Args:
         parts: the folder of the parts.
@@ -219,7 +219,7 @@ def _large_tables(files: list[Path]) -> Iterator[pa.Table]:
 
 
 def _rename_leftover(path: Path, parts: Path) -> None:
-    """Rename the parts that a killed run left, so that this run does not write over them."""
+    """Rename the folder of parts of a killed run, so that this run does not overwrite it."""
     complete = sorted(parts.glob("*.parquet"))
     if not complete:
         _remove(parts)

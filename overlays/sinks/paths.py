@@ -33,7 +33,7 @@ _HINTS: Final = {
 
 @contextmanager
 def path_errors(path: Path | str) -> Iterator[None]:
-    """Turn the system's errors about a path into a ``SinkError`` with the remedy.
+    """Convert errors of the operating system about a path to a ``SinkError`` with the remedy.
 
     Raises:
         SinkError: the block raised an ``OSError``, or a ``ValueError`` because of an invalid path.
@@ -63,10 +63,10 @@ def no_folder(subject: Path | str, folder: Path) -> SinkError:
 
 
 def check_writable(path: Path) -> None:
-    """Check that ``path`` can be written, and leave it unchanged.
+    """Check that a file can be written at ``path``; an existing file is not changed.
 
     Raises:
-        SinkError: its folder is missing, it is a folder, or it is not writable.
+        SinkError: the path is a folder, its folder does not exist, or it is not writable.
     """
     with path_errors(path):
         if path.is_dir():
@@ -83,16 +83,16 @@ def check_writable(path: Path) -> None:
 
 
 def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str], bags: Sequence[str] = ()) -> None:
-    """Refuse outputs that are named twice, in any spelling, and outputs that would change an input.
+    """Check that no output is given twice, also as another path to the same file, or would change an input.
 
     Args:
-        uris: the sinks.
-        cameras: the expected cameras: a recorder writes a file per camera.
+        uris: the addresses of the sinks.
+        cameras: the expected cameras, because a recorder writes one file per camera.
         inputs: the paths that the run reads.
-        bags: the bag folders among them: every file in them belongs to the bag.
+        bags: the bag folders among ``inputs``; every file in a bag folder belongs to the bag.
 
     Raises:
-        ConfigError: names the sink.
+        ConfigError: an output is not allowed; the message names the sink.
     """
     written: list[Path] = []
     for uri in uris:
@@ -111,7 +111,7 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path lies in a folder, in any spelling."""
+    """Return whether a path lies in a folder, after symbolic links are resolved."""
     try:
         return folder.is_dir() and folder.resolve() in path.resolve().parents
     except (OSError, ValueError, RuntimeError):
@@ -119,7 +119,7 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def same_place(first: Path, second: Path) -> bool:
-    """Return whether two paths name the same file, in any spelling."""
+    """Return whether two paths lead to the same file."""
     try:
         return first.resolve() == second.resolve() or first.samefile(second)
     except (OSError, ValueError, RuntimeError):
@@ -127,7 +127,7 @@ def same_place(first: Path, second: Path) -> bool:
 
 
 def is_same_file(path: Path, file: FileIO) -> bool:
-    """Return whether ``path`` still names the open file: another program may have moved or deleted it."""
+    """Return whether ``path`` still leads to the open file; another program may have moved or deleted it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def is_same_file(path: Path, file: FileIO) -> bool:
 
 
 def paths_for(path: Path, cameras: Sequence[str]) -> dict[str, Path]:
-    """Return each camera's file: the named file for one camera, ``out.<camera>.mp4`` for several."""
+    """Return the file of each camera: ``path`` for one camera, ``out.<camera>.mp4`` for several."""
     if len(cameras) == 1:
         return {cameras[0]: path}
     paths: dict[str, Path] = {}
@@ -154,9 +154,10 @@ def camera_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
 
 
 def fresh_paths(path: Path, began_at_unix: float) -> Iterator[Path]:
-    """Yield names beside the files of earlier runs: ``out.mp4``, then names with the time (UTC) in them.
+    """Yield candidate paths for a new file, so that files of earlier runs are kept.
 
-    The caller creates the first name that is free; several starts within one second get a number each.
+    The first is ``path`` itself, such as ``out.mp4``, then names that contain the start time (UTC), then names with the
+    time and a number. The caller creates the first path that does not exist.
     """
     yield path
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began_at_unix))
@@ -165,14 +166,14 @@ def fresh_paths(path: Path, began_at_unix: float) -> Iterator[Path]:
 
 
 def with_infix(path: Path, infix: str) -> Path:
-    """Return ``out.<infix>.mp4``; the stem is cut to the length that file systems allow."""
+    """Return ``out.<infix>.mp4``; the stem is shortened to the length that file systems allow."""
     max_stem_bytes = _MAX_FILE_NAME_BYTES - len(os.fsencode(f".{infix}{path.suffix}"))
     stem = os.fsdecode(os.fsencode(path.stem)[:max_stem_bytes])
     return path.with_name(f"{stem}.{infix}{path.suffix}")
 
 
 def safe_file_name(camera: str) -> str:
-    """Return a camera's name for use in file names: unsafe characters become an underscore.
+    """Return a camera's name for use in file names; unsafe characters are replaced by an underscore.
 
     The length is limited in bytes, because file systems count bytes (255 for a whole name).
     """

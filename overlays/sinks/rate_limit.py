@@ -1,12 +1,12 @@
-"""Rate limit of frames per camera. Pure."""
+"""Rate limit of frames per camera."""
 
 from __future__ import annotations
 
 
 class RateLimiter:
-    """Lets at most ``max_rate`` frames per second through, on average; None lets all through.
+    """Limits the frames of each camera to ``max_rate`` frames per second on average; None: no limit.
 
-    Frames that come a little early or late do not change the average rate.
+    Frames that arrive a little early or late do not change the average rate.
     """
 
     def __init__(self, max_rate: float | None) -> None:
@@ -14,15 +14,15 @@ class RateLimiter:
         self._due_at: dict[str, float] = {}
 
     def due_at(self, camera: str) -> float:
-        """Return when the camera's next frame is due, in seconds; 0 if it is due at once."""
+        """Return the time at which the camera's next frame is due, on the clock of ``record``; 0: at once."""
         return self._due_at.get(camera, 0.0)
 
     def is_due(self, camera: str, now: float) -> bool:
-        """Return whether a frame is due."""
+        """Return whether a frame of the camera is due at ``now``."""
         return now >= self.due_at(camera)
 
     def record(self, camera: str, now: float) -> None:
-        """Record that a frame was let through."""
+        """Record that a frame of the camera was passed on at ``now``."""
         if self._interval:
             due = self.due_at(camera)
             on_schedule = 0.0 <= now - due < self._interval

@@ -1,6 +1,7 @@
 """The registry of sinks: one line for each kind. A new sink is one file with its settings model, and one line here.
 
-Importing the registry imports no vendor: ZeroMQ, pygame and FFmpeg are imported with the first sink that needs them.
+Importing the registry imports no third-party library: ZeroMQ, pygame and FFmpeg are imported with the first sink that
+needs them.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ def _key(uri: str) -> str:
 
 
 def _split(uri: str) -> tuple[str, dict[str, str]]:
-    """Return a URI and the options behind it; a folder with ``when`` is a folder of stills."""
+    """Split a URI from the options that follow it; a folder with the option ``when`` is a folder of stills."""
     path, options = split_query(uri)
     is_stills = path.endswith("/") and "when" in options and not path.startswith(STILLS)
     return f"{STILLS}{path}" if is_stills else path, options
 
 
 def _shown(uri: str) -> str:
-    """Return a URI for messages: of an address only the scheme, because it may hold a password."""
+    """Return a URI for messages; only the scheme of a network address, which may contain a password."""
     return f"{_key(uri)}…" if "://" in uri else uri
 
 
@@ -122,13 +123,13 @@ def build_sink(
         given: settings, or a URI: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``,
             ``mqtt://host:port/topic``, ``rtsp://host/path``, ``rtmp://host/app/key``, ``foxglove://host:port``,
             ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet``, ``*.mcap``, ``*.sqlite`` or a folder of clips,
-            ``FOLDER/``; options may stand behind a path: ``out.mp4?crf=28``.
-        cameras: the names of the cameras, where they are known and ``context`` is not given.
-        context: what the run adds.
-        options: the options of a URI's kind.
+            ``FOLDER/``; options may follow a path: ``out.mp4?crf=28``.
+        cameras: the names of the cameras, if they are known and ``context`` is not given.
+        context: values that the run passes to the sink.
+        options: the options of the kind, for a URI.
 
     Raises:
-        SinkError: no sink has this URI, its address is wrong, or its kind does not have an option.
+        SinkError: no kind matches the URI, the address is invalid, or the kind does not have an option.
     """
     settings = SINKS.settings(given, **options) if isinstance(given, str) else given
     sink: Sink = SINKS.build(settings, context or SinkContext(tuple(cameras)))

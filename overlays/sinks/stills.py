@@ -1,7 +1,7 @@
-"""Stills sink: ``FOLDER/?when=CONDITION``, doubtful frames as photos to label, in the folders that ``train`` reads.
+"""Stills sink: saves uncertain frames as images to be labelled, in the folders that ``train`` reads.
 
-A frame becomes ``FOLDER/LABEL/CAMERA-INDEX.jpg``; moving the file into another folder relabels it. ``tasks.json``
-beside the folders is an import file for Label Studio with the network's answer as its prediction.
+For ``FOLDER/?when=CONDITION`` a frame is saved as ``FOLDER/LABEL/CAMERA-INDEX.jpg``; to relabel it, move the file to
+another folder. ``FOLDER/tasks.json`` is an import file for Label Studio with the network's predictions.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ log = logging.getLogger(__name__)
 
 TASKS: Final = "tasks.json"
 _REMEMBERED: Final = 64
-"""Number of saved images of each camera with which a new one is compared."""
+"""Number of saved images of each camera with which a new image is compared."""
 _HASH_SIZE: Final = (9, 8)
 _MAX_NAME_BYTES: Final = 100
 _NO_LABEL: Final = "none"
 _END: Final = b"\n]\n"
 _TASK_LINES: Final = 2
-"""Lines of a file of this program that was cut in its first task."""
+"""Number of lines of a task file that was cut off in its first task."""
 _DOCUMENTS: Final = "/data/local-files/?d="
 """Prefix of local files in Label Studio, relative to LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
 
 
 class StillsSink(DiskSink):
-    """Saves the plain frames that meet a condition, or whose label changes: at a limited rate, similar ones once.
+    """Saves frames without drawings that meet a condition or whose label changes, at a limited rate.
 
-    A disk that refuses writes does not end the run: a photo is complete or absent, absent ones are counted, and saving
-    is tried again after one second, then after up to thirty seconds.
+    Similar frames are saved once. If the disk refuses a write, the run continues: an image is saved completely or not
+    at all, missing images are counted, and saving is tried again after one second, later after up to thirty seconds.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class StillsSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; nothing is opened yet.
+        """Check the options; ``__enter__`` opens the folder.
 
         Args:
-            settings: the folder, and which frames are saved.
+            settings: the folder, and the condition on the saved frames.
             context: not used.
             wall_clock: returns Unix seconds.
             clock: returns monotonic seconds.
@@ -101,10 +101,10 @@ class StillsSink(DiskSink):
         return self
 
     def put(self, overlay: Overlay) -> None:
-        """Save the frame if it is doubtful, due and new.
+        """Save the frame if it meets the condition, is due, and differs from the saved frames.
 
         Raises:
-            FrameError: the frame has no JPEG; the next one is tried.
+            FrameError: the frame cannot be encoded as JPEG; the sink continues.
         """
         explanation = overlay.explanation
         if overlay.signal_loss is not None or not self._is_wanted(explanation):
@@ -143,12 +143,12 @@ class StillsSink(DiskSink):
         return (self._settings.label_changes and label != before) or self._is_doubtful(explanation)
 
     def _is_due(self, camera: str, now: float) -> bool:
-        """Return whether a frame is due; a clock that went back (another file, a loop) is due at once."""
+        """Return whether a frame is due; True if the clock went back (another file, a loop)."""
         due = self._rate.due_at(camera)
         return now >= due or now < due - 2.0 / self._settings.max_rate
 
     def _save(self, explanation: Explanation) -> None:
-        """Write a photo and its task. Raises ``OSError``."""
+        """Write an image and its task. Raises ``OSError``."""
         payload = encode_image(bounded_image(explanation.frame.image), self._settings.quality)
         folder = self._folder / folder_name(_label_of(explanation.top_scoring))
         is_new = not folder.exists()
@@ -186,21 +186,28 @@ class StillsSink(DiskSink):
 
 
 def folder_name(label: str) -> str:
-    """Return the folder of a label: the label itself, as far as it is a name of a folder."""
+    """Return the folder name of a label; characters that folder names cannot have are replaced."""
     name = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", replace_undecodable(label))
     name = re.sub(r"^[.\s]+", "", name).encode()[:_MAX_NAME_BYTES].decode(errors="ignore").rstrip()
     return name or _NO_LABEL
 
 
 def difference_hash(image: Image) -> int:
-    """Return 64 bits that similar images share: the signs of the horizontal differences of a 9x8 thumbnail."""
+    """Return the difference hash of an image: the signs of the horizontal differences of a 9x8 thumbnail.
+
+    Args:
+        image: RGB, uint8, (height, width, 3).
+
+    Returns:
+        64 bits; the hashes of similar images differ in few bits.
+    """
     grey = cv2.cvtColor(cv2.resize(image, _HASH_SIZE, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     signs = np.packbits(grey[:, 1:] > grey[:, :-1])
     return int.from_bytes(signs.tobytes(), "big")
 
 
 def prediction(explanation: Explanation) -> dict[str, Any]:
-    """Return the network's answer as a prediction of Label Studio: label, score, and boxes or the peak of the heat."""
+    """Return an explanation as a prediction for Label Studio: label, score, and boxes or the peak of the heat."""
     results = [
         {
             "from_name": "label",
@@ -258,7 +265,7 @@ def _shape(explanation: Explanation, name: str, kind: str, value: dict[str, Any]
 
 
 def append_task(path: Path, task: dict[str, Any]) -> None:
-    """Append a task to a JSON array with a task on each line. Raises ``OSError``; the file then is as before."""
+    """Append a task to a JSON array with one task per line. Raises ``OSError``, without a change of the file."""
     line = json.dumps(task, ensure_ascii=False, allow_nan=False).encode()
     with FileIO(path, "r+" if path.exists() else "x+") as file:
         size = file.seek(0, os.SEEK_END)
@@ -278,13 +285,13 @@ def append_task(path: Path, task: dict[str, Any]) -> None:
 
 
 def mend_tasks(path: Path) -> None:
-    """Make a task file that a killed run left incomplete valid again: it keeps its complete lines.
+    """Repair a task file that a killed run left incomplete: only complete lines are kept.
 
-    A list that another program has formatted is written again with a task on each line.
+    A list that another program has formatted is written again with one task per line.
 
     Raises:
-        SinkError: the file holds no tasks: another program wrote it.
-        OSError: it cannot be read or written.
+        SinkError: the file has no tasks, because another program wrote it.
+        OSError: the file cannot be read or written.
     """
     if not path.exists():
         return
@@ -306,7 +313,7 @@ def mend_tasks(path: Path) -> None:
 
 
 def _formatted_tasks(text: bytes) -> list[bytes] | None:
-    """Return the lines of a complete list of tasks, however it is formatted; None if it is none."""
+    """Return the tasks of a complete list as lines, in any formatting; None if the text is not a list of tasks."""
     try:
         tasks = json.loads(text)
     except ValueError:
@@ -324,7 +331,7 @@ def _is_task(line: bytes) -> bool:
 
 
 def _written(folder: Path, stems: Iterator[str], payload: bytes) -> Path:
-    """Write a photo under the first unused name; it appears complete or not at all. Raises ``OSError``."""
+    """Write an image under the first unused name, completely or not at all. Raises ``OSError``."""
     for stem in stems:
         path = folder / f"{stem}.jpg"
         with suppress(FileExistsError), atomic_write(path, replace=False) as temporary:
@@ -334,7 +341,7 @@ def _written(folder: Path, stems: Iterator[str], payload: bytes) -> Path:
 
 
 def _stems(explanation: Explanation) -> Iterator[str]:
-    """Yield the names of the photo."""
+    """Yield candidate file names for the image of an explanation, without suffix."""
     stem = f"{safe_file_name(explanation.frame.camera)}-{explanation.frame.index}"
     yield stem
     number = 2

@@ -1,39 +1,39 @@
-"""Presentation times of recorded frames: the stream's clock, corrected where it is not monotonic. Pure."""
+"""Computes presentation times of recorded frames from the stream's clock, corrected to be monotonic."""
 
 from __future__ import annotations
 
 from typing import Final
 
 TICKS_PER_SECOND: Final = 90_000
-"""The clock of MPEG (ISO/IEC 13818-1): 30, 25 and 24 frames per second all fall on whole ticks."""
+"""The clock rate of MPEG (ISO/IEC 13818-1): the interval at 30, 25 and 24 frames per second is a whole number."""
 _LATE_TICKS: Final = 90
 """One millisecond, the time base of Matroska."""
 _MAX_GAP_SECONDS: Final = 6 * 3600.0
-"""A larger jump is a clock that was changed, not a pause."""
+"""Maximum pause; a larger jump means that the clock was changed."""
 
 
 class Timeline:
-    """Turns the times of frames into ticks that start at 0 and strictly increase.
+    """Converts the times of frames to ticks that start at 0 and strictly increase.
 
-    A stream has one clock: ``pts_seconds`` if its first frame has it, ``captured_at`` otherwise. Where the clock goes
-    back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows the previous frame by the
-    previous interval. A frame that was captured before the end of a signal loss that is already recorded is only late,
-    and follows at once.
+    A stream has one clock: ``pts_seconds`` if its first frame has it, else ``captured_at``. If the clock goes back (a
+    loop, a reconnect), stands still, jumps by hours or is missing, the frame gets the time of the previous frame plus
+    the previous interval. A frame that was captured before the end of an already recorded signal loss follows the
+    previous frame at once.
     """
 
     def __init__(self, fallback_rate: float = 30.0) -> None:
-        """Set the frames per second that apply where no time is known."""
+        """Set the frames per second for frames without a time."""
         self._step = max(1, round(TICKS_PER_SECOND / fallback_rate))
         self._ticks: int | None = None
         self._last_seconds: float | None = None
         self._live_seconds: float | None = None
-        """Time of the last frame outside of a signal loss."""
+        """Time of the last frame that was not repeated during a signal loss."""
         self._uses_pts = True
         self._origin = 0.0
 
     @property
     def step_ticks(self) -> int:
-        """Return the duration of the last frame in ticks."""
+        """Duration of the last frame in ticks."""
         return self._step
 
     def ticks(self, pts_seconds: float | None, captured_at: float, *, silent_seconds: float = 0.0) -> int:
@@ -42,7 +42,7 @@ class Timeline:
         Args:
             pts_seconds: the frame's presentation time, if it has one.
             captured_at: the frame's capture time, monotonic seconds.
-            silent_seconds: above 0 if the last frame is repeated during a signal loss: seconds since that frame.
+            silent_seconds: seconds since the last frame if it is repeated during a signal loss, else 0.
         """
         if self._ticks is None:
             self._uses_pts = pts_seconds is not None

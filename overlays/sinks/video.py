@@ -1,7 +1,7 @@
-"""Video sink: H.264 in MP4 or Matroska, one file per camera, with the frames' own timing.
+"""Video sink: writes H.264 in MP4 or Matroska, one file per camera, with the timing of the frames.
 
-The file is a fragmented MP4 while it grows (a killed run loses only its last second or two) and becomes a regular MP4
-with an index when it is closed. Colours are BT.601, limited range, and tagged as such.
+The file is a fragmented MP4 while it grows (a killed run loses only the last second or two) and becomes a regular MP4
+with an index when it is closed. Colours are BT.601, limited range, and the file is tagged accordingly.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _FRAGMENT_MICROSECONDS: Final = 1_000_000
 
 
 class VideoSink(DiskSink):
-    """Writes ``*.mp4`` or ``*.mkv``: every frame, with its own timing.
+    """Writes ``*.mp4`` or ``*.mkv`` with every frame and its timing.
 
-    With more than one possible camera, each camera has a file of its own, ``out.<camera>.mp4``. An existing video is
-    kept: the new file has the time in its name. All images have the size of the first: others are fitted into it with a
-    border. An image beyond the encoder's limits is reduced, and odd sides are padded by one pixel.
+    If the run may have several cameras, each camera has its own file, ``out.<camera>.mp4``. An existing video is kept:
+    the new file has the time in its name. All images of a video have the size of the first; others are fitted with a
+    border. An image above the encoder's limits is reduced, and odd sides are padded by one pixel.
 
     After a failed write the run continues: the video ends at its last complete fragment, frames are counted as lost,
-    and the sink begins a new file after 1 second, then after up to 30 seconds.
+    and the sink creates a new file after 1 second, later after up to 30 seconds.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class VideoSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; opens no file.
+        """Set the options; the first frame of a camera opens its file.
 
         Args:
-            settings: the file, whose suffix chooses the container, and the encoder's options.
-            context: the expected cameras, if known: a single camera gets the named file, all others a file with the
-                camera's name in it.
+            settings: the file, whose suffix selects the container, and the encoder's options.
+            context: the expected cameras, if known; a single camera gets the given file, several cameras get files with
+                their names.
             wall_clock: returns Unix seconds.
             clock: returns monotonic seconds.
         """
@@ -77,7 +77,7 @@ class VideoSink(DiskSink):
         self._replace = self._settings.mode == "replace"
         self._recordings: dict[str, _Recording] = {}
         self._interrupted: set[str] = set()
-        """Cameras whose last recording has ended: the next one gets a file of its own."""
+        """Cameras whose last recording has ended; their next recording gets a new file."""
 
     def __enter__(self) -> Self:
         for path in self._paths.values() or [self._path]:
@@ -93,9 +93,9 @@ class VideoSink(DiskSink):
         """Record one frame.
 
         Raises:
-            FrameError: this frame cannot be recorded; the next one is tried. A disk that refuses a write raises no
-                error: recording is tried again later.
-            SinkError: another run writes the file.
+            FrameError: this frame cannot be encoded; the sink continues. A refused write raises no error: it is tried
+                again later.
+            SinkError: another run writes the same file.
         """
         self._disk.refresh()
         if self._disk.in_backoff:
@@ -120,7 +120,7 @@ class VideoSink(DiskSink):
             self._disk.record_success()
 
     def forget_camera(self, camera: str) -> None:
-        """Complete the video of a camera; if it comes again, its next frame begins another file."""
+        """Complete the video of a camera that left; if it returns, its next frame begins another file."""
         super().forget_camera(camera)
         recording = self._recordings.pop(camera, None)
         if recording is not None:
@@ -134,7 +134,7 @@ class VideoSink(DiskSink):
             self._interrupt(camera, recording, failure)
 
     def _interrupt(self, camera: str, recording: _Recording, error: OSError) -> None:
-        """End a recording that cannot be written; the camera's next one gets another file."""
+        """End a recording that cannot be written; the camera's next recording gets a new file."""
         self._interrupted.add(camera)
         self._disk.count_lost(recording.pending_frames)
         self._disk.record_failure(error)
@@ -184,7 +184,7 @@ class _Recording:
 
         Args:
             image: RGB, ``(height, width, 3)``, uint8.
-            ticks: presentation time, from ``timeline``.
+            ticks: presentation time in ticks, from ``Timeline.ticks``.
 
         Raises:
             FrameError: the image cannot be encoded.
@@ -220,21 +220,21 @@ class _Recording:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self._file.path
 
     @property
     def has_fragments(self) -> bool:
-        """True if frames have reached the disk."""
+        """True if at least one frame was written to the disk."""
         return self._written > 0
 
     @property
     def pending_frames(self) -> int:
-        """Number of frames that have not reached the disk."""
+        """Number of frames that were not written to the disk yet."""
         return self._added - self._written
 
     def close(self) -> None:
-        """Write the frames in the encoder, and the index. Raises ``OSError``; call ``discard`` then."""
+        """Write the frames that are still in the encoder, and the index. Raises ``OSError``; call ``discard`` then."""
         try:
             self._mux(self._stream.encode(None))
             self._container.close()
@@ -296,7 +296,7 @@ def add_video_stream(container: OutputContainer, size: tuple[int, int], settings
 
 
 def letterbox(image: Image, size: tuple[int, int]) -> Image:
-    """Return the image scaled into ``size`` (width, height) with its aspect ratio, on a black background."""
+    """Return an image scaled to fit into ``size`` (width, height) with its aspect ratio, on a black background."""
     width, height = size
     scale = min(width / image.shape[1], height / image.shape[0])
     inner = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -309,7 +309,7 @@ def letterbox(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """Return the system error behind an FFmpeg error: those with a system error number are ``OSError`` already."""
+    """Return an FFmpeg error as ``OSError``; errors with a system error number are ``OSError`` already."""
     return error if isinstance(error, OSError) else OSError(errno.EIO, _reason(error))
 
 

@@ -1,7 +1,7 @@
 """Web sink: a page that shows every camera with its explanation, and endpoints for Prometheus and health checks.
 
-The image is sent plain and the heat map as its small grid, both of the same frame in one message; the browser draws the
-heat map over the image. Without viewers, nothing is compressed.
+One message has the image of a frame without drawings, and the heat map of the same frame as a small grid; the browser
+draws the heat map over the image. Without viewers, no image is compressed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
 _MAX_MESSAGE_BYTES: Final = 1 << 16
-"""Maximum size of a client's message: clients send little more than a camera's name."""
+"""Maximum size of a message from a client, which normally has little more than a camera's name."""
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _VIDEO_OF: Final[dict[str, Kind]] = {kind.removesuffix("-video"): kind for kind in VIDEO_KINDS}
 
@@ -63,7 +63,7 @@ _VIDEO_OF: Final[dict[str, Kind]] = {kind.removesuffix("-video"): kind for kind 
 class WebSink(Sink):
     """Serves ``http://host:port``.
 
-    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
+    ``__enter__``, ``put``, ``idle`` and ``__exit__`` are for one thread at a time; ``needs_image`` for any thread.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class WebSink(Sink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; the server starts on entering.
+        """Check the options; ``__enter__`` starts the server.
 
         Args:
             settings: the address, picture quality, host names and the proxy's prefix.
@@ -121,7 +121,7 @@ class WebSink(Sink):
         self._page: WebState | None = None
 
     def on_run_start(self, result: RunResult) -> None:
-        """Attach the run: its counters appear on the page and in /metrics."""
+        """Store the state of the run, whose counters are shown on the page and in /metrics."""
         self._status_board.outcome = result
         events = (part for part in result.parts if isinstance(part, EventsSink))
         self._events.access = next(events, None)
@@ -164,12 +164,12 @@ class WebSink(Sink):
         return self
 
     def _newest(self, camera: str) -> Overlay | None:
-        """Return the newest overlay of a camera, or of its lost signal. For any thread."""
+        """Return the newest overlay of a camera, which may be that of a signal loss. For any thread."""
         last = self._last.get((camera, "painted"))
         return None if last is None else last[1]
 
     def metrics(self) -> list[MetricSample]:
-        """Return the number of viewers, of compressed images, and of refused requests."""
+        """Return the numbers of viewers, compressed images and refused requests."""
         return [] if self._page is None else self._page.metrics()
 
     @property
@@ -178,11 +178,11 @@ class WebSink(Sink):
         return self._settings.quality
 
     def needs_image(self, camera: str) -> bool:
-        """Return whether this camera's MJPEG stream has viewers: the page itself draws in the browser."""
+        """Return whether this camera's MJPEG stream has viewers; the page needs no drawn image."""
         return self._broadcaster.has_viewers(replace_undecodable(camera), "painted")
 
     def prepare(self, overlay: Overlay) -> None:
-        """Compress a frame in the sizes that viewers would take now, in the thread of its camera."""
+        """Compress a frame in each size that a viewer needs now, in the thread of its camera."""
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
             if (kind == "painted" or overlay.signal_loss is None) and self._broadcaster.is_wanted(camera, -1, kind):
@@ -193,7 +193,7 @@ class WebSink(Sink):
                     self._prepared.add(overlay, kind, self._compressed(overlay, kind))
 
     def put(self, overlay: Overlay) -> None:
-        """Give one frame to the viewers that are ready for it; never waits for a viewer.
+        """Send one frame to the viewers that are ready for it; never waits for a viewer.
 
         Raises:
             SinkError: the server has ended.
@@ -210,7 +210,7 @@ class WebSink(Sink):
         self.idle()
 
     def idle(self) -> None:
-        """Serve viewers that were not ready when the last frame came, and new viewers."""
+        """Send the last frame to viewers that were not ready for it, and to new viewers."""
         for (camera, kind), (number, overlay) in list(self._last.items()):
             if self._broadcaster.is_wanted(camera, number, kind):
                 self._serve(camera, number, overlay, kind)
@@ -261,7 +261,7 @@ class WebSink(Sink):
         self._broadcaster.publish(frame)
 
     def _frame(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> WebFrame:
-        """Return a frame for the viewers of a kind; an image that H.264 cannot hold is a JPEG. Raises ``WireError``."""
+        """Return a frame for viewers of a kind; as JPEG if H.264 cannot encode its size. Raises ``WireError``."""
         if kind in VIDEO_KINDS:
             found = self._units.of(overlay, kind)
             is_new, _ = self._broadcaster.key_reason(camera, kind)
@@ -276,7 +276,7 @@ class WebSink(Sink):
         return WebFrame(camera, kind, number, packed)
 
     def _encoded(self, camera: str, overlay: Overlay, kind: Kind) -> tuple[Image, VideoUnit] | None:
-        """Return a frame's image and its unit of H.264; None if H.264 cannot hold it."""
+        """Return the image of a frame and its H.264 unit; None if H.264 cannot encode its size."""
         image = self._plain_image(overlay, kind)
         if max(image.shape[:2]) > MAX_SIDE_PIXELS:
             return None
@@ -291,7 +291,7 @@ class WebSink(Sink):
         return image, unit
 
     def _buffer_for_clip(self, camera: str, overlay: Overlay) -> None:
-        """Add a plain JPEG to the clip buffer while no viewer of the camera gets one."""
+        """Add a JPEG without drawings to the clip buffer while no viewer of the camera gets one."""
         captured_at = overlay.explanation.frame.captured_at
         if overlay.signal_loss is None and self._packets.is_due(camera, captured_at):
             try:
@@ -300,7 +300,7 @@ class WebSink(Sink):
                 log.debug("%s: a frame cannot be buffered for a clip: %s", self.uri, error)
 
     def _other_size(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
-        """Return the same frame packed as ``plain`` or ``small`` if its image is small, so that both are the same."""
+        """Return a frame that is packed as the other of ``plain`` and ``small``, if both are equal for its size."""
         other = self._packed.get((camera, "plain" if kind == "small" else "small"))
         if kind not in {"plain", "small"} or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
             return None
@@ -315,7 +315,7 @@ class WebSink(Sink):
         return pack(plain, jpeg, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
 
     def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
-        """Return the image of a frame in this kind, and its JPEG."""
+        """Return the image of a frame for viewers of a kind, and its JPEG."""
         quality = self._settings.quality
         if kind == "painted":
             return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
@@ -324,7 +324,7 @@ class WebSink(Sink):
 
     @staticmethod
     def _plain_image(overlay: Overlay, kind: Kind) -> Image:
-        """Return the image of a frame without heat map, in the size of a kind."""
+        """Return the image of a frame without heat map, in the size for viewers of a kind."""
         image = bounded_image(overlay.explanation.frame.image)
         if kind.startswith("small"):
             image = scale_image(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
@@ -332,7 +332,7 @@ class WebSink(Sink):
 
 
 def _server_thread(page: WebState, listener: socket.socket, proxies: list[str]) -> ThreadWorker:
-    """Return the thread of the server, which ends within a second of being stopped."""
+    """Return the thread of the server; it ends within a second after it is stopped."""
 
     async def read_token() -> None:
         page.read_token()

@@ -1,8 +1,8 @@
-"""Window sink: one window per camera, shown by SDL (pygame-ce). q, Esc or closing a window stops the run.
+"""Window sink: shows one window per camera by SDL (pygame-ce). q, Esc or closing a window stops the run.
 
-OpenCV can show windows too, but its build with windows needs libGL at import, which small images and servers lack, and
-it ends the process if the display does not answer. SDL's windows belong to the thread that made them, so the first
-``put`` makes them; entering only tests, in a separate process, whether a window can be made.
+OpenCV is not used for windows: its build with windows needs libGL at import, which containers and servers often lack,
+and it ends the process if the display does not answer. An SDL window belongs to the thread that created it, so ``put``
+creates the windows; ``__enter__`` only tests, in a separate process, whether a window can be created.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pipeline.ports import Sink, StopRequested
 from pipeline.settings import SinkContext
 
 _MAX_START: Final = (1280, 800)
-"""Maximum initial size (width, height) of a window, so that it fits a laptop's screen; it can be resized."""
+"""Maximum initial size (width, height) of a window in pixels, so that it fits a laptop's screen; it can be resized."""
 _PROBE_SECONDS: Final = 60.0
 _INVISIBLE_DRIVERS: Final = ("offscreen", "dummy")
-"""SDL's drivers without a screen: SDL falls back to them if no display answers."""
+"""SDL's drivers without a screen, which SDL uses if no display answers."""
 _PROBE: Final = f"""
 import sys, pygame
 pygame.display.init()
@@ -41,10 +41,10 @@ _ALTERNATIVE: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 (with --
 
 
 def load_pygame() -> ModuleType:
-    """Return the module pygame, imported without its greeting on standard output.
+    """Import pygame without its greeting on standard output, and return the module.
 
     Raises:
-        SinkError: it is missing, or cannot be loaded.
+        SinkError: pygame-ce is not installed, or cannot be loaded.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -65,17 +65,17 @@ def load_pygame() -> ModuleType:
 class WindowSink(Sink):
     """Shows overlays on the screen.
 
-    ``put`` and ``idle`` belong to one thread; that thread has ended when the sink is left.
+    ``put`` and ``idle`` are called by one thread, which has ended before ``__exit__``.
     """
 
     def __init__(self, settings: WindowSettings | str = "window", context: SinkContext | None = None) -> None:
-        """Set the display of ``context``; nothing is opened yet."""
+        """Store the display of ``context``; the first ``put`` opens a window."""
         self.uri = WindowSettings.of(settings).uri
         self._display = (context or SinkContext()).display
         self._pygame: Any = None
         self._windows: dict[str, Any] = {}
         self._shown: dict[str, Image] = {}
-        """Camera to the image in its window."""
+        """By camera: the image in its window."""
 
     def __enter__(self) -> Self:
         if not self._display:
@@ -102,7 +102,7 @@ class WindowSink(Sink):
 
         Raises:
             StopRequested: q or Esc was pressed, or a window was closed.
-            SinkError: the display no longer answers.
+            SinkError: the display does not answer any more.
         """
         camera = overlay.explanation.frame.camera
         self._shown[camera] = overlay.image
@@ -167,7 +167,15 @@ class WindowSink(Sink):
 
 
 def fitted(image: Image, bounds: tuple[int, int]) -> Image:
-    """Return an RGB image, uint8 (height, width, 3), scaled to fit ``bounds`` (width, height), aspect ratio kept."""
+    """Scale an image to fit into a size, with its aspect ratio.
+
+    Args:
+        image: RGB, uint8, (height, width, 3).
+        bounds: width and height in pixels.
+
+    Returns:
+        RGB, uint8, (height, width, 3).
+    """
     height, width = image.shape[:2]
     scale = min(bounds[0] / width, bounds[1] / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -178,6 +186,6 @@ def fitted(image: Image, bounds: tuple[int, int]) -> Image:
 
 
 def _why(output: str) -> str:
-    """Return the last line of the probe's error output: it gives the reason."""
+    """Return the last line of the probe's error output, which has the reason."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return (lines or ["no reason given"])[-1][:200]

@@ -1,8 +1,8 @@
 """ZeroMQ sink: publishes overlays as version 1 of the wire format, one JPEG for all viewers of a camera.
 
-An XPUB socket reports the subscriptions: a camera without viewers costs no compression, and ``needs_image`` lets the
-renderer skip it too. A new viewer gets the last frame at once. The sink waits for no viewer: a slow viewer misses
-frames. ``overlays.wire.curve`` decides which viewers are admitted.
+An XPUB socket reports the subscriptions, so that frames of a camera without viewers are neither compressed nor drawn
+(``needs_image``). A new viewer gets the last frame at once. The sink never waits for a viewer: a slow viewer misses
+frames. ``overlays.wire.curve`` decides which viewers may connect.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 _QUEUE_MESSAGES: Final = 4
-"""Maximum number of messages queued per viewer: queued messages are old."""
+"""Maximum number of messages queued per viewer; it is small, because queued messages are old when they arrive."""
 _SEND_BUFFER_BYTES: Final = 1 << 20
 _SUBSCRIPTION_BYTES: Final = 8192
-"""Maximum message size: viewers send only the names they subscribe to."""
+"""Maximum size of a message from a viewer, which has only the name of a subscription."""
 _RECEIVE_BUFFER_BYTES: Final = 8 << 10
 _BACKLOG: Final = 32
-"""Connections that the kernel queues before libzmq accepts them; it slows down clients that connect very often."""
+"""Maximum number of connections that wait in the kernel; it slows down clients that connect very often."""
 _MAX_SUBSCRIPTIONS_PER_FRAME: Final = 1000
 """Maximum number of subscriptions read before the next frame is sent."""
 _HEARTBEAT_MS: Final = 500
 _HEARTBEAT_TIMEOUT_MS: Final = 1000
 _HEARTBEAT_TTL_MS: Final = 2000
 _PLAIN_SECONDS: Final = 0.5
-"""Frames rendered before a viewer subscribed, or before one was due, lack the heat map; they are delayed this long."""
+"""Delay of frames without a heat map, which were drawn before a viewer subscribed or before a frame was due."""
 _REBIND_SECONDS: Final = 5.0
 _LOG_SECONDS: Final = 60.0
 _PARTS: Final = PREFIX.encode()
@@ -61,7 +61,7 @@ _PARTS: Final = PREFIX.encode()
 class ZeroMqSink(Sink):
     """Publishes on ``tcp://host:port`` or ``ipc://path``; the topic is the camera's name.
 
-    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
+    ``__enter__``, ``put``, ``idle`` and ``__exit__`` are for one thread at a time; ``needs_image`` for any thread.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ZeroMqSink(Sink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options and the keys; the socket is bound on entering.
+        """Check the options and read the keys; ``__enter__`` binds the socket.
 
         Args:
             settings: the address, picture quality, scale, rate, CURVE keys, linger time and ``insecure``.
@@ -81,7 +81,7 @@ class ZeroMqSink(Sink):
             clock: returns monotonic seconds.
 
         Raises:
-            SinkError: the address is invalid, or reachable by others without keys.
+            SinkError: the address is invalid, or other machines can reach it and there are no keys.
             ConfigError: a key or the list of authorized keys cannot be read.
         """
         self._settings = ZeroMqSettings.of(settings)
@@ -105,7 +105,7 @@ class ZeroMqSink(Sink):
         """Time since which each camera has been subscribed to, on ``clock``."""
         self._last: dict[str, Overlay] = {}
         self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
-        """The last message of each camera: the overlay as received, as sent, and its JPEG."""
+        """The last message of each camera: the received overlay, the sent overlay, and its JPEG."""
         self._prepared: PreparedImages[tuple[Overlay, bytes]] = PreparedImages()
         self._rate_limiter = RateLimiter(self._settings.max_rate)
         self._unbound_at: float | None = None
@@ -163,7 +163,7 @@ class ZeroMqSink(Sink):
         return self._authenticator.refused
 
     def metrics(self) -> list[MetricSample]:
-        """Return the number of viewers, of compressed images, and of failed handshakes."""
+        """Return the numbers of viewers, compressed images and failed handshakes."""
         label, refused = ("sink", self.uri), self.refused
         viewers = MetricSample("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), label))
         encoded = MetricSample("jpeg_encodes", self.encoded, ENCODED, "counter", (label,))
@@ -174,7 +174,7 @@ class ZeroMqSink(Sink):
         ]
 
     def needs_image(self, camera: str) -> bool:
-        """Return whether a frame of this camera would be sent now, by the subscriptions read last."""
+        """Return whether a frame of this camera would be sent now, by the last known subscriptions."""
         return self._is_watched(camera) and (
             camera in self._pending or self._rate_limiter.is_due(camera, self._clock())
         )
@@ -190,7 +190,7 @@ class ZeroMqSink(Sink):
 
         Raises:
             SinkError: the address could not be bound again.
-            WireError: the frame breaks a limit of the wire; the next one is sent.
+            WireError: the frame exceeds a limit of the wire format; the next frame is sent.
         """
         camera = overlay.explanation.frame.camera
         self._last[camera] = overlay
@@ -213,7 +213,7 @@ class ZeroMqSink(Sink):
         self._serve_pending()
 
     def forget_camera(self, camera: str) -> None:
-        """Release the last frame of a camera: new viewers do not get it."""
+        """Remove the last frame of a camera that left, so that new viewers do not get it."""
         for held in (self._last, self._packed, self._watched_since):
             held.pop(camera, None)
         self._pending.discard(camera)
@@ -226,12 +226,12 @@ class ZeroMqSink(Sink):
         return self._subscriptions.matches(topic_of(camera))
 
     def _is_unsent(self, camera: str) -> bool:
-        """Return whether the newest frame is rendered and waits until a frame is due."""
+        """Return whether the newest frame is drawn and waits until the next frame is due."""
         sent = self._packed.get(camera)
         return sent is not None and sent[0] is not self._last[camera] and not _is_plain(self._last[camera])
 
     def _handle_subscriptions(self) -> None:
-        """Read subscriptions and their ends; a new viewer is sent the last frame of each camera it subscribes to."""
+        """Read new and ended subscriptions; send new viewers the last frame of each subscribed camera."""
         if self._socket is None:
             raise SinkError(f"{self.uri}: is not open")
         self._disconnect_revoked(self._socket)
@@ -250,7 +250,7 @@ class ZeroMqSink(Sink):
                 self._watched_since[camera] = self._clock()
 
     def _handle_event(self, message: zmq.Frame) -> None:
-        """Record one subscription or its end; end a connection with too many subscriptions."""
+        """Record one new or ended subscription; close a connection with too many subscriptions."""
         event = message.bytes
         if event[:1] == b"\x00":
             self._subscriptions.remove(event[1:])
@@ -276,9 +276,9 @@ class ZeroMqSink(Sink):
             )
 
     def _disconnect_revoked(self, publisher: zmq.Socket[bytes]) -> None:
-        """Disconnect all viewers when a connected viewer's key was revoked: authorized viewers reconnect by themselves.
+        """Disconnect all viewers after the key of a connected viewer was revoked; authorized viewers reconnect.
 
-        libzmq cannot end the connection of one key, so the socket unbinds, and binds again once it has closed.
+        libzmq cannot close the connection of one key, so the socket is unbound, closed and bound again.
         """
         if self._authenticator.has_revoked() and self._unbound_at is None:
             log.warning("%s: the key of a viewer was revoked; all viewers are disconnected, authorized ones reconnect",
@@ -300,7 +300,7 @@ class ZeroMqSink(Sink):
         self._unbound_at = None
 
     def _serve_pending(self) -> None:
-        """Send the last message to viewers that have none; before the first message, the last frame once it is due."""
+        """Send the last message to viewers that have none; without a message, send the last frame when it is due."""
         for camera in sorted(self._pending):
             if camera in self._packed:
                 self._resend(camera)
@@ -314,9 +314,9 @@ class ZeroMqSink(Sink):
             self._send(camera)
 
     def _send_passages(self, overlay: Overlay) -> None:
-        """Publish parts and crossings, each once, if a viewer asks for them by a topic that begins with ``parts/``.
+        """Publish each part and crossing once, if a viewer subscribes to a topic that begins with ``parts/``.
 
-        A subscription to all topics alone does not cause them to be sent: that viewer may understand frames only.
+        They are not sent if viewers only subscribe to all topics, because these viewers may understand only frames.
         """
         explanation, times = overlay.explanation, (self._wall_clock(), self._clock())
         passages, topic = self._passages.take(explanation), topic_of(PREFIX + explanation.frame.camera)
@@ -338,12 +338,12 @@ class ZeroMqSink(Sink):
         self._resend(camera)
 
     def _forget(self, camera: str) -> None:
-        """Discard a frame that cannot be sent: viewers that wait get the next frame."""
+        """Discard a frame that cannot be sent; waiting viewers get the next frame."""
         self._last.pop(camera, None)
         self._packed.pop(camera, None)
 
     def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
-        """Return the overlay as it is sent, and its JPEG."""
+        """Return the overlay in the size in which it is sent, and its JPEG."""
         image = bounded_image(scale_image(overlay.image, self._settings.scale))
         sent = Overlay(image, overlay.explanation, overlay.signal_loss)
         return sent, reusable_jpeg(overlay, self.accepted_jpeg_quality) or encode_image(
@@ -376,7 +376,7 @@ def _is_plain(overlay: Overlay) -> bool:
 
 
 def _descriptor_of(message: zmq.Frame) -> int | None:
-    """Return the file descriptor of the connection that a message came from; None if it has none."""
+    """Return the file descriptor of the connection that a message came from; None if it is not known."""
     try:
         return int(message.get(zmq.SRCFD))
     except (zmq.ZMQError, KeyError):
@@ -384,7 +384,7 @@ def _descriptor_of(message: zmq.Frame) -> int | None:
 
 
 def _build_authenticator(settings: ZeroMqSettings, *, is_local: bool, clock: Callable[[], float]) -> CurveAuthenticator:
-    """Return an authenticator with keys, or without where the address is local or ``insecure`` is set."""
+    """Return an authenticator; it has no keys if the address is local or ``insecure`` is set."""
     uri, curve = settings.uri, settings.curve
     if curve is not None:
         return CurveAuthenticator(

@@ -1,4 +1,4 @@
-"""The clock of leases."""
+"""The clock that measures leases."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _BOOT_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def lease_clock() -> float:
-    """Return seconds that go on while the machine sleeps or is suspended, and that nobody sets.
+    """Return monotonic seconds that include the time in which the machine is suspended.
 
-    ``time.monotonic`` stands still in that time (Linux), so that a machine that wakes would take old leases for valid.
+    ``time.monotonic`` does not count this time on Linux, so that old leases would seem valid after it.
     """
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)

@@ -1,4 +1,4 @@
-"""The director's policy: the worker that gets a camera, and the cameras that move. Pure functions."""
+"""The director's policy: which worker gets a camera, and which cameras move. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class WorkerLoad:
 
     worker: str
     limit: float
-    """Frames per second that cameras may take."""
+    """Frames per second that the worker's cameras may use."""
     cameras: dict[str, float] = field(default_factory=dict)
-    """Frames per second of its cameras; changed by ``add`` and ``remove``."""
+    """Frames per second of each of the worker's cameras; changed by ``add`` and ``remove``."""
     unable: Collection[str] = frozenset()
-    """Cameras that it cannot open."""
+    """Cameras that the worker cannot open."""
     load: float = field(init=False)
-    """Frames per second of its cameras together."""
+    """Frames per second of all the worker's cameras together."""
 
     def __post_init__(self) -> None:
         self.load = sum(self.cameras.values())
 
     def add(self, camera: str, rate: float) -> None:
-        """Add a camera."""
+        """Add a camera with its frames per second."""
         self.cameras[camera] = rate
         self.load += rate
 
@@ -47,14 +47,14 @@ class WorkerLoad:
 
 
 def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad], *, max_dealt: int | None = None) -> dict[str, str]:
-    """Return the worker of each camera that fits, and add it to the worker's load.
+    """Assign free cameras to workers; return the worker of each assigned camera.
 
-    The cameras with the highest rates are dealt first, each to the worker that is least full afterwards.
+    The cameras with the highest rates are assigned first, each to the worker with the smallest load fraction after it.
 
     Args:
-        free: frames per second of the cameras that nobody holds.
-        workers: the workers that may get cameras, changed in place.
-        max_dealt: end after so many cameras; None: deal all that fit.
+        free: frames per second of the cameras that no worker has.
+        workers: the workers that may get cameras; their loads are updated in place.
+        max_dealt: maximum number of cameras to assign; None = no limit.
     """
     dealt: dict[str, str] = {}
     full_at = float("inf")
@@ -75,7 +75,7 @@ def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad], *, max_dealt:
 
 
 def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad]) -> dict[str, str]:
-    """Return the reason that each camera has no worker, with the remedy.
+    """Return the reason why each camera has no worker, with the remedy.
 
     Args:
         waiting: frames per second of the cameras.
@@ -104,9 +104,9 @@ def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad
 
 
 def choose_moves(workers: Sequence[WorkerLoad], timing: FleetTiming) -> list[str]:
-    """Return the cameras that the fullest worker is to give up, so that ``deal`` gives them to an emptier one.
+    """Return the cameras to revoke from the fullest worker, so that ``deal`` assigns them to an emptier worker.
 
-    Nothing moves within the tolerated imbalance, and no camera moves that would make another worker as full.
+    No camera moves if the imbalance is tolerated, or if the move would make the other worker as full.
     """
     loads = {worker.worker: WorkerLoad(worker.worker, worker.limit, dict(worker.cameras), worker.unable)
              for worker in workers if worker.limit > 0}  # fmt: skip
@@ -119,7 +119,7 @@ def choose_moves(workers: Sequence[WorkerLoad], timing: FleetTiming) -> list[str
 
 
 def _best_move(workers: Sequence[WorkerLoad], imbalance: float) -> tuple[str, str, str] | None:
-    """Return camera, source and target of the move that leaves the fullest and the emptiest most alike."""
+    """Return the move that balances the fullest and the emptiest worker best: camera, old and new worker."""
     if len(workers) < 2:
         return None
     fullest = max(workers, key=lambda worker: (worker.fraction, worker.worker))

@@ -1,6 +1,7 @@
 """The director: grants leases of cameras to workers. A state machine; the caller passes the monotonic time.
 
-It calls nobody. What a worker holds is known from its beats alone, so that a director that was restarted adopts it.
+It sends no requests: it knows the leases of a worker only from the worker's beats, so that a restarted director learns
+them, too.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from pipeline.fleet.holds import Hold, Holds
 from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
 
 _MAX_ANSWERS: Final = 16
-"""Number of answers to a worker whose times are kept."""
+"""Number of answers to a worker whose times are stored."""
 
 
 _NEVER: Final = float("inf")
 _TICK_SECONDS: Final = 0.1
-"""Interval at which all cameras are looked at though nothing has changed."""
+"""Interval at which all cameras are checked, even if nothing has changed."""
 _MAX_DEALT: Final = 500
-"""Number of cameras that are dealt at a time: the answers to other beats wait."""
+"""Maximum number of cameras that are assigned at a time, because the answers to other beats wait meanwhile."""
 
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker that has beaten within the last lease."""
+    """A worker whose last beat is not older than a lease."""
 
     slot: str
     number: int
@@ -47,60 +48,62 @@ class CameraChanges:
 
 
 class Director:
-    """Deals cameras to workers, each to one worker at a time.
+    """Assigns cameras to workers by leases, each camera to one worker at a time.
 
-    The law: at no moment may two workers publish one camera. It holds for any delay, loss, repetition and reordering of
-    messages, for frozen processes, and for several directors at once, as long as clocks differ in rate by less than
-    ``timing.skew``, terms and members are kept in one store, and no two living processes have one slot.
+    The safety property: two workers never publish the same camera at the same time. It holds for any delay, loss,
+    repetition and reordering of messages, for frozen processes, and for several directors at once, if the rates of
+    clocks differ by less than ``timing.skew``, terms and members are in one store, and no two running processes have
+    the same slot.
 
-    A director grants while the store confirms that no later term was claimed, or, without the store, while more than
-    half of the members accept its answers. A later director therefore renews nothing before half of the members have
-    accepted its own answers, and deals nothing for ``quiet_seconds`` more. Without the store, a director deals the
-    cameras of a lost worker that late, too: a later director may have renewed the leases of that worker.
+    A director grants leases while the store confirms that no later term was claimed, or, without the store, while more
+    than half of the members accept its answers. Therefore a later director renews no lease before half of the members
+    have accepted its own answers, and assigns no camera for ``quiet_seconds`` after that. Without the store, a director
+    also waits ``quiet_seconds`` before it assigns the cameras of a lost worker, because a later director may have
+    renewed the leases of that worker.
     """
 
     def __init__(
         self, cameras: Mapping[str, float], *, term: int, members: Collection[str], now: float, timing: FleetTiming
     ) -> None:
-        """Begin a term.
+        """Begin a term as director.
 
         Args:
             cameras: frames per second of each camera.
-            term: number of this director, claimed in the store; later ones have higher numbers.
-            members: slots of the workers that any director may have granted leases, read from the store after the
-                claim.
+            term: number of this director, claimed in the store; later directors have higher numbers.
+            members: slots of the workers to which any director may have granted leases, read from the store after the
+                term was claimed.
             now: monotonic seconds.
             timing: times and limits.
         """
         self.term = term
         self.is_deposed = False
-        """True once a later director is known: nothing is granted any more."""
+        """True after a later director is known: this director grants no more leases."""
         self._timing = timing
         self._cameras = dict(cameras)
         self._drained: frozenset[str] = frozenset()
         self._workers: dict[str, _Worker] = {}
         self._members = frozenset(members)
         self._heirs = frozenset(members)
-        """Members whose acceptance shows that no earlier director can grant."""
+        """Members whose accepted answers prove that no earlier director can grant leases."""
         self._accepted: set[str] = set()
         """Slots of the workers that have accepted an answer of this term."""
         self._contact: dict[str, float] = {}
-        """Time of the last answer that a worker of each slot has accepted."""
+        """By slot: time of the last answer that the worker has accepted."""
         self._answers: dict[str, deque[tuple[int, float]]] = {}
-        """Numbers and times of the last answers to each worker."""
+        """By worker: numbers and times of the last answers."""
         self._holds = Holds()
         self._has_changed = True
-        """True if cameras may have become free, or workers able to get more, since ``_ticked_at``."""
+        """True if a camera may have become free, or a worker may have got capacity, since ``_ticked_at``."""
         self._ticked_at = now
         self._epoch = first_epoch(term)
         self._began_at = self._confirmed_at = now
         self._quiet_until = _NEVER if members else now
         self._rebalanced_at = now
         self._is_gathering = not members
-        """True in a new fleet before its first cameras are dealt."""
+        """True in a new fleet until its first cameras are assigned."""
         self._gather_until = _NEVER
         self._expected: frozenset[str] = frozenset()
-        """Slots of the workers that are starting, and for which the first dealing waits."""
+        """Slots of workers that are starting; the first cameras are assigned when they have joined."""
 
     @property
     def cameras(self) -> Mapping[str, float]:
@@ -109,7 +112,7 @@ class Director:
 
     @property
     def drained(self) -> Collection[str]:
-        """Nodes that get no cameras."""
+        """Nodes that are drained: their workers get no cameras."""
         return self._drained
 
     @property
@@ -119,38 +122,41 @@ class Director:
 
     @property
     def newcomers(self) -> Collection[str]:
-        """Slots that beat and are no members yet: they are to be written to the store, then admitted."""
+        """Slots that send beats but are not members yet: write them to the store, then call ``admit``."""
         return frozenset(worker.slot for worker in self._workers.values()) - self._members
 
     def admit(self, slots: Iterable[str]) -> None:
-        """Add members that the store has, where this term was still the latest after they were written."""
+        """Add members that were written to the store while this term was still the latest."""
         self._members |= frozenset(slots)
         self._has_changed = True
 
     def dismiss(self, slots: Iterable[str]) -> None:
-        """Remove members that have ended for good, and that the store no longer has."""
+        """Remove members whose workers will not return, and that are no longer in the store."""
         self._members -= frozenset(slots)
         self._heirs -= frozenset(slots)
         self._expected -= frozenset(slots)
 
     def expect(self, slots: Iterable[str]) -> None:
-        """Note workers that are starting: a new fleet deals its first cameras once they are there, and moves none."""
+        """Add workers that are starting: a new fleet assigns its first cameras when they have joined."""
         self._expected |= frozenset(slots)
 
     def confirm(self, term: int, asked_at: float) -> None:
-        """Receive the latest term from the store of terms, which was asked at ``asked_at``."""
+        """Record the latest term in the store; ``asked_at`` is the time at which the store was asked."""
         self.is_deposed = self.is_deposed or term > self.term
         self._confirmed_at = max(self._confirmed_at, asked_at)
 
     def may_grant(self, now: float) -> bool:
-        """Return whether no other director can grant now."""
+        """Return whether this director may grant leases now, because no other director can."""
         is_successor = bool(self._heirs) and now < self._began_at + self._timing.handover_seconds
         if self.is_deposed or is_successor or self._quiet_until == _NEVER:
             return False
         return self._is_confirmed(now) or self._hears_majority(now)
 
     def beat(self, beat: Beat, now: float) -> Grant:
-        """Return the leases of a worker. A repeated beat gets the same answer; an older one changes nothing."""
+        """Return the leases of a worker that sent a beat.
+
+        A repeated beat gets the same answer; a beat that is older than the last one changes nothing.
+        """
         self.is_deposed = self.is_deposed or beat.term > self.term
         known = self._workers.get(beat.worker)
         if known is not None and beat.number < known.number:
@@ -163,7 +169,7 @@ class Director:
         return Grant(beat.number, self.term, self._leases_of(beat.worker))
 
     def tick(self, now: float) -> None:
-        """Forget lost workers, and deal what is free. Call it several times a second."""
+        """Remove lost workers, and assign free cameras. Call it several times a second."""
         if not self.may_grant(now):
             return
         timing = self._timing
@@ -182,14 +188,14 @@ class Director:
             self._deal()
 
     def apply(self, cameras: Mapping[str, float]) -> CameraChanges:
-        """Change the cameras of the fleet; workers give up removed ones at their next beats."""
+        """Set the cameras of the fleet; workers lose removed cameras at their next beats."""
         changes = compare_cameras(self._cameras, cameras)
         self._cameras = dict(cameras)
         self._has_changed = True
         return changes
 
     def drain(self, nodes: Iterable[str]) -> None:
-        """Set the nodes that get no cameras and give up what they hold."""
+        """Set the nodes that are drained: their workers lose their cameras and get no others."""
         self._drained = frozenset(nodes)
         self._has_changed = True
 
@@ -219,7 +225,7 @@ class Director:
         }
 
     def status(self, now: float) -> dict[str, Any]:
-        """Return the state of the fleet as plain JSON values."""
+        """Return the state of the fleet as JSON values."""
         loads = {load.worker: load for load in self._loads(every=True)}
         places = {camera: self._place(camera) for camera in self._cameras}
         reasons = self._reasons([camera for camera, place in places.items() if place is None])
@@ -268,7 +274,10 @@ class Director:
                 self._has_changed = True
 
     def _note_contact(self, beat: Beat, now: float) -> None:
-        """Note when the worker certainly took this director for the latest: when its last accepted answer was sent."""
+        """Record the last time at which this director was certainly the latest that the worker knew.
+
+        That is the time at which the last accepted answer was sent.
+        """
         answers = self._answers.setdefault(beat.worker, deque(maxlen=_MAX_ANSWERS))
         if beat.term == self.term:
             sent_at = next((at for number, at in answers if number == beat.answered), float("-inf"))
@@ -279,9 +288,9 @@ class Director:
         answers.append((beat.number, now))
 
     def _adopt(self, beat: Beat) -> None:
-        """Record what a worker holds by the grant of an earlier director, and nothing else.
+        """Record the leases that a worker got from an earlier director.
 
-        Of two workers that report a camera, the beat of the one with the lower epoch is an old one that came late.
+        If two workers report the same camera, the beat with the lower epoch is an old beat that arrived late.
         """
         reported = {**{camera: (epoch, True) for camera, epoch in beat.closing.items()},
                     **{camera: (epoch, False) for camera, epoch in beat.leases.items()}}  # fmt: skip
@@ -295,7 +304,7 @@ class Director:
                 hold.is_revoked = hold.is_revoked or is_closing
 
     def _revoke(self, now: float) -> None:
-        """Mark the cameras that are to be given up: removed ones, those of drained nodes, and moves."""
+        """Revoke the leases of removed cameras, of cameras on drained nodes, and of cameras that move."""
         for camera, hold in self._holds.items():
             worker = self._workers.get(hold.worker)
             is_drained = worker is not None and worker.info.node in self._drained
@@ -308,13 +317,13 @@ class Director:
                 hold.is_revoked = camera in moves
 
     def _is_gathered(self, now: float) -> bool:
-        """Return whether the workers that a new fleet waits for may get cameras, or have not come in time."""
+        """Return whether a new fleet need not wait any longer: its workers have joined, or the time is over."""
         if self._is_gathering:
             self._is_gathering = bool(self._missing()) and now < self._gather_until
         return not self._is_gathering
 
     def _missing(self) -> list[str]:
-        """Return what a new fleet waits for."""
+        """Return the slots, or the number of nodes, that a new fleet waits for."""
         ready = {worker.slot: worker.info.node for worker in self._workers.values() if worker.slot in self._members}
         missing = sorted(self._expected - ready.keys())
         nodes = len(set(ready.values()))
@@ -346,7 +355,7 @@ class Director:
         return {camera: hold.epoch for camera, hold in self._holds.of(worker).items() if not hold.is_revoked}
 
     def _reasons(self, cameras: Collection[str]) -> dict[str, str]:
-        """Return the reason that each of these cameras has no worker."""
+        """Return the reason why each of these cameras has no worker."""
         waiting = {camera: self._cameras[camera] for camera in cameras
                    if camera in self._cameras and camera not in self._holds}  # fmt: skip
         if self._is_gathering and (missing := self._missing()):
@@ -365,14 +374,14 @@ class Director:
         return reasons
 
     def _seconds_quiet(self, now: float) -> float | None:
-        """Return the time until cameras are dealt; None while an earlier director may still grant."""
+        """Return the time until cameras are assigned; None while an earlier director may still grant leases."""
         return None if self._quiet_until == _NEVER else round(max(self._quiet_until - now, 0.0), 3)
 
     def _is_confirmed(self, now: float) -> bool:
         return now < self._confirmed_at + self._timing.contact_seconds
 
     def _hears_majority(self, now: float) -> bool:
-        """Return whether most members still accept answers: a later director cannot have the other half."""
+        """Return whether most members still accept answers, so that no later director can have a majority."""
         since = now - self._timing.majority_seconds
         heard = sum(self._contact.get(slot, float("-inf")) > since for slot in self._members)
         return heard * 2 > len(self._members)

@@ -1,4 +1,4 @@
-"""Who holds which camera, found by camera and by worker."""
+"""The leases of all workers, indexed by camera and by worker."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _NONE: Final[Mapping[str, Hold]] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Hold:
-    """A camera that a worker holds, or may believe to hold."""
+    """The lease of a camera that a worker has, or may still use."""
 
     worker: str
     epoch: int
     is_revoked: bool = False
-    """True once the worker is to give it up: it is free when a beat no longer has it, or when the lease has ended."""
+    """True after the lease was revoked: the camera is free when a beat no longer lists it, or the lease has ended."""
 
 
 class Holds:
-    """The holds of all cameras. A beat costs as much as its own worker's cameras, however many others there are."""
+    """The holds of all cameras, indexed so that the time for a beat depends only on its own worker's cameras."""
 
     def __init__(self) -> None:
-        """Start without a hold."""
+        """Create it without holds."""
         self._by_camera: dict[str, Hold] = {}
         self._by_worker: dict[str, dict[str, Hold]] = {}
 
@@ -35,7 +35,7 @@ class Holds:
         return iter(self._by_camera)
 
     def items(self) -> Collection[tuple[str, Hold]]:
-        """Return all cameras with their holds."""
+        """Return all pairs of a camera and its hold."""
         return self._by_camera.items()
 
     def get(self, camera: str) -> Hold | None:
@@ -47,7 +47,7 @@ class Holds:
         return self._by_worker.get(worker, _NONE)
 
     def add(self, camera: str, hold: Hold) -> None:
-        """Set the hold of a camera, in place of another one."""
+        """Set the hold of a camera; it replaces an existing hold."""
         self.remove(camera)
         self._by_camera[camera] = hold
         self._by_worker.setdefault(hold.worker, {})[camera] = hold

@@ -1,4 +1,4 @@
-"""The leases of a worker, valid by its own clock. The methods that read are for any thread."""
+"""The leases of a fleet's worker, which are valid by the worker's own clock."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class WorkerLeases:
-    """Asks for leases, and returns whether a frame may be published now.
+    """Requests leases, and decides whether a frame may be published now.
 
-    One thread calls ``ask`` and ``accept`` in turn; an answer that comes after the next ``ask`` is ignored. Therefore a
-    beat without a camera proves to the director that no earlier answer can grant it any more.
+    One thread calls ``ask`` and ``accept`` in turn; any thread may call the other methods. An answer that arrives after
+    the next ``ask`` is ignored. Therefore, if a beat does not list a camera, the director knows that no earlier answer
+    can still grant it.
     """
 
     def __init__(self, worker: str, slot: str, timing: FleetTiming, *, keep: bool = False) -> None:
-        """Hold nothing.
+        """Create it without leases.
 
         Args:
             worker: name of the worker, unique to its process.
-            slot: name of its place, which no other process has at the same time.
-            timing: duration of a lease.
-            keep: go on with expired leases while no director answers; two workers may then publish one camera.
+            slot: name of the worker's place (node and device); at most one process has it at a time.
+            timing: times of the protocol.
+            keep: whether to use expired leases while no director answers; two workers may then publish one camera.
         """
         self.worker, self.slot = worker, slot
         self.term = 0
@@ -33,7 +34,7 @@ class WorkerLeases:
         self._timing, self._keep = timing, keep
         self._number = self._answered = 0
         self._asked_at = float("-inf")
-        # One value, replaced as a whole: readers need no lock.
+        # One value that is replaced as a whole, so that readers need no lock.
         self._held: tuple[Mapping[str, int], float] = (_NONE, float("-inf"))
 
     def ask(
@@ -45,14 +46,14 @@ class WorkerLeases:
         unable: frozenset[str] = frozenset(),
         info: WorkerInfo | None = None,
     ) -> Beat:
-        """Return the next beat; what it grants is counted from ``now``.
+        """Return the next beat; the leases that its answer grants start at ``now``.
 
         Args:
-            now: monotonic seconds.
+            now: seconds of ``lease_clock``.
             capacity: frames per second that the worker can explain.
-            closing: epochs of cameras that are not closed yet.
-            unable: cameras that it cannot open.
-            info: the worker as the fleet shows it.
+            closing: epochs by camera of cameras that are not closed yet.
+            unable: cameras that the worker cannot open.
+            info: description of the worker.
         """
         self._number += 1
         self._asked_at = now
@@ -71,7 +72,7 @@ class WorkerLeases:
         )
 
     def accept(self, grant: Grant) -> bool:
-        """Apply an answer; return False if it is too old to be used."""
+        """Apply an answer; return False if it is too old and was ignored."""
         if grant.number != self._number or grant.term < self.term:
             return False
         self.term, self._answered = grant.term, grant.number
@@ -81,7 +82,7 @@ class WorkerLeases:
         return True
 
     def valid(self, now: float) -> Mapping[str, int]:
-        """Return the epochs of the valid leases by camera."""
+        """Return the epochs of the leases that are valid at ``now``, by camera."""
         leases, until = self._held
         return leases if now < until or self._keep else _NONE
 

@@ -1,4 +1,4 @@
-"""Where a fleet publishes its cameras, read from the director's state. Pure functions of plain JSON values."""
+"""Finds the address at which a fleet publishes each camera, from the director's state. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,29 +11,34 @@ from typing import Any, Final
 from pipeline.ports import MetricSample
 
 State = Mapping[str, Any]
-"""The value of ``Director.status``."""
+"""The result of ``Director.status``: JSON values."""
 
 _LATE_SECONDS: Final = 1.5
-"""Time without a beat of a worker, which beats twice a second, after which its cameras are in doubt."""
+"""Time without a beat (normally two per second) after which the cameras of a worker count as unreachable."""
 _URI = re.compile(r"(?P<scheme>\w+)://(?P<host>\[[^\]]*\]|[^:/]*):(?P<port>\d+)/?")
 _STREAMS: Final = ("tcp", "ipc")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a camera of a fleet is published."""
+    """The node and the address that publish a camera of a fleet."""
 
     node: str = ""
-    """Name of the node that holds it; empty: none does."""
+    """Name of the node that has the camera; empty if no node has it."""
     address: str = ""
-    """Address of the stream there."""
+    """Address of the stream on that node."""
     epoch: int = 0
     reason: str = ""
-    """The reason that no frames of it can be received; empty if they can."""
+    """The reason why no frames of the camera can be received; empty if they can."""
 
 
 def reachable_address(uri: str, host: str) -> str:
-    """Return the address of a sink as other machines reach it: one that listens on all interfaces is at ``host``."""
+    """Return the address at which other machines reach a sink.
+
+    Args:
+        uri: the address of the sink.
+        host: name of the sink's machine; it replaces the host of a sink that listens on all interfaces.
+    """
     match = _URI.fullmatch(uri)
     if match is None or not _is_wildcard(match["host"].strip("[]")):
         return uri
@@ -58,7 +63,7 @@ def stream_addresses(state: State) -> frozenset[str]:
 
 
 def places(state: State) -> dict[str, Place]:
-    """Return where each camera of the fleet is published."""
+    """Return the place of each camera of the fleet, by name."""
     workers = {worker["worker"]: worker for worker in state["workers"]}
     return {camera["camera"]: _place(camera, workers) for camera in state["cameras"]}
 
@@ -77,7 +82,7 @@ def _place(camera: State, workers: Mapping[str, State]) -> Place:
 
 
 def metrics_targets(state: State) -> list[dict[str, Any]]:
-    """Return the metrics of the workers in the format of Prometheus' ``http_sd``, with their nodes as labels."""
+    """Return the metrics addresses of the workers in the format of Prometheus' ``http_sd``, labelled by node."""
     return [
         {
             "targets": [match["host"] + ":" + match["port"]],
@@ -90,7 +95,7 @@ def metrics_targets(state: State) -> list[dict[str, Any]]:
 
 
 def fleet_metrics(state: State) -> Iterator[MetricSample]:
-    """Yield the metrics of the fleet as the director sees it."""
+    """Yield the metrics of the fleet from the director's state."""
     held = sum(camera["worker"] is not None for camera in state["cameras"])
     yield MetricSample("fleet_cameras", held, _CAMERAS, labels=(("state", "held"),))
     yield MetricSample("fleet_cameras", len(state["cameras"]) - held, _CAMERAS, labels=(("state", "waiting"),))
@@ -112,5 +117,5 @@ _CAMERAS: Final = "Cameras of the fleet, by whether a worker has them."
 
 
 def _slot(worker: State) -> str:
-    """Return the name of a worker's place, which a restarted worker has again."""
+    """Return the slot of a worker, which stays the same when the worker is restarted."""
     return str(worker["worker"]).partition("#")[0]

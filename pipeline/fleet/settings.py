@@ -1,4 +1,4 @@
-"""The file of a fleet: its cameras, and what each of its nodes runs."""
+"""The configuration file of a fleet: its cameras, nodes and devices."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.settings import Device, Name, Settings
 
 
 class FleetCamera(Settings):
-    """A camera of the fleet. Each node reads its address and credentials from the node's own file."""
+    """A camera of the fleet. Its address and credentials are in the stream configuration of each node."""
 
     rate: float = Field(default=10.0, gt=0, le=1000, allow_inf_nan=False)
-    """Frames per second that a worker must explain to hold it."""
+    """Frames per second of the camera; a worker gets the camera only if it can explain so many more."""
 
 
 def _by_name(value: object) -> object:
-    """Read a list of names, or a map of names whose values may be left out."""
+    """Parse a list of names, or a map from names to options, which may be empty."""
     if isinstance(value, list):
         for number, name in enumerate(value):
             if not isinstance(name, str):
@@ -32,23 +32,23 @@ def _by_name(value: object) -> object:
 
 
 class FleetConfig(Settings):
-    """The options of a fleet."""
+    """The configuration of a fleet."""
 
     name: Annotated[Name, Field(pattern=r"^[a-z0-9-]+$")] = "fleet"
     """Name of the fleet: small letters, digits and hyphens."""
     stream: str = "stream.yaml"
-    """A configuration of ``stream`` on each node: engine, sinks and guards, and the sources of the cameras that the
-    node can open, by their names."""
+    """File with a configuration of ``stream`` on each node: engine, sinks and guards, and named sources for the cameras
+    that the node can open."""
     devices: list[Device] = Field(default=["auto"], min_length=1, max_length=64)
-    """Devices of each node; each gets a worker."""
+    """Devices of each node; one worker runs on each device."""
     nodes: int = Field(default=1, ge=1, le=1000)
-    """Number of nodes that a new fleet waits for, at most a minute, before it deals its first cameras: otherwise the
-    first node gets all, and gives some up later."""
+    """Number of nodes that a new fleet waits for, at most a minute, before it assigns its first cameras. Without
+    waiting, the first node gets all cameras, and loses some of them when the other nodes join."""
     cameras: Annotated[dict[Name, FleetCamera], BeforeValidator(_by_name)]
     """The cameras: a list of names, or a map of names and options."""
     without_director: Literal["stop", "keep"] = "stop"
-    """A worker that reaches no director: ``stop`` when its leases end, or ``keep`` its cameras; two workers may then
-    publish the same camera."""
+    """Action of a worker that reaches no director: ``stop`` its cameras when their leases end, or ``keep`` them, at the
+    risk that two workers publish the same camera."""
 
     @property
     def rates(self) -> dict[str, float]:
@@ -57,10 +57,14 @@ class FleetConfig(Settings):
 
 
 def read_fleet(text: str, name: str) -> FleetConfig:
-    """Return the fleet in a YAML text; ``name`` is the file's, for messages.
+    """Parse the configuration of a fleet.
+
+    Args:
+        text: the YAML text.
+        name: name of the file, for messages.
 
     Raises:
-        ConfigError: it is not YAML, or a key or value is wrong.
+        ConfigError: the text is not YAML, or a key or value is wrong.
     """
     settings: dict[str, Any] = read_yaml(text, name)
     try:

@@ -1,4 +1,4 @@
-"""A camera that is read under a lease."""
+"""A source of a fleet's worker: each frame has the epoch of the camera's lease."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from pipeline.ports import Overflow, Source, SourceWrapper
 
 
 class LeasedSource(SourceWrapper):
-    """Gives the frames of ``inner`` the epoch of the lease that is valid when they are read."""
+    """Yields the frames of ``inner`` with the epoch of the lease that is valid when a frame is read."""
 
     def __init__(self, inner: Source, epoch: Callable[[], int | None]) -> None:
-        """Wrap a source that is not entered; ``epoch`` returns the epoch of the camera's lease, None without one."""
+        """Wrap a source that is not entered yet.
+
+        Args:
+            inner: the source.
+            epoch: returns the epoch of the camera's lease; None if there is no lease.
+        """
         self.inner, self._epoch = inner, epoch
         self.camera, self.uri = inner.camera, inner.uri
         self.overflow: Overflow | None = inner.overflow
@@ -30,7 +35,7 @@ class LeasedSource(SourceWrapper):
             yield replace(frame, epoch=self._epoch())
 
     def take_stale(self) -> Overlay | None:
-        """Return the inner source's image of a signal loss."""
+        """Return the image of a signal loss of the inner source, if it has a new one."""
         return self.inner.take_stale()
 
     def __enter__(self) -> Self:

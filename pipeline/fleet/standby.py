@@ -1,6 +1,7 @@
-"""The rule by which one of two directors is active. A state machine; the caller passes the monotonic time.
+"""Decides which of two directors is active. A state machine; the caller passes the monotonic time.
 
-The rule decides about time only: two directors that are active at once break no law, see ``Director``.
+The rule only keeps the interruption short. Safety does not depend on it: two directors that are active at the same time
+never grant the same camera to two workers (see ``Director``).
 """
 
 from __future__ import annotations
@@ -10,47 +11,48 @@ from dataclasses import dataclass
 from typing import Final
 
 _SILENT_SECONDS: Final = 0.7
-"""Time without an answer of the other director after which it counts as lost."""
+"""Time without an answer of the other director after which that director counts as lost."""
 _START_SECONDS: Final = 2.0
-"""Time for the first answer of the other director, which may be starting."""
+"""Time to wait for the first answer of the other director, which may still be starting."""
 _PATIENCE: Final = 2.5
-"""The second director waits so much longer: both begin together, and the first is to become active."""
+"""Factor by which the second director waits longer, so that the first becomes active if both start together."""
 _STAY_SECONDS: Final = 2.0
-"""Time for which a director is on the wrong node before that is mended."""
+"""Time for which a director may be on the wrong node before it is moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class DirectorState:
-    """A director as the other one sees it."""
+    """State of a director, as the other director gets it."""
 
     is_active: bool
     node: str
     is_on_head: bool
     nodes: Collection[str] = ()
-    """Nodes that have workers; known to the active one."""
+    """Nodes that have workers; only the active director knows them."""
 
 
 class Standby:
-    """Decides for one of two directors when it becomes active, and when the other one is to be on another node.
+    """Decides for one of two directors when it becomes active, and when the other director must move.
 
-    Both should not be lost with one node, nor the active one with the head, which keeps the store.
+    The directors should be on different nodes, so that both are not lost with one node. The active director should not
+    be on the head node, so that it is not lost together with the store.
     """
 
     def __init__(self, *, is_first: bool, now: float) -> None:
-        """Begin as the standby. Of two that begin together, the first becomes active."""
+        """Create it in standby; if two directors start together, the one with ``is_first`` becomes active."""
         self._factor = 1.0 if is_first else _PATIENCE
         self._is_first = is_first
         self._heard_at, self._allowed_seconds = now, _START_SECONDS * self._factor
         self._is_heard = False
         self.is_doubtful = False
-        """True if this director was deposed, and not by the one that it sees: Ray may run a director twice, beside a
-        raylet that is frozen, and the two do not see each other. It is to look into the store before it claims a term.
-        """
+        """True if this director was deposed, but not by the other director that it sees. Ray may run a director twice,
+        if a raylet is frozen, and these two do not see each other. The director must then read the store before it
+        claims a term."""
         self._passive_since: float | None = None
         self._misplaced_since: float | None = None
 
     def on_deposed(self) -> None:
-        """Note that another director has a later term."""
+        """Record that another director has a later term than this director."""
         self.is_doubtful = True
 
     def is_due(self, state: DirectorState, other: DirectorState | None, now: float, *, is_lost: bool = False) -> bool:
@@ -60,7 +62,7 @@ class Standby:
             state: this director.
             other: the answer of the other director; None: there is none yet.
             now: monotonic seconds.
-            is_lost: the call has failed: the process of the other one does not run.
+            is_lost: whether the call of the other director failed because its process does not run.
         """
         if other is None:
             self._passive_since = self._misplaced_since = None
@@ -76,7 +78,7 @@ class Standby:
         return self._is_first or now - self._passive_since >= _SILENT_SECONDS * self._factor
 
     def is_to_move(self, state: DirectorState, other: DirectorState | None, now: float) -> bool:
-        """Return whether the standby is to be started on another node than this, the active director's."""
+        """Return whether the standby must be restarted on another node; called by the active director."""
         shares_node = other is not None and not other.is_active and state.node == other.node
         return self._is_misplaced(shares_node and bool(frozenset(state.nodes) - {state.node}), now)
 

@@ -1,13 +1,13 @@
-"""Decides when a guard fires and when it ends, on the clock of the frames. Pure.
+"""Decides when a guard starts and stops firing, on the stream's clock. Pure state, no I/O.
 
-A rule ``requirement when condition`` is violated in a frame where its condition is true for the top class and its
-requirement is false. In all other frames it is met, also where the condition is false or a number is not known. A guard
-fires after its rule was violated in every frame for ``hold_seconds``. It ends after the rule was met in every frame for
-``clear_seconds``, with bounds made stricter by ``margin``. Both times start again after a pause, or when the clock goes
-back. The message of a state describes that frame.
+A frame violates a rule ``requirement when condition`` if, for the top class, the condition is true and the requirement
+is false. All other frames meet the rule, also if the condition is false or a number is not known. A guard fires after
+every frame has violated its rule for ``hold_seconds``. It stops after every frame has met the rule for
+``clear_seconds``, with bounds that are stricter by ``margin``. Both times start again after a pause, or when the clock
+goes back. The message of a state describes the frame of that state.
 
-A detector's boxes are followed one by one: each track has its own times and its own margin, and a frame without the
-track violates nothing. The guard fires while it fires for at least one track.
+For a detector, the rule is evaluated for each box. Each track has its own times and its own margin, and a frame without
+the track does not violate the rule. The guard fires while it fires for at least one track.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from pipeline.guards.state import GuardFigure, GuardState
 from pipeline.guards.variables import BOXES, DROP, TRACK, BoundVariable, RuleContext
 
 MAX_TRACKS: Final = 1000
-"""Number of tracks per guard that are followed after a violation; those that violated it most recently are kept."""
+"""Maximum number of tracks per guard that are stored after a violation; the most recent violations are kept."""
 OF_THIS_FRAME: Final = frozenset({"score", BOXES, TRACK})
-"""The numbers of a box that do not depend on its map."""
+"""The numbers of a box that belong to the current frame, because they do not depend on the box's map."""
 _TOP_CLASS: Final = "top class"
-"""The only subject of a classifier's guard."""
+"""The key of the only subject of a classifier's guard."""
 _NO_BOX: Final = "no box"
-"""The subject of a guard on the number of boxes, in frames without boxes."""
+"""The key of the subject of a guard on the number of boxes, in frames without boxes."""
 
 
 @dataclass(slots=True)
 class _Subject:
-    """A top class or a track that violates a rule, or has violated it."""
+    """A top class or a track that violates a rule now, or violated it before."""
 
     firing: bool = False
     pending_since: float | None = None
-    """Time of the first frame since which every frame calls for a change of state."""
+    """Time of the first of the consecutive frames that require a change of ``firing``; None if there are none."""
     met_seconds: float = 0.0
     """Time since the last frame that violated the rule."""
     name: str = ""
-    """In messages: label and track; empty for a classifier."""
+    """Label and track, for messages; empty for a classifier."""
 
 
 class AlertState:
-    """State of a guard of one camera. Used by one thread."""
+    """State of a guard for one camera. For one thread."""
 
     def __init__(self, guard: GuardConfig) -> None:
-        """Set the guard's rule and times."""
+        """Create a state that does not fire, with the rule and times of a guard."""
         self.guard, self.name = guard, guard.name
         self.rule: Rule = guard.parsed
         self.fire_count = 0
@@ -61,22 +61,27 @@ class AlertState:
         self._hysteresis = guard.margin
         self._counts_boxes = any(number.name == BOXES for number in self.rule.numbers)
         self._subjects: dict[Hashable, _Subject] = {}
-        """Those for which it fires or will fire; the others are not kept."""
+        """The subjects for which the guard fires, or that have violated the rule; other subjects are removed."""
         self._last: float | None = None
         self._seconds = 0.0
         self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
     def update(self, context: RuleContext, timestamp: float) -> GuardState:
-        """Evaluate the top class of a frame, at its time in seconds, and return the state of the guard."""
+        """Evaluate the top class of a frame, and return the state of the guard.
+
+        Args:
+            context: the frame with its top class.
+            timestamp: time of the frame in seconds, on the stream's clock.
+        """
         return self._update({_TOP_CLASS: [context]}, timestamp)
 
     def update_boxes(self, frame: RuleContext, boxes: Sequence[RuleContext], timestamp: float) -> GuardState:
-        """Evaluate all boxes of a frame, at its time in seconds, and return the state of the guard.
+        """Evaluate all boxes of a frame, and return the state of the guard.
 
         Args:
-            frame: without a finding: for guards on the number of boxes, where there are none.
-            boxes: each with its finding.
-            timestamp: of the frame, in seconds on the stream's clock.
+            frame: the frame without a finding; a guard on the number of boxes uses it if there are no boxes.
+            boxes: one context for each box, with its finding.
+            timestamp: time of the frame in seconds, on the stream's clock.
         """
         by_track: dict[Hashable, list[RuleContext]] = {}
         for context in boxes:
@@ -87,7 +92,7 @@ class AlertState:
         return self._update(by_track, timestamp)
 
     def _update(self, contexts: Mapping[Hashable, Sequence[RuleContext]], timestamp: float) -> GuardState:
-        """Evaluate the subjects of a frame; a subject violates the rule if one of its findings does."""
+        """Evaluate the subjects of a frame; a subject violates the rule if at least one of its findings does."""
         passed = 0.0 if self._last is None else timestamp - self._last
         self._last = timestamp
         if not 0.0 <= passed <= PAUSE_SECONDS:
@@ -117,7 +122,7 @@ class AlertState:
     def _advance(
         self, key: Hashable, violations: Sequence[RuleContext] | None, timestamp: float, passed: float
     ) -> None:
-        """Advance the times of a subject by a frame."""
+        """Update the times of a subject by a frame."""
         subject = self._subjects.setdefault(key, _Subject())
         subject.met_seconds += passed
         if violations:
@@ -127,7 +132,7 @@ class AlertState:
         else:
             subject.pending_since = timestamp if subject.pending_since is None else subject.pending_since
             required_seconds = self._clear_seconds if subject.firing else self._hold_seconds
-            # Half a microsecond for rounding: sums of frame times may be slightly too small.
+            # Half a microsecond is added, because sums of frame times may be slightly too small by rounding.
             if timestamp - subject.pending_since >= required_seconds - 5e-7:
                 subject.firing, subject.pending_since = not subject.firing, None
         if not subject.firing and subject.pending_since is None:
@@ -142,7 +147,7 @@ class AlertState:
     def _describe(
         self, contexts: Mapping[Hashable, Sequence[RuleContext]], violations: Mapping[Hashable, Sequence[RuleContext]]
     ) -> tuple[str, GuardFigure | None]:
-        """Return the message and the worst number of this frame: of the worst track that the guard fires for."""
+        """Return the message and the worst number of this frame, for the worst track that the guard fires for."""
         firing = {key: subject for key, subject in self._subjects.items() if subject.firing}
         found = [context for key in firing for context in violations.get(key, ())]
         if found:
@@ -185,13 +190,13 @@ def _name_of(context: RuleContext) -> str:
 
 
 def slack(rule: Rule, context: RuleContext) -> float:
-    """Return the largest margin with which a finding meets a rule; negative where the rule is violated."""
+    """Return the largest margin with which a finding meets a rule; negative if it violates the rule."""
     distances = [
         abs(value - number.bound)
         for number in rule.numbers
         if number.bound is not None and (value := number.read(context)) is not None
     ]
-    # The rule changes its value only where a bound passes a number.
+    # The rule changes its value only at margins at which a bound equals a number.
     for margin in sorted({sign * distance for distance in distances for sign in (1.0, -1.0)}, reverse=True):
         if rule.requirement(context, margin - 1e-9) is not False:
             return margin
@@ -199,7 +204,7 @@ def slack(rule: Rule, context: RuleContext) -> float:
 
 
 def worst_figure(rule: Rule, context: RuleContext) -> GuardFigure | None:
-    """Return the number of a rule that decides how far a finding is from meeting it; None if no number is known."""
+    """Return the number that decides how far a finding violates a rule; None if no number is known."""
     known = [
         (number, value, number.bound)
         for number in rule.numbers
@@ -217,8 +222,8 @@ def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) ->
 
     Args:
         rule: the violated rule.
-        context: the frame.
-        margin: how much stricter the bounds are while the guard fires.
+        context: the frame and its finding.
+        margin: number by which the bounds are stricter while the guard fires.
     """
     numbers = seen_numbers(rule, context)
     if not numbers:
@@ -228,7 +233,7 @@ def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) ->
 
 
 def seen_numbers(rule: Rule, context: RuleContext) -> str:
-    """Return the values of a rule's numbers in a frame as text, without unknown ones."""
+    """Return the known values of a rule's numbers in a frame as text."""
     seen = {number.name: number for number in rule.numbers}
     known = {name: value for name, number in seen.items() if (value := number.read(context)) is not None}
     return ", ".join(
@@ -238,7 +243,7 @@ def seen_numbers(rule: Rule, context: RuleContext) -> str:
 
 
 def _format_age(name: str, context: RuleContext) -> str:
-    """Return the age of a number that was measured on an earlier frame, as text."""
+    """Return the age of a number as text, if it was measured on an earlier frame; else an empty text."""
     finding = context.finding
     if finding is not None and finding.box_map is not None:
         age_seconds = finding.box_map.age_seconds
@@ -250,7 +255,7 @@ def _format_age(name: str, context: RuleContext) -> str:
 
 
 def _format(value: float, number: BoundVariable) -> str:
-    """Return a number with two decimals, or with more where it would look like 0 or like its bound."""
+    """Return a number with two decimals, or with more if it would look equal to 0 or to its bound."""
     if number.variable.is_count:
         return f"{value:.0f}"
     bound = number.bound

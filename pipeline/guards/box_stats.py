@@ -1,15 +1,15 @@
 """Statistics of the heat maps of a detector's boxes.
 
-Each box has its own grid and region of the frame. The formulas are those of ``pipeline.guards.heatmap_stats`` with two
-additions:
+Each box has its own grid and region of the frame. The formulas of ``pipeline.guards.heatmap_stats`` apply, with two
+changes:
 
-- A cell of a ``drop`` map that changes nothing is 0, so the evidence of its cells is their heat; only ``keep`` maps,
-  whose level is arbitrary, are measured above their median.
-- ``heat_inside`` has one more entry, ``BOX``, for the box itself, widened by a cell on each side: a map cannot place
-  evidence more exactly, and most of the area of the cells at a small box lies outside it.
+- The evidence of a cell in a ``drop`` map is its heat, because the heat of a cell without influence is 0. Only in
+  ``keep`` maps, whose level is arbitrary, the evidence is the heat above the median.
+- ``heat_inside`` has one more entry, ``BOX``, for the box itself, widened by a cell on each side: the position of
+  evidence is known only to a cell, and the cells at a small box lie mostly outside the box.
 
-A box without a map has no statistics. A map that was made in an earlier frame keeps the statistics of that frame: they
-describe where the evidence was when the map was made.
+A box without a map has no statistics. The statistics of a map from an earlier frame are those of that frame: they
+describe where the evidence was at that time.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from pipeline.guards.heatmap_stats import (
 from pipeline.polygons import Flat
 
 BOX: Final = "box"
-"""The name of a box's own rectangle among the regions."""
+"""Name of the box itself among the regions in ``heat_inside``."""
 MAX_TRACKS: Final = 256
-"""Number of tracks of a camera whose statistics are kept while they are out of sight."""
+"""Maximum number of tracks of a camera whose statistics are stored while they are not in the frame."""
 
 
 def has_boxes(explanation: Explanation) -> bool:
-    """Return whether an explanation is that of a detector; a classifier's always has findings."""
+    """Return whether an explanation is from a detector: it has boxes, or no findings at all."""
     return not explanation.findings or explanation.findings[0].box is not None
 
 
 def track_key(frame: Frame, finding: Finding) -> Hashable:
-    """Return what identifies the object of a box in later frames: its track, or its class where it has none.
+    """Return the key of a box's object in later frames: its track, or its class if it has no track.
 
-    Each file of a folder has its own tracks.
+    The key includes the name of the file, because each file of a folder has its own tracks.
     """
     return frame.source_name, finding.label if finding.track is None else finding.track
 
@@ -57,7 +57,7 @@ def box_weights(box: Box, region: Box, grid: tuple[int, int]) -> Flat:
     """Return the exact fraction of each cell's area inside a box: float32 in [0, 1], (rows * columns,).
 
     Args:
-        box: in frame pixels.
+        box: the rectangle of the box, in frame pixels.
         region: the rectangle of the frame that the grid covers, in pixels.
         grid: rows and columns.
     """
@@ -69,7 +69,18 @@ def box_weights(box: Box, region: Box, grid: tuple[int, int]) -> Flat:
 
 
 def _covered(low: float, high: float, start: float, size: float, count: int) -> Flat:
-    """Return the fraction of each of ``count`` intervals of a size that lies between two bounds."""
+    """Return the fraction of each interval that lies between two bounds.
+
+    Args:
+        low: the lower bound.
+        high: the upper bound.
+        start: start of the first interval.
+        size: length of each interval.
+        count: number of adjacent intervals.
+
+    Returns:
+        float32, (count,), 0 to 1.
+    """
     cells = np.arange(count)
     shared = np.minimum((high - start) / size, cells + 1) - np.maximum((low - start) / size, cells)
     fractions: Flat = np.clip(shared, 0.0, 1.0).astype(np.float32)
@@ -77,7 +88,7 @@ def _covered(low: float, high: float, start: float, size: float, count: int) -> 
 
 
 def _widened(box: Box, region: Box, grid: tuple[int, int]) -> Box:
-    """Return a box widened by a cell on each side, so that every cell that it touches lies inside."""
+    """Return a box widened by a cell on each side, so that every cell that the box touches lies inside."""
     x, y = region.width / grid[1], region.height / grid[0]
     return Box(box.left - x, box.top - y, box.right + x, box.bottom + y)
 
@@ -87,7 +98,7 @@ class _Measured:
     """Statistics of the newest map of a track."""
 
     index: int
-    """Index of the frame of that map."""
+    """Index of the frame of the map."""
     timestamp: float
     stats: HeatmapStats
     centred: CentredMap
@@ -101,11 +112,11 @@ class _CameraBoxes:
     regions: tuple[Region, ...] = ()
     names: tuple[str, ...] = (BOX,)
     measured: dict[Hashable, _Measured] = field(default_factory=dict)
-    """By track, the most recently seen last."""
+    """Statistics by track, in the order in which the tracks were last in a frame."""
 
 
 class BoxStatsTracker:
-    """Computes the statistics of the boxes of consecutive explanations. Used by one thread."""
+    """Computes the statistics of the boxes of consecutive explanations. For one thread."""
 
     def __init__(self, regions_of: RegionsOf | None = None) -> None:
         """Set the function that returns a camera's regions; None: no regions."""
@@ -113,11 +124,11 @@ class BoxStatsTracker:
         self._cameras: dict[str, _CameraBoxes] = {}
 
     def forget(self, camera: str) -> None:
-        """Release the state of a camera that left the run."""
+        """Remove the state of a camera that left the run."""
         self._cameras.pop(camera, None)
 
     def refresh_regions(self) -> None:
-        """Ask for the regions of each camera again, at its next frame; the maps are measured anew."""
+        """Call ``regions_of`` again for each camera at its next frame; its maps are then measured anew."""
         for state in self._cameras.values():
             state.size = (0, 0)
             state.measured.clear()
@@ -149,13 +160,13 @@ class BoxStatsTracker:
 def _measure(
     finding: Finding, box: Box, box_map: BoxMap, state: _CameraBoxes, before: tuple[_Measured | None, float]
 ) -> _Measured:
-    """Measure a new map.
+    """Compute the statistics of a new map.
 
     Args:
-        finding: the box with the map.
-        box: its rectangle.
-        box_map: how its map was made.
-        state: with the regions of the camera.
+        finding: the finding with the map.
+        box: the rectangle of the finding, in frame pixels.
+        box_map: describes how the map was computed.
+        state: the state of the camera, with its regions.
         before: the last measured map of the track, and the time of this frame.
     """
     last, now = before

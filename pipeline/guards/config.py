@@ -1,4 +1,4 @@
-"""The configuration under ``guards:``: rules on scores and heat maps, checked when they are read.
+"""The configuration under ``guards:``: rules on scores and heat maps, which are checked when they are parsed.
 
 ``pipeline.guards.alert`` decides when a guard fires, ``pipeline.guards.monitor`` evaluates guards at every frame.
 """
@@ -17,7 +17,7 @@ from pipeline.guards.parser import Rule, parse_rule
 from pipeline.shapes import PolygonSettings, ShapeName, StrictModel
 
 _parsed: Final = functools.lru_cache(maxsize=512)(parse_rule)
-"""Parsed rules: trying all cases of a rule takes up to 0.1 s, and checks of a configuration ask for it many times."""
+"""Parses a rule. Cached: the check of all cases takes up to 0.1 s, and a configuration is checked several times."""
 
 
 def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
@@ -30,12 +30,12 @@ Cameras = Annotated[list[str] | None, AfterValidator(_check_not_empty)]
 
 
 class RegionConfig(PolygonSettings):
-    """A named part of the image."""
+    """A named polygon in the image."""
 
     name: ShapeName
-    """Its name in rules: heat_inside(NAME). Not `box`, which stands for a detector's box."""
+    """Its name in rules: heat_inside(NAME). The name `box` is reserved for a detector's box."""
     cameras: Cameras = None
-    """The cameras that have it. Default: all cameras."""
+    """The cameras that have the region. Default: all cameras."""
 
     @field_validator("name")
     @classmethod
@@ -45,26 +45,28 @@ class RegionConfig(PolygonSettings):
         return name
 
     def concerns(self, camera: str) -> bool:
-        """Return whether this camera has the region."""
+        """Return whether a camera has the region."""
         return self.cameras is None or camera in self.cameras
 
 
 class GuardConfig(StrictModel):
-    """A guard: a rule, and how long it may be violated."""
+    """A guard: a rule, and the time for which it may be violated."""
 
     name: ShapeName
     """Its name in images, metrics and logs."""
     rule: str
-    """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5; on each box of a
-    detector, such as evidence_outside_box <= 0.5 when label=person"""
+    """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5; for a detector
+    on each box, such as evidence_outside_box <= 0.5 when label=person."""
     cameras: Cameras = None
-    """The cameras that it watches. Default: all cameras."""
+    """The cameras that the guard watches. Default: all cameras."""
     hold_seconds: float = Field(default=0.5, ge=0, le=3600)
-    """It fires when every frame has violated the rule for this time; for a detector, every frame of one track."""
+    """The guard fires after every frame has violated the rule for this time; for a detector, every frame of one
+    track."""
     clear_seconds: float = Field(default=1.0, ge=0, le=3600)
-    """It ends when no frame has violated the rule for this time."""
+    """The alarm ends after no frame has violated the rule for this time."""
     margin: float = Field(default=0.0, ge=0, lt=1)
-    """While it fires, bounds are stricter by this much: 0.6 becomes 0.65 with 0.05. For a detector, by track."""
+    """While the guard fires, the bounds of the rule are stricter by this number: with 0.05, >= 0.6 becomes >= 0.65. For
+    a detector, only for the tracks that the guard fires for."""
 
     @field_validator("rule")
     @classmethod
@@ -81,12 +83,12 @@ class GuardConfig(StrictModel):
         return _parsed(self.rule)
 
     def concerns(self, camera: str) -> bool:
-        """Return whether the guard applies to the camera."""
+        """Return whether the guard watches a camera."""
         return self.cameras is None or camera in self.cameras
 
 
 class DeletionConfig(StrictModel):
-    """The live deletion check: masks the hottest area and measures the drop of the score."""
+    """The deletion check during a run: masks the hottest area and measures the drop of the score."""
 
     budget: float = Field(default=0.02, gt=0, le=0.5)
     """Fraction of the engine's time that checks may take."""
@@ -95,22 +97,22 @@ class DeletionConfig(StrictModel):
     fill: Literal["mean", "blur"] = "mean"
     """Content of the masked area: the mean colour of the frame, or the blurred frame."""
     max_age_seconds: float = Field(default=5.0, gt=0, le=3600)
-    """Time for which a result is valid for the following frames."""
+    """Time for which rules use the result of a check for later frames."""
 
 
 class GuardsConfig(StrictModel):
     """The guards of all cameras."""
 
     regions: list[RegionConfig] = Field(default=[])
-    """Named parts of the image."""
+    """Named polygons in the image, which rules can use."""
     rules: list[GuardConfig] = Field(default=[])
     """The guards."""
     draw: Literal["always", "firing", "never"] = "always"
-    """When the outlines of regions are drawn: always, while a guard of the camera fires, or never."""
+    """When to draw the outlines of regions: always, firing (while a guard of the camera fires), or never."""
     deletion: DeletionConfig = DeletionConfig()
-    """The check behind score_drop_when_masked; it runs where a rule uses that number."""
+    """The check that measures score_drop_when_masked; it runs only if a rule uses this number."""
     baseline: str | None = None
-    """A file that `run.py baseline` wrote: the drift of scores and heat statistics from it is reported."""
+    """A file that `run.py baseline` wrote. The drift of scores and heat statistics from this baseline is reported."""
     drift_seconds: float = Field(default=600.0, ge=10, le=604800)
     """Time constant of the drift statistics."""
 
@@ -138,10 +140,10 @@ class GuardsConfig(StrictModel):
 
 
 def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
-    """Check that guards and regions name cameras and regions of the run.
+    """Check that all cameras and regions that guards and regions name exist in the run.
 
     Raises:
-        ConfigError: with the unknown name and the known ones.
+        ConfigError: a name is unknown; the message lists the known names.
     """
     listed: list[tuple[str, Sequence[RegionConfig | GuardConfig]]]
     listed = [("regions", guards.regions), ("rules", guards.rules)]
@@ -167,20 +169,20 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
 
 
 def check_labels(guards: GuardsConfig, labels: Collection[str]) -> None:
-    """Check that rules name classes of the network; a rule about another class would never or always apply.
+    """Check that all classes that rules name are classes of the network.
 
     Raises:
-        ConfigError: with the unknown class and the most similar one.
+        ConfigError: a class is unknown; the message names the most similar class.
     """
     for index, guard in enumerate(guards.rules):
         _check_named(index, guard, "class", guard.parsed.labels - {""}, labels)
 
 
 def check_boxes(guards: GuardsConfig) -> None:
-    """Check that no rule uses a number of a detector's boxes: for a classifier it is never known.
+    """Check that the rules for a classifier use no number that only a detector's boxes have.
 
     Raises:
-        ConfigError: with the rule and the number.
+        ConfigError: a rule uses this kind of number.
     """
     for index, guard in enumerate(guards.rules):
         for name in guard.parsed.needs_boxes:

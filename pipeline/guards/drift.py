@@ -1,22 +1,22 @@
 """Drift detection: compares scores and heat-map statistics with a recorded baseline.
 
-A baseline holds the distribution of each number by camera and label over a period of normal operation: mean, standard
-deviation, and the edges of ``BINS`` bins with about as many samples each. Live, the same numbers are sampled at the
-same low rate (a part on a belt is seen in many similar frames); samples are weighted by exp(-age / time constant). Two
-numbers describe the drift:
+A baseline has the distribution of each statistic by camera and label over a period of normal operation: mean, standard
+deviation, and the edges of ``BINS`` bins with about equally many samples. During a run, the same statistics are sampled
+at the same low rate (consecutive frames of a part on a belt are similar), and samples are weighted by
+exp(-age / time constant). Two numbers describe the drift:
 
     psi   = sum_b (q_b - p_b) ln(q_b / p_b)       p, q: fractions of samples in bin b, baseline and now
     shift = (mean now - mean of baseline) / std of baseline
 
 ``psi`` is the population stability index of credit scoring (Siddiqi, *Credit Risk Scorecards*, Wiley 2006), which is
 Jeffreys' divergence (1946) of the two histograms; below 0.1 counts as no change and above 0.25 as a large change.
-Chance alone gives about (BINS - 1) (1/n + 1/m) for n samples in the baseline and m now, so nothing is reported below
-``MIN_SAMPLES``. ``shift`` has a sign.
+Without any drift, its expected value is about (BINS - 1) (1/n + 1/m) for n samples in the baseline and m current
+samples, so it is not reported for fewer than ``MIN_SAMPLES`` samples.
 
-``bound`` is the ``psi`` of a drift that is large and no chance: 0.25, or more where the samples are few. Of n and m
-independent samples of one distribution, ``psi / (1/n + 1/m)`` follows a chi-squared distribution with one degree of
-freedom less than bins (Yurdakul and Naranjo, *Statistical properties of the population stability index*, Journal of
-Risk Model Validation, 2020); a higher value than that of the bound has a probability of 0.0001. No input or output.
+``bound`` is the value from which ``psi`` means a large and significant drift: 0.25, or more if there are few samples.
+For n and m independent samples of one distribution, ``psi / (1/n + 1/m)`` follows a chi-squared distribution with
+bins - 1 degrees of freedom (Yurdakul and Naranjo, *Statistical properties of the population stability index*, Journal
+of Risk Model Validation, 2020); it exceeds the bound with a probability of 0.0001. No I/O.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from pipeline.guards.variables import NUMBERS, RuleContext
 BINS: Final = 5
 MIN_SAMPLES: Final = 30
 SAMPLE_SECONDS: Final = 1.0
-"""Interval of samples of a camera and label."""
+"""Minimum time between two samples of a camera and label."""
 FORMAT: Final = "recipro-stream baseline 1"
 _STATISTICS: Final = ("score", "focus_area", "entropy", "stability", "centre_x", "centre_y")
 _MIN_STD: Final = 1e-6
 LARGE_PSI: Final = 0.25
 _QUANTILE: Final = 3.719
-"""Of the normal distribution, at 0.9999."""
+"""Quantile of the standard normal distribution at 0.9999."""
 
 
 def numbers_of(explanation: Explanation) -> dict[str, float]:
-    """Return the known score and heat statistics of an explanation's top class, by name."""
+    """Return the score and heat-map statistics of an explanation's top class by name, without unknown values."""
     verdict = explanation.top_scoring
     if verdict is None:
         return {}
@@ -60,14 +60,19 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
 
 
 def psi(expected: Sequence[float], actual: Sequence[float]) -> float:
-    """Return the population stability index of two lists of fractions, all above 0; see the module docstring."""
+    """Return the population stability index of two histograms; see the module docstring.
+
+    Args:
+        expected: fraction of the baseline's samples in each bin, all above 0.
+        actual: fraction of the current samples in each bin, all above 0.
+    """
     return sum((q - p) * math.log(q / p) for p, q in zip(expected, actual, strict=True))
 
 
 def psi_bound(bins: int, baseline_samples: float, samples: float) -> float:
-    """Return the ``psi`` from which a drift is large and no chance; see the module docstring.
+    """Return the ``psi`` from which a drift is large and significant; see the module docstring.
 
-    The quantile is that of Wilson and Hilferty (1931).
+    The quantile of the chi-squared distribution is approximated by Wilson and Hilferty (1931).
     """
     freedom = max(bins - 1, 1)
     spread = 2.0 / (9.0 * freedom)
@@ -76,13 +81,13 @@ def psi_bound(bins: int, baseline_samples: float, samples: float) -> float:
 
 
 class Sampler:
-    """Chooses one frame of each camera and label per ``SAMPLE_SECONDS``."""
+    """Selects one frame of each camera and label per ``SAMPLE_SECONDS``."""
 
     def __init__(self) -> None:
         self._accepted_at: dict[tuple[str, str], float] = {}
 
     def accepts(self, explanation: Explanation) -> bool:
-        """Return whether this frame is a sample; if so, record its time."""
+        """Return whether a frame is a sample, and record the time of a sample."""
         verdict = explanation.top_scoring
         if verdict is None:
             return False
@@ -113,7 +118,7 @@ class BaselineRecorder:
             samples.setdefault(name, []).append(value)
 
     def baseline(self) -> dict[str, Any]:
-        """Return the baseline as plain JSON values."""
+        """Return the baseline as JSON values."""
         cameras = {
             camera: {
                 label: {
@@ -146,7 +151,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Tracker:
-    """Distributions of one statistic for one camera and label: the baseline's and the current one."""
+    """The baseline and the current distribution of one statistic for one camera and label."""
 
     baseline_count: int
     baseline_mean: float
@@ -170,7 +175,7 @@ class _Tracker:
         return sum(self.counts)
 
     def psi(self) -> float:
-        """Return the index, with half a sample added to every bin so that empty bins do not make it infinite."""
+        """Return the population stability index; half a sample is added to every bin to keep it finite."""
         return psi(
             _smoothed([fraction * self.baseline_count for fraction in self.fractions], self.baseline_count),
             _smoothed(self.counts, self.samples),
@@ -186,7 +191,7 @@ def _smoothed(counts: Sequence[float], total: float) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """Drift of a number from its baseline."""
+    """Drift of one statistic from its baseline."""
 
     camera: str
     label: str
@@ -196,22 +201,22 @@ class DriftReport:
     samples: float
     """Number of current samples, weighted by age."""
     bound: float
-    """``psi`` from which the drift is large and no chance."""
+    """The ``psi`` from which the drift is large and significant."""
 
 
 class DriftDetector:
-    """Compares explanations with a baseline. ``add`` is for one thread; ``reports`` for any."""
+    """Compares explanations with a baseline. ``add`` is for one thread, ``reports`` for any thread."""
 
     def __init__(self, baseline: Mapping[str, Any], seconds: float, name: str = "baseline") -> None:
-        """Read a baseline.
+        """Create a detector without current samples.
 
         Args:
-            baseline: from ``BaselineRecorder.baseline``.
+            baseline: result of ``BaselineRecorder.baseline``.
             seconds: time constant; samples are weighted by exp(-age / seconds).
-            name: file name, for messages.
+            name: file name of the baseline, for messages.
 
         Raises:
-            ConfigError: it is not a valid baseline.
+            ConfigError: the baseline is not valid.
         """
         self._seconds = seconds
         self._sampler = Sampler()
@@ -242,7 +247,7 @@ class DriftDetector:
                 known[name].add(value, decay)
 
     def reports(self) -> Iterator[DriftReport]:
-        """Yield the drift of every number with ``MIN_SAMPLES`` samples in the baseline and now."""
+        """Yield the drift of each statistic with at least ``MIN_SAMPLES`` baseline and current samples."""
         for (camera, label), numbers in self._trackers.items():
             for name, tracker in numbers.items():
                 if min(tracker.samples, tracker.baseline_count) >= MIN_SAMPLES:
@@ -254,7 +259,7 @@ def read_baseline(text: str, name: str) -> dict[str, Any]:
     """Parse a file that ``run.py baseline`` wrote.
 
     Raises:
-        ConfigError: it is not a baseline.
+        ConfigError: the file is not a baseline.
     """
     try:
         baseline = json.loads(text)

@@ -1,25 +1,25 @@
 """Statistics of heat maps.
 
-Pure but for ``HeatmapStatsTracker``, which keeps each camera's last maps. ``pipeline.guards.box_stats`` has those of a
-detector's boxes.
+All are pure functions, except ``HeatmapStatsTracker``, which stores each camera's last maps. The statistics of a
+detector's boxes are in ``pipeline.guards.box_stats``.
 
-Recipro-CAM's heat map is min-max normalised: its coldest cell is 0 and its hottest is 1, and irrelevant cells have some
-level between. Sums over raw heat mostly sum this level: 0.03 on 1200 cells outweighs a defect of 12. All statistics
-but the stability therefore use the *evidence* of a cell,
+Recipro-CAM's heat map is min-max normalised: its coldest cell is 0, its hottest cell is 1, and irrelevant cells have a
+level between. A sum of raw heat mostly sums this level: 0.03 on 1200 cells is more than a defect of 12 cells. Therefore
+all statistics except the stability use the *evidence* of a cell,
 
     e_i = max(0, heat_i - median(heat)),        p_i = e_i / sum(e)
 
-with the lower median. Where the median is the maximum (at least half of the cells are hottest) nothing is subtracted. A
-map of zeros has no evidence and no statistics.
+with the lower median. If the median equals the maximum (at least half of the cells are hottest), nothing is subtracted.
+A map of zeros has no evidence and no statistics.
 
     heat_inside(R) = sum_i p_i a_i(R)             a_i: the fraction of cell i's area inside region R; 0 to 1
-    focus_area     = k / n                        k: the fewest of the n cells with at least half of the evidence
+    focus_area     = k / n                        k: smallest number of the n cells with half of the evidence
     entropy        = -sum_i p_i ln p_i / ln n     Shannon entropy, as a fraction of its maximum; 0 to 1
     centre         = sum_i p_i (x_i, y_i)         x_i, y_i: the cell's centre, frame pixels
     stability      = corr(heat, heat before)      Pearson's, with the map of the same class in the previous frame
 
-``heat_inside`` is the energy-based pointing game of Wang et al. (*Score-CAM*, CVPR Workshops 2020) with a polygon for a
-box and evidence for heat. Cells beyond the frame (a letterbox's border) count as outside every region.
+``heat_inside`` is the energy-based pointing game of Wang et al. (*Score-CAM*, CVPR Workshops 2020), with a polygon in
+place of a box and evidence in place of heat. Cells outside the frame (the border of a letterbox) are in no region.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ CentredMap = tuple[Flat, float]
 """The heat of a map minus its mean, and the norm of that vector."""
 
 PAUSE_SECONDS: Final = 2.0
-"""After a longer pause, maps are not compared with the previous ones."""
+"""After a longer pause, maps are not compared with the maps before it."""
 
 
 def stream_time(frame: Frame) -> float:
-    """Return the frame's time in seconds on the clock of the stream, or its capture time where it has none."""
+    """Return the frame's ``pts_seconds``, or ``captured_at`` if it has none."""
     return frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
 
 
@@ -82,7 +82,7 @@ def heatmap_stats(
         return HeatmapStats(None, None, None, stability)
     cumulative = hot.cumsum()
     total = float(cumulative[-1])
-    # Sorted from the coldest: the cells up to half of the sum are not among the fewest that hold half of it.
+    # Sorted by evidence, ascending: the first cells, up to half of the sum, are not needed for the other half.
     cells = hot.size - int(cumulative.searchsorted(total / 2.0, "right"))
     entropy = (math.log(total) - float(hot @ np.log(hot)) / total) / math.log(count) if count > 1 else 0.0
     evidence = np.maximum(flat, floor) - floor
@@ -105,13 +105,23 @@ _NO_REGIONS: Final[Mapping[str, float]] = MappingProxyType({})
 
 @functools.lru_cache(maxsize=64)
 def _cell_centres(rows: int, columns: int) -> Weights:
-    """Return the cells' centres x and y as fractions of the grid: float32, (2, rows * columns)."""
+    """Return the x and y of the cells' centres as fractions of the grid: float32, (2, rows * columns)."""
     down, across = np.indices((rows, columns))
     return np.stack([(across.ravel() + 0.5) / columns, (down.ravel() + 0.5) / rows]).astype(np.float32)
 
 
 def region_weights(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights:
-    """Return each cell's centre x and y as fractions of the grid, then the fraction of each cell in every region."""
+    """Return the centre of each cell, and the fraction of each cell in every region.
+
+    Args:
+        regions: polygons in frame pixels.
+        heat_region: the rectangle of the frame that the grid covers, in pixels.
+        grid: rows and columns.
+
+    Returns:
+        float32, (2 + regions, rows * columns): x and y of the centre as fractions of the grid, then one row for each
+        region, 0 to 1.
+    """
     return np.concatenate(
         [_cell_centres(*grid), *(cell_weights(region.polygon, heat_region, grid)[None] for region in regions)]
     )
@@ -128,7 +138,7 @@ class _CameraMaps:
     names: tuple[str, ...] = ()
     weights: Weights | None = None
     maps: dict[tuple[int, str], CentredMap] = field(default_factory=dict)
-    """By class: the map of the last frame."""
+    """By class: the map in the last frame."""
 
 
 RegionsOf = Callable[[Frame], tuple[Region, ...]]
@@ -136,7 +146,7 @@ RegionsOf = Callable[[Frame], tuple[Region, ...]]
 
 
 class HeatmapStatsTracker:
-    """Computes the statistics of consecutive explanations. Used by one thread."""
+    """Computes the statistics of consecutive explanations. For one thread."""
 
     def __init__(self, regions_of: RegionsOf | None = None) -> None:
         """Set the function that returns a camera's regions; None: no regions."""
@@ -144,11 +154,11 @@ class HeatmapStatsTracker:
         self._cameras: dict[str, _CameraMaps] = {}
 
     def forget(self, camera: str) -> None:
-        """Release the state of a camera that left the run."""
+        """Remove the state of a camera that left the run."""
         self._cameras.pop(camera, None)
 
     def refresh_regions(self) -> None:
-        """Ask for the regions of each camera again, at its next frame."""
+        """Call ``regions_of`` again for each camera, at its next frame."""
         for state in self._cameras.values():
             state.geometry = ()
 
@@ -173,7 +183,7 @@ class HeatmapStatsTracker:
         return tuple(measured), state.regions
 
     def _update_weights(self, state: _CameraMaps, explanation: Explanation) -> None:
-        """Compute new weights where the size of the frame or the grid has changed."""
+        """Compute new weights if the size of the frame or the grid has changed."""
         frame, region = explanation.frame, explanation.region
         grid = explanation.first.heat.shape
         geometry = (frame.width, frame.height, region, grid)

@@ -1,8 +1,8 @@
 """Keeps the figures of the last minutes that rules need, and replays a rule on them.
 
-A frame is kept as its figures and its heat grids in float16: 537 bytes for a classifier with 7 x 7 cells. A rule is
-evaluated by ``pipeline.guards.alert``, as live; the share of the evidence in a region is computed anew, for any
-region, and differs by the rounding of float16 only, by less than 0.001.
+A frame is stored as its figures and its heat grids in float16: 537 bytes for a classifier with 7 x 7 cells. Rules are
+evaluated by ``pipeline.guards.alert``, as in the live run. The fraction of the evidence in a region is computed anew,
+for any region; float16 changes it by less than 0.001.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from pipeline.polygons import cell_weights
 HISTORY_SECONDS: Final = 600.0
 MAX_CAMERA_BYTES: Final = 32 << 20
 MAX_BYTES: Final = 128 << 20
-"""Memory of all cameras."""
+"""Maximum memory of all cameras."""
 MAX_REPLAYED_FINDINGS: Final = 100_000
-"""Findings on which a rule is tried, the newest ones: each takes about 0.01 ms of processor time."""
+"""Maximum number of findings on which a rule is tried, the newest; each takes about 0.01 ms of processor time."""
 MAX_SPANS: Final = 200
-"""Number of past alarms that are listed; all are counted."""
+"""Maximum number of past alarms that are listed; all are counted."""
 _FRAME_OVERHEAD_BYTES: Final = 220
 _FINDING_OVERHEAD_BYTES: Final = 41
-"""Of the objects that hold the bytes of a frame and of each finding."""
+"""Memory of the Python objects of a frame, and of each finding, beside their bytes."""
 _MAPS_AT_ONCE: Final = 4096
 _PRUNE_FRAMES: Final = 500
-"""Interval at which cameras that give no frames are looked at."""
+"""Number of recorded frames after which the frames of all cameras are pruned, also of cameras without new frames."""
 
 _FRAME: Final = struct.Struct("<ddHHffff?HddIf")
 """Times, size, heat region, whether it has boxes; label, scores, index and age of a deletion check (no label: none)."""
@@ -59,14 +59,14 @@ _NO_LABEL: Final = 0xFFFF
 
 
 class _Kept(NamedTuple):
-    """A frame."""
+    """A stored frame."""
 
     figures: bytes
     maps: tuple[bytes, ...]
-    """The heat of each finding, float16; empty without a map. Equal maps of a track are the same object."""
+    """The heat of each finding as float16 bytes; empty without a map. Equal maps of a track are the same object."""
     captured_at: float
     size: int
-    """Bytes that it added."""
+    """Memory of the frame in bytes, without maps that an earlier frame shares."""
 
 
 @dataclass(slots=True)
@@ -76,15 +76,15 @@ class _CameraFrames:
     frames: deque[_Kept] = field(default_factory=deque)
     size: int = 0
     maps: dict[Hashable, tuple[int, bytes]] = field(default_factory=dict)
-    """The index and heat of the newest map of each track in sight."""
+    """By track in the newest frame: the index and heat of its newest map."""
 
 
 @dataclass(frozen=True, slots=True)
 class PastAlarms:
-    """The alarms that a rule would have raised on the kept frames."""
+    """The alarms that a rule would have raised on the stored frames."""
 
     spans: Sequence[tuple[float, float, str]]
-    """Monotonic begin and end of the last alarms, the oldest first, and the message of the worst frame."""
+    """The last alarms, the oldest first: start and end in monotonic seconds, and the message of the worst frame."""
     count: int
     """Number of all alarms."""
     firing_seconds: float
@@ -93,17 +93,23 @@ class PastAlarms:
     frames: int
     """Number of the frames on which the rule was tried."""
     since: float
-    """Monotonic time of the first of them."""
+    """Monotonic time of the first frame on which the rule was tried."""
 
 
 class RuleHistory:
-    """Keeps what rules need of each camera's last frames. One thread records; any thread evaluates."""
+    """Stores the figures of each camera's last frames that rules need. One thread records; any thread evaluates."""
 
     def __init__(
         self, max_camera_bytes: int = MAX_CAMERA_BYTES, max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Set the limits of memory: the oldest frames are removed. ``clock``: that of ``Frame.captured_at``."""
+        """Create an empty history.
+
+        Args:
+            max_camera_bytes: maximum memory of one camera; the oldest frames are removed.
+            max_bytes: maximum memory of all cameras.
+            clock: returns the time on the clock of ``Frame.captured_at``.
+        """
         self._max_camera_bytes, self._max_bytes, self._clock = max_camera_bytes, max_bytes, clock
         self._cameras: dict[str, _CameraFrames] = {}
         self._labels: dict[str, int] = {}
@@ -111,17 +117,17 @@ class RuleHistory:
 
     @property
     def size(self) -> int:
-        """Bytes of all cameras."""
+        """Memory of the frames of all cameras in bytes."""
         return sum(kept.size for kept in tuple(self._cameras.values()))
 
     def known_seconds(self, camera: str) -> float:
-        """Return the time from the first kept frame of a camera to the newest."""
+        """Return the time from the first stored frame of a camera to the newest."""
         kept = self._cameras.get(camera)
         frames = () if kept is None else tuple(kept.frames)
         return round(frames[-1].captured_at - frames[0].captured_at, 2) if frames else 0.0
 
     def record(self, explanation: Explanation) -> None:
-        """Keep what rules need of a frame with statistics; remove what is too old or too much."""
+        """Store the figures of a frame with statistics; remove old frames and frames above the memory limit."""
         camera = explanation.frame.camera
         kept = self._cameras.get(camera)
         if kept is None:
@@ -198,10 +204,10 @@ class RuleHistory:
         return self._labels.setdefault(label, min(len(self._labels), _NO_LABEL - 1))
 
     def alarms(self, camera: str, guard: GuardConfig, regions: Sequence[RegionConfig] = ()) -> PastAlarms:
-        """Return when a guard would have fired on the kept frames of a camera, the newest of many.
+        """Return the alarms that a guard would have raised on the newest stored frames of a camera.
 
         Args:
-            camera: its name.
+            camera: name of the camera.
             guard: the rule and its times.
             regions: the regions that the rule may name.
         """
@@ -247,7 +253,7 @@ def _prune(kept: _CameraFrames, before: float, max_bytes: int) -> None:
 
 
 class _Figures(NamedTuple):
-    """The figures of a kept finding."""
+    """The figures of a stored finding."""
 
     label: int
     score: float
@@ -263,10 +269,10 @@ class _Figures(NamedTuple):
 
 
 class _Replay:
-    """Evaluates a rule on kept frames."""
+    """Evaluates a rule on stored frames."""
 
     def __init__(self, camera: str, labels: Sequence[str], regions: Sequence[RegionConfig]) -> None:
-        """Set the camera, the labels by their numbers, and the regions that the rule names."""
+        """Set the camera, the labels by their numbers in stored frames, and the regions that the rule names."""
         self._camera, self._labels, self._regions = camera, labels, regions
         self._stubs: dict[tuple[int, int], Frame] = {}
 
@@ -290,7 +296,7 @@ class _Replay:
                 yield captured_at, alert.update(facts, timestamp)
 
     def _stub(self, width: int, height: int) -> Frame:
-        """Return a frame of this size; its image takes no memory."""
+        """Return a frame of a size in pixels; its image needs no memory."""
         found = self._stubs.get((width, height))
         if found is None:
             image = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
@@ -306,7 +312,7 @@ class _Replay:
         stats = HeatmapStats(focus, entropy, centre, stability, shares)
         box_map, heat = None, NO_HEAT
         if figures.box is not None and not math.isnan(figures.age_seconds):
-            # A heat of 1 of this scale has the drop that was measured.
+            # With this scale, a heat of 1 means the stored drop.
             heat, scale = (NO_HEAT, 1.0) if figures.drop is None else (_ONE, figures.drop)
             against = None if figures.drop is None else NO_HEAT
             box_map = BoxMap(
@@ -321,7 +327,7 @@ class _Replay:
         return Finding(label, figures.score, heat, -1, figures.box, stats, figures.track, box_map)
 
     def _shares(self, frames: Sequence[_Kept]) -> dict[tuple[int, int, int, Box], dict[str, float]]:
-        """Return the share of the evidence in each region, by map, frame size and heat region."""
+        """Return the fraction of the evidence in each region, by map, frame size and heat region."""
         groups: dict[tuple[tuple[int, int], bool, int, int, Box], dict[int, bytes]] = {}
         for entry in frames:
             _, _, width, height, *rest = _FRAME.unpack_from(entry.figures)
@@ -368,12 +374,12 @@ def _known(number: float) -> float | None:
 
 
 def _inside(maps: Sequence[bytes], weights: Weights, *, is_drop: bool) -> list[list[float] | None]:
-    """Return the shares of the evidence of maps in regions, as ``heatmap_stats``; None for a flat map.
+    """Return the fractions of the evidence of maps in regions, as ``heatmap_stats`` does; None for a flat map.
 
     Args:
-        maps: float16, of one grid.
-        weights: fraction of each cell in each region, (regions, cells).
-        is_drop: the heat of a cell without influence is 0.
+        maps: maps as float16 bytes, all of the same grid.
+        weights: fraction of each cell in each region, float32, (regions, cells).
+        is_drop: whether the maps are ``drop`` maps, in which the heat of a cell without influence is 0.
     """
     heats = np.frombuffer(b"".join(maps), np.float16).reshape(len(maps), -1).astype(np.float32)
     count = heats.shape[1]

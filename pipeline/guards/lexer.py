@@ -1,4 +1,4 @@
-"""Tokens of a condition for ``pipeline.guards.parser``, with one token of lookahead, and errors with positions."""
+"""Splits a condition into tokens for ``pipeline.guards.parser``, and raises errors with positions."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class ConditionError(ConfigError):
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
         self.position = position
-        """Number of characters before the mistake."""
+        """Number of characters before the error."""
 
 
 class Token(NamedTuple):
-    """A word, mark or quoted text."""
+    """A word, an operator or bracket (``mark``), or a quoted text."""
 
     kind: str
     """``quoted``, ``mark``, ``word`` or ``end``."""
     text: str
     position: int
-    """Number of characters before it."""
+    """Number of characters before the token."""
 
     @property
     def unquoted(self) -> str:
@@ -39,13 +39,18 @@ class Token(NamedTuple):
 
 
 class TokenStream:
-    """The tokens of a text, in order."""
+    """The tokens of a text in order, with one token of lookahead."""
 
     def __init__(self, text: str, where: str, example: str) -> None:
-        """Split ``text``; errors begin with ``where`` and show ``example``.
+        """Split a text into tokens.
+
+        Args:
+            text: the condition or rule.
+            where: the start of each error message.
+            example: a valid text, shown at the end of each error message.
 
         Raises:
-            ConfigError: the text is too long, or has a character that is not allowed in conditions.
+            ConfigError: the text is longer than ``MAX_CHARACTERS``, or has a character that no condition may have.
         """
         self._where, self._example = where, example
         if len(text) > MAX_CHARACTERS:
@@ -75,22 +80,22 @@ class TokenStream:
 
     @property
     def peek(self) -> Token:
-        """The next token; after the last one the end."""
+        """The next token, of kind ``end`` after the last token; it is not consumed."""
         return self._tokens[self._position]
 
     @property
     def previous(self) -> Token:
-        """The token before the next one."""
+        """The token that was consumed last."""
         return self._tokens[self._position - 1]
 
     def next(self) -> Token:
-        """Return the next token and advance."""
+        """Consume and return the next token."""
         token = self.peek
         self._position = min(self._position + 1, len(self._tokens) - 1)
         return token
 
     def accept(self, word: str) -> bool:
-        """Advance past the next token if it is this word or mark; return whether it was."""
+        """Consume the next token if it is ``word``; return whether it was."""
         token = self.peek
         if token.kind not in {"word", "mark"} or token.text.lower() != word:
             return False

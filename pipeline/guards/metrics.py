@@ -11,7 +11,7 @@ from pipeline.ports import MetricSample
 
 
 def guard_metrics(camera: str, states: Sequence[GuardState]) -> Iterator[MetricSample]:
-    """Yield whether each guard of a camera fires, and how often it started to fire."""
+    """Yield two metrics for each guard of a camera: whether it fires, and how often it started to fire."""
     for state in states:
         labels = (("camera", camera), ("guard", state.name))
         yield MetricSample("guard_firing", float(state.firing), "1 while a guard fires.", labels=labels)

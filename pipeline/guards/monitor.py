@@ -1,7 +1,7 @@
-"""Computes heat-map statistics, evaluates guards and makes deletion checks.
+"""Computes heat-map statistics, evaluates guards and runs deletion checks.
 
-``ExplanationMonitor`` wraps an explainer and is one itself. Its explanations have statistics on every finding and the
-state of the camera's guards.
+``ExplanationMonitor`` is an explainer that wraps another explainer. It adds statistics to every finding, and the state
+of the camera's guards to every explanation.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class _CameraState:
     alerts: list[AlertState]
     last_check: DeletionCheck | None = None
     checked_at: float = 0.0
-    """Time of the checked frame, on its own clock."""
+    """Time of the checked frame, on the stream's clock."""
     seen: Explanation | None = None
     """The newest explanation, for metrics."""
     states: tuple[GuardState, ...] = ()
 
 
 def _reason_unknown(explainer: Explainer) -> str:
-    """Return why the drop of a score is not measured."""
+    """Return the reason why an explainer cannot measure ``score_drop_when_masked``."""
     if explainer.box_mode is None:
         return "this explainer has no deletion check"
     return f"unknown for boxes in mode {explainer.box_mode}; set engine.boxes.mode: drop"
@@ -52,14 +52,14 @@ def _reason_unknown(explainer: Explainer) -> str:
 
 @dataclass(slots=True)
 class DriftTracking:
-    """Statistics over minutes and hours: a baseline to compare with, or to record."""
+    """Drift of statistics over minutes and hours: a detector, a recorder of a baseline, or neither."""
 
     drift: DriftDetector | None = None
     recorder: BaselineRecorder | None = field(default=None)
 
 
 class ExplanationMonitor(ExplainerWrapper):
-    """An explainer with heat-map statistics and guards. Used by one thread; ``metrics`` by any."""
+    """An explainer that adds heat-map statistics and guards. For one thread; ``metrics`` for any thread."""
 
     def __init__(
         self,
@@ -73,16 +73,16 @@ class ExplanationMonitor(ExplainerWrapper):
         """Wrap an explainer.
 
         Args:
-            explainer: frames to explanations; deletion checks need one with ``can_mask``.
+            explainer: explains the frames; deletion checks need its ``can_mask``.
             guards: regions, rules and options.
-            slow: a baseline to compare with, or to record.
-            history: receives what rules need of each frame.
-            clock: seconds, for the cost of checks.
+            slow: drift detector or baseline recorder.
+            history: stores the figures that rules need of each frame.
+            clock: returns seconds; measures the duration of checks.
         """
         super().__init__(explainer)
         self._guards = guards or GuardsConfig()
         self._new_guards: GuardsConfig | None = None
-        """Set by ``update``, taken before the next frames."""
+        """New guards, set by ``update`` and applied before the next frame."""
         self._heatmap_stats, self._box_stats = HeatmapStatsTracker(self._regions), BoxStatsTracker(self._regions)
         self._camera_states: dict[str, _CameraState] = {}
         self._drift_tracking = slow or DriftTracking()
@@ -93,14 +93,14 @@ class ExplanationMonitor(ExplainerWrapper):
         self.overhead_budget: OverheadBudget | None = None
         self._begin_deletion_checks()
         self._past_fire_counts: dict[tuple[str, str], int] = {}
-        """Number of times that guards of cameras that left started to fire."""
+        """By camera and guard: number of alarms of cameras that left."""
         self._pending_checks: list[Explanation] = []
-        """Explanations of the last batch that a rule needs a check for."""
+        """Explanations of the last batch for which a rule needs a deletion check."""
         self._checked_camera = ""
         """The camera of the last check."""
 
     def _begin_deletion_checks(self) -> None:
-        """Allow deletion checks once a rule needs them."""
+        """Enable deletion checks when the first rule needs them."""
         explainer = self._explainer
         if not self._guards.needs_deletion or self.overhead_budget is not None:
             return
@@ -110,10 +110,10 @@ class ExplanationMonitor(ExplainerWrapper):
             log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
 
     def update(self, guards: GuardsConfig) -> None:
-        """Use other regions and rules from the next frame on; for any thread.
+        """Use other regions and rules from the next frame on. For any thread.
 
-        A guard that is the same in both goes on as it is; another one begins anew. The options of deletion checks and
-        drift stay those of the beginning.
+        An unchanged guard keeps its state; a changed guard starts anew. The options of deletion checks and drift cannot
+        be changed.
         """
         self._new_guards = guards
 
@@ -139,7 +139,7 @@ class ExplanationMonitor(ExplainerWrapper):
         self._past_fire_counts[key] = self._past_fire_counts.get(key, 0) + guard.fire_count
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
-        """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
+        """Start a batch; return a function that waits for it, computes statistics and evaluates guards."""
         finish = self._explainer.submit(frames)
         return lambda: self._finish(finish, len(frames))
 
@@ -156,7 +156,7 @@ class ExplanationMonitor(ExplainerWrapper):
         return [item if find_non_finite(item) else self.process(item) for item in explained]
 
     def after_batch(self) -> None:
-        """Make one deletion check where a rule needs it and the budget allows it."""
+        """Run one deletion check if a rule needs it and the budget allows it."""
         super().after_batch()
         budget = self.overhead_budget
         if budget is None or not self._pending_checks or not budget.can_run:
@@ -175,7 +175,7 @@ class ExplanationMonitor(ExplainerWrapper):
         state.checked_at = stream_time(chosen.frame)
 
     def forget_camera(self, camera: str) -> None:
-        """Release the state of a camera's guards and statistics; their counts stay."""
+        """Remove the state of a camera's guards and statistics; their counts stay."""
         super().forget_camera(camera)
         self._heatmap_stats.forget(camera)
         self._box_stats.forget(camera)
@@ -249,7 +249,7 @@ class ExplanationMonitor(ExplainerWrapper):
         return tuple(placed)
 
     def metrics(self) -> list[MetricSample]:
-        """Return the metrics of the explainer, the statistics, guards, checks and drift."""
+        """Return the metrics of the explainer, heat-map statistics, guards, deletion checks and drift."""
         samples = list(super().metrics())
         for camera, state in list(self._camera_states.items()):
             samples.extend(guard_metrics(camera, state.states))

@@ -1,4 +1,4 @@
-"""Limits the time of checks to a fraction of all time."""
+"""Limits the time of deletion checks to a fraction of the total time."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Final
 _FIRST_GUESS: Final = 2.0
 """Assumed cost of the first check, as a multiple of the cost of a frame."""
 _RESERVE: Final = 2.0
-"""Saved time that a check needs, and the maximum of saved time, as multiples of the cost of a check: a check that takes
-twice as long as the previous one is still within the budget, and no burst follows a pause."""
+"""Saved time before a check may run, and maximum of saved time, as multiples of the cost of a check. A check that takes
+twice as long as the previous check is thus still within the budget, and no burst of checks follows a pause."""
 
 
 class OverheadBudget:
-    """Keeps checks / (work + checks), in seconds, below a fraction.
+    """Keeps time of checks / (time of work + time of checks) below a fraction.
 
-    A check is allowed once twice its expected cost has been saved, so the total exceeds the fraction only where a check
-    costs more than twice the previous one.
+    A check may run after twice its expected cost has been saved. The fraction is therefore exceeded only if a check
+    takes more than twice as long as the previous check.
     """
 
     def __init__(self, fraction: float) -> None:
-        """Set the fraction of all time that checks may take, above 0 and below 1."""
+        """Set the fraction of the total time that checks may take, above 0 and below 1."""
         self._rate = fraction / (1.0 - fraction)
         self._saved_seconds = 0.0
         self._cost_seconds: float | None = None
@@ -48,5 +48,5 @@ class OverheadBudget:
 
     @property
     def fraction(self) -> float:
-        """Fraction of all time that checks have taken."""
+        """Fraction of the total time that checks have taken."""
         return self.spent_seconds / max(self.work_seconds + self.spent_seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""Parses conditions (which frames to record) and the rules of guards. Nothing in them is executed.
+"""Parses conditions (which frames to record) and the rules of guards. Their text is never executed as code.
 
     rule     = any [ "when" any ]
     any      = all { "or" all }
@@ -14,12 +14,12 @@
              | "heat_inside" "(" words ")"
     words    = a bare word, or anything in single or double quotes
 
-A test of an unknown number (a flat map has no centre) is neither true nor false, and so is what depends on it (Kleene's
-three-valued logic). Pure.
+A test of an unknown number (a flat map has no centre) has the value *unknown*, and terms are combined by Kleene's
+three-valued logic.
 
-There is no parser generator: a version with lark 1.3 passes the same tests with equal errors, but has as many lines of
-code, takes as long to import as pydantic, and has to read the value stack of lark's parser, which is undocumented, to
-name the field or the bracket in an error.
+No parser generator is used. A version with lark 1.3 passes the same tests with equal errors, but it has as many lines
+of code, takes as long to import as pydantic, and must read the undocumented value stack of lark's parser to name the
+field or the bracket in an error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from pipeline.guards.variables import (
 )
 
 Condition = Callable[[Explanation], bool]
-"""Returns whether a frame is to be recorded."""
+"""Returns whether a condition holds for a frame, for example whether to record the frame."""
 
 MAX_DEPTH: Final = 50
 
@@ -65,7 +65,7 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
     }
 )
 _STRICTER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
-"""Direction in which a bound becomes stricter."""
+"""Sign of the change that makes a bound stricter."""
 _PASSAGES: Final = ("part", "crossing")
 DISAGREE: Final = "disagree"
 _NOT_IN_RULES: Final = frozenset({"guard", DISAGREE, *_PASSAGES})
@@ -87,19 +87,19 @@ class Rule:
 
     requirement: Predicate
     condition: Predicate
-    """Always true where the rule has none."""
+    """The condition after ``when``; always true if the rule has none."""
     text: str
-    """The requirement as written."""
+    """The text of the requirement."""
     numbers: tuple[BoundVariable, ...]
     """The numbers in the requirement."""
     regions: frozenset[str]
-    """All regions that it names, without a box's own."""
+    """All regions that the rule names, except ``box``."""
     labels: frozenset[str] = frozenset()
-    """All classes that it names."""
+    """All classes that the rule names."""
     cameras: frozenset[str] = frozenset()
-    """All cameras that it names."""
+    """All cameras that the rule names."""
     domain: Domain = field(default_factory=Domain)
-    """All cases that it distinguishes."""
+    """All cases that the rule distinguishes."""
 
     @property
     def needs_deletion(self) -> bool:
@@ -108,14 +108,14 @@ class Rule:
 
     @property
     def needs_boxes(self) -> tuple[str, ...]:
-        """The numbers that only the boxes of a detector have, by name."""
+        """Names of the numbers in the rule that only the boxes of a detector have."""
         return tuple(dict.fromkeys(each.name for each in self.domain.numbers if each.variable.of_boxes))
 
     def impossible(self, cameras: Collection[str] | None = None) -> str:
-        """Return why the rule can never or always fire, as text; empty if both are possible.
+        """Return a message if the rule can never fire, or would always fire; else an empty text.
 
         Args:
-            cameras: the cameras it is evaluated for; None: any.
+            cameras: the cameras that the rule is evaluated for; None for any camera.
         """
         cases = self.domain.cases(cameras)
         if cases is None:
@@ -133,21 +133,21 @@ class Rule:
 def parse_condition(
     text: str, known: Mapping[str, Collection[str]] = MappingProxyType({}), *, option: str = "record_when"
 ) -> Condition:
-    """Parse a condition.
+    """Parse a condition on frames.
 
-    It holds for a frame when it holds for one of its findings, with the label and the numbers of that finding. A frame
-    without findings has the label "" and the score 0. A condition with ``part`` or ``crossing`` also holds when it
-    holds for a part or a crossing that was finished at the frame, with its class, its score and its deciding box.
+    The condition holds for a frame if it holds for at least one finding of the frame. A frame without findings is
+    tested with the label "" and the score 0. A condition with ``part`` or ``crossing`` also holds for a frame if it
+    holds for a part or crossing that was finished at the frame, tested with its class, its score and its deciding box.
 
     Args:
-        text: such as ``label=scratch and score>0.8``.
-        known: the known names by kind (``guard``, ``region``, ``label``, ``camera``), and under ``check``
-            ``score_drop_when_masked`` where it is measured, under ``box`` a name where the network is a detector,
-            under ``trial`` the name of a network on trial; names of a missing kind are not checked.
-        option: the option that holds the text, for errors.
+        text: the condition, such as ``label=scratch and score>0.8``.
+        known: the known names by kind: ``guard``, ``region``, ``label``, ``camera``; ``check`` has
+            ``score_drop_when_masked`` if it is measured, ``box`` any name if the network is a detector, and ``trial``
+            the name of a network on trial. Names of a missing kind are not checked.
+        option: name of the option that has the text, for messages.
 
     Raises:
-        ConfigError: it cannot be parsed; the message names the character.
+        ConfigError: the text cannot be parsed, or can never be true; the message has the position.
     """
     parser = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known)
     holds = parser.condition()
@@ -166,10 +166,11 @@ def parse_condition(
 
 
 def parse_rule(text: str) -> Rule:
-    """Parse a rule.
+    """Parse the rule of a guard.
 
     Raises:
-        ConfigError: it cannot be parsed; the message names the character, but does not repeat the text.
+        ConfigError: the text cannot be parsed, or the rule can never or always fire. The message has the position, but
+            not the text.
     """
     return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
 
@@ -190,12 +191,12 @@ class _Parser:
         self._guards: set[str] = set()
         self._asks_guards = self._asks_trial = False
         self.places: set[str] | None = None
-        """The zones and lines in tests of parts and crossings; None if there are no such tests."""
+        """The zones and lines in tests of parts and crossings; None without a test of this kind."""
         self._tokens = TokenStream(text, where, example)
         self._depth = 0
 
     def condition(self) -> Predicate:
-        """Parse the whole text as a condition."""
+        """Parse the text as a condition."""
         start = self._tokens.peek
         holds = self._any()
         self._end("'and', 'or' or the end")
@@ -211,7 +212,7 @@ class _Parser:
         return Domain(tuple(self._seen), labels, cameras, guards, places, asks_trial=self._asks_trial)
 
     def rule(self) -> Rule:
-        """Parse the whole text as a rule."""
+        """Parse the text as a rule."""
         requirement = self._any()
         numbers, end = tuple(self._seen), self._tokens.peek
         condition: Predicate = lambda _context, _margin: True  # noqa: E731 - a predicate like the others
@@ -312,7 +313,7 @@ class _Parser:
         return lambda context, _margin: context.disagrees
 
     def _check(self, kind: str, value: Token) -> None:
-        """Fail for an unknown name: such a test would never or always be true."""
+        """Raise ``ConditionError`` for an unknown name: its test would be always true or always false."""
         name, known = value.unquoted, self._known.get(kind)
         if known is not None and name and name not in known:
             self._tokens.fail(value, unknown_name_message(kind, name, known))

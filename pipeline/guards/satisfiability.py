@@ -1,7 +1,7 @@
-"""Checks whether a rule or condition can hold: it is evaluated for all cases that it distinguishes. Pure.
+"""Checks whether a rule or condition can hold, by its evaluation for all cases that it distinguishes.
 
-A test compares a number with bounds, or a name with names. It is enough to try each bound, a number between each two
-bounds, each name, and one other name.
+A test compares a number with bounds, or a name with names. It is enough to try each bound, one number between each two
+neighbouring bounds, each name, and one other name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.guards.variables import (
 )
 
 MAX_CASES: Final = 4096
-"""Rules that distinguish more cases are not checked."""
+"""Maximum number of cases; rules that distinguish more cases are not checked."""
 _OTHER: Final = "\0another"
 """A name that no rule can contain."""
 _PIXEL: Final = np.zeros((1, 1, 3), np.uint8)
@@ -44,21 +44,21 @@ class Domain:
     """The numbers and names in a rule or condition."""
 
     numbers: tuple[BoundVariable, ...] = ()
-    """Numbers with the bounds they are compared with; a number may occur several times."""
+    """Numbers with their bounds; a number with several bounds occurs several times."""
     labels: frozenset[str] = frozenset()
     cameras: frozenset[str] = frozenset()
     guards: frozenset[str] | None = None
-    """The guards that it names; None if it has no test of guards."""
+    """The guards that the condition names; None if it has no test of guards."""
     places: frozenset[str] | None = None
-    """The zones and lines that it names; None if it has no test of parts or crossings."""
+    """The zones and lines that the condition names; None if it has no test of parts or crossings."""
     asks_trial: bool = False
-    """True if it tests whether a network on trial disagrees."""
+    """True if the condition tests whether a network on trial disagrees."""
 
     def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
         """Return a context for every case that the rule distinguishes; None if there are too many.
 
         Args:
-            cameras: the cameras of the run; None: any.
+            cameras: the cameras of the run; None for any camera.
         """
         numbers = [_independent(number) for number in self.numbers]
         kinds = {number.name: number.variable for number in numbers}
@@ -83,14 +83,14 @@ class Domain:
 
 
 def _independent(number: BoundVariable) -> BoundVariable:
-    """Return the number that a dependent number is computed from, with its bound; other numbers unchanged."""
+    """Return the number from which a dependent number is computed, with its bound; others unchanged."""
     if number.name != OUTSIDE_BOX:
         return number
     return replace(heat_inside(BOX), bound=None if number.bound is None else 1.0 - number.bound)
 
 
 def _levels(variable: Variable, bounds: Sequence[float | None]) -> list[float]:
-    """Return the bounds and limits of a number, and a value between each two neighbours."""
+    """Return the bounds and limits of a number, and one value between each two neighbours, in order."""
     minimum, maximum = variable.minimum, variable.maximum
     edges = sorted({minimum, maximum, *(bound for bound in bounds if bound is not None)})
     if variable.is_count:
@@ -100,7 +100,7 @@ def _levels(variable: Variable, bounds: Sequence[float | None]) -> list[float]:
 
 
 def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return all subsets of names; more than ``MAX_CASES`` entries where there are too many names."""
+    """Return all subsets of names; more than ``MAX_CASES`` subsets mean that there are too many names."""
     if len(names) > 12:
         return [()] * (MAX_CASES + 1)
     return [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
@@ -131,7 +131,7 @@ def _make_context(label: str, camera: str, guards: Sequence[str], numbers: dict[
 
 
 def _make_box(finding: Finding, numbers: dict[str, float]) -> Finding:
-    """Return a finding as that of a detector."""
+    """Return a classifier's finding as the finding of a detector, with a box."""
     drop = numbers.get(DROP, 0.0)
     box_map = BoxMap("drop", "", _UNIT, abs(drop), against=_FLAT if drop > 0.0 else _HOT)
     heat = _HOT if drop > 0.0 else _FLAT

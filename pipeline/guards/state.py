@@ -1,4 +1,4 @@
-"""The state of a guard after a frame."""
+"""Data types for the state of a guard after a frame."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GuardFigure:
-    """The number of a guard's rule that is furthest from its bound in a frame."""
+    """The number in a guard's rule that violates its bound most in a frame."""
 
     name: str
-    """As in the rule: ``heat_inside(part)``."""
+    """Name as in the rule: ``heat_inside(part)``."""
     value: float
-    """Its value in this frame."""
+    """Value in this frame."""
     bound: float
-    """The number that the rule compares it with."""
+    """The bound that the rule compares the value with."""
     slack: float
-    """The largest margin with which the frame meets the rule; negative where it is violated."""
+    """The largest margin with which the frame meets the rule; negative if it violates the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class GuardState:
     name: str
     firing: bool
     seconds: float
-    """Time since it began to fire, on the frames' clock; 0 while it does not fire."""
+    """Time since the guard began to fire, on the stream's clock; 0 while it does not fire."""
     message: str
-    """While it fires: the rule and the values of this frame, as text."""
+    """The rule and the values of this frame as text, while the guard fires; else empty."""
     fire_count: int
-    """Number of times it began to fire in this run."""
+    """Number of times that the guard began to fire in this run."""
     figure: GuardFigure | None = None
-    """The worst number of this frame, while it fires and the frame violates its rule, if the rule compares numbers."""
+    """The worst number of this frame, if the guard fires and the frame violates a rule that compares numbers."""

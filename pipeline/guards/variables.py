@@ -1,4 +1,4 @@
-"""The numbers that conditions and rules can use, by name, and the logic of their tests. Pure."""
+"""The numbers that conditions and rules can use by name, and the three-valued logic of their tests."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pipeline.guards.box_stats import BOX, has_boxes
 
 
 class RuleContext(NamedTuple):
-    """A finding of a frame, as rules are evaluated on it."""
+    """The input for the evaluation of a rule: a finding and its frame."""
 
     explanation: Explanation
     finding: Finding | None
     deletion: DeletionCheck | None
-    """The camera's last deletion check, up to its maximum age."""
+    """The camera's last deletion check; None if there is none, or it is too old."""
     passage: tuple[str, str] | None = None
-    """Kind and place of the part or crossing whose deciding box ``finding`` is; None for a box of the frame itself."""
+    """Kind and zone or line of the part or crossing that ``finding`` decided; None for a finding of the frame."""
     disagrees: bool = False
     """True if a network on trial differs in the frame, or decides the part or crossing otherwise."""
 
 
 Predicate = Callable[[RuleContext, float], bool | None]
-"""Returns whether a test holds with every bound made stricter by a margin; None: unknown."""
+"""Returns whether a test holds if every bound is made stricter by a margin; None if it is unknown."""
 
 
 def _read_centre(axis: int) -> Callable[[RuleContext], float | None]:
@@ -60,7 +60,7 @@ def _read_drop(context: RuleContext) -> float | None:
 
 
 def box_drop(finding: Finding) -> float | None:
-    """Return how much of a box's score was lost without one cell, in the frame in which its map was made."""
+    """Return the largest decrease of a box's score when one cell is dropped, in the frame of its map."""
     box_map = finding.box_map
     if box_map is None or box_map.against is None:
         return None
@@ -84,18 +84,18 @@ def _read_count(context: RuleContext) -> float | None:
 
 
 class Variable(NamedTuple):
-    """A number: the function that reads it, and its range."""
+    """A number that rules can use: the function that reads it, and its range."""
 
     read: Callable[[RuleContext], float | None]
-    """Returns None if the number is not known."""
+    """Returns the number; None if it is not known."""
     minimum: float = 0.0
-    """Its lower limit."""
+    """Smallest possible value."""
     maximum: float = 1.0
-    """Its upper limit."""
+    """Largest possible value."""
     is_count: bool = False
-    """True if it is a whole number."""
+    """True if the number is a whole number."""
     of_boxes: bool = False
-    """True if it is known for the boxes of a detector only."""
+    """True if only the boxes of a detector have the number."""
 
 
 DROP: Final = "score_drop_when_masked"
@@ -120,19 +120,19 @@ NUMBERS: Final[Mapping[str, Variable]] = MappingProxyType(
         BOXES: Variable(_read_count, maximum=MAX_BOXES, is_count=True, of_boxes=True),
     }
 )
-"""All numbers but ``heat_inside``, of which each region has one."""
+"""All numbers by name, except ``heat_inside``, which exists once for each region."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundVariable:
-    """A number in a rule."""
+    """A number in a rule, with the bound that it is compared with."""
 
     name: str
-    """As written: ``heat_inside(part)``."""
+    """Name as in the rule: ``heat_inside(part)``."""
     read: Callable[[RuleContext], float | None]
     region: str | None = None
     bound: float | None = None
-    """The number that the rule compares it with."""
+    """The bound that the rule compares the number with; None if there is none."""
 
     @property
     def variable(self) -> Variable:

@@ -1,1 +1,1 @@
-"""Parts and crossings: passages of tracks through zones and over lines, with a verdict for each."""
+"""Counts parts and crossings: passages of tracked objects through zones and over lines, each with a verdict."""

@@ -16,24 +16,27 @@ Place = TypeVar("Place", "ZoneConfig", "LineConfig")
 
 
 class ZoneConfig(PolygonSettings):
-    """A zone: the passage of an object through it is a part, with a verdict."""
+    """A zone: each passage of an object through it is counted as a part and gets a verdict."""
 
     name: ShapeName
     """Its name in images, messages, logs and metrics."""
     vote: VoteRule = "mean"
-    """Rule for the class of a part: mean (largest sum of scores), best (the most certain frame), worst
-    (any frame that is not ok), or N of M (a class that is not ok in at least N of M consecutive frames: 3 of 5)."""
+    """Rule for the class of a part: mean (the class with the largest sum of scores), best (the class of the most
+    certain frame), worst (a class that is not ok in any frame), or N of M, such as 3 of 5 (a class that is not ok in at
+    least N of M consecutive frames)."""
     ok: list[str] | None = None
-    """The classes that are ok. Default: ok, if the detector has a class of this name; [] for no verdict."""
+    """The classes that are ok. Default: the class named ok, if the detector has it. []: parts get no verdict."""
     classes: list[str] | None = Field(default=None, min_length=1)
-    """The classes that are counted. Default: all. If all zones and lines of a camera name classes, boxes of others are
-    left out from the beginning."""
+    """The classes that are counted. Default: all. If every zone and line of a camera has this option, boxes of other
+    classes are ignored from the start."""
     anchor: Literal["centre", "bottom"] = "centre"
-    """The point of a box that is in the zone or not: its centre, or the middle of its lower edge, as for road users."""
+    """The point of a box that decides whether the box is in the zone: its centre, or the middle of its lower edge,
+    which suits road users."""
     min_frames: int = Field(default=2, ge=1, le=1000)
     """Smallest number of frames in the zone; objects with fewer are not counted."""
     gap_seconds: float = Field(default=1.0, gt=0, le=3600)
-    """An object that was not found for this time has left. A new track at its expected position continues it before."""
+    """Time after which an object that is not found has left. Within this time, a new track at its expected position
+    continues the object."""
 
     @property
     def parsed_vote(self) -> Vote:
@@ -47,15 +50,16 @@ class LineConfig(StrictModel):
     name: ShapeName
     """Its name in images, messages, logs and metrics."""
     points: list[Corner] = Field(min_length=2, max_length=2)
-    """Its two ends [x, y]: fractions of the frame where no number is above 1, else pixels. Forward is from its left to
-    its right, seen from the first end towards the second."""
+    """Its two end points [x, y]: fractions of the frame if no number is above 1, else pixels. Forward is from the left
+    to the right of the line, seen from the first point towards the second."""
     direction: Literal["both", "forward", "backward"] = "both"
     """The directions that are counted."""
     classes: list[str] | None = Field(default=None, min_length=1)
-    """The classes that are counted. Default: all. If all zones and lines of a camera name classes, boxes of others are
-    left out from the beginning."""
+    """The classes that are counted. Default: all. If every zone and line of a camera has this option, boxes of other
+    classes are ignored from the start."""
     anchor: Literal["centre", "bottom"] = "centre"
-    """The point of a box that crosses the line: its centre, or the middle of its lower edge, as for road users."""
+    """The point of a box that must cross the line: its centre, or the middle of its lower edge, which suits road
+    users."""
     min_frames: int = Field(default=2, ge=1, le=1000)
     """Smallest number of frames of an object that is counted."""
 
@@ -69,7 +73,7 @@ class LineConfig(StrictModel):
         return points
 
     def placed(self, width: int, height: int) -> tuple[Point, Point]:
-        """Return the two ends in pixels of a frame of this size."""
+        """Return the two end points in pixels, for a frame of a size in pixels."""
         first, second = in_pixels(self.points, width, height)
         return first, second
 

@@ -1,15 +1,14 @@
-"""Counts the objects of one camera: parts in zones, and crossings of lines. Pure.
+"""Counts the objects of one camera: parts in zones, and crossings of lines. Starts no threads, does no I/O.
 
-An object enters a zone in the first frame in which its anchor lies inside, and has left it when the anchor lies outside
-by a tenth of its box: a box that trembles on the border neither enters nor leaves twice. An object that is not found
-any more has left when it is expected outside, or after ``gap_seconds``. Then the part is counted; frames before do not
-change it. An object that returns within ``gap_seconds`` is not counted again.
+An object enters a zone in the first frame in which its anchor lies inside. It leaves the zone when the anchor lies
+outside by a tenth of its box, so that a box that trembles on the border does not enter and leave several times. An
+object that is not found any more leaves when its expected position is outside, or after ``gap_seconds``. When the
+object has left, the part is counted. An object that returns within ``gap_seconds`` is not counted again.
 
-Boxes of classes that no place names are left out before: an error of the detector that covers the image would join
-objects.
+Boxes of classes that no zone and no line names are ignored: a wrong box that covers the image would join objects.
 
-A line is crossed when the anchor was clearly on one side and then is clearly on the other (again a tenth of the box),
-and the way between the two positions meets the line.
+A line is crossed when the anchor was on one side by at least a tenth of the box, then is on the other side by as much,
+and the segment between the two positions meets the line.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from pipeline.polygons import Point
 from pipeline.trial import Trial
 
 HYSTERESIS: Final = 0.1
-"""Distance from a border or a line within which an object has not passed it yet, as a fraction of its box's sides."""
+"""Minimum distance behind a border or a line at which an object has passed it, as a fraction of its box's sides."""
 OBJECT_GAP_SECONDS: Final = 1.0
-"""Time for which a lost object is remembered where no zone has a longer one."""
+"""Minimum time for which a lost object is remembered; a longer ``gap_seconds`` of a zone replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,17 @@ class Places:
     zones: tuple[ZoneConfig, ...] = ()
     lines: tuple[LineConfig, ...] = ()
     same_object_overlap: float = SAME_OBJECT_OVERLAP
-    """Two boxes that overlap by more than this fraction of the smaller one are of one object."""
+    """Two boxes that overlap by more than this fraction of the smaller box belong to one object."""
 
     def __bool__(self) -> bool:
         return bool(self.zones or self.lines)
 
     def classes(self, ok: Collection[str] = ()) -> frozenset[str] | None:
-        """Return the classes that a place counts, and those that are ok (``ok``: by default); None: all."""
+        """Return the classes that any zone or line needs: those it counts and those that are ok; None: all.
+
+        Args:
+            ok: the classes that are ok in zones without their own list.
+        """
         counted = [place.classes for place in self.zones] + [line.classes for line in self.lines]
         good = [ok if zone.ok is None else zone.ok for zone in self.zones]
         if not counted or None in counted:
@@ -60,32 +63,32 @@ class Places:
 
 @dataclass(slots=True)
 class _Visit:
-    """An object and a zone."""
+    """The state of an object relative to a zone."""
 
     record: PassageRecord | None = None
-    """Its frames in the zone; None while it is not inside."""
+    """The object's frames in the zone; None while it is outside."""
     left_at: float | None = None
-    """Time at which it was inside last, once it was counted."""
+    """Time at which the counted object was inside last; None if it was not counted."""
 
 
 @dataclass(slots=True)
 class _ObjectState:
-    """An object, its visits of zones, and its positions relative to lines."""
+    """The state of an object: its visits of zones, and its positions relative to lines."""
 
     record: PassageRecord
-    """All its frames, for lines."""
+    """All frames of the object; lines use them."""
     visits: dict[str, _Visit] = field(default_factory=dict)
     sides: dict[str, Point] = field(default_factory=dict)
-    """By line: its last anchor that was clearly on one side."""
+    """By line: the object's last anchor that was clearly on one side of the line."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of a place."""
+    """Counts of a zone or a line."""
 
     number: int = 0
     disagreements: int = 0
-    """Passages that a network on trial decides otherwise."""
+    """Passages for which the network on trial decides another class or verdict."""
     counts: dict[tuple[str, Direction, bool | None], int] = field(default_factory=dict)
 
 
@@ -100,13 +103,13 @@ class PassageCounter:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin without objects.
+        """Create a counter without objects.
 
         Args:
             camera: the camera's name.
             places: its zones and lines.
-            ok_default: the classes that are ok for zones that do not say it.
-            clock: returns monotonic seconds, for the time to the verdict.
+            ok_default: the classes that are ok in zones without their own list.
+            clock: returns monotonic seconds; measures the time to the verdict.
         """
         self._camera, self._places, self._clock = camera, places, clock
         self._ok = {zone.name: frozenset(ok_default if zone.ok is None else zone.ok) for zone in places.zones}
@@ -131,7 +134,7 @@ class PassageCounter:
         self._trial: Trial | None = None
 
     def add(self, explanation: Explanation) -> Explanation:
-        """Return the explanation with what was finished at its frame."""
+        """Return the explanation with the passages that were finished at its frame."""
         frame = explanation.frame
         timestamp = stream_time(frame)
         self._new, self._trial = [], explanation.trial
@@ -155,12 +158,12 @@ class PassageCounter:
         )
 
     def resume(self, before: PassageCounter) -> None:
-        """Continue the counts of the camera from before it left: those of places with the same names."""
+        """Continue the counts of an earlier counter of this camera, for zones and lines with the same names."""
         self.next_sequence, self.unfinished = before.next_sequence, before.unfinished
         self.tallies |= before.tallies
 
     def end(self) -> None:
-        """Forget all objects; parts in zones are not counted, but added to ``unfinished``."""
+        """Remove all objects; the parts in zones are not counted, but added to ``unfinished``."""
         self.unfinished += sum(
             visit.record is not None for state in self._states.values() for visit in state.visits.values()
         )
@@ -171,7 +174,7 @@ class PassageCounter:
         return _ObjectState(PassageRecord(Vote()), visits)
 
     def _place(self, size: tuple[int, int]) -> None:
-        """Compute the positions of zones and lines for frames of a size."""
+        """Compute the positions of zones and lines for frames of a size (width, height) in pixels."""
         if size == self._size:
             return
         self._size = size
@@ -179,7 +182,7 @@ class PassageCounter:
         self._ends = {line.name: line.placed(*size) for line in self._places.lines}
 
     def _observe(self, each: TrackedObject, finding: Finding, frame: Frame) -> None:
-        """Update an object that is in the frame."""
+        """Update the zones and lines of an object that is in the frame."""
         state, box = self._states[each], each.box
         if self._places.lines:
             state.record.add(finding, box, frame, is_clipped=each.is_clipped, trial=self._trial)
@@ -202,15 +205,15 @@ class PassageCounter:
         Args:
             each: the object.
             zone: the zone.
-            visit: the object's state there.
-            position: the depth inside the zone, and the distance that makes it clear.
+            visit: the object's state relative to the zone.
+            position: distance inside the zone (negative outside), and minimum distance of a clear exit, in pixels.
             seen: the object's box in the frame, and the frame.
         """
         (depth, margin), (finding, frame) = position, seen
         timestamp = stream_time(frame)
         if depth >= 0.0:
             if visit.record is None and visit.left_at is not None and timestamp - visit.left_at <= zone.gap_seconds:
-                visit.left_at = timestamp  # it has been counted, and has not gone
+                visit.left_at = timestamp  # the object was counted, but is still in the zone
                 return
             if visit.record is None:
                 visit.record, visit.left_at = PassageRecord(zone.parsed_vote, self._ok[zone.name]), None
@@ -219,7 +222,7 @@ class PassageCounter:
             self._finish(each, zone, visit, timestamp)
 
     def _expect(self, each: TrackedObject, timestamp: float) -> None:
-        """Update an object that is not in the frame: it has left a zone if it is expected outside, or is lost."""
+        """Update an object that is not in the frame: it leaves a zone if it is expected outside, or is lost."""
         state, lost_seconds = self._states[each], timestamp - each.seen_at
         box = each.expected(timestamp)
         for zone in self._places.zones:
@@ -278,7 +281,7 @@ class PassageCounter:
         self._new.append(passage)
 
     def counted(self) -> tuple[Place, ...]:
-        """Return the zones and lines with their counts."""
+        """Return all zones and lines with their counts."""
         inside = {
             zone.name: sum(state.visits[zone.name].record is not None for state in self._states.values())
             for zone in self._places.zones

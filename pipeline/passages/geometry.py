@@ -1,4 +1,4 @@
-"""Positions of points relative to zones and counting lines. Pure."""
+"""Positions of points relative to zones and counting lines. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.polygons import Point
 
 
 def anchor_point(box: Box, anchor: Literal["centre", "bottom"]) -> Point:
-    """Return the point of a box that counts: its centre, or the middle of its lower edge."""
+    """Return the anchor of a box: its centre, or the middle of its lower edge."""
     x = (box.left + box.right) / 2.0
     return x, box.bottom if anchor == "bottom" else (box.top + box.bottom) / 2.0
 
@@ -19,7 +19,7 @@ def anchor_point(box: Box, anchor: Literal["centre", "bottom"]) -> Point:
 def depth_inside(point: Point, polygon: Sequence[Point]) -> float:
     """Return the distance of a point from the border of a polygon: positive inside, negative outside.
 
-    The point is inside where a ray from it crosses the border an odd number of times.
+    A point is inside if a ray from it crosses the border an odd number of times.
     """
     inside = False
     nearest = math.inf
@@ -43,7 +43,7 @@ def _distance(point: Point, start: Point, end: Point) -> float:
 
 
 def signed_distance(point: Point, line: tuple[Point, Point]) -> float:
-    """Return the distance of a point from the endless line through two points.
+    """Return the signed distance of a point from the infinite line through two points.
 
     It is positive on the right side, seen from the first point towards the second, in an image whose y points down.
     """
@@ -53,7 +53,7 @@ def signed_distance(point: Point, line: tuple[Point, Point]) -> float:
 
 
 def crosses(start: Point, end: Point, line: tuple[Point, Point]) -> bool:
-    """Return whether the way from ``start`` to ``end`` meets a line between its two points, the ends included.
+    """Return whether the segment from ``start`` to ``end`` meets the segment ``line``, its ends included.
 
     ``start`` and ``end`` lie on different sides of the line.
     """

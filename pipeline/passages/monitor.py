@@ -1,7 +1,7 @@
 """Counts parts and crossings in the explanations of a run.
 
-``PassageMonitor`` wraps an explainer and is one itself. It stands outside of the guards, so that a passage knows the
-statistics of its heat maps.
+``PassageMonitor`` is an explainer that wraps another explainer. It wraps the monitor of the guards, because a passage
+needs the statistics of heat maps that guards compute.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pipeline.ports import Explainer, ExplainerWrapper, MetricSample
 log = logging.getLogger(__name__)
 
 RATE_SECONDS: Final = 60.0
-"""Time over which parts per minute are counted, on the stream's clock."""
+"""Time over which parts per minute are computed, on the stream's clock."""
 _QUANTILES: Final = (0.5, 0.95)
 _LATENCIES: Final = 1000
-"""Number of the last parts whose times to the verdict are kept."""
+"""Number of parts whose times to the verdict are kept."""
 
 
 @dataclass(slots=True)
@@ -34,14 +34,14 @@ class _CameraState:
 
     counter: PassageCounter
     began_at: float
-    """Time of its first frame, on the stream's clock."""
+    """Time of the camera's first frame, on the stream's clock."""
     seen_at: float
     finished_at: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
     """Times of the parts of the last ``RATE_SECONDS``, on the stream's clock."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     def record(self, passages: Sequence[Passage], timestamp: float) -> None:
-        """Record the parts that were finished at a time."""
+        """Record the parts that were finished at a time on the stream's clock."""
         if timestamp < self.seen_at:
             self.finished_at.clear()
             self.began_at = timestamp
@@ -55,13 +55,13 @@ class _CameraState:
 
     @property
     def parts_per_minute(self) -> float:
-        """Parts of the last minute; of the time so far, where that is shorter."""
+        """Parts per minute over the last minute, or since the first frame if that is less than a minute."""
         seconds = min(self.seen_at - self.began_at, RATE_SECONDS)
         return 60.0 * len(self.finished_at) / seconds if seconds > 0.0 else 0.0
 
 
 class PassageMonitor(ExplainerWrapper):
-    """An explainer whose explanations carry parts and crossings. Used by one thread; ``metrics`` by any."""
+    """An explainer that adds parts and crossings to explanations. For one thread; ``metrics`` for any thread."""
 
     def __init__(
         self,
@@ -73,19 +73,19 @@ class PassageMonitor(ExplainerWrapper):
         """Wrap an explainer.
 
         Args:
-            explainer: frames to explanations.
-            places_of: returns the zones and lines of a camera; asked at its first frame.
-            ok_default: the classes that are ok for zones that do not say it.
+            explainer: explains the frames.
+            places_of: returns the zones and lines of a camera; called at the camera's first frame.
+            ok_default: the classes that are ok in zones without their own list.
         """
         super().__init__(explainer)
         self._places_of, self._ok_default = places_of, frozenset(ok_default)
         self._cameras: dict[str, _CameraState | None] = {}
-        """None: the camera has no zones and lines."""
+        """State by camera; None for a camera without zones and lines."""
         self._left: dict[str, PassageCounter] = {}
         """Of cameras that left."""
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
-        """Start a batch and return a function that waits for it, and counts what was finished."""
+        """Start a batch; return a function that waits for its explanations and counts their passages."""
         finish = self._explainer.submit(frames)
         return lambda: [item if find_non_finite(item) else self.count(item) for item in finish()]
 
@@ -118,7 +118,7 @@ class PassageMonitor(ExplainerWrapper):
         return _CameraState(counter, now, now)
 
     def forget_camera(self, camera: str) -> None:
-        """Release the objects of a camera; if it comes again, its counts and sequence numbers go on."""
+        """Remove the objects of a camera that left; if it returns, its counts and sequence numbers continue."""
         super().forget_camera(camera)
         state = self._cameras.get(camera)
         self._cameras = {name: each for name, each in self._cameras.items() if name != camera}
@@ -128,7 +128,7 @@ class PassageMonitor(ExplainerWrapper):
             self._left[camera] = state.counter
 
     def summary(self) -> list[str]:
-        """Return the counts as text, a line for each zone and line of each camera that is in the run."""
+        """Return the counts as text: one line for each zone and counting line of the cameras in the run."""
         return [
             f"{place.kind} {place.name} of {camera}: {_described(place)}{_disagreements(place, state.counter)}"
             for camera, state in self._cameras.items()
@@ -137,7 +137,7 @@ class PassageMonitor(ExplainerWrapper):
         ]
 
     def metrics(self) -> list[MetricSample]:
-        """Return the metrics of the explainer, and those of parts and crossings."""
+        """Return the metrics of the wrapped explainer, and the metrics of parts and crossings."""
         samples = list(super().metrics())
         for camera, state in self._cameras.items():
             samples.extend(_camera_metrics(camera, state) if state is not None else ())
@@ -153,7 +153,7 @@ def _described(place: Place) -> str:
 
 
 def _disagreements(place: Place, counter: PassageCounter) -> str:
-    """Return how many passages a network on trial decides otherwise, as text; empty without one."""
+    """Return the number of passages that a network on trial decides otherwise, as text; empty without a trial."""
     kind = "part" if place.kind == "zone" else "crossing"
     count = counter.tallies[f"{kind} {place.name}"].disagreements
     return f"; the network on trial decides {count} otherwise" if counter.has_trial else ""

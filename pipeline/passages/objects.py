@@ -1,16 +1,16 @@
-"""The objects of a camera: tracks, joined where one object has several. Pure.
+"""The objects of a camera: joins tracks that belong to one object. Pure state, no I/O.
 
-The tracker gives an object a new track where it was lost for longer than the tracker waits, or where its class changed
-together with its place. A detector may also give two boxes for one object, and a track may jump to the next object. An
-object is therefore a set of tracks:
+The tracker assigns a new track to an object that was lost for longer than the tracker waits, or whose class and
+position changed together. A detector may return two boxes for one object, and a track may jump to the next object.
+Therefore an object is a set of tracks, by these rules:
 
 - a track whose box overlaps the box of an object in the same frame belongs to that object, until they separate;
 - a new track at the place where an object that is not in the frame is expected belongs to that object;
 - a track that appears far from where its object is expected does not belong to it any more;
-- a box whose size jumps is left out: it shows something else, or the detector erred. A size that stays is accepted.
+- a box whose size jumps is ignored, as an error of the detector, unless the new size stays for several frames.
 
-An object is expected where its last box moved with its velocity, which is measured on those edges of its box that the
-edge of the image does not cut.
+The expected position of an object is its last box, moved by its velocity. The velocity is measured on the edges of the
+box that are not cut by the edge of the image.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from pipeline.frames import Box, Finding
 from pipeline.polygons import Point
 
 SAME_OBJECT_OVERLAP: Final = 0.5
-"""Two boxes that overlap by more than this fraction of the smaller one are of one object."""
+"""Two boxes that overlap by more than this fraction of the smaller box belong to one object."""
 SEPARATE_RATIO: Final = 0.4
-"""Tracks of an object are of two objects when their boxes overlap by less than this fraction of that limit."""
+"""Tracks of one object separate when their boxes overlap by less than this fraction of ``same_object_overlap``."""
 MAX_SHIFT: Final = 0.5
 """Largest distance of a new track from the expected centre of an object, in mean diagonals of both boxes."""
 MAX_JUMP: Final = 0.75
-"""Largest distance of a known track from the expected centre of its object, in the same unit."""
+"""Largest distance of a known track from the expected centre of its object, in mean diagonals of both boxes."""
 MAX_AREA_RATIO: Final = 2.5
-"""Largest ratio of the areas of both boxes."""
+"""Largest ratio of the areas of two boxes that may belong to one object."""
 MAX_SIZE_CHANGE: Final = 0.5
-"""Largest change of a side of an object's box for each frame since it was found, as a fraction of the shorter length.
-Sides between edges that the edge of the image cuts may change by any length."""
+"""Largest change of a side of an object's box per frame since its last box, as a fraction of the shorter length. A side
+that the edge of the image cuts may change by any length."""
 MAX_MISFITS: Final = 2
-"""Number of frames in a row in which an object's boxes are left out because of their size."""
+"""Maximum number of consecutive frames in which an object's boxes are ignored because of their size."""
 MIN_FRAMES_FOR_MOTION: Final = 3
-"""Smallest number of frames of an object whose velocity is trusted."""
+"""Minimum number of frames of an object before its velocity is used."""
 EDGE_PIXELS: Final = 3.0
-"""An edge of a box within this distance from the edge of the image is cut by it."""
+"""An edge of a box is cut by the edge of the image if it is at most this far from it, in pixels."""
 VELOCITY_SECONDS: Final = 0.5
-"""Time constant of the velocity."""
+"""Time constant of the exponential mean of the velocity."""
 
 
 Edges = tuple[float, ...]
@@ -54,23 +54,23 @@ class TrackedObject:
     """An object that is followed through the image."""
 
     track: int
-    """Its first track."""
+    """Number of the object's first track."""
     box: Box
-    """Its last box."""
+    """The object's last box, in frame pixels."""
     seen_at: float
-    """Time of its last frame, on the stream's clock."""
+    """Time of the object's last frame, on the stream's clock."""
     frames: int = 1
     velocity: tuple[float | None, float | None] = (None, None)
-    """To the right and down, in pixels per second; None: not known yet."""
+    """Velocity (x, y) in pixels per second, to the right and down; None: not known yet."""
     is_clipped: bool = False
-    """True if its last box touches the edge of the image."""
+    """True if the object's last box touches the edge of the image."""
     absent_frames: int = 0
-    """Number of frames after its last one, the current one included."""
+    """Number of consecutive frames without the object, the current frame included."""
     misfits: int = 0
-    """Number of the last frames in which its boxes were left out because of their size."""
+    """Number of consecutive frames in which the object's boxes were ignored because of their size."""
 
     def accepts(self, box: Box, frame_size: tuple[int, int]) -> bool:
-        """Return whether a box of this frame has the object's size, or no box had it in the last frames."""
+        """Return whether a box has the object's size, or the size is accepted after ``MAX_MISFITS`` frames."""
         limit = MAX_SIZE_CHANGE * self.absent_frames
         return (
             self.frames == 0
@@ -79,12 +79,12 @@ class TrackedObject:
         )
 
     def expected(self, timestamp: float) -> Box:
-        """Return its expected box at a time."""
+        """Return the expected box of the object at a time on the stream's clock."""
         x, y = ((speed or 0.0) * (timestamp - self.seen_at) for speed in self.velocity)
         return Box(self.box.left + x, self.box.top + y, self.box.right + x, self.box.bottom + y)
 
     def move(self, box: Box, timestamp: float, frame_size: tuple[int, int]) -> None:
-        """Set its box in a later frame of a size, width and height in pixels."""
+        """Set the object's box in a later frame; ``frame_size`` is width and height in pixels."""
         elapsed = timestamp - self.seen_at
         if elapsed > 0.0:
             weight = 1.0 - math.exp(-elapsed / VELOCITY_SECONDS)
@@ -100,7 +100,7 @@ class TrackedObject:
 def _speed(before: Edges, now: Edges, limit: int, elapsed: float) -> float | None:
     """Return the speed of the edges of a box along an axis, in pixels per second.
 
-    Edges at the edge of the image, at 0 or ``limit``, stay there while the object moves; None if both do.
+    An edge at 0 or at ``limit`` is cut by the edge of the image and is not used; None if both are.
     """
     moved = [
         (edge - old) / elapsed
@@ -111,7 +111,7 @@ def _speed(before: Edges, now: Edges, limit: int, elapsed: float) -> float | Non
 
 
 def _similar_length(before: Edges, now: Edges, size: int, limit: float) -> bool:
-    """Return whether the distance of two edges may change so; ``limit`` is a fraction of the shorter one."""
+    """Return whether the distance of two edges changes by at most ``limit`` times the shorter distance."""
     if any(not EDGE_PIXELS < edge < size - EDGE_PIXELS for edge in (*before, *now)):
         return True
     shorter, longer = sorted((before[1] - before[0], now[1] - now[0]))
@@ -119,7 +119,7 @@ def _similar_length(before: Edges, now: Edges, size: int, limit: float) -> bool:
 
 
 def _blended(speed: float | None, measured: float | None, weight: float) -> float | None:
-    """Return an exponential mean; the first measured speed as it is."""
+    """Return the exponential mean of a speed and a measured speed; one of them alone if the other is None."""
     if speed is None or measured is None:
         return measured if speed is None else speed
     return speed + weight * (measured - speed)
@@ -151,12 +151,12 @@ class ObjectRegistry:
         """Assign the boxes of a frame to objects.
 
         Args:
-            findings: those with a box and a track are used.
-            timestamp: of the frame, in seconds on the stream's clock.
+            findings: the findings of the frame; those without a box or a track are ignored.
+            timestamp: time of the frame in seconds, on the stream's clock.
             frame_size: width and height in pixels.
 
         Returns:
-            Each object of the frame with its box of the highest score, among those that have its size.
+            Each object of the frame, with the box of the highest score among its boxes of the right size.
         """
         tracked = [TrackedBox(f, f.box, f.track) for f in findings if f.box is not None and f.track is not None]
         tracked.sort(key=lambda each: -each.finding.score)
@@ -179,14 +179,14 @@ class ObjectRegistry:
         return [(each, _moved(each, boxes, timestamp, frame_size)) for each, boxes in groups.items()]
 
     def drop(self, gone: TrackedObject) -> None:
-        """Forget an object."""
+        """Remove an object and its tracks."""
         self.objects.remove(gone)
         self._by_track = {track: each for track, each in self._by_track.items() if each is not gone}
 
     def _known(self, tracked: Sequence[TrackedBox], timestamp: float, frame_size: tuple[int, int]) -> Groups:
-        """Return the boxes of known tracks by object, those that have its size.
+        """Return the boxes of known tracks by object; boxes that do not have the object's size are left out.
 
-        A track that left its object is released.
+        A track that left its object is removed from it.
         """
         groups: Groups = {}
         for each in tracked:
@@ -205,17 +205,17 @@ class ObjectRegistry:
         return {known: boxes for known, boxes in groups.items() if boxes}
 
     def _belong_together(self, box: Box, other: Box) -> bool:
-        """Return whether the boxes of two tracks that belong to one object do not separate."""
+        """Return whether two tracks of one object still overlap enough to belong together."""
         return box is other or _overlap(box, other) >= SEPARATE_RATIO * self.same_object_overlap
 
     def _overlapping(self, box: Box, groups: Groups) -> TrackedObject | None:
-        """Return the object of this frame that a box belongs to."""
+        """Return the object of this frame whose box overlaps a box enough; None if there is none."""
         overlaps = [(_overlap(other.box, box), each) for each, boxes in groups.items() for other in boxes]
         overlap, best = max(overlaps, key=lambda pair: pair[0], default=(0.0, None))
         return best if overlap >= self.same_object_overlap else None
 
     def _expected(self, box: Box, timestamp: float, groups: Groups) -> TrackedObject | None:
-        """Return the object that is expected at the place of a new track and is not in the frame."""
+        """Return the object that is not in the frame and is expected at a new track; None if there is none."""
         absent = [each for each in self.objects if each not in groups and _similar_size(each.box, box)]
         shifts = [(_shift(each.expected(timestamp), box), each) for each in absent]
         shift, best = min(shifts, key=lambda pair: pair[0], default=(math.inf, None))
@@ -227,7 +227,7 @@ class ObjectRegistry:
         return begun
 
     def _join(self, groups: Groups) -> None:
-        """Join objects whose boxes have come to overlap: the later one is the same object."""
+        """Join objects whose boxes now overlap; the later object is removed."""
         for each in sorted(groups, key=lambda known: known.track):
             for other in [later for later in groups if later.track > each.track and each in groups]:
                 if _overlap(groups[each][0].box, groups[other][0].box) >= self.same_object_overlap:
@@ -237,7 +237,7 @@ class ObjectRegistry:
 
 
 def _moved(each: TrackedObject, boxes: Sequence[TrackedBox], timestamp: float, frame_size: tuple[int, int]) -> Finding:
-    """Move an object to its best box in a frame, and return that."""
+    """Move an object to the box of the highest score in a frame, and return the finding of this box."""
     best = max(boxes, key=lambda found: found.finding.score)
     if each.frames:
         each.move(best.box, timestamp, frame_size)
@@ -254,20 +254,20 @@ def centre(box: Box) -> Point:
 
 
 def _overlap(a: Box, b: Box) -> float:
-    """Return the intersection of two boxes as a fraction of the smaller one; 0 where either has no area."""
+    """Return the intersection of two boxes as a fraction of the smaller area; 0 if one has no area."""
     width, height = min(a.right, b.right) - max(a.left, b.left), min(a.bottom, b.bottom) - max(a.top, b.top)
     smaller = min(a.width * a.height, b.width * b.height)
     return max(width, 0.0) * max(height, 0.0) / smaller if smaller > 0.0 else 0.0
 
 
 def _shift(expected: Box, box: Box) -> float:
-    """Return the distance of the centres of two boxes in mean diagonals."""
+    """Return the distance of the centres of two boxes, in mean diagonals of both."""
     (x, y), (other_x, other_y) = centre(expected), centre(box)
     diagonal = (math.hypot(expected.width, expected.height) + math.hypot(box.width, box.height)) / 2.0
     return math.hypot(x - other_x, y - other_y) / diagonal if diagonal > 0.0 else math.inf
 
 
 def _similar_size(a: Box, b: Box) -> bool:
-    """Return whether the areas of two boxes may be those of one object."""
+    """Return whether the areas of two boxes differ by at most a factor of ``MAX_AREA_RATIO``."""
     smaller, larger = sorted((a.width * a.height, b.width * b.height))
     return larger <= MAX_AREA_RATIO * smaller

@@ -1,8 +1,8 @@
-"""Counted passages of objects through zones and over lines. Pure.
+"""Counted passages of objects through zones and over lines. Pure data.
 
 A *part* is the passage of one object through a zone, a *crossing* its passage over a counting line. Each is finished at
-one frame, whose explanation carries it in ``Explanation.passages``. A sink may lose this frame to a newer one;
-``PassageCursor`` then finds the passage among the ``recent_passages`` of a later frame.
+one frame; ``Explanation.passages`` of this frame contains it. If a full queue drops this frame, ``PassageCursor`` finds
+the passage in ``recent_passages`` of a later frame.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pipeline.frames import Box, Explanation, Finding, Image, read_only
 
 PassageKind = Literal["part", "crossing"]
 Direction = Literal["", "forward", "backward"]
-"""Of a crossing: ``forward`` from the left of the line to its right, as seen from its first point towards its second;
-empty for a part."""
+"""Direction of a crossing: ``forward`` is from the left to the right of the line, seen from its first point towards
+its second; empty for a part."""
 
 MAX_IMAGE_PIXELS: Final = 320
 """Longest side of the image of a passage; a larger one is reduced."""
@@ -29,7 +29,7 @@ MAX_RECENT: Final = 32
 class Passage:
     """One counted object: a part that has passed a zone, or a crossing of a line.
 
-    It is finished, and does not change any more. Its time stamps are those of the frames, not of the verdict.
+    It does not change any more. Its times are those of its frames, not of the verdict.
     """
 
     kind: PassageKind
@@ -39,7 +39,7 @@ class Passage:
     sequence: int
     """Number of passages of the camera so far in this run, this one included: unique, increasing, without gaps."""
     number: int
-    """Number of passages of this place so far, this one included."""
+    """Number of passages of this zone or line so far, this one included."""
     track: int
     """Number of the object's first track in its zone, or of its track at the line."""
     label: str
@@ -48,25 +48,25 @@ class Passage:
     score: float
     """Mean score of the frames with this class, in [0, 1]."""
     is_ok: bool | None
-    """Verdict of a part: whether ``label`` is one of the good classes; None where its zone has none, and for
+    """Verdict of a part: whether ``label`` is one of the ok classes; None if its zone has no ok classes, and for
     crossings."""
     direction: Direction
     frames: int
-    """Number of frames of the object in the zone; for a crossing, up to the line."""
+    """Number of frames of the object in the zone; for a crossing, from its first frame to the line."""
     shares: Mapping[str, float]
-    """Fraction of these frames by class."""
+    """Fraction of ``frames`` by class."""
     first_seen_seconds: float
-    """Time of its first frame in the zone, on the stream's clock; for a crossing, of its first frame at all."""
+    """Time of the object's first frame in the zone, on the stream's clock; for a crossing, of its first frame."""
     last_seen_seconds: float
-    """Time of its last frame in the zone; for a crossing, of the first frame behind the line."""
+    """Time of the object's last frame in the zone; for a crossing, of its first frame behind the line."""
     last_captured_at: float
-    """``time.monotonic()`` seconds at which that last frame was decoded."""
+    """``time.monotonic()`` seconds at which the frame of ``last_seen_seconds`` was decoded."""
     latency_seconds: float
     """Time from ``last_captured_at`` to the verdict."""
     evidence_outside_box: float | None
-    """Mean fraction of the evidence of its heat maps outside its box, 0 to 1; None without heat maps."""
+    """Mean fraction of the evidence of the object's heat maps outside its box, 0 to 1; None without heat maps."""
     finding: Finding
-    """The box, with its heat map, in the frame that decided: the most certain of ``label``."""
+    """The box and its heat map in the frame that decided: the most certain frame with ``label``."""
     index: int
     """Index of the frame that decided."""
     image: Image
@@ -79,7 +79,7 @@ class Passage:
 
     @property
     def disagrees(self) -> bool:
-        """True if the network on trial decides otherwise."""
+        """True if the network on trial decides another class."""
         return self.trial_label is not None and self.trial_label != self.label
 
     def __post_init__(self) -> None:
@@ -88,13 +88,13 @@ class Passage:
 
     @property
     def dwell_seconds(self) -> float:
-        """Time from the first to the last frame in the zone; for a crossing, the age of the object."""
+        """Time from ``first_seen_seconds`` to ``last_seen_seconds``."""
         return self.last_seen_seconds - self.first_seen_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceCount:
-    """Number of passages of one class at a place."""
+    """Number of passages of one class, direction and verdict at a zone or line."""
 
     label: str
     direction: Direction
@@ -111,9 +111,9 @@ class Place:
     points: tuple[tuple[float, float], ...]
     """Corners of the zone, or the two ends of the line, (x, y) in frame pixels."""
     counts: tuple[PlaceCount, ...] = ()
-    """By class, direction and verdict, in the order in which they were counted first."""
+    """Counts by class, direction and verdict, in the order in which these were counted first."""
     inside: int = 0
-    """Number of objects that are in the zone."""
+    """Number of objects that are in the zone now."""
 
     @property
     def total(self) -> int:
@@ -128,15 +128,15 @@ class Place:
 
 @dataclass(slots=True)
 class PassageCursor:
-    """Gives a sink each passage of each camera once, also those whose own frame it did not get. For one thread."""
+    """Returns each passage of each camera once, also if the sink did not get the passage's frame. For one thread."""
 
     _last: dict[str, int] = field(default_factory=dict)
-    """Sequence number of the last passage by camera."""
+    """Sequence number of the last returned passage by camera."""
 
     def take(self, explanation: Explanation) -> tuple[Passage, ...]:
         """Return the passages that were not returned before, the oldest first.
 
-        Passages of more than ``MAX_RECENT`` passages ago are lost; ``Passage.sequence`` then has a gap.
+        Passages that are no longer among the last ``MAX_RECENT`` are lost; ``Passage.sequence`` then has a gap.
         """
         last = self._last.get(explanation.frame.camera, 0)
         new = tuple([passage for passage in explanation.recent_passages if passage.sequence > last])
@@ -145,10 +145,10 @@ class PassageCursor:
         return new
 
     def forget(self, camera: str) -> None:
-        """Release the state of a camera that left; its next passages are new ones."""
+        """Remove the state of a camera that left; if it returns, all its passages are new."""
         self._last.pop(camera, None)
 
     def update(self, explanation: Explanation) -> Explanation:
-        """Return the explanation with ``passages`` that are those of ``take``."""
+        """Return the explanation with the result of ``take`` as its ``passages``."""
         new = self.take(explanation)
         return explanation if new == explanation.passages else replace(explanation, passages=new)

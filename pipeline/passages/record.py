@@ -1,4 +1,4 @@
-"""The frames of an object at a place: votes, evidence, and the image that decided. Pure."""
+"""Collects the frames of an object in a zone or at a line: votes, evidence, and the image that decided."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class _Shot(NamedTuple):
 
 
 class PassageRecord:
-    """Collects the frames of one object at one place."""
+    """Collects the frames of one object in one zone or at one line."""
 
     def __init__(self, vote: Vote, ok: Collection[str] = ()) -> None:
-        """Begin without frames.
+        """Create a record without frames.
 
         Args:
-            vote: how the frames decide.
+            vote: the rule by which the frames decide the class.
             ok: the classes that are ok.
         """
         self._whole, self._clipped = Ballot(vote, ok), Ballot(vote, ok)
@@ -45,11 +45,11 @@ class PassageRecord:
         self._compared = {is_clipped: Ballot(vote, ok) for is_clipped in (False, True)}
         """Those frames that a network on trial explained, too, in the same way."""
         self._shots: dict[tuple[str, bool], _Shot] = {}
-        """By class, and whether the box touches the edge of the image."""
+        """The most certain frame by class and by whether the box touches the edge of the image."""
         self._outside: list[float] = [0.0, 0]
-        """Sum of the fractions of evidence outside the box, and their number."""
+        """Sum of the fractions of evidence outside the box, and the number of these fractions."""
         self._map_index: int | None = None
-        """Frame of the last heat map that was counted."""
+        """Index of the frame whose heat map was counted last."""
         self.first_seen_at = self.last_seen_at = 0.0
         self.last_captured_at = 0.0
 
@@ -62,12 +62,12 @@ class PassageRecord:
         """Add a frame of the object.
 
         Args:
-            finding: its box.
-            box: its rectangle.
+            finding: the box of the object.
+            box: the rectangle of the finding, in frame pixels.
             frame: the frame.
-            is_clipped: whether the box touches the edge of the image: such a frame shows a part of the object, and
-                votes only if there is no other.
-            trial: what a network on trial finds in the frame.
+            is_clipped: whether the box touches the edge of the image. This frame shows only a part of the object, and
+                votes only if no other frame does.
+            trial: the findings of a network on trial in the frame.
         """
         if not self.frames:
             self.first_seen_at = stream_time(frame)
@@ -104,7 +104,7 @@ class PassageRecord:
         self._outside[1] += 1
 
     def result(self) -> dict[str, Any]:
-        """Return the fields of a ``Passage`` that the frames decide. There must be a frame."""
+        """Return the fields of a ``Passage`` that depend on the frames. At least one frame must have been added."""
         is_clipped = not self._whole.frames
         ballot = self._clipped if is_clipped else self._whole
         label, class_index, score = ballot.decide()
@@ -128,12 +128,12 @@ class PassageRecord:
 
 
 def _certainty(finding: Finding) -> tuple[bool, float]:
-    """Return the order of frames: those with a heat map first, then by score."""
+    """Return the sort key of a frame's certainty: frames with a heat map first, then by score."""
     return finding.box_map is not None, float(finding.score)
 
 
 def _cropped(frame: Frame, box: Box) -> tuple[Image, Box]:
-    """Return a copy of the frame around a box, reduced by a whole factor if it is large, and its rectangle."""
+    """Return a copy of the image around a box, and its rectangle; a large image is reduced by a whole factor."""
     x, y = _MARGIN * box.width, _MARGIN * box.height
     left, top = max(int(box.left - x), 0), max(int(box.top - y), 0)
     left, top = min(left, frame.width - 1), min(top, frame.height - 1)
@@ -142,5 +142,5 @@ def _cropped(frame: Frame, box: Box) -> tuple[Image, Box]:
     step = -(-max(right - left, bottom - top) // MAX_IMAGE_PIXELS)
     image = np.ascontiguousarray(frame.image[top:bottom:step, left:right:step])
     if image.base is not None or image is frame.image:
-        image = image.copy()  # a view would keep the whole frame
+        image = image.copy()  # a view would keep the whole frame in memory
     return image, Box(float(left), float(top), float(right), float(bottom))

@@ -1,4 +1,4 @@
-"""The vote of the frames of an object over its class. Pure."""
+"""Decides the class of an object by a vote of its frames. Pure functions and state, no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_WINDOW: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Rule of the decision; ``ZoneConfig.vote`` describes the kinds."""
+    """The rule by which frames decide the class; ``ZoneConfig.vote`` describes the kinds."""
 
     kind: Literal["mean", "best", "worst", "n of m"] = "mean"
     least: int = 1
@@ -31,10 +31,10 @@ class Vote:
 
 
 def parse_vote(text: str) -> Vote:
-    """Return the vote of a text: ``mean``, ``best``, ``worst``, or ``N of M``.
+    """Parse a vote: ``mean``, ``best``, ``worst``, or ``N of M``.
 
     Raises:
-        ValueError: it is none of these, or N is not from 1 to M.
+        ValueError: the text is not a vote, N is not from 1 to M, or M is above ``MAX_WINDOW``.
     """
     words = " ".join(text.lower().split())
     if words == "mean":
@@ -63,7 +63,7 @@ VoteRule = Annotated[str, AfterValidator(_is_a_vote)]
 
 @dataclass(slots=True)
 class _ClassVotes:
-    """The frames of one class."""
+    """The votes of frames for one class."""
 
     class_index: int
     frames: int = 0
@@ -79,10 +79,10 @@ class Ballot:
     """Collects the class and the score of each frame of an object."""
 
     def __init__(self, vote: Vote, ok: Collection[str] = ()) -> None:
-        """Begin without frames.
+        """Create a ballot without frames.
 
         Args:
-            vote: how the frames decide.
+            vote: the rule by which the frames decide the class.
             ok: the classes that are ok.
         """
         self._vote, self._ok = vote, frozenset(ok)
@@ -101,7 +101,7 @@ class Ballot:
         votes.most = max(votes.most, self._window.count(label) if self._vote.kind == "n of m" else 0)
 
     def decide(self) -> tuple[str, int, float]:
-        """Return the class, its index, and the mean score of its frames. There must be a frame."""
+        """Return the class, its index, and the mean score of its frames. At least one frame must have been added."""
         classes = self._classes
         if self._vote.kind == "best":
             label = max(classes, key=lambda each: classes[each].best)
@@ -118,7 +118,7 @@ class Ballot:
         return max(among, key=lambda each: among[each].total)
 
     def _seen_bad(self) -> Mapping[str, _ClassVotes]:
-        """Return the classes that are not ok and decide, for votes that look for them."""
+        """Return the votes of the classes that decide ``worst`` and ``N of M``; empty for other votes."""
         if not self._vote.needs_ok:
             return {}
         least = self._vote.least if self._vote.kind == "n of m" else 0

@@ -1,1 +1,1 @@
-"""The only threads of the program: ``source`` reads cameras, ``queue`` feeds sinks, ``thread`` runs servers."""
+"""The only modules that start threads: ``source`` reads cameras, ``queue`` feeds sinks, ``thread`` runs servers."""

@@ -1,4 +1,4 @@
-"""Batches of frames from many cameras, in turn."""
+"""Forms batches of frames from many cameras, in turn."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def iter_batches(
 ) -> Iterator[list[Frame]]:
     """Yield batches of frames, one frame of each camera in turn, until all cameras have ended or ``is_over``.
 
-    A batch is yielded when it is full, when every camera that still runs has given a frame, or ``window_seconds``
-    after its first frame: a slow camera delays a batch by no more than that. The cameras of a batch come last in the
-    next one. A camera whose queue waits (a file) may fill the rest of a batch.
+    A batch is yielded when it is full, when it has a frame of every running camera, or ``window_seconds`` after its
+    first frame, so that a slow camera does not delay it longer. The cameras of a batch come last in the next batch. A
+    camera with ``overflow="wait"`` (a file) may fill the rest of a batch.
 
     Args:
         workers: the running source workers, all created with ``arrivals``; ``idle`` may append and remove some.
-        arrivals: what they notify.
+        arrivals: the object that all workers notify.
         is_over: called at least every ``POLL_SECONDS``; True ends the batches.
         limit: maximum number of frames in a batch.
-        window_seconds: how long a batch may wait for more cameras.
+        window_seconds: maximum time that a batch waits for more cameras.
         deadline: ``time.monotonic()`` at which the batches end; None = never.
-        is_ready: whether a frame of a camera may be taken now; cameras that are not ready are skipped. What makes a
-            camera ready again must notify ``arrivals``.
-        idle: called about every ``IDLE_SECONDS``, without ``arrivals`` held, whether frames come or not.
-        has_appeared: whether ``idle`` has workers to append, which it then does at once. With it the batches go on when
-            all cameras have ended. What makes it True must notify ``arrivals``.
+        is_ready: returns whether a frame of a camera may be taken now; other cameras are skipped. Notify ``arrivals``
+            when the result becomes True.
+        idle: called about every ``IDLE_SECONDS``, with or without frames, and without the lock of ``arrivals``.
+        has_appeared: returns whether ``idle`` has workers to append; ``idle`` is then called at once. Notify
+            ``arrivals`` when the result becomes True. If it is given, the batches continue when all cameras have ended.
     """
     idle_at = time.monotonic()
     while _wait_for_frames(workers, arrivals, is_over, deadline, is_ready, idle_at=idle_at, has_appeared=has_appeared):
@@ -58,7 +58,7 @@ def iter_batches(
 
 
 def _take_batch(arrivals: Arrivals, limit: int, is_ready: Callable[[SourceWorker], bool]) -> list[Frame]:
-    """Return at most ``limit`` frames: one of each camera in turn, then further ones of those whose queue waits."""
+    """Return at most ``limit`` frames: one of each camera in turn, then more of cameras with ``overflow="wait"``."""
     batch: list[Frame] = []
     served: list[SourceWorker] = []
     with arrivals:
@@ -83,7 +83,7 @@ def _wait_for_frames(
     idle_at: float,
     has_appeared: Callable[[], bool] | None,
 ) -> bool:
-    """Wait for a frame that may be taken, at most until ``idle_at``; return False at the end of the batches."""
+    """Wait for a frame that may be taken, at most until ``idle_at``; return False if the batches end."""
     while not is_over() and (deadline is None or time.monotonic() < deadline):
         with arrivals:
             if any(map(is_ready, arrivals.queued)):

@@ -1,4 +1,4 @@
-"""A thread with a bounded queue in front of something slow: a sink, the drawing of a camera's frames."""
+"""A thread with a bounded queue for a slow task: a sink, or the drawing of a camera's frames."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_FAILURES: Final = 10
-"""A worker closes after this many items in a row that fail with an error outside ``ReciproStreamError``."""
+"""A worker closes after this many consecutive items fail with an exception other than ``ReciproStreamError``."""
 MAX_WARNINGS: Final = 20
-"""After this many refused items further ones are logged at debug level only."""
+"""Number of refused items that are logged as warnings; further items are logged at debug level."""
 
 
 class Outcome(Enum):
-    """Result of an item in a worker."""
+    """Result of one item that was put into a worker's queue."""
 
     DELIVERED = "delivered"
     QUEUE_FULL = "queue full"
-    """Removed from a full queue in favour of a newer item."""
+    """The item was removed from a full queue to make room for a newer item."""
     REFUSED = "refused"
-    """The handler raised an error that concerns this item alone."""
+    """The handler raised an error that concerns only this item."""
     FAILED = "failed"
     """The handler raised an error that closed the worker."""
     CLOSED = "closed"
@@ -41,10 +41,10 @@ class Outcome(Enum):
 
 
 class QueueWorker(Generic[T]):
-    """Calls a handler with queued items in a thread of its own, so that ``put`` need not wait for the handler.
+    """Calls a handler with queued items in its own thread, so that ``put`` does not wait for the handler.
 
-    Leaving the ``with`` block handles what is queued; after ``clear`` or an exception in the block it does not. Each
-    item has exactly one ``Outcome``.
+    At the end of the ``with`` block, queued items are still handled, unless the block raised an exception. Each item
+    gets exactly one ``Outcome``.
     """
 
     def __init__(
@@ -68,36 +68,36 @@ class QueueWorker(Generic[T]):
         Args:
             name: for messages.
             handler: called with each item.
-            depth: how many items of a camera may be queued.
-            idle: called every ``POLL_SECONDS`` while nothing is queued: a window handles keys, a new viewer gets the
+            depth: maximum number of queued items of a camera.
+            idle: called every ``POLL_SECONDS`` while the queue is empty: a window handles keys, a new viewer gets the
                 last image.
-            size_of: the bytes an item holds; None: items are only counted.
-            key: the camera of an item: each camera has a queue and a share of the thread's time; None: all items belong
-                to one camera.
-            max_bytes: limit of the bytes of all queued items; one item of each camera may always be queued.
-            skips: whether an exception of ``handler`` or ``idle`` concerns that item alone: the item is then refused
-                and the thread continues. None: every exception closes the worker.
-            on_outcome: called once for each item, from the thread that decides; must not block.
-            counted: whether ``delivered``, ``dropped`` and ``refused`` count an item.
-            on_forget: called in the thread, after the last item of a camera that ``forget`` names.
-            clock: monotonic seconds, for the share of the time.
+            size_of: returns the size of an item in bytes; None: items have no size.
+            key: returns the camera of an item; each camera has its own queue and a share of the thread's time. None:
+                all items belong to one camera.
+            max_bytes: maximum size of all queued items in bytes; one item of each camera may always be queued.
+            skips: returns whether an exception of ``handler`` or ``idle`` concerns only one item; the item is then
+                refused and the thread continues. None: every exception closes the worker.
+            on_outcome: called once for each item, by the thread in which its outcome is decided; must not block.
+            counted: returns whether ``delivered``, ``dropped`` and ``refused`` count an item.
+            on_forget: called in the thread with a camera that ``forget`` named, after its last item.
+            clock: returns monotonic seconds; measures the share of the time.
         """
         self.name = name
         self.error: BaseException | None = None
-        """The error that closed the worker; None while it works."""
+        """The exception that closed the worker; None while it runs."""
         self.fault: Exception | None = None
-        """The first error outside ``ReciproStreamError`` that concerned one item alone: a bug."""
+        """The first exception for one item that was not a ``ReciproStreamError``, which is a bug."""
         self.delivered = 0
         self.dropped = 0
-        """Items removed from a full queue, or lost because the worker had closed."""
+        """Number of items that were removed from a full queue, or lost because the worker had closed."""
         self.refused = 0
-        """Items for which the handler raised an error that concerns them alone."""
+        """Number of items for which the handler raised an error that concerned only this item."""
         self.refusal = ""
-        """The text of the last such error."""
+        """Message of the last error that was counted in ``refused``."""
         self.counts_all = False
-        """True if a refused item is an error of the run."""
+        """True if the run has to report refused items as an error."""
         self.stop_requested = threading.Event()
-        """Set when the handler asked for the end of the run: the window was closed."""
+        """Set when the handler requested the end of the run: the window was closed."""
         self._handler = handler
         self._idle = idle
         self._clock = clock
@@ -106,20 +106,20 @@ class QueueWorker(Generic[T]):
         self._counted = counted
         self._on_forget = on_forget or (lambda _key: None)
         self._to_forget: list[str] = []
-        """Cameras that left the run, of which items may be queued."""
+        """Cameras that left the run; their items may still be queued."""
         self._failures = 0
-        """Items in a row that failed with an error outside ``ReciproStreamError``."""
+        """Number of consecutive items that failed with an exception other than ``ReciproStreamError``."""
         # Guards the queue, the counters and the flags; the handler and on_outcome run without it. Notified when items
         # were taken, for ``put`` that waits.
         self._room = threading.Condition(threading.Lock())
         self._work = Wakeup()
-        """Set when there is something to do for the thread."""
+        """Set when the thread has work to do."""
         self._queue: FairQueue[T] = FairQueue(
             depth, key=key or (lambda _item: ""), size_of=size_of or (lambda _item: 0), max_bytes=max_bytes
         )
         self._closing = False
         self._ended = False
-        """True if the thread takes no more items."""
+        """True if the thread handles no more items."""
         self._thread = threading.Thread(target=self._run, name=f"queue {name}", daemon=True)
 
     @property
@@ -151,14 +151,19 @@ class QueueWorker(Generic[T]):
             self._on_outcome(item, Outcome.CLOSED)
 
     def forget(self, key: str) -> None:
-        """Release a camera once its queued items are handled."""
+        """Remove the state of a camera after its queued items are handled."""
         with self._room:
             if not self._ended:
                 self._to_forget.append(key)
         self._work.set()
 
     def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
-        """Queue an item: wait for room, or make room by dropping the oldest items. Drops it once the worker failed."""
+        """Queue an item; a worker that has failed drops it.
+
+        Args:
+            item: the item.
+            overflow: action when the queue is full: wait for space, or drop the oldest items.
+        """
         removed: list[T] = []
         with self._room:
             if overflow == "wait":
@@ -210,7 +215,7 @@ class QueueWorker(Generic[T]):
                 self._call_idle(self._idle)
 
     def _take_forgotten(self) -> list[str]:
-        """Return the cameras to release that have no queued items."""
+        """Return the cameras that left the run and have no more queued items."""
         forgotten = [key for key in self._to_forget if self._queue.forget(key)]
         self._to_forget = [key for key in self._to_forget if key not in forgotten]
         return forgotten
@@ -243,7 +248,7 @@ class QueueWorker(Generic[T]):
             self._refuse(error)
 
     def _refuse(self, error: Exception, *, counted: bool = True) -> None:
-        """Count an item that failed alone and log each reason once; raise an error that closes the worker."""
+        """Count a refused item and log each reason once; raise ``error`` if it closes the worker."""
         if not self._skips(error):
             raise error
         if not isinstance(error, ReciproStreamError):

@@ -1,4 +1,4 @@
-"""A thread that reads a source into a bounded queue."""
+"""Reads a source into a bounded queue in a thread of its own."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pipeline.ports import Health, Overflow, Source, overflow_of
 from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, Wakeup, log_abandoned
 
 CONNECTING_SECONDS: Final = 1.0
-"""Time that a live source has to end while it connects: it waits for a reply, and cannot be woken."""
+"""Time that a stopped live source has to end while it connects: it waits for a reply and cannot be interrupted."""
 
 
 class Arrivals:
-    """The frames that wait in many source workers, for one reader, which need not ask all of them.
+    """Notifies one reader of frames that are queued in many source workers, so that it need not poll all of them.
 
-    ``with arrivals:`` holds the lock of the workers' queues; reading the source and explaining do not hold it.
+    ``with arrivals:`` holds the lock of all queues. It is not held while a source is read or a frame is explained.
     """
 
     def __init__(self) -> None:
-        """Start without workers."""
+        """Create it without workers."""
         self._lock = threading.RLock()
         self._wakeup = Wakeup()
         self.queued: dict[SourceWorker, None] = {}
-        """The workers with queued frames in the order of their turn; one that gave a frame comes last."""
+        """The workers with queued frames, in turn: a worker whose frame was taken moves to the end."""
         self.wanted = 1
-        """Number of workers with frames at which the reader is woken."""
+        """Number of workers with queued frames at which the reader is woken."""
         self.looks = 0
         """Number of times that the reader has looked for frames."""
         self.ended = 0
@@ -58,8 +58,8 @@ class SourceWorker:
     """Runs a source in a thread and keeps its frames in a bounded queue.
 
     ``with SourceWorker(source, depth=2, overflow="drop-oldest") as worker: for frame in worker: ...`` Leaving the block
-    early wakes a source that waits for room. The source must have been entered; its owner leaves it after the worker.
-    An exception of the source ends this worker alone and is kept in ``error``.
+    early also ends a source that waits for space in the queue. Enter the source before the worker, and leave it after
+    the worker. An exception of the source ends only this worker and is stored in ``error``.
     """
 
     def __init__(
@@ -75,29 +75,29 @@ class SourceWorker:
         """Create the thread; entering starts it.
 
         Args:
-            source: what to read, entered.
+            source: the source, already entered.
             depth: maximum number of queued frames.
-            overflow: what a full queue does; see ``pipeline.ports.Overflow``. None: "drop-oldest" for a live source,
-                else "wait".
+            overflow: action when the queue is full, see ``pipeline.ports.Overflow``. None: "drop-oldest" for a live
+                source, else "wait".
             arrivals: notified at each frame and at the end, so that one reader can wait for many workers.
-            max_age_seconds: a frame of a live source that waited longer is dropped; None = never.
-            counts: where received and dropped frames are counted; None: counts of its own.
+            max_age_seconds: older frames of a live source are dropped; None = no limit.
+            counts: counts received and dropped frames; None: a new object.
         """
         self.source = source
         self.error: BaseException | None = None
         self.counts = counts or FrameCounts()
         self.ended = False
-        """True if the source gives no more frames; frames may still be queued."""
+        """True if the source has ended; frames may still be queued."""
         self.frame_rate = FrameRate()
-        """When its frames come, on ``time.monotonic()``."""
+        """Estimates the frame rate from the times at which frames arrive."""
         self._overflow = overflow
         self._arrivals = arrivals or Arrivals()
         self._room = Wakeup()
-        """Set when a frame was taken, and at the end."""
+        """Set when a frame was removed from the queue, and at the end."""
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._crowded_at: int | None = None
-        """The number of received frames when ``pop`` last found several queued; None if it found at most one."""
+        """Number of received frames when ``pop`` last found several queued frames; None if it found fewer."""
         self._emptied_at = 0
         """``Arrivals.looks`` when the queue was last emptied."""
         self._max_age_seconds = max_age_seconds
@@ -113,7 +113,7 @@ class SourceWorker:
 
     @property
     def received(self) -> int:
-        """Number of frames that the source gave."""
+        """Number of frames that the source returned."""
         return self.counts.received(self.camera)
 
     @property
@@ -123,7 +123,7 @@ class SourceWorker:
 
     @property
     def health(self) -> Health:
-        """The source's state, or that its frames do not fit ``source.input_area``."""
+        """State of the source; ``failed`` also if its frames do not fit ``source.input_area``."""
         return self._misfit or self.source.health
 
     @property
@@ -150,18 +150,18 @@ class SourceWorker:
             self._drop_all(DropReason.STOPPED)
 
     def stop(self) -> None:
-        """Ask the source to end and wake it where it waits for room. Does not wait."""
+        """Request the end of the source, also while it waits for space in the queue. Does not block."""
         if not self._stop.is_set():
             self._stopped_at = time.monotonic()
         self._stop.set()
         self._room.set()
 
     def pop(self) -> Frame | None:
-        """Return the next frame, or None when none is queued.
+        """Return the next frame, or None if none is queued.
 
-        That is the oldest queued frame. A reader of a live source that finds several frames queued, and new ones among
-        several at the next call, is behind: it gets the newest, and the older ones are dropped. A single delay costs no
-        frame, and a reader that stays behind does not get old frames.
+        The next frame is the oldest queued frame, except if the reader of a live source is too slow: if two calls in a
+        row find several queued frames, with new frames at the second call, the newest frame is returned and the older
+        frames are dropped. Therefore a single delay loses no frame, and a slow reader gets no old frames.
         """
         with self._arrivals:
             crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
@@ -186,7 +186,7 @@ class SourceWorker:
         return self._max_age_seconds is not None and self.source.live and frame.age_seconds() > self._max_age_seconds
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield frames until the source ends. An error of the source is kept in ``error``, not raised."""
+        """Yield frames until the source ends. An exception of the source is stored in ``error``, not raised."""
         while not self.finished:
             frame = self.pop()
             if frame is None:
@@ -199,7 +199,7 @@ class SourceWorker:
             for frame in self.source.frames(self._stop):
                 if not self._put(self._with_area(frame)):
                     break
-        except Exception as error:  # noqa: BLE001 - kept in `error`: a failed camera ends only itself
+        except Exception as error:  # noqa: BLE001 - stored in `error`: a failed camera must not end the run
             self.error = error
         finally:
             with self._arrivals:
@@ -208,10 +208,10 @@ class SourceWorker:
             self._arrivals.notify()
 
     def _with_area(self, frame: Frame) -> Frame:
-        """Return the frame with the part of it that the network gets.
+        """Return the frame with its ``area``, the part that the network gets.
 
         Raises:
-            SourceError: that part does not lie in the frame.
+            SourceError: the area does not lie in the frame.
         """
         options = self.source.input_area
         if options is None:
@@ -223,7 +223,7 @@ class SourceWorker:
             raise SourceError(f"{self.camera}: {error}") from None
 
     def _put(self, frame: Frame) -> bool:
-        """Queue a frame; drop it and return False when the worker was stopped."""
+        """Queue a frame; if the worker was stopped, drop it and return False."""
         self.counts.count_received(self.camera)
         self.frame_rate.record(time.monotonic())
         while self.overflow == "wait" and len(self._queue) >= self._depth and not self._stop.is_set():
@@ -235,7 +235,7 @@ class SourceWorker:
             while len(self._queue) >= self._depth:
                 self._drop_first(DropReason.QUEUE_FULL)
             if not self._queue and self._arrivals.looks != self._emptied_at:
-                self._crowded_at = None  # the reader found no frame: it is not behind
+                self._crowded_at = None  # the reader found an empty queue, so it is not too slow
             self._queue.append(frame)
             self._arrivals.queued[self] = None
             is_enough = len(self._arrivals.queued) >= self._arrivals.wanted
@@ -253,10 +253,7 @@ class SourceWorker:
 
     @property
     def may_be_abandoned(self) -> bool:
-        """True if the stopped thread may end later by itself: while it connects, it delivers no more frames.
-
-        Cameras are stopped together, so that their times to end overlap.
-        """
+        """True if the stopped thread need not be joined any longer: it still connects, or does not end."""
         if not self._stop.is_set():
             return False
         connects = self.source.live and self.health.state == "connecting"

@@ -1,4 +1,4 @@
-"""A thread that runs one long call, and the waits that all workers share."""
+"""A thread for one long call, and the wake-up and time limits of all workers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from typing import Final, Self
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.1
-"""Interval at which a waiting thread checks for the end of the run; a signal handler cannot notify a condition."""
+"""Interval at which a waiting thread checks whether the run ends, because a signal handler cannot notify it."""
 
 JOIN_SECONDS: Final = 10.0
-"""Time that a thread has to end after it was stopped; a thread that takes longer is abandoned (all are daemons)."""
+"""Time that a stopped thread has to end; a thread that takes longer is abandoned (all are daemon threads)."""
 
 
 class Wakeup:
-    """Wakes the one thread that waits; a call of ``set`` before ``wait`` is kept, and several count as one.
+    """Wakes the one thread that waits. Several calls of ``set`` before a ``wait`` count as one.
 
-    Waiting costs a third of what it costs with a ``threading.Condition``, which creates a lock for each wait: that
-    is most of the time that a frame costs in these threads. The waiting thread checks after each ``wait`` what it
-    waits for.
+    Used in place of ``threading.Condition``, which creates a lock for each wait and takes three times as long: that
+    was most of the time per frame in these threads. After each ``wait`` the thread must check its condition.
     """
 
     def __init__(self) -> None:
-        """Start without a kept call."""
+        """Create it unset."""
         self._unset = threading.Lock()
         self._unset.acquire()
 
@@ -43,9 +42,9 @@ class Wakeup:
 
 
 class ThreadWorker:
-    """Runs one long call in a thread: a server with a loop of its own, an encoder.
+    """Runs one long call in a thread: a server with its own event loop, or an encoder.
 
-    Leaving the ``with`` block stops the call and joins the thread. An exception of the call is kept in ``error``.
+    The end of the ``with`` block stops the call and joins the thread. An exception of the call is stored in ``error``.
     """
 
     def __init__(self, name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -54,7 +53,7 @@ class ThreadWorker:
         Args:
             name: for messages.
             run: called once.
-            stop: makes ``run`` return soon; called from another thread, possibly after ``run`` has returned.
+            stop: makes ``run`` return soon; called by another thread, possibly after ``run`` has returned.
         """
         self.name = name
         self.error: BaseException | None = None
@@ -83,10 +82,10 @@ class ThreadWorker:
 
 
 class WorkerOwner:
-    """Base class of a context manager whose block starts and stops one ``ThreadWorker``."""
+    """Base class of a context manager that runs one ``ThreadWorker`` during its block."""
 
     _worker: ThreadWorker
-    """Set when the object is created."""
+    """Set by the subclass in ``__init__``."""
 
     def __enter__(self) -> Self:
         self._worker.__enter__()
@@ -99,7 +98,7 @@ class WorkerOwner:
 
 
 def join(thread: threading.Thread) -> None:
-    """Wait ``JOIN_SECONDS`` for a thread to end; log an error and abandon it where it does not."""
+    """Wait at most ``JOIN_SECONDS`` for a thread to end; log an error if it does not."""
     if thread.ident is None:  # it was never started
         return
     thread.join(JOIN_SECONDS)
@@ -108,5 +107,5 @@ def join(thread: threading.Thread) -> None:
 
 
 def log_abandoned(thread: threading.Thread) -> None:
-    """Log that a thread did not end in time."""
+    """Log an error: a thread did not end within ``JOIN_SECONDS``."""
     log.error("%s did not end within %.0f s after it was stopped; it is abandoned", thread.name, JOIN_SECONDS)

@@ -1,4 +1,4 @@
-"""Crash-safe video files: complete writes only, and truncation to the last complete fragment."""
+"""Crash-safe video files: each write is complete or fails; truncates to the last complete fragment."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class AllOrNothingFile:
-    """A file whose writes are complete or raise an error.
+    """A file whose writes are complete or raise an error; used in place of FFmpeg's own file output.
 
-    FFmpeg's own file output stays open when the disk is full. After a failed write, all later writes fail too: FFmpeg
-    would otherwise rewrite the file header, for which there is space, as if the video were complete. The file is
-    created at the first use, so that an encoder that fails to open leaves no empty file.
+    FFmpeg continues after a failed write on a full disk, and then rewrites the file header as if the video were
+    complete. Therefore all writes after a failed write fail, too. The file is created at the first use, so that an
+    encoder that cannot be opened leaves no empty file.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class AllOrNothingFile:
 
         Args:
             path: the file.
-            reserve: file handles reserved for this file.
-            kept_since_unix: start time of the run in Unix seconds. An existing file at ``path`` is kept and the new
-                file gets a name with this time in it. None: an existing file is replaced.
-            is_further: the run has begun a file before, so that a name with the time is no surprise.
+            reserve: file handles that are reserved for this file.
+            kept_since_unix: start time of the run in Unix seconds; an existing file at ``path`` is kept, and the new
+                file gets a name that contains this time. None: an existing file is replaced.
+            is_further: whether the run has created a file before; a name with the time is then not logged.
         """
         self.path = path
-        """The path that is written, final once the file is open."""
+        """Path of the file; it does not change any more after the file was opened."""
         self._reserve = reserve or HandleReserve()
         self._kept_since_unix, self._is_further = kept_since_unix, is_further
         self._file: FileIO | None = None
@@ -106,7 +106,7 @@ class AllOrNothingFile:
         raise AssertionError  # fresh_paths is endless
 
     def stands_at(self, path: Path) -> bool:
-        """Return whether ``path`` still refers to this open file."""
+        """Return whether ``path`` still leads to this open file."""
         return self._file is not None and is_same_file(path, self._file)
 
 
@@ -117,7 +117,7 @@ def truncate_to_last_fragment(path: Path) -> bool:
     one ``mdat`` around all fragments, followed by the index ``moov``.
 
     Returns:
-        Whether the file has a complete fragment; if not, it is left as it is.
+        Whether the file has a complete fragment; if not, it is not changed.
     """
     end_of_fragment, found, position, previous = 0, False, 0, b""
     length = path.stat().st_size

@@ -1,7 +1,7 @@
-"""Clip sink: records ``FOLDER/`` as a series of clips, all frames or those that meet a condition.
+"""Clip sink: records all frames, or frames that meet a condition, as a series of clips in ``FOLDER/``.
 
-Clips rotate by time and size. The oldest clips are deleted to stay within a disk budget. A full disk ends a clip and
-never the stream.
+A new clip begins after a maximum time or size. The oldest clips are deleted to stay within a disk budget. A full disk
+ends a clip, but never the stream.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 _KEY_SECONDS: Final = 1.0
-"""Minimum spacing of key frames where only events are recorded: a clip can begin at each of them."""
+"""Interval of key frames if only events are recorded: a clip can begin only at a key frame."""
 _ROUNDING_SECONDS: Final = 1e-6
 _HELD_SECONDS: Final = 10.0
-"""Length of the pre-roll buffer without a condition: holds frames while no clip can be opened."""
+"""Length of the pre-roll buffer without a condition: it stores frames while no clip can be opened."""
 _MIN_SIZE_SECONDS: Final = 10.0
 """Minimum time that clips of a camera keep their image size after a change."""
 _NEVER: Final = float("-inf")
@@ -59,8 +59,8 @@ class ClipSink(DiskSink):
     """Writes clips into ``FOLDER/``, one series per camera, each clip with its ``.jsonl``.
 
     Without a condition, all frames are recorded. With a condition, a clip begins ``seconds_before`` the first frame
-    that meets it (at the key frame before that, up to one second earlier) and ends ``seconds_after`` the last such
-    frame.
+    that meets the condition, at the key frame before that time (up to one second earlier). It ends ``seconds_after``
+    the last frame that meets the condition.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class ClipSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; nothing is opened yet.
+        """Check the options; ``__enter__`` opens the folder.
 
         Args:
-            settings: the folder, when clips end, and what is recorded.
-            context: the expected cameras, if known: their clips of earlier runs count against the budget.
+            settings: the folder, the limits of clips, and the condition.
+            context: the expected cameras, if known; their clips of earlier runs count against the budget.
             wall_clock: returns Unix seconds.
             clock: returns monotonic seconds.
 
@@ -92,9 +92,9 @@ class ClipSink(DiskSink):
             self._store.add_camera(camera)
         self._tracks: dict[str, _Track] = {}
         self._bounded: set[str] = set()
-        """Cameras for which the log has reported that their images are recorded at a smaller size."""
+        """Cameras for which a smaller size of recorded images was logged."""
         self._fitted: set[str] = set()
-        """Cameras for which the log has reported that their image size changes repeatedly."""
+        """Cameras for which repeated changes of the image size were logged."""
 
     def __enter__(self) -> Self:
         self._store.open()
@@ -115,15 +115,15 @@ class ClipSink(DiskSink):
         return [*samples, *super().metrics()]
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Return True: whether a frame belongs to an event may only be known later."""
+        """Return True, because a later frame may decide that this frame is recorded."""
         return True
 
     def put(self, overlay: Overlay) -> None:
         """Record one frame, or buffer it in case an event follows.
 
         Raises:
-            FrameError: this frame cannot be encoded; the next frame is tried. A full disk raises no error: it is
-                logged and writing is tried again later.
+            FrameError: this frame cannot be encoded; the sink continues with the next frame. A full disk raises no
+                error: it is logged, and writing is tried again later.
         """
         camera = overlay.explanation.frame.camera
         track = self._tracks.get(camera)
@@ -153,11 +153,14 @@ class ClipSink(DiskSink):
                     )
 
     def find_clip(self, camera: str, start_unix: float, end_unix: float) -> Path | None:
-        """Return the finished clip that shows a time span of a camera, or its beginning. For any thread."""
+        """Return the finished clip that shows the start of a time span of a camera, or else its first part.
+
+        For any thread.
+        """
         return self._store.find(camera, start_unix, end_unix)
 
     def forget_camera(self, camera: str) -> None:
-        """Complete the clip of a camera. Its clips still count against the budget."""
+        """Complete the clip of a camera that left. The camera's clips still count against the budget."""
         super().forget_camera(camera)
         if (track := self._tracks.pop(camera, None)) is not None:
             self._end(track)
@@ -178,7 +181,7 @@ class ClipSink(DiskSink):
         return self._condition is None or seconds <= track.record_until
 
     def _encode(self, track: _Track, overlay: Overlay) -> list[EncodedFrame]:
-        """Encode a frame, update the event state, and end the clip where it must end before this frame."""
+        """Encode a frame, update the event state, and end the clip if it must end before this frame."""
         frame = overlay.explanation.frame
         lost_seconds = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
         ticks = track.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=lost_seconds)
@@ -209,7 +212,7 @@ class ClipSink(DiskSink):
         return [EncodedFrame(packet, *track.pending.pop(0)) for packet in packets]
 
     def _encoder(self, track: _Track, size: tuple[int, int]) -> ClipEncoder:
-        """Return the encoder of the camera; a change of image size ends the clip and makes a new encoder."""
+        """Return the encoder of the camera; a change of image size ends the clip and creates a new encoder."""
         if track.encoder is not None and track.encoder.size != size:
             self._end_clip(track)
             self._forget_encoder(track)
@@ -240,7 +243,7 @@ class ClipSink(DiskSink):
     def _in_lasting_size(self, track: _Track, image: Image, seconds: float, camera: str) -> Image:
         """Return the image, scaled to the previous size if the size has changed only recently.
 
-        Each change of size begins a clip: a camera that changes it with every image would fill the folder with clips.
+        Each change of size begins a clip, so a camera that changes the size with every image would create many clips.
         """
         size = (image.shape[1], image.shape[0])
         if track.encoder is None or track.encoder.size == size:
@@ -291,7 +294,7 @@ class ClipSink(DiskSink):
             self._disk.record_success()
 
     def _buffer(self, track: _Track, frames: list[EncodedFrame]) -> None:
-        """Buffer frames that belong to no clip for the next clip, if a clip can begin with the first of them."""
+        """Buffer frames for the next clip, if a clip can begin with the first of them."""
         if frames and frames[0].packet.is_keyframe and not track.ring:
             for frame in frames:
                 track.ring.add(frame)

@@ -1,7 +1,7 @@
 """Folder of clips: file names, and the disk budget of one recorder.
 
-A clip is ``CAMERA_20261121T065345.123Z.mp4`` with its ``.jsonl`` beside it, named by the camera and the time (UTC) of
-its first frame. ``.part`` stands before the suffix while the clip is written, and remains if the writer was killed.
+The name of a clip has the camera and the time (UTC) of the first frame: ``CAMERA_20261121T065345.123Z.mp4``, with its
+``.jsonl`` beside it. While the clip is written, and if the writer was killed, ``.part`` comes before the suffix.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pipeline.errors import SinkError
 
 PART: Final = ".part"
 _SLACK_SECONDS: Final = 0.5
-"""The first frame of a clip and of an event may be the same, with times that differ by rounding."""
+"""Tolerance in the comparison of the start of a clip and of an event: times of the same frame differ by rounding."""
 _NAME: Final = re.compile(r"(?P<camera>.+)_(?P<stamp>\d{8}T\d{6}\.\d{3}Z)(?:\.part)?\.(?:mp4|jsonl)")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """A closed clip on the disk: its video and the log beside it."""
+    """A closed clip on the disk: its video and its log."""
 
     paths: tuple[Path, ...]
     bytes: int
@@ -40,20 +40,20 @@ class ClipStore:
         self.folder = folder
         self._budget_bytes = budget_bytes
         self._cameras: dict[str, str] = {}
-        """Camera name to its spelling in file names."""
+        """By camera: its name in file names."""
         self._order: dict[str, int] = {}
-        """Clips of this run by stem, numbered in the order they began: the wall clock may have been changed since."""
+        """By file stem: number of the clip in the order of this run, because the wall clock may have been changed."""
         self._began = 0
         self._clips: dict[str, StoredClip] = {}
         """Closed clips by file stem, the oldest first."""
         self.known_bytes = 0
-        """Size of the closed clips as of the last scan, less what was deleted since."""
+        """Size of the closed clips in bytes at the last scan, minus the clips that were deleted since."""
 
     def open(self) -> None:
         """Create the folder if it is missing, and check that it is writable.
 
         Raises:
-            SinkError: it is a file, or it cannot be created or written.
+            SinkError: the path is a file, or the folder cannot be created or written.
         """
         with path_errors(f"{self.folder}/"):
             if self.folder.exists() and not self.folder.is_dir():
@@ -69,7 +69,7 @@ class ClipStore:
                 raise no_folder(f"{self.folder}/", self.folder.parent) from None
 
     def add_camera(self, camera: str) -> None:
-        """Add a camera: its clips, those of earlier runs included, count against the budget."""
+        """Add a camera: its clips count against the budget, including clips of earlier runs."""
         if camera in self._cameras:
             return
         name = safe_file_name(camera)
@@ -93,12 +93,12 @@ class ClipStore:
             millis += 1
 
     def find(self, camera: str, start_unix: float, end_unix: float) -> Path | None:
-        """Return the finished clip that shows the beginning of a time span, or else its first clip. For any thread.
+        """Return the finished clip that shows the start of a time span, or else the first clip in it. For any thread.
 
         Args:
             camera: the camera's name as the page has it.
-            start_unix: the beginning in Unix seconds.
-            end_unix: the end.
+            start_unix: start of the time span in Unix seconds.
+            end_unix: end of the time span in Unix seconds.
         """
         names = {name for known, name in list(self._cameras.items()) if replace_undecodable(known) == camera}
         began: list[tuple[float, Path]] = []
@@ -136,7 +136,7 @@ class ClipStore:
         self.known_bytes = sum(clip.bytes for clip in self._clips.values())
 
     def enforce_budget(self, open_bytes: int) -> None:
-        """Delete the oldest clips until all clips, the open ones included, fit the budget."""
+        """Delete the oldest clips until all clips, including open clips, fit the budget."""
         if self._budget_bytes is None:
             return
         while self._clips and self.known_bytes + open_bytes > self._budget_bytes:
@@ -152,7 +152,7 @@ class ClipStore:
 
 
 def part_of(path: Path) -> Path:
-    """Return the path of a clip while it is written; the suffix stays, so that players recognise it."""
+    """Return the path of a clip while it is written; the suffix stays the same, so that players recognise it."""
     return path.with_name(f"{path.stem}{PART}{path.suffix}")
 
 
@@ -161,7 +161,7 @@ def _unix_of(stamp: str) -> float:
 
 
 def _closed_at(path: Path) -> float:
-    """Return the Unix time at which a clip was written last; 0 if it was deleted meanwhile."""
+    """Return the Unix time of the last write to a clip; 0 if it was deleted meanwhile."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,7 +1,7 @@
 """Clip writer, the encoder that feeds it, and the pre-roll buffer of frames before an event.
 
-The encoder runs without interruption; clips are cut from its packets at key frames that are requested. So a rotation
-neither loses nor repeats a frame, and the pre-roll buffer holds encoded frames: about a hundredth of the raw images.
+The encoder runs without interruption, and clips are cut from its packets at requested key frames. A new clip therefore
+neither loses nor repeats a frame. The pre-roll buffer stores encoded frames, about a hundredth of the size of images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.frames import Image
 _FRAGMENT_MICROSECONDS: Final = 400_000
 _CLIP_OVERHEAD_BYTES: Final = 4096
 _FRAME_OVERHEAD_BYTES: Final = 64
-"""Upper bounds of the container bytes of a clip and of each frame: fragments, and the index at the end."""
+"""Upper bounds of the container's overhead for a clip and for each frame: fragments, and the index at the end."""
 
 
 @dataclass(slots=True)
@@ -48,19 +48,19 @@ class EncodedFrame:
     """Time on the recorder's timeline of this camera."""
     taken_unix: float
     record: dict[str, object] | None
-    """None for the repeated image of a camera with signal loss: nothing was explained."""
+    """Log record; None for the repeated image of a camera with signal loss, which has no explanation."""
     record_bytes: int = 0
     missed: bool = False
-    """True if it was counted as lost because the disk refused it when it arrived."""
+    """True if the frame was counted as lost, because the disk refused it when it arrived."""
 
     @property
     def size_bytes(self) -> int:
-        """Size in memory and, nearly, on the disk, in bytes."""
+        """Size in memory in bytes; the size on disk is nearly the same."""
         return self.packet.size + self.record_bytes + _FRAME_OVERHEAD_BYTES
 
 
 class ClipEncoder:
-    """H.264 encoder for one camera and one image size, without delay: each image gives its packet at once."""
+    """H.264 encoder for one camera and one image size, without delay: it returns the packet of each image at once."""
 
     def __init__(self, size: tuple[int, int], settings: EncodingSettings) -> None:
         self.size = size
@@ -78,8 +78,8 @@ class ClipEncoder:
         Args:
             image: RGB, ``(height, width, 3)``, uint8.
             ticks: presentation time in ticks of 1/90000 s.
-            step_ticks: duration in ticks.
-            key: whether to make a key frame, at which a clip can begin.
+            step_ticks: duration in ticks of 1/90000 s.
+            key: whether to request a key frame, at which a clip can begin.
 
         Returns:
             The packets that are ready.
@@ -123,7 +123,7 @@ class ClipWriter:
             self._log.close()
             part_of(self._log_path).unlink(missing_ok=True)
             raise
-        # A fragmented MP4 while it grows, each fragment flushed to the disk at once; a regular MP4 once closed.
+        # A fragmented MP4 while it grows, each fragment flushed to the disk at once; a regular MP4 after closing.
         options = {
             "movflags": "hybrid_fragmented",
             "frag_duration": str(_FRAGMENT_MICROSECONDS),
@@ -155,7 +155,7 @@ class ClipWriter:
         """Finish both files and rename them to their final names, as far as the disk allows.
 
         Raises:
-            OSError: the video has no index at its end; it plays all the same.
+            OSError: the disk refused the index at the end of the video; it can still be played.
         """
         failure: OSError | None = None
         plays = False
@@ -188,11 +188,11 @@ class ClipWriter:
 
 
 class PreRollBuffer:
-    """The last seconds of encoded frames in groups that begin with a key frame, bounded in bytes."""
+    """The encoded frames of the last seconds, in groups that begin with a key frame, limited in bytes."""
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
         self.overran = False
-        """True if frames younger than ``seconds`` were dropped to keep the bound in bytes."""
+        """True if frames younger than ``seconds`` were dropped because of ``max_bytes``."""
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -207,7 +207,7 @@ class PreRollBuffer:
         return self._bytes
 
     def add(self, frame: EncodedFrame) -> None:
-        """Append one frame; drop whole groups that are too old or exceed the bound in bytes."""
+        """Append one frame; drop whole groups that are too old or exceed ``max_bytes``."""
         if frame.packet.is_keyframe:
             self._groups.append([])
         if not self._groups:

@@ -1,6 +1,6 @@
-"""Foxglove sink: ``foxglove://127.0.0.1:8765``, a WebSocket server to which Foxglove connects live.
+"""Foxglove sink: ``foxglove://127.0.0.1:8765``, a WebSocket server to which Foxglove connects during the run.
 
-The topics and messages are those of the MCAP file. A message is encoded only while a viewer subscribes to its topic.
+It has the same topics and messages as the MCAP file. A message is encoded only while a viewer subscribes to its topic.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ logging.getLogger("foxglove.websocket.connected_client.poller").addFilter(
 
 _SCHEME: Final = "foxglove://"
 _BACKLOG: Final = 32
-"""Messages that wait for a slow viewer; the oldest are dropped."""
+"""Maximum number of messages that wait for a slow viewer; the oldest are dropped."""
 _CLOSE_SECONDS: Final = 1.0
-"""Time that viewers have to close their connection at the end; the SDK waits for a stopped one without a limit."""
+"""Time that viewers have to close their connection at the end; the SDK itself would wait without a limit."""
 _OPEN_FILES: Final = Path("/dev/fd")
 
 
 class FoxgloveSink(Sink):
-    """Serves the topics of every camera. Viewers get the frames from the moment at which they subscribe.
+    """Serves the topics of every camera. Viewers get the frames that are sent after they subscribe.
 
-    The protocol has no token, so the server listens at addresses of this machine only.
+    The protocol has no authentication, so the server listens only on loopback addresses.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class FoxgloveSink(Sink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Set the options; ``__enter__`` starts the server.
 
         Args:
             settings: the address, and the quality of the images.
-            context: the expected cameras, if known: their topics are advertised before the first frame.
+            context: the expected cameras, if known; their topics are advertised before the first frame.
             wall_clock: returns Unix seconds.
-            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            clock: returns monotonic seconds; with ``wall_clock`` it converts ``captured_at`` to Unix time.
 
         Raises:
             SinkError: the address is malformed, or other machines can reach it.
@@ -70,7 +70,7 @@ class FoxgloveSink(Sink):
         self._settings = FoxgloveSettings.of(settings)
         self.uri = without_user(self._settings.uri)
         self.endpoint = self.uri
-        """The address that viewers connect to, ``ws://HOST:PORT``, once the sink is open."""
+        """The address for viewers, ``ws://HOST:PORT``; valid after ``__enter__``."""
         self._address = _local_address(self.uri)
         self._cameras = (context or SinkContext()).cameras
         self._wall_clock, self._clock = wall_clock, clock
@@ -103,7 +103,7 @@ class FoxgloveSink(Sink):
         return self
 
     def prepare(self, overlay: Overlay) -> None:
-        """Compress the plain frame if its topic has a viewer, in the thread of the frame's camera."""
+        """Compress the frame without drawings if its topic has a viewer, in the thread of the frame's camera."""
         channels = self._channels.get(overlay.explanation.frame.camera)
         if channels is not None and channels[0].has_sinks():
             with suppress(WireError):  # ``put`` raises it again
@@ -113,7 +113,7 @@ class FoxgloveSink(Sink):
         """Send one frame to the viewers of its topics; never waits for a viewer.
 
         Raises:
-            WireError: the frame has no JPEG or its explanation no JSON form; the next one is sent.
+            WireError: the frame cannot be encoded as JPEG, or its explanation as JSON; the sink continues.
         """
         if overlay.signal_loss is not None:
             return
@@ -129,12 +129,12 @@ class FoxgloveSink(Sink):
                 channel.log(message, log_time=sample.captured_ns)
 
     def forget_camera(self, camera: str) -> None:
-        """Withdraw the topics of a camera."""
+        """Remove the topics of a camera that left."""
         for channel in self._channels.pop(camera, ()):
             channel.close()
 
     def _advertise(self, camera: str) -> list[foxglove.Channel]:
-        """Return the channels of a camera, made at the first call."""
+        """Return the channels of a camera; the first call creates them."""
         if camera not in self._channels:
             self._channels[camera] = [
                 foxglove.Channel(
@@ -158,7 +158,7 @@ class FoxgloveSink(Sink):
 
 
 def _stop(server: WebSocketServer, uri: str) -> None:
-    """End the server; cut the connections of viewers that do not read."""
+    """Stop the server; shut down the connections of viewers that do not answer in time."""
     port, ended = server.port, threading.Event()
 
     def stop() -> None:
@@ -177,7 +177,7 @@ def _stop(server: WebSocketServer, uri: str) -> None:
 
 
 def _shut_connections(port: int) -> None:
-    """Shut down the connections that this process has accepted at a port: the SDK gives no access to them."""
+    """Shut down the connections that this process has accepted on a port; the SDK has no function for it."""
     with suppress(OSError):  # Windows has no such folder
         for path in _OPEN_FILES.iterdir():
             with suppress(OSError):  # closed meanwhile, or no socket
@@ -185,7 +185,7 @@ def _shut_connections(port: int) -> None:
 
 
 def _shut_if_accepted(file: int, port: int) -> None:
-    """Shut down a socket if it is a connection at a port; close ``file``, which refers to it."""
+    """Shut down the socket with descriptor ``file`` if it is a connection on a port; close the descriptor."""
     try:
         link = socket.socket(fileno=file)
     except OSError:

@@ -1,7 +1,7 @@
 """MCAP sink: ``FILE.mcap``, all cameras in one file, for Foxglove, Rerun and other viewers of MCAP.
 
-Messages are collected in chunks of a second or a mebibyte. A chunk reaches the file complete or not at all, so a killed
-run leaves a file that is readable up to its last chunk. A file has an index and a footer once it is complete.
+Messages are collected in chunks of one second or one mebibyte. A chunk is written completely or not at all, so the file
+of a killed run can be read up to its last chunk. The index and the footer are written when the file is completed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 CHUNK_SECONDS: Final = 1.0
-"""Maximum time whose frames a killed run loses."""
+"""Maximum duration of a chunk: a killed run loses the frames of at most this time."""
 _CHUNK_BYTES: Final = 1 << 20
 _STAMP: Final = r"\.\d{8}T\d{6}Z(?:-\d+)?"
 _SEQUENCE_MASK: Final = 0xFFFFFFFF
@@ -40,9 +40,9 @@ _SEQUENCE_MASK: Final = 0xFFFFFFFF
 class McapSink(DiskSink):
     """Writes ``*.mcap`` with the plain images, heat maps, annotations and records of all cameras.
 
-    A file of an earlier run is kept; the new one gets the time in its name, as does each file after ``rotate_mib``. A
-    disk that refuses writes does not end the run: the file ends at its last chunk, frames are counted as lost, and a
-    new file is begun after one second, then after up to thirty seconds.
+    A file of an earlier run is kept; the new file has the time in its name, as has each new file after ``rotate_mib``.
+    If the disk refuses a write, the run continues: the file ends at its last chunk, frames are counted as lost, and a
+    new file is created after one second, later after up to thirty seconds.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class McapSink(DiskSink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; nothing is opened yet.
+        """Set the options; ``__enter__`` opens the file.
 
         Args:
-            settings: the file, its size, and what happens to existing files.
+            settings: the file, its maximum size and the disk budget.
             context: not used.
             wall_clock: returns Unix seconds.
-            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            clock: returns monotonic seconds; with ``wall_clock`` it converts ``captured_at`` to Unix time.
         """
         self._settings = McapSettings.of(settings)
         self._path = Path(self._settings.uri)
@@ -75,7 +75,7 @@ class McapSink(DiskSink):
         return self
 
     def prepare(self, overlay: Overlay) -> None:
-        """Compress the plain frame, in the thread of its camera."""
+        """Compress the frame without drawings, in the thread of its camera."""
         with suppress(WireError):  # ``put`` raises it again
             jpeg = frame_jpeg(overlay.explanation, self._settings.quality)
             self._jpegs.add(overlay, "frame", jpeg)
@@ -84,8 +84,8 @@ class McapSink(DiskSink):
         """Write the messages of one frame.
 
         Raises:
-            WireError: the frame has no JPEG or its explanation no JSON form; the next one is written.
-            SinkError: another run writes the file.
+            WireError: the frame cannot be encoded as JPEG, or its explanation as JSON; the sink continues.
+            SinkError: another run writes the same file.
         """
         if overlay.signal_loss is not None:
             return
@@ -170,7 +170,7 @@ class McapSink(DiskSink):
 
 
 class _Recording:
-    """One file that is written."""
+    """One file that is being written."""
 
     def __init__(self, file: AllOrNothingFile, clock: Callable[[], float]) -> None:
         self._file = file
@@ -183,23 +183,23 @@ class _Recording:
         self._chunk_bytes = 0
         self._chunk_began_at = 0.0
         self.pending_frames = 0
-        """Number of frames that have not reached the file."""
+        """Number of frames that are not written to the file yet."""
         self.bytes = 0
-        """Size of the file."""
+        """Size of the file in bytes."""
 
     @property
     def path(self) -> Path:
-        """The file; final once it is open."""
+        """Path of the file; it does not change any more after the file was opened."""
         return self._file.path
 
     @property
     def is_due(self) -> bool:
-        """True if the chunk is to be written now."""
+        """True if the chunk must be written now."""
         age = self._clock() - self._chunk_began_at
         return self.pending_frames > 0 and (self._chunk_bytes >= _CHUNK_BYTES or age >= CHUNK_SECONDS)
 
     def add(self, sample: Sample, messages: list[tuple[int, bytes]]) -> None:
-        """Add the messages of a frame to the chunk; each has the number of its topic."""
+        """Add the messages of a frame to the chunk, as pairs of the number of a topic and the message."""
         if not self.pending_frames:
             self._chunk_began_at = self._clock()
         frame = sample.explanation.frame
@@ -263,7 +263,7 @@ class _Recording:
 
 
 class _ChunkBuffer:
-    """Collects what the writer writes until a chunk is complete."""
+    """Collects the bytes of the MCAP writer until a chunk is complete."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -279,10 +279,10 @@ class _ChunkBuffer:
         return self._taken + len(self._held)
 
     def flush(self) -> None:
-        """Do nothing: ``taken`` gives what is held."""
+        """Do nothing; ``taken`` returns the collected bytes."""
 
     def taken(self) -> bytes:
-        """Return what is held and forget it."""
+        """Return the collected bytes and remove them."""
         data = bytes(self._held)
         self._held.clear()
         self._taken += len(data)

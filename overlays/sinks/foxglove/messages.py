@@ -1,7 +1,7 @@
-"""The messages of an explanation with Foxglove's schemas, and their topics. Pure: no files, no sockets, no clocks.
+"""Encodes an explanation as messages with Foxglove's schemas. Pure functions: no files, sockets or clocks.
 
 Each camera has four topics: ``/CAMERA/image``, ``/CAMERA/heat``, ``/CAMERA/annotations`` and ``/CAMERA/explanation``. A
-sink calls ``Topic.messages`` only for the topics that it sends, so nothing else is encoded.
+sink calls ``Topic.messages`` only for the topics that it sends; other messages are not encoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.frames import Box, Explanation, Finding, Overlay
 Colour = tuple[int, int, int]
 
 HOT: Final = 0.5
-"""Cells of this heat and above are outlined; of a box's map, of this evidence (``overlays.render.boxes.evidence``)."""
+"""Minimum heat of outlined cells; for the map of a box, minimum evidence (``overlays.render.boxes.evidence``)."""
 _HOT_COLOUR: Final = (255, 149, 0)
 _TEXT_COLOUR: Final = (255, 255, 255)
 _REGION_COLOUR: Final = (90, 200, 250)
@@ -50,23 +50,23 @@ class Sample:
 
     explanation: Explanation
     captured_ns: int
-    """Capture time of the frame, Unix nanoseconds: the camera's own stamp, else the time of decoding."""
+    """Capture time of the frame in Unix nanoseconds: the camera's time stamp, or else the time of decoding."""
     now_unix: float
     """The current time, Unix seconds."""
     now_monotonic: float
     """The current time, ``time.monotonic()`` seconds."""
     jpeg: bytes | None = None
-    """The frame's JPEG, if it exists already."""
+    """The frame as JPEG; None if it must be encoded."""
     quality: int = 80
-    """JPEG quality, 1 to 100, if it does not."""
+    """JPEG quality, 1 to 100, for an image that must be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic of every camera."""
+    """One kind of topic, which every camera has."""
 
     suffix: str
-    """The topic is ``/CAMERA/SUFFIX``."""
+    """Last level of the topic's name ``/CAMERA/SUFFIX``."""
     encoding: str
     """Encoding of the messages in MCAP's registry: ``protobuf`` or ``json``."""
     schema_name: str
@@ -75,7 +75,7 @@ class Topic:
     schema: Callable[[], bytes]
     """Returns the schema."""
     messages: Callable[[Sample], Iterator[bytes]]
-    """Yields the encoded messages of a sample; none where it has no content for this topic."""
+    """Yields the encoded messages of a sample; no message if the sample has no content for this topic."""
 
     def name(self, camera: str) -> str:
         """Return the topic of a camera."""
@@ -92,7 +92,7 @@ def sample_of(overlay: Overlay, now_unix: float, now_monotonic: float, **fields:
 
 
 def frame_jpeg(explanation: Explanation, quality: int) -> bytes:
-    """Return the plain frame as JPEG, reduced to the limits of encoders. Raises ``WireError``."""
+    """Return the frame without drawings as JPEG, reduced to the limits of encoders. Raises ``WireError``."""
     return encode_image(bounded_image(explanation.frame.image), quality)
 
 
@@ -160,7 +160,7 @@ def _explanation_messages(sample: Sample) -> Iterator[bytes]:
 
 
 def explanation_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a record without references: viewers of MCAP do not resolve them."""
+    """Return the JSON Schema of a record without references, because viewers of MCAP do not resolve references."""
     schema = wire_schema()
     definitions = schema.pop("$defs", {})
 

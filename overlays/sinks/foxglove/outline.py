@@ -1,4 +1,4 @@
-"""Outlines of the hot cells of a heat map, as polygons along the edges of the cells. Pure."""
+"""Outlines of the hot cells of a heat map, as polygons along the edges of the cells. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ Corner = tuple[int, int]
 
 
 def outlines(cells: npt.NDArray[np.bool_]) -> list[list[Corner]]:
-    """Return the outlines of the true cells: closed polygons of corners, without corners on a straight line.
+    """Return the outlines of the true cells: closed polygons, without corners on a straight line.
 
-    Each connected area (by sides, not by corners) has an outer polygon and one for each hole.
+    Each area of cells that are connected by sides has one outer polygon, and one polygon for each hole.
 
     Args:
         cells: bool, (rows, columns).
 
     Returns:
-        Polygons of (column, row), 0 to the number of columns and rows; the last corner joins the first.
+        Polygons of corners (column, row), from 0 to the number of columns and rows; the last corner connects to the
+        first.
     """
     following = _edges(np.pad(cells, 1))
     polygons = []
@@ -40,7 +41,7 @@ def outlines(cells: npt.NDArray[np.bool_]) -> list[list[Corner]]:
 
 
 def _edges(padded: npt.NDArray[np.bool_]) -> dict[Corner, list[Corner]]:
-    """Return the steps that lead along the border of the true cells from each corner, the cells to the right."""
+    """Return by corner the steps along the border of the true cells that start there, with the cells on the right."""
     steps: dict[Corner, list[Corner]] = {}
     for step, neighbour, corner in (
         ((1, 0), (-1, 0), (0, 0)),
@@ -55,6 +56,6 @@ def _edges(padded: npt.NDArray[np.bool_]) -> dict[Corner, list[Corner]]:
 
 
 def _next_step(steps: list[Corner], heading: Corner) -> Corner:
-    """Return the step to the right of ``heading`` where two cells touch at a corner: they are separate areas."""
+    """Return the next step; if two cells touch at a corner, the step to the right, because they are separate areas."""
     right = (-heading[1], heading[0])
     return right if right in steps else steps[0]

@@ -1,4 +1,4 @@
-"""MQTT client of the sink: it only publishes, and limits what a broker may send to it.
+"""MQTT client of the sink: it only publishes, and limits the data that it accepts from the broker.
 
 With MQTT 5 a broker reports for each message of QoS 1 whether it was refused, and why (reason codes); with MQTT 3.1.1
 it cannot.
@@ -52,10 +52,10 @@ class BrokerLimits(NamedTuple):
 
 
 class GuardedClient(Client):
-    """Ends the connection to a broker that sends more than a publisher expects, before the data is stored."""
+    """A client that disconnects from a broker that sends unexpected data, before the data is stored."""
 
     violation = ""
-    """Message that the broker sent against the rules; empty if nothing."""
+    """Description of the unexpected data that the broker sent; empty if there was none."""
 
     def _packet_handle(self) -> MQTTErrorCode:
         command = self._in_packet["command"] >> 4
@@ -80,11 +80,11 @@ def make_client(
         settings: the CA file, and the sink's URI for messages.
         broker: the broker's address.
         login: user and password.
-        status: the topic that holds whether this run is online.
-        is_v5: speak MQTT 5; otherwise 3.1.1.
+        status: the status topic of this run.
+        is_v5: whether to use MQTT 5; otherwise 3.1.1.
 
     Raises:
-        SinkError: the CA file cannot be read, or there is one without TLS.
+        SinkError: the CA file cannot be read, or is given without TLS.
     """
     protocol = MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311
     client = GuardedClient(CallbackAPIVersion.VERSION2, protocol=protocol)

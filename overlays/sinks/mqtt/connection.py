@@ -1,6 +1,6 @@
 """Connection of the MQTT sink to its broker: connects, reconnects with back-off, publishes, counts confirmations.
 
-Nothing here waits for the broker except ``loop``, which waits as long as its caller says.
+Only ``loop`` waits for the broker, for at most the time that the caller gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RETRY_SECONDS: Final = (1.0, 30.0)
 _STEADY_SECONDS: Final = 10.0
 """After a connection of at least this duration, the wait starts again at its minimum."""
 _MAX_FAILED_CONNECTIONS: Final = 5
-"""After this many connections in a row that end without a confirmation, the unconfirmed messages are given up."""
+"""Number of consecutive connections without a confirmation after which the unconfirmed messages are dropped."""
 _MAX_LOGGED_REFUSALS: Final = 100
 _PACKET_OVERHEAD_BYTES: Final = 16
 _NO_ANSWER: Final = "it accepts the connection and does not answer"
@@ -42,7 +42,7 @@ _NO_ANSWER: Final = "it accepts the connection and does not answer"
 class BrokerConnection:
     """Connection to one broker over MQTT 5, or over 3.1.1 if the broker does not support 5.
 
-    All methods belong to one thread at a time; ``is_connected``, ``is_v5`` and ``reason`` are for any thread.
+    All methods are for one thread at a time; ``is_connected``, ``is_v5`` and ``reason`` are for any thread.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class BrokerConnection:
         on_connect: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
-        """Make the client; ``serve`` connects it.
+        """Create the client; ``serve`` connects it.
 
         Args:
             settings: the sink's URI, the CA file and the name of the status topic.
             broker: the broker's address.
             login: user and password.
-            counts: receives the counts of published, refused and lost findings.
+            counts: counts published, refused and lost findings.
             on_connect: called after each successful connection, before anything is published on it.
             clock: returns monotonic seconds.
 
@@ -71,7 +71,7 @@ class BrokerConnection:
         self.is_connected = False
         self.is_v5 = True
         self.reason = "not yet connected"
-        """Reason why there is no connection; empty while an attempt is under way."""
+        """Reason why there is no connection; empty during an attempt to connect."""
         self._uri, self._broker, self._counts = settings.uri, broker, counts
         self._settings, self._login = settings, login
         self._on_connect, self._clock = on_connect, clock
@@ -89,7 +89,7 @@ class BrokerConnection:
         """True if the next attempt uses the other version of MQTT."""
         self._connected_at = float("-inf")
         self._failed_connections = 0
-        """Connections in a row that ended before anything was confirmed."""
+        """Number of consecutive connections that ended without a confirmation."""
         self._connecting_since: float | None = None
         self._retry_at, self._backoff_seconds = float("-inf"), _RETRY_SECONDS[0]
         self._client = self._make_client()
@@ -106,7 +106,7 @@ class BrokerConnection:
 
     @property
     def has_unsent_bytes(self) -> bool:
-        """True if the socket has not taken all published messages yet."""
+        """True if published messages wait for the socket."""
         return self._client.want_write()
 
     @property
@@ -115,7 +115,7 @@ class BrokerConnection:
         return self.is_connected and self.unconfirmed < self._limits.in_flight and not self.has_unsent_bytes
 
     def serve(self) -> None:
-        """Read and write without waiting; start an attempt to connect if one is due."""
+        """Read and write without waiting; start an attempt to connect if it is due."""
         now = self._clock()
         if self.is_connected or self._connecting_since is not None:
             code = self.loop(0.0)
@@ -130,7 +130,7 @@ class BrokerConnection:
             self._connect(now)
 
     def loop(self, seconds: float) -> MQTTErrorCode:
-        """Read and write for at most ``seconds``. An invalid packet ends the connection and nothing else."""
+        """Read and write for at most ``seconds``. An invalid packet ends only the connection."""
         try:
             return self._client.loop(seconds)
         except Exception as error:  # noqa: BLE001 - paho raises many types for invalid packets
@@ -191,7 +191,7 @@ class BrokerConnection:
         return client
 
     def _replace_client(self) -> None:
-        """Discard the client with its unconfirmed messages, and make a new client."""
+        """Replace the client by a new one, without its unconfirmed messages."""
         for finding in self._unconfirmed.values():
             self._counts.lose(finding)
         self._unconfirmed.clear()
@@ -201,7 +201,7 @@ class BrokerConnection:
         self._client = self._make_client()
 
     def _connect(self, now: float) -> None:
-        """Start an attempt; depending on the last attempts, with the other version of MQTT or a new client."""
+        """Start an attempt to connect; if needed, with the other version of MQTT or a new client."""
         if self._switch_version:
             self.is_v5, self._switch_version = not self.is_v5, False
             self._replace_client()

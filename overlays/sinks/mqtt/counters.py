@@ -15,32 +15,32 @@ class QueuedFinding(NamedTuple):
     topic: str
     message: bytes
     is_file: bool
-    """True if its frame is of a file or a folder: then it waits for the broker, because it does not come again."""
+    """True if the frame comes from a file or a folder: the finding waits for the broker, as it is not repeated."""
     is_passage: bool = False
-    """True for a part or a crossing, which does not come again either, but delays no frame."""
+    """True for a part or a crossing: it waits for the broker, too, but does not delay frames."""
 
     @property
     def is_kept(self) -> bool:
-        """True if it waits for a broker that is not there."""
+        """True if the finding waits while the broker is not connected."""
         return self.is_file or self.is_passage
 
 
 @dataclass(slots=True)
 class MqttCounts:
-    """Counts of findings. Written by the sink's thread, read by any."""
+    """Counts of findings. Only the sink's thread changes them; any thread may read."""
 
     published: int = 0
-    """Findings handed to the broker."""
+    """Number of findings that were sent to the broker."""
     refused: int = 0
-    """Of ``published``, those that the broker refused."""
+    """Number of published findings that the broker refused."""
     refusal: str = ""
     """Reason why the broker refuses findings; empty while it accepts them."""
     left_out: int = 0
-    """Findings omitted by the rate limit."""
+    """Number of findings that were skipped by the rate limit."""
     lost: int = 0
-    """Findings that were due but not sent, or not confirmed."""
+    """Number of findings that were due but not sent, or not confirmed."""
     lost_of_files: int = 0
-    """Of ``lost``, those of files and folders."""
+    """Number of lost findings from files and folders."""
 
     def lose(self, finding: QueuedFinding) -> None:
         """Count a finding that will not be sent."""
@@ -83,7 +83,7 @@ class FindingQueue:
 
     @property
     def holds_files(self) -> bool:
-        """True if the queue holds a finding of a file or a folder."""
+        """True if the queue has a finding of a file or a folder."""
         return any(finding.is_file for finding in self._queue)
 
     def add(self, finding: QueuedFinding) -> None:
@@ -95,7 +95,12 @@ class FindingQueue:
         return self._queue.popleft()
 
     def trim(self, max_length: int, *, keep_live: bool) -> None:
-        """Drop findings and count them as lost: live ones unless ``keep_live``, then the oldest over ``max_length``."""
+        """Drop findings and count them as lost.
+
+        Args:
+            max_length: maximum length of the queue; the oldest findings are dropped.
+            keep_live: whether to keep findings of live cameras; otherwise all of them are dropped first.
+        """
         if not keep_live:
             for finding in self._queue:
                 if not finding.is_kept:

@@ -1,4 +1,4 @@
-"""Messages of events: one for each occasion, and the retained list of those that go on at each camera."""
+"""MQTT messages of events: one at each start, change and end, and a retained list of each camera's open events."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from overlays.sinks.mqtt.messages import BrokerAddress, to_json
 log = logging.getLogger(__name__)
 
 _MAX_OPEN: Final = 20
-"""Events in the list of a camera at most, the newest."""
+"""Maximum number of events in a camera's list; the newest are kept."""
 _KEYS: Final = ("id", "kind", "rule", "text", "start", "label", "state", "by")
 _ALARMS: Final = frozenset({"guard", "condition"})
 _GOES_ON: Final = EventFilter(after=1e11)
-"""Admits events without an end only."""
+"""Selects only open events, which have no end yet."""
 
 
 class EventSource(Protocol):
-    """The parts of the events sink that are read here, all for any thread."""
+    """The interface of the events sink that this module uses; for any thread."""
 
     reader: EventReader
     feed: EventFeed
 
 
 class EventTopics:
-    """The events of a run as MQTT messages. Used by one thread."""
+    """The events of a run as MQTT messages. For one thread."""
 
     def __init__(self, source: EventSource, broker: BrokerAddress, status: str) -> None:
-        """Set the source, the topics, and the topic that holds whether this run is online."""
+        """Set the source of events, the topics, and the status topic of this run."""
         self._source, self._broker, self._status = source, broker, status
         self._position = 0
         self._open: dict[str, dict[str, dict[str, Any]]] = {}
-        """Events that go on, by camera and identifier."""
+        """Open events, by camera and identifier."""
         self._published: set[str] = set()
-        """Cameras whose list of now was published on this connection."""
+        """Cameras whose current list was published on this connection."""
 
     def take(self) -> tuple[int, list[QueuedFinding]]:
         """Return the number of lost messages, and the new messages, oldest first."""
@@ -53,13 +53,13 @@ class EventTopics:
         return lost, [self._message(notice) for notice in notices]
 
     def changed_lists(self, cameras: Iterable[str]) -> list[tuple[str, bytes]]:
-        """Return the topics and the lists that changed; at first also those of cameras without events."""
+        """Return the topics and messages of the lists that changed; at first the lists of all cameras."""
         due = (self._open.keys() | set(cameras)) - self._published
         self._published |= due
         return [(self._broker.open_events(camera), self._list(camera)) for camera in sorted(due)]
 
     def publish_again(self) -> None:
-        """Return all lists again: the connection is a new one."""
+        """Let ``changed_lists`` return all lists again, for a new connection."""
         self._published.clear()
 
     def _update(self, notice: Notice) -> None:
@@ -72,7 +72,7 @@ class EventTopics:
         self._published.discard(record["camera"])
 
     def _read_again(self) -> None:
-        """Replace the lists by the database's, after notices were lost."""
+        """Read all lists from the database again, after notices were lost."""
         try:
             page = self._source.reader.page(_GOES_ON, limit=1000)
         except OSError as error:

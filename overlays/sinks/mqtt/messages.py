@@ -1,4 +1,4 @@
-"""MQTT broker addresses, topics and messages. Pure."""
+"""MQTT broker addresses, topics and messages. Pure functions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BrokerAddress(NamedTuple):
             return False
 
     def status(self, level: str) -> str:
-        """Return the topic that holds whether this run is online."""
+        """Return the status topic of this run, with the retained message ``online`` or ``offline``."""
         return f"{self.topic}/{level}"
 
     def finding(self, camera: str) -> str:
@@ -64,11 +64,11 @@ class BrokerAddress(NamedTuple):
         return f"{self.topic}/{topic_level(camera)}/{kind}"
 
     def event(self, camera: str) -> str:
-        """Return the topic of the occasions of a camera's events."""
+        """Return the topic for the start, change and end of a camera's events."""
         return f"{self.topic}/{topic_level(camera)}/event"
 
     def open_events(self, camera: str) -> str:
-        """Return the topic of a camera's events that go on."""
+        """Return the topic for the list of a camera's open events."""
         return f"{self.topic}/{topic_level(camera)}/open_events"
 
     def state(self, camera: str) -> str:
@@ -77,7 +77,7 @@ class BrokerAddress(NamedTuple):
 
 
 def parse_broker(uri: str) -> BrokerAddress:
-    """Parse ``mqtt://host[:port][/topic]`` or ``mqtts://...``. No error repeats the text before an ``@``.
+    """Parse ``mqtt://host[:port][/topic]`` or ``mqtts://...``. No error contains the text before an ``@``.
 
     Raises:
         ValueError: the address is invalid; the message shows a valid one.
@@ -104,7 +104,7 @@ def parse_broker(uri: str) -> BrokerAddress:
 
 
 def topic_level(camera: str) -> str:
-    """Return a camera's name as one topic level: characters with a meaning in topics become an underscore."""
+    """Return a camera's name as one topic level; characters with a meaning in topics become an underscore."""
     return _UNFIT.sub("_", replace_undecodable(camera)).strip() or "camera"
 
 
@@ -118,10 +118,10 @@ def colliding_cameras(cameras: Sequence[str]) -> tuple[str, str] | None:
 
 
 def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Return the message of a frame's findings: the log record with the hottest point instead of the heat map.
+    """Return the message of a frame's findings: the log record with the hottest point in place of the heat map.
 
-    ``peak`` is in frame pixels. Of more than ``MAX_FINDINGS`` findings, those with the highest scores are sent, and
-    ``omitted`` is the number of the others.
+    ``peak`` is in frame pixels. At most ``MAX_FINDINGS`` findings with the highest scores are sent; ``omitted`` is the
+    number of the others.
 
     Raises:
         WireError: a number is NaN or infinite.
@@ -142,7 +142,7 @@ def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monoto
 
 
 def passage_message(passage: Passage, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Return the message of a part or a crossing: an entry of ``passages`` of the log, with its camera.
+    """Return the message of a part or a crossing: an entry of ``passages`` in the log, with the camera's name.
 
     Raises:
         WireError: a number is NaN or infinite.
@@ -152,7 +152,7 @@ def passage_message(passage: Passage, *, sent_at_unix: float, now_monotonic: flo
 
 
 def _highest(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Return the findings; of more than ``MAX_FINDINGS``, those with the highest scores."""
+    """Return the findings, at most ``MAX_FINDINGS`` with the highest scores."""
     if len(findings) <= MAX_FINDINGS:
         return findings
     return tuple(sorted(findings, key=lambda finding: finding.score, reverse=True)[:MAX_FINDINGS])
@@ -164,13 +164,13 @@ def _peak(finding: Finding, region: Box) -> list[float] | None:
 
 
 def _without_heat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a finding's record without its heat, and without the position and size of the heat."""
+    """Return the record of a finding without the heat and its position and grid."""
     plain = {key: value for key, value in fields.items() if key not in _HEAT_KEYS}
     return plain | {"map": _without_heat(plain["map"])} if "map" in plain else plain
 
 
 def state_message(camera_status: dict[str, Any], unix: float, status: str) -> bytes:
-    """Return the message of a camera's state: the fields of the page, and the status topic of this run."""
+    """Return the message of a camera's state: the same fields as for the page, and the status topic of this run."""
     keys = ("camera", "state", "reason", "index", "frames", "missed", "corrupt", "reconnects")
     return to_json({"since_unix": round(unix, 3)} | {key: camera_status[key] for key in keys} | {"status": status})
 

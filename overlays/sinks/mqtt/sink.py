@@ -1,9 +1,9 @@
 """MQTT sink: publishes findings to a broker, for a control room, the gateway of a PLC or home automation.
 
-It sends no images. A live camera's finding is published when its label changes and otherwise at the sink's rate; of a
-file or a folder every finding is published. A camera's state is published when it changes, as a retained message. The
-broker publishes ``offline`` for a run that has disappeared (the last will). The sink's own thread calls it in a loop;
-what cannot be sent waits in a bounded queue, or is dropped and counted.
+It sends no images. The finding of a live camera is published when its label changes, and otherwise at the sink's rate;
+for a file or a folder, every finding is published. The state of a camera is published as a retained message when it
+changes. If a run disappears, the broker publishes ``offline`` (the last will). Messages that cannot be sent wait in a
+bounded queue, or are dropped and counted.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 _DEFAULT_RATE: Final = 1.0
-"""Findings per second of a live camera whose label does not change, unless ``max_rate`` is set."""
+"""Default of ``max_rate``: findings per second of a live camera whose label does not change."""
 _OFFLINE_SECONDS: Final = 0.5
 """Maximum time to publish the last messages at the end."""
 _ANSWER_SECONDS: Final = 2.0
 """Time that the last findings of live cameras wait for the broker's answers."""
 _STALL_SECONDS: Final = 10.0
-"""Time that findings of files wait for a broker that makes no progress, before they are given up."""
+"""Time after which findings of files are dropped, if the broker confirms none."""
 _MIN_RATE: Final = 40.0
-"""Findings per second that a broker must accept at the end of a run; a slower one is not waited for."""
+"""Findings per second that a broker must confirm at the end of a run; the sink does not wait for a slower broker."""
 MAX_WAITING: Final = 1000
 """Maximum number of findings that wait for the broker; the oldest are dropped."""
 _STATE_SECONDS: Final = 0.2
@@ -62,7 +62,7 @@ _WAIT_SECONDS: Final = 0.02
 class MqttSink(Sink):
     """Publishes under ``mqtt://host[:port][/topic]``, or ``mqtts://`` with TLS.
 
-    ``put``, ``idle`` and leaving belong to one thread at a time; ``problem``, ``account`` and ``metrics`` to any.
+    ``put``, ``idle`` and ``__exit__`` are for one thread at a time; ``problem``, ``account`` and ``metrics`` for any.
     """
 
     lossless = True
@@ -84,9 +84,9 @@ class MqttSink(Sink):
             clock: returns monotonic seconds.
 
         Raises:
-            ConfigError: the credentials file does not hold one line, user:password.
-            SinkError: the address is invalid or holds a password, two cameras would share their topics, or the CA file
-                cannot be read.
+            ConfigError: the credentials file is not one line, user:password.
+            SinkError: the address is invalid or contains a password, two cameras would have the same topics, or the CA
+                file cannot be read.
         """
         self._settings, context = MqttSettings.of(settings), context or SinkContext()
         uri, cameras = self._settings.uri, context.cameras
@@ -118,7 +118,7 @@ class MqttSink(Sink):
         """The last published state of each camera on this connection."""
         self._states_checked_at = float("-inf")
         self._has_given_up = False
-        """True if findings of files were given up since the last connection."""
+        """True if findings of files were dropped since the last connection."""
         self._pause = threading.Event()
         self._connection = BrokerConnection(
             self._settings, self._broker, login, self._counts, on_connect=self._handle_connect, clock=clock
@@ -127,7 +127,7 @@ class MqttSink(Sink):
             log.warning("%s: the password is sent over the network unencrypted; use mqtts://", self.uri)
 
     def on_run_start(self, result: RunResult) -> None:
-        """Attach the run, which holds the states of its cameras, and its events."""
+        """Store the state of the run, from which camera states and events are read."""
         self._status_board.outcome = result
         events = next((part for part in result.parts if isinstance(part, EventsSink)), None)
         self._events = None if events is None else EventTopics(events, self._broker, self._status)
@@ -179,7 +179,7 @@ class MqttSink(Sink):
         self._queue.trim(MAX_WAITING, keep_live=bool(self._qos))
 
     def forget_camera(self, camera: str) -> None:
-        """Publish the state ``ended`` of a camera: its retained state must not stay ``live``."""
+        """Publish the state ``ended`` of a camera, so that its retained state does not stay ``live``."""
         self._labels.pop(camera, None)
         self._passages.forget(camera)
         name = replace_undecodable(camera)
@@ -234,7 +234,7 @@ class MqttSink(Sink):
             log.debug("%s: %s", self.uri, error)
 
     def _queue_passages(self, overlay: Overlay) -> None:
-        """Queue the parts and crossings that were finished, also those of frames that this sink did not get."""
+        """Queue the finished parts and crossings, including those of frames that this sink did not get."""
         explanation = overlay.explanation
         camera, is_file = explanation.frame.camera, self._is_file(explanation.frame)
         for passage in self._passages.take(explanation):
@@ -243,12 +243,12 @@ class MqttSink(Sink):
             self._queue.add(QueuedFinding(topic, message, is_file, is_passage=True))
 
     def _is_file(self, frame: Frame) -> bool:
-        """Return whether a frame is of a file or a folder, whose findings are not repeated."""
+        """Return whether a frame comes from a file or a folder, whose frames come only once."""
         workers = () if self._status_board.outcome is None else self._status_board.outcome.source_workers
         return bool(frame.source_name) or any(p.camera == frame.camera and not p.source.live for p in workers)
 
     def _wait_until(self, is_done: Callable[[], bool], max_seconds: float = math.inf) -> None:
-        """Serve the broker until ``is_done``, until it makes no progress for too long, or for ``max_seconds``."""
+        """Serve the connection until ``is_done``, without progress for too long, or for ``max_seconds``."""
         end = time.monotonic() + max_seconds
         pending, deadline = self._pending, time.monotonic() + _STALL_SECONDS
         while not is_done() and not self._has_given_up:
@@ -301,7 +301,7 @@ class MqttSink(Sink):
                 self._queue.add(message)
 
     def _publish_open_events(self) -> None:
-        """Publish the events that go on, of each camera where they changed."""
+        """Publish the list of open events of each camera whose list has changed."""
         if self._events is not None and not self._connection.has_unsent_bytes:
             for topic, message in self._events.changed_lists(self._status_board.cameras):
                 self._connection.publish(topic, message, qos=self._qos, retain=True)

@@ -1,4 +1,4 @@
-"""An asyncio server in a thread of its own."""
+"""Runs an asyncio server in its own thread."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pipeline.workers.thread import ThreadWorker
 
 
 class LoopThread:
-    """Runs a coroutine with an event loop of its own until it is asked to end."""
+    """Runs a coroutine in a thread with its own event loop, until ``stop``."""
 
     def __init__(self, name: str, serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-        """Set the coroutine: it is called with the event that asks it to end."""
+        """Set the name of the thread and the coroutine function, which is called with the event that ends it."""
         self._serve = serve
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
@@ -36,13 +36,13 @@ class LoopThread:
         self._worker.__enter__()
 
     def call(self, callback: Callable[[], object]) -> None:
-        """Call ``callback`` in the loop; after its end do nothing."""
+        """Call ``callback`` in the event loop; do nothing after the loop has ended."""
         with self._lock:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(callback)
 
     def stop(self) -> None:
-        """Ask the coroutine to end, and wait for its thread."""
+        """Set the event that ends the coroutine, and wait for the thread."""
         self._worker.__exit__(None, None, None)
 
     def _request_end(self) -> None:

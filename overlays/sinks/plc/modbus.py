@@ -1,7 +1,7 @@
-"""Modbus sink: ``modbus://HOST:PORT``, a Modbus TCP server from which controllers read the verdicts.
+"""Modbus sink: ``modbus://HOST:PORT``, a Modbus TCP server from which controllers read verdicts.
 
-``docs/integrations/factory.md`` has the register map. The registers are computed when they are read, so ages are true
-even when no frame comes.
+``docs/integrations/factory.md`` has the register map. Registers are computed when they are read, so that ages are
+correct even if no frame arrives.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ HEADER_REGISTERS: Final = 10
 CAMERA_REGISTERS: Final = 20
 MAX_CAMERAS: Final = 64
 ZONES_START: Final = HEADER_REGISTERS + MAX_CAMERAS * CAMERA_REGISTERS
-"""First register of the names of zones."""
+"""First register of the zone names."""
 ZONE_REGISTERS: Final = 16
-"""Registers of a name, two bytes each."""
+"""Number of registers of a zone name, two bytes each."""
 _REGISTERS: Final = ZONES_START + MAX_CAMERAS * ZONE_REGISTERS
 _MAX: Final = 0xFFFF
 _DEVICE_OF_ALL: Final = 0
-"""Unit identifier that answers for every other: controllers send 1, 255 or 0."""
+"""Unit identifier of the device that answers requests for all unit identifiers; controllers send 1, 255 or 0."""
 _START_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 64
-"""Beyond, a new connection takes the place of the one that has been silent for the longest time."""
+"""Maximum number of connections; a further connection replaces the one that has been idle longest."""
 
 
 class ModbusSink(Sink):
     """Serves the verdicts as holding registers and input registers; all are read-only.
 
-    Modbus has no passwords: an address that other machines reach needs ``insecure``.
+    Modbus has no passwords, so an address that other machines can reach requires the option ``insecure``.
     """
 
     lossless = True
@@ -63,11 +63,11 @@ class ModbusSink(Sink):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; nothing is opened yet.
+        """Check the options; ``__enter__`` starts the server.
 
         Args:
-            settings: the address, and what is ok.
-            context: the expected cameras: the order of their registers.
+            settings: the address, and the conditions of verdicts.
+            context: the expected cameras, in the order of their registers.
             clock: returns monotonic seconds.
 
         Raises:
@@ -77,20 +77,20 @@ class ModbusSink(Sink):
         self._settings = settings = ModbusSettings.of(settings)
         self.uri = without_user(settings.uri)
         self.port = 0
-        """The real port, once the sink is open."""
+        """The port that the server listens on; valid after ``__enter__``."""
         self._address = _checked_address(self.uri, insecure=settings.insecure)
         self._clock = clock
         self._rules = VerdictRules.of(settings)
         self._began_at = clock()
         self._cameras: dict[str, int] = {}
-        """The number of each camera's block."""
+        """By camera: the number of its block of registers."""
         self._refused: set[str] = set()
-        """Cameras without a block."""
+        """Cameras without a block, because all blocks are used."""
         self._votes: dict[str, PartVerdicts] = {}
         self._frames: dict[int, FrameVerdict] = {}
         self._parts: dict[int, PartVerdict] = {}
         self._lost: set[int] = set()
-        """Blocks of cameras that give no frames."""
+        """Blocks of cameras that deliver no frames."""
         for camera in (context or SinkContext()).cameras:
             self._block(camera)
         self._server = _ServerThread(self._address, self._registers)
@@ -125,7 +125,7 @@ class ModbusSink(Sink):
             self._lost.add(block)
 
     def _block(self, camera: str) -> int | None:
-        """Return the number of a camera's block; None beyond ``MAX_CAMERAS``."""
+        """Return the number of a camera's block; None if all ``MAX_CAMERAS`` blocks are used."""
         if camera not in self._cameras:
             if len(self._cameras) >= MAX_CAMERAS:
                 if camera not in self._refused:
@@ -141,7 +141,7 @@ class ModbusSink(Sink):
         return self._cameras[camera]
 
     def _registers(self) -> list[int]:
-        """Return all registers as of now; called in the server's thread."""
+        """Return the current values of all registers; called in the server's thread."""
         header = [MAP_VERSION, int(self._clock() - self._began_at) & _MAX, len(self._cameras)]
         registers = header + [0] * (HEADER_REGISTERS - len(header))
         for block in range(MAX_CAMERAS):
@@ -189,7 +189,7 @@ def _part_registers(part: PartVerdict | None) -> list[int]:
 
 
 def _text_registers(text: str) -> list[int]:
-    """Return a text in UTF-8, high byte first, cut at a character and filled with zeros."""
+    """Return a text as registers: UTF-8, high byte first, cut off after a whole character, filled with zeros."""
     size = 2 * ZONE_REGISTERS
     whole = text.encode()[:size].decode(errors="ignore").encode().ljust(size, b"\0")
     return [int.from_bytes(whole[first : first + 2], "big") for first in range(0, size, 2)]
@@ -200,12 +200,12 @@ def _scaled(value: float, factor: int) -> int:
 
 
 def _long(value: int) -> tuple[int, int]:
-    """Return the high and the low word."""
+    """Return the high and the low 16-bit word of a number."""
     return (value >> 16) & _MAX, value & _MAX
 
 
 class _ServerThread:
-    """The server with its event loop, in a thread of its own."""
+    """Runs the server with its event loop in its own thread."""
 
     def __init__(self, address: Endpoint, registers: Callable[[], list[int]]) -> None:
         self._address, self._read = address, registers
@@ -268,7 +268,7 @@ class _ServerThread:
 
 
 class _Connection(ServerRequestHandler):
-    """A connection that knows when it was last used."""
+    """A connection that records the time of its last use."""
 
     used_at = 0.0
 
@@ -279,7 +279,7 @@ class _Connection(ServerRequestHandler):
 
 
 class _LimitedServer(ModbusTcpServer):
-    """Closes the least used connection when there are too many: each takes a file handle of the run."""
+    """A server that closes the connection that has been idle longest when there are too many."""
 
     def callback_new_connection(self) -> _Connection:
         """Return the handler of a new connection."""

@@ -1,7 +1,7 @@
-"""OPC UA sink: ``opc.tcp://HOST:PORT/NAME``, a server from which controllers and SCADA systems read the verdicts.
+"""OPC UA sink: ``opc.tcp://HOST:PORT/NAME``, a server from which controllers and SCADA systems read verdicts.
 
-Building the standard address space takes seconds, so it is done in the server's thread while the run begins; the port
-is checked at once. ``docs/integrations/factory.md`` lists the variables.
+The server's thread creates the standard address space, which takes seconds, while the run starts; the port is checked
+at once. ``docs/integrations/factory.md`` lists the variables.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _ADDRESS: Final = re.compile(r"opc\.tcp://(?P<address>[^/]+)(?:/(?P<name>[\w.-]{
 _DEFAULT_NAME: Final = "recipro-stream"
 _UPDATE_SECONDS: Final = 0.5
 MAX_CONNECTIONS: Final = 64
-"""Each connection takes a file handle of the run; further ones are refused."""
+"""Maximum number of connections, each of which needs a file handle; further connections are refused."""
 _LOGIN_SECONDS: Final = 10.0
-"""A connection without a session is closed after this time."""
+"""Time after which a connection without a session is closed."""
 """Interval at which ages and the quality of silent cameras are written."""
 _TYPES: Final = {
     "Ok": ua.VariantType.Boolean,
@@ -66,7 +66,7 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _CameraState:
-    """The last verdicts of a camera; replaced as a whole by the sink's thread."""
+    """The last verdicts of a camera; the sink's thread replaces the object as a whole."""
 
     frame: FrameVerdict | None = None
     part: PartVerdict | None = None
@@ -92,10 +92,10 @@ class OpcUaSink(Sink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; nothing is opened yet.
+        """Check the options; ``__enter__`` starts the server.
 
         Args:
-            settings: the address, users, certificate, and what is ok.
+            settings: the address, users, certificate, and the conditions of verdicts.
             context: the expected cameras, and the users' passwords.
             wall_clock: returns Unix seconds.
             clock: returns monotonic seconds.
@@ -117,7 +117,7 @@ class OpcUaSink(Sink):
         self._states = {camera: _CameraState() for camera in context.cameras}
         self._nodes: dict[tuple[str, str], ua.NodeId] = {}
         self._objects: set[str] = set()
-        """The identifiers of the server's object and of the cameras'."""
+        """Identifiers of the objects of the server and the cameras."""
         self._written: dict[tuple[str, str], _Value] = {}
         self._changed: asyncio.Event | None = None
         self._identity: tuple[bytes, bytes] | None = None
@@ -125,9 +125,9 @@ class OpcUaSink(Sink):
         self._clients: ClientCertificates | None = None
         self._thread = LoopThread(f"opc ua {self.uri}", self._serve)
         self.endpoint = self.uri
-        """The address that clients connect to, once the sink is open."""
+        """The address for clients; valid after ``__enter__``."""
         self.is_serving = False
-        """True once clients can connect."""
+        """True after the server has started to accept clients."""
 
     def __enter__(self) -> Self:
         self._identity = _read_identity(self.uri, self._settings)
@@ -231,7 +231,7 @@ class OpcUaSink(Sink):
             self._nodes[camera, name] = variable.nodeid
 
     def _object_id(self, text: str, namespace: int) -> ua.NodeId:
-        """Return an identifier that no other object and no variable has: a camera may be called like the server."""
+        """Return an unused identifier for an object; a camera may have the same name as the server."""
         while text in self._objects or text.rpartition(".")[2] in _TYPES:
             text += "/"
         self._objects.add(text)
@@ -281,7 +281,7 @@ def _part_values(part: PartVerdict | None) -> dict[str, Any]:
 
 
 class _NodeService(NodeManagementService):
-    """Builds the address space, and stops where the run has ended meanwhile."""
+    """Creates the address space, and stops if the run ends meanwhile."""
 
     def __init__(self, aspace: AddressSpace, is_ended: Callable[[], bool]) -> None:
         super().__init__(aspace)
@@ -308,7 +308,7 @@ def _parse_address(uri: str) -> tuple[Endpoint, str]:
 
 
 def _check_access(uri: str, address: Endpoint, settings: OpcUaSettings, *, has_users: bool) -> None:
-    """Raise ``SinkError`` for an address that sends passwords in clear text, or admits anyone."""
+    """Raise ``SinkError`` if passwords would be sent unencrypted, or other machines could connect without a user."""
     if (settings.certificate_file is None) != (settings.private_key_file is None):
         raise SinkError(f"{uri}: certificate_file and private_key_file belong together; give both")
     if settings.client_certificates_folder is not None and settings.certificate_file is None:
@@ -346,7 +346,7 @@ def _read_identity(uri: str, settings: OpcUaSettings) -> tuple[bytes, bytes] | N
 
 
 def _free_port(uri: str, address: Endpoint) -> int:
-    """Return the port to listen at: a free one for port 0. Raises ``SinkError`` if it cannot be used."""
+    """Return the port to listen on, a free port for 0. Raises ``SinkError`` if it cannot be used."""
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""Verdicts for controllers: of each frame, and of each part that has passed. Pure.
+"""Computes verdicts for controllers (PLCs): for each frame, and for each part that has passed.
 
-Parts of a detector are those of the camera's zones (``pipeline.passages``). Without zones, or for a classifier,
-``part_when`` tells parts apart, and the verdicts of their frames vote by the same rules.
+The parts of a detector are counted by the camera's zones (``pipeline.passages``). Without zones, or for a classifier,
+consecutive frames that meet ``part_when`` are a part, and its frames vote by the same rules.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class FrameVerdict:
 
     is_ok: bool
     class_index: int
-    """Index of the top class; -1 where a detector found no box."""
+    """Index of the top class; -1 if a detector found no box."""
     label: str
     score: float
     index: int
     captured_at: float
-    """``time.monotonic()`` seconds."""
+    """Capture time of the frame in ``time.monotonic()`` seconds."""
     box: Box | None
     boxes: int
     """Number of a detector's boxes."""
@@ -50,24 +50,24 @@ class PartVerdict:
     """The class that the vote decided."""
     label: str
     share: float
-    """Fraction of its frames that agree with the verdict, 0 to 1; of a part of a zone, those of its class."""
+    """Fraction of the part's frames that agree with the verdict, 0 to 1; in a zone, fraction with the part's class."""
     frames: int
     latency_seconds: float
-    """Time from the capture of its first frame to the verdict."""
+    """Time from the capture of the part's first frame to the verdict."""
     zone: str = ""
-    """Name of its zone."""
+    """Name of the part's zone; empty without zones."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerdictRules:
-    """Decides what is ok, and which frames belong to a part."""
+    """The rules that decide which frames are ok, and which frames belong to a part."""
 
     ok_when: Condition | None
-    """None: a frame is ok while no guard fires."""
+    """Condition on frames that are ok; None: a frame is ok if no guard fires."""
     part_when: Condition | None
-    """None: parts are those of zones."""
+    """Condition on frames that show a part; None: parts are counted by zones."""
     part_gap_seconds: float
-    """A part has passed when no frame met ``part_when`` for this time."""
+    """Time without a frame that meets ``part_when`` after which a part has passed."""
     part_vote: Vote
     """The vote of the frames that met ``part_when``."""
 
@@ -98,18 +98,18 @@ class VerdictRules:
 
 
 class _FrameVotes:
-    """The frames of the part that is in view, and their votes."""
+    """The votes of the frames of the current part."""
 
     def __init__(self, vote: Vote, first_captured_at: float) -> None:
         self.first_captured_at = first_captured_at
         self.seen_at = 0.0
-        """Time of its last frame, on the frames' clock."""
+        """Time of the part's last frame, on the stream's clock."""
         self._verdicts, self._classes = Ballot(vote, (_OK,)), Ballot(Vote())
 
     def add(self, verdict: FrameVerdict, seconds: float) -> None:
-        """Add a frame at a time."""
+        """Add the verdict of a frame at a time on the stream's clock."""
         self.seen_at = seconds
-        certainty = verdict.score if verdict.label else 1.0  # no box: the detector states no score
+        certainty = verdict.score if verdict.label else 1.0  # without a box, a detector returns no score
         self._verdicts.add(_OK if verdict.is_ok else _NOT_OK, 0, certainty)
         self._classes.add(verdict.label, verdict.class_index, verdict.score)
 
@@ -132,7 +132,7 @@ class PartVerdicts:
         self._count = 0
 
     def add(self, explanation: Explanation, verdict: FrameVerdict, now_monotonic: float) -> PartVerdict | None:
-        """Add a frame; return the verdict of the last part that has passed with it.
+        """Add a frame; return the verdict of the last part that has passed at this frame, or None.
 
         Args:
             explanation: the frame's explanation.
@@ -157,7 +157,7 @@ class PartVerdicts:
 
 
 def _of_passage(part: Passage, number: int) -> PartVerdict:
-    """Return the verdict of a part of a zone; without good classes it is not ok."""
+    """Return the verdict of a part of a zone; it is not ok if the zone has no ok classes."""
     return PartVerdict(
         number, part.is_ok is True, part.class_index, part.label, part.shares.get(part.label, 0.0), part.frames,
         part.dwell_seconds + part.latency_seconds, part.place,

@@ -10,7 +10,7 @@ from typing import Final
 from overlays.sinks.paths import safe_file_name
 
 CAMERA: Final = "{camera}"
-"""Stands for the camera's name in a path."""
+"""Placeholder for the camera's name in a path."""
 SECRET: Final = "***"  # noqa: S105 - the placeholder
 _PORTS: Final = {"rtsp": 554, "rtmp": 1935}
 _ADDRESS: Final = re.compile(
@@ -22,33 +22,33 @@ _KEY: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """The address of a media server, with a path that may name the camera."""
+    """The address of a media server; its path may contain the placeholder for the camera's name."""
 
     scheme: str
     """``rtsp`` or ``rtmp``."""
     host: str
-    """Without brackets."""
+    """Host name or address, IPv6 without brackets."""
     port: int
     path: str
-    """Without the first slash."""
+    """Path without the first slash."""
     public_parts: int
-    """Number of parts of the path before the stream key; all parts where there is none."""
+    """Number of parts of the path before the stream key; all parts if there is no key."""
     has_secret: bool = False
-    """True if the stream key is not shown."""
+    """True if the path contains a stream key, which messages do not show."""
 
     @property
     def host_port(self) -> str:
-        """Host and port as URLs have them; the default port is left out."""
+        """Host and port as in a URL, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def is_for_every_camera(self) -> bool:
-        """True if each camera gets a path of its own."""
+        """True if each camera has its own path."""
         return CAMERA in self.path
 
     def path_of(self, camera: str, taken: Iterable[str] = ()) -> str:
-        """Return the path of a camera, different from those that are ``taken``."""
+        """Return the path of a camera, different from all paths in ``taken``."""
         name, used = safe_file_name(camera), set(taken)
         path, number = self.path.replace(CAMERA, name), 2
         while path in used and self.is_for_every_camera:
@@ -68,7 +68,7 @@ class ServerAddress:
 
 
 def parse_server(uri: str, key: str = "") -> ServerAddress:
-    """Parse the address of a media server. No error repeats what may be a secret.
+    """Parse the address of a media server. No error contains a text that may be a secret.
 
     Args:
         uri: ``rtsp://host[:port]/path`` or ``rtmp://host[:port]/app/key``.
@@ -105,7 +105,7 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
 
 
 def without_key(uri: str) -> str:
-    """Return an RTMP address of another machine without its stream key; any other URI as it is."""
+    """Return an RTMP address of another machine without its stream key; other URIs are returned unchanged."""
     try:
         address = parse_server(uri) if uri.lower().startswith("rtmp://") else None
     except ValueError:

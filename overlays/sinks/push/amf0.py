@@ -1,4 +1,4 @@
-"""Action Message Format 0, in which RTMP encodes its commands (Adobe, 2006). Pure."""
+"""Encodes and decodes Action Message Format 0, the format of RTMP's commands (Adobe, 2006)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks of RTMP (Adobe, "Real-Time Messaging Protocol", 1.0, section 5.3): messages to bytes and back. Pure."""
+"""Converts RTMP messages to chunks and back (Adobe, "Real-Time Messaging Protocol", 1.0, section 5.3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 _FIRST_CHUNK_BYTES: Final = 128
-"""The size of chunks until a peer sets another one."""
+"""The size of chunks until a peer sets another size."""
 _EXTENDED: Final = 0xFFFFFF
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _SET_CHUNK_SIZE: Final = 1
@@ -16,12 +16,12 @@ _HEADER_BYTES: Final = (11, 7, 3, 0)
 
 
 class ChunkError(OSError):
-    """A server's bytes are not RTMP."""
+    """The bytes of a server are not valid RTMP."""
 
 
 @dataclass(frozen=True, slots=True)
 class RtmpMessage:
-    """One message."""
+    """One RTMP message."""
 
     kind: int
     """Message type: 1 to 6 are controls, 9 is video, 18 and 20 are AMF0 data and commands."""
@@ -36,7 +36,7 @@ def to_chunks(message: RtmpMessage, chunk_stream: int, chunk_bytes: int) -> byte
     Args:
         message: the message.
         chunk_stream: number of the chunk stream, 3 to 63.
-        chunk_bytes: the size of chunks that was set.
+        chunk_bytes: maximum size of a chunk in bytes.
     """
     stamp = message.milliseconds & 0xFFFFFFFF
     extended = struct.pack(">I", stamp) if stamp >= _EXTENDED else b""
@@ -58,7 +58,7 @@ class _ChunkStream:
 
 
 class ChunkReader:
-    """Joins received chunks to messages. Time stamps of received messages are not kept."""
+    """Joins received chunks to messages; the time stamps of received messages are ignored."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -88,7 +88,7 @@ class ChunkReader:
                 return message
 
     def _header(self) -> tuple[int, _ChunkStream | None, int]:
-        """Return number and state of the next chunk's stream and the end of its header; None if it is incomplete."""
+        """Return the chunk stream's number, its state (None if incomplete), and the end of the next header."""
         if not self._buffer:
             return 0, None, 0
         form, number = self._buffer[0] >> 6, self._buffer[0] & 63

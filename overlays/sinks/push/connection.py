@@ -1,7 +1,7 @@
 """A TCP connection with a time limit for every step, and the interface of the protocols above it.
 
 FFmpeg's own RTSP and RTMP clients are not used: PyAV holds Python's global lock while they connect and disconnect, so
-that a server that stops answering would stop the whole run, and no time limit of PyAV ends a blocked write.
+that a server that does not answer would block the whole run, and no time limit of PyAV ends a blocked write.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Final
 from overlays.h264 import AccessUnit
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
-"""Kernel send buffer: data that waits there is old."""
+"""Size of the kernel's send buffer; it is small, because data that waits there is old."""
 _RECEIVE_BYTES: Final = 1 << 16
 
 
 class PushError(OSError):
-    """A server cannot be used; the message contains no secret."""
+    """An error of a server or connection; the message contains no secret."""
 
     def __init__(self, message: str, *, is_slow: bool = False) -> None:
         super().__init__(message)
         self.is_slow = is_slow
-        """True if the user has to correct something first."""
+        """True if the user has to correct the configuration before a new attempt can succeed."""
 
 
 class ServerClosedError(PushError):
@@ -33,7 +33,7 @@ class ServerClosedError(PushError):
 
 
 class ServerSocket:
-    """A connection to a server. One thread uses it; any thread may ``abort`` it."""
+    """A TCP connection to a server. For one thread, except ``abort``, which is for any thread."""
 
     def __init__(self, host: str, port: int, seconds: float) -> None:
         """Set the address, and the time limit of each step in seconds; ``connect`` connects."""
@@ -66,18 +66,18 @@ class ServerSocket:
             raise self._explained(error) from None
 
     def receive(self) -> bytes:
-        """Wait for bytes within the time limit and return them. Raises ``PushError``, also at the end."""
+        """Wait for bytes within the time limit and return them. Raises ``PushError``, also if the server closed."""
         return self._receive(self._seconds)
 
     def receive_waiting(self) -> bytes:
-        """Return the bytes that have arrived, without waiting. Raises ``PushError``, also at the end."""
+        """Return the bytes that have arrived, without waiting. Raises ``PushError``, also if the server closed."""
         try:
             return self._receive(0.0)
         except BlockingIOError:
             return b""
 
     def is_full(self) -> bool:
-        """Return whether sending would have to wait for the server."""
+        """Return whether ``send`` would have to wait for the server."""
         if self._socket is None:
             return True
         poll = select.poll()
@@ -145,13 +145,13 @@ class Deadline:
         self._ends_at = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise ``PushError`` once the time is over: a server may send bytes for ever, and no answer."""
+        """Raise ``PushError`` if the time is over, because a server may send bytes without end, but no answer."""
         if time.monotonic() > self._ends_at:
             raise PushError(f"the server does not answer for {self._seconds:g} s")
 
 
 class Publisher(ABC):
-    """One stream on a server. One thread uses it; any thread may ``abort`` it."""
+    """One stream on a server. For one thread, except ``abort``, which is for any thread."""
 
     @abstractmethod
     def open(self, first: AccessUnit, size: tuple[int, int]) -> None:
@@ -168,7 +168,7 @@ class Publisher(ABC):
 
     @abstractmethod
     def serve(self) -> None:
-        """Handle what the server has sent, without waiting. Raises ``PushError`` if the connection has ended."""
+        """Handle received data without waiting. Raises ``PushError`` if the connection has ended."""
 
     @abstractmethod
     def abort(self) -> None:

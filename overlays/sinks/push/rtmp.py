@@ -1,4 +1,4 @@
-"""RTMP client that publishes a stream (Adobe, "Real-Time Messaging Protocol", 1.0; H.264 as FLV has it)."""
+"""RTMP client that publishes a stream (Adobe, "Real-Time Messaging Protocol", 1.0; H.264 in the format of FLV)."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class RtmpPublisher(Publisher):
         try:
             self._publish()
             self._send_description(first, size)
-        except ServerClosedError as error:  # some servers refuse without a word
+        except ServerClosedError as error:  # some servers refuse without an answer
             raise PushError(f"{error}; {self._refusal}", is_slow=True) from None
 
     def _publish(self) -> None:
-        """Ask for the application, then for the stream. Raises ``PushError``."""
+        """Connect to the application, then publish the stream. Raises ``PushError``."""
         self._refusal = f"it may refuse the application {self._app!r}; check the address"
         client = {"app": self._app, "type": "nonprivate", "flashVer": "FMLE/3.0 (compatible; recipro-stream)"}
         self._command("connect", _CONNECT, client | {"tcUrl": self._url})
@@ -83,14 +83,14 @@ class RtmpPublisher(Publisher):
         self._send_video(header + body, round(unit.ticks * 1000 / TICKS_PER_SECOND))
 
     def serve(self) -> None:
-        """Answer the pings of the server; see ``Publisher``."""
+        """Answer the server's ping requests; see ``Publisher``."""
         while data := self._socket.receive_waiting():
             self._reader.feed(data)
             while (message := self._reader.next()) is not None:
                 self._handle(message)
 
     def abort(self) -> None:
-        """End every wait of the other thread; see ``Publisher``."""
+        """End all waiting calls of another thread; see ``Publisher``."""
         self._socket.abort()
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class RtmpPublisher(Publisher):
         self._send(RtmpMessage(_COMMAND, encode([name, number, *values]), stream), _COMMAND_STREAM)
 
     def _send_description(self, first: AccessUnit, size: tuple[int, int]) -> None:
-        """Send size and parameter sets."""
+        """Send the image size and the parameter sets."""
         facts: dict[str, Value] = {"width": float(size[0]), "height": float(size[1]), "videocodecid": float(_AVC)}
         data = encode(["@setDataFrame", "onMetaData", facts | {"encoder": "recipro-stream"}])
         self._send(RtmpMessage(_DATA, data, self._stream), _VIDEO_STREAM)
@@ -151,7 +151,7 @@ class RtmpPublisher(Publisher):
             raise self._refused(answer)
 
     def _next_command(self, is_wanted: Callable[[list[Value]], bool]) -> list[Value]:
-        """Return the next command that is wanted."""
+        """Return the next command for which ``is_wanted`` returns True."""
         deadline = Deadline(self._seconds)
         while True:
             message = self._reader.next()
@@ -164,7 +164,7 @@ class RtmpPublisher(Publisher):
                 return values
 
     def _handle(self, message: RtmpMessage) -> list[Value]:
-        """Answer a ping; return the values of a command, else nothing."""
+        """Answer a ping request; return the values of a command, or an empty list for other messages."""
         if message.kind == _USER_CONTROL and message.payload[:2] == struct.pack(">H", _PING_REQUEST):
             answer = struct.pack(">H", _PING_RESPONSE) + message.payload[2:6]
             self._send(RtmpMessage(_USER_CONTROL, answer), _CONTROL_STREAM)
@@ -176,7 +176,7 @@ class RtmpPublisher(Publisher):
             raise PushError(f"the server sends a command that cannot be read ({error})") from None
 
     def _refused(self, answer: list[Value]) -> PushError:
-        """Return the error of an answer, with the server's own words without the stream key."""
+        """Return the error for a negative answer, with the server's text without the stream key."""
         facts = answer[3] if len(answer) > 3 and isinstance(answer[3], dict) else {}
         text = str(facts.get("description", "")).replace(self._key, SECRET)
         words = "".join(letter if letter.isprintable() else "?" for letter in text)[:120]
@@ -184,7 +184,7 @@ class RtmpPublisher(Publisher):
 
 
 def decoder_configuration(first: AccessUnit) -> bytes:
-    """Return the parameter sets of a key frame as MP4 and FLV have them (ISO/IEC 14496-15, 5.3.3).
+    """Return the parameter sets of a key frame in the format of MP4 and FLV (ISO/IEC 14496-15, 5.3.3).
 
     Raises:
         PushError: ``first`` has no parameter sets.

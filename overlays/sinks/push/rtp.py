@@ -1,4 +1,4 @@
-"""RTP packets of H.264 (RFC 6184) and RTCP sender reports (RFC 3550). Pure but for the packet numbers."""
+"""Creates RTP packets of H.264 (RFC 6184) and RTCP sender reports (RFC 3550)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from overlays.h264 import SEI, AccessUnit
 
 PAYLOAD_TYPE: Final = 96
 MAX_PAYLOAD_BYTES: Final = 1400
-"""Fits into an Ethernet frame: a server may pass the packets on by UDP."""
+"""Maximum payload that fits into an Ethernet frame, because a server may forward the packets by UDP."""
 _VERSION: Final = 2 << 6
 _MARKER: Final = 0x80
 _FU_A: Final = 28
@@ -18,14 +18,14 @@ _START: Final = 0x80
 _END: Final = 0x40
 _SENDER_REPORT: Final = 200
 _UNIX_TO_NTP_SECONDS: Final = 2_208_988_800
-"""From 1900 to 1970."""
+"""Seconds from 1900 (NTP) to 1970 (Unix)."""
 
 
 class RtpPacketizer:
-    """Turns access units into the packets of one stream."""
+    """Converts access units to the packets of one stream."""
 
     def __init__(self, source_id: int, sequence: int, offset_ticks: int) -> None:
-        """Set the random beginnings of RFC 3550.
+        """Set the initial values, which RFC 3550 requires to be random.
 
         Args:
             source_id: SSRC, 32 bits.

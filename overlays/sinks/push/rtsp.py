@@ -17,7 +17,7 @@ from pipeline.http_auth import Challenge, authorization, challenges, strongest
 from pipeline.rtsp_messages import Message, MessageReader
 
 _REPORT_SECONDS: Final = 2.0
-"""Interval of sender reports, and of requests that show whether the server still answers."""
+"""Interval of sender reports, and of requests that check whether the server still answers."""
 _UNAUTHORISED: Final = 401
 _REASONS: Final = {
     _UNAUTHORISED: "wrong or missing user name or password (401 unauthorised); write them to the credentials_file",
@@ -45,7 +45,7 @@ class RtspPublisher(Publisher):
         Args:
             address: the server.
             path: the path of this stream.
-            login: user and password; None: the server asks for none.
+            login: user and password; None if the server requires none.
             seconds: time limit of each step.
         """
         self._url = f"rtsp://{address.host_port}/{path}"
@@ -82,7 +82,7 @@ class RtspPublisher(Publisher):
         self._socket.send(bytes(data))
 
     def serve(self) -> None:
-        """Read what the server has sent, and ask it for a sign of life; see ``Publisher``."""
+        """Read received data, and check whether the server still answers; see ``Publisher``."""
         while data := self._socket.receive_waiting():
             self._reader.feed(data)
             while (item := self._reader.next()) is not None:
@@ -110,7 +110,7 @@ class RtspPublisher(Publisher):
             self._socket.close()
 
     def _request(self, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> Message:
-        """Return the successful answer to a request; log in where the server asks for it."""
+        """Return the successful answer to a request; log in if the server requires it."""
         answer = self._exchange(method, target, headers, body)
         if answer.status == _UNAUTHORISED and self._login is not None and self._challenge is None:
             self._challenge = strongest(challenges(answer.get_all("www-authenticate")))

@@ -1,7 +1,8 @@
 """Push sink: the drawn images of each camera as a live H.264 stream at an RTSP or RTMP server.
 
-MediaMTX, go2rtc, Frigate, OBS and others take the stream, and make WebRTC, HLS or SRT of it. Each camera has a thread
-and a connection of its own. The newest frame counts: what a slow or lost server does not take is dropped and counted.
+MediaMTX, go2rtc, Frigate, OBS and others accept the stream, and convert it to WebRTC, HLS or SRT. Each camera has its
+own thread and connection. Only the newest frame is sent: frames that a slow or lost server does not accept are dropped
+and counted.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from pipeline.workers.queue import QueueWorker
 log = logging.getLogger(__name__)
 
 _QUEUED_FRAMES: Final = 4
-"""Frames of a camera that wait for its encoder; the oldest are dropped."""
+"""Maximum number of frames of a camera that wait for the encoder; the oldest are dropped."""
 _END_SECONDS: Final = 1.0
-"""Time for the frames that wait at the end."""
+"""Time to send the waiting frames at the end of the run."""
 _WAIT_SECONDS: Final = 0.01
 
 
@@ -74,10 +75,10 @@ class _Camera:
 
 
 class PushSink(Sink):
-    """Publishes at ``rtsp://HOST/PATH`` or ``rtmp://HOST/APP/KEY``; ``{camera}`` in it is the camera's name.
+    """Publishes to ``rtsp://HOST/PATH`` or ``rtmp://HOST/APP/KEY``; ``{camera}`` is replaced by the camera's name.
 
-    ``put``, ``forget_camera`` and leaving belong to one thread at a time; ``problem``, ``account`` and ``metrics`` to
-    any.
+    ``put``, ``forget_camera`` and ``__exit__`` are for one thread at a time; ``problem``, ``account`` and ``metrics``
+    for any thread.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class PushSink(Sink):
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the options; the first frame of a camera connects.
+        """Check the options; the first frame of a camera opens its connection.
 
         Args:
             settings: the address and the options.
@@ -97,8 +98,8 @@ class PushSink(Sink):
             clock: returns monotonic seconds.
 
         Raises:
-            ConfigError: the credentials file does not hold one line, user:password.
-            SinkError: the address is invalid or holds a password, or several cameras would share it.
+            ConfigError: the credentials file is not one line, user:password.
+            SinkError: the address is invalid or contains a password, or several cameras would have the same path.
         """
         is_rtmp = (settings if isinstance(settings, str) else settings.uri).lower().startswith("rtmp")
         self._settings = RtmpPushSettings.of(settings) if is_rtmp else RtspPushSettings.of(settings)  # type: ignore[arg-type]
@@ -136,7 +137,7 @@ class PushSink(Sink):
         """Queue an image for its camera's thread; never waits for the server.
 
         Raises:
-            SinkError: the camera's thread has ended by an error of this program.
+            SinkError: the camera's thread has ended with an unexpected exception.
         """
         frame, now = overlay.explanation.frame, self._clock()
         if overlay.signal_loss is None:
@@ -151,7 +152,7 @@ class PushSink(Sink):
         camera.put(overlay)
 
     def forget_camera(self, camera: str) -> None:
-        """End the stream of a camera; its path is free again."""
+        """End the stream of a camera that left; another camera may use its path."""
         left = self._cameras.pop(camera, None)
         if left is not None:
             self._close([left])
@@ -159,7 +160,7 @@ class PushSink(Sink):
         self._refused.discard(camera)
 
     def on_run_end(self) -> None:
-        """Send the frames that wait, for a second at most, and end all streams."""
+        """Send the waiting frames, for at most a second, and end all streams."""
         self._close(list(self._cameras.values()))
         self._cameras.clear()
 
@@ -198,7 +199,7 @@ class PushSink(Sink):
         return samples
 
     def _camera(self, name: str) -> _Camera | None:
-        """Return the stream of a camera, made at its first frame; None if it has no path."""
+        """Return the stream of a camera, which its first frame creates; None if the camera has no path."""
         if name not in self._cameras:
             path = self._path(name)
             if path is None:
@@ -211,7 +212,7 @@ class PushSink(Sink):
         return self._cameras[name]
 
     def _path(self, camera: str) -> str | None:
-        """Return the path of a camera; None if it belongs to another one."""
+        """Return the path of a camera; None if another camera has the path."""
         if camera not in self._paths:
             if self._paths and not self._address.is_for_every_camera:
                 if camera not in self._refused:

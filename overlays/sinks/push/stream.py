@@ -1,4 +1,4 @@
-"""The stream of one camera at a media server: encodes, connects, reconnects with back-off."""
+"""The stream of one camera to a media server: encodes, connects, and reconnects with back-off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SLOW_RETRY_SECONDS: Final = 10.0
 _STEADY_SECONDS: Final = 10.0
 """After a connection of at least this duration, the wait starts again at its minimum."""
 _REFUSAL_SECONDS: Final = 1.0
-"""A server that closes a connection so soon refuses the stream: nginx does it after it has agreed."""
+"""If a server closes a connection within this time, it refuses the stream: nginx does so after it has accepted."""
 _FALLBACK_RATE: Final = 30.0
 
 
@@ -37,17 +37,17 @@ class Numbered(NamedTuple):
 
 @dataclass(slots=True)
 class PushCounts:
-    """Counts of one camera, signal-loss images included."""
+    """Counts of one camera, including images of signal losses."""
 
     sent: int = 0
     sent_bytes: int = 0
     lost: int = 0
-    """Images for which there was no connection, or that were replaced by a newer one."""
+    """Number of images that were not sent: without a connection, or replaced by a newer image."""
     connections: int = 0
 
 
 class CameraStream:
-    """Publishes the images of one camera. ``handle``, ``idle`` and ``close`` belong to one thread at a time."""
+    """Publishes the images of one camera. ``handle``, ``idle`` and ``close`` are for one thread at a time."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class CameraStream:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the options; the first image connects.
+        """Set the options; the first image opens the connection.
 
         Args:
             url: the address for messages.
@@ -70,9 +70,9 @@ class CameraStream:
         self.url = url
         self.counts = PushCounts()
         self.reason = "not yet connected"
-        """Reason why there is no stream; empty while there is one."""
+        """Reason why the stream is not open; empty while it is open."""
         self.newest = -1
-        """Number of the newest image that waits; set by the thread that queues them."""
+        """Number of the newest waiting image; set by the thread that queues images."""
         self.handled = -1
         """Number of the last image that was sent or dropped."""
         self._settings, self._make_publisher = settings, make_publisher
@@ -85,7 +85,7 @@ class CameraStream:
         self._timeline = Timeline()
         self._key_ticks = 0
         self._resumed_at = 0
-        """Number of the first image that is sent on this connection; older ones waited while it was opened."""
+        """Number of the first image that is sent on this connection; older images waited while it was opened."""
         self._last: Numbered | None = None
         self._retry_at, self._backoff_seconds = float("-inf"), _RETRY_SECONDS[0]
         self._opened_at = float("-inf")
@@ -93,7 +93,7 @@ class CameraStream:
 
     @property
     def is_open(self) -> bool:
-        """True while the server takes the stream."""
+        """True while the server accepts the stream."""
         return self._is_open
 
     @property
@@ -102,10 +102,10 @@ class CameraStream:
         return self.handled >= self.newest
 
     def handle(self, item: Numbered) -> None:
-        """Send an image; drop it if there is no connection or a newer one waits since the connection was made.
+        """Send an image; drop it without a connection, or if it waited since before the connection was opened.
 
         Raises:
-            FrameError: the image cannot be encoded; the next one is tried.
+            FrameError: the image cannot be encoded; the stream continues with the next image.
         """
         self._last = item
         try:
@@ -119,7 +119,7 @@ class CameraStream:
             self.handled = item.number
 
     def idle(self) -> None:
-        """Serve the connection; without one, connect for the last image once an attempt is due."""
+        """Serve the connection; without a connection, try to connect if an attempt is due."""
         if self._is_open and self._publisher is not None:
             try:
                 self._publisher.serve()
@@ -129,11 +129,11 @@ class CameraStream:
             self.handle(self._last)
 
     def end(self) -> None:
-        """Make no further connection. For any thread."""
+        """Prevent further connections. For any thread."""
         self._is_ending = True
 
     def abort(self) -> None:
-        """End every wait for the server. For any thread, after ``end``."""
+        """End all waiting calls. For any thread, after ``end``."""
         publisher = self._publisher
         if publisher is not None:
             publisher.abort()

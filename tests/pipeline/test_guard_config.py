@@ -81,7 +81,7 @@ def test_guards_refuse_a_rule_with_an_unknown_region():
         ({"regions": [{"name": "part", "polygon": [[0.2, 0.1], [1.2, 0.1], [1.2, 0.9]]}]}, "less than a pixel"),
         ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),
         ({"regions": [{"name": "box", "polygon": SQUARE}]}, "'box' stands for the rectangle of a detector's box; give"),
-        ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "pattern"),
+        ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "should be without spaces"),
         ({"regions": [{"name": "part", "polygon": SQUARE}] * 2}, "'part' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE}] * 2}, "'grounded' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_second": 1}]}, "Did you mean 'hold_seconds'"),

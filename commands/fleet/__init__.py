@@ -1,1 +1,1 @@
-"""`run.py fleet`: cameras over several machines, on Ray."""
+"""`run.py fleet`: distributes cameras over several machines with Ray."""

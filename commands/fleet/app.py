@@ -1,4 +1,4 @@
-"""`run.py fleet`: start a node of a fleet, and `status`, `where`, `drain` and `apply`."""
+"""`run.py fleet`: starts a node of a fleet; `status`, `where`, `drain` and other commands control the fleet."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 _READY_SECONDS: Final = 600.0
-"""Time for a worker to build its network."""
+"""Time limit for a worker to build its network."""
 _ANNOUNCE_SECONDS: Final = 30.0
-"""Time for a director to start."""
+"""Time limit for a director to start."""
 _LEAVE_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 1.0
 _REJOIN_SECONDS: Final = 5.0
 REJOIN: Final = "RECIPRO_FLEET_REJOIN"
-"""Variable of a command that was running before: it tries to join until it can."""
+"""Environment variable that marks a restarted command; such a command retries until it has joined."""
 
 Address = Annotated[str, option(RUN, "HOST:PORT of the head. Default: the Ray on this machine.", "--address")]
 TokenFile = Annotated[Path | None, option(RUN, "The token of the fleet. Default: in your configuration folder.")]
@@ -47,7 +47,7 @@ FleetName = Annotated[str, option(RUN, "Name of the fleet. [default: fleet]", "-
 
 
 class _StartByDefault(TyperGroup):
-    """Takes a first word that is no command for the file of ``start``."""
+    """Runs ``start`` if the first argument is not a command name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's own type
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -197,7 +197,7 @@ def apply(
 
 @contextmanager
 def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Directors]:
-    """Connect to a fleet and yield its directors."""
+    """Connect to a fleet inside the block and yield its directors."""
     require_ray("fleet")
     token = token_file or default_token_file()
     check_token(token)
@@ -212,8 +212,8 @@ def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Di
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
     """Run the node until a signal.
 
-    If Ray ends here (the head did not hear this node for some seconds, or Ray was killed), or the head comes back
-    without its data, the node joins again.
+    The node restarts itself and joins again in two cases: Ray has ended on this node (killed, or disconnected from the
+    head for some seconds), or the head has restarted without its data. A node that is itself the head exits instead.
 
     Raises:
         ReciproStreamError: the node cannot be started.
@@ -233,7 +233,7 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         import ray
 
         head = HeadWatch(head_identity(running.address))
-        head.is_replaced()  # notes which head it is
+        head.is_replaced()  # stores the identity of the present head
         node_id = ray.get_runtime_context().get_node_id()
         directors = start_directors(config.name, config.rates, FleetTiming(nodes=config.nodes))
         specs = [
@@ -252,8 +252,8 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         is_replaced = False
         while not stop.wait(_CHECK_SECONDS) and not running.has_ended and not is_replaced:
             is_replaced = head.is_replaced()
-        if is_replaced or running.has_ended:  # an ended Ray ends this process, too, by the signal of a user
-            # Not by an exception: the end of the block would wait for Ray for ever.
+        if is_replaced or running.has_ended:  # Ray's end also stops this process, like a user's signal
+            # An exception would leave the block, and its end would wait for Ray forever.
             running.end()
             if join is None:
                 log.error("node %s: Ray has ended here; start it again", node)
@@ -264,7 +264,7 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
 
 
 def _announce(directors: Directors, slots: list[str]) -> None:
-    """Let the first dealing of a new fleet wait for these workers, which build their networks for a while."""
+    """Announce starting workers, so that a new fleet waits for them before it assigns cameras."""
     try:
         directors.call("expect", slots, seconds=_ANNOUNCE_SECONDS)
     except ReciproStreamError as error:
@@ -272,7 +272,7 @@ def _announce(directors: Directors, slots: list[str]) -> None:
 
 
 def _rejoin(reason: str) -> NoReturn:
-    """Run this command again in place of this process: after its end, Ray does not start twice in one."""
+    """Replace this process by a new run of its command, because Ray cannot start twice in one process."""
     log.warning("%s; joins again in %.0f s", reason, _REJOIN_SECONDS)
     time.sleep(_REJOIN_SECONDS)
     os.environ[REJOIN] = "1"
@@ -280,7 +280,7 @@ def _rejoin(reason: str) -> NoReturn:
 
 
 def _leave(directors: Directors, workers: list[Any], node: str, slots: list[str]) -> None:
-    """Give the cameras of this node back before its workers end."""
+    """Move the cameras of this node to other nodes, then close its workers."""
     from commands.fleet.client import call
 
     try:

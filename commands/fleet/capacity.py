@@ -17,13 +17,13 @@ _WARM_UP, _ROUNDS = 2, 5
 
 
 def measure_capacity(explainer: Explainer, renderer: Renderer, batch: int) -> float:
-    """Return 1 / (seconds per frame) of the network on its device, drawing included, by the median of five batches.
+    """Return the frames per second that a worker explains and draws, from the median time of five batches.
 
-    Decoding and encoding are not included: they are a reason to fill a worker to less than its capacity.
+    Decoding and encoding are not measured, so a worker must be loaded below this capacity.
 
     Args:
-        explainer: the explainer of the run, which no frame uses yet.
-        renderer: its renderer.
+        explainer: the explainer of the run; it must not be in use yet.
+        renderer: the renderer of the run.
         batch: number of frames in a batch.
     """
     noise = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Connects to the Ray of a fleet, and finds or starts its directors and workers."""
+"""Connects to a fleet's Ray cluster, and finds or starts its directors and workers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[N
     Args:
         address: ``HOST:PORT`` of the head, or ``auto`` for the Ray that runs on this machine.
         fleet: name of the fleet.
-        listen: IP address of the node of this process; without it, Ray finds the node by a route to the internet, or
-            takes one of this machine.
+        listen: IP address of this process's node. None: Ray uses the address of the route to the internet, or any node
+            on this machine.
 
     Raises:
         ReciproStreamError: Ray cannot be reached.
@@ -38,8 +38,8 @@ def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[N
             f"fleet: no Ray answers {where} ({str(error).splitlines()[0]}); start it with run.py fleet FLEET.yaml, or "
             "give --address HOST:PORT and the token of that fleet"
         ) from None
-    # Ray's thread that prints errors of other processes takes a whole core while the head is gone: it asks without a
-    # pause. It ends at its next answer; Ray sets this event itself when it is shut down.
+    # Ray has a thread that prints errors of other processes. While the head is gone, it polls without a pause and uses
+    # a whole core. This event, which Ray sets at its shutdown, ends the thread at its next answer.
     ray._private.worker.global_worker.threads_stopped.set()  # noqa: SLF001
     try:
         yield
@@ -51,7 +51,7 @@ def find_directors(fleet: str) -> Directors:
     """Return the directors of a fleet.
 
     Raises:
-        ReciproStreamError: the fleet has none.
+        ReciproStreamError: the fleet has no directors.
     """
     import ray
 
@@ -62,7 +62,7 @@ def find_directors(fleet: str) -> Directors:
 
 
 def start_directors(fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> Directors:
-    """Return the fleet's two directors, which are started unless they run."""
+    """Return the fleet's two directors; start each director that does not run."""
     return Directors(fleet, [start_director(fleet, number, cameras, timing) for number in range(len(NAMES))])
 
 
@@ -72,7 +72,10 @@ def start_worker(
     node_id: str,
     worker: type[FleetWorker] = FleetWorker,
 ) -> Any:  # noqa: ANN401
-    """Start a worker on a node and return its handle; Ray restarts it there, and ends it with this process."""
+    """Start a worker on a node and return its handle.
+
+    If the worker ends, Ray restarts it on the same node. When this process ends, Ray ends the worker.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -84,10 +87,10 @@ def start_worker(
 
 
 def call(method: Any, *arguments: Any, seconds: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401
-    """Call a method of an actor and return its answer.
+    """Call a method of a Ray actor and return its result.
 
     Raises:
-        ReciproStreamError: none came in time.
+        ReciproStreamError: no result came within ``seconds``, or the call failed.
     """
     import ray
 

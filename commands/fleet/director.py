@@ -1,4 +1,4 @@
-"""The two directors as actors of Ray: the state machine of ``pipeline.fleet.director`` with a clock and a store."""
+"""The two directors as Ray actors: ``pipeline.fleet.director`` with a clock and a store."""
 
 from __future__ import annotations
 
@@ -25,50 +25,50 @@ log = logging.getLogger("recipro-stream")
 NAMES: Final = ("director", "director-2")
 """Names of the two directors."""
 NOT_ACTIVE: Final = 0
-"""The term of an answer of a director that is not active; terms begin at 1."""
+"""The term in the answer of a standby director; real terms are above 0."""
 _CONFIRM_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 0.2
-"""Interval at which a director asks the other one."""
+"""Interval at which a director checks the other director."""
 _ANSWER_SECONDS: Final = 0.7
 _PULSE_SECONDS: Final = 1.0
-"""Time in which an active director certainly writes to the store."""
+"""Time in seconds within which an active director always writes to the store."""
 _CONCURRENT_CALLS: Final = 64
 
 
 class NotActiveError(ReciproStreamError):
-    """This director is the standby."""
+    """The called director is the standby."""
 
 
 class FleetDirector:
-    """Answers beats while it is active; otherwise it is ready to replace the other director.
+    """Answers the beats of workers while it is active; the standby replaces an active director that fails.
 
-    One that becomes active claims the next term and adopts what the beats report.
+    A director that becomes active claims the next term and adopts the leases that the workers report.
     """
 
     def __init__(
         self, fleet: str, number: int, cameras: Mapping[str, float], timing: FleetTiming | None = None
     ) -> None:
-        """Start as the standby.
+        """Start the director as the standby.
 
         Args:
             fleet: name of the fleet.
             number: index of this director in ``NAMES``.
-            cameras: rates of the cameras of a new fleet; the store has precedence.
-            timing: times and limits.
+            cameras: frame rate of each camera by name, for a new fleet; the store has precedence.
+            timing: times and limits of the fleet.
         """
         log_as_text()
         self._fleet, self._number = fleet, number
         self._store = FleetStore(fleet)
         self._cameras, self._timing = dict(cameras), timing or FleetTiming()
-        # Guards the state machine: beats, status and the two threads.
+        # Protects the state machine against concurrent calls and the two threads.
         self._lock = threading.Lock()
         self._director: Director | None = None
-        """None in the standby."""
+        """None while this director is the standby."""
         self._standby = Standby(is_first=number == 0, now=time.monotonic())
         self._pulses = 0
         self._other: Any = None
         self._other_node: str | None = None
-        """Node of the other director; None while it does not answer."""
+        """Node of the other director; None while that director does not answer."""
         self._node = os.environ.get(NODE, "")
         self._is_on_head = os.environ.get(ROLE) == HEAD
         self._stop = threading.Event()
@@ -76,14 +76,14 @@ class FleetDirector:
             ThreadWorker(f"{name} of the fleet", run, self._stop.set).__enter__()
 
     def state(self) -> DirectorState:
-        """Return the state for the other director."""
+        """Return the state that the other director asks for."""
         with self._lock:
             director = self._director
             nodes = director.nodes() if director is not None else ()
         return DirectorState(director is not None, self._node, self._is_on_head, nodes)
 
     def beat(self, beat: Beat) -> Grant:
-        """Return the leases of a worker."""
+        """Return the leases of the worker that sends ``beat``."""
         with self._lock:
             if self._director is None or self._director.is_deposed:
                 return Grant(beat.number, NOT_ACTIVE, None)
@@ -101,21 +101,21 @@ class FleetDirector:
         }
 
     def where(self, camera: str) -> dict[str, Any]:
-        """Return the worker of a camera and the addresses at which it is published."""
+        """Return the worker of a camera, and the addresses where the camera is published."""
         with self._lock:
             return self._active().where(camera)
 
     def expect(self, slots: list[str]) -> None:
-        """Note workers that are starting: the first dealing of a new fleet waits for them."""
+        """Store the slots of starting workers; a new fleet waits for them before it assigns cameras."""
         with self._lock:
             self._active().expect(slots)
 
     def process(self) -> int:
-        """Return the number of this process."""
+        """Return the process ID of this director."""
         return os.getpid()
 
     def apply(self, cameras: Mapping[str, float]) -> dict[str, list[str]]:
-        """Change the cameras of the fleet and return the differences."""
+        """Replace the cameras of the fleet; return the names of the changed cameras by kind of change."""
         with self._lock:
             self._active()
         self._store.write_cameras(cameras)
@@ -123,7 +123,10 @@ class FleetDirector:
             return {kind: list(names) for kind, names in asdict(self._active().apply(cameras)).items()}
 
     def drain(self, node: str, *, is_drained: bool = True) -> list[str]:
-        """Let a node give up its cameras and get none, or end that; return the nodes that have workers."""
+        """Drain a node, or undo it, and return the names of all nodes that have workers.
+
+        The cameras of a drained node move to other nodes, and it gets no new cameras.
+        """
         with self._lock:
             known = sorted(self._active().nodes())
         if node in known or not is_drained:
@@ -135,7 +138,7 @@ class FleetDirector:
         return known
 
     def dismiss(self, slots: list[str]) -> None:
-        """Remove workers that have ended for good: they do not count for the majority any more."""
+        """Remove workers that have ended permanently, so that they no longer count for the majority."""
         with self._lock:
             self._active()
         self._store.remove_members(slots)
@@ -148,8 +151,8 @@ class FleetDirector:
         return self._director
 
     def _begin(self) -> None:
-        """Become the active director. Waits until the store of the head node answers."""
-        term = self._store.claim_term()  # before the members are read: see Director
+        """Become the active director; wait until the store of the head node answers."""
+        term = self._store.claim_term()  # must precede the reading of the members: see Director
         stored = self._store.cameras()
         if stored is None:
             self._store.write_cameras(self._cameras)
@@ -220,7 +223,7 @@ class FleetDirector:
             self._start_other()
 
     def _is_replaced(self) -> bool:
-        """Return whether a director that this one does not see is active, where that may be."""
+        """Return whether another director, which does not answer this one, still writes to the store."""
         if not self._standby.is_doubtful:
             return False
         before = self._store.pulse()
@@ -228,13 +231,13 @@ class FleetDirector:
         return self._store.pulse() != before
 
     def _ask(self) -> tuple[DirectorState | None, bool]:
-        """Return the state of the other director, or None and whether its process does not run."""
+        """Return the state of the other director (None without an answer), and whether its process does not run."""
         import ray
 
         try:
             self._other = self._other or ray.get_actor(NAMES[1 - self._number], namespace=self._fleet)
             return ray.get(self._other.state.remote(), timeout=_ANSWER_SECONDS), False
-        except (ray.exceptions.ActorDiedError, ValueError):  # killed, or none of its name
+        except (ray.exceptions.ActorDiedError, ValueError):  # killed, or never started
             self._other = None
             return None, True
         except ray.exceptions.ActorUnavailableError:  # Ray starts it again
@@ -249,7 +252,7 @@ class FleetDirector:
         self._other = None
 
     def _start_other(self) -> None:
-        """Start the other director on another node than this one, if there is one."""
+        """Start the other director, on another node if there is one."""
         import ray
 
         own = ray.get_runtime_context().get_node_id()
@@ -260,14 +263,14 @@ class FleetDirector:
 def start_director(
     fleet: str, number: int, cameras: Mapping[str, float], timing: FleetTiming | None, node_id: str | None = None
 ) -> Any:  # noqa: ANN401 - an actor handle
-    """Return the handle of one of the fleet's directors, which is started unless it runs.
+    """Return the handle of one of the fleet's directors; start the director if it does not run.
 
     Args:
         fleet: name of the fleet.
         number: index in ``NAMES``.
-        cameras: rates of the cameras of a new fleet.
-        timing: times and limits.
-        node_id: Ray's name of the node, if that runs; by default any.
+        cameras: frame rate of each camera by name, for a new fleet.
+        timing: times and limits of the fleet.
+        node_id: Ray's ID of the preferred node. None: any node.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

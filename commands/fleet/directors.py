@@ -1,4 +1,4 @@
-"""Calls to whichever of the two directors is active."""
+"""Sends calls to the active one of the two directors."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pipeline.fleet.messages import Beat, Grant
 log = logging.getLogger("recipro-stream")
 
 CALL_SECONDS: Final = 15.0
-"""Time for the answer to a command."""
+"""Default time limit for the answer to a command."""
 _BEAT_SECONDS: Final = 0.8
-"""Time for the answer to a beat."""
+"""Time limit for the answer to a beat."""
 _AVOID_SECONDS: Final = 3.0
-"""Time for which a director that did not answer is not asked while the other one, the standby, answers."""
+"""Time in seconds after a failed call in which a beat does not switch back to that director."""
 _PAUSE_SECONDS: Final = 0.1
 
 
 class Directors:
-    """The two directors of a fleet. For one thread."""
+    """Client of a fleet's two directors. Not thread-safe."""
 
     def __init__(self, fleet: str, handles: Sequence[Any]) -> None:
-        """Set the name of the fleet and the handles of its directors, in the order of ``NAMES``."""
+        """Store the name of the fleet and the handles of its directors, in the order of ``NAMES``."""
         self.handles = list(handles)
         self._fleet = fleet
         self._current = 0
         self._failed_at = [float("-inf")] * len(self.handles)
 
     def beat(self, beat: Beat) -> Grant | None:
-        """Return the answer of the active director; None if there is none in time."""
+        """Send a beat and return the answer of the active director; None if no answer comes in time."""
         import ray
 
         asked = self._current
@@ -42,7 +42,7 @@ class Directors:
         except (ray.exceptions.RayError, TimeoutError) as error:
             log.debug("%s: a director does not answer: %s", beat.slot, error)
             if isinstance(error, ray.exceptions.ActorDiedError) and self._find(asked):
-                return None  # it was created anew on another node, which is to be asked next
+                return None  # the director was restarted on another node; the next beat goes there
             self._failed_at[asked] = time.monotonic()
             self._switch()
             return None
@@ -53,10 +53,10 @@ class Directors:
         return None
 
     def call(self, method: str, *arguments: Any, seconds: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401
-        """Call a method of the active director and return its answer.
+        """Call a method of the active director and return its result.
 
         Raises:
-            ReciproStreamError: none came in time.
+            ReciproStreamError: no director answered within ``seconds``, or the method raised this error.
         """
         import ray
 
@@ -81,7 +81,7 @@ class Directors:
         self._current = 1 - self._current
 
     def _find(self, number: int) -> bool:
-        """Look for a director that was created anew, by its name; return whether there is one."""
+        """Update the handle of a director by its name; return whether the director was created anew."""
         import ray
 
         try:
@@ -95,5 +95,5 @@ class Directors:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error's text, which in Ray's errors has the reason; its type without a text."""
+    """Return the last line of an error's text, where Ray states the reason; without a text, the error's type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,4 +1,4 @@
-"""Prepares this process and its children for Ray: token, loopback, no statistics of usage."""
+"""Prepares the environment variables of Ray: sets the token and the loopback, and disables usage statistics."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 LOOPBACK: Final = "127.0.0.1"
 PORT: Final = 6379
 NODE: Final = "RECIPRO_FLEET_NODE"
-"""Variable with the name of the node, in the environment of all of its processes."""
+"""Environment variable with the name of the node, in all processes of the node."""
 ROLE: Final = "RECIPRO_FLEET_ROLE"
-"""Variable with the role of the node: ``head`` or ``node``."""
+"""Environment variable with the role of the node: ``head`` or ``node``."""
 HEAD: Final = "head"
 _SETTINGS: Final = SETTINGS | {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers name their GPUs themselves
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers select their GPUs themselves
     "RAY_DEDUP_LOGS": "0",
-    # A lost node is noticed within 2 s.
+    # Detects a lost node within 2 s.
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_agent_register_timeout_ms": "120000",  # agents start slowly on a busy machine
-    # Nodes go on for a day without the head.
+    # Nodes continue without the head for a day.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
     "OMP_WAIT_POLICY": "PASSIVE",
     "ORT_DISABLE_TELEMETRY": "1",
@@ -38,14 +38,14 @@ _SETTINGS: Final = SETTINGS | {
 
 
 def default_token_file() -> Path:
-    """Return the path of the token where none is named."""
+    """Return the default path of the token file."""
     import platformdirs
 
     return platformdirs.user_config_path("recipro-stream") / "fleet.token"
 
 
 def create_token(path: Path) -> None:
-    """Write a new token that only this user can read, unless the file exists."""
+    """Write a new token that only this user can read; keep an existing file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -56,10 +56,10 @@ def create_token(path: Path) -> None:
 
 
 def check_token(path: Path) -> None:
-    """Refuse a token that is missing, or that other users can read.
+    """Check that the token file exists and that only this user can read it.
 
     Raises:
-        ConfigError: with the remedy.
+        ConfigError: the file is missing, or other users can read it.
     """
     try:
         mode = path.stat().st_mode
@@ -74,10 +74,10 @@ def check_token(path: Path) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether only this machine reaches an address.
+    """Return whether an address is on the loopback interface.
 
     Raises:
-        ConfigError: it is not an IP address.
+        ConfigError: the address is not an IP address.
     """
     try:
         return ipaddress.ip_address(address).is_loopback
@@ -90,8 +90,8 @@ def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -
 
     Args:
         present: the environment of this process.
-        token_file: the token.
-        listen: the address of this node; on the loopback Ray listens nowhere else.
+        token_file: path of the token file.
+        listen: IP address of this node; for a loopback address, Ray listens only on the loopback.
     """
     environment = {name: value for name, value in present.items() if name not in REMOVED}
     environment |= _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file.resolve())}
@@ -102,7 +102,7 @@ def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -
 
 
 def enter(environment: MutableMapping[str, str], token_file: Path, listen: str = LOOPBACK) -> None:
-    """Set the environment of this process, before Ray is imported."""
+    """Set Ray's variables in the environment of this process; must run before Ray is imported."""
     updated = ray_environment(environment, token_file, listen)
     for name in REMOVED:
         environment.pop(name, None)

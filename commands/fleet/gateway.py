@@ -1,7 +1,8 @@
-"""`run.py fleet gateway`: one page for all cameras of a fleet.
+"""`run.py fleet gateway`: serves one page for all cameras of a fleet.
 
-A program of its own, ``run.py fleet status --watch``, reaches Ray and prints the director's state. This process reads
-the lines; it serves viewers and never loads Ray. If Ray ends on this node, the page goes on with the last known places.
+A child process, ``run.py fleet status --watch``, connects to Ray and prints the fleet's state. This process reads the
+printed lines and serves viewers; it never loads Ray. If Ray ends on this node, the page continues to show each camera
+at its last known worker.
 """
 
 from __future__ import annotations
@@ -36,18 +37,19 @@ log = logging.getLogger("recipro-stream")
 
 _READ_SECONDS: Final = 0.2
 _SILENT_SECONDS: Final = 4.0
-"""Age of the fleet's state that is named on the page: it comes twice a second."""
+"""Age in seconds from which the page shows that the fleet's state is old; a new state comes twice a second."""
 _RESTART_SECONDS: Final = 2.0
 _MAX_SILENT_SECONDS: Final = 120.0
-"""Time without a state after which the program that reaches Ray is started again: Ray may take long to start, and a
-program that has lost its head does not reach a new one at the same address.
+"""Time in seconds without a state after which the child process is restarted.
+
+Ray can take long to start. A child that has lost its head cannot reach a new head at the same address.
 """
 _END_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """The options of the command."""
+    """Options of ``run.py fleet gateway``."""
 
     sinks: Sequence[str]
     address: str
@@ -59,7 +61,7 @@ class GatewayOptions:
 
 
 class FleetExplainer(RemoteExplainer):
-    """Returns the explanations that arrived, and holds the last state of the fleet for the page. For any thread."""
+    """Returns the received explanations, and stores the last state of the fleet for the page. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Set the clock, which returns monotonic seconds."""
@@ -74,20 +76,20 @@ class FleetExplainer(RemoteExplainer):
         self._state, self._why, self._at = state, "", self._clock()
 
     def accept_problem(self, why: str) -> None:
-        """Note the reason that there is no newer state."""
+        """Store the reason why there is no newer state."""
         self._why = why
 
     def fleet_state(self) -> dict[str, Any] | None:
-        """Return the last state of the fleet; None: there was none yet."""
+        """Return the last state of the fleet; None before the first state."""
         return self._state
 
     def fleet_age_seconds(self) -> float:
-        """Return the time since that state came."""
+        """Return the time since the last state arrived, in seconds."""
         return self._clock() - self._at
 
     @property
     def problem(self) -> str:
-        """The reason why it is not known where cameras are; empty if it is."""
+        """The reason why the workers of cameras may be out of date; empty if the state is recent."""
         age = self.fleet_age_seconds()
         if self._state is not None and age < _SILENT_SECONDS:
             return ""
@@ -95,7 +97,7 @@ class FleetExplainer(RemoteExplainer):
         return f"the fleet's director has not answered for {age:.0f} s{': ' * bool(self._why)}{self._why}{shown}"
 
     def metrics(self) -> list[MetricSample]:
-        """Return the metrics of cameras and of the fleet."""
+        """Return the metrics of the cameras and of the fleet."""
         samples = super().metrics()
         if self._state is not None:
             samples += fleet_metrics(self._state)
@@ -106,7 +108,7 @@ class FleetExplainer(RemoteExplainer):
 
 
 class StatusReader(WorkerOwner):
-    """Runs the program that reaches Ray, again and again, and gives its lines."""
+    """Runs the child process that connects to Ray, restarts it when it ends, and reports each state that it prints."""
 
     def __init__(
         self, command: Sequence[str], on_state: Callable[[dict[str, Any]], None], on_problem: Callable[[str], None]
@@ -114,9 +116,9 @@ class StatusReader(WorkerOwner):
         """Create the thread; entering starts it.
 
         Args:
-            command: prints a line of JSON twice a second.
+            command: command line of the child process, which prints a line of JSON twice a second.
             on_state: receives each state of the fleet.
-            on_problem: receives the reason that there is none.
+            on_problem: receives the reason why there is no state.
         """
         self._command, self._on_state, self._on_problem = list(command), on_state, on_problem
         self._stop = threading.Event()
@@ -136,14 +138,14 @@ class StatusReader(WorkerOwner):
             self._stop.wait(_RESTART_SECONDS)
 
     def _started(self, errors: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - a temporary file
-        return subprocess.Popen(  # noqa: S603 - our own program; a session of its own: Ctrl-C is for this process
+        return subprocess.Popen(  # noqa: S603 - our own program; a new session, so that Ctrl-C reaches only this process
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
         )
 
     def _read(self, process: subprocess.Popen[bytes]) -> bool:
-        """Read lines, and return whether the program ended by itself.
+        """Read the lines of the child process until it ends, and return whether it ended by itself.
 
-        Otherwise it has given no state for long, only problems or nothing, or this reader is stopped.
+        Return False if no state came for ``_MAX_SILENT_SECONDS``, or if this reader is stopped.
         """
         stated_at = time.monotonic()
         for line in _lines(process, self._stop):
@@ -160,7 +162,7 @@ class StatusReader(WorkerOwner):
 
 
 def _read_state(line: bytes) -> dict[str, Any] | None:
-    """Return the JSON object of a line; None if it has none."""
+    """Return the JSON object of a line; None if the line is not a JSON object."""
     try:
         state = json.loads(line)
     except ValueError:
@@ -169,8 +171,8 @@ def _read_state(line: bytes) -> dict[str, Any] | None:
 
 
 def _lines(process: subprocess.Popen[bytes], stop: threading.Event) -> Iterator[bytes]:
-    """Yield the lines that a program prints, and an empty one whenever it prints nothing for a moment."""
-    assert process.stdout is not None  # noqa: S101 - it was asked for
+    """Yield the lines that a process prints; yield an empty line after each ``_READ_SECONDS`` without output."""
+    assert process.stdout is not None  # noqa: S101 - opened with a pipe
     descriptor, rest = process.stdout.fileno(), b""
     while not stop.is_set():
         if not select.select([descriptor], [], [], _READ_SECONDS)[0]:
@@ -191,7 +193,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def status_command(options: GatewayOptions) -> list[str]:
-    """Return the command that prints the state of the fleet."""
+    """Return the command line of the child process that prints the fleet's state."""
     token = [] if options.token_file is None else ["--token-file", str(options.token_file)]
     return [
         *(sys.executable, str(RUN), "fleet", "status", "--watch", "--json"),

@@ -1,4 +1,4 @@
-"""Notices that the head came back without its data: Ray does not join such a head again."""
+"""Detects that the head restarted without its data; Ray does not rejoin such a head."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _CHANNEL: Final = (
 
 
 class HeadWatch:
-    """Compares the identity of the head with the first one that it has seen. For one thread.
+    """Compares the identity of the head with the first identity that it received. Not thread-safe.
 
-    A head that keeps its store in memory has a new identity after each start. It refuses the processes that have
-    joined the earlier one, which would try again for as long as nodes go on without the head.
+    A head whose store is in memory gets a new identity at each start. It refuses processes that joined under its
+    earlier identity, and these processes would retry for a day.
     """
 
     def __init__(self, ask: Callable[[], bytes | None]) -> None:
-        """Set the call that returns the identity of the head; None, or an empty one: it does not answer."""
+        """Store the function that returns the head's identity; None or empty means that the head does not answer."""
         self._ask = ask
         self._identity: bytes | None = None
 
     def is_replaced(self) -> bool:
-        """Return whether another head than the first one answers."""
+        """Return whether the head answers with another identity than the first one."""
         found = self._ask()
         if not found:
             return False
@@ -38,9 +38,9 @@ class HeadWatch:
 
 
 def head_identity(address: str) -> Callable[[], bytes | None]:
-    """Return a call that asks the head at ``HOST:PORT`` for its identity, with the token of this process.
+    """Return a function that asks the head at ``HOST:PORT`` for its identity, with the token of this process.
 
-    Each call is answered within a second: clients of Ray's own wait for the head as long as it is gone.
+    Each call returns within a second. Ray's own clients would wait until the head is back.
     """
     import grpc
     from ray._private.grpc_utils import init_grpc_channel

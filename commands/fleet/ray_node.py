@@ -1,4 +1,4 @@
-"""Starts and ends the processes of Ray on this machine."""
+"""Starts and ends Ray's processes on this machine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from commands.fleet.environment import HEAD, NODE, PORT, ROLE
 from pipeline.errors import ReciproStreamError
 
 _OBJECT_STORE_BYTES: Final = 100 << 20
-"""Memory for objects of Ray, which carries beats only."""
+"""Size of Ray's object store in bytes; only beats go through it."""
 _START_SECONDS: Final = 120.0
 _END_SECONDS: Final = 15.0
 _ATTEMPTS: Final = 3
 _RAYLET: Final = "raylet"
-"""Name of the program without which a node of Ray is lost."""
+"""Name of Ray's node process; without it, the node is lost."""
 _READY: Final = "Ray runtime started"
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -39,20 +39,20 @@ class RayNode:
 
     @property
     def has_ended(self) -> bool:
-        """True if Ray has ended here: the head gives up a node that it cannot reach for some seconds."""
+        """Whether Ray has ended on this machine, for example because the head did not reach it for some seconds."""
         return self.process.poll() is not None or _RAYLET not in map(_command, _descendants(self.process.pid))
 
     def end(self) -> None:
-        """End what is left of them."""
+        """End the remaining processes."""
         _end(self.process)
 
 
 @contextmanager
 def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[RayNode]:
-    """Run Ray on this machine inside the block.
+    """Run Ray on this machine inside the block, and yield its processes.
 
     Args:
-        listen: IP address of this machine, at which other nodes reach it.
+        listen: IP address of this machine for other nodes.
         head: ``HOST:PORT`` of the head to join; None: this machine is the head.
         node: name of this node.
 
@@ -73,10 +73,10 @@ def ray_node(*, listen: str, head: str | None, node: str) -> Iterator[RayNode]:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start Ray and wait until it runs; try again where it gave up, as it does on a busy machine.
+    """Start Ray and wait until it runs; retry a failed start, which is common on a busy machine.
 
     Raises:
-        ReciproStreamError: with its last words.
+        ReciproStreamError: Ray did not start; the message contains its last output.
     """
     text = ""
     for _ in range(_ATTEMPTS):
@@ -98,13 +98,13 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process with its parent: a killed fleet leaves no Ray behind."""
+    """Make the kernel end this process when its parent ends, so that a killed fleet leaves no Ray process."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _is_started(process: subprocess.Popen[bytes], output: IO[str]) -> bool:
-    """Wait, and return whether Ray runs."""
+    """Wait until Ray runs, has ended, or the time limit is over; return whether Ray runs."""
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         output.seek(0)
@@ -115,7 +115,7 @@ def _is_started(process: subprocess.Popen[bytes], output: IO[str]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End Ray's processes in order; kill those that do not end."""
+    """Terminate Ray's processes, and kill any that remain after the time limit."""
     family = [process.pid, *_descendants(process.pid)]
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
@@ -127,7 +127,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _command(process: int) -> str:
-    """Return the name of a process's program; empty if it has ended, also as a zombie."""
+    """Return the name of a process's program; empty if the process has ended or is a zombie."""
     with suppress(OSError, ValueError):
         name, state, _ = _stat(Path(f"/proc/{process}/stat"))
         return "" if state == "Z" else name
@@ -135,14 +135,14 @@ def _command(process: int) -> str:
 
 
 def _stat(path: Path) -> tuple[str, str, int]:
-    """Return the name, the state and the parent of a process; the name may hold any characters."""
+    """Return the name, the state and the parent's ID of a process; the name can contain any character."""
     head, _, tail = path.read_text().rpartition(")")
     state, parent = tail.split()[:2]
     return head.partition("(")[2], state, int(parent)
 
 
 def _descendants(parent: int) -> list[int]:
-    """Return the processes below a process."""
+    """Return the IDs of all descendants of a process."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):

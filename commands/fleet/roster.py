@@ -1,4 +1,4 @@
-"""The cameras of a worker: they follow its leases."""
+"""Opens and closes the cameras of a worker according to its leases."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ from pipeline.workers.thread import ThreadWorker, WorkerOwner
 log = logging.getLogger("recipro-stream")
 
 _MAX_CLOSING_SECONDS: Final = 1.0
-"""Time after which a camera that is being closed may be opened elsewhere: its frames are refused since its lease."""
+"""Maximum time in seconds for which a closing camera is reported as still open.
+
+Afterwards another worker may open the camera; its frames here are refused since its lease ended.
+"""
 _RETRY_SECONDS: Final = 30.0
-"""Time after which a camera that could not be opened is tried again."""
+"""Time in seconds after which the roster retries a camera that could not be opened."""
 _CHECK_SECONDS: Final = 1.0
 
 
 class Roster(WorkerOwner):
-    """Opens the cameras whose leases are valid and closes the others, in a thread: opening one delays no beat."""
+    """Opens the leased cameras and closes all others, in a thread, so that opening a camera delays no beat."""
 
     def __init__(self, running: RunningCameras, read: Callable[[], Sequence[Camera]], leases: WorkerLeases) -> None:
         """Create the thread; entering starts it.
 
         Args:
             running: the cameras of the run.
-            read: returns the cameras that this node can open, new ones at each call; raises ``ReciproStreamError``.
-            leases: the leases, which the caller renews.
+            read: returns new, unopened cameras of this node at each call; raises ``ReciproStreamError``.
+            leases: the leases; the caller renews them.
         """
         self._running, self._read, self._leases = running, read, leases
         self._changed, self._stop = threading.Event(), threading.Event()
         self._wanted: Mapping[str, int] = {}
         self._applied: frozenset[str] = frozenset()
         self._epochs: dict[str, int] = {}
-        """The last epoch of each camera that is open."""
+        """The last epoch of each open camera."""
         self._unwanted_since: dict[str, float] = {}
         self._failed_at: dict[str, float] = {}
         self._worker = ThreadWorker("cameras of the worker", self._follow, self._end)
 
     @property
     def unable(self) -> frozenset[str]:
-        """Cameras that could not be opened lately."""
+        """Names of the cameras that could not be opened in the last ``_RETRY_SECONDS``."""
         now = time.monotonic()
         return frozenset(camera for camera, at in list(self._failed_at.items()) if now < at + _RETRY_SECONDS)
 
     def follow(self, leases: Mapping[str, int]) -> None:
-        """Set the cameras that are to be open."""
+        """Set the leased cameras, with the epoch of each lease; the thread opens and closes cameras accordingly."""
         now = time.monotonic()
         for camera in self._running.present - leases.keys():
             self._unwanted_since.setdefault(camera, now)
@@ -70,7 +73,7 @@ class Roster(WorkerOwner):
             self._changed.set()
 
     def closing(self) -> dict[str, int]:
-        """Return the epochs of the cameras that are not closed yet, for a limited time."""
+        """Return the epochs of cameras that are still closing, for at most ``_MAX_CLOSING_SECONDS``."""
         now = time.monotonic()
         present = self._running.present
         self._unwanted_since = {camera: at for camera, at in self._unwanted_since.items() if camera in present}

@@ -1,6 +1,7 @@
-"""State that outlives a director: terms, members, cameras and drained nodes, in the key-value store of Ray's head.
+"""Stores terms, members, cameras and drained nodes in the key-value store of Ray's head.
 
-Names and numbers only: the store is readable to everyone who has the token, and its files may be backed up.
+The state outlives a director. It contains only names and numbers, because everyone with the token can read it, and its
+files may be backed up.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from pipeline.errors import ReciproStreamError
 
 
 class FleetStore:
-    """The store of one fleet. Each call waits for the head, possibly for as long as it is gone."""
+    """The store of one fleet. Each call waits until the head answers."""
 
     def __init__(self, fleet: str) -> None:
-        """Use the keys of a fleet; nothing is read yet."""
+        """Create the store of a fleet; nothing is read yet."""
         from ray.experimental import internal_kv
 
         self._kv: Any = internal_kv
         self._namespace = f"recipro-stream/{fleet}".encode()
 
     def claim_term(self) -> int:
-        """Return a term that no director has had: higher than all before, also where the store was lost."""
+        """Claim and return a term above all earlier terms, even if the store was lost."""
         while True:
             term = max(self.latest_term() + 1, int(time.time()))
-            # The call returns whether the key existed: of two claims of one number, one succeeds.
+            # The call returns whether the key existed, so only one of two claims of the same number succeeds.
             if not self._kv._internal_kv_put(self._term_key(term), b"", overwrite=False, namespace=self._namespace):  # noqa: SLF001
                 for old in self._names("term/"):
                     if int(old) < term:
@@ -35,47 +36,47 @@ class FleetStore:
                 return term
 
     def latest_term(self) -> int:
-        """Return the highest term that was claimed; 0 if there is none."""
+        """Return the highest claimed term; 0 if there is none."""
         return max(map(int, self._names("term/")), default=0)
 
     def write_pulse(self, term: int, number: int) -> None:
-        """Show that the director of a term is active; ``number`` differs from the last one."""
+        """Write that the director of a term is active; ``number`` must differ at each call."""
         self._put("pulse", f"{term}/{number}".encode())
 
     def pulse(self) -> bytes | None:
-        """Return what the active director wrote last."""
+        """Return the last value of ``write_pulse``, as ``TERM/NUMBER``; None if there is none."""
         value: bytes | None = self._kv._internal_kv_get(b"pulse", namespace=self._namespace)  # noqa: SLF001
         return value
 
     def members(self) -> frozenset[str]:
-        """Return the slots of the workers that may have leases."""
+        """Return the slots of all workers that may have leases."""
         return frozenset(self._names("member/"))
 
     def add_members(self, slots: Iterable[str]) -> None:
-        """Add slots. The latest term is to be read after that, before a lease is granted to them."""
+        """Add slots of workers; the caller must read the latest term afterwards, before it grants them a lease."""
         for slot in slots:
             self._put(f"member/{slot}", b"")
 
     def remove_members(self, slots: Iterable[str]) -> None:
-        """Remove slots of workers that have ended for good."""
+        """Remove the slots of workers that have ended permanently."""
         for slot in slots:
             self._delete(f"member/{slot}")
 
     def cameras(self) -> dict[str, float] | None:
-        """Return the rates of the cameras; None if they were not written yet."""
+        """Return the frame rate of each camera by name; None before the first ``write_cameras``."""
         text = self._kv._internal_kv_get(b"cameras", namespace=self._namespace)  # noqa: SLF001
         return None if text is None else json.loads(text)
 
     def write_cameras(self, cameras: Mapping[str, float]) -> None:
-        """Replace the cameras."""
+        """Replace the cameras and their frame rates."""
         self._put("cameras", json.dumps(dict(cameras)).encode())
 
     def drained(self) -> frozenset[str]:
-        """Return the nodes that get no cameras."""
+        """Return the names of the drained nodes, which get no cameras."""
         return frozenset(self._names("drained/"))
 
     def write_drained(self, node: str, *, is_drained: bool) -> None:
-        """Add a drained node, or remove it."""
+        """Add a node to the drained nodes, or remove it."""
         if is_drained:
             self._put(f"drained/{node}", b"")
         else:

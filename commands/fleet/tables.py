@@ -1,4 +1,4 @@
-"""The state of a fleet: as tables in the terminal, and as plain lines elsewhere."""
+"""Formats the state of a fleet as tables for a terminal, or as plain lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _LATE_SECONDS: Final = 1.5
-"""Time without a beat of a worker, which beats twice a second, that is shown."""
+"""Time in seconds without a beat after which a worker is shown as late; workers beat twice a second."""
 
 
 def status_tables(state: dict[str, Any]) -> Group:
@@ -39,7 +39,7 @@ def status_tables(state: dict[str, Any]) -> Group:
 
 
 def status_lines(state: dict[str, Any]) -> list[str]:
-    """Return the same as lines of text, which change only if the fleet does."""
+    """Return the state as lines of text that change only when the fleet changes."""
     lines = [director_line(state)]
     for worker in state["workers"]:
         late = f", not heard for {worker['heard_seconds']:.0f} s" if worker["heard_seconds"] > _LATE_SECONDS else ""
@@ -54,7 +54,7 @@ def status_lines(state: dict[str, Any]) -> list[str]:
 
 
 def director_line(state: dict[str, Any]) -> str:
-    """Return the state of the director in one line."""
+    """Return the state of the active director as one line."""
     place = "on the head" if state["is_on_head"] else "not on the head"
     text = f"director: term {state['term']}, {place}; "
     if state["awaited"]:

@@ -1,4 +1,4 @@
-"""`run.py fleet status --watch`: the state of a fleet, again and again."""
+"""`run.py fleet status --watch`: shows the state of a fleet continuously."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ANSWER_SECONDS: Final = 3.0
 
 
 def states(directors: Directors, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """Yield the state of a fleet twice a second, or ``problem`` with the reason that there is none."""
+    """Yield the state of a fleet twice a second; without an answer, yield the key ``problem`` with the reason."""
     while not stop.is_set():
         try:
             state = directors.call("status", seconds=_ANSWER_SECONDS)
@@ -33,7 +33,7 @@ def states(directors: Directors, stop: threading.Event) -> Iterator[dict[str, An
 
 
 def watch_json(directors: Directors, stop: threading.Event) -> None:
-    """Print each state as a line of JSON, until ``stop`` is set or the reader has ended."""
+    """Print each state as a line of JSON until ``stop`` is set or standard output is closed."""
     for state in states(directors, stop):
         try:
             typer.echo(json.dumps(state))
@@ -42,7 +42,7 @@ def watch_json(directors: Directors, stop: threading.Event) -> None:
 
 
 def watch_text(directors: Directors, stop: threading.Event) -> None:
-    """Show the state in the terminal until ``stop`` is set; elsewhere, print it each time it has changed."""
+    """Show the state until ``stop`` is set; if standard output is not a terminal, print each changed state."""
     console = Console()
     printed: list[str] = []
     with Live(console=console, screen=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:

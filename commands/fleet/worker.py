@@ -1,6 +1,6 @@
-"""A worker as an actor of Ray: one device, one warm network, and the cameras that the director leases to it.
+"""A worker as a Ray actor: it runs one network on one device for the cameras that the director leases to it.
 
-Frames are decoded, explained and published here; Ray carries beats only.
+The worker decodes, explains and publishes frames itself; only beats go through Ray.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ _LOCK_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """Arguments with which a worker is started. Ray's store has it in plain text: names and paths, never an address."""
+    """The arguments of a worker. Ray stores them as plain text, so they contain names and paths, but no addresses."""
 
     fleet: str
     node: str
     device: str
     number: int
-    """Number of the worker on its node: its sinks listen as many ports higher."""
+    """Number of the worker on its node, from 0; added to the port of each sink."""
     stream: str
-    """Path of the node's configuration."""
+    """Path of the node's stream configuration."""
     without_director: Literal["stop", "keep"] = "stop"
     timing: FleetTiming = field(default_factory=FleetTiming)
 
     @property
     def slot(self) -> str:
-        """Name of the worker's place in the fleet."""
+        """Name of the worker's place in the fleet, such as ``NODE/cuda:0-0``."""
         return f"{self.node}/{self.device}-{self.number}"
 
 
 class FleetWorker:
-    """Holds cameras as long as its leases are valid by its own clock."""
+    """Runs cameras while their leases are valid by the worker's own clock."""
 
     def __init__(self, spec: WorkerSpec, directors: Directors) -> None:
-        """Build the network and begin to beat.
+        """Build the network, and start the threads of the pipeline and the beats.
 
         Args:
-            spec: what to run.
-            directors: what answers the beats.
+            spec: the arguments of the worker.
+            directors: the client of the directors, which answer the beats.
         """
         log_as_text()
         self._spec, self._directors = spec, directors
@@ -94,22 +94,22 @@ class FleetWorker:
                  100.0 * spec.timing.fill)  # fmt: skip
 
     def open_parts(self, stack: ExitStack) -> OpenRun:
-        """Open engine and sinks, without cameras."""
+        """Open the engine and the sinks, without cameras."""
         return open_run(self.read_config(), stack, starts_empty=True)
 
     def _addresses(self) -> tuple[str, ...]:
-        """Return the addresses of the sinks as other machines reach them."""
+        """Return the addresses of the sinks for other machines."""
         import ray
 
         host = ray.util.get_node_ip_address()
         return tuple(reachable_address(getattr(sink, "endpoint", sink.uri), host) for sink in self._run.sinks)
 
     def measure(self, run: OpenRun) -> float:
-        """Return the frames per second that this worker explains."""
+        """Measure and return the frames per second that this worker explains."""
         return measure_capacity(run.explainer, run.renderer, run.limits.batch_size)
 
     def read_config(self) -> Config:
-        """Return the node's configuration, with the device and the addresses of this worker."""
+        """Read the node's configuration; set this worker's device and sink addresses."""
         path = Path(self._spec.stream)
         config = with_all_cameras(load_config(read_yaml(path.read_text(encoding="utf-8"), path.name), path.name))
         engine = config.engine.model_copy(update={"device": self._spec.device})
@@ -117,26 +117,26 @@ class FleetWorker:
         return config.model_copy(update={"engine": engine, "sinks": sinks, "frames": None, "seconds": None})
 
     def read_cameras(self) -> list[Camera]:
-        """Return the cameras that the node's file has now."""
+        """Read the node's configuration again, and return its cameras, unopened."""
         return make_cameras(self.read_config())
 
     def capacity(self) -> float:
-        """Return the measured capacity in frames per second; the answer shows that the worker has started."""
+        """Return the measured capacity in frames per second; a result shows that the worker has started."""
         return self._capacity
 
     def process(self) -> int:
-        """Return the number of this process."""
+        """Return the process ID of this worker."""
         return os.getpid()
 
     def close(self) -> None:
-        """Close cameras and sinks in order."""
+        """Close the cameras and the sinks in order."""
         self._stack.close()
 
     def _may_publish(self, frame: Frame) -> bool:
         return self._leases.may_publish(frame.camera, frame.epoch, lease_clock())
 
     def _start(self, name: str, run: Callable[[], object]) -> None:
-        """Run a call in a thread for as long as the worker lives."""
+        """Run a function in a thread; if it ends before ``close``, end the process."""
 
         def call() -> None:
             try:
@@ -144,7 +144,7 @@ class FleetWorker:
             except BaseException:
                 log.exception("%s: %s ended; the worker is started again", self._spec.slot, name)
             if not self._stop.is_set():
-                os._exit(1)  # Ray starts another process in this slot; the leases end by themselves
+                os._exit(1)  # Ray starts a new process for this slot; the old leases expire
 
         self._stack.enter_context(ThreadWorker(f"{name} of {self._spec.slot}", call, self._stop.set))
 
@@ -163,10 +163,10 @@ class FleetWorker:
 
 
 def _take_slot(spec: WorkerSpec) -> Any:  # noqa: ANN401 - an open file
-    """Lock the worker's slot on this machine: the process that had it before must have ended.
+    """Lock the worker's slot on this machine, and wait for an earlier process of the slot to end.
 
     Raises:
-        ReciproStreamError: it has not.
+        ReciproStreamError: another process still has the slot after ``_LOCK_SECONDS``.
     """
     name = f"recipro-fleet-{os.getuid()}-{spec.fleet}-{spec.slot}.lock".replace("/", "_")
     path = Path(tempfile.gettempdir()) / name

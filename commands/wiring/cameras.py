@@ -1,4 +1,4 @@
-"""The cameras of a run: built from a configuration, added, removed and replaced while it goes on."""
+"""Builds the cameras of a run from its configuration; adds, removes and replaces cameras during the run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger("recipro-stream")
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A source of a configuration; ``source.camera`` is its name, unique in the run."""
+    """A configured video source; ``source.camera`` is its name, unique in the run."""
 
     source: Source
     settings: SourceSettings
-    """Its options, with the variables and credentials in its address."""
+    """The options of the source; its URI has environment variables expanded and credentials inserted."""
     context: SourceContext
-    """The options of the run and the secrets that it uses."""
+    """Name, decoder, GPU index and secrets for the source."""
 
     @property
     def name(self) -> str:
@@ -36,13 +36,13 @@ class Camera:
         return self.source.camera
 
     def equals(self, other: Camera) -> bool:
-        """Return whether both read the same address with the same options."""
+        """Return whether both cameras have the same URI and options."""
         compared = (self.settings, self.context, self.source.overflow)
         return compared == (other.settings, other.context, other.source.overflow)
 
 
 def with_all_cameras(config: Config) -> Config:
-    """Return the configuration with an entry for each camera of a source that has several, such as a bag."""
+    """Return the configuration with one source entry per camera; a bag, for example, has several cameras."""
     from stream.cameras import cameras_of
     from stream.credentials import expand_env
 
@@ -51,7 +51,7 @@ def with_all_cameras(config: Config) -> Config:
 
 
 def make_cameras(config: Config) -> list[Camera]:
-    """Return the cameras of a configuration; nothing is opened.
+    """Return the cameras of a configuration, unopened.
 
     Raises:
         ReciproStreamError: a source, its address or its secret file is invalid.
@@ -64,7 +64,7 @@ def make_cameras(config: Config) -> list[Camera]:
     cameras = []
     for entry in config.sources:
         secrets = read_secrets(entry)
-        # With credentials in the address, an @ in the path would be ambiguous.
+        # The name comes from the URI without credentials: an @ in the path would be ambiguous.
         name = entry.name or (host_and_path(entry.uri) if "credentials_file" in secrets else None)
         settings = entry.model_copy(update={"uri": _address(entry, secrets)})
         if isinstance(settings, GenicamSettings) and settings.producer is None:
@@ -81,7 +81,7 @@ def make_cameras(config: Config) -> list[Camera]:
 
 
 def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
-    """Return the URI of a source, with credentials that stand outside its configuration."""
+    """Return the URI of a source, with variables expanded and the credentials of its ``credentials_file`` inserted."""
     from stream.credentials import expand_env, with_credentials
 
     uri = expand_env(source.uri, os.environ)
@@ -91,7 +91,7 @@ def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CameraDiff:
-    """The names of the cameras that differ between a run and a configuration."""
+    """Names of the cameras that differ between a run and a new configuration."""
 
     added: Sequence[str]
     changed: Sequence[str]
@@ -101,9 +101,9 @@ class CameraDiff:
 
 
 class RunningCameras(Discovery):
-    """Opens the cameras of a run, and closes each once no thread reads it.
+    """Opens the cameras of a run; closes a camera when no thread reads it.
 
-    A camera is changed by removing it and adding its successor, of the same name, once its last frame is delivered.
+    To change a camera, it is removed. When its last frame is delivered, a successor with the same name is added.
     """
 
     def __init__(
@@ -112,21 +112,21 @@ class RunningCameras(Discovery):
         claim: Callable[[str], None],
         release: Callable[[str], None] = lambda _camera: None,
     ) -> None:
-        """Store the cameras of the beginning of a run, which entering opens.
+        """Store the initial cameras of a run; entering opens them.
 
         Args:
-            cameras: not entered.
-            claim: locks what the sinks write for a camera that is added later; raises ``SinkError``.
-            release: unlocks it when the camera has left. Both are called in any thread.
+            cameras: the cameras, unopened.
+            claim: locks the output files of a camera that is added later; raises ``SinkError``. Called from any thread.
+            release: unlocks the output files when the camera is removed. Called from any thread.
         """
         self._claim, self._release = claim, release
-        # Guards the following: ``apply`` runs in a thread of its own.
+        # Protects the attributes below: ``apply`` runs in another thread.
         self._lock = threading.Lock()
         self._running = {camera.name: camera for camera in cameras}
-        """Cameras in the run, or in ``_added`` to be so."""
+        """Cameras in the run, and cameras in ``_added`` that join it next."""
         self._leaving: dict[str, Camera] = {}
         self._successors: dict[str, Camera] = {}
-        """Opened cameras that wait for one of the same name to leave."""
+        """Open cameras that wait until the removed camera of the same name is closed."""
         self._added: deque[Camera] = deque()
         self._removed: deque[str] = deque()
 
@@ -145,24 +145,27 @@ class RunningCameras(Discovery):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Close all cameras; the threads of the run have ended."""
+        """Close all cameras, after the threads of the run have ended."""
         for camera in (*self._successors.values(), *self._leaving.values(), *self._running.values()):
             _close(camera)
 
     @property
     def present(self) -> frozenset[str]:
-        """Names of the cameras that are open, or about to join or to be closed."""
+        """Names of all open cameras, including cameras that are being added or removed."""
         with self._lock:
             return frozenset({*self._running, *self._leaving, *self._successors})
 
     def drops_frames(self, camera: str) -> bool:
-        """Return whether the queue of a camera drops frames that the networks cannot follow."""
+        """Return whether a camera's queue drops its oldest frames when the networks are too slow."""
         with self._lock:
             found = self._leaving.get(camera) or self._running.get(camera)
         return found is None or overflow_of(found.source, found.source.overflow) == "drop-oldest"
 
     def apply(self, wanted: Sequence[Camera]) -> CameraDiff:
-        """Change the run's cameras to ``wanted`` (not entered); a camera that cannot be opened is left as it is."""
+        """Change the run's cameras to ``wanted`` (unopened).
+
+        If a changed camera cannot be opened, the old camera stays. A new camera that cannot be opened is not added.
+        """
         with self._lock:
             expected = {**self._running, **self._successors}
         names = {camera.name for camera in wanted}
@@ -180,17 +183,17 @@ class RunningCameras(Discovery):
         return CameraDiff([c.name for c in added], [c.name for c in changed], removed, failed)
 
     def take(self) -> list[Source]:
-        """Return the sources that were added since the last call, entered."""
+        """Return the open sources that were added since the last call."""
         with self._lock:
             return [self._added.popleft().source for _ in range(len(self._added))]
 
     def take_removed(self) -> list[str]:
-        """Return the cameras that are to leave."""
+        """Return the names of the cameras to remove since the last call."""
         with self._lock:
             return [self._removed.popleft() for _ in range(len(self._removed))]
 
     def on_removed(self, source: Source) -> None:
-        """Close a source that left, and add its successor."""
+        """Close a removed source and add its successor, if it has one."""
         with self._lock:
             _close(self._leaving.pop(source.camera))
             if successor := self._successors.pop(source.camera, None):
@@ -214,7 +217,7 @@ class RunningCameras(Discovery):
         return True
 
     def _withdraw(self, name: str) -> None:
-        """Let a camera leave; close one that has not yet joined."""
+        """Remove a camera; close it at once if it has not joined the run yet."""
         if successor := self._successors.pop(name, None):
             _close(successor)
             return

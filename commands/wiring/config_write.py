@@ -12,20 +12,20 @@ from pipeline.errors import ConfigError
 
 
 def is_writable(path: Path) -> bool:
-    """Return whether the file can be replaced: it and its folder must be writable."""
+    """Return whether the file and its folder are writable, so that the file can be replaced."""
     real = path.resolve()
     return os.access(real, os.W_OK) and os.access(real.parent, os.W_OK)
 
 
 @contextmanager
 def replaced_text(path: Path, text: str) -> Iterator[None]:
-    """Write a text beside a file; it replaces the file when the block ends without an error.
+    """Write a text to a temporary file, which replaces ``path`` when the block ends without an error.
 
-    What can fail (a full disk) mostly fails on entering. A link stays, and its target is replaced. Line ends,
-    permissions and, where that is allowed, the owner stay.
+    Most errors, such as a full disk, are raised on entering. A symbolic link stays, and its target is replaced.
+    The line ends and permissions of the file are kept, and the owner if the system allows it.
 
     Raises:
-        ConfigError: the file cannot be written; it is as before.
+        ConfigError: the file cannot be written; it is unchanged.
     """
     with atomic_write(path, raises=ConfigError) as temporary:
         status = path.stat()

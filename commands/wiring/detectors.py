@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_detector(model: str) -> bool:
-    """Return whether a model is a detector: a known name, a file of ``train``, or a foreign ONNX file of one."""
+    """Return whether a model is a detector: a known name, a file of ``train``, or a foreign ONNX detector."""
     from engine.detectors.checkpoint import is_detector_file
     from engine.detectors.loader import DETECTORS
     from engine.export.metadata import is_foreign_classifier, is_foreign_onnx
@@ -29,7 +29,7 @@ def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:
     """Load the detector of a configuration.
 
     Raises:
-        ModelError: the file cannot be read, decoded or proven.
+        ModelError: the file cannot be read, its output layout is not supported, or its check fails.
         ConfigError: an option does not fit a detector.
     """
     from commands.wiring.run import bundled_weights
@@ -41,10 +41,10 @@ def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:
 
 
 def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:
-    """Return the explainer of the configuration's detector.
+    """Return the explainer of the configured detector.
 
     Raises:
-        ModelError: the file cannot be read, decoded or proven.
+        ModelError: the file cannot be read, its output layout is not supported, or its check fails.
         ConfigError: an option does not fit a detector.
         BackendError: the device, precision or backend is not available for detectors.
     """

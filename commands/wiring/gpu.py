@@ -1,4 +1,4 @@
-"""Rendering on the GPU: adds text and guards, and delivers JPEG or arrays, as the sinks need."""
+"""Renders on the GPU: adds text and guards, and downloads JPEG data or arrays for the sinks."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ log = logging.getLogger("recipro-stream")
 
 
 class GpuRenderer(Renderer):
-    """Renderer for frames that the engine has rendered on the GPU: adds text and guards, and downloads the image."""
+    """Adds text and guards to images that the engine has rendered on the GPU, and downloads them."""
 
     def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
         """Create a renderer.
 
         Args:
             drawing: draws text and guards.
-            explainer: holds the rendered images on the GPU.
-            sinks: the sinks, which decide between JPEG and arrays.
+            explainer: stores the rendered images on the GPU.
+            sinks: the sinks; each accepts JPEG data of one quality, or arrays.
         """
         self._drawing = drawing
         self._explainer = explainer
         self._sinks = tuple(sinks)
-        # Held during a download: cameras are rendered in threads of their own and share the GPU's stream.
+        # Serializes downloads: each camera is rendered in its own thread, and all share one CUDA stream.
         self._turn = threading.Lock()
         qualities = [quality for quality in (sink.accepted_jpeg_quality for sink in self._sinks) if quality is not None]
         self.quality = max(set(qualities), key=qualities.count) if qualities else None
-        """The only JPEG quality that the GPU encodes; sinks with another quality get an array."""
+        """The only JPEG quality (1 to 100) that the GPU encodes; sinks with another quality receive an array."""
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Add text and guards to the rendered image and download it in the forms that are needed now."""
+        """Add text and guards to the rendered image, and download it as JPEG, as an array, or both, for the sinks."""
         from engine.explainers.gpu import RenderedExplanation
 
         if not isinstance(explanation, RenderedExplanation):
@@ -61,7 +61,7 @@ class GpuRenderer(Renderer):
 
 
 def renders_on_gpu(config: Config, device: str) -> bool:
-    """Return whether frames are rendered on the GPU: if they are explained there and no option needs the CPU."""
+    """Return whether frames are rendered on the GPU: ``device`` is ``cuda`` and no overlay option requires the CPU."""
     overlay = config.overlay
     obstacles = {
         "contour": overlay.contour, "hottest_box": overlay.hottest_box, "smoothing": overlay.smoothing_seconds > 0,
@@ -73,7 +73,7 @@ def renders_on_gpu(config: Config, device: str) -> bool:
 
 
 def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int) -> GpuExplainer:
-    """Return the explainer that also renders, on the configured GPU."""
+    """Return an explainer that explains and renders frames on the configured GPU."""
     from engine.explainers.gpu import GpuExplainer
     from overlays.render.gpu_tables import heat_lut
 
@@ -82,7 +82,7 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
 
 
 def make_renderer(drawing: HeatRenderer, explainer: EngineExplainer, sinks: Sequence[Sink]) -> Renderer:
-    """Return ``drawing``, or a renderer that downloads the images if the explainer renders them on the GPU."""
+    """Return a ``GpuRenderer`` if the explainer renders on the GPU, else ``drawing``."""
     from engine.explainers.gpu import GpuExplainer
 
     return GpuRenderer(drawing, explainer, sinks) if isinstance(explainer, GpuExplainer) else drawing

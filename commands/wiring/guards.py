@@ -1,4 +1,4 @@
-"""Builds the guards of a run, with the baseline for drift."""
+"""Builds the guards of a run and reads the baseline for drift detection."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ log = logging.getLogger("recipro-stream")
 
 
 def check_guards(config: Config, cameras: Sequence[str]) -> None:
-    """Check guards, and the conditions of sinks, against the run's cameras, before anything is opened.
+    """Check the guards and the sinks' conditions against the run's cameras, before anything is opened.
 
     Raises:
-        ConfigError: a guard or ``record_when`` names something unknown.
+        ConfigError: a guard or a sink's condition uses an unknown name.
     """
     guards = config.guards
     names = [*cameras, *config.external_cameras]
@@ -51,10 +51,10 @@ def check_guards(config: Config, cameras: Sequence[str]) -> None:
 def load_drift_tracking(
     config: Config, cameras: Sequence[str], recorder: BaselineRecorder | None = None
 ) -> DriftTracking:
-    """Check guards against the run's cameras, and read the baseline, before anything is opened.
+    """Check the guards against the run's cameras and read the baseline, before anything is opened.
 
     Raises:
-        ConfigError: a guard or ``record_when`` names something unknown, or the baseline cannot be read.
+        ConfigError: a guard or a sink's condition uses an unknown name, or the baseline cannot be read.
     """
     check_guards(config, cameras)
     guards = config.guards
@@ -92,10 +92,10 @@ def _read_baseline_text(baseline: str) -> str:
 
 
 def check_classes(config: Config, labels: Collection[str]) -> None:
-    """Check that rules and conditions name classes of the network.
+    """Check that rules and conditions use only classes of the network.
 
     Raises:
-        ConfigError: a rule or ``record_when`` names a class that the network does not have.
+        ConfigError: a rule or a sink's condition names a class that the network does not have.
     """
     check_labels(config.guards, labels)
     _check_recorders(config, {"label": labels})
@@ -104,10 +104,10 @@ def check_classes(config: Config, labels: Collection[str]) -> None:
 def build_monitor(
     config: Config, explainer: EngineExplainer, slow: DriftTracking, history: RuleHistory | None = None
 ) -> ExplanationMonitor:
-    """Return the explainer wrapped in its guards; ``history`` receives what rules need of each frame.
+    """Return the explainer wrapped in its guards; ``history`` receives the figures of each frame that rules use.
 
     Raises:
-        ConfigError: a rule or ``record_when`` names a class that the network does not have.
+        ConfigError: a rule or a sink's condition names a class that the network does not have.
     """
     check_classes(config, explainer.labels)
     if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
@@ -119,7 +119,7 @@ def build_monitor(
 
 
 def report_guards(monitor: ExplanationMonitor) -> None:
-    """Print the number of alerts of each guard, and the cost of checks."""
+    """Print the number of alerts of each guard, and the share of engine time that deletion checks took."""
     for (camera, name), fired in monitor.fire_counts().items():
         print_line(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
     if (budget := monitor.overhead_budget) is not None:

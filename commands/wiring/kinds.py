@@ -1,4 +1,4 @@
-"""Joins the registries of sources and sinks for the configuration."""
+"""Validates entries of ``sources`` and ``sinks`` with the registries of their kinds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Models = list[tuple[str, tuple[str, ...], type[EntrySettings]]]
 
 
 class RegisteredKinds:
-    """Reads entries of ``sources`` and ``sinks`` with the registries."""
+    """Parses entries of ``sources`` and ``sinks`` with the registries."""
 
     def source(self, entry: Mapping[str, Any]) -> SourceSettings:
-        """Return the settings of one source; if the URI is ``${NAME}``, the variable's value selects the kind."""
+        """Return the settings of one source; a URI that starts with ``${NAME}`` is expanded to find the kind."""
         uri = entry.get("uri")
         if not isinstance(uri, str):
             return SOURCES.parse(entry)
@@ -36,7 +36,7 @@ class RegisteredKinds:
         return SINKS.parse(entry)
 
     def models(self, section: str) -> Models:
-        """Return name, URI keys and settings model of every kind of ``sources`` or ``sinks``."""
+        """Return the name, the URI keys and the settings model of each kind in ``sources`` or ``sinks``."""
         kinds = SOURCES.all_kinds() if section == "sources" else SINKS.all_kinds()
         return [(kind.name, kind.keys, kind.settings) for kind in kinds]
 
@@ -45,5 +45,5 @@ KINDS = RegisteredKinds()
 
 
 def load_config(settings: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Return the validated configuration with the settings of each kind; see ``pipeline.config_loader``."""
+    """Return the validated configuration; each source and sink has the settings model of its kind."""
     return validate_config(settings, name, overrides, kinds=KINDS)

@@ -14,17 +14,17 @@ from pipeline.ports import Explainer
 from pipeline.settings import SourceSettings
 
 OK: Final = "ok"
-"""The class that is ok by default."""
+"""Name of the class that is good by default."""
 
 
 class ConfiguredPlaces:
-    """The zones and lines of a run's cameras by name; replaced as a whole when the configuration changes."""
+    """Maps each camera's name to its zones and lines; ``update`` replaces all of them."""
 
     def __init__(self, cameras: Sequence[Camera], labels: Collection[str], *, has_boxes: bool) -> None:
-        """Set the cameras of the beginning of a run.
+        """Set the zones and lines of the initial cameras.
 
         Args:
-            cameras: the cameras.
+            cameras: the initial cameras.
             labels: the classes of the network.
             has_boxes: whether the network is a detector.
 
@@ -37,7 +37,11 @@ class ConfiguredPlaces:
         self.update(cameras)
 
     def update(self, cameras: Sequence[Camera]) -> None:
-        """Set the cameras of a changed configuration. Raises ``ConfigError``; then nothing is changed."""
+        """Replace the zones and lines by those of ``cameras``.
+
+        Raises:
+            ConfigError: zones or lines do not fit the network; nothing is changed.
+        """
         for camera in cameras:
             self._check(camera.settings, camera.name)
         self._places = {
@@ -46,18 +50,18 @@ class ConfiguredPlaces:
         }
 
     def __call__(self, camera: str) -> Places:
-        """Return the zones and lines of a camera."""
+        """Return the zones and lines of a camera; an unknown camera has none."""
         return self._places.get(camera, Places())
 
     def monitor(self, explainer: Explainer) -> Explainer:
-        """Return the explainer, counting parts and crossings if its network is a detector."""
+        """Return the explainer; for a detector, wrap it so that it also counts parts and crossings."""
         if not self.has_boxes:
             return explainer
         self._monitor = PassageMonitor(explainer, self, ok_default={OK} & set(self.labels))
         return self._monitor
 
     def summary(self) -> list[str]:
-        """Return the counts of the run, a line for each zone and line of each camera."""
+        """Return the counts of the run, one text line per zone or line of each camera."""
         return [] if self._monitor is None else self._monitor.summary()
 
     def _check(self, source: SourceSettings, camera: str) -> None:

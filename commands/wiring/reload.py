@@ -1,4 +1,4 @@
-"""Reads the configuration file of a running stream again when it changes, or at SIGHUP."""
+"""Reloads the configuration file of a running stream when it changes, or at SIGHUP."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ log = logging.getLogger("recipro-stream")
 T = TypeVar("T")
 
 CHECK_SECONDS: Final = 1.0
-"""Interval between two looks at the file."""
+"""Interval in seconds between two checks of the file."""
 _APPLIED: Final = frozenset({"sources", "overflow", "decoder", "external_cameras"})
 _APPLIED_GUARDS: Final = frozenset({"regions", "rules", "draw"})
-"""Keys, and those of ``guards``, that take effect at once; all others at the next start."""
+"""Keys of ``guards`` that take effect at once; ``_APPLIED`` lists the top-level keys. All others need a restart."""
 
 
 class ConfigText:
-    """The text that a run's configuration was read from: a file, or the options of the command line as YAML."""
+    """The YAML text of a run's configuration, from a file or from the command line options."""
 
     def __init__(
         self, name: str, parse: Callable[[str], Config], *, path: Path | None, text: str = "", has_sources: bool = True
     ) -> None:
-        """Set how a text becomes a configuration.
+        """Store the text and the function that parses it.
 
         Args:
-            name: for messages.
+            name: name of the configuration in messages.
             parse: returns the validated configuration of a text; raises ``ReciproStreamError``.
-            path: the file; None: there is none.
-            text: without a file, the text.
-            has_sources: False if the sources stand on the command line instead.
+            path: the configuration file; None if there is no file.
+            text: the initial text, used if there is no file.
+            has_sources: False if the sources come from the command line.
         """
         self.name, self.parse, self.path, self.has_sources = name, parse, path, has_sources
         self.text = text
         """The text of the running configuration."""
         self._read = text
         self._unwritten: str | None = None
-        """The text of a file that cannot be written, if ``text`` has changes that it does not have."""
+        """The text of a read-only file, if ``text`` contains changes that could not be written to it."""
 
     def current(self) -> str:
-        """Return the text of the file as it is now, with changes that could not be written."""
+        """Return the current text of the file, including changes that could not be written."""
         if self.path is None:
             return self.text
         text = read_text(self.path)
         return self.text if text == self._unwritten else text
 
     def read(self) -> Config:
-        """Return the configuration of the file as it is now; ``accept`` says that it runs."""
+        """Read and parse the current text; call ``accept`` when the configuration has been applied."""
         text = self.text if self.path is None else read_text(self.path)
         config = self.parse(text)
         self._read = text
         return config
 
     def accept(self) -> None:
-        """Take the text that was read last as that of the running configuration."""
+        """Store the text of the last ``read`` as the text of the running configuration."""
         self.text = self._read
         self._unwritten = None
 
     def adopt(self, text: str, *, is_written: bool, before: str) -> None:
-        """Take a text as that of the running configuration.
+        """Store a text as the text of the running configuration.
 
         Args:
-            text: the text.
-            is_written: False if the file stays as it is.
-            before: the text that it replaces.
+            text: the new text.
+            is_written: whether the file contains the new text.
+            before: the text before the change.
         """
         if is_written:
             self._unwritten = None
@@ -87,41 +87,41 @@ class ConfigText:
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """The file of a run's configuration."""
+    """A run's configuration file, and the events that request a reload."""
 
     path: Path
     read: Callable[[], Config]
-    """Returns the validated configuration of the file as it is now; raises ``ReciproStreamError``."""
+    """Reads and validates the file; raises ``ReciproStreamError``."""
     stamp: tuple[int, ...] | None = None
-    """``stamp_of`` the file before the run's configuration was read: a change while the run starts is noticed."""
+    """``stamp_of`` the file before the configuration was first read, to detect a change during the start."""
     requested: threading.Event = field(default_factory=threading.Event)
-    """Set by ``request``."""
+    """Set by ``request`` to reload the file."""
     woken: threading.Event = field(default_factory=threading.Event)
-    """Set to wake the thread: for a request, a call, or the end."""
+    """Set to wake the thread for a reload, a submitted call, or its end."""
     accept: Callable[[], None] = lambda: None
-    """Called when the configuration that was read last has been applied."""
+    """Called after the configuration of the last ``read`` has been applied."""
     is_watched: bool = True
-    """False: only ``ConfigWatcher.submit`` changes the run."""
+    """If False, the file is not reloaded; only calls of ``ConfigWatcher.submit`` change the run."""
 
     def request(self) -> None:
-        """Have the file read now, changed or not."""
+        """Request a reload of the file, even if it has not changed."""
         self.requested.set()
         self.woken.set()
 
 
 class ConfigWatcher(WorkerOwner):
-    """Applies the changes of a configuration file, in a thread of its own: opening a source holds up no frame.
+    """Applies changes of a configuration file in its own thread, so that opening a source delays no frame.
 
-    A file that is invalid, or that cannot be applied, changes nothing, and the log has the reason.
+    If a file is invalid or cannot be applied, the reason is logged and the run continues unchanged.
     """
 
     def __init__(self, file: ConfigFile, config: Config, apply: Callable[[Config], CameraDiff]) -> None:
-        """Watch a file; entering starts the thread.
+        """Create the watcher of a file; entering starts its thread.
 
         Args:
-            file: the file.
+            file: the configuration file.
             config: the running configuration.
-            apply: changes the run's cameras; raises ``ReciproStreamError`` if the configuration does not fit the run.
+            apply: applies a configuration to the run; raises ``ReciproStreamError`` if it does not fit the run.
         """
         self._file, self._config, self._apply = file, config, apply
         self._stamp = file.stamp
@@ -154,9 +154,9 @@ class ConfigWatcher(WorkerOwner):
             self._calls.popleft()[1].cancel()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Call a function that changes the run between two looks at the file; for any thread.
+        """Call a function in the watcher's thread and return its future; callable from any thread.
 
-        A file that the function writes is not read again.
+        The function may change the run and write the file; such a write causes no reload.
         """
         future: Future[T] = Future()
         self._calls.append((call, future))
@@ -196,13 +196,13 @@ class ConfigWatcher(WorkerOwner):
 
 
 def warn_of_later_changes(name: str, running: Config, config: Config) -> None:
-    """Log which changes of a configuration that is applied now take effect at the next start only."""
+    """Log a warning with the changed keys that take effect only at the next start."""
     if later := _at_next_start(running, config):
         log.warning("%s: changes of %s take effect at the next start", name, ", ".join(later))
 
 
 def _at_next_start(running: Config, config: Config) -> list[str]:
-    """Return the keys that differ from those of a running configuration, and take effect at the next start only."""
+    """Return the keys that differ from the running configuration and take effect only at the next start."""
     later = [
         key for key in type(config).model_fields
         if key not in {*_APPLIED, "guards"} and getattr(config, key) != getattr(running, key)
@@ -216,7 +216,7 @@ def _at_next_start(running: Config, config: Config) -> list[str]:
 
 @contextmanager
 def reload_on_hangup(file: ConfigFile) -> Iterator[None]:
-    """Have the file read at each SIGHUP inside the block, in place of ending the run. For the main thread."""
+    """Reload the file at each SIGHUP inside the block; without it, SIGHUP ends the run. Main thread only."""
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is None:
         yield
@@ -229,7 +229,7 @@ def reload_on_hangup(file: ConfigFile) -> Iterator[None]:
 
 
 def stamp_of(path: Path) -> tuple[int, ...] | None:
-    """Return numbers that differ once the file is written or replaced; None if it cannot be examined."""
+    """Return the inode, size (bytes) and modification time (ns) of a file; None if it cannot be examined."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Checks of a single rule while it is written, and the part of a configuration that the page shows to copy."""
+"""Checks a rule that a user types on the page, and returns the YAML that the page offers to copy."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ if TYPE_CHECKING:
     from commands.wiring.run import OpenRun
 
 MAX_REGIONS: Final = 100
-"""Regions that may be sent with a rule."""
+"""Maximum number of regions in one request."""
 _KEYS = ("hold_seconds", "clear_seconds", "margin")
 
 
 def check_rule(
     rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]], camera: str, run: OpenRun
 ) -> tuple[GuardConfig, list[RegionConfig]]:  # fmt: skip
-    """Return the guard of a rule, and the regions, both for one camera.
+    """Validate a rule and its regions for one camera, and return them as settings.
+
+    Args:
+        rule: the key ``rule`` with the text, and optionally ``hold_seconds``, ``clear_seconds`` and ``margin``.
+        regions: each with ``name`` and ``polygon``.
+        camera: name of the camera.
+        run: the run, with the classes of its network.
 
     Raises:
-        ConditionError: the rule cannot be parsed, or names something unknown at a position.
-        ConfigError: another value is wrong.
+        ConditionError: the rule cannot be parsed or uses an unknown name; has the position in the text.
+        ConfigError: another value is invalid.
     """
     text = rule.get("rule")
     if not isinstance(text, str):
@@ -58,7 +64,10 @@ def check_rule(
 
 
 def _placed(text: str, message: str) -> ConfigError:
-    """Return the error of a rule without what the page shows anyhow, with the position of the name in it."""
+    """Return the error of a rule, without the prefix that the page already shows.
+
+    If the message names a position or a word of the rule, the error is a ``ConditionError`` with that position.
+    """
     message = message.removeprefix("guards.").removeprefix(f"rules[0].rule: {text!r}: ")
     if match := re.match(r"character (\d+)", message):
         return ConditionError(message, int(match[1]) - 1)
@@ -68,7 +77,7 @@ def _placed(text: str, message: str) -> ConfigError:
 
 
 def fragment(config: Config, position: int | None, camera: str) -> str:
-    """Return what the page may change, as YAML to copy; it holds no address."""
+    """Return the settings that the page can change as YAML, without source URIs."""
     shown: dict[str, Any] = {}
     if position is not None:
         keys = {"roi", "mask", "zones", "lines"}
@@ -81,7 +90,7 @@ def fragment(config: Config, position: int | None, camera: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists of numbers in one line."""
+    """Writes a list without mappings, such as a list of numbers, on one line."""
 
 
 def _list(dumper: _Dumper, data: list[Any]) -> yaml.Node:

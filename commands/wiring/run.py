@@ -57,10 +57,13 @@ def run_from_config(
 
     Args:
         config: the validated configuration.
-        tell: receives the progress as lines.
+        tell: receives each line of progress.
         recorder: receives the statistics of a baseline.
-        watched: the file of the configuration, whose cameras follow its changes.
-        text: the text of the configuration, which a page may change where a sink allows it.
+        watched: the configuration file; its changes are applied during the run. None: changes are ignored.
+        text: the text of the configuration; a web page can change it if its sink has ``edit``.
+
+    Raises:
+        ReciproStreamError: a part of the run cannot be opened.
     """
     from rich.console import Console
 
@@ -88,7 +91,7 @@ def run_from_config(
                 limits=run.limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
                 discovery=None if changes is None else run.running,
             ).run()  # fmt: skip
-        _report(outcome, run)  # runs even if a sink cannot be closed
+        _report(outcome, run)  # also if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
             f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers
@@ -99,29 +102,29 @@ def run_from_config(
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """The parts of a run, opened."""
+    """The opened parts of a run."""
 
     config: Config
     running: RunningCameras
     sources: Sequence[tuple[Source, Overflow | None]]
-    """The cameras of the beginning."""
+    """The initial sources, with their overflow settings."""
     monitor: ExplanationMonitor
-    """The guards."""
+    """Applies the guards to each explanation."""
     explainer: Explainer
-    """The network with its guards, zones and lines, and a network on trial."""
+    """The network with its guards, zones and lines, and the network on trial if there is one."""
     trial: TrialExplainer | None
     places: ConfiguredPlaces
     renderer: Renderer
     sinks: Sequence[Sink]
     limits: RunLimits
     history: RuleHistory | None = None
-    """The figures of the last minutes that rules need, if a page may change them."""
+    """The figures of the last minutes that rules use; None if no page can change rules."""
 
     def apply(self, new: Config) -> CameraDiff:
-        """Change the cameras and guards to those of a new configuration.
+        """Apply the cameras and guards of a new configuration.
 
         Raises:
-            ReciproStreamError: they do not fit the run; nothing is changed.
+            ReciproStreamError: the cameras or guards do not fit the run; nothing is changed.
         """
         diff = self.running.apply(_cameras_for(self.config, new, self.places))
         self.monitor.update(new.guards)
@@ -140,10 +143,10 @@ def open_run(
 
     Args:
         config: the configuration, with an entry for each camera.
-        stack: receives what is opened.
+        stack: closes the parts that this function opens.
         recorder: receives the statistics of a baseline.
-        starts_empty: open no camera: those of the configuration join later, by ``running``.
-        setup: changes the run by a page; with it, what rules need of the last minutes is kept.
+        starts_empty: open no camera; the caller adds cameras later with ``OpenRun.running``.
+        setup: lets a page change the run. If it is given, the figures that rules use are kept for some minutes.
 
     Raises:
         ReciproStreamError: a part cannot be opened.
@@ -181,14 +184,14 @@ def open_run(
     trial = add_trial(config, monitor, explainer, running.drops_frames)
     places = ConfiguredPlaces(members, explainer.labels, has_boxes=explainer.box_mode is not None)
     gc.collect()
-    gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
+    gc.freeze()  # these objects live as long as the run: scanning them at each collection would delay every camera
     sources = [(member.source, member.source.overflow) for member in present]
     counting = places.monitor(trial or monitor)
     return OpenRun(config, running, sources, monitor, counting, trial, places, renderer, sinks, limits, history)
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
-    """Return each source and its overflow setting; None: the default of its kind."""
+    """Return each source and its overflow setting; None selects the default of the source's kind."""
     return [(camera.source, camera.source.overflow) for camera in make_cameras(config)]
 
 
@@ -201,14 +204,14 @@ def _cameras_for(config: Config, new: Config, places: ConfiguredPlaces) -> list[
         places: receives the new zones and lines.
 
     Raises:
-        ReciproStreamError: they do not fit together.
+        ReciproStreamError: the new configuration does not fit the run.
     """
     from overlays.sinks.paths import check_outputs
 
     new = with_all_cameras(new)
     cameras = make_cameras(new)
     names = [camera.name for camera in cameras]
-    # The sinks stay those of the beginning, with the guards and places that their conditions name.
+    # The sinks do not change: their conditions must still find the guards, zones and lines that they name.
     joined = config.model_copy(
         update={"sources": new.sources, "guards": new.guards, "external_cameras": new.external_cameras}
     )
@@ -240,7 +243,11 @@ def _bag_folders(config: Config) -> list[str]:
 def make_sinks(
     config: Config, cameras: list[str], queries: PlaceQueries | None = None, setup: CameraSetup | None = None
 ) -> list[Sink]:
-    """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
+    """Return the sinks, unopened.
+
+    Raises:
+        ReciproStreamError: a sink is invalid, or would overwrite an input or another sink's output.
+    """
     from overlays.sinks.paths import check_outputs
 
     sinks = open_sinks(config.sinks, cameras, config.overlay, queries=queries, setup=setup)
@@ -249,12 +256,12 @@ def make_sinks(
 
 
 def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = True) -> EngineExplainer:
-    """Return the explainer: a detector, a file of `export` or others, or a classifier built for this machine.
+    """Return the explainer of the configured model: a detector, an ONNX file, or a PyTorch classifier.
 
     Args:
-        config: the run.
-        cameras: number of cameras whose frames come together; None: those of ``config``.
-        draws: a network on a GPU draws the overlays there, if it can.
+        config: the configuration of the run.
+        cameras: number of cameras that share a batch; None: the number of sources in ``config``.
+        draws: render the overlays on the GPU if the network runs there and no option prevents it.
     """
     from commands.wiring.detectors import build_detector_explainer, is_detector
     from engine.export.metadata import is_exported, is_foreign_classifier
@@ -286,7 +293,7 @@ def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = 
 
 
 def choose_batch_size(config: Config, explainer: EngineExplainer, cameras: int | None = None) -> int:
-    """Return the maximal number of frames per batch; ``cameras`` as for ``make_explainer``."""
+    """Return the maximum number of frames per batch; ``cameras`` as in ``make_explainer``."""
     from engine.explainers.base import default_batch_size
 
     if config.engine.batch is not None:
@@ -297,7 +304,7 @@ def choose_batch_size(config: Config, explainer: EngineExplainer, cameras: int |
 
 
 def make_network(config: Config) -> LoadedModel:
-    """Load the configured network; a network without ``weights`` uses the bundled ones."""
+    """Load the configured classifier; without ``weights``, use the bundled weights."""
     from engine.models.loader import load_network
 
     weights = config.engine.weights or bundled_weights(config.engine.model)

@@ -1,4 +1,4 @@
-"""Changes what is drawn and required of a camera from the page: checked as a whole, applied live, and written back."""
+"""Changes areas, zones, lines, regions and rules from the web page: checks, applies and saves each change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 APPLY_SECONDS: Final = 60.0
-"""Time limit of a change: opening a camera again may wait for it."""
+"""Time limit of a change, in seconds; reopening a camera can take long."""
 _AREA: Final = ("roi", "mask")
 _PLACES: Final = ("zones", "lines")
 _GUARDS: Final = ("regions", "rules")
@@ -45,7 +45,7 @@ NOT_READY: Final = "the run is not ready yet: the network is being built; try ag
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """The parts of a run that are changed."""
+    """The parts of a run that ``RunSetup`` needs."""
 
     run: OpenRun
     watcher: ConfigWatcher
@@ -53,45 +53,45 @@ class _Bound:
 
 
 class RunSetup(CameraSetup):
-    """The set-up of the cameras of a run, by the text of its configuration.
+    """Reads and changes the set-up of a run's cameras in the YAML text of its configuration.
 
-    A change is made in the thread of the ``ConfigWatcher``, as is that of a changed file: one after the other.
+    Changes run in the thread of the ``ConfigWatcher``, one after another; a reload of the file runs there, too.
     """
 
     def __init__(self, text: ConfigText) -> None:
-        """Set the text; ``bind`` makes the calls possible."""
+        """Store the text; the other methods work only after ``bind``."""
         self._text = text
         self._bound: _Bound | None = None
         self._undo: tuple[str, str] | None = None
-        """Revision after the last change, and the text before it."""
+        """The revision after the last change, and the text before that change."""
         self._listed: tuple[str | None, list[tuple[int | None, str]]] = None, []
-        """The cameras of a text: reading their secret files for each check would repeat warnings about them."""
+        """A text and its cameras, cached: listing them reads secret files, which can log warnings each time."""
 
     def bind(self, run: OpenRun, watcher: ConfigWatcher, history: RuleHistory) -> None:
-        """Set the run."""
+        """Store the opened run; called once the network is built."""
         self._bound = _Bound(run, watcher, history)
 
     def read(self, camera: str) -> Mapping[str, Any]:
-        """Return the set-up of a camera."""
+        """Return the set-up of a camera as JSON values."""
         text = self._text.text
         return self._described(text, self._text.parse(text), camera)
 
     def change(self, camera: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Apply and write a changed set-up."""
+        """Apply a changed set-up to the run, write it to the file, and return the new set-up."""
         return self._in_turn(lambda: self._change(camera, wanted))
 
     def undo(self, camera: str, revision: str) -> Mapping[str, Any]:
-        """Take the last change back."""
+        """Undo the last change, and return the set-up before it."""
         return self._in_turn(lambda: self._take_back(camera, revision))
 
     def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
-        """Apply the configuration file as somebody else changed it."""
+        """Apply a configuration file that another program changed, and return the new set-up."""
         return self._in_turn(lambda: self._apply_file(camera, file_revision))
 
     def check(
         self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, Any]:  # fmt: skip
-        """Return what is wrong with a rule, or when it would have fired in the last minutes."""
+        """Return the error of a rule, or the times at which the rule would have fired in the last minutes."""
         bound = self._run()
         text = self._text.text
         _, name = self._find(text, self._text.parse(text), camera)
@@ -133,7 +133,10 @@ class RunSetup(CameraSetup):
         return result
 
     def _find(self, text: str, config: Config, camera: str) -> tuple[int | None, str]:
-        """Return the position of a camera's source, None for one of several cameras of a source, and its name."""
+        """Return the position of a camera's source and the camera's name.
+
+        The position is None if the source has several cameras.
+        """
         if self._listed[0] != text:
             self._listed = text, _listed(config)
         cameras = self._listed[1]
@@ -215,7 +218,7 @@ class RunSetup(CameraSetup):
         return self._described(before, old, camera)
 
     def _check_unchanged(self, text: str, revision: object) -> None:
-        """Check that neither the file nor the running configuration was changed since a page read it."""
+        """Raise ``SetupConflictError`` if the file or the running configuration changed since a page read it."""
         if revision != _revision(text):
             raise SetupConflictError("somebody else changed the configuration meanwhile; reload, and change it again")
         current = self._text.current()
@@ -223,7 +226,7 @@ class RunSetup(CameraSetup):
             raise self._changed_file(current)
 
     def _changed_file(self, current: str) -> SetupConflictError:
-        """Return the error of a file that was changed by another program, with the lines that differ."""
+        """Return the error for a file that another program changed, with the lines that differ."""
         return SetupConflictError(
             f"{self._text.name}: was changed meanwhile by another program, and the run has not applied it; nothing is "
             "written. Apply the file first, or take its changes back",
@@ -244,13 +247,13 @@ class RunSetup(CameraSetup):
         return self._described(current, config, camera)
 
     def _replace(self, text: str, config: Config, new_text: str, new: Config, name: str) -> None:
-        """Apply a new configuration, and write its text; neither is done if the other is not possible."""
+        """Apply a new configuration and write its text; if one of the two fails, the other is undone."""
         run, path = self._run().run, self._text.path
         is_written = self._is_written
         try:
             with replaced_text(path, new_text) if path is not None and is_written else nullcontext():
                 _apply(run, new, name)
-                self._check_unchanged(text, _revision(text))  # opening a camera takes time, in which somebody writes
+                self._check_unchanged(text, _revision(text))  # the file may have changed while a camera was opened
         except ConfigError:
             run.apply(config)
             raise
@@ -263,7 +266,10 @@ def _apply(run: OpenRun, config: Config, name: str) -> None:
 
 
 def _listed(config: Config) -> list[tuple[int | None, str]]:
-    """Return the position of each camera's source, None for a source with several cameras, and its name."""
+    """Return the position of its source and the name for each camera.
+
+    The position is None if the source has several cameras.
+    """
     positions: list[int | None] = []
     for index, source in enumerate(config.sources):
         count = len(with_all_cameras(config.model_copy(update={"sources": [source]})).sources)
@@ -283,13 +289,16 @@ def _dumped(entry: RegionConfig | GuardConfig) -> dict[str, Any]:
 def _numbered(
     entries: Sequence[dict[str, Any]], settings: Sequence[RegionConfig | GuardConfig] = (), camera: str = ""
 ) -> list[dict[str, Any]]:
-    """Return entries with their positions; with ``settings``, those that concern a camera."""
+    """Return entries with their positions; with ``settings``, only the entries that concern the camera."""
     listed = [{"index": index, **entry} for index, entry in enumerate(entries)]
     return [entry for entry in listed if not settings or settings[entry["index"]].concerns(camera)]
 
 
 def _count_values(value: object, depth: int = 0) -> int:
-    """Return the number of values; editing and checking the text takes about 0.2 ms for each."""
+    """Return the number of values in a change; raise ``ConfigError`` above the limits of number or depth.
+
+    Editing and checking the text takes about 0.2 ms per value.
+    """
     each: Iterable[object] = ()
     if isinstance(value, Mapping):
         each = value.values()
@@ -317,10 +326,10 @@ def _list_change(key: str, wanted: Mapping[str, Any], shown: Mapping[str, Any]) 
 
 
 def _check_rest(config: Config, new: Config, position: int | None, name: str) -> None:
-    """Check that only this camera's source and the guards differ, and no guard that does not concern the camera.
+    """Check that two configurations differ only in this camera's source, and in guards that concern this camera.
 
     Raises:
-        ConfigError: parts of the text are shared by an alias, or are read otherwise when they are written again.
+        ConfigError: another part differs, for example because the text shares parts by a YAML alias.
     """
 
     def rest(each: Config) -> dict[str, Any]:

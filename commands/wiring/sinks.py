@@ -1,4 +1,4 @@
-"""Applies command-line options to sinks, reads their secret files, and builds them."""
+"""Applies command line options to sinks, reads their secret files, and builds the sinks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_sinks(
     queries: PlaceQueries | None = None,
     setup: CameraSetup | None = None,
 ) -> list[Sink]:
-    """Return the sinks of a configuration, with their secret files read; nothing is opened yet."""
+    """Read the secret files of the configured sinks, and return the sinks, unopened."""
     return [
         build_sink(
             sink, context=make_sink_context(sink, cameras, overlay, painted=painted, queries=queries, setup=setup)
@@ -53,7 +53,7 @@ def make_sink_context(
     queries: PlaceQueries | None = None,
     setup: CameraSetup | None = None,
 ) -> SinkContext:
-    """Return the run's data that a sink needs beside its settings."""
+    """Return the data of the run that a sink needs in addition to its settings."""
     return SinkContext(
         cameras=tuple(cameras),
         secrets=read_secrets(sink),
@@ -67,7 +67,7 @@ def make_sink_context(
 
 
 def read_secrets(settings: EntrySettings) -> dict[str, Secret]:
-    """Return the content of the secret files that the settings name, by field.
+    """Return the contents of the secret files that the settings name; the keys are field names.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -79,13 +79,13 @@ def read_secrets(settings: EntrySettings) -> dict[str, Secret]:
         if marks and file is not None:
             path = Path(file)
             text = read_secret(path, marks[0].what, marks[0].remedy.format(path=path))
-            # A pipe can be read once only; a regular file is read again when it changes.
+            # A pipe can be read only once; a regular file is read again when it changes.
             secrets[name] = Secret(text, str(path), ChangingFile(path) if path.is_file() else None)
     return secrets
 
 
 class ChangingFile:
-    """Returns the current text of a file; reads it only when it has changed."""
+    """Returns the current text of a file; reads the file only after a change."""
 
     def __init__(self, path: Path) -> None:
         """Create a reader for the file."""
@@ -94,7 +94,12 @@ class ChangingFile:
         self._text = ""
 
     def __call__(self) -> str:
-        """Return the text. Raises ``OSError`` or ``ValueError`` if it cannot be read."""
+        """Return the current text.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file is not a regular file or not UTF-8.
+        """
         status = self._path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise ValueError(f"{self._path} is no longer a regular file")
@@ -106,7 +111,11 @@ class ChangingFile:
 
 
 def read_secret(path: Path, what: str, hint: str) -> str:
-    """Return the text of a secret file; warn if other users of this machine can read it."""
+    """Return the text of a secret file; log a warning if other users of this machine can read it.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not UTF-8 text.
+    """
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
@@ -120,17 +129,19 @@ def read_secret(path: Path, what: str, hint: str) -> str:
 def apply_option(
     sinks: Sinks, option: str, values: Mapping[str, Any], missing: str, *, options: Mapping[str, str] | None = None
 ) -> Sinks:
-    """Return the sinks; those with ``option`` get ``values``, which their own values precede.
+    """Return the sinks; set ``values`` on each sink that has the field ``option``.
+
+    Without ``options``, a value that the sink already has is kept.
 
     Args:
         sinks: the sinks.
-        option: a field of the settings model of the sinks concerned.
-        values: the values by field.
-        missing: the message where no sink has ``option``.
-        options: the command-line option of each field, for messages; with it, ``values`` take precedence.
+        option: a field name; only sinks whose settings model has this field are changed.
+        values: the new values; the keys are field names.
+        missing: the error message if no sink has ``option``.
+        options: the command line option of each field, for messages. If given, ``values`` replace existing values.
 
     Raises:
-        ConfigError: no sink has the option, or a value is wrong.
+        ConfigError: no sink has the option, or a value is invalid.
     """
     if not values:
         return sinks
@@ -144,26 +155,26 @@ def apply_option(
 
 
 def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
-    """Set the credentials file of every MQTT sink that has none."""
+    """Return the sinks; set the credentials file on each MQTT sink without one."""
     missing = "--mqtt-credentials: there is no MQTT sink; add --sink mqtt://HOST/TOPIC"
-    # ``status_topic`` is an option of MQTT sinks only; other sinks have credentials of their own.
+    # Only MQTT sinks have ``status_topic``; other sinks have ``credentials_file``, too.
     return apply_option(sinks, "status_topic", {} if file is None else {"credentials_file": str(file)}, missing)
 
 
 def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:
-    """Set the token file of every web page that has none."""
+    """Return the sinks; set the token file on each web page without one."""
     missing = "--page-token-file: there is no web page; add --sink http://HOST:PORT"
     return apply_option(sinks, "token_file", {} if token_file is None else {"token_file": str(token_file)}, missing)
 
 
 def apply_page_edit(sinks: Sinks) -> Sinks:
-    """Let every web page change the set-up of cameras."""
+    """Return the sinks; allow each web page to change the set-up of cameras."""
     missing = "--page-edit: there is no web page; add --sink http://HOST:PORT"
     return apply_option(sinks, "token_file", {"edit": True}, missing)
 
 
 def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
-    """Apply the clip options of the command line to all clip sinks; they take precedence."""
+    """Return the sinks; set the command line's clip options on all clip sinks, replacing their own values."""
     option = "--" + next(iter(settings), "").replace("_", "-")
     missing = f"{option}: there is no sink for clips; add --sink FOLDER/, with the slash"
     options = {key: f"--{key.replace('_', '-')}" for key in settings}
@@ -171,7 +182,17 @@ def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
 
 
 def apply_curve_keys(sinks: Sinks, folder: Path | None, allow: Path | None, *, insecure: bool) -> Sinks:
-    """Set the keys of every ``tcp://`` sink that has none, and ``insecure`` of every sink that has the option."""
+    """Return the sinks; set CURVE keys on each ``tcp://`` sink without them, and ``insecure`` where it exists.
+
+    Args:
+        sinks: the sinks.
+        folder: folder with ``server.key_secret``.
+        allow: file or folder of authorized public keys. None: the default inside ``folder``.
+        insecure: set ``insecure`` on each sink that has this option.
+
+    Raises:
+        ConfigError: no sink uses keys, or ``allow`` is given for a sink without its own keys.
+    """
     from overlays.wire.curve.keys import ALLOWED
 
     network = [sink for sink in sinks if isinstance(sink, ZeroMqSettings) and sink.uri.lower().startswith("tcp://")]

@@ -1,4 +1,4 @@
-"""The lines that differ between two configuration texts, without credentials. Pure."""
+"""Compares two configuration texts and returns a diff without credentials. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/.*", re.DOTALL)
 
 
 class _Span(NamedTuple):
-    """A value with an address: the first and the last character in the text, and what replaces it."""
+    """A value with an address: its start and end offsets (end exclusive) in the text, and its replacement."""
 
     begin: int
     end: int
@@ -23,7 +23,7 @@ class _Span(NamedTuple):
 
 
 def difference(before: str, after: str, name: str) -> str:
-    """Return the lines that differ (unified diff); addresses are redacted.
+    """Return a unified diff of two texts, with redacted addresses.
 
     Args:
         before: the text of the running configuration.
@@ -35,15 +35,18 @@ def difference(before: str, after: str, name: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Return each redacted line, and behind NUL a hash of it as written: lines may differ by a password only."""
+    """Return each redacted line, followed by NUL and a hash of the original line.
+
+    The hash makes two lines different if only their passwords differ.
+    """
     return [f"{shown}\0{hash(line)}" for shown, line in zip(_redacted(text).split("\n"), text.split("\n"), strict=True)]
 
 
 def _redacted(text: str) -> str:
     """Return a YAML text with redacted addresses.
 
-    A value is read as YAML reads it: a password may hold quotes, blanks and escapes, and be in several lines. Of an
-    address elsewhere (in a comment, behind a mistake) the rest of the line is removed.
+    YAML values are tokenized, because a password can contain quotes, spaces, escapes and line breaks. For an address
+    elsewhere (in a comment, or after a syntax error), the rest of the line is removed.
     """
     shown, position = "", 0
     for span in _addresses(text):

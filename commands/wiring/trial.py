@@ -1,4 +1,4 @@
-"""Builds the second network of a run, which is on trial."""
+"""Builds the second network of a run, which is compared with the first ("on trial")."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ log = logging.getLogger("recipro-stream")
 def add_trial(
     config: Config, guarded: Explainer, first: EngineExplainer, drops_frames: Callable[[str], bool]
 ) -> TrialExplainer | None:
-    """Return the explainer with the network on trial beside it; None where the configuration has none.
+    """Return an explainer that also runs the network on trial; None if the configuration has no such network.
 
     Args:
-        config: the run.
+        config: the configuration of the run.
         guarded: the first network with its guards.
         first: the first network.
-        drops_frames: whether the queue of a camera drops frames that the networks cannot follow.
+        drops_frames: returns whether a camera's queue drops its oldest frames when the networks are too slow.
 
     Raises:
-        ConfigError: the two cannot be compared.
-        ReciproStreamError: the second cannot be built.
+        ConfigError: the two networks cannot be compared.
+        ReciproStreamError: the second network cannot be built.
     """
     from commands.wiring.run import make_explainer
 
@@ -45,7 +45,11 @@ def add_trial(
 
 
 def check_comparable(first: EngineExplainer, second: EngineExplainer) -> None:
-    """Raise ``ConfigError`` if two networks are of different kinds, or share no class."""
+    """Check that two networks are of the same kind and share at least one class.
+
+    Raises:
+        ConfigError: the networks cannot be compared.
+    """
     names = first.info.model, second.info.model
     if (first.box_mode is None) != (second.box_mode is None):
         kinds = ["classifier" if each.box_mode is None else "detector" for each in (first, second)]

@@ -1,7 +1,7 @@
-"""Changes single values of a configuration's YAML text; comments, order and spelling of the rest stay. Pure.
+"""Changes values in the YAML text of a configuration, and keeps all comments, order and spelling. Pure.
 
-ruamel.yaml keeps comments with the value before them. A comment below the last entry of a list mostly describes what
-follows the list, so it is moved behind an entry that is added, and stays when an entry is removed.
+ruamel.yaml attaches a comment to the value before it. A comment below the last entry of a list mostly describes the
+text after the list. So the comment stays at the end of the list when entries are added or removed.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from yaml.resolver import Resolver
 from pipeline.errors import ConfigError
 
 _WIDTH: Final = 1 << 20
-"""Columns: long lines are not folded."""
+"""Line width in columns, large enough that no line is folded."""
 _RESOLVER: Final = Resolver()
-"""Configurations are read by PyYAML (YAML 1.1), for which ``on``, ``no`` and ``12:30`` without quotes are no texts."""
+"""Resolves YAML 1.1 types as PyYAML does: unquoted ``on``, ``no`` and ``12:30`` are not strings."""
 _TEXT: Final = "tag:yaml.org,2002:str"
 _LINE_ENDS: Final = frozenset("\x85\u2028\u2029")
-"""Line ends of YAML 1.1 only."""
+"""Characters that end a line in YAML 1.1 but not in YAML 1.2."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListChange:
-    """New entries of a list."""
+    """The new entries of a list."""
 
     wanted: Sequence[Mapping[str, Any]]
-    """Each with its keys; ``index`` is the position of the entry that it replaces, missing for a new one."""
+    """The entries. The key ``index`` is the position of the entry to replace; a new entry has no ``index``."""
     shown: frozenset[int]
-    """Positions of the entries that may be replaced or removed; the others stay."""
+    """Positions of the entries that can be replaced or removed; other entries stay."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigEdit:
-    """A change of one source and of the guards."""
+    """A change to one source and to the guards."""
 
     source: int
-    """Position of the source."""
+    """Position of the source in ``sources``."""
     values: Mapping[str, Any] = field(default_factory=dict)
-    """New values of keys of the source; None or an empty list removes a key."""
+    """New values for keys of the source; None or an empty list removes the key."""
     places: Mapping[str, ListChange] = field(default_factory=dict)
-    """Changed lists of the source: ``zones``, ``lines``."""
+    """Changes to the source's lists ``zones`` and ``lines``."""
     guards: Mapping[str, ListChange] = field(default_factory=dict)
-    """Changed lists under ``guards``."""
+    """Changes to lists under ``guards``."""
 
 
 def edit_yaml(text: str, edit: ConfigEdit) -> str:
-    """Return the text with a change; it is the same text where nothing differs.
+    """Return the text with the change applied; if the change has no effect, return ``text`` itself.
 
     Raises:
-        ConfigError: the text cannot be changed without losing something.
+        ConfigError: the text cannot be parsed as YAML.
     """
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, _WIDTH
@@ -106,7 +106,10 @@ def _edit_source(document: CommentedMap, edit: ConfigEdit) -> None:
 
 
 def _replace_text(sources: CommentedSeq, index: int) -> None:
-    """Replace a source that is a text by a map with that text; ``line:`` without quotes is a map without a value."""
+    """Replace a source given as a string by a mapping with the key ``uri``.
+
+    YAML reads an unquoted ``line:`` as a mapping with a null value; it is treated as a string.
+    """
     entry = sources[index]
     text = f"{next(iter(entry))}:" if isinstance(entry, CommentedMap) else entry
     slot = sources.ca.items.pop(index, None)
@@ -116,7 +119,7 @@ def _replace_text(sources: CommentedSeq, index: int) -> None:
 
 
 def _set(parent: CommentedSeq | CommentedMap, place: Any, key: str, value: Any) -> None:  # noqa: ANN401
-    """Set or remove a key of the map at ``parent[place]``."""
+    """Set or remove a key of the mapping at ``parent[place]``."""
     entry = parent[place]
     if value is None or value == []:
         if key in entry:
@@ -140,7 +143,7 @@ def _set(parent: CommentedSeq | CommentedMap, place: Any, key: str, value: Any) 
 def _edit_list(
     parent: CommentedMap, key: str, change: ListChange, at: tuple[CommentedSeq | CommentedMap, Any] | None = None
 ) -> None:
-    """Change a list of a map; ``at`` is the place of the map, for a key that is new."""
+    """Change the list at ``parent[key]``; ``at`` locates ``parent`` in its own parent, for a new key."""
     if parent.get(key) is None:
         if change.wanted:
             _add_list(parent, key, change, at)
@@ -193,7 +196,7 @@ def _remove(parent: CommentedMap, key: str, index: int) -> None:
 
 
 def _node(value: Any) -> Any:  # noqa: ANN401 - any value of YAML
-    """Return a value with lists of numbers in one line."""
+    """Return a value as a ruamel.yaml node; a list without mappings is written on one line."""
     if isinstance(value, Mapping):
         return CommentedMap({key: _node(each) for key, each in value.items()})
     if isinstance(value, list | tuple):
@@ -207,12 +210,12 @@ def _node(value: Any) -> Any:  # noqa: ANN401 - any value of YAML
 
 
 def _tag(text: str) -> str:
-    """Return the tag that YAML 1.1 gives to a text without quotes."""
+    """Return the YAML 1.1 tag of an unquoted text."""
     return str(_RESOLVER.resolve(ScalarNode, text, (True, False)))  # type: ignore[no-untyped-call]
 
 
 def _slot(parent: CommentedMap | CommentedSeq, place: Any) -> tuple[CommentedMap | CommentedSeq, Any]:  # noqa: ANN401
-    """Return the map or list, and the place in it, that hold the comment behind ``parent[place]``."""
+    """Return the container and the key that store the comment after ``parent[place]``."""
     value = parent[place]
     if isinstance(value, CommentedMap | CommentedSeq) and value and not value.fa.flow_style():
         return _slot(value, next(reversed(value)) if isinstance(value, CommentedMap) else len(value) - 1)
@@ -224,7 +227,7 @@ def _position(parent: CommentedMap | CommentedSeq) -> int:
 
 
 def _take_rest(parent: CommentedMap | CommentedSeq, place: Any) -> str:  # noqa: ANN401
-    """Remove and return the lines of comments below ``parent[place]``; the comment in its line stays."""
+    """Remove and return the comment lines below ``parent[place]``; a comment on the same line stays."""
     holder, last = _slot(parent, place)
     slot = holder.ca.items.get(last)
     token = slot[_position(holder)] if slot else None
@@ -236,7 +239,7 @@ def _take_rest(parent: CommentedMap | CommentedSeq, place: Any) -> str:  # noqa:
 
 
 def _put_rest(parent: CommentedMap | CommentedSeq, place: Any, rest: str) -> None:  # noqa: ANN401
-    """Put lines of comments below ``parent[place]``."""
+    """Insert comment lines below ``parent[place]``."""
     if not rest:
         return
     holder, last = _slot(parent, place)

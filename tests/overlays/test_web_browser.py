@@ -218,12 +218,18 @@ def test_page_removes_the_card_of_a_camera_that_left(tab):
         assert page.locator(".card.large").get_attribute("data-camera") == "leaves"
 
 
+def taken_earlier(overlay, seconds):
+    frame = overlay.explanation.frame
+    earlier = replace(frame, captured_at=frame.captured_at - seconds)
+    return replace(overlay, explanation=replace(overlay.explanation, frame=earlier))
+
+
 @pytest.mark.slow
 def test_page_shows_the_verdict_of_a_network_on_trial_beside_the_first(tab):
     with fed("line") as (sink, feed):
         page = tab(sink.endpoint)
         line = page.locator('.card[data-camera="tried"] .trial')
-        frame = numbered(1, "tried")
+        frame = taken_earlier(numbered(1, "tried"), seconds=10.0)
         second = Trial(
             "new", (replace(frame.explanation.first, label="dent", score=0.6),), "dent 60% instead of part 1"
         )
@@ -231,5 +237,9 @@ def test_page_shows_the_verdict_of_a_network_on_trial_beside_the_first(tab):
         sync_api.expect(page.locator('.card[data-camera="tried"]')).to_be_visible()
         feed.put(replace(frame, explanation=replace(frame.explanation, trial=second)))
         sync_api.expect(line).to_have_text("✗ new on trial: dent 60 %")
-        feed.put(numbered(2, "tried"))
+        feed.put(taken_earlier(numbered(2, "tried"), seconds=9.0))  # left out: the line of the frame before stays
+        sync_api.expect(page.locator('.card[data-camera="tried"]')).to_have_attribute("data-index", "2")
+        sync_api.expect(line).to_have_text("✗ new on trial: dent 60 %")
+        sync_api.expect(line).to_be_visible()
+        feed.put(numbered(3, "tried"))
         sync_api.expect(line).to_be_hidden()

@@ -156,7 +156,7 @@ export class Card {
     this.at(".prediction").classList.toggle("doubtful", !isDetector && (top?.score ?? 0) < DOUBTFUL);
     this.at(".index").textContent = header.index;
     const truth = this.at(".truth");
-    truth.hidden = !header.truth;
+    truth.hidden = !header.truth || isDetector; // the box with the highest score is not the verdict of a frame
     if (header.truth) {
       const right = top?.label === header.truth.label;
       truth.classList.toggle("right", right);

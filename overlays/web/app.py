@@ -1,4 +1,4 @@
-"""HTTP and WebSocket handlers of the page (Starlette): files, sign-in, frames, clips, metrics, health checks."""
+"""HTTP and WebSocket handlers of the page (Starlette): files, sign-in, frames, clips, metrics and health checks."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from overlays.web.status import readiness
 from overlays.web.viewer_queries import QUESTIONS, ViewerQueries
 
 STATUS_SECONDS: Final = 0.2
-"""Interval between two messages with the state of the cameras."""
+"""Interval between two status messages to a page, in seconds."""
 _MAX_UNACKNOWLEDGED: Final = 4
-"""Maximum number of status messages on their way to a page."""
+"""Maximum number of status messages that a page has not acknowledged."""
 READY_SECONDS: Final = 5.0
 _MAX_FORM_BYTES: Final = 4096
 _MAX_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
-"""Delay of the response to a wrong token."""
+"""Delay of the response to a wrong token, in seconds."""
 _BOUNDARY: Final = "frame"
 _MEDIA_TYPES: Final = {
     ".html": "text/html",
@@ -56,7 +56,7 @@ _MEDIA_TYPES: Final = {
 
 
 def make_app(page: WebState) -> AccessMiddleware:
-    """Return the application with its access control."""
+    """Return the page's ASGI application, wrapped in its access control."""
     handlers, events, fleet = _Handlers(page), EventHandlers(lambda: page.events), FleetHandlers(lambda: page.fleet)
     setup = SetupHandlers(page)
     routes = [
@@ -201,7 +201,7 @@ class _Handlers:
             yield f"--{_BOUNDARY}\r\n".encode()
             while (frame := await client.next()) is not None:
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(frame.packed)}\r\n\r\n".encode()
-                # The next boundary follows at once: browsers show a part when they see its end.
+                # Browsers show a part when they receive the next boundary, so it is sent with the part.
                 yield head + frame.packed + f"\r\n--{_BOUNDARY}\r\n".encode()
                 client.acknowledge(camera)
         finally:
@@ -260,7 +260,7 @@ class _Handlers:
     async def _receive(
         self, socket: WebSocket, client: WebClient, unacknowledged: list[int], questions: ViewerQueries
     ) -> None:
-        """Read acknowledgements, changes of the view and questions. Any other message ends the connection."""
+        """Receive acknowledgements, view changes and questions until the client disconnects or sends invalid data."""
         try:
             while True:
                 message = json.loads(await socket.receive_text())
@@ -288,7 +288,7 @@ class _Handlers:
             return
 
     async def _send_status(self, socket: WebSocket, unacknowledged: list[int]) -> None:
-        """Send the state of the cameras regularly, as long as it is acknowledged."""
+        """Send status messages and changed events; pause the status messages while too many are unacknowledged."""
         try:
             events = self.page.events
             own: dict[str, Any] = {"video": self._offers_video(socket), "events": events.access is not None}
@@ -318,7 +318,10 @@ class _Handlers:
         return self.page.offers_video("" if socket.client is None else socket.client.host)
 
     async def _send_events(self, socket: WebSocket, revision: int) -> int:
-        """Send the events that changed after a revision, -1 for none; return the present revision."""
+        """Send the events that changed after ``revision``; return the current revision.
+
+        A negative ``revision`` sends nothing: a new page loads the events by HTTP.
+        """
         access = self.page.events.access
         if access is None:
             return revision
@@ -340,10 +343,10 @@ async def _send_json(socket: WebSocket, value: dict[str, Any]) -> None:
 
 
 def _number(request: Request, name: str, default: float) -> float:
-    """Return a number from the query string.
+    """Return the query parameter ``name`` as a number, or ``default`` if it is absent.
 
     Raises:
-        ValueError: the value is not a number.
+        ValueError: the value is not a number, or NaN.
     """
     number = float(request.query_params.get(name, default))
     if math.isnan(number):
@@ -352,10 +355,10 @@ def _number(request: Request, name: str, default: float) -> float:
 
 
 def _cookie_path(request: Request) -> str:
-    """Return the path of the cookie: a proxy's host may serve other applications beside this page."""
+    """Return the cookie's path, the page's own prefix: a proxy's host may serve other applications, too."""
     return f"{request.scope['prefix']}/"
 
 
 def cookie_name(access: AccessPolicy) -> str:
-    """Return the name of the cookie: two pages on one machine share its cookies, so the name holds the port."""
+    """Return the cookie's name, which contains the port: browsers share cookies between all ports of a host."""
     return f"recipro_page_{access.address.port}"

@@ -1,8 +1,8 @@
-"""Access control of the page: addresses, host names, origins and the token. Pure.
+"""Access control of the page: addresses, host names, origins and tokens, without input or output except name lookups.
 
-A page on the loopback address is open to all users of the machine, but not to other web sites in the same browser:
-requests must name a known host (otherwise a foreign name could be pointed at this address: DNS rebinding), and a
-WebSocket or a form must come from this page. Beyond the loopback address a token is required.
+A page on a loopback address needs no token: all users of the machine can open it. Other web sites in the same browser
+cannot: the Host header must name a known host, which prevents DNS rebinding, and a WebSocket or a form must come from
+this page. A page on any other address requires a token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from itsdangerous import TimestampSigner
 
 MIN_TOKEN_LENGTH: Final = 16
-"""Minimum length in characters, against guessing."""
+"""Minimum length of a token in characters, so that it cannot be guessed."""
 COOKIE_SECONDS: Final = 30 * 24 * 3600
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
@@ -37,11 +37,11 @@ class PageAddress(NamedTuple):
     host: str
     """Host name or address, IPv6 without brackets."""
     port: int
-    """0: any free port."""
+    """Port; 0 selects any free port."""
 
 
 def parse_page_address(uri: str) -> PageAddress:
-    """Parse ``http://host:port``.
+    """Return the host and port of ``http://host:port``.
 
     Raises:
         ValueError: the address is invalid; the message shows a valid one.
@@ -55,7 +55,7 @@ def parse_page_address(uri: str) -> PageAddress:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach ``host``: all its addresses are loopback addresses."""
+    """Return whether all addresses of ``host`` are loopback addresses, which only this machine can reach."""
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
         return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
@@ -67,7 +67,7 @@ def check_token(token: str) -> str:
     """Return the token without surrounding white space.
 
     Raises:
-        ValueError: it is too short, or contains characters that a header cannot carry.
+        ValueError: the token is too short, or contains a space or a character outside printable ASCII.
     """
     token = token.strip()
     if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
@@ -82,7 +82,7 @@ def check_origin(origin: str) -> str:
     """Return an origin in the form that browsers send: ``https://host`` or ``https://host:port``, in lower case.
 
     Raises:
-        ValueError: it is not an origin.
+        ValueError: ``origin`` is not an origin.
     """
     try:
         parts = urlsplit(origin.strip().rstrip("/"))
@@ -96,10 +96,10 @@ def check_origin(origin: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """Return a host as headers name it: a name in lower case, or an address, IPv6 in brackets.
+    """Return a host in the form of a Host header: in lower case, an IPv6 address in brackets.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: ``host`` is neither a host name nor an address.
     """
     host = host.strip().lower().strip("[]")
     try:
@@ -119,10 +119,10 @@ def check_host(host: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return the path under which a proxy serves the page: "" or ``/cams``, without a trailing slash.
+    """Return the path prefix of the page behind a proxy without its trailing slash, such as ``/cams``; "" for none.
 
     Raises:
-        ValueError: it is not such a path.
+        ValueError: ``prefix`` is not a path.
     """
     prefix = prefix.rstrip("/")
     if prefix and not _PREFIX.fullmatch(prefix):
@@ -131,10 +131,12 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_networks(networks: Iterable[str]) -> list[str]:
-    """Return addresses and networks in their usual form; IPv4 also as a listener on ``[::]`` sees it.
+    """Return addresses and networks in canonical form; each IPv4 network also in its IPv4-mapped IPv6 form.
+
+    A listener on ``[::]`` sees IPv4 clients under IPv4-mapped IPv6 addresses.
 
     Raises:
-        ValueError: one is neither, or stands for every address.
+        ValueError: an entry is neither an address nor a network, or contains every address.
     """
     checked = []
     for text in networks:
@@ -155,39 +157,39 @@ def check_networks(networks: Iterable[str]) -> list[str]:
 
 
 class Credentials(NamedTuple):
-    """The parts of a request that may hold the token."""
+    """The parts of a request that can contain a token."""
 
     authorization: str | None = None
     cookie: str | None = None
     query: str | None = None
-    """``?token=`` of a stream's address; None for other paths."""
+    """Value of ``?token=`` in the address of a stream; None for other paths."""
     camera: str = ""
     """Camera of the requested stream."""
     is_private: bool = True
-    """True if the request came by TLS or from this machine; otherwise Basic authentication is not accepted."""
+    """True if the request came by TLS or from this machine. Basic authentication requires this."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """The rules of access."""
+    """The access rules of a page."""
 
     address: PageAddress
     token: str | None = field(default=None, repr=False)
     edit_token: str | None = field(default=None, repr=False)
-    """The token of viewers who may change the set-up of cameras, which also opens the page; None: ``token`` is."""
+    """Token that also permits changing the set-up of cameras; None: ``token`` permits it."""
     view_token: str | None = field(default=None, repr=False)
-    """The token of viewers who change nothing: neither events nor the set-up of cameras; None: there are none."""
+    """Token that permits viewing only, without changes of events or cameras; None: there is no such token."""
     allowed_hosts: frozenset[str] = frozenset()
-    """Further names of the page, such as a proxy's; without port, in lower case."""
+    """Further host names of the page, such as a proxy's, in lower case and without port."""
     embed_origins: frozenset[str] = frozenset()
     """Other sites that may embed the MJPEG streams and the page; see ``check_origin``."""
     root_path: str = ""
-    """Path prefix that a proxy leaves in the request's path; see ``check_prefix``."""
+    """Path prefix that a proxy does not remove from the request's path; see ``check_prefix``."""
 
     def is_allowed_host(self, header: str) -> bool:
         """Return whether the Host header names this page.
 
-        With a token, any name is allowed: a page under a foreign name has no cookie of this page.
+        A page with a token allows any name: the browser does not send this page's cookie to a foreign name.
         """
         name = _name_of(header)
         if self.token is not None or name in self.allowed_hosts | {"localhost", self.address.host.lower()}:
@@ -196,17 +198,17 @@ class AccessPolicy:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        # The owner of a name can point it anywhere; an address cannot be redirected.
+        # An attacker can make a host name resolve to this machine, but cannot redirect a literal address.
         return address.is_loopback or not is_loopback(self.address.host)
 
     def is_allowed_origin(self, origin: str | None, host_header: str, forwarded_host: str | None = None) -> bool:
-        """Return whether a browser's Origin is this page's own; True without one, because programs send none.
+        """Return whether an Origin header names this page; True if it is absent, as in requests of programs.
 
         Args:
             origin: the Origin header.
             host_header: the Host header.
-            forwarded_host: ``X-Forwarded-Host``, the host that a proxy received; "" if other headers show that there
-                is a proxy. Web sites cannot send this header. Some proxies omit the port of the host.
+            forwarded_host: ``X-Forwarded-Host``, the host that a proxy received; "" if only other headers show that
+                there is a proxy; None without a proxy. Web sites cannot set these headers. Some proxies omit the port.
         """
         if origin is None:
             return True
@@ -229,7 +231,7 @@ class AccessPolicy:
             return False
 
     def is_authenticated(self, credentials: Credentials) -> bool:
-        """Return whether a request holds the token, a valid cookie, or the token of its stream."""
+        """Return whether a request contains a valid token, a valid cookie, or the token of the requested stream."""
         if self.token is None:
             return True
         query = credentials.query
@@ -241,10 +243,10 @@ class AccessPolicy:
         return any(_holds(token, credentials) for token in self._tokens)
 
     def may_act(self, credentials: Credentials) -> bool:
-        """Return whether a request may change events: it does not only hold the token of viewers."""
+        """Return whether a request may change events: it contains another valid token than ``view_token``."""
         if self.token is None:
             return True
-        # The files are read again while the page runs: a token that viewers hold, too, permits nothing.
+        # The token files can change while the page runs: a token that equals the view token permits no change.
         return any(
             _holds(token, credentials)
             for token in (self.token, self.edit_token)
@@ -252,7 +254,7 @@ class AccessPolicy:
         )
 
     def may_edit(self, credentials: Credentials) -> bool:
-        """Return whether a request holds the token of those who may change the set-up of cameras, or its cookie."""
+        """Return whether a request may change the set-up of cameras: it contains ``edit_token`` or its cookie."""
         if self.edit_token is None:
             return self.may_act(credentials)
         others = (self.token, self.view_token)
@@ -263,7 +265,7 @@ class AccessPolicy:
         return [token for token in (self.token, self.edit_token, self.view_token) if token is not None]
 
     def token_matches(self, candidate: str) -> bool:
-        """Compare with all tokens in constant time."""
+        """Return whether a text equals one of the page's tokens; compares in constant time."""
         return any(_matches(candidate, token) for token in self._tokens)
 
     def issue_cookie(self, token: str) -> str:
@@ -271,17 +273,17 @@ class AccessPolicy:
         return _signer(token).sign(secrets.token_hex(16)).decode()
 
     def stream_token(self, camera: str) -> str:
-        """Return the token that opens only this camera's MJPEG stream; the page's token cannot be derived from it."""
+        """Return the token that opens only this camera's MJPEG stream: a truncated HMAC-SHA256 under the token."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
 def _signer(token: str) -> TimestampSigner:
-    """Return the signer of cookies: HMAC-SHA256 with a key derived from the token, so a new token voids them."""
+    """Return the signer of cookies: HMAC-SHA256 with a key derived from the token. A new token invalidates them."""
     return TimestampSigner(token, salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
 def _holds(token: str | None, credentials: Credentials) -> bool:
-    """Return whether a request holds a token, or a cookie that was issued for it."""
+    """Return whether a request contains this token, or a valid cookie issued for this token."""
     if token is None:
         return False
     offered = _tokens_in(credentials.authorization, takes_basic=credentials.is_private)
@@ -297,12 +299,12 @@ def _matches(candidate: str | None, token: str | None) -> bool:
 
 
 def session_of(cookie: str | None) -> str:
-    """Return the session identifier in a cookie, which is not verified here; "" if there is none."""
+    """Return the session identifier in a cookie, without a check of its signature; "" without a cookie."""
     return (cookie or "").partition(".")[0]
 
 
 def _tokens_in(authorization: str | None, *, takes_basic: bool) -> list[str]:
-    """Return the possible tokens in an Authorization header: of Bearer, or the password or user of Basic."""
+    """Return the token candidates in an Authorization header: the Bearer token, or the Basic password or user."""
     kind, _, value = (authorization or "").partition(" ")
     if kind.lower() == "bearer":
         return [value.strip()]
@@ -323,7 +325,7 @@ def _name_of(host_header: str) -> str:
 
 
 def _port_of(host_header: str) -> int | None:
-    """Return the port in a Host header. Raises ``ValueError`` if it is invalid."""
+    """Return the port in a Host header, None if absent; raises ``ValueError`` for an invalid port."""
     return urlsplit(f"//{host_header}").port
 
 

@@ -1,4 +1,4 @@
-"""Reading of a request's body, bounded in size and time."""
+"""Reads the body of a request within a limit of size and time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS: Final = 5.0
 
 
 class BodyError(Exception):
-    """A body that is too long, or comes too slowly."""
+    """The body of a request is too long, or arrives too slowly. ``status`` is the HTTP status of the response."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -19,7 +19,11 @@ class BodyError(Exception):
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of a request. Raises ``BodyError``."""
+    """Return the body of a request.
+
+    Raises:
+        BodyError: the body exceeds ``max_bytes`` (413) or takes more than 5 s (408).
+    """
     body = b""
     try:
         async with asyncio.timeout(_SECONDS):

@@ -1,8 +1,8 @@
-"""Passes the newest frame of each camera from the thread of the sink to the viewers in the event loop.
+"""Passes the newest frame of each camera from the sink's thread to the viewers in the event loop.
 
-No client has a queue: it has one slot per camera, which a newer frame replaces, and at most ``MAX_IN_FLIGHT`` frames
-are sent before it acknowledges one. So a slow browser, a slow network or a hidden tab misses frames, and no buffer
-fills with old ones.
+Each client has one slot per camera; a newer JPEG replaces the waiting one. At most ``MAX_IN_FLIGHT`` frames of a camera
+are sent without an acknowledgement. A slow browser, a slow network or a hidden tab therefore skips frames, and no
+buffer fills with old frames.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 MAX_IN_FLIGHT: Final = 2
-"""Maximum number of unacknowledged frames of a camera: one being shown, and the next one."""
+"""Maximum number of unacknowledged JPEG frames per camera: the frame on the screen and the next frame."""
 
 
 MAX_VIDEO_IN_FLIGHT: Final = 4
-"""The same for H.264: of several frames that arrive together only the last is shown, and none may be left out."""
+"""Maximum number of unacknowledged H.264 frames per camera. Greater than for JPEG: no H.264 frame may be skipped."""
 MAX_VIDEO_WAITING: Final = 8
-"""H.264 frames of a camera that wait for a slow viewer; beyond, it skips to the next key frame."""
+"""Maximum number of H.264 frames per camera that wait for a slow viewer; then it skips to the next key frame."""
 
 Kind = Literal["plain", "small", "painted", "plain-video", "small-video"]
-"""Without heat map (the page draws it), the same at a small size (many cameras, a phone), with heat map (MJPEG), and
-the first two in H.264."""
+"""Form of an image.
+
+``plain``: JPEG without heat map, which the page draws. ``small``: the same, smaller, for many cameras or a phone.
+``painted``: JPEG with heat map, for MJPEG streams. ``plain-video`` and ``small-video``: the first two in H.264.
+"""
 VIDEO_KINDS: Final[tuple[Kind, Kind]] = ("plain-video", "small-video")
 
 
@@ -38,9 +41,9 @@ class WebFrame:
     number: int
     packed: bytes
     unit: int = -1
-    """The number of its unit of H.264; -1: a JPEG."""
+    """Number of the H.264 access unit; -1 for a JPEG."""
     is_key: bool = True
-    """True if a viewer needs no frame before it."""
+    """True if a viewer can decode this frame without an earlier one."""
 
 
 def _max_in_flight(kind: Kind) -> int:
@@ -50,22 +53,22 @@ def _max_in_flight(kind: Kind) -> int:
 class WebClient:
     """A viewer: a page (all cameras, plain images) or an MJPEG stream (one camera, painted images).
 
-    Belongs to the event loop; any thread may call ``wants`` and ``can_accept``.
+    Only the event loop may use it, except ``wants``, ``can_accept`` and ``needs_key``, which any thread may call.
     """
 
     def __init__(self, camera: str | None = None) -> None:
-        """Set the camera of an MJPEG stream; None for a page."""
+        """Create the client of an MJPEG stream of ``camera``; None for a page."""
         self.camera = camera
         self.rendered = camera is not None
         self.small = False
-        """True if the client takes small images of all cameras but ``large``."""
+        """True if the client takes small images of all cameras except the camera ``large``."""
         self.large = ""
         self.decodes_video = False
         """True if the client takes H.264."""
         self.takes_frames = True
         """False for a page that shows events only."""
         self.session = ""
-        """Session identifier of its cookie."""
+        """Session identifier in the client's cookie."""
         self.sent = 0
         self.skipped = 0
         """Number of frames that were replaced by a newer one before they were sent."""
@@ -74,7 +77,7 @@ class WebClient:
         self._in_flight: dict[str, int] = {}
         self._slots: dict[str, deque[WebFrame]] = {}
         self._units: dict[str, int | None] = {}
-        """The last unit of H.264 of each camera; None after a missed one, no entry before the first."""
+        """Number of the last H.264 unit by camera; None after a skipped unit; no entry before the first unit."""
         self._event = asyncio.Event()
 
     def set_video(self, *, decodes_video: bool) -> None:
@@ -84,12 +87,12 @@ class WebClient:
             self._restart()
 
     def lose(self, camera: str) -> None:
-        """Record that the client cannot decode the next units of a camera: it needs a key frame."""
+        """Record that the client needs a key frame before it can decode further units of a camera."""
         self._units[camera] = None
         self._slots.pop(camera, None)
 
     def _restart(self) -> None:
-        """Send the newest frames again."""
+        """Forget which frames were sent, so that the newest frames are sent again."""
         self._offered.clear()
         self._units.clear()
         self._slots.clear()
@@ -108,7 +111,7 @@ class WebClient:
         return self.takes_frames and is_own_kind and self.camera in {None, camera}
 
     def can_accept(self, camera: str, number: int, kind: Kind) -> bool:
-        """Return whether this frame would be sent at once: it is of a kind the client takes, and new to it."""
+        """Return whether this frame would be sent at once: the client wants its kind and has not received it."""
         return (
             self.wants(camera, kind)
             and self._offered.get(camera) != number
@@ -116,7 +119,7 @@ class WebClient:
         )
 
     def needs_key(self, camera: str, kind: Kind) -> Literal["new", "lost", ""]:
-        """Return why the client needs a key frame of this camera; "" if it does not."""
+        """Return why the client needs a key frame: no frame yet ("new"), or a skipped unit ("lost"); "" if neither."""
         if not self.wants(camera, kind) or self._in_flight.get(camera, 0) >= _max_in_flight(kind):
             return ""
         if camera not in self._units:
@@ -124,7 +127,7 @@ class WebClient:
         return "lost" if self._units[camera] is None else ""
 
     def put(self, frame: WebFrame) -> None:
-        """Put a frame into the slot of its camera, in place of a frame that waits there."""
+        """Store a frame in the slot of its camera; a waiting JPEG is replaced, an H.264 unit is appended."""
         if not self.wants(frame.camera, frame.kind):
             return
         if frame.kind in VIDEO_KINDS:
@@ -136,15 +139,15 @@ class WebClient:
             self._event.set()
 
     def _put_unit(self, frame: WebFrame) -> None:
-        """Append a unit of H.264 to those that wait; without its predecessor, wait for a key frame."""
+        """Append an H.264 unit to the slot; if its predecessor was skipped, wait for a key frame instead."""
         camera, waiting = frame.camera, self._slots.setdefault(frame.camera, deque())
         if self._units.get(camera, -1) == frame.unit and frame.unit >= 0:
-            return  # published twice
+            return  # this unit was published twice
         if frame.is_key:
             self.skipped += len(waiting)
             waiting.clear()
         elif camera not in self._units:
-            return  # it has just come, and gets the next key frame
+            return  # a new client starts with the next key frame
         elif self._units[camera] != frame.unit - 1 or len(waiting) >= MAX_VIDEO_WAITING:
             self.skipped += 1 + len(waiting)
             self.lose(camera)
@@ -154,14 +157,14 @@ class WebClient:
         self._event.set()
 
     async def next(self) -> WebFrame | None:
-        """Wait for a frame that may be sent, the cameras in turn; return None at the end."""
+        """Wait for the next frame to send and return it, cameras in turn; None once the client is closed."""
         while not self.closed:
             for camera, waiting in self._slots.items():
                 if waiting and self._in_flight.get(camera, 0) < _max_in_flight(waiting[0].kind):
                     self._in_flight[camera] = self._in_flight.get(camera, 0) + 1
                     self.sent += 1
                     frame = waiting.popleft()
-                    del self._slots[camera]  # it goes behind the other cameras
+                    del self._slots[camera]  # inserted again behind the other cameras
                     if waiting:
                         self._slots[camera] = waiting
                     return frame
@@ -176,33 +179,33 @@ class WebClient:
             self._event.set()
 
     def close(self) -> None:
-        """Make ``next`` return None."""
+        """Close the client: ``next`` returns None from now on."""
         self.closed = True
         self._event.set()
 
 
 class Broadcaster:
-    """The clients, and the hand-over of frames to them."""
+    """Holds the connected clients and passes published frames to them."""
 
     def __init__(self) -> None:
-        # Guards the frames that wait for the loop; either side holds it only briefly.
+        # Guards the frames that wait for the event loop; both threads hold it only for moments.
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, Kind], list[WebFrame]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Replaced as a whole by the loop, read by any thread.
+        # Only the event loop replaces this tuple; any thread may read it.
         self.clients: tuple[WebClient, ...] = ()
         self.closed = False
 
     def has_viewers(self, camera: str, kind: Kind) -> bool:
-        """Return whether a client takes frames of this camera and kind. For any thread."""
+        """Return whether any client takes frames of this camera and kind. For any thread."""
         return any(client.wants(camera, kind) for client in self.clients)
 
     def is_wanted(self, camera: str, number: int, kind: Kind) -> bool:
-        """Return whether a client would be sent this frame at once. For any thread."""
+        """Return whether any client can be sent this frame at once. For any thread."""
         return any(client.can_accept(camera, number, kind) for client in self.clients)
 
     def key_reason(self, camera: str, kind: Kind) -> tuple[bool, bool]:
-        """Return whether a viewer that is new, and one that missed a frame, need a key frame. For any thread."""
+        """Return whether a new viewer, and whether a viewer that skipped a unit, needs a key frame. For any thread."""
         reasons = {client.needs_key(camera, kind) for client in self.clients}
         return "new" in reasons, "lost" in reasons
 
@@ -222,7 +225,7 @@ class Broadcaster:
                 loop.call_soon_threadsafe(self._deliver)
 
     def stop_video(self) -> None:
-        """Send JPEG to all clients. For any thread."""
+        """Send JPEG instead of H.264 to all clients. For any thread."""
         with self._lock:
             loop = self._loop
         if loop is not None:
@@ -246,7 +249,7 @@ class Broadcaster:
         self.clients = tuple(other for other in self.clients if other is not client)
 
     def close(self) -> None:
-        """End all clients. For any thread."""
+        """Close all clients, and every client that subscribes later. For any thread."""
         with self._lock:
             self.closed = True
             self._waiting.clear()

@@ -1,6 +1,7 @@
-"""Clips of the page: a buffer of the last 30 s of each camera as sent to viewers, and an MP4 made of it.
+"""Clips of the page: a buffer with the last 30 s of images sent to viewers, and the MP4 file made from it.
 
-The buffer costs no compression: it keeps images that were sent anyway. It is bounded in time, frame rate and bytes.
+The buffer needs no extra compression, because it stores images that were sent. Its duration, frame rate and size are
+limited.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ log = logging.getLogger(__name__)
 
 CLIP_SECONDS: Final = 30.0
 CLIP_RATE: Final = 10.0
-"""Frames per second that are kept."""
+"""Maximum rate of stored frames, in frames per second."""
 RING_BYTES: Final = 96 << 20
-"""Maximum size of the buffer, for all cameras together."""
+"""Maximum size of the buffer for all cameras together, in bytes."""
 
 
 class PacketBuffer:
-    """The last packets of each camera. One thread adds, any reads."""
+    """The last packets of each camera (``overlays.web.framing``). One thread adds; any thread reads."""
 
     def __init__(self, limit_bytes: int = RING_BYTES) -> None:
         """Set the maximum size in bytes for all cameras together."""
         self._limit_bytes = limit_bytes
-        # Guards the queues; held while packets are listed, not while they are processed.
+        # Guards the queues. Held while packets are listed, released before they are encoded.
         self._lock = threading.Lock()
         self._packets: dict[str, deque[tuple[float, bytes]]] = {}
         self._bytes: dict[str, int] = {}
 
     def add(self, camera: str, captured_at: float, packet: bytes) -> None:
-        """Add a packet, unless it follows the last one too closely; drop packets that are too old or too many."""
+        """Store a packet unless the frame rate exceeds ``CLIP_RATE``; remove the oldest packets above the limits."""
         with self._lock:
             packets = self._packets.setdefault(camera, deque())
             if packets and 0 <= captured_at - packets[-1][0] < 0.95 / CLIP_RATE:
@@ -67,7 +68,7 @@ class PacketBuffer:
             self._bytes.pop(camera, None)
 
     def is_due(self, camera: str, captured_at: float) -> bool:
-        """Return whether ``add`` would keep a packet captured at this time."""
+        """Return whether ``add`` would store a packet captured at this time (monotonic seconds)."""
         with self._lock:
             packets = self._packets.get(camera)
             return not packets or not 0 <= captured_at - packets[-1][0] < 0.95 / CLIP_RATE
@@ -89,16 +90,16 @@ class RenderStyle:
 
     colormap: str = "inferno"
     opacity: float = 0.6
-    """0: without the heat map."""
+    """Opacity of the heat map in [0, 1]; 0 omits it."""
 
 
 def make_clip(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
-    """Return an MP4 (H.264) of the packets with heat map and legend, with the frames' timing.
+    """Return an MP4 file (H.264) of the packets, with heat map, legend and the original timing.
 
     Args:
         packets: packets of one camera, oldest first (``overlays.web.framing``).
         style: colours and opacity.
-        is_stopped: checked before each frame; b"" is returned if it is True.
+        is_stopped: called before each frame; if it returns True, the clip is abandoned and b"" returned.
 
     Raises:
         SinkError: the clip cannot be encoded.
@@ -124,7 +125,7 @@ def make_clip(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable
 
 
 def _move_index_to_front(path: Path) -> bytes:
-    """Return a video with its index at its beginning: players can start before the rest has arrived."""
+    """Return an MP4 file with its index moved to the start, so that players can start before all data arrives."""
     target = path.with_name("index-first.mp4")
     with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as output:
         video = source.streams.video[0]
@@ -137,7 +138,7 @@ def _move_index_to_front(path: Path) -> bytes:
 
 
 async def make_clip_async(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
-    """Make a clip in a thread; b"" if stopped, or if it fails, which is logged."""
+    """Return a clip made in a thread; b"" if it was stopped, or if it failed (then a warning is logged)."""
     cancelled = threading.Event()
 
     def make() -> bytes:

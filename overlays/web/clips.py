@@ -1,4 +1,4 @@
-"""HTTP responses with clips of the last 30 s, made on request."""
+"""HTTP responses with a clip of the last 30 s, made on request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from overlays.web.ranges import bytes_response
 from overlays.web.state import Clip, WebState
 
 _REUSE_SECONDS: Final = 20.0
-"""A range is taken from the existing clip if that was last requested at most this long ago."""
+"""Maximum time since the last request of a clip for further ranges of the same clip, in seconds."""
 
 
 async def clip_response(page: WebState, request: Request, camera: str, opacity: float) -> Response:
-    """Return a camera's clip, or the requested range of it; all ranges come from the same clip."""
+    """Return the clip of a camera, or the requested range of it.
+
+    A request without a range makes a new clip. The requests for ranges that follow are answered from that clip.
+    """
     now = time.monotonic()
     clip, header = page.clip, request.headers.get("range")
     known = clip is not None and (clip.camera, clip.opacity) == (camera, opacity)

@@ -1,6 +1,6 @@
-"""Accepts the connections of the page within limits: total number, number per address, and rate.
+"""Accepts connections to the page within limits: total number, number per address, and rate.
 
-asyncio's own server accepts without a limit, and logs each accept that fails for lack of file handles.
+asyncio's own server has no such limits, and logs every failed accept when no file descriptor is free.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ log = logging.getLogger(__name__)
 _ACCEPTS_PER_SECOND: Final = 800.0
 _BURST_ACCEPTS: Final = 128
 _REFUSED_CREDIT: Final = 0.8
-"""Credit returned for a connection that is closed at once, because it costs little."""
+"""Part of an accept's credit that is returned for a refused connection, which costs little."""
 _ACCEPTS_AT_ONCE: Final = 16
 """Maximum number of connections accepted in one step of the event loop."""
 _RETRY_SECONDS: Final = 1.0
-"""Pause of accepting while no file handle is free."""
+"""Time between two attempts to accept while no file descriptor is free, in seconds."""
 _LOG_EVERY_SECONDS: Final = 60.0
 _MAX_CLOSING: Final = 32
-"""Maximum number of aborted connections whose file handle is not released yet."""
+"""Maximum number of aborted connections whose file descriptor is still open."""
 
 
 class Connection(socket.socket):
-    """An accepted connection that counts its bytes and reports when it is closed.
+    """An accepted connection that counts its bytes and calls ``on_close`` when it is closed.
 
-    ``transport`` is None until the event loop has taken the connection over.
+    ``transport`` is None until the event loop has created the transport.
     """
 
     def __init__(self, accepted: socket.socket, address: str, on_close: Callable[[Connection], None]) -> None:
-        """Manage the accepted socket; ``on_close`` is called once it is closed."""
+        """Take over the accepted socket; ``on_close`` is called once, when the connection is closed."""
         family, kind, protocol = accepted.family, accepted.type, accepted.proto
         super().__init__(family, kind, protocol, fileno=accepted.detach())
         self.setblocking(False)
         self.address = address
-        """The address that is limited: see ``overlays.file_limits.shared_address``."""
+        """Address under which connections are counted; see ``overlays.file_limits.shared_address``."""
         self.sent_bytes = self.received_bytes = 0
         self.transport: asyncio.Transport | None = None
         self.ended = False
-        """True if it was aborted and only its file handle is still open."""
+        """True after ``abort``, until the file descriptor is closed."""
         self.accepted_at = time.monotonic()
         self.stalled: tuple[float, int] | None = None
-        """(time, sent bytes) since which data waits to be sent."""
+        """(monotonic seconds, sent bytes) at the start of the current wait for the client to read; None if none."""
         self.heard = (self.accepted_at, 0)
-        """(time, received bytes) at the last check of the receive rate."""
+        """(monotonic seconds, received bytes) at the last check of the receive rate."""
         self._on_close: Callable[[Connection], None] | None = on_close
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Receive and count bytes."""
+        """Receive at most ``size`` bytes and count them."""
         data = super().recv(size, flags)
         self.received_bytes += len(data)
         return data
@@ -74,14 +74,14 @@ class Connection(socket.socket):
         return count
 
     def close(self) -> None:
-        """Release the file handle."""
+        """Close the file descriptor and call ``on_close``."""
         super().close()
         if self._on_close is not None:
             on_close, self._on_close = self._on_close, None
             on_close(self)
 
     def abort(self) -> None:
-        """End the connection at once; unsent data is discarded."""
+        """Close the connection at once and discard unsent data."""
         self.ended = True
         if self.transport is not None:
             self.transport.abort()
@@ -91,12 +91,12 @@ class Acceptor:
     """Accepts the connections of one listening socket in the event loop that starts it.
 
     Args:
-        listener: bound and listening; the caller closes it.
-        protocol: makes the protocol of one connection.
+        listener: a bound, listening socket, which the caller closes.
+        protocol: creates the asyncio protocol of one connection.
         limit: maximum number of connections.
-        limit_per_address: maximum number of connections per client; loopback addresses are a reverse proxy's and not
-            limited.
-        choose_evicted: chooses which of these connections is ended for a new one; None refuses the new one.
+        limit_per_address: maximum number of connections per client address. Loopback addresses have no such limit,
+            because a reverse proxy may connect from them.
+        choose_evicted: returns which of the given connections is closed for a new one; None refuses the new one.
         clock: returns monotonic seconds.
     """
 
@@ -146,7 +146,7 @@ class Acceptor:
         self._loop = None
 
     def _pause(self, seconds: float) -> None:
-        """Stop accepting for a while: connections wait in the kernel, which refuses those beyond its backlog."""
+        """Stop accepting for ``seconds``; meanwhile connections wait in the kernel's backlog."""
         if self._loop is None:
             return
         self._loop.remove_reader(self._listener.fileno())
@@ -193,7 +193,7 @@ class Acceptor:
         task.add_done_callback(self._tasks.discard)
 
     def _is_within_limits(self, address: str, *, is_local: bool) -> bool:
-        """Return whether a connection may be accepted; at a limit, end another connection first if one qualifies."""
+        """Return whether a connection may be accepted; at a limit, close another connection for it if possible."""
         if not is_local and self._by_address[address] >= self._limit_per_address:
             return self._evict([c for c in self._open if c.address == address and not c.ended])
         if len(self._open) - len(self._ended) < self._limit:

@@ -1,4 +1,4 @@
-"""Queries, actions and answers of the events' HTTP interface, as values. Pure but for the clock."""
+"""Parses queries and actions of the events' HTTP interface and formats its answers; reads only the clock."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from overlays.wire.text import replace_undecodable
 from pipeline.shapes import one_line
 
 _MAX_VALUES: Final = 100
-"""Values of one filter at most."""
+"""Maximum number of values of one filter."""
 MAX_SNOOZE_MINUTES: Final = 7 * 24 * 60.0
 MAX_NAME: Final = 64
-"""Characters of a viewer's name at most."""
+"""Maximum length of a viewer's name in characters."""
 CSV_FIELDS: Final = (
     "id", "kind", "camera", "rule", "text", "start", "end", "label", "score", "track", "figure_name", "figure_value",
     "figure_bound", "state", "by", "acted", "snoozed_until", "note", "interrupted",
@@ -34,7 +34,7 @@ _TIMES: Final = frozenset({"start", "end", "acted", "snoozed_until"})
 
 
 class RequestError(Exception):
-    """A request that cannot be answered."""
+    """A request cannot be answered. ``status`` is the HTTP status of the response."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -42,10 +42,10 @@ class RequestError(Exception):
 
 
 def read_query(request: Request) -> tuple[EventFilter, int, str | None]:
-    """Return the filter, the number of events and the identifier before which they lie.
+    """Return the filter, the maximum number of events, and ``before_id``; None for ``before_id``: the newest events.
 
     Raises:
-        RequestError: a value is wrong.
+        RequestError: a query parameter is invalid (400).
     """
     values = request.query_params
     limit = values.get("limit", "100")
@@ -64,7 +64,16 @@ def read_query(request: Request) -> tuple[EventFilter, int, str | None]:
 
 
 def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
-    """Return a viewer's action. Raises ``RequestError``."""
+    """Return a viewer's action on an event.
+
+    Args:
+        event_id: identifier of the event.
+        verb: the action's name, from the path.
+        body: the JSON object of the request: ``by``, ``note``, ``minutes`` and ``version``, each optional.
+
+    Raises:
+        RequestError: the verb is unknown (404), or a value is invalid (400).
+    """
     if verb not in get_args(Verb):
         raise RequestError(404, f"{verb[:40]!r}: use one of {', '.join(get_args(Verb))}")
     by, note, minutes = body.get("by", ""), body.get("note", ""), body.get("minutes")
@@ -90,7 +99,7 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
 
 
 def as_csv(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return events as CSV (RFC 4180), times in ISO 8601; text is made safe for spreadsheets."""
+    """Return events as CSV (RFC 4180), times in ISO 8601; cells that look like formulas are quoted with ``'``."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(CSV_FIELDS)
@@ -104,12 +113,12 @@ def as_csv(events: Sequence[Mapping[str, Any]]) -> str:
 def _cell(name: str, value: object) -> object:
     if name in _TIMES and isinstance(value, float):
         return datetime.fromtimestamp(value, UTC).isoformat(timespec="milliseconds")
-    # A spreadsheet runs a cell that begins like a formula, some also behind blanks or in full-width characters.
+    # Spreadsheets execute cells that start like a formula; some also after blanks, or with full-width characters.
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def _time(request: Request, name: str) -> float | None:
-    """Return a time of the query string in Unix seconds; it may be given in ISO 8601."""
+    """Return a query parameter in Unix seconds or ISO 8601 as Unix seconds; None if it is absent."""
     value = request.query_params.get(name)
     if value is None:
         return None
@@ -136,7 +145,7 @@ def _list(request: Request, name: str, known: Sequence[str] = ()) -> list[str]:
 
 
 def read_choice(request: Request, name: str, known: Sequence[str], default: str) -> str:
-    """Return one of the known values of the query string. Raises ``RequestError``."""
+    """Return a query parameter that must be one of ``known``; raises ``RequestError`` (400) for another value."""
     value = request.query_params.get(name, default)
     if value not in known:
         raise RequestError(400, f"{name}: {value[:40]!r} is unknown; use one of {', '.join(known)}")
@@ -144,6 +153,6 @@ def read_choice(request: Request, name: str, known: Sequence[str], default: str)
 
 
 async def answer_error(_request: Request, error: Exception) -> Response:
-    """Return the response to a request that cannot be answered, with the reason as text."""
+    """Return the HTTP response for a ``RequestError``: its status, with the reason as text."""
     assert isinstance(error, RequestError)  # noqa: S101 - registered for this type only
     return Response(str(error), error.status, media_type="text/plain")

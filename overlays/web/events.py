@@ -1,4 +1,4 @@
-"""HTTP handlers of events: queries, images, clips, and what a viewer does with an event; stills of the cameras."""
+"""HTTP handlers of events: queries, images, clips and viewers' actions."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from overlays.web.thread_call import call_in_thread
 _MAX_BODY_BYTES: Final = 8192
 _ACTION_SECONDS: Final = 5.0
 _MAX_QUERIES: Final = 4
-"""Queries that run at the same time; others wait."""
+"""Maximum number of concurrent queries; further queries wait."""
 VIEW_ONLY: Final = "this token is for viewing only: sign out, and sign in with the token of token_file"
 NO_EVENTS: Final = "this run keeps no events; add --sink events.sqlite"
 
 
 class EventAccess(Protocol):
-    """The parts of the events sink that the page uses, all for any thread."""
+    """The interface of the events sink that the page uses. Any thread may call it."""
 
     reader: EventReader
     feed: EventFeed
 
     def submit(self, action: Action) -> Future[dict[str, Any] | None]:
-        """Apply an action soon."""
+        """Queue an action; the future yields the changed event, or None if the event does not exist."""
 
 
 @runtime_checkable
 class ClipFinder(Protocol):
-    """The part of a recorder of clips that the page uses, for any thread."""
+    """The interface of a clip recorder that the page uses. Any thread may call it."""
 
     def find_clip(self, camera: str, start_unix: float, end_unix: float) -> Path | None:
-        """Return the finished clip that shows a time span of a camera."""
+        """Return the finished clip that shows a time span (Unix seconds) of a camera; None if there is none."""
 
 
 @dataclass(slots=True)
@@ -53,9 +53,9 @@ class EventState:
     """The events and clips of the page's run."""
 
     access: EventAccess | None = None
-    """None: the run keeps no events, or has not begun."""
+    """The events sink; None if the run stores no events or has not started."""
     is_starting: bool = True
-    """True until the run has begun: its sinks are not known before."""
+    """True until the run has started and its sinks are known."""
     clips: Sequence[ClipFinder] = ()
 
 
@@ -63,7 +63,7 @@ class EventHandlers:
     """Handlers of ``/api/events``."""
 
     def __init__(self, state: Callable[[], EventState]) -> None:
-        """Set the function that returns the events of the page's run."""
+        """Set the function that returns the current events and clips of the page's run."""
         self._state = state
         self._queries = asyncio.Semaphore(_MAX_QUERIES)
 
@@ -78,7 +78,7 @@ class EventHandlers:
         return JSONResponse({"events": page.events, "next": page.next_before, "unix": time.time()})
 
     async def summary(self, _request: Request) -> Response:
-        """Return counts, and the known cameras, kinds and labels."""
+        """Return counts of events, and the cameras, kinds and labels that occur."""
         access = self._access()
         return JSONResponse(await self._query(access.reader.summary))
 
@@ -89,7 +89,7 @@ class EventHandlers:
         return JSONResponse(event | {"clip": None if clip is None else clip.name})
 
     async def image(self, request: Request) -> Response:
-        """Return the plain image of an event, or the one with heat."""
+        """Return the image of an event, without or with heat map (``plain`` or ``heat`` in the path)."""
         access, event_id = self._access(), request.path_params["id"]
         kind = request.path_params["kind"]
         if kind not in {"plain", "heat"}:
@@ -136,7 +136,7 @@ class EventHandlers:
         return access
 
     async def _query(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - as the call
-        """Return the result of a query, made in a thread."""
+        """Run a query in a thread and return its result; raises ``RequestError`` (503) if the file cannot be read."""
         try:
             async with self._queries:
                 return await call_in_thread("events", call)

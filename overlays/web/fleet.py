@@ -1,4 +1,4 @@
-"""HTTP handlers of a fleet's page: where its cameras are published, and the targets of Prometheus."""
+"""HTTP handlers of a fleet's page: the workers that publish its cameras, and the scrape targets for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NO_FLEET = "this page belongs to no fleet; run.py fleet gateway serves one that 
 
 @runtime_checkable
 class FleetAccess(Protocol):
-    """The part of a gateway that the page uses, for any thread."""
+    """The interface of a gateway that the page uses. Any thread may call it."""
 
     def fleet_state(self) -> dict[str, Any] | None:
-        """Return the last state of the fleet; None: there was none yet."""
+        """Return the last received state of the fleet; None before the first."""
 
     def fleet_age_seconds(self) -> float:
-        """Return the time since that state came."""
+        """Return the time since the last state was received, in seconds."""
 
 
 @dataclass(slots=True)
@@ -31,18 +31,18 @@ class FleetState:
     """The fleet of the page's run."""
 
     access: FleetAccess | None = None
-    """None: it belongs to none."""
+    """The gateway; None if the page does not belong to a fleet."""
 
 
 class FleetHandlers:
     """Handlers of ``/api/where`` and ``/api/targets``."""
 
     def __init__(self, fleet: Callable[[], FleetState]) -> None:
-        """Set the function that returns the fleet of the page's run."""
+        """Set the function that returns the current fleet of the page's run."""
         self._fleet = fleet
 
     async def where(self, request: Request) -> Response:
-        """Return where a camera is published, or where all are."""
+        """Return the worker and address that publish a camera, or those of all cameras."""
         state, age = self._state()
         name = request.path_params.get("camera")
         if name is None:
@@ -53,7 +53,7 @@ class FleetHandlers:
         return JSONResponse(found | {"age_seconds": age})
 
     async def targets(self, _request: Request) -> Response:
-        """Return the metrics of the workers for Prometheus' ``http_sd_configs``."""
+        """Return the workers' metrics addresses in the format of Prometheus' ``http_sd_configs``."""
         return JSONResponse(metrics_targets(self._state()[0]))
 
     def _state(self) -> tuple[dict[str, Any], float]:
@@ -61,6 +61,6 @@ class FleetHandlers:
         if access is None:
             raise RequestError(404, NO_FLEET)
         state = access.fleet_state()
-        if state is None:  # with an error, Prometheus keeps the targets that it has
+        if state is None:  # after an error response, Prometheus keeps its current targets
             raise RequestError(503, "the fleet's directors have not answered yet")
         return state, round(access.fleet_age_seconds(), 3)

@@ -1,7 +1,7 @@
-"""Binary message of a frame for the page: header length (4 bytes, big endian), header, image. Pure.
+"""Binary message with one frame for the page: header length (4 bytes, big endian), header, image. Pure functions.
 
-The header is that of the wire format (``docs/wire.md``); the image has no heat map, which the header holds as its grid.
-An image is a JPEG, or a unit of H.264 with the key ``video`` in the header.
+The header has the wire format (``docs/wire.md``). The image is a JPEG, or an H.264 access unit, which the header's key
+``video`` describes. The image has no heat map; the header contains the heat as a grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from pipeline.frames import Overlay
 
 
 def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Encode a message; ``overlay.image`` is the plain image in the size it is sent in, ``jpeg`` the same as JPEG.
+    """Return a message with a JPEG.
+
+    Args:
+        overlay: the explained frame; ``overlay.image`` is the plain image in the size of ``jpeg``.
+        jpeg: the same image, encoded.
+        sent_at_unix: time of encoding, in Unix seconds.
+        now_monotonic: the same time on the monotonic clock, in seconds.
 
     Raises:
         WireError: the explanation exceeds a limit of the wire format.
@@ -26,7 +32,9 @@ def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: f
 
 
 def pack_video(overlay: Overlay, unit: VideoUnit, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Encode a message with H.264; ``overlay.image`` is the image that ``unit`` holds.
+    """Return a message with an H.264 access unit; ``overlay.image`` is the plain image encoded in ``unit``.
+
+    The other arguments have the same meaning as in ``pack``.
 
     Raises:
         WireError: the explanation exceeds a limit of the wire format.
@@ -46,7 +54,7 @@ def unpack(packet: bytes) -> tuple[bytes, bytes]:
     """Return the header and the image of a message.
 
     Raises:
-        WireError: the message is truncated.
+        WireError: the message ends before its header does.
     """
     length = int.from_bytes(packet[:4], "big")
     if len(packet) < 4 + length:

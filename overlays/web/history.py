@@ -1,4 +1,4 @@
-"""The last minute of each camera: scores and alarms, for viewers that have just come."""
+"""Scores and alarms of each camera in the last minute, sent to new viewers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final, NamedTuple
 
 HISTORY_SECONDS: Final = 60.0
 STEP_SECONDS: Final = 0.5
-"""Shortest time between two points, unless an alarm begins or ends."""
+"""Minimum time between two points in seconds; the start and end of an alarm are always recorded."""
 MAX_POINTS: Final = 160
-"""Points that are kept of a camera, in about 20 KiB."""
+"""Maximum number of points per camera, about 20 KiB."""
 
 
 class Point(NamedTuple):
-    """A camera at one time."""
+    """Score and alarm of a camera at one time."""
 
     captured_at: float
     """Monotonic seconds."""
     score: float
     """Score of the top class, in [0, 1]."""
     is_firing: bool
-    """True if a guard fired."""
+    """True if a guard of the camera fires."""
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class History:
     _points: dict[str, deque[Point]] = field(default_factory=dict)
 
     def record(self, camera: str, point: Point) -> None:
-        """Keep a point, unless it says the same as the one before it."""
+        """Store a point, unless less than ``STEP_SECONDS`` passed since the last one with the same alarm state."""
         points = self._points.get(camera)
         if points is None:
             points = self._points[camera] = deque(maxlen=MAX_POINTS)
@@ -42,11 +42,16 @@ class History:
         points.append(point)
 
     def forget(self, camera: str) -> None:
-        """Remove the points of a camera that left."""
+        """Remove the points of a camera that left the run."""
         self._points.pop(camera, None)
 
     def records(self, now: float, unix: float) -> dict[str, list[list[float]]]:
-        """Return ``[Unix seconds, score, 1 for an alarm]`` by camera, the oldest first, for times on two clocks."""
+        """Return ``[Unix seconds, score, 1 if an alarm fires else 0]`` for each point, by camera, oldest first.
+
+        Args:
+            now: the current time in monotonic seconds.
+            unix: the same time in Unix seconds.
+        """
         return {
             camera: [
                 [round(unix - now + point.captured_at, 2), round(point.score, 3), int(point.is_firing)]

@@ -1,4 +1,4 @@
-"""The listening socket of the page."""
+"""Creates the listening socket of the page."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from overlays.web.auth import PageAddress
 from pipeline.errors import SinkError
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
-"""Kernel send buffer per viewer: data that waits there is old."""
+"""Size of the kernel's send buffer per viewer; small, because frames that wait there become old."""
 _UNACKNOWLEDGED_MS: Final = 20_000
-"""A client that acknowledges no data for this time is disconnected (TCP_USER_TIMEOUT)."""
+"""Time after which a client that acknowledges no TCP data is disconnected, in milliseconds (TCP_USER_TIMEOUT)."""
 
 
 def listen(uri: str, address: PageAddress) -> socket.socket:
     """Return a listening socket with small send buffers.
 
+    Args:
+        uri: the page's address, for error messages.
+        address: the parsed address to bind.
+
     Raises:
-        SinkError: the address cannot be bound.
+        SinkError: the host is unknown, or the address cannot be bound.
     """
     hints = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",

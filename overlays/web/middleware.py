@@ -1,4 +1,4 @@
-"""Access control before the application: refuses requests, limits their rate, and sets the security headers."""
+"""ASGI middleware for access control: refuses requests, limits their rate, and sets security headers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from overlays.web.rate_limit import MAX_WAIT_SECONDS, WRONG_TOKEN_COST, RequestR
 log = logging.getLogger(__name__)
 
 _PUBLIC_PATHS: Final = frozenset({"/login", "/healthz", "/readyz", "/static/page.css", "/static/icon.svg"})
-"""Paths that need no token."""
+"""Paths that are served without a token."""
 _STREAMS: Final = "/stream/"
 _PULLED: Final = ("/stream/", "/snapshot/", "/clip/")
-"""Paths that players and camera walls get; most send the password of an address only after a challenge."""
+"""Paths that video players and camera walls request. Most of them send a URL's password only after a challenge."""
 _LOG_SECONDS: Final = 60.0
 _READ_TOKEN_SECONDS: Final = 1.0
 _MAX_ADDRESS_LENGTH: Final = 64
@@ -41,7 +41,7 @@ HEADERS: Final = {
 
 
 def framing_headers(embed_origins: frozenset[str]) -> dict[str, str]:
-    """Return the headers that allow pages of these origins, and the page itself, to show the page in a frame.
+    """Return the headers that permit pages of these origins, and the page itself, to embed the page in a frame.
 
     ``frame-ancestors`` replaces ``X-Frame-Options``, which cannot name origins.
     """
@@ -53,33 +53,33 @@ def framing_headers(embed_origins: frozenset[str]) -> dict[str, str]:
 
 
 class Protected(Protocol):
-    """Parts of the page that the middleware uses: rules, ended sessions, and a count of refusals."""
+    """The interface of the page that the middleware uses: access rules, ended sessions and the count of refusals."""
 
     refused: int
 
     @property
     def access(self) -> AccessPolicy:
-        """The current rules: the token may change."""
+        """The current access rules; replaced when a token changes."""
 
     def read_token(self) -> None:
-        """Read the token again."""
+        """Read the token files again."""
 
     def has_ended(self, session: str) -> bool:
-        """Return whether a session was signed out."""
+        """Return whether the session has signed out."""
 
 
 class AccessMiddleware:
-    """ASGI middleware that protects an application."""
+    """ASGI middleware that admits or refuses each request before the application."""
 
     def __init__(self, app: ASGIApp, page: Protected) -> None:
-        """Set the application and the rules."""
+        """Set the application to protect, and the page with the access rules."""
         self._app = app
         self._page = page
         self._rate_limiter = RequestRateLimiter()
         self._logged_at = self._read_at = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request or WebSocket."""
+        """Handle one HTTP request or WebSocket connection."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
@@ -110,7 +110,7 @@ class AccessMiddleware:
         await refusal(scope, receive, send_with_headers)
 
     async def _throttle(self, scope: Scope, headers: Headers, now: float) -> Response | None:
-        """Wait until the client's request is due; return a refusal if it would be due much later."""
+        """Delay the request to the permitted rate; return a 429 response if the delay would be too long."""
         is_unauthenticated = not scope.get("admitted")
         if not is_unauthenticated and self._page.access.token is not None:
             return None
@@ -154,10 +154,10 @@ class AccessMiddleware:
         return _challenge(path, headers, is_private=is_private)
 
     def _is_allowed_site(self, scope: Scope, headers: Headers, host: str, more: dict[str, str]) -> bool:
-        """Return whether a request comes from this page, from no page, or from another page that may send it.
+        """Return whether the site that sent a request may send it: this page, no site (a program), or another site.
 
-        A link on another site may lead to the page. Other requests of other sites are refused, unless the site is
-        listed in ``embed_origins``.
+        Other sites may link to the page. Their other requests are refused, except requests for streams from the
+        origins in ``embed_origins``.
         """
         access, path = self._page.access, scope["path"]
         fetched = headers.get("sec-fetch-site", "")  # scripts cannot set this header
@@ -182,7 +182,7 @@ class AccessMiddleware:
             return True
         if headers.get("sec-fetch-mode") == "navigate":
             return path in {"/", "/login", "/review"} or path.startswith(_STREAMS)
-        # A browser without these headers names the origin of all requests but navigations and simple images.
+        # A browser without Sec-Fetch headers sends an Origin with every request except navigations and images.
         return not fetched and origin is None and not path.startswith(("/clip/", "/api/", "/snapshot/"))
 
     def _count(self, scope: Scope, status: int) -> None:
@@ -197,14 +197,14 @@ class AccessMiddleware:
 
 
 def _is_private(scope: Scope) -> bool:
-    """Return whether nobody on the network can read the request: it came by TLS or from this machine."""
+    """Return whether the request came by TLS or from this machine, so that the network cannot read it."""
     return scope["scheme"] in {"https", "wss"} or is_loopback_address(str((scope.get("client") or ("", 0))[0]))
 
 
 def _challenge(path: str, headers: Headers, *, is_private: bool) -> Response:
-    """Return the answer to a request without the token: the kinds of authentication that are accepted.
+    """Return the 401 response to a request without a token; it lists the accepted authentication schemes.
 
-    Browsers ask for a password where Basic is offered, so their requests for parts of the page do not get the offer.
+    Basic is offered only to players and camera walls: a browser would open a password dialog.
     """
     challenge, text = 'Bearer realm="recipro-stream"', "this page requires its token"
     is_pulled = path.startswith(_STREAMS) or (path.startswith(_PULLED) and "sec-fetch-mode" not in headers)
@@ -219,13 +219,13 @@ def _challenge(path: str, headers: Headers, *, is_private: bool) -> Response:
 
 
 def above(scope: Scope) -> str:
-    """Return the relative path from the requested path to the page itself: a proxy may serve it under a prefix."""
+    """Return the relative path from the requested path to the page's root, valid under any prefix of a proxy."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return "../" * (raw.count(b"/") - 1)
 
 
 def _remove_prefix(scope: Scope, headers: Headers, configured: str) -> None:
-    """Remove the proxy's prefix from the request's path, and store it for the path of the cookie."""
+    """Remove the proxy's prefix from the request's path and store it in ``scope["prefix"]``, for the cookie's path."""
     scope["prefix"] = ""
     try:
         prefix = configured or check_prefix(headers.get("x-forwarded-prefix", ""))
@@ -238,7 +238,7 @@ def _remove_prefix(scope: Scope, headers: Headers, configured: str) -> None:
 
 
 def _is_guess(scope: Scope, headers: Headers) -> bool:
-    """Return whether a request without the token may be a guess at it."""
+    """Return whether a request without a valid token may be an attempt to guess it."""
     is_sign_in = scope["path"] == "/login" and scope.get("method") == "POST"
     return is_sign_in or "authorization" in headers or b"token=" in scope["query_string"]
 
@@ -255,7 +255,10 @@ def _origin_of(referer: str | None) -> str | None:
 
 
 def _address(scope: Scope) -> str:
-    """Return the client's address; X-Forwarded-For may hold any text."""
+    """Return the client's address under which requests are counted.
+
+    A text that is not an address, which X-Forwarded-For may contain, is returned as "an unknown address".
+    """
     client = str((scope.get("client") or ("", 0))[0])
     try:
         ipaddress.ip_address(client[:_MAX_ADDRESS_LENGTH].partition("%")[0])

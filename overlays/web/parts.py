@@ -1,4 +1,4 @@
-"""The last parts and crossings of each camera for the page, with their images."""
+"""The last counted parts and line crossings of each camera for the page, with their images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.frames import Explanation
 from pipeline.passages.passage import Passage, PassageCursor
 
 SHOWN: Final = 12
-"""Number of parts and crossings that the page shows of a camera."""
+"""Maximum number of parts and crossings that the page shows per camera."""
 _SIDE: Final = 160
-"""Longer side of their images in pixels."""
+"""Maximum longer side of the images in pixels."""
 _QUALITY: Final = 80
 
 
@@ -33,18 +33,18 @@ class PassageBoard:
     _last: dict[str, deque[Passage]] = field(default_factory=dict)
 
     def record(self, explanation: Explanation) -> None:
-        """Record what was finished at a frame, or at frames that were lost before it."""
+        """Store the passages that finished at this frame, or at frames since the last recorded frame."""
         if new := self._cursor.take(explanation):
             camera = replace_undecodable(explanation.frame.camera)
             self._last.setdefault(camera, deque(maxlen=SHOWN)).extend(new)
 
     def forget(self, camera: str) -> None:
-        """Remove the passages of a camera that left."""
+        """Remove the passages of a camera that left the run."""
         self._cursor.forget(camera)
         self._last.pop(replace_undecodable(camera), None)
 
     def records(self, camera: str, after: int = 0) -> list[dict[str, Any]]:
-        """Return the last passages of a camera with a sequence number above ``after``, the oldest first, as JSON."""
+        """Return the camera's passages with a sequence number above ``after`` as JSON values, oldest first."""
         times = {"sent_at_unix": self.wall_clock(), "now_monotonic": self.clock()}
         return [
             passage_record(passage, **times) | {"jpeg": _packed(passage)}

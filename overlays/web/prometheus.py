@@ -18,16 +18,16 @@ from pipeline.stats import EDGES, Histogram
 
 STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
 _BUCKET_STEP: Final = 5
-"""Every fifth bucket of the internal histogram: factor 1.8, 25 buckets from 0.1 ms to 100 s."""
+"""Number of internal buckets per exported bucket: 25 bounds from 0.1 ms to 100 s, each 1.8 times the previous."""
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 def exposition(board: StatusBoard, parts: Sequence[MetricSample]) -> bytes:
-    """Return the text that Prometheus scrapes.
+    """Return the metrics of the run in the Prometheus text format.
 
     Args:
-        board: state of the cameras, and the run.
-        parts: samples of sources, sinks and the engine.
+        board: state of the cameras and of the run.
+        parts: further samples, from sources, sinks and the engine.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(board, parts))
@@ -41,7 +41,7 @@ class _Collector:
         self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics. Undecodable bytes of file names in labels are replaced."""
+        """Yield all metrics; in label values, undecodable bytes of file names are replaced."""
         for family in self._families():
             family.samples = [
                 sample._replace(labels={key: replace_undecodable(value) for key, value in sample.labels.items()})
@@ -93,7 +93,7 @@ def _of_run(outcome: RunResult) -> Iterator[Metric]:
     )
     for worker in outcome.source_workers:
         camera, counts = worker.camera, outcome.stats.frames
-        # Drops and deliveries are read before received frames: their sum is never greater.
+        # Read before ``received``, so that drops and deliveries never exceed the received frames.
         drops, delivered = counts.drops(camera), counts.delivered(camera)
         frames.add_metric([camera, "taken"], worker.received)
         frames.add_metric([camera, "explained"], outcome.stats.cameras[camera].explained)
@@ -133,7 +133,7 @@ def _of_engine(outcome: RunResult) -> Iterator[Metric]:
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    """Return a histogram's buckets, each of several internal ones, and its sum in seconds."""
+    """Return cumulative buckets (upper bound, count), each of ``_BUCKET_STEP`` internal buckets, and the sum in s."""
     counts = list(histogram.counts)
     buckets, below = [], 0
     for index, edge in enumerate(EDGES):
@@ -145,7 +145,7 @@ def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
 
 
 def _of_parts(parts: Sequence[MetricSample]) -> Iterator[Metric]:
-    """Yield the samples grouped by name, one family each."""
+    """Yield one metric family for each sample name."""
     families: dict[str, Metric] = {}
     for sample in parts:
         name = f"recipro_{sample.name}"

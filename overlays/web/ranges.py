@@ -1,4 +1,4 @@
-"""HTTP responses of bytes and files, in ranges for players that request ranges (RFC 9110)."""
+"""HTTP responses with bytes or files, with support for range requests (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _CHUNK_BYTES: Final = 64 << 10
 
 
 def requested_range(header: str | None, size: int) -> range | None:
-    """Return the bytes that a Range header requests; None for all of them.
+    """Return the byte range that a Range header requests; None for the whole content.
 
-    Several ranges and other units are answered with everything, as RFC 9110 allows.
+    Args:
+        header: the Range header. Several ranges, other units and invalid text request the whole content (RFC 9110).
+        size: length of the content in bytes.
 
     Raises:
-        ValueError: none of the requested bytes exist.
+        ValueError: the content has none of the requested bytes.
     """
     match = None if header is None else _RANGE.fullmatch(header.replace(" ", ""))
     if match is None or not any(match.groups()):
@@ -43,22 +45,22 @@ def requested_range(header: str | None, size: int) -> range | None:
 def bytes_response(
     request: Request, content: bytes, media_type: str, name: str, tag: str, *, is_attachment: bool = False
 ) -> Response:
-    """Return bytes that do not change while they have this ``tag``, or the requested range of them.
+    """Return a response with ``content``, or with the range of it that the request asks for.
 
     Args:
-        request: its Range and If-Range headers are used.
+        request: the request, whose Range and If-Range headers are used.
         content: the whole content.
-        media_type: of the content.
-        name: the name under which a browser saves it.
-        tag: identifies the content.
-        is_attachment: whether browsers save it rather than show it.
+        media_type: media type of the content.
+        name: file name for browsers that save the content.
+        tag: entity tag, which must differ for different content.
+        is_attachment: True if browsers should save the content instead of showing it.
     """
     headers = _headers(name, tag, is_attachment=is_attachment)
     return _ranged(request, headers, media_type, len(content), lambda part: _chunks(content, part))
 
 
 def file_response(request: Request, path: Path, media_type: str) -> Response | None:
-    """Return a file, or the requested range of it; None if it is gone."""
+    """Return a response with a file, or with the requested range of it; None if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -83,7 +85,7 @@ def _ranged(
 ) -> Response:
     header, tag = request.headers.get("range"), headers["ETag"]
     if request.headers.get("if-range", tag) != tag:
-        header = None  # the client has a part of another content
+        header = None  # the client's earlier part belongs to other content
     try:
         part = requested_range(header, size)
     except ValueError:
@@ -99,7 +101,7 @@ def _ranged(
 
 
 async def _chunks(packed: bytes, part: range) -> AsyncIterator[bytes]:
-    """Yield a range in chunks, so that each is produced after the one before has been sent."""
+    """Yield a range of ``packed`` in chunks, so that the whole range is never buffered."""
     for start in range(part.start, part.stop, _CHUNK_BYTES):
         yield packed[start : min(start + _CHUNK_BYTES, part.stop)]
 

@@ -1,6 +1,6 @@
-"""Rate limits of HTTP requests: per address, and for all requests without the token together.
+"""Rate limits of HTTP requests: per address, and for all unauthenticated requests together.
 
-Pure: knows no request and does not wait.
+The limiter only computes delays: it reads no request and no clock, and does not wait.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_WAIT_SECONDS: Final = 2.0
-"""Maximum delay of a response; a request that would wait longer is refused."""
+"""Maximum delay of a response in seconds; a request that would wait longer is refused."""
 _MAX_ADDRESSES: Final = 4096
 
 
@@ -22,29 +22,29 @@ class Rate:
 
 
 UNAUTHENTICATED: Final = Rate(20.0, 60)
-"""Per address, without the token. A browser's sign-in takes about five requests."""
+"""Limit per address for requests without a valid token. A browser's sign-in needs about five requests."""
 ALL_UNAUTHENTICATED: Final = Rate(200.0, 400)
 OPEN_PAGE: Final = Rate(200.0, 400)
-"""Per address, on a page without a token."""
+"""Limit per address on a page that requires no token."""
 WRONG_TOKEN_COST: Final = 10
-"""Requests that a wrong token counts for: two guesses per second and address."""
+"""Number of requests that one wrong token counts as: this permits two guesses per second and address."""
 
 
 class RequestRateLimiter:
-    """Spaces requests by the generic cell rate algorithm (ITU-T I.371): one number per address."""
+    """Limits requests with the generic cell rate algorithm (ITU-T I.371), which stores one number per address."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
         self._all_due = 0.0
 
     def delay(self, address: str, now: float, *, is_unauthenticated: bool, cost: int = 1) -> float | None:
-        """Return the delay in seconds before a request may be answered; None if it is refused.
+        """Return the delay in seconds before a request may be answered; None if the request is refused.
 
         Args:
-            address: see ``overlays.file_limits.shared_address``.
-            now: monotonic seconds.
-            is_unauthenticated: whether the page requires a token that the request lacks.
-            cost: number of requests that it counts for.
+            address: client address from ``overlays.file_limits.shared_address``.
+            now: current time in monotonic seconds.
+            is_unauthenticated: True if the page requires a token and the request has none.
+            cost: number of requests that this request counts as.
         """
         rate = UNAUTHENTICATED if is_unauthenticated else OPEN_PAGE
         due = max(self._due.get(address, now), now) + cost / rate.per_second

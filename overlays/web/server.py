@@ -1,4 +1,4 @@
-"""HTTP server of the page: uvicorn with limits and time-outs for clients that send nothing or read nothing."""
+"""HTTP server of the page: uvicorn with limits and time-outs for clients that do not send or do not read."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from overlays.web.connection_limit import Acceptor, Connection
 
 MAX_CONNECTIONS: Final = 256
 REQUEST_TIMEOUT_SECONDS: Final = 6.0
-"""Maximum time from connecting to a complete request."""
+"""Maximum time from the connection, or from the last response, to the next complete request, in seconds."""
 _CROWDED_REQUEST_TIMEOUT_SECONDS: Final = 0.5
 READ_SECONDS: Final = 8.0
 _MIN_READ_BYTES: Final = 16 << 10
-"""Minimum that a client with waiting data reads within ``READ_SECONDS``; otherwise it is disconnected."""
+"""Minimum number of bytes that a client must read within ``READ_SECONDS`` while data waits to be sent."""
 _MAX_RECEIVED_BYTES: Final = 1 << 20
-"""Maximum received per second and client, which sends only requests and acknowledgements."""
+"""Maximum rate of received data per client in bytes/s: clients send only requests and acknowledgements."""
 _MAX_WAITING_BYTES: Final = 64 << 20
-"""Maximum of unsent data per client."""
+"""Maximum size of unsent data per client in bytes."""
 _UNADMITTED_SECONDS: Final = 30.0
-"""Maximum duration of a response to a request without the token."""
+"""Maximum duration of a response to an unauthenticated request, in seconds."""
 _REPEAT_SECONDS: Final = 60.0
 _MAX_REMEMBERED: Final = 100
 _SHUTDOWN_SECONDS: Final = 0.3
-"""Time for unsent data at the end."""
+"""Time limit for sending the remaining data at shutdown, in seconds."""
 
 
 class RepeatFilter(logging.Filter):
-    """Passes each log message at most once a minute: invalid requests must not fill the disk of the log."""
+    """Passes each log message at most once a minute, so that invalid requests cannot fill the disk."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the clock, which returns monotonic seconds."""
+        """Set the clock, a function that returns monotonic seconds."""
         super().__init__()
         self._clock = clock
         self._logged_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is logged; requests that end with the server are not."""
+        """Return whether a record is logged; requests that the shutdown cancels are not logged."""
         if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
             return False
         text = f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
@@ -61,23 +61,23 @@ logging.getLogger("uvicorn.error").addFilter(RepeatFilter())
 
 
 class PageProtocol(H11Protocol):
-    """HTTP/1.1 protocol of one connection that records when it became idle and whether it was authenticated."""
+    """HTTP/1.1 protocol of one connection; records when it became idle and whether a request was authenticated."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's arguments
-        """Accept uvicorn's arguments."""
+        """Create the protocol with uvicorn's arguments."""
         super().__init__(*args, **kwargs)
         self.idle_since = self.began_at = time.monotonic()
         self.was_admitted = False
 
     def handle_events(self) -> None:
-        """Record when a request begins."""
+        """Handle received data, and record the time when a request starts."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
             self.began_at = time.monotonic()
 
     def on_response_complete(self) -> None:
-        """Record when a response ends."""
+        """Record the time when a response ends."""
         self.idle_since = time.monotonic()
         self.was_admitted = self.was_admitted or _is_admitted(self)
         super().on_response_complete()
@@ -91,9 +91,9 @@ class PageProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Ends connections of clients that send no request, and of clients that do not read.
+    """uvicorn server that closes connections of clients that send no request or do not read.
 
-    At the connection limit, a connection without the token is ended for a new one, which may have it.
+    At the connection limit, it closes an unauthenticated connection to accept a new one.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
         self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections at the sockets."""
+        """Start to accept connections on the sockets."""
         await super().startup(sockets=[])
 
         def protocol() -> asyncio.BaseProtocol:
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
             acceptor.start()
 
     async def on_tick(self, counter: int) -> bool:
-        """End overdue connections; uvicorn calls this ten times a second."""
+        """Close overdue connections; uvicorn calls this method ten times a second."""
         now = time.monotonic()
         for acceptor in self._acceptors:
             timeout = REQUEST_TIMEOUT_SECONDS if len(acceptor) < self._limit // 2 else _CROWDED_REQUEST_TIMEOUT_SECONDS
@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
 
 
 def _is_overdue(connection: Connection, now: float, timeout: float) -> bool:
-    """Return whether a client sends no request, does not read its data, or sends too much."""
+    """Return whether a connection exceeds a time-out or a rate limit."""
     if connection.transport is None:
         return False
     waiting = connection.transport.get_write_buffer_size()
@@ -161,12 +161,12 @@ def _is_overdue(connection: Connection, now: float, timeout: float) -> bool:
 def _is_admitted(protocol: asyncio.BaseProtocol) -> bool:
     """Return whether the last request, or the WebSocket, was authenticated or needs no token."""
     source = getattr(protocol, "cycle", None) if isinstance(protocol, PageProtocol) else protocol
-    # A scope exists once the request was read; uvicorn's annotation omits None.
+    # The scope exists after the request was read; uvicorn's annotation omits None.
     return bool((getattr(source, "scope", None) or {}).get("admitted"))
 
 
 def _sends_too_much(connection: Connection, now: float) -> bool:
-    """Return whether the client exceeds the receive rate."""
+    """Return whether the client sends faster than ``_MAX_RECEIVED_BYTES`` per second."""
     since, received = connection.heard
     if now - since < 1.0:
         return False
@@ -175,7 +175,7 @@ def _sends_too_much(connection: Connection, now: float) -> bool:
 
 
 def _does_not_read(connection: Connection, waiting: int, now: float) -> bool:
-    """Return whether ``waiting`` unsent bytes are too many, or the client reads them too slowly."""
+    """Return whether too many bytes wait to be sent, or the client reads them too slowly."""
     if not waiting:
         connection.stalled = None
         return False
@@ -187,7 +187,10 @@ def _does_not_read(connection: Connection, waiting: int, now: float) -> bool:
 
 
 def choose_evicted(candidates: list[Connection]) -> Connection | None:
-    """Return the connection to end for a new one: first those never authenticated, then idle ones; oldest first."""
+    """Return the connection to close for a new one; None if none may be closed.
+
+    Connections that were never authenticated come first, then idle ones; within each group, the oldest.
+    """
     ranked: list[tuple[int, float, Connection]] = []
     for connection in candidates:
         protocol = None if connection.transport is None else connection.transport.get_protocol()

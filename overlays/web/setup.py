@@ -1,4 +1,4 @@
-"""HTTP handlers of the set-up of cameras: read, change, take back, and check a rule while it is written."""
+"""HTTP handlers of the set-up of cameras: read, change, undo, and check a rule while the user types it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IN_CLEAR: Final = (
 
 
 def refusal_of(page: WebState, scope: Scope) -> str | None:
-    """Return why a client may not change the set-up of cameras; None if it may."""
+    """Return the reason why a client may not change the set-up of cameras; None if it may."""
     if page.setup is None:
         return NOT_HERE
     if not scope.get("may_edit"):
@@ -45,10 +45,10 @@ class SetupHandlers:
         """Set the state of the page."""
         self._page = page
         self._turn = asyncio.Semaphore(1)
-        """One check at a time: each takes processor time from the cameras."""
+        """Permits one rule check at a time, because a check takes processor time from the cameras."""
 
     async def setup(self, request: Request) -> Response:
-        """Return the set-up of a camera, or change it."""
+        """Return the set-up of a camera (GET), or change it (PUT)."""
         setup, camera = self._setup(request), request.path_params["camera"]
         if request.method != "PUT":
             return await _answer(lambda: setup.read(camera))
@@ -56,19 +56,19 @@ class SetupHandlers:
         return await _answer(lambda: setup.change(camera, wanted))
 
     async def undo(self, request: Request) -> Response:
-        """Take the last change back."""
+        """Undo the last change of a camera's set-up."""
         setup, camera = self._setup(request), request.path_params["camera"]
         revision = str((await _body(request)).get("revision", ""))
         return await _answer(lambda: setup.undo(camera, revision))
 
     async def apply_file(self, request: Request) -> Response:
-        """Apply the configuration file as another program changed it."""
+        """Apply the configuration file after another program has changed it."""
         setup, camera = self._setup(request), request.path_params["camera"]
         revision = str((await _body(request)).get("file_revision", ""))
         return await _answer(lambda: setup.apply_file(camera, revision))
 
     async def check(self, request: Request) -> Response:
-        """Return what is wrong with a rule, or when it would have fired."""
+        """Check a rule: return its error, or the times at which it would have fired."""
         setup, body = self._setup(request), await _body(request)
         camera, rule, regions = body.get("camera"), body.get("rule"), body.get("regions", [])
         is_listed = isinstance(regions, list) and all(isinstance(region, dict) for region in regions)

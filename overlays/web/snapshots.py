@@ -1,4 +1,4 @@
-"""Stills of the cameras: the newest frame, plain, with heat, with boxes and regions."""
+"""HTTP responses with the newest frame of a camera, optionally with heat map, boxes and regions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.frames import Overlay
 
 
 async def snapshot_response(page: WebState, request: Request, camera: str) -> Response:
-    """Return the newest frame of a camera as JPEG; ``?heat=1`` and ``?boxes=1`` draw on it.
+    """Return the newest frame of a camera as JPEG; ``?heat=1`` draws the heat map, ``?boxes=1`` the boxes.
 
-    A camera without signal has the status 503, and so its last frame is not taken for a live one; ``?stale=1`` returns
-    the frame in grey, with the duration of the loss.
+    If the camera has no signal, the status is 503, so that clients do not mistake its last frame for a live one. With
+    ``?stale=1`` the response is that frame in grey, with the duration of the signal loss.
     """
     options = {name: request.query_params.get(name, "0") for name in ("heat", "boxes", "stale")}
     wrong = next((name for name, value in options.items() if value not in {"0", "1"}), None)

@@ -1,4 +1,4 @@
-"""State shared by the page's handlers, and the page's own metrics."""
+"""State that the page's handlers share, and the page's own metrics."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ log = logging.getLogger(__name__)
 
 MAX_ENDED_SESSIONS: Final = 10_000
 SMALL_PIXELS: Final = 640
-"""Longer side of a small image, in pixels."""
+"""Maximum longer side of a small image in pixels."""
 _FILES: Final = Path(__file__).parent / "static"
 
 
 @dataclass(slots=True)
 class Clip:
-    """A finished clip that may be requested again, in ranges."""
+    """A finished clip, stored because players request it in several ranges."""
 
     camera: str
     opacity: float
     packed: bytes
     used_at: float
-    """Monotonic seconds."""
+    """Time of the last request in monotonic seconds."""
     tag: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(slots=True)
 class WebState:
-    """State shared by the page's handlers."""
+    """State that the page's handlers share."""
 
     access: AccessPolicy
     broadcaster: Broadcaster
@@ -54,44 +54,44 @@ class WebState:
     painted: bool = False
     """True if the received frames already have the heat map drawn on them."""
     queries: PlaceQueries | None = None
-    """Takes questions to the detector; None: viewers cannot ask."""
+    """Queue of viewers' questions to the network; None if viewers cannot ask."""
     setup: CameraSetup | None = None
-    """Changes the set-up of cameras; None: viewers cannot."""
+    """Reads and changes the set-up of cameras; None if viewers may not change it."""
     edits_in_clear: bool = False
-    """True if other machines may change it without HTTPS."""
+    """True if other machines may change the set-up without HTTPS."""
     video: Literal["auto", "jpeg", "h264"] = "jpeg"
-    """The setting of this name: ``auto`` offers H.264 to viewers on other machines, until it takes too much time."""
+    """Encoding for viewers. ``auto``: H.264 for viewers on other machines, unless encoding takes too much time."""
     video_given_up: Callable[[], bool] = lambda: False
-    """Returns whether H.264 took too much time."""
+    """Returns whether ``auto`` has stopped H.264, because encoding took too much time."""
     video_encoded: Callable[[], int] = lambda: 0
     """Returns the number of images encoded as H.264."""
     events: EventState = field(default_factory=EventState)
     fleet: FleetState = field(default_factory=FleetState)
     newest: Callable[[str], Overlay | None] = lambda _camera: None
-    """Returns the newest overlay of a camera, by its name on the page; None before the first."""
+    """Returns the newest overlay of a camera, by its name on the page; None before the first frame."""
     encoded: Callable[[], int] = lambda: 0
-    """Returns the number of compressed images."""
+    """Returns the number of images encoded as JPEG."""
     uri: str = ""
-    """Label of the page in metrics."""
+    """Address of the page, its label in metrics."""
     refused: int = 0
     skipped: int = 0
-    """Frames skipped by clients that have disconnected."""
+    """Number of frames skipped by clients that have disconnected."""
     making_clip: bool = False
-    """True while a clip is being made: only one at a time."""
+    """True while a clip is being made; only one clip is made at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)
     token_source: Callable[[], Mapping[str, Any]] | None = None
-    """Returns the current tokens by field of ``AccessPolicy``; None if the page has no token file."""
+    """Returns the current tokens by their field of ``AccessPolicy``; None if the page has no token file."""
     ended_sessions: dict[str, None] = field(default_factory=dict)
-    """Sessions that were signed out, the oldest first."""
+    """Identifiers of sessions that signed out, oldest first."""
     clip: Clip | None = None
-    """The last clip: players request it in ranges."""
+    """The last clip, from which further ranges are served."""
     files: dict[str, bytes] = field(
         default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
     )
     """Static files by name."""
 
     def offers_video(self, host: str) -> bool:
-        """Return whether a viewer at this address may take H.264: on this machine bytes cost nothing."""
+        """Return whether a viewer at this address may receive H.264. ``auto`` excludes viewers on this machine."""
         if self.video == "auto":
             return not self.video_given_up() and not is_loopback(host)
         return self.video == "h264"
@@ -114,7 +114,7 @@ class WebState:
         ]  # fmt: skip
 
     def status_message(self) -> dict[str, Any]:
-        """Return the state of the cameras and sinks for every page, as plain JSON values."""
+        """Return the status message for all pages as JSON values: cameras, sink problems and viewers."""
         outcome = self.status.outcome
         samples = self.metrics() if outcome is None else outcome.metrics()
         return {
@@ -128,7 +128,7 @@ class WebState:
         return {} if self.access.token is None else {"stream_token": self.access.stream_token(camera)}
 
     def read_token(self) -> None:
-        """Read the token again; if it has changed, all clients are disconnected and have to sign in again."""
+        """Read the tokens again; if one has changed, disconnect all clients, which have to sign in again."""
         if self.token_source is None:
             return
         tokens = self.token_source()
@@ -141,11 +141,11 @@ class WebState:
             client.close()
 
     def has_ended(self, session: str) -> bool:
-        """Return whether a session was signed out."""
+        """Return whether the session has signed out."""
         return session in self.ended_sessions
 
     def end_session(self, session: str) -> None:
-        """Sign a session out: its cookie becomes invalid, including copies of it."""
+        """Sign a session out: its cookie and all copies of the cookie become invalid."""
         if not session:
             return
         self.ended_sessions[session] = None
@@ -156,6 +156,6 @@ class WebState:
                 client.close()
 
     def unsubscribe(self, client: WebClient) -> None:
-        """Remove a client, but keep its count of skipped frames."""
+        """Remove a client and add its skipped frames to ``skipped``."""
         self.broadcaster.unsubscribe(client)
         self.skipped += client.skipped

@@ -1,4 +1,4 @@
-"""State of each camera for the page, MQTT and metrics: age, rate, missing frames, reasons of problems."""
+"""State of each camera for the page, MQTT and metrics: age, frame rate, missing frames and problems."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _DRIFT_SECONDS: Final = 2.0
 
 @dataclass(slots=True)
 class CameraStatus:
-    """State of one camera, from the frames that reached the sink."""
+    """State of one camera, derived from the frames that reached the sink."""
 
     frames: int = 0
     missed: int = 0
-    """Number of frames that did not reach the sink: gaps in the frame indices."""
+    """Number of frames that did not reach the sink, counted from gaps in the frame indices."""
     index: int = -1
     epoch: int | None = None
-    """Epoch of the lease of the newest frame, in a fleet."""
+    """In a fleet, the lease epoch of the newest frame; otherwise None."""
     captured_at: float = 0.0
     label: str = ""
     score: float = 0.0
     firing: tuple[str, ...] = ()
-    """Guards that fire in the newest frame."""
+    """Names of the guards that fire in the newest frame."""
     signal_loss: SignalLoss | None = None
-    """Signal loss reported by the publisher, if the frames come from another run."""
+    """Signal loss that the publisher reports, if the frames come from another run."""
     frame_rate: FrameRate = field(default_factory=FrameRate)
 
 
 class StatusBoard:
-    """State of all cameras. The sink's thread writes; the event loop reads, and tolerates values one frame old."""
+    """State of all cameras. The sink's thread writes; other threads read, possibly values that are one frame old."""
 
     def __init__(self, cameras: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the expected cameras, which are reported before their first frame."""
+        """Create the board; ``cameras`` are reported even before their first frame."""
         self.clock = clock
         self.cameras: dict[str, CameraStatus] = {replace_undecodable(camera): CameraStatus() for camera in cameras}
         self.passages = PassageBoard(clock=clock)
-        """The last parts and crossings."""
+        """The last parts and crossings of each camera."""
         self.history = History()
-        """The last minute of each camera."""
+        """Scores and alarms of each camera in the last minute."""
         self.opened_at = clock()
-        """Time at which the page was opened."""
+        """Time when the page was opened, in monotonic seconds."""
         self.outcome: RunResult | None = None
         """The run, if the page belongs to one."""
         self._drift_at = -math.inf
@@ -67,7 +67,7 @@ class StatusBoard:
             status.signal_loss = overlay.signal_loss
         else:
             status.signal_loss = None
-            if status.frames and frame.epoch == status.epoch:  # another worker counts its frames from any number
+            if status.frames and frame.epoch == status.epoch:  # the indices of different workers are unrelated
                 status.missed += max(frame.index - status.index - 1, 0)
             status.index, status.epoch, status.captured_at = frame.index, frame.epoch, frame.captured_at
             status.frame_rate.record(self.clock())
@@ -79,7 +79,7 @@ class StatusBoard:
             status.frames += 1
             self.history.record(camera, Point(frame.captured_at, status.score, bool(status.firing)))
         if camera not in self.cameras:
-            # Replaced as a whole: the loop may be iterating over it.
+            # Replaced, not changed, because the event loop may be iterating over it.
             self.cameras = {**self.cameras, camera: status}
 
     def forget(self, camera: str) -> None:
@@ -91,7 +91,7 @@ class StatusBoard:
 
     @property
     def building_seconds(self) -> float | None:
-        """Time since the page was opened, while its run opens its cameras and builds its network; None after that."""
+        """Seconds since the page was opened while the run starts; None once the run has started."""
         is_built = self.outcome is not None or any(status.frames for status in self.cameras.values())
         return None if is_built else self.clock() - self.opened_at
 
@@ -101,7 +101,7 @@ class StatusBoard:
         cameras = self.cameras
         workers = () if self.outcome is None else tuple(self.outcome.source_workers)
         names = {replace_undecodable(worker.camera) for worker in workers} - cameras.keys()
-        silent = {name: CameraStatus() for name in sorted(names)}  # added while the run goes on, without a frame yet
+        silent = {name: CameraStatus() for name in sorted(names)}  # added during the run, without a frame yet
         return [self._camera_snapshot(camera, status, now) for camera, status in {**cameras, **silent}.items()]
 
     def _camera_snapshot(self, camera: str, status: CameraStatus, now: float) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class StatusBoard:
         }
 
     def _drift(self, camera: str, now: float) -> str | None:
-        """Return the drift statistic of a camera that is furthest from the baseline; None if there is none."""
+        """Return the camera's drift statistic with the largest PSI as text; None without drift statistics."""
         if self.outcome is not None and now - self._drift_at > _DRIFT_SECONDS:
             self._drift_at = now
             furthest: dict[str, MetricSample] = {}
@@ -157,9 +157,13 @@ class StatusBoard:
 
 
 def readiness(cameras: Sequence[dict[str, Any]], within_seconds: float) -> tuple[bool, dict[str, str]]:
-    """Return whether all frames are fresh, and for each camera ``fresh`` or the reason why not.
+    """Return whether all cameras are fresh, and the state of each: ``fresh``, ``ended``, or the problem.
 
-    A file that has ended does not count.
+    Ended files are ignored. Without any running camera the result is False.
+
+    Args:
+        cameras: the cameras from ``StatusBoard.snapshot``.
+        within_seconds: maximum age of a fresh frame.
     """
     states: dict[str, str] = {}
     for camera in cameras:

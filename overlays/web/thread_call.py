@@ -1,4 +1,4 @@
-"""Calls that would block the event loop, each in a thread of its own."""
+"""Runs calls that would block the event loop, each in its own thread."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 async def call_in_thread(name: str, call: Callable[[], T], stop: Callable[[], None] = lambda: None) -> T:
-    """Return what ``call`` returns, or raise what it raises.
+    """Run ``call`` in a new thread and return its result, or raise its exception.
 
     Args:
-        name: of the thread, for messages.
-        call: called once, in the thread.
-        stop: makes ``call`` return soon; called when nobody waits for it any more.
+        name: name of the thread, for messages.
+        call: the function to run, called once.
+        stop: called when the thread is no longer needed, for instance after a cancellation; must make ``call`` return.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()

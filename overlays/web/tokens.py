@@ -1,4 +1,4 @@
-"""The tokens of a page: checked at its start, and read again from their files while it runs."""
+"""The tokens of a page: checked at the start, and read again from their files while the page runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.settings import Secret
 log = logging.getLogger(__name__)
 
 _FIELDS: Final = {"token_file": "token", "edit_token_file": "edit_token", "view_token_file": "view_token"}
-"""The options, and the fields of ``AccessPolicy`` that they set."""
+"""Field of ``AccessPolicy`` by the option that sets it."""
 _FURTHER: Final = {
     "edit_token_file": "that of viewers who may not edit",
     "view_token_file": "that of those who may act",
@@ -25,16 +25,25 @@ class PageTokens:
     """The tokens of one page."""
 
     def __init__(self, uri: str, secrets: Mapping[str, Secret]) -> None:
-        """Set the address, for messages, and the secrets by option. Raises ``ValueError`` for an invalid token."""
+        """Check the tokens.
+
+        Args:
+            uri: address of the page, for messages.
+            secrets: the tokens by the option that sets them.
+
+        Raises:
+            ValueError: a token is invalid; see ``check_token``.
+        """
         self._uri, self._secrets = uri, secrets
         self._tokens = {name: check_token(secret.text) for name, secret in secrets.items()}
         self._logged: set[str] = set()
 
     def check(self, settings: WebSettings, address: PageAddress) -> None:
-        """Check that a page with these tokens may open.
+        """Check that these tokens protect the page as its settings require.
 
         Raises:
-            SinkError: other machines could view or change it, or tokens do not differ.
+            SinkError: other machines could view or change the page without a token, ``token_file`` is missing, or two
+                tokens are equal.
         """
         token = self._tokens.get("token_file")
         is_open = token is None and not is_loopback(address.host)
@@ -60,7 +69,10 @@ class PageTokens:
             )
 
     def current(self) -> dict[str, str]:
-        """Return the tokens in their files, by field of ``AccessPolicy``; the last valid ones of files with errors."""
+        """Read the token files and return the tokens by field of ``AccessPolicy``.
+
+        If a file has an error, a warning is logged once and its last valid token is returned.
+        """
         for name, secret in self._secrets.items():
             if secret.read_again is None:
                 continue
@@ -74,5 +86,5 @@ class PageTokens:
         return {_FIELDS[name]: token for name, token in self._tokens.items()}
 
     def as_fields(self) -> dict[str, str]:
-        """Return the tokens as they were read last, by field of ``AccessPolicy``."""
+        """Return the tokens of the last read by field of ``AccessPolicy``, without reading the files."""
         return {_FIELDS[name]: token for name, token in self._tokens.items()}

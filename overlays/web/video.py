@@ -1,7 +1,7 @@
-"""H.264 for the page: an encoder for each camera and size, as long as a viewer that decodes it looks.
+"""H.264 for the page: one encoder per camera and image size, while at least one viewer decodes it.
 
-A viewer decodes the units of an encoder from a key frame on, without a gap. So each unit has a number, and a viewer
-that missed one waits for the next key frame.
+A viewer must start with a key frame and decode every following unit. Units are therefore numbered, and a viewer that
+missed a unit waits for the next key frame.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.frames import Image
 log = logging.getLogger(__name__)
 
 MAX_SIDE_PIXELS: Final = 4096
-"""Larger images are sent as JPEG: many decoders have this limit."""
+"""Maximum side of an H.264 image in pixels, a common limit of decoders; larger images are sent as JPEG."""
 _RATE: Final = Rate(crf=23)
 _STEP_TICKS: Final = 3000
-"""The encoder's clock counts units; the frame's own times stand in the header."""
+"""Time step of the encoder's clock per unit. The frame's real times are in the message header."""
 _KEY_SECONDS: Final = 10.0
-"""Interval of key frames where nobody needs one."""
+"""Maximum interval between key frames, in seconds."""
 _LOST_SECONDS: Final = 1.0
-"""Interval of the key frames that are made for viewers that missed a unit."""
+"""Minimum interval between key frames that are made for viewers that missed a unit, in seconds."""
 _MAX_SHARE: Final = 0.25
-"""Share of all processors that ``auto`` may use for encoding."""
+"""Maximum share of all processors' time that ``auto`` uses for encoding."""
 _MEASURED_SECONDS: Final = 5.0
 
 
@@ -38,19 +38,19 @@ class VideoUnit:
     """One encoded image of a camera."""
 
     payload: bytes
-    """An access unit (Rec. ITU-T H.264, Annex B)."""
+    """An access unit as a byte stream (Rec. ITU-T H.264, Annex B)."""
     number: int
-    """Follows that of the unit before it, which it refers to unless it is a key frame."""
+    """Sequence number; a unit that is no key frame can be decoded only after the unit with the previous number."""
     is_key: bool
     codec: str
-    """As RFC 6381 writes it."""
+    """Codec string (RFC 6381)."""
 
 
 class _Camera:
-    """The encoder of a camera in one size."""
+    """The encoder of one camera and image size."""
 
     def __init__(self) -> None:
-        # Held while an image is encoded: the threads of the camera and of the sink may want it at once.
+        # Held while an image is encoded, because the camera's thread and the sink's thread may encode concurrently.
         self.lock = threading.Lock()
         self.encoder: H264Encoder | None = None
         self.next_number = 0
@@ -59,33 +59,33 @@ class _Camera:
 
 
 class VideoEncoders:
-    """The encoders of a page. Any thread may encode; the units of one camera are numbered in the order of encoding."""
+    """The H.264 encoders of a page. Any thread may encode; units are numbered in the order of encoding."""
 
     def __init__(self, *, is_limited: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create no encoder yet.
+        """Create an empty set of encoders.
 
         Args:
-            is_limited: give up once encoding takes more than a quarter of the processors.
+            is_limited: True to set ``given_up`` once encoding takes more than a quarter of all processors' time.
             clock: returns monotonic seconds.
         """
         self.given_up = False
         """True once encoding took too much time."""
         self._is_limited, self._clock = is_limited, clock
-        # Guards the table of cameras and the figures of the load.
+        # Guards the table of encoders and the measured load.
         self._lock = threading.Lock()
         self._cameras: dict[tuple[str, str], _Camera] = {}
         self._spent_seconds = 0.0
         self._measured_at = clock()
 
     def encode(self, camera: str, size: str, image: Image, *, is_new: bool, is_lost: bool) -> VideoUnit:
-        """Encode an image.
+        """Encode an image and return its unit.
 
         Args:
-            camera: the camera.
-            size: ``plain`` or ``small``: each has an encoder.
-            image: RGB, ``(height, width, 3)``, uint8; if its size changes, a new encoder begins with a key frame.
-            is_new: a viewer has no image yet: make a key frame.
-            is_lost: a viewer missed a unit: make a key frame unless the last one is recent.
+            camera: name of the camera.
+            size: ``plain`` or ``small``; each size has its own encoder.
+            image: RGB, ``(height, width, 3)``, uint8; another size than before creates a new encoder and a key frame.
+            is_new: True if a viewer has no image yet; makes a key frame.
+            is_lost: True if a viewer missed a unit; makes a key frame, at most one per second.
 
         Raises:
             FrameError: the image cannot be encoded.
@@ -108,7 +108,7 @@ class VideoEncoders:
             return VideoUnit(unit.payload, entry.next_number - 1, unit.is_key, entry.codec)
 
     def keep(self, is_watched: Callable[[str, str], bool]) -> None:
-        """Release the encoders of cameras and sizes that nobody looks at."""
+        """Release the encoders for which ``is_watched(camera, size)`` returns False."""
         with self._lock:
             self._cameras = {key: entry for key, entry in self._cameras.items() if is_watched(*key)}
 
@@ -118,11 +118,11 @@ class VideoEncoders:
 
     @property
     def count(self) -> int:
-        """Number of encoders."""
+        """Number of open encoders."""
         return len(self._cameras)
 
     def _record(self, seconds: float) -> None:
-        """Add the time of an image; give up if the share of the last seconds is too large."""
+        """Add the encoding time of an image; set ``given_up`` if the share over the last seconds is too large."""
         with self._lock:
             self._spent_seconds += seconds
             passed = self._clock() - self._measured_at

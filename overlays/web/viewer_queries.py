@@ -1,7 +1,7 @@
-"""The questions of one viewer to the network: frames to hold, places to explain, and heat maps of classes.
+"""Answers the questions of one viewer to the network: frames to hold, places to explain, and heat maps of classes.
 
-A viewer has one question at a time, and a bounded number per second. Each question is answered, by an error in words
-where there is no answer.
+A viewer can have one open question at a time, and a limited number per second. Every question gets a reply: the answer,
+or an error text.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pipeline.queries import (
 )
 
 ANSWER_SECONDS: Final = 15.0
-"""Time limit of an answer."""
+"""Time limit of an answer in seconds."""
 MIN_INTERVAL_SECONDS: Final = 0.2
-"""Shortest time between the beginnings of two questions."""
+"""Minimum time between two questions in seconds."""
 NO_DETECTOR: Final = "this page cannot ask the network: its frames come from another run, or questions are off"
 QUESTIONS: Final = frozenset({"hold", "release", "why", "classes", "heat"})
-"""Keys of the messages with a question."""
+"""Message keys that mark a question."""
 MAX_PIXELS: Final = 1e6
 MAX_IMAGE_PIXELS: Final = 1280
 """Maximum longer side of the image in an answer."""
@@ -48,7 +48,7 @@ Reply = dict[str, Any]
 
 
 class ViewerQueries:
-    """Answers the questions of one viewer. Belongs to the event loop."""
+    """Answers the questions of one viewer. Only the event loop may use it."""
 
     def __init__(
         self,
@@ -57,13 +57,20 @@ class ViewerQueries:
         send: Callable[[Reply], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Set the detector's queries, the known cameras by the names on the page, and the way to the viewer."""
+        """Create the state of a viewer without a question.
+
+        Args:
+            queries: queue of questions to the network; None: every question is refused.
+            cameras: returns the known cameras by their names on the page.
+            send: sends a reply to the viewer.
+            clock: returns monotonic seconds.
+        """
         self._queries, self._cameras, self._send, self._clock = queries, cameras, send, clock
         self._task: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
 
     async def handle(self, message: dict[str, Any]) -> None:
-        """Begin to answer a message with one of the keys ``QUESTIONS``; never waits for the network."""
+        """Start to answer a message that contains a key of ``QUESTIONS``; does not wait for the network."""
         number, queries = message.get("id"), self._queries
         if queries is None:
             await self._send(_failure(number, WireError(NO_DETECTOR)))
@@ -86,7 +93,7 @@ class ViewerQueries:
             await self._send(_failure(number, error))
 
     def close(self) -> None:
-        """Cancel the question and release the held frame."""
+        """Cancel the open question and release the held frame."""
         if self._task is not None:
             self._task.cancel()
         if self._queries is not None:
@@ -109,13 +116,13 @@ class ViewerQueries:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await future
-            # An image is compressed, which the event loop must not wait for.
+            # In a thread, because it compresses an image.
             reply = _reply(number, await asyncio.to_thread(_record, query, answer))
         except TimeoutError:
             reply = _failure(number, WireError(f"the network did not answer within {ANSWER_SECONDS:g} s; ask again"))
         except ReciproStreamError as error:
             reply = _failure(number, error)
-        with contextlib.suppress(RuntimeError):  # the viewer has gone
+        with contextlib.suppress(RuntimeError):  # the viewer has disconnected
             await self._send(reply)
 
 
@@ -126,7 +133,7 @@ def _record(query: Query, answer: Answer) -> Reply:
 
 
 def class_record(answer: ClassAnswer) -> Reply:
-    """Return the heat map of a class, with the image that it belongs to, as plain JSON values."""
+    """Return the heat map of a class and the explained image as JSON values."""
     finding, frame = answer.finding, answer.frame
     image = scale_image(frame.image, min(1.0, MAX_IMAGE_PIXELS / max(frame.image.shape[:2])))
     return finding_record(finding) | {
@@ -138,7 +145,7 @@ def class_record(answer: ClassAnswer) -> Reply:
 
 
 def read_class_query(value: object, cameras: Mapping[str, object]) -> ClassQuery:
-    """Return a question for a heat map from its JSON value.
+    """Return a question for the heat map of a class, parsed from its JSON value.
 
     Raises:
         WireError: a key is missing or its value is wrong.
@@ -150,7 +157,7 @@ def read_class_query(value: object, cameras: Mapping[str, object]) -> ClassQuery
 
 
 def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
-    """Return a question from its JSON value.
+    """Return a question about a place in a frame, parsed from its JSON value.
 
     Raises:
         WireError: a key is missing or its value is wrong.
@@ -170,7 +177,7 @@ def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
 
 
 def _frame_of(value: object, cameras: Mapping[str, object]) -> tuple[str, int]:
-    """Return camera and frame index of a question."""
+    """Return the camera and the frame index of a question; raises ``WireError`` for an invalid value."""
     camera = _camera_of(value, cameras)
     index = cast("Mapping[str, Any]", value).get("index")
     if not isinstance(index, int) or isinstance(index, bool):
@@ -188,7 +195,7 @@ def _camera_of(value: object, cameras: Mapping[str, object]) -> str:
 
 
 def answer_record(query: PlaceQuery, answer: PlaceAnswer) -> Reply:
-    """Return an answer as plain JSON values."""
+    """Return the answer about a place as JSON values."""
     return {
         "index": query.index,
         "label": replace_undecodable(query.label),

@@ -1,4 +1,4 @@
-"""Checks of the address that a ZeroMQ socket binds, and error messages with remedies."""
+"""Checks the address that a ZeroMQ socket binds, and words its errors with remedies."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.errors import SinkError
 
 
 def check_path(address: Endpoint) -> None:
-    """Check the path of an ``ipc`` address: libzmq would delete a file there, or take over another run's socket.
+    """Check the path of an ``ipc`` address, because libzmq would replace an existing file or another run's socket.
 
     Raises:
-        SinkError: the path is a file or in use, or its folder is missing.
+        SinkError: the path is a file, another run uses it, or its folder is missing.
     """
     if not address.path or address.path.startswith("@"):
         return
@@ -40,7 +40,7 @@ def _check_socket_path(address: Endpoint, path: Path) -> None:
 
 
 def bind_error_message(uri: str, error: zmq.ZMQError) -> SinkError:
-    """Return the error for a ``uri`` that could not be bound, with the remedy."""
+    """Return the error for an address that cannot be bound, with a remedy."""
     hints = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",

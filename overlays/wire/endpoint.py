@@ -1,6 +1,6 @@
-"""Addresses of ZeroMQ sockets, validated before libzmq reads them. Pure.
+"""Parses and validates addresses of ZeroMQ sockets, without side effects.
 
-libzmq itself reads port 99999 as 34463 and ``5555x`` as 5555, and deletes the file at an ``ipc://`` path.
+libzmq itself accepts invalid ports (99999 as 34463, ``5555x`` as 5555) and deletes a file at an ``ipc://`` path.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/@\s]+):(?P<port>\d+)")
 _MAX_IPC_PATH = 107
-"""Maximum length in bytes of a Unix socket's path (Linux: size of sun_path less one)."""
+"""Maximum length of a Unix socket's path in bytes (Linux: size of ``sun_path`` minus one)."""
 
 
 class Endpoint(NamedTuple):
-    """A validated address."""
+    """A validated address of a ZeroMQ socket."""
 
     uri: str
     host: str
     """Host of a ``tcp`` address, without brackets; empty for ``ipc``."""
     port: int
-    """0 for ``ipc``, and for "any free port"."""
+    """Port of a ``tcp`` address, where 0 selects any free port; 0 for ``ipc``."""
     path: str
     """Path of an ``ipc`` address; empty for ``tcp``."""
 
     @property
     def is_local(self) -> bool:
-        """True if only this machine can reach it."""
+        """True if only this machine can reach the address."""
         if self.path or self.host in {"localhost", "lo"}:
             return True
         try:
@@ -42,7 +42,7 @@ class Endpoint(NamedTuple):
 
 
 def parse_address(uri: str) -> Endpoint:
-    """Parse ``tcp://host:port`` or ``ipc://path``.
+    """Return the endpoint of an address ``tcp://host:port`` or ``ipc://path``.
 
     Raises:
         ValueError: the address is invalid; the message shows a valid one.
@@ -62,6 +62,6 @@ def parse_address(uri: str) -> Endpoint:
 
 
 def without_user(uri: str) -> str:
-    """Return an address without user and password, for use in messages."""
+    """Return an address for messages: user and password are replaced by ``***``."""
     scheme, colon, rest = uri.partition("://")
     return f"{scheme}{colon}***@{rest.rpartition('@')[2]}" if colon and "@" in rest else uri

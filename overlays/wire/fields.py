@@ -1,4 +1,4 @@
-"""Base model and field types of the wire header: strict types, limits, and errors with key, value and rule. Pure."""
+"""Base model and field types of the wire header: strict types and limits; errors contain key, value and rule."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pipeline.input_area import Polygon
 
 VERSION: Final = 1
 MAX_FRAME_SIDE: Final = 1 << 20
-"""Maximum side of a frame, which may be larger than the image that is sent of it."""
+"""Maximum side of a camera's frame in pixels; the sent image may be smaller than the frame."""
 MAX_GRID_SIDE: Final = 4096
 MAX_COORDINATE: Final = 1 << 30
-"""Maximum absolute value of a coordinate in frame pixels: a point beyond it lies in no image and cannot be drawn."""
+"""Maximum absolute value of a coordinate in frame pixels."""
 
 
 def _error(rule: str) -> PydanticCustomError:
@@ -67,7 +67,7 @@ def _read_box(value: object) -> Box:
 
 
 def _read_numbers(value: object) -> Mapping[str, float]:
-    # Fails at the first wrong number: a model would collect an error for each of millions.
+    # Fails at the first wrong number, whereas a model would collect an error for each of possibly millions.
     if not isinstance(value, dict) or not all(map(_is_finite, value.values())):
         raise _error("an object of finite numbers")
     return MappingProxyType({name: float(number) for name, number in value.items()})
@@ -81,7 +81,7 @@ def _read_heat(value: Any) -> bytes:  # noqa: ANN401 - JSON gives anything
 
 
 def check_version(version: int) -> int:
-    """Return a version that this reader supports; raises ``WireVersionError`` for a newer one."""
+    """Return ``version`` if this reader supports it; raises ``WireVersionError`` for a newer version."""
     if version > VERSION:
         raise WireVersionError(
             f"version: {version} is newer than this reader supports ({VERSION}); update recipro-stream here"
@@ -122,7 +122,10 @@ HeatBytes = Annotated[
 
 
 def always_sent(*keys: str) -> Callable[[dict[str, Any]], None]:
-    """Return a function that marks keys as required in a schema: every publisher sends them, readers do without."""
+    """Return a function that marks keys as required in a JSON Schema.
+
+    Every publisher sends these keys, but readers accept headers without them.
+    """
 
     def mark(schema: dict[str, Any]) -> None:
         schema["required"] = [key for key in schema["properties"] if key in {*schema["required"], *keys}]
@@ -131,20 +134,20 @@ def always_sent(*keys: str) -> Callable[[dict[str, Any]], None]:
 
 
 class WireModel(BaseModel):
-    """Base of the objects in a header: strict types, finite numbers, unknown keys ignored."""
+    """Base of all objects in a header: strict types and finite numbers; unknown keys are ignored."""
 
-    # Strict, but for lists: JSON has no tuples.
+    # Strict types, except that tuple fields accept lists, because JSON has no tuples.
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
-        """Parse a JSON object in UTF-8.
+        """Return the model of a JSON object in UTF-8.
 
         Raises:
             WireError: the bytes are not a JSON object, or a value has the wrong type or range.
         """
         try:
-            # Not by pydantic's parser, which takes a kilobyte for each empty object of a hostile header.
+            # pydantic's own parser would use about 1 KB of memory for each empty object in a hostile header.
             values = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
         except (ValueError, RecursionError) as error:
             raise WireError(f"header: {line[:40]!r}… is not a JSON object in UTF-8") from error
@@ -157,14 +160,14 @@ class WireModel(BaseModel):
 
 
 class WireClass(WireModel):
-    """A class with its score, without a heat map."""
+    """A class and its score, without a heat map."""
 
     label: Text
     score: float
 
 
 def scaled_polygon(polygon: Polygon, x: float, y: float) -> Polygon:
-    """Return the polygon in an image that is ``x`` times as wide and ``y`` times as high."""
+    """Return a polygon scaled to an image that is ``x`` times as wide and ``y`` times as high."""
     return tuple((a * x, b * y) for a, b in polygon)
 
 
@@ -173,7 +176,7 @@ def _reject_constant(word: str) -> NoReturn:
 
 
 def _wire_error(error: ValidationError) -> WireError:
-    """Return the first error with its key, value and rule."""
+    """Return the first validation error as a ``WireError`` with its key, value and rule."""
     first = error.errors(include_url=False, include_context=False)[0]
     key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")
     if first["type"] == "missing":

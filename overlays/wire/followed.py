@@ -1,4 +1,4 @@
-"""The cameras of a fleet in one run: each is received from whichever worker publishes it."""
+"""Receives the cameras of a fleet in one run, each from the worker that currently publishes it."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from pipeline.workers.thread import ThreadWorker
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 5.0
-"""Time after which an address that could not be used is tried again."""
+"""Time after which a failed address is tried again, in seconds."""
 
 
 class FollowedCamera(RemoteCamera):
-    """A camera of a fleet. Frames of a worker that has lost it, those of a lower epoch, are dropped."""
+    """A camera of a fleet. Frames with a lower epoch are dropped: their worker has lost the camera's lease."""
 
     def __init__(self, camera: str, problem_of: Callable[[str], str]) -> None:
-        """Set the name, and the function that returns the reason why an address sends nothing."""
+        """Set the camera's name, and the function that returns why a worker's address sends nothing."""
         self.place = Place()
-        """Where it is published now; replaced as a whole."""
+        """The worker that publishes the camera now; replaced, never changed."""
         self.superseded = 0
-        """Number of frames that were dropped because of their epoch."""
+        """Number of frames that were dropped because of a lower epoch."""
         self._problem_of = problem_of
         self._epoch: int | None = None
-        """The highest epoch that was received."""
+        """The highest received epoch; None before the first frame."""
         self.uri = "fleet"
         super().__init__(camera, self)
 
     @property
     def problem(self) -> str:
-        """The reason why no frames arrive; empty while they do."""
+        """The reason why no frames arrive; empty while frames arrive."""
         place, epoch = self.place, self._epoch
         if place.reason:
             return place.reason
@@ -52,7 +52,7 @@ class FollowedCamera(RemoteCamera):
         return ""
 
     def offer(self, received: ReceivedFrame) -> None:
-        """Replace the message that waits to be read, unless a later worker has sent one; for any thread."""
+        """Store a message as the newest, unless a message with a higher epoch has arrived. For any thread."""
         epoch = received.header.epoch or 0
         with self._condition:
             if epoch < (self._epoch or 0):
@@ -63,7 +63,7 @@ class FollowedCamera(RemoteCamera):
 
 
 class _Feed:
-    """The stream of one worker. Created, entered and left by one thread."""
+    """Receives the stream of one worker in its own thread. One thread must create, enter and exit it."""
 
     def __init__(self, viewer: Viewer, give: Callable[[ReceivedFrame], None]) -> None:
         self._viewer, self._give = viewer, give
@@ -72,7 +72,7 @@ class _Feed:
 
     @property
     def problem(self) -> str:
-        """The reason why nothing arrives; empty if none is known."""
+        """The reason why no message arrives; empty if no reason is known."""
         return self._viewer.problem if self._worker.error is None else str(self._worker.error)
 
     def __enter__(self) -> Self:
@@ -92,33 +92,38 @@ class _Feed:
 
 
 class FollowedStreams(Discovery):
-    """Receives from the workers of a fleet; addresses and cameras change while it runs.
+    """Receives the streams of all workers of a fleet; workers and cameras may change during the run.
 
-    All streams are received, and a camera's frames are taken from each: a camera that moves is shown as soon as its new
-    worker sends, and the epoch tells which of two workers is the later one.
+    Frames of a camera are accepted from every stream, so that a camera that moves appears as soon as its new worker
+    sends. If two workers send the same camera, the higher epoch is the newer lease.
     """
 
     def __init__(self, connect: Callable[[str], Viewer], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Receive nothing yet.
+        """Create an empty set of streams.
 
         Args:
-            connect: returns the viewer of an address, not entered; raises ``ReciproStreamError``.
+            connect: returns a viewer of an address, not yet entered; may raise ``ReciproStreamError``.
             clock: returns monotonic seconds.
         """
         self._connect, self._clock = connect, clock
-        # Guards what the thread that calls ``follow`` and that of the run change.
+        # Guards the state that both the thread that calls ``follow`` and the run's thread change.
         self._lock = threading.Lock()
-        # The following are replaced as a whole: the threads that receive read them.
+        # Replaced, never changed in place, because the receiving threads read these mappings without the lock.
         self._cameras: Mapping[str, FollowedCamera] = {}
         self._feeds: Mapping[str, _Feed] = {}
         self._failed: Mapping[str, tuple[str, float]] = {}
-        """The reason why an address cannot be used, and the time of the attempt."""
+        """By failed address: the reason, and the time of the attempt in monotonic seconds."""
         self._leaving: set[str] = set()
         self._appeared: deque[FollowedCamera] = deque()
         self._removed: deque[str] = deque()
 
     def follow(self, places: Mapping[str, Place], addresses: Collection[str]) -> None:
-        """Set the cameras of the fleet, where each is published, and the addresses of all streams; for one thread."""
+        """Update the cameras and streams of the fleet. Must always be called by the same thread.
+
+        Args:
+            places: the worker that publishes each camera, by the camera's name.
+            addresses: addresses of all workers' streams.
+        """
         self._receive_from(addresses)
         with self._lock:
             cameras = dict(self._cameras)
@@ -134,17 +139,17 @@ class FollowedStreams(Discovery):
         self.notify()
 
     def take(self) -> list[FollowedCamera]:
-        """Return the cameras that joined the fleet since the last call."""
+        """Return the cameras that joined the fleet since the previous call."""
         with self._lock:
             return [self._appeared.popleft() for _ in range(len(self._appeared))]
 
     def take_removed(self) -> list[str]:
-        """Return the cameras that left the fleet."""
+        """Return the names of the cameras that left the fleet since the previous call."""
         with self._lock:
             return [self._removed.popleft() for _ in range(len(self._removed))]
 
     def on_removed(self, source: Source) -> None:
-        """Let a camera of this name join again."""
+        """Permit a camera of this name to join again, after the run has removed it."""
         with self._lock:
             self._leaving.discard(source.camera)
 
@@ -154,11 +159,11 @@ class FollowedStreams(Discovery):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """End all streams; ``follow`` is called no more."""
+        """Close all streams; ``follow`` must not be called afterwards."""
         self._receive_from(())
 
     def _withdraw(self, camera: FollowedCamera) -> None:
-        """Let a camera leave the run; one that has not joined it does not."""
+        """Mark a camera for removal from the run, or discard it if the run has not added it yet."""
         if camera in self._appeared:
             self._appeared.remove(camera)
         else:

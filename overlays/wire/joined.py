@@ -1,4 +1,4 @@
-"""Several streams as one: their cameras in one run, with names that tell the streams apart."""
+"""Receives the cameras of several streams in one run, with names that contain the stream's host."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipeline.ports import Discovery
 
 
 def stream_suffixes(addresses: Sequence[str]) -> list[str]:
-    """Return what is added to the names of the cameras of each stream: "" for one stream, otherwise ``@HOST``.
+    """Return the suffix of the camera names of each stream: "" for a single stream, otherwise ``@HOST``.
 
-    Streams of one host have ``@HOST:PORT``. The names do not depend on the order in which streams answer.
+    Several streams from one host have the suffix ``@HOST:PORT``, ``ipc`` streams ``@PATH``.
 
     Raises:
-        SourceError: an address is invalid, or given twice.
+        SourceError: an address is invalid, or two addresses are equal.
     """
     endpoints = []
     for address in addresses:
@@ -38,14 +38,14 @@ def stream_suffixes(addresses: Sequence[str]) -> list[str]:
 
 
 def cameras_by_stream(cameras: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the cameras to receive from each stream, by their names there; empty: all.
+    """Return the cameras to receive from each stream, without suffixes; an empty tuple selects all cameras.
 
     Args:
         cameras: names in this run, with the suffix of their stream; empty: all cameras of all streams.
         suffixes: the suffixes of the streams.
 
     Raises:
-        ConfigError: a camera has no suffix of a stream, or a stream has no camera.
+        ConfigError: a camera's name ends with no stream's suffix, or no camera of a stream is named.
     """
     chosen = [tuple(name.removesuffix(each) for name in cameras if name.endswith(each)) for each in suffixes]
     for name in cameras:
@@ -58,7 +58,7 @@ def cameras_by_stream(cameras: Sequence[str], suffixes: Sequence[str]) -> list[t
 
 
 class JoinedStreams(Discovery):
-    """Finds the cameras of several streams, which must not share a name."""
+    """Finds the cameras of several streams. The names of all cameras must differ."""
 
     def __init__(self, streams: Sequence[RemoteStream]) -> None:
         self._streams = streams
@@ -66,17 +66,17 @@ class JoinedStreams(Discovery):
             stream.notify = self._wake
 
     def take(self) -> list[RemoteCamera]:
-        """Return the cameras that have appeared since the last call; raises as ``RemoteStream.take``."""
+        """Return the cameras that appeared since the previous call; raises the errors of ``RemoteStream.take``."""
         return [camera for stream in self._streams for camera in stream.take()]
 
     @property
     def notes(self) -> list[str]:
-        """Text for the summary of a run."""
+        """Lines for the summary of a run."""
         return [note for stream in self._streams for note in stream.notes]
 
     @property
     def problem(self) -> str:
-        """The streams from which nothing arrives, with the reasons; empty if all send."""
+        """The streams from which no message arrives, with the reasons; empty if all streams send."""
         return "; ".join(f"{stream.uri}: {stream.problem}" for stream in self._streams if stream.problem)
 
     def _wake(self) -> None:

@@ -1,6 +1,6 @@
-"""Wire format, version 1: encodes an overlay as three byte strings, and decodes it. Specified in ``docs/wire.md``.
+"""Wire format, version 1: encodes an overlay as three byte strings, and decodes them. Specified in ``docs/wire.md``.
 
-Pure: no sockets, no clocks. Nothing is unpickled; received values are checked against limits before they are used.
+The module uses no sockets and no clocks. It does not use pickle, and checks received values against limits.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _DECIMALS: Final = 5
 
 
 def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return the header of an explanation as plain JSON values, the same as in a log line.
+    """Return the header of an explanation as JSON values, as log lines contain it.
 
     Args:
         explanation: the explanation.
         sent_at_unix: current wall-clock time in Unix seconds.
-        now_monotonic: current ``time.monotonic()``: the two together turn ``captured_at`` into wall-clock time.
+        now_monotonic: ``time.monotonic()`` at the same time, used to convert ``captured_at`` to wall-clock time.
 
     Raises:
-        WireError: a number is NaN or infinite, or the grids of findings without a map of their own differ.
+        WireError: the grids of findings without a ``box_map`` differ.
     """
     frame, region = explanation.frame, explanation.region
     grid = _shared_grid(explanation.findings)
@@ -91,7 +91,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
 
 
 def _shared_grid(findings: Sequence[Finding]) -> tuple[int, ...]:
-    """Return rows and columns of the heat of all findings without a map of their own; 1 x 1 if all have one."""
+    """Return the grid (rows, columns) shared by all findings without a ``box_map``; 1 x 1 if all have one."""
     if not findings:
         return 0, 0
     grids = {finding.heat.shape for finding in findings if finding.box_map is None} or {NO_HEAT.shape}
@@ -101,8 +101,8 @@ def _shared_grid(findings: Sequence[Finding]) -> tuple[int, ...]:
 
 
 def finding_record(finding: Finding, grid: tuple[int, ...] = (1, 1)) -> dict[str, Any]:
-    """Return a finding as a JSON value; ``grid`` is that of the findings without a map of their own."""
-    # A reader without the key "map" gets a heat of zero for a box that has a map.
+    """Return a finding as a JSON value; ``grid`` is (rows, columns) of the header's key ``grid``."""
+    # For a box with a map, readers that do not support the key "map" receive zero heat.
     heat = finding.heat if finding.box_map is None else np.zeros(grid, np.float32)
     record = {
         "label": replace_undecodable(finding.label),
@@ -124,7 +124,7 @@ def _box_map_record(heat: Heat, box_map: BoxMap) -> dict[str, Any]:
     """Return the heat map of a box as the JSON value of the key ``map``.
 
     Raises:
-        WireError: the grid of the evidence against the box differs from that of its heat.
+        WireError: the grid of ``box_map.against`` differs from the grid of ``heat``.
     """
     against = box_map.against
     if against is not None and against.shape != heat.shape:
@@ -144,7 +144,7 @@ def _box_map_record(heat: Heat, box_map: BoxMap) -> dict[str, Any]:
 
 
 def _packed_heat(heat: Heat) -> str:
-    """Return heat as one byte per cell, row by row, in base64."""
+    """Return heat in base64: one byte per cell, row by row, 255 for a heat of 1."""
     levels = np.rint(np.clip(heat, 0.0, 1.0) * 255.0).astype(np.uint8)
     return base64.b64encode(levels.tobytes()).decode("ascii")
 
@@ -165,7 +165,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _guards_record(explanation: Explanation) -> dict[str, Any]:
-    """Return the keys ``guards``, ``regions`` and ``deletion`` of an explanation, as far as it has them."""
+    """Return the keys ``guards``, ``regions`` and ``deletion`` of an explanation; absent values are omitted."""
     record: dict[str, Any] = {}
     if explanation.guards:
         record["guards"] = [_guard_record(state) for state in explanation.guards]
@@ -204,7 +204,7 @@ def _guard_record(state: GuardState) -> dict[str, Any]:
 
 
 def _area_record(area: InputArea | None) -> dict[str, Any]:
-    """Return the keys ``roi`` and ``masks``, as far as the frame has them."""
+    """Return the keys ``roi`` and ``masks`` of a frame; absent values are omitted."""
     record: dict[str, Any] = {}
     if area is not None and area.roi:
         record["roi"] = _polygon_record(area.roi)
@@ -214,7 +214,7 @@ def _area_record(area: InputArea | None) -> dict[str, Any]:
 
 
 def _trial_record(trial: Trial | None) -> dict[str, Any]:
-    """Return the key ``trial``, if a second network explained the frame, too; its heat maps are not sent."""
+    """Return the key ``trial`` without heat maps; {} if no second network explained the frame."""
     if trial is None or not trial.is_compared:
         return {}
     findings = []
@@ -231,10 +231,10 @@ def _polygon_record(polygon: Polygon) -> list[list[float]]:
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """Encode a record as one line of JSON in UTF-8.
+    """Return a record as one line of JSON in UTF-8.
 
     Raises:
-        WireError: a number is NaN or infinite (JSON has neither), or the record exceeds the size of a header.
+        WireError: a number is NaN or infinite, or the record exceeds ``MAX_HEADER_BYTES``.
     """
     try:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -255,17 +255,17 @@ def encode(
     jpeg_quality: int = 80,
     jpeg: bytes | None = None,
 ) -> list[bytes]:
-    """Encode an overlay as a message: [topic, header, payload].
+    """Return an overlay as a message: [topic, header, payload].
 
     Args:
         overlay: the overlay.
         sent_at_unix: current wall-clock time in Unix seconds.
-        now_monotonic: current ``time.monotonic()``.
-        jpeg_quality: 1 to 100.
-        jpeg: the overlay's image as returned by ``encode_image``, if it exists already.
+        now_monotonic: ``time.monotonic()`` at the same time.
+        jpeg_quality: JPEG quality, 1 to 100.
+        jpeg: the result of ``encode_image`` for the overlay's image; None encodes the image here.
 
     Raises:
-        WireError: the overlay exceeds a limit.
+        WireError: a number is NaN or infinite, or the overlay exceeds a limit.
     """
     record = header_record(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     payload = encode_image(overlay.image, jpeg_quality) if jpeg is None else jpeg
@@ -273,7 +273,7 @@ def encode(
 
 
 def header_record(overlay: Overlay, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return the header of an overlay as plain JSON values; see ``encode``."""
+    """Return the header of an overlay as JSON values; the arguments have the same meaning as in ``encode``."""
     record = explanation_record(overlay.explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     height, width = overlay.image.shape[:2]
     if (width, height) != (record["width"], record["height"]):
@@ -298,16 +298,16 @@ def header_record(overlay: Overlay, *, sent_at_unix: float, now_monotonic: float
 def encode_passage(
     passage: Passage, explanation: Explanation, times: tuple[float, float], jpeg_quality: int = 80
 ) -> list[bytes]:
-    """Encode a part or a crossing as a message of the topic ``parts/CAMERA``: [topic, header, payload].
+    """Return a part or a crossing as a message with the topic ``parts/CAMERA``: [topic, header, payload].
 
-    The message is one of version 1, of a camera of that name: its frame is the image of the part, with the box and the
-    heat map that decided. The key ``passage`` has the rest.
+    The message has the normal format: the camera is ``parts/CAMERA``, the frame is the image of the part, and the
+    finding is the deciding box with its heat map. The key ``passage`` contains the other values.
 
     Args:
         passage: the part or the crossing.
-        explanation: of the frame at which it was finished.
-        times: the current time in Unix seconds, and ``time.monotonic()``.
-        jpeg_quality: 1 to 100.
+        explanation: explanation of the frame at which the passage finished.
+        times: the current time in Unix seconds, and ``time.monotonic()`` at the same time.
+        jpeg_quality: JPEG quality, 1 to 100.
     """
     sent_at_unix, now_monotonic = times
     shown, image = passage_explanation(passage, explanation), passage_image(passage)
@@ -323,7 +323,7 @@ def topic_of(camera: str) -> bytes:
 
 
 def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
-    """Decode a message up to its image: (header, payload). Of the payload, only the size is checked.
+    """Return the decoded header and the payload of a message. Of the payload, only the image size is checked.
 
     Raises:
         WireVersionError: the version is newer than this reader supports.
@@ -344,16 +344,15 @@ def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
 
 
 def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: float) -> Overlay:
-    """Return the overlay of a received message; its frame is the received image.
+    """Return the overlay of a received message, whose frame is the received image.
 
-    If the image was sent smaller than the frame, boxes and the region of the heat map are scaled to the image.
+    If the received image is smaller than the camera's frame, all coordinates are scaled to the image.
 
     Args:
         header: the received header.
         image: the received image, RGB, ``(height, width, 3)``, uint8.
         now_unix: current wall-clock time in Unix seconds.
-        now_monotonic: current ``time.monotonic()``: the two together turn ``taken_at_unix`` into this machine's
-            monotonic time.
+        now_monotonic: ``time.monotonic()`` at the same time, used to convert ``taken_at_unix`` to monotonic time.
     """
     x, y = header.width / header.frame_width, header.height / header.frame_height
     whole = Box(0.0, 0.0, float(header.frame_width), float(header.frame_height))

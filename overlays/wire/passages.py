@@ -1,4 +1,4 @@
-"""Parts, crossings, zones and lines in the wire header: their JSON values, and the models that readers check. Pure."""
+"""Parts, crossings, zones and lines in the wire header: their JSON values, and the models that validate them."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ _DECIMALS = 5
 
 
 class WirePassage(WireModel):
-    """A part that has passed a zone, or a crossing of a line."""
+    """A part that has passed through a zone, or a crossing of a counting line."""
 
     kind: Literal["part", "crossing"]
     place: Name
     """Name of the zone or the line."""
     sequence: Index
-    """Number of parts and crossings of the camera so far in this run: unique, increasing."""
+    """Sequence number of this passage, counted over all places of the camera in this run."""
     number: Index
-    """Number of those of this place so far."""
+    """Sequence number of this passage, counted at this place only."""
     track: Index
     label: Text
-    """The class that the vote over the frames decided."""
+    """The class chosen by the vote over all frames of the object."""
     class_index: Annotated[int, Field(ge=-1, le=1 << 31)]
     score: float
-    """Mean score of the frames with this class."""
+    """Mean score of the frames that voted for this class."""
     is_ok: bool | None = None
-    """Verdict of a part; null where its zone has no good classes, and for crossings."""
+    """Verdict of a part; null for crossings, and for zones without good classes."""
     direction: Direction = ""
-    """Of a crossing: ``forward`` or ``backward``."""
+    """Direction of a crossing, ``forward`` or ``backward``; empty for a part."""
     frames: Index
-    """Number of frames of the object in the zone, or up to the line."""
+    """Number of frames with the object in the zone, or before the line."""
     shares: Numbers = Field(default_factory=dict)
-    """Fraction of these frames by class."""
+    """Fraction of these frames for each class."""
     first_seen_seconds: float
-    """Time of its first frame, on the stream's clock."""
+    """Time of the object's first frame, on the stream's clock, in seconds."""
     last_seen_seconds: float
-    """Time of its last frame."""
+    """Time of the object's last frame, on the stream's clock, in seconds."""
     last_seen_at_unix: float
-    """When that frame was decoded, by the publisher's clock."""
+    """Time when the last frame was decoded, on the publisher's clock, in Unix seconds."""
     latency_seconds: Seconds
-    """Time from that frame to the verdict."""
+    """Time from the last frame to the verdict."""
     evidence_outside_box: float | None = None
-    """Mean fraction of the evidence of its heat maps outside its box."""
+    """Mean fraction of the heat that lies outside the box, over the object's heat maps."""
     index: Index
-    """Index of the frame that decided."""
+    """Index of the frame with the deciding box."""
     box: Edges | None = None
-    """Its box in that frame."""
+    """Box of the object in the frame ``index``."""
     trial_label: Text | None = None
-    """The class that a network on trial decides by the same vote; empty where it found no box in most frames."""
+    """Class chosen by the same vote over a trial network's boxes; empty if most frames have no such box."""
 
 
 class WirePlaceCount(WireModel):
-    """Number of parts or crossings of one class."""
+    """Number of parts or crossings of one class at a place."""
 
     label: Text
     direction: Direction = ""
@@ -73,16 +73,16 @@ class WirePlace(WireModel):
     points: Annotated[tuple[Point, ...], Field(strict=False, min_length=2, max_length=256)]
     counts: Annotated[tuple[WirePlaceCount, ...], Field(strict=False, max_length=4096)] = ()
     inside: Index = 0
-    """Number of objects in the zone."""
+    """Number of objects in the zone now."""
 
     def scaled(self, x: float, y: float) -> Place:
-        """Return the place for an image that is ``x`` times as wide and ``y`` times as high."""
+        """Return the place scaled to an image that is ``x`` times as wide and ``y`` times as high."""
         counts = [PlaceCount(each.label, each.direction, each.is_ok, each.count) for each in self.counts]
         return Place(self.kind, self.name, tuple((a * x, b * y) for a, b in self.points), tuple(counts), self.inside)
 
 
 def passage_record(passage: Passage, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return a part or a crossing as a JSON value; the two times are those of ``explanation_record``."""
+    """Return a part or a crossing as a JSON value; for the times, see ``explanation_record``."""
     box, outside = passage.finding.box, passage.evidence_outside_box
     trial = passage.trial_label
     return {
@@ -129,7 +129,7 @@ def place_record(place: Place) -> dict[str, Any]:
 
 
 def passages_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return the key ``passages`` of an explanation, if it has any."""
+    """Return the key ``passages`` of an explanation; {} without passages."""
     records = [
         passage_record(passage, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
         for passage in explanation.passages

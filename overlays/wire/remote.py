@@ -1,4 +1,4 @@
-"""The cameras of another run as sources of a pipeline: their frames arrive explained and drawn.
+"""The cameras of another run as sources of a pipeline; their frames arrive with explanation and drawn heat map.
 
 Viewer --ReceivedFrame--> RemoteStream --> RemoteCamera --ExplainedFrame--> RemoteExplainer --> RemoteRenderer
 """
@@ -27,66 +27,66 @@ from pipeline.workers.thread import POLL_SECONDS, ThreadWorker, WorkerOwner
 log = logging.getLogger(__name__)
 
 SIGNAL_LOSS_SECONDS: Final = 2.0
-"""After this time without a message the signal counts as lost: a publisher reports the loss of a camera by itself."""
+"""Time without any message after which the signal counts as lost. The publisher itself reports single lost cameras."""
 MAX_CAMERAS: Final = 64
-"""Maximum number of cameras that are not named: each costs every sink memory, an encoder or a file."""
+"""Maximum number of cameras received without ``--camera``, because each camera needs resources in every sink."""
 _REPORT_SECONDS: Final = 5.0
 _TOO_MANY: Final = f"at most {MAX_CAMERAS} are received; name the cameras to receive: --camera NAME"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExplainedFrame(Frame):
-    """A frame that arrived with its explanation."""
+    """A frame that was received with its explanation."""
 
     explanation: Explanation = field(kw_only=True)
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
-        """Return the frame of an explanation, with that explanation."""
+        """Return the frame of ``explanation``, extended by the explanation itself."""
         frame = explanation.frame
         values = {each.name: getattr(frame, each.name) for each in fields(frame)}
         return cls(**values, explanation=explanation)
 
 
 class Origin(Protocol):
-    """The stream that a remote camera comes from, as far as the camera needs it."""
+    """The interface of a stream that its cameras use."""
 
     uri: str
 
     @property
     def problem(self) -> str:
-        """Reason why nothing arrives; empty if no reason is known."""
+        """Reason why no message arrives; empty if no reason is known."""
 
 
 class RemoteCamera(Source):
-    """One camera of another run. Of several messages that wait, the newest is read."""
+    """One camera of another run. Only the newest waiting message is read; older ones are skipped."""
 
     live = True
     min_silence_seconds = SIGNAL_LOSS_SECONDS
 
     def __init__(self, camera: str, origin: Origin) -> None:
-        """Set the camera's name in this run, and the viewer that receives it."""
+        """Set the camera's name in this run, and the stream that receives the camera."""
         self.camera, self.uri = camera, origin.uri
         self.health = Health()
         self._origin = origin
-        # Guards the newest message and the newest image of a signal loss.
+        # Guards the newest message and the newest signal-loss image.
         self._condition = threading.Condition()
         self._newest: ReceivedFrame | None = None
         self._stale: Overlay | None = None
         self._signal_loss: SignalLoss | None = None
-        """As reported by the publisher."""
+        """Signal loss reported by the publisher; None while frames arrive."""
         self._last: tuple[int, int | None] | None = None
-        """Index and epoch of the last frame that was given."""
+        """Index and epoch of the last yielded frame."""
         self._missed = self._damaged = 0
 
     def offer(self, received: ReceivedFrame) -> None:
-        """Replace the message that waits to be read; for any thread."""
+        """Store a message as the newest one, in place of a waiting message. For any thread."""
         with self._condition:
             self._newest = received
             self._condition.notify()
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the live frames as they arrive, until ``stop`` is set."""
+        """Yield live frames as they arrive, until ``stop`` is set."""
         while not stop.is_set():
             with self._condition:
                 self._condition.wait_for(lambda: self._newest, POLL_SECONDS)
@@ -97,13 +97,13 @@ class RemoteCamera(Source):
                 yield frame
 
     def take_stale(self) -> Overlay | None:
-        """Return the publisher's image of the signal loss, each once; None if there is no new one."""
+        """Return the publisher's newest signal-loss image once; None if no new one has arrived."""
         with self._condition:
             stale, self._stale = self._stale, None
         return stale
 
     def _read(self, received: ReceivedFrame) -> Frame | None:
-        """Return the frame of a message; None if its image is damaged or the publisher's image of a signal loss."""
+        """Return the frame of a message; None if the image is damaged or shows a signal loss."""
         try:
             overlay = received.overlay()
         except WireError as error:
@@ -118,7 +118,7 @@ class RemoteCamera(Source):
         if overlay.signal_loss is not None:
             return None
         frame = ExplainedFrame.of(overlay.explanation)
-        # A restarted publisher counts from 0 again, another worker of a fleet from any number.
+        # Indices restart at 0 with the publisher, and are unrelated between workers of a fleet.
         if self._last is not None and frame.epoch == self._last[1]:
             self._missed += max(frame.index - self._last[0] - 1, 0)
         self._last = frame.index, frame.epoch
@@ -135,7 +135,7 @@ class RemoteCamera(Source):
 
 
 def _renamed(overlay: Overlay, camera: str) -> Overlay:
-    """Return the overlay with another name of its camera."""
+    """Return the overlay with its camera renamed to ``camera``."""
     explanation = overlay.explanation
     if explanation.frame.camera == camera:
         return overlay
@@ -149,13 +149,13 @@ def _renamed(overlay: Overlay, camera: str) -> Overlay:
 
 
 class RemoteStream(WorkerOwner, Discovery):
-    """Finds the cameras of a viewer, and gives each its messages.
+    """Finds the cameras of a stream, and passes each camera its messages.
 
     Args:
-        viewer: an entered viewer, which nothing else reads.
-        cameras: receive only these cameras, if any are named: a topic selects all cameras with its prefix. Without
-            names, the first ``MAX_CAMERAS`` that send are received.
-        suffix: what is added to the names of the cameras in this run.
+        viewer: an entered viewer, which no other code reads.
+        cameras: exact names of the cameras to receive, because topics select by prefix. Empty: the first
+            ``MAX_CAMERAS`` cameras that send.
+        suffix: text appended to the camera names in this run.
     """
 
     def __init__(self, viewer: Viewer, cameras: Sequence[str] = (), *, suffix: str = "") -> None:
@@ -169,7 +169,7 @@ class RemoteStream(WorkerOwner, Discovery):
         self._worker = ThreadWorker(f"cameras of {viewer.uri}", self._receive, self._stop.set)
 
     def take(self) -> list[RemoteCamera]:
-        """Return the cameras that have appeared since the last call.
+        """Return the cameras that appeared since the previous call.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
@@ -180,7 +180,7 @@ class RemoteStream(WorkerOwner, Discovery):
 
     @property
     def notes(self) -> list[str]:
-        """Text on the messages that belong to no received camera, for the summary of a run."""
+        """Lines on damaged and ignored messages, for the summary of a run."""
         notes = []
         if self._viewer.damaged:
             notes.append(f"{self._viewer.damaged} messages could not be decoded; the last: {self._viewer.last_error}")
@@ -190,7 +190,7 @@ class RemoteStream(WorkerOwner, Discovery):
 
     @property
     def problem(self) -> str:
-        """Reason why nothing arrives from this stream; empty while cameras do."""
+        """Reason why no message arrives from this stream; empty while messages arrive."""
         viewer = self._viewer
         if viewer.problem:
             return viewer.problem
@@ -204,7 +204,7 @@ class RemoteStream(WorkerOwner, Discovery):
                 camera.offer(received)
 
     def _add(self, name: str) -> RemoteCamera | None:
-        """Add a camera, unless it is not to be received."""
+        """Add and return a camera; None if it is not named, or if there are already too many."""
         if self._names and name not in self._names:
             return None
         if not self._names and len(self._cameras) >= MAX_CAMERAS:
@@ -219,16 +219,16 @@ class RemoteStream(WorkerOwner, Discovery):
 
 
 class RemoteExplainer(Explainer):
-    """Returns the explanations that arrived with their frames; its problem is that of the streams."""
+    """Returns the explanations that were received with the frames."""
 
     def __init__(self, problem: Callable[[], str] = str) -> None:
         self.uri, self._problem = "stream", problem
         self._last: dict[str, Explanation] = {}
-        """By camera."""
+        """The last explanation by camera."""
 
     @property
     def problem(self) -> str:
-        """Reason why nothing arrives from a stream; empty if all send."""
+        """Reason why no message arrives from a stream; empty if all streams send."""
         return self._problem()
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
@@ -247,10 +247,10 @@ class RemoteExplainer(Explainer):
 
 
 class RemoteRenderer(Renderer):
-    """Returns the images as they arrived: the publisher has drawn them."""
+    """Returns the received images unchanged, because the publisher has drawn the heat maps."""
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Return the received image."""
+        """Return an overlay with the received image."""
         return Overlay(explanation.frame.image, explanation)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
@@ -259,18 +259,18 @@ class RemoteRenderer(Renderer):
 
 
 class SignalReporter:
-    """Reports with a line of text that no message arrives, with the reason, and that messages arrive again."""
+    """Reports as lines of text that the signal is lost, with the reason, and that it has returned."""
 
     def __init__(
         self, viewer: Viewer, report: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Set the viewer, what takes the lines, and the monotonic seconds."""
+        """Set the viewer, the function that receives each line, and the clock (monotonic seconds)."""
         self._viewer, self._report, self._clock = viewer, report, clock
         self._lost_since: float | None = None
         self._reported_at = 0.0
 
     def check(self, result: RunResult) -> None:
-        """Report the loss of the signal, again every few seconds, and its return. Call it several times a second."""
+        """Report a signal loss, repeat it every 5 s, and report the return. Call this several times per second."""
         now, seconds, problem = self._clock(), self._viewer.silent_seconds, self._viewer.problem
         if seconds <= _timeout_seconds(result, problem):
             if self._lost_since is not None:
@@ -283,6 +283,9 @@ class SignalReporter:
 
 
 def _timeout_seconds(result: RunResult, problem: str) -> float:
-    """Return the time without any message until signal loss: longer if all cameras are slow, unless ``problem``."""
+    """Return the time in seconds without messages that counts as signal loss.
+
+    It is longer if all cameras have a low frame rate, unless a problem of the connection is known.
+    """
     intervals = [worker.frame_rate.interval_seconds for worker in result.source_workers]
     return SIGNAL_LOSS_SECONDS if problem else max(SIGNAL_LOSS_SECONDS, SILENT_INTERVALS * min(intervals, default=0.0))

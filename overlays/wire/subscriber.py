@@ -1,7 +1,7 @@
-"""ZeroMQ subscriber: keeps the newest message of each topic, and knows why none arrives.
+"""ZeroMQ subscriber: stores the newest message of each topic, and reports why no message arrives.
 
-It tries to reconnect until it is closed. A separate thread reads all the time: messages that wait in libzmq are old,
-and a pipe that is full when its connection is made again can abort the process (libzmq issue 3937).
+It reconnects until it is closed. A separate thread reads all messages at once, for two reasons: messages that wait in
+libzmq become old, and a full pipe at a reconnection can abort the process (libzmq issue 3937).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 _QUEUE_MESSAGES: Final = 256
 _POLL_MS: Final = 50
-"""Wait of one read before events and the end are checked."""
+"""Maximum wait of one read in milliseconds; afterwards connection events and ``close`` are checked."""
 _DRAIN_MESSAGES: Final = 256
-"""Maximum number of messages read between two checks."""
+"""Maximum number of messages read between two checks of connection events."""
 MAX_TOPICS: Final = 1024
 _MONITORED_EVENTS: Final = (
     FAILED
@@ -39,15 +39,18 @@ _MONITORED_EVENTS: Final = (
     | zmq.EVENT_DISCONNECTED
 )
 _RENEW_SECONDS: Final = 2.0
-"""Wait before connecting again after a refusal, or without any event: libzmq itself stops after some refusals."""
+"""Time without a connection after which the subscriber reconnects, because libzmq stops after some refusals."""
 _RETRY_SECONDS: Final = 0.3
-"""When a publisher disappears, libzmq reports a retry within this time; when libzmq ends a connection, it does not."""
+"""Time after a disconnection within which libzmq reports a retry if the publisher closed the connection.
+
+No retry means that libzmq itself closed it, because a message was too large.
+"""
 _NO_PUBLISHER: Final = "no publisher answers at this address"
 _WAITING: Final = "a publisher accepts the connection, but does not complete it; it is stopped or overloaded"
 
 
 class LatestMessage(NamedTuple):
-    """The newest message of a topic."""
+    """The newest message of a topic, and the time of its arrival."""
 
     parts: list[bytes]
     at_unix: float
@@ -56,7 +59,7 @@ class LatestMessage(NamedTuple):
 
 
 class Subscriber:
-    """One ``SUB`` socket and its reading thread. ``open``, ``take`` and ``close`` belong to one thread at a time."""
+    """A ``SUB`` socket with a reading thread. Only one thread at a time may call ``open``, ``take`` and ``close``."""
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class Subscriber:
         self.refused = 0
         """Number of failed handshakes."""
         self.oversized = 0
-        """Number of connections ended by a message larger than ``maximum_bytes``, before it was stored."""
+        """Number of connections that were closed because a message exceeded ``maximum_bytes``."""
         self._address, self._topics = address, tuple(topics)
         self._maximum_bytes, self._keys, self._clock = maximum_bytes, keys, clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -80,12 +83,12 @@ class Subscriber:
         self._events: SocketMonitor | None = None
         self._renewed_at = clock()
         self._connecting: int | None = None
-        """File descriptor of the connection in its handshake."""
+        """File descriptor of the connection during its handshake; None if there is none."""
         self._connected: int | None = None
-        """File descriptor of the established connection."""
+        """File descriptor of the established connection; None if there is none."""
         self._lost_at: float | None = None
         self._logged = ""
-        # Guards the newest messages: the reading thread adds them, ``take`` removes them.
+        # Guards the newest messages, which the reading thread adds and ``take`` removes.
         self._condition = threading.Condition()
         self._newest: dict[bytes, LatestMessage] = {}
         self._closing = threading.Event()
@@ -97,7 +100,7 @@ class Subscriber:
         return self._address.uri
 
     def take(self, wait_seconds: float) -> dict[bytes, LatestMessage]:
-        """Wait for a message, at most ``wait_seconds``, and return the newest message of each topic, each once.
+        """Return the newest message of each topic since the last call; wait at most ``wait_seconds`` for the first.
 
         Raises:
             SourceError: the subscriber is not open.
@@ -114,7 +117,7 @@ class Subscriber:
         """Start to connect; the publisher may start later.
 
         Raises:
-            SourceError: the host is unknown.
+            SourceError: the host is unknown, or libzmq refuses the address.
         """
         address = self._address
         if address.host:
@@ -155,7 +158,7 @@ class Subscriber:
         self._worker = ThreadWorker(f"viewer of {self.uri}", lambda: self._read(socket_), self._closing.set).__enter__()
 
     def _read(self, subscriber: zmq.Socket[bytes]) -> None:
-        """Read messages until closing; keep the newest message of each topic."""
+        """Read messages until ``close`` is called; store the newest message of each topic."""
         while not self._closing.is_set():
             self._poll_events(subscriber)
             wait_ms = _POLL_MS
@@ -164,7 +167,7 @@ class Subscriber:
                     break
                 wait_ms = 0
                 parts = _message(subscriber)
-                self.problem = self._logged = ""  # newer than the events, which arrive separately
+                self.problem = self._logged = ""  # a message is newer than a waiting event of a problem
                 with self._condition:
                     before = self._newest.get(parts[0])
                     if before is not None or len(self._newest) < MAX_TOPICS:
@@ -173,7 +176,7 @@ class Subscriber:
                         self._condition.notify_all()
 
     def _poll_events(self, subscriber: zmq.Socket[bytes]) -> None:
-        """Handle the events of the connection, and connect again where libzmq has stopped trying."""
+        """Handle connection events, and reconnect if libzmq has stopped trying."""
         for event, value in self._events or ():
             self._handle_event(event, value)
         now = self._clock()
@@ -221,13 +224,13 @@ class Subscriber:
     def _handle_refusal(self, event: int, value: int) -> None:
         self.refused += 1
         self._connecting = None
-        # The same refusal arrives with a reason or, if the peer closes faster, without one: keep the reason.
+        # libzmq may report a refusal again without a reason, if the peer closes fast. Keep the known reason.
         has_no_reason = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         if not (has_no_reason and self._logged):
             self._set_problem(refused_because(event, value, keys=self._keys is not None))
 
     def _set_problem(self, problem: str) -> None:
-        """Set the reason, and log it if it is new."""
+        """Set ``problem``, and log it if it differs from the last one."""
         self.problem = problem
         if problem != self._logged:
             self._logged = problem
@@ -236,13 +239,13 @@ class Subscriber:
     def _renew(self, subscriber: zmq.Socket[bytes], now: float) -> None:
         self._renewed_at = now
         self._lost_at = self._connected = self._connecting = None
-        with contextlib.suppress(zmq.ZMQError):  # libzmq may have ended it already
+        with contextlib.suppress(zmq.ZMQError):  # libzmq may have closed the connection already
             subscriber.disconnect(self.uri)
         subscriber.connect(self.uri)
 
 
 def _message(subscriber: zmq.Socket[bytes]) -> list[bytes]:
-    """Read one message; of more than four parts only the first four, which is enough to recognise it as damaged."""
+    """Return the parts of one message, at most four: a valid message has three."""
     parts = [subscriber.recv()]
     while subscriber.getsockopt(zmq.RCVMORE):
         part = subscriber.recv()

@@ -1,7 +1,7 @@
 """Viewer: receives overlays from a publisher and returns the newest frame of each camera.
 
-libzmq cannot keep only the newest message of several parts, so the viewer reads all messages and returns the last of
-each camera. It tries to reconnect until it is closed.
+libzmq's option CONFLATE does not support multipart messages. The viewer therefore reads all messages and returns the
+newest one of each camera. It reconnects until it is closed.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from pipeline.frames import Image, Overlay
 log = logging.getLogger(__name__)
 
 _WAIT_SECONDS: Final = 0.05
-"""Maximum wait for a message before ``stop`` is checked."""
+"""Maximum wait for a message in seconds; afterwards ``stop`` is checked."""
 _SAME_FRAME_SECONDS: Final = 0.005
-"""Two messages of the same frame differ by less in ``taken_at_unix``, two frames with the same index by more."""
+"""Maximum difference of ``taken_at_unix`` between two messages of the same frame, in seconds."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReceivedFrame:
-    """One received message: image, explanation and age."""
+    """One received message: header, encoded image and time of arrival."""
 
     header: Header
     payload: bytes
-    """The JPEG."""
+    """The image as JPEG."""
     received_at_unix: float
     missed: int = 0
-    """Number of frames since the last one returned that never arrived: dropped by the camera or on the way."""
+    """Number of frames since the last returned frame that did not arrive."""
     skipped: int = 0
-    """Number of frames that arrived and were replaced by a newer one before they were read."""
+    """Number of frames that arrived, but were replaced by a newer one before they were read."""
 
     @property
     def camera(self) -> str:
@@ -55,16 +55,16 @@ class ReceivedFrame:
         """The image, uint8 RGB, ``(height, width, 3)``, read-only; decoded at the first access.
 
         Raises:
-            WireError: it is damaged.
+            WireError: the image is damaged.
         """
         return decode_image(self.payload)
 
     def age_seconds(self, now_unix: float | None = None) -> float:
-        """Return the seconds since the camera's frame was decoded; includes the offset between the machines' clocks."""
+        """Return the seconds since the publisher decoded the frame, plus the offset between the machines' clocks."""
         return (time.time() if now_unix is None else now_unix) - self.header.taken_at_unix
 
     def overlay(self) -> Overlay:
-        """Return the overlay of the message; its frame is the received image.
+        """Return the overlay of the message, whose frame is the received image.
 
         Raises:
             WireError: the image is damaged.
@@ -75,17 +75,17 @@ class ReceivedFrame:
 class Viewer:
     """Receives from a publisher: ``with Viewer("tcp://host:5555") as viewer: for received in viewer: ...``.
 
-    Entering, ``messages`` and leaving belong to one thread at a time. A reader that is slower than the publisher misses
-    frames and gets the newest.
+    Only one thread at a time may use it. A reader that is slower than the publisher skips frames and receives the
+    newest frame.
 
     Args:
         address: ``tcp://host:port`` or ``ipc://path``.
-        topics: prefixes of the names of the cameras to receive; "" selects all.
+        topics: prefixes of the camera names to receive; "" selects all cameras.
         key: secret key file of the viewer, if the publisher requires keys.
-        server_key: public key of that publisher: a file, or its 40 letters.
-        maximum_bytes: a message part larger than this ends the connection before it is stored; the viewer reconnects.
-        damaged: what happens with a message that cannot be decoded: ``skip`` it (counted, and kept in ``last_error``)
-            or ``raise`` its error; reading can continue after that.
+        server_key: public key of the publisher: a file, or its 40 characters in Z85.
+        maximum_bytes: maximum size of a message part; a larger part closes the connection, and the viewer reconnects.
+        damaged: action for a message that cannot be decoded: ``skip`` counts it and stores its error in
+            ``last_error``; ``raise`` raises the error, after which reading can continue.
         clock: returns monotonic seconds.
 
     Raises:
@@ -114,9 +114,9 @@ class Viewer:
         self.damaged = 0
         """Number of messages that could not be decoded."""
         self.last_error: WireError | None = None
-        """Error of the last of them."""
+        """Error of the last message that could not be decoded."""
         self.superseded = 0
-        """Number of messages of workers of a fleet that had lost their camera to another one."""
+        """Number of dropped messages from workers of a fleet whose lease of the camera had ended."""
         self._damaged: Literal["skip", "raise"] = damaged
         self._clock = clock
         keys = viewer_keys(key, server_key)
@@ -131,7 +131,7 @@ class Viewer:
 
     @property
     def problem(self) -> str:
-        """Reason why nothing arrives: no publisher, an unknown key, a wrong server key; empty if no reason is known."""
+        """Reason why no message arrives, such as an unknown key; empty if no reason is known."""
         return self._connection.problem
 
     @property
@@ -141,7 +141,7 @@ class Viewer:
 
     @property
     def oversized(self) -> int:
-        """Number of connections ended by a message larger than ``maximum_bytes``."""
+        """Number of connections that were closed because a message exceeded ``maximum_bytes``."""
         return self._connection.oversized
 
     def __enter__(self) -> Self:
@@ -155,7 +155,7 @@ class Viewer:
     def messages(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame]:
         """Yield the newest message of each camera as it arrives, until ``stop`` is set.
 
-        Damaged messages are counted, logged once and left out, unless ``damaged`` is ``raise``.
+        With ``damaged="skip"``, damaged messages are counted and omitted, and the first is logged.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
@@ -166,7 +166,7 @@ class Viewer:
                 yield received
 
     def messages_or_none(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame | None]:
-        """Yield the same as ``messages``, and None about every 0.05 s while no message arrives.
+        """Yield the messages of ``messages``, and None about every 0.05 s while no message arrives.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
@@ -182,7 +182,7 @@ class Viewer:
                 yield None
 
     def overlays(self, stop: threading.Event | None = None) -> Iterator[Overlay]:
-        """Yield the same as ``messages``, as overlays for sinks.
+        """Yield the messages of ``messages`` as overlays for sinks.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
@@ -197,7 +197,7 @@ class Viewer:
         self._connection.close()
 
     def _read(self, arrived: LatestMessage) -> ReceivedFrame | None:
-        """Decode a message except its image; None if it is damaged, or if its frame was returned before."""
+        """Return a message with its image not yet decoded; None if it is damaged, repeated or of an older epoch."""
         try:
             header, payload = decode_message(arrived.parts)
         except WireVersionError:
@@ -208,7 +208,7 @@ class Viewer:
         self._received_at = self._clock()
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
-            return None  # sent again for a viewer that joined late
+            return None  # the publisher has repeated it for a viewer that joined late
         if last is not None and (header.epoch or 0) < (last.epoch or 0) and header.epoch is not None:
             self.superseded += 1
             return None
@@ -230,7 +230,10 @@ class Viewer:
 
 
 def _is_same(first: Header, second: Header) -> bool:
-    """Return whether two headers are of the same frame: a restarted publisher counts its frames from 0 again."""
+    """Return whether two headers belong to the same frame.
+
+    An equal index does not suffice, because a restarted publisher counts its frames from 0 again.
+    """
     if first.silence != second.silence or first.index != second.index:
         return False
     return abs(first.taken_at_unix - second.taken_at_unix) < _SAME_FRAME_SECONDS

@@ -1,8 +1,8 @@
 """List of authorized viewers: public keys in a folder or a file, read again when it changes.
 
-A folder holds one ``NAME.key`` per viewer. A file holds one key per line, optionally followed by its owner's name;
-``#`` begins a comment. A missing list or key file authorizes nobody. If a list exists but cannot be read (no free file
-handle, a network drive that does not answer), the keys read before stay valid, and reading is tried again.
+A folder contains one ``NAME.key`` per viewer. A file contains one key per line, optionally followed by its owner's
+name; ``#`` starts a comment. A missing list or key file authorizes no viewer. If a list exists but cannot be read (no
+free file descriptor, a network drive that does not answer), the last keys stay valid, and reading is tried again.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Fingerprint = tuple[object, ...]
 
 
 class AllowList:
-    """The keys at ``path``, as of the last call of ``changed``.
+    """The authorized keys at ``path``, updated by ``changed``.
 
     Raises:
-        ConfigError: the file or folder does not exist at the start, or cannot be read.
+        ConfigError: the file or folder does not exist when the object is created, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._logged: set[str] = set()
         self._keys: dict[Path, bytes] = {}
-        """Keys of a folder by file, as of the last time each file could be read."""
+        """For a folder: the last key read from each file."""
         self.names: Mapping[bytes, str] = {}
-        """Names of the owners by public key in Z85."""
+        """Owners' names by public key in Z85."""
         try:
             self._fingerprint: Fingerprint | None = _fingerprint(path)
         except OSError as error:
@@ -52,7 +52,7 @@ class AllowList:
         self.names = self._read()
 
     def changed(self) -> bool:
-        """Read the list again if its files have changed; return whether the set of keys has changed."""
+        """Read the list again if its files have changed; return whether the set of keys differs."""
         try:
             fingerprint = _fingerprint(self.path)
         except OSError as error:
@@ -81,12 +81,12 @@ class AllowList:
             self._keep_keys(self.path, error)
             return self.names
         if b"public-key" in content:
-            with suppress(ConfigError):  # the lines are then reported one by one
+            with suppress(ConfigError):  # otherwise, parse the lines and report the invalid ones
                 return {read_public(self.path): self.path.stem}
         return self._read_lines(content)
 
     def _read_folder(self) -> dict[bytes, str]:
-        """Return the keys of the folder. Raises ``OSError`` if it cannot be listed."""
+        """Return the owners' names by key in the folder; raises ``OSError`` if the folder cannot be listed."""
         names: dict[bytes, str] = {}
         keys: dict[Path, bytes] = {}
         for path in _key_files(self.path):
@@ -108,7 +108,7 @@ class AllowList:
         return names
 
     def _keep_keys(self, path: Path, error: OSError) -> None:
-        """Keep the keys that were read before, and read again soon."""
+        """Keep the last keys after an error, and cause the next call of ``changed`` to read the list again."""
         self._fingerprint = None
         self._warn_once(f"{path}: cannot be read ({error.strerror}); the keys read before stay valid")
 
@@ -129,10 +129,10 @@ class AllowList:
 
 
 def _fingerprint(path: Path) -> Fingerprint:
-    """Return a value that changes when the list does; () if there is no list.
+    """Return a value that changes when the list changes; () if the list does not exist.
 
     Raises:
-        OSError: the list exists, and its status cannot be read.
+        OSError: the list exists, but its status cannot be read.
     """
     try:
         path.stat()
@@ -143,12 +143,12 @@ def _fingerprint(path: Path) -> Fingerprint:
 
 
 def _key_files(folder: Path) -> list[Path]:
-    """Return the key files of a folder; unlike ``glob``, raises ``OSError`` if it cannot be listed."""
+    """Return the key files of a folder; unlike ``glob``, raises ``OSError`` if the folder cannot be listed."""
     return sorted(path for path in folder.iterdir() if path.name.endswith(PUBLIC_SUFFIX))[:_MAX_KEYS]
 
 
 def _file_status(path: Path) -> Fingerprint:
-    """Return a value that changes when a file does; () for a broken link, such as an editor's lock file."""
+    """Return a value that changes when a file changes; () for a broken link, such as an editor's lock file."""
     try:
         status = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
 """Server side of CURVE: admits viewers whose keys are on the list, counts and logs refusals, limits connections.
 
-libzmq requests each decision over ZAP (RFC 27), a socket inside the process, and reports connections to a monitor. A
-separate thread serves both, so that neither viewers nor the connection limit wait for a frame.
+libzmq requests each decision over ZAP (ZeroMQ RFC 27), a socket inside the process, and reports connections to a
+monitor. A separate thread serves both, so that neither handshakes nor the connection limit wait for the next frame.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ZAP: Final = "inproc://zeromq.zap.01"
 _REREAD_SECONDS: Final = 0.5
 _POLL_MS: Final = 50
 _MAX_REQUESTS: Final = 100
-"""Maximum number of ZAP requests answered before the monitor is read again."""
+"""Maximum number of ZAP requests answered between two reads of the monitor."""
 _LOG_SECONDS: Final = 60.0
 
 
 class CurveAuthenticator:
-    """Authenticates the connections of a socket that binds; without keys it admits all, and only counts.
+    """Authenticates the connections of a bound socket; without keys, it admits all connections and counts them.
 
-    ``attach``, ``bound`` and ``close`` belong to the socket's thread; the rest to any.
+    Only the socket's thread may call ``attach``, ``bound`` and ``close``; any thread may use the other members.
     """
 
     def __init__(self, uri: str, keys: KeyPair | None, allowed: AllowList | None, clock: Callable[[], float]) -> None:
@@ -54,7 +54,7 @@ class CurveAuthenticator:
         self._local_address: object = None
         self._full_logged_at = float("-inf")
         self.closed = True
-        """True once the socket has stopped listening; set to False before it unbinds, awaited before it binds again."""
+        """True once the socket has stopped listening. The sink resets it before unbinding, and waits for it after."""
 
     @property
     def refused(self) -> Mapping[RefusalReason, int]:
@@ -67,7 +67,7 @@ class CurveAuthenticator:
         return self.connections.viewers
 
     def attach(self, socket: zmq.Socket[bytes]) -> None:
-        """Handle the handshakes of a socket; call it before the socket binds."""
+        """Start to handle the handshakes of a socket. Call this before the socket binds."""
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._events = SocketMonitor(socket, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         if self._keys is not None:
@@ -81,18 +81,18 @@ class CurveAuthenticator:
         self._worker = ThreadWorker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
 
     def has_revoked(self) -> bool:
-        """Return whether the key of an admitted viewer was revoked since the last call."""
+        """Return whether an admitted viewer's key was revoked since the previous call."""
         if not self._revoked.is_set():
             return False
         self._revoked.clear()
         return True
 
     def end(self, descriptor: int) -> None:
-        """End the connection with this file descriptor if it belongs to this socket."""
+        """Close the connection with this file descriptor, if the connection belongs to this socket."""
         shut_down(descriptor, self._is_ours)
 
     def close(self) -> None:
-        """Stop the thread and close its sockets; call it before the socket is closed."""
+        """Stop the thread and close its sockets. Call this before the attached socket is closed."""
         if self._worker is not None:
             self._worker.__exit__(None, None, None)
         if self._events is not None:
@@ -116,11 +116,11 @@ class CurveAuthenticator:
             self._rate_limited_log.flush(now)
 
     def _read_monitor(self, now: float) -> None:
-        """Read all events, then end the surplus connections that are still open."""
+        """Read all events, then close the surplus connections that are still open."""
         surplus: dict[int, None] = {}
         for event, value in self._events or ():
             if event == zmq.EVENT_ACCEPTED:
-                surplus.pop(value, None)  # a descriptor that is used again
+                surplus.pop(value, None)  # the descriptor is reused by a new connection
                 ended = self.connections.accept(value, peer_address(value))
                 if ended is not None:
                     surplus[ended] = None
@@ -130,7 +130,7 @@ class CurveAuthenticator:
             elif event == zmq.EVENT_CLOSED:
                 self.closed = True
                 self.connections.clear()
-            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the ZAP answer has logged it, with the key
+            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # _admits has logged an unknown key already
                 self._rate_limited_log.record(refusal(event, value, keys=self._keys is not None), now)
         for descriptor in surplus:
             self._refuse(descriptor, now)
@@ -147,11 +147,11 @@ class CurveAuthenticator:
             )
 
     def _is_ours(self, connection: socket.socket) -> bool:
-        """Return whether a connection belongs to this socket: descriptors are reused."""
+        """Return whether a connection belongs to this socket, because a reused descriptor may not."""
         return _local_address_of(connection.getsockname()) == self._local_address
 
     def bound(self, endpoint: str) -> None:
-        """Record where the socket is bound."""
+        """Record the address to which the socket is bound."""
         path = endpoint.removeprefix("ipc://")
         self._local_address = path if path != endpoint else int(endpoint.rpartition(":")[2])
 
@@ -192,7 +192,7 @@ class CurveAuthenticator:
 
 
 def _local_address_of(name: object) -> object:
-    """Return the port or the path of a connection's own end."""
+    """Return the port (TCP) or path (ipc) of a connection's local address."""
     if isinstance(name, tuple):
         return name[1]
     return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name

@@ -1,7 +1,7 @@
-"""Limit of the connections of a ZeroMQ socket that binds.
+"""Limits the number of connections of a bound ZeroMQ socket.
 
-libzmq accepts connections without a limit. Its monitor reports each connection with its file descriptor; a surplus
-connection is shut down there, and libzmq closes it as if the peer had closed it.
+libzmq itself has no limit. Its monitor reports the file descriptor of each connection. A surplus connection is shut
+down through its descriptor, and libzmq then closes it as if the peer had closed it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 MAX_CONNECTIONS: Final = 256
 HANDSHAKE_MS: Final = 3000
-"""Maximum duration of a handshake; libzmq's default of 30 s would let clients hold all file handles."""
+"""Maximum duration of a handshake in ms. With libzmq's default of 30 s, clients could occupy all descriptors."""
 _EARLY_SECONDS: Final = 1.0
-"""Maximum time by which a connection's first message may be read before the event that it was accepted."""
+"""Maximum time in seconds between a connection's first message and its later-read event of acceptance."""
 
 
 @dataclass(slots=True)
@@ -31,45 +31,45 @@ class _Connection:
     serial: int
     accepted_at: float
     address: str
-    """The address that is limited; "" for this machine, from where a proxy or many programs may connect."""
+    """Address under which connections are counted; "" (not limited) for this machine, where a proxy may run."""
     is_viewer: bool = False
-    """True once it is known to have completed its handshake."""
+    """True after a message has shown that the handshake is complete."""
 
 
 class ConnectionTable:
     """The open connections by file descriptor.
 
-    ``accept``, ``remove`` and ``clear`` belong to the thread that reads the monitor; the rest to any.
+    Only the thread that reads the monitor may call ``accept``, ``remove`` and ``clear``; any thread may use the rest.
     """
 
     def __init__(self, limit: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the maximum; None: as many as the process has file handles for, up to ``MAX_CONNECTIONS``."""
+        """Set the maximum; None: the number that the process's file descriptors permit, up to ``MAX_CONNECTIONS``."""
         self._limit = connection_limit(MAX_CONNECTIONS) if limit is None else limit
         self._clock = clock
         self._connections: dict[int, _Connection] = {}
         self._early: dict[int, float] = {}
-        """When something was received on a descriptor whose connection was not known yet."""
+        """By unknown descriptor: the time of a message that was read before the event of acceptance."""
         self._lock = threading.Lock()
-        """Orders a connection's first message and its acceptance, which two threads record."""
+        """Guards the first message and the acceptance of a connection, which two threads record in either order."""
         self._serial = 0
         self.refused = 0
-        """Number of connections that were ended because of the limit."""
+        """Number of connections that were closed because of the limit."""
 
     def __len__(self) -> int:
         return len(self._connections)
 
     @property
     def viewers(self) -> int:
-        """Number of connections with a subscription; the others are in their handshake, or idle."""
+        """Number of connections that have sent a subscription."""
         return sum(connection.is_viewer for connection in list(self._connections.values()))
 
     def serial(self, descriptor: int) -> int:
-        """Return a number that no other connection with this descriptor had; 0 if the connection is unknown."""
+        """Return the unique serial number of the connection with this descriptor; 0 if it is unknown."""
         connection = self._connections.get(descriptor)
         return 0 if connection is None else connection.serial
 
     def mark_as_viewer(self, descriptor: int) -> None:
-        """Record that the connection has completed its handshake: something was received on it."""
+        """Record that a message was received from the connection, so its handshake is complete."""
         with self._lock:
             connection = self._connections.get(descriptor)
             if connection is None:
@@ -78,11 +78,13 @@ class ConnectionTable:
                 connection.is_viewer = True
 
     def accept(self, descriptor: int, host: str) -> int | None:
-        """Add a new connection; return the descriptor of a connection that has to be ended, possibly this one.
+        """Add a connection; return the descriptor of a connection to close, or None within the limits.
+
+        At a limit, this is the oldest connection in its handshake, otherwise the new connection itself.
 
         Args:
             descriptor: file descriptor, from the monitor.
-            host: address of the peer; "" if it has none (ipc).
+            host: address of the peer; "" for ipc.
         """
         self._serial += 1
         address = "" if not host or is_loopback_address(host) else shared_address(host)
@@ -104,7 +106,7 @@ class ConnectionTable:
         return self._remove_surplus(candidates, descriptor, now)
 
     def remove(self, descriptor: int) -> None:
-        """Remove a connection that has ended."""
+        """Remove a closed connection."""
         self._connections.pop(descriptor, None)
 
     def clear(self) -> None:
@@ -113,7 +115,7 @@ class ConnectionTable:
         self._early.clear()
 
     def _remove_surplus(self, candidates: dict[int, _Connection], newest: int, now: float) -> int:
-        """Remove and return the oldest connection that is still in its handshake, or the newest if there is none."""
+        """Remove and return the oldest connection in its handshake, or ``newest`` if none is in its handshake."""
         for descriptor, connection in candidates.items():
             in_handshake = not connection.is_viewer and now - connection.accepted_at < HANDSHAKE_MS / 1000
             if in_handshake and descriptor != newest:
@@ -124,7 +126,7 @@ class ConnectionTable:
 
 
 def peer_address(descriptor: int) -> str:
-    """Return the address of the peer of a connection; "" if it has none or the connection is closed."""
+    """Return the peer's address of a connection; "" for ipc, or if the connection is closed."""
 
     def address(connection: socket.socket) -> str:
         peer = connection.getpeername()
@@ -134,11 +136,11 @@ def peer_address(descriptor: int) -> str:
 
 
 def shut_down(descriptor: int, is_ours: Callable[[socket.socket], bool]) -> bool:
-    """End a connection that another thread owns and will close; return whether it was still open.
+    """Shut down a connection that another thread owns and will close; return whether it was open.
 
     Args:
-        descriptor: its file descriptor, which may belong to another file by now.
-        is_ours: returns whether a socket is a connection of our own endpoint.
+        descriptor: file descriptor of the connection; another file may use it by now.
+        is_ours: returns whether a socket belongs to the own endpoint.
     """
 
     def end(connection: socket.socket) -> bool:
@@ -151,9 +153,9 @@ def shut_down(descriptor: int, is_ours: Callable[[socket.socket], bool]) -> bool
 
 
 def _borrow(descriptor: int, use: Callable[[socket.socket], T], otherwise: T) -> T:
-    """Return the result of ``use`` on another thread's socket; ``otherwise`` if it is not a socket, or closed."""
+    """Return ``use(socket)`` for another thread's descriptor; ``otherwise`` if it is closed or not a socket."""
     try:
-        held = os.dup(descriptor)  # the duplicate stays the same file, even if the original is closed and reused
+        held = os.dup(descriptor)  # a duplicate keeps its file, even if the original descriptor is reused
     except OSError as error:
         if error.errno not in {errno.EMFILE, errno.ENFILE}:
             return otherwise

@@ -1,7 +1,6 @@
-"""Reasons of failed handshakes for both ends, and a log of them with a rate limit.
+"""Reasons of failed handshakes at servers and viewers, their rate-limited log, and the socket monitor.
 
-libzmq's monitor reports little more than the failure; which end has which keys determines the reason. Pure, except for
-``SocketMonitor``, which reads a monitor.
+libzmq's monitor reports few details, so the reason is derived from the event and from whether this end has keys.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FAILED: Final = (
 MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 _MAX_EVENTS: Final = 1000
-"""Maximum number of events read in one iteration."""
+"""Maximum number of events per iteration over a monitor."""
 
 REFUSALS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
@@ -41,9 +40,9 @@ def refusal(event: int, value: int, *, keys: bool) -> RefusalReason:
     """Return the reason of a failed handshake at a server.
 
     Args:
-        event: event of the monitor.
-        value: value of the event.
-        keys: whether the server has keys.
+        event: the monitor's event, one of ``FAILED``.
+        value: the value of the event.
+        keys: True if the server has keys.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "unknown key"
@@ -55,7 +54,7 @@ def refusal(event: int, value: int, *, keys: bool) -> RefusalReason:
 
 
 def refused_because(event: int, value: int, *, keys: bool) -> str:
-    """Return the reason of a failed handshake at a viewer, and the remedy; ``keys``: whether the viewer has keys."""
+    """Return the reason of a failed handshake at a viewer, with the remedy; ``keys``: True if the viewer has keys."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the server does not know this viewer's key; have its public key added to the server's list"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
@@ -76,7 +75,7 @@ def refused_because(event: int, value: int, *, keys: bool) -> str:
 
 
 class RateLimitedLog:
-    """Counts refusals, and logs each reason at once, then at most every ``every_seconds``, with its count."""
+    """Counts refusals by reason, and logs each reason at most once every ``every_seconds``, with its count."""
 
     def __init__(self, log: logging.Logger, uri: str, every_seconds: float = 10.0) -> None:
         self.counts: Counter[RefusalReason] = Counter()
@@ -88,14 +87,14 @@ class RateLimitedLog:
         self._detail: dict[RefusalReason, str] = {}
 
     def record(self, kind: RefusalReason, now: float, detail: str = "") -> None:
-        """Count one refusal, and log it if its reason is due."""
+        """Count one refusal, and log its reason if ``every_seconds`` have passed since the last time."""
         self.counts[kind] += 1
         self._unlogged[kind] = self._unlogged.get(kind, 0) + 1
         self._detail[kind] = detail
         self.flush(now)
 
     def flush(self, now: float) -> None:
-        """Log the reasons that are due."""
+        """Log all counted reasons whose last log message is older than ``every_seconds``."""
         for kind, count in list(self._unlogged.items()):
             logged_at = self._logged_at.get(kind)
             if logged_at is not None and now - logged_at < self._every_seconds:
@@ -108,14 +107,14 @@ class RateLimitedLog:
 
 
 class SocketMonitor:
-    """Reader of a socket's monitor that does not wait. Create it before the socket binds or connects."""
+    """Reads the events of a socket without waiting. Create it before the socket binds or connects."""
 
     def __init__(self, watched: zmq.Socket[bytes], events: int) -> None:
         address = f"inproc://monitor-{id(watched)}"
         self._watched = watched
         watched.monitor(address, events)
         self._socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
-        # A full monitor would block the connections themselves; its messages are small.
+        # A full monitor queue would block libzmq's connections, so the queue is large; its messages are small.
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(address)
@@ -134,7 +133,7 @@ class SocketMonitor:
 
     def close(self) -> None:
         """Stop monitoring."""
-        for _ in self:  # a monitor whose queue is full cannot be stopped
+        for _ in self:  # empty the queue first: a monitor with a full queue cannot be stopped
             pass
         self._watched.disable_monitor()
         self._socket.close(0)

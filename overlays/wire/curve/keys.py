@@ -1,7 +1,7 @@
-"""Key files of CURVE: creation with restricted permissions, and reading.
+"""Creates CURVE key files with restricted permissions, and reads them.
 
-The format is that of ``zmq.auth`` (and of czmq): ``NAME.key`` is public, ``NAME.key_secret`` is secret. A file that
-holds only a key in Z85 (40 letters) is read too.
+The format is the one of ``zmq.auth`` and czmq: ``NAME.key`` contains the public key, ``NAME.key_secret`` both keys. A
+file with only a public key in Z85 (40 characters) is accepted, too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 PUBLIC_SUFFIX: Final = ".key"
 SECRET_SUFFIX: Final = ".key_secret"  # noqa: S105 - the end of a file name
 ALLOWED: Final = "allowed"
-"""Name of the folder, beside the server's keys, that holds the public keys of authorized viewers."""
+"""Name of the folder with the public keys of authorized viewers, beside the server's keys."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENTRY = re.compile(rb'^\s*(public|secret)-key\s*=\s*"([^"\n]*)"', re.MULTILINE)
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
 class KeyPair(NamedTuple):
-    """A key pair, both keys in Z85."""
+    """A public and a secret key, both in Z85."""
 
     public: bytes
     secret: bytes
@@ -41,19 +41,19 @@ class KeyPair(NamedTuple):
 
 
 class ViewerKeys(NamedTuple):
-    """The keys of a viewer: its own pair, and the server's public key."""
+    """The viewer's own key pair, and the server's public key in Z85."""
 
     own: KeyPair
     server: bytes
 
 
 def create_keyring(folder: Path) -> list[Path]:
-    """Create the keys of a server and of a first viewer, and the list that authorizes this viewer.
+    """Create the keys of a server and a viewer, and the list of authorized viewers with this viewer.
 
     The files are ``server.key_secret``, ``server.key``, ``viewer.key_secret`` and ``allowed/viewer.key``.
 
     Returns:
-        The paths of the files.
+        The paths of the created files.
 
     Raises:
         ConfigError: one of the files exists, or the folder cannot be written.
@@ -107,10 +107,10 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def read_pair(path: Path) -> KeyPair:
-    """Read a secret key file.
+    """Return the key pair in a secret key file; logs a warning if other users can read the file.
 
     Raises:
-        ConfigError: it cannot be read, or holds no key pair.
+        ConfigError: the file cannot be read, or contains no valid key pair.
     """
     entries = dict(_ENTRY.findall(_content(path, "secret key")))
     public: bytes | None = entries.get(b"public")
@@ -126,10 +126,10 @@ def read_pair(path: Path) -> KeyPair:
 
 
 def read_public(path: Path) -> bytes:
-    """Read a public key file.
+    """Return the key in a public key file, in Z85.
 
     Raises:
-        ConfigError: it cannot be read, or holds no key.
+        ConfigError: the file cannot be read, or contains no key.
     """
     content = _content(path, "public key")
     key: bytes = dict(_ENTRY.findall(content)).get(b"public", content.strip())
@@ -139,24 +139,24 @@ def read_public(path: Path) -> bytes:
 
 
 def public_of(key: str | Path) -> bytes:
-    """Return a public key that is given as 40 letters or as a file.
+    """Return a public key in Z85; ``key`` is the key itself (40 characters) or the path of its file.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: ``key`` is neither a key nor a readable key file.
     """
     text = str(key).encode("utf-8", "replace")
     return text if is_key(text) and not Path(key).exists() else read_public(Path(key))
 
 
 def viewer_keys(key: str | Path | None, server_key: str | Path | None) -> ViewerKeys | None:
-    """Return a viewer's keys, or None if neither argument is given.
+    """Return a viewer's keys; None if both arguments are None.
 
     Args:
         key: secret key file of the viewer.
-        server_key: public key of the server: a file, or the 40 letters.
+        server_key: public key of the server: a file, or 40 characters in Z85.
 
     Raises:
-        ConfigError: one of the two is missing or cannot be read.
+        ConfigError: only one of the keys is given, or a key cannot be read.
     """
     if key is None and server_key is None:
         return None
@@ -167,7 +167,7 @@ def viewer_keys(key: str | Path | None, server_key: str | Path | None) -> Viewer
 
 
 def is_key(text: bytes) -> bool:
-    """Return whether ``text`` is a key in Z85: 40 letters for 32 bytes."""
+    """Return whether ``text`` is a key in Z85: 40 characters that encode 32 bytes."""
     if len(text) != 40:
         return False
     try:

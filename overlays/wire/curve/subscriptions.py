@@ -1,4 +1,4 @@
-"""Subscriptions of the viewers of a ZeroMQ publisher, within limits."""
+"""Stores the subscriptions of a ZeroMQ publisher's viewers, within limits."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Final
 
 MAX_TOPICS_PER_CONNECTION: Final = 1024
 MAX_TOPICS: Final = 8192
-"""Maximum over all connections."""
+"""Maximum number of different topics over all connections."""
 MAX_TOPIC_BYTES_PER_CONNECTION: Final = 128 << 10
 _MIN_TOPICS: Final = 32
-"""A connection with at most this many topics is not ended because of ``MAX_TOPICS``."""
+"""Number of topics that each connection may have even when ``MAX_TOPICS`` is reached."""
 
 
 class Subscriptions:
-    """Topics by connection. Belongs to the thread that reads the publisher's socket; any thread may read ``topics``.
+    """Subscribed topics by connection. Only the socket's thread may use it; any thread may read ``topics``.
 
     Args:
-        serial: returns a number that distinguishes a connection from a later one with the same descriptor.
+        serial: returns the serial number of the connection with a descriptor, because descriptors are reused.
     """
 
     def __init__(self, serial: Callable[[int], int] = lambda _: 0) -> None:
         self._serial = serial
         self._by_descriptor: dict[int, tuple[int, set[bytes], int]] = {}
-        """By descriptor: serial number of the connection, its topics, and their size in bytes."""
+        """By descriptor: serial number of the connection, its topics, and their total size in bytes."""
         self._ended: dict[int, int] = {}
         self._watched: set[bytes] = set()
         self._changed = False
-        # Replaced as a whole; read by any thread.
+        # Replaced, never changed in place, because any thread reads this set.
         self.topics: frozenset[bytes] = frozenset()
 
     def add(self, topic: bytes, descriptor: int | None) -> bool:
-        """Add a subscription; return False if its connection has too many and has to be ended."""
+        """Add a subscription; return False if its connection exceeds a limit and must be closed."""
         if descriptor is not None and not self._is_within_limits(topic, descriptor):
             return False
         self._changed = self._changed or topic not in self._watched
@@ -39,24 +39,24 @@ class Subscriptions:
         return True
 
     def remove(self, topic: bytes) -> None:
-        """Remove a topic that has no subscriber any more."""
+        """Remove a topic without subscribers."""
         self._changed = self._changed or topic in self._watched
         self._watched.discard(topic)
 
     def publish(self) -> None:
-        """Make the changes visible to other threads in ``topics``."""
+        """Update ``topics``, so that other threads see the changes."""
         if self._changed:
             self._changed = False
             self.topics = frozenset(self._watched)
 
     def matches(self, topic: bytes) -> bool:
-        """Return whether a subscription is a prefix of ``topic``, in a time that viewers cannot increase."""
+        """Return whether a subscription is a prefix of ``topic``; the time depends only on the topic's length."""
         return matches(self.topics, topic)
 
     def _is_within_limits(self, topic: bytes, descriptor: int) -> bool:
         current = self._serial(descriptor)
         if self._ended.get(descriptor) == current:
-            return False  # it arrived before the end of the connection took effect
+            return False  # a subscription of a connection that is being closed
         serial, topics, size = self._by_descriptor.get(descriptor, (current, set(), 0))
         if serial != current:
             topics, size = set(), 0

@@ -1,1 +1,1 @@
-"""Events: what happened at a camera, when, with its evidence and what was done about it."""
+"""Events of cameras with their evidence: observation, storage, queries and webhooks."""

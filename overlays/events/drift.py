@@ -1,4 +1,4 @@
-"""Observes drift from the baseline in the metrics of a run. Pure."""
+"""Derives drift observations from the metrics of a run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from overlays.events.event import Figure, Observation
 from pipeline.ports import MetricSample
 
 _Key = tuple[str, str, str]
-"""Camera, label and statistic."""
+"""(camera, label, statistic)."""
 _PSI, _BOUND, _SHIFT = "drift_psi", "drift_psi_bound", "drift_shift"
 
 
 class DriftObserver:
-    """Remembers what drifts: it begins at the bound, and ends below half of it."""
+    """Finds drift with hysteresis: drift starts at the bound of the PSI, and ends below half of the bound."""
 
     def __init__(self) -> None:
         self._drifting: set[_Key] = set()
 
     def observe(self, samples: Iterable[MetricSample]) -> dict[str, list[Observation]]:
-        """Return the drift by camera, one observation for each label, from the metrics as they are now."""
+        """Return the current drift by camera, with one observation per label.
+
+        Args:
+            samples: the current metrics of the run.
+        """
         values = _by_statistic(samples)
         large = {key for key, of in values.items() if of[_PSI] >= of[_BOUND]}
         stays = {key for key in self._drifting & values.keys() if values[key][_PSI] >= values[key][_BOUND] / 2.0}

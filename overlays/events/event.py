@@ -1,4 +1,4 @@
-"""Data of an event, and of what is observed in one frame. Pure."""
+"""Data classes for events, and for observations in single frames."""
 
 from __future__ import annotations
 
@@ -17,92 +17,92 @@ KINDS: Final[tuple[EventKind, ...]] = (
 )  # fmt: skip
 STATES: Final[tuple[State, ...]] = ("new", "acknowledged", "snoozed")
 MAX_TEXT: Final = 1000
-"""Characters of a text of an event at most: a rule, a reason, a note."""
+"""Maximum length of an event's texts (rule, reason, note) in characters."""
 
 
 class Figure(NamedTuple):
-    """The number of a frame that decides how well the frame stands for an event."""
+    """A measured number, by which the worst frame of an event is chosen."""
 
     name: str
-    """Such as ``heat_inside(part)``."""
+    """Name of the number, such as ``heat_inside(part)``."""
     value: float
     bound: float | None
-    """The number that a rule compares it with; None where there is none."""
+    """The bound with which a rule compares the value; None if there is no bound."""
     slack: float
-    """The frame with the least slack stands for the event."""
+    """Distance to the bound, negative beyond it. The frame with the least slack represents the event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Something that holds in one frame; the event goes on while it is observed."""
+    """A fact observed in one frame. The event continues while it is observed."""
 
     kind: EventKind
     rule: str
-    """Name of the guard, or the condition as written: with the camera and the subject it identifies the event."""
+    """Name of the guard, or text of the condition. Kind, camera, rule and subject identify an open event."""
     text: str
-    """In words, with the values of this frame."""
+    """Description with the values of this frame."""
     finding: Finding | None = None
-    """The class or box that it concerns."""
+    """The class or box that the observation concerns."""
     figure: Figure | None = None
-    """The number of this frame that decides."""
+    """The number by which this frame is compared with the event's other frames."""
     seconds: float = 0.0
-    """Time since it began, where the observer knows it."""
+    """Time since the observed fact began, in seconds; 0 if the observer does not know it."""
     subject: str = ""
-    """Tells events of one rule apart that go on at the same time."""
+    """Distinguishes concurrent events of one rule."""
     is_instant: bool = False
-    """True if the event begins and ends with this frame."""
+    """True if the event starts and ends with this frame."""
     overlay: Overlay | None = None
-    """The frame that stands for it, where it is not the one that is being observed."""
+    """The frame that represents the event; None: the observed frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event: times in Unix seconds."""
+    """An event. Times are Unix seconds."""
 
     id: str
-    """Sorts by the time of the beginning; unique."""
+    """Unique identifier, which sorts by start time."""
     kind: EventKind
     camera: str
     rule: str
     text: str
-    """In words, with the values of the worst frame."""
+    """Description with the values of the worst frame."""
     start: float
     seen: float
-    """Time of the last frame in which it was observed."""
+    """Time of the last frame in which the event was observed."""
     end: float | None = None
-    """None while it goes on."""
+    """End of the event; None while it continues."""
     label: str | None = None
     score: float | None = None
     track: int | None = None
     figure: Figure | None = None
-    """The worst number of the episode."""
+    """The worst number of the event."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """An event that began, changed or ended."""
+    """A start, change or end of an event."""
 
     event: Event
     overlay: Overlay | None = None
-    """The frame that stands for it from now on; None: the one before."""
+    """The frame that represents the event from now on; None: unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The frame that stands for an event: JPEG images and figures."""
+    """Images (JPEG) and figures of the frame that represents an event."""
 
     plain: bytes | None = None
     heat: bytes | None = None
-    """With heat, boxes and regions."""
+    """The image with heat map, boxes and regions."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The explanation as plain JSON values, with the keys of the wire header."""
+    """The explanation as JSON values, with the keys of the wire header."""
 
 
 def new_event_id(start_unix: float) -> str:
-    """Return an identifier that sorts by time: milliseconds since 1970 and a random part, hexadecimal."""
+    """Return a hexadecimal identifier that sorts by time: milliseconds since 1970, then 24 random bits."""
     return f"{lowest_id(start_unix)}{secrets.token_hex(3)}"
 
 
 def lowest_id(start_unix: float) -> str:
-    """Return the beginning of the identifiers of events that begin at this time."""
+    """Return the time prefix of identifiers of events that start at ``start_unix``."""
     return f"{max(round(start_unix * 1000), 0):012x}"

@@ -1,4 +1,4 @@
-"""Images and figures of the frame that stands for an event, and still images of the page. Pure."""
+"""Creates the images and figures of the frame that represents an event, and the page's still images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.frames import Explanation, Finding, Image, Overlay, Region
 
 JPEG_QUALITY: Final = 80
 MAX_FIGURES_BYTES: Final = 32 << 10
-"""Size of an event's figures as JSON at most: findings after the first are left out beyond it."""
+"""Maximum size of an event's figures as JSON in bytes; above it, only the first finding is stored, or none."""
 MAX_FINDINGS: Final = 20
 
 
@@ -31,11 +31,11 @@ def make_evidence(
 
     Args:
         overlay: the frame.
-        max_pixels: the longer side of the images.
-        style: colormap and opacity.
+        max_pixels: maximum longer side of the images in pixels.
+        style: colour map and opacity.
         sent_at_unix: current wall-clock time in Unix seconds.
-        now_monotonic: current ``time.monotonic()``.
-        painted: the frame's own image has the heat already, so there is no plain one.
+        now_monotonic: ``time.monotonic()`` at the same time.
+        painted: True if the frame's image already has the heat map; then there is no plain image.
     """
     explanation = overlay.explanation
     small = scaled_explanation(explanation, max_pixels)
@@ -49,7 +49,7 @@ def make_evidence(
 def draw(
     explanation: Explanation, colormap: str, opacity: float, *, heat: bool = True, boxes: bool = True
 ) -> Image:  # fmt: skip
-    """Return a new image of the frame, with the heat of its findings, their boxes and the regions."""
+    """Return a new image of the frame, optionally with heat map, boxes and regions; uint8 RGB."""
     image, findings = explanation.frame.image, explanation.findings
     is_detector = bool(findings) and findings[0].box is not None
     if heat and is_detector:
@@ -65,7 +65,7 @@ def draw(
 
 
 def scaled_explanation(explanation: Explanation, max_pixels: int) -> Explanation:
-    """Return an explanation whose frame has at most ``max_pixels`` on its longer side; the same one if it has."""
+    """Return an explanation scaled so that its frame's longer side has at most ``max_pixels``."""
     frame = explanation.frame
     image = scale_image(frame.image, min(1.0, max_pixels / max(frame.width, frame.height)))
     if image is frame.image:
@@ -92,7 +92,7 @@ def _scaled(finding: Finding, x: float, y: float) -> Finding:
 
 
 def _figures(explanation: Explanation, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return the explanation as plain JSON values, at most ``MAX_FIGURES_BYTES``; empty if it has no JSON form."""
+    """Return the explanation as JSON values of at most ``MAX_FIGURES_BYTES``; {} if that is impossible."""
     for count in (MAX_FINDINGS, 1, 0):
         try:
             part = replace(

@@ -1,4 +1,4 @@
-"""The last changes of events: for pages that are told at once, and for receivers that get each occasion once."""
+"""Stores the last changes of events for pages, and notices of starts, changes and ends for webhooks and MQTT."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 Occasion = Literal["started", "changed", "ended"]
-"""An event began; a viewer changed its state or note, or its snooze is over; it ended."""
+"""Reason of a notice. ``changed``: a viewer changed the event's state or note, or its snooze ended."""
 
 _KEPT: Final = 256
-"""Changes that are kept; a reader that is further behind has to query again."""
+"""Number of stored changes. A reader that missed more has to query all events again."""
 MAX_NOTICES: Final = 1000
-"""Notices that are kept; a receiver that is further behind loses the oldest."""
+"""Number of stored notices. A receiver that is further behind loses the oldest."""
 
 
 class Notice(NamedTuple):
-    """An occasion of an event for receivers outside: each event has one start and one end."""
+    """A start, change or end of an event, for external receivers. Each event has one start and one end."""
 
     number: int
-    """Counts from 1."""
+    """Sequence number, from 1."""
     occasion: Occasion
     record: dict[str, Any]
     """The event at this occasion, as JSON values."""
 
 
 class EventFeed:
-    """Numbered changes and notices. One thread publishes, any reads."""
+    """Numbered changes and notices. One thread publishes; any thread reads."""
 
     def __init__(self) -> None:
-        # Guards the changes and notices; held only to add or to copy them.
+        # Guards the changes and notices; held only while they are added or copied.
         self._lock = threading.Lock()
         self._changes: deque[tuple[int, dict[str, Any]]] = deque(maxlen=_KEPT)
         self._notices: deque[Notice] = deque(maxlen=MAX_NOTICES)
@@ -42,7 +42,12 @@ class EventFeed:
     def publish(
         self, records: Sequence[dict[str, Any]], notices: Sequence[tuple[Occasion, dict[str, Any]]] = ()
     ) -> None:
-        """Add changed events as JSON values, and the occasions among the changes."""
+        """Store changed events and notices.
+
+        Args:
+            records: the changed events as JSON values.
+            notices: reason and event of each notice.
+        """
         with self._lock:
             for record in records:
                 self.revision += 1
@@ -52,9 +57,9 @@ class EventFeed:
                 self._notices.append(Notice(self.noticed, occasion, record))
 
     def since(self, revision: int) -> tuple[int, list[dict[str, Any]] | None]:
-        """Return the present revision and the events that changed after ``revision``, each once, as they are now.
+        """Return the current revision, and the newest state of each event that changed after ``revision``.
 
-        None in place of the events: too many changed, and all have to be queried again.
+        None instead of the events: more changes than the feed stores, so all events have to be queried again.
         """
         with self._lock:
             if revision == self.revision:
@@ -65,11 +70,11 @@ class EventFeed:
             return self.revision, list(changed.values())
 
     def notices(self, after: int, limit: int | None = None) -> tuple[int, list[Notice]]:
-        """Return the notices after a number, the oldest first, and how many before them are no longer kept.
+        """Return the number of lost notices, and the stored notices after ``after``, oldest first.
 
         Args:
             after: number of the last notice that the receiver has; 0 for none.
-            limit: number of notices at most; None for all.
+            limit: maximum number of notices; None for all.
         """
         if after == self.noticed:
             return 0, []

@@ -1,4 +1,4 @@
-"""Observes parts and crossings that were finished: events of one moment, with the image of the object. Pure."""
+"""Observes finished parts and crossings as instantaneous events, with the image of the object."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Recorded = Literal["rejected", "all", "none"]
 
 
 def make_passage_observer(recorded: Recorded, cursor: PassageCursor) -> Observer:
-    """Return the observer of parts that are not ok, or of all parts and crossings, and of those on trial that differ.
+    """Return an observer of finished passages, and of passages that a trial network decides differently.
 
     Args:
-        recorded: the passages that become events.
-        cursor: knows those that were observed before.
+        recorded: the passages that become events: rejected parts, all parts and crossings, or none.
+        cursor: selects the passages that were not observed before.
     """
 
     def observe(overlay: Overlay) -> Sequence[Observation]:
@@ -35,7 +35,7 @@ def make_passage_observer(recorded: Recorded, cursor: PassageCursor) -> Observer
 
 
 def _disagreement(passage: Passage, overlay: Overlay) -> Observation:
-    """Return the observation of a part or a crossing that a network on trial decides otherwise."""
+    """Return the observation of a passage that a trial network decides differently."""
     trial = overlay.explanation.trial
     text = f"{passage.kind} {passage.number} at {passage.place}: {passage.trial_label or 'no box'} instead of "
     first = _observation(passage, overlay)
@@ -55,7 +55,7 @@ def _observation(passage: Passage, overlay: Overlay) -> Observation:
 
 
 def _overlay_of(passage: Passage, overlay: Overlay) -> Overlay:
-    """Return the frame that decided, cut to the object."""
+    """Return the deciding frame, cropped to the object, as an overlay."""
     height, width = passage.image.shape[:2]
     area = passage.image_box
     x, y = width / max(area.width, 1e-6), height / max(area.height, 1e-6)
@@ -68,7 +68,7 @@ def _overlay_of(passage: Passage, overlay: Overlay) -> Overlay:
 
 
 def _moved(finding: Finding, area: Box, x: float, y: float) -> Finding:
-    """Return a box and its map in the coordinates of a scaled part of the frame."""
+    """Return a finding with its box and map in the coordinates of the scaled crop ``area``."""
 
     def moved(box: Box) -> Box:
         return scaled_box(

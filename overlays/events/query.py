@@ -1,4 +1,4 @@
-"""Reads events: filters, pages, images. Each query has a connection of its own and waits for no writer."""
+"""Reads events with filters and pages, and their images. Each query has its own connection, so no writer blocks it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ COLUMNS: Final = ", ".join(_FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """The events that a query returns; each empty field admits all."""
+    """Filter of a query. An empty field accepts all events."""
 
     after: float | None = None
-    """Unix seconds: events that ended earlier are left out."""
+    """Unix seconds; excludes events that ended earlier."""
     before: float | None = None
-    """Unix seconds: events that began later are left out."""
+    """Unix seconds; excludes events that started at this time or later."""
     cameras: Sequence[str] = ()
     kinds: Sequence[EventKind] = ()
     labels: Sequence[str] = ()
     states: Sequence[State] = ()
 
     def condition(self) -> tuple[str, list[Any]]:
-        """Return the filter as an SQL condition and its values."""
+        """Return the filter as an SQL condition and the values of its parameters."""
         parts, values = ["1"], list[Any]()
         if self.after is not None:
             parts.append("(end IS NULL OR end >= ?)")
@@ -53,7 +53,7 @@ class EventFilter:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A part of the events of a query, the newest first."""
+    """One page of the events of a query, newest first."""
 
     events: list[dict[str, Any]]
     next_before: str | None
@@ -61,19 +61,19 @@ class EventPage:
 
 
 class EventReader:
-    """Queries of one database. For any thread; every method raises ``OSError`` where the file cannot be read."""
+    """Queries one database. Any thread may use it; every method raises ``OSError`` if the file cannot be read."""
 
     def __init__(self, path: Path) -> None:
         """Set the database's file."""
         self._path = path
 
     def page(self, chosen: EventFilter, *, limit: int = 100, before_id: str | None = None) -> EventPage:
-        """Return events, the newest first.
+        """Return one page of events, newest first.
 
         Args:
             chosen: the filter.
-            limit: number of events, 1 to ``MAX_LIMIT``.
-            before_id: ``next_before`` of the page before.
+            limit: maximum number of events, 1 to ``MAX_LIMIT``.
+            before_id: ``next_before`` of the previous page; None for the first page.
         """
         condition, values = chosen.condition()
         if before_id is not None:
@@ -90,7 +90,7 @@ class EventReader:
         return EventPage(events, events[-1]["id"] if len(rows) > limit else None)
 
     def event(self, event_id: str) -> dict[str, Any] | None:
-        """Return an event with its ``figures``; None if there is none."""
+        """Return an event with its ``figures``; None if the event does not exist."""
         query = f"SELECT {COLUMNS}, figures FROM event LEFT JOIN evidence USING (id) WHERE id = ?"  # noqa: S608
         rows = self._rows(query, [event_id])
         if not rows:
@@ -99,12 +99,12 @@ class EventReader:
         return event_record(rows[0]) | {"figures": json.loads(figures) if figures else {}}
 
     def image(self, event_id: str, kind: Literal["plain", "heat"]) -> bytes | None:
-        """Return an image of an event as JPEG; None if there is none."""
+        """Return an image of an event as JPEG; None if the image does not exist."""
         rows = self._rows(f"SELECT {kind} AS image FROM evidence WHERE id = ?", [event_id])  # noqa: S608
         return rows[0]["image"] if rows else None
 
     def summary(self) -> dict[str, Any]:
-        """Return the numbers of new events (at most ``MAX_COUNT``) and open ones, and the cameras, kinds and labels."""
+        """Return the numbers of new (at most ``MAX_COUNT``) and open events, and all cameras, kinds and labels."""
         counts = self._rows(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM event WHERE state = 'new' LIMIT ?)) AS new, "
             "(SELECT count(*) FROM event WHERE end IS NULL) AS open",
@@ -114,7 +114,7 @@ class EventReader:
         return dict(counts) | known
 
     def _distinct(self, column: str) -> list[str]:
-        """Return the values of an indexed column: each by one search, whatever the number of events."""
+        """Return the different values of an indexed column, with one index search per value."""
         query = (
             f"WITH RECURSIVE found(value) AS (SELECT min({column}) FROM event UNION ALL "  # noqa: S608
             f"SELECT (SELECT min({column}) FROM event WHERE {column} > found.value) FROM found "
@@ -123,7 +123,7 @@ class EventReader:
         return [row["value"] for row in self._rows(query, [])]
 
     def _newest(self, condition: str, values: Sequence[Any], limit: int) -> list[Any]:
-        """Return one row more than ``limit``, to see whether there are more."""
+        """Return the newest rows, one more than ``limit``, which shows whether a next page exists."""
         query = f"SELECT {COLUMNS} FROM event WHERE {condition} ORDER BY id DESC LIMIT ?"  # noqa: S608
         return self._rows(query, [*values, limit + 1])
 
@@ -133,7 +133,7 @@ class EventReader:
 
 
 def event_record(row: Mapping[str, Any] | Any) -> dict[str, Any]:  # noqa: ANN401 - sqlite3.Row is no Mapping
-    """Return a row, its columns by name, as the JSON value of an event."""
+    """Return a database row, with columns by name, as the JSON value of an event."""
     record = {name: row[name] for name in _FIELDS if not name.startswith("figure_")}
     name, value, bound = row["figure_name"], row["figure_value"], row["figure_bound"]
     record["figure"] = None if name is None else {"name": name, "value": value, "bound": bound}

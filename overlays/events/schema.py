@@ -1,4 +1,4 @@
-"""The database of events: tables, versions, connections, and the errors of the disk under it."""
+"""Schema of the event database (SQLite): tables, migrations, connections and disk errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from urllib.parse import quote
 from pipeline.errors import SinkError
 
 APPLICATION_ID: Final = 0x72635374
-"""``PRAGMA application_id`` of these files: tells them from those of other programs."""
+"""``PRAGMA application_id`` of event databases, which distinguishes them from other programs' files."""
 PAGE_BYTES: Final = 4096
 WAL_BYTES: Final = 4 << 20
-"""Size of the write-ahead log between two checkpoints."""
+"""Maximum size of the write-ahead log between two checkpoints, in bytes."""
 BUSY_SECONDS: Final = 2.0
 LONG_SECONDS: Final = 3600
-"""Events that last longer have an index of their own, so that a query of a day finds those that began before it."""
+"""Duration in seconds above which events have a separate index, so that a query finds long events by their end."""
 MIGRATIONS: Final = (
     """
     CREATE TABLE event (
@@ -65,12 +65,12 @@ MIGRATIONS: Final = (
     CREATE INDEX event_rule ON event (camera, kind, rule, id) WHERE end IS NOT NULL;
     """,
 )
-"""One script for each version of the schema, the first for version 1; ``PRAGMA user_version`` is the file's."""
+"""Migration script of each schema version, from version 1. ``PRAGMA user_version`` contains a file's version."""
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the errors of SQLite about the disk into an ``OSError`` with the number of the system's error."""
+    """Convert SQLite errors to ``OSError`` with the matching error number."""
     try:
         yield
     except sqlite3.Error as error:
@@ -93,11 +93,11 @@ def _error_number(error: sqlite3.Error, path: Path) -> int:
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """Open the database for writing, create it if it is missing, and bring its schema to the newest version.
+    """Open the database for writing; create it if it is missing, and migrate its schema to the newest version.
 
     Raises:
-        SinkError: another program, or a newer version of this one, wrote the file.
-        OSError: the disk refuses it.
+        SinkError: another program or a newer version of this program wrote the file, or the file is damaged.
+        OSError: the file cannot be opened or written.
     """
     with disk_errors(path):
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -118,7 +118,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Open the database for reading only; it waits for no writer. Raises ``OSError``."""
+    """Return a read-only connection, which does not wait for writers; raises ``OSError`` if the file cannot be read."""
     with disk_errors(path):
         address = f"file:{quote(os.fsencode(path.resolve()))}?mode=ro"
         connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
@@ -143,13 +143,13 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def refuse_damaged(error: BaseException | None, path: Path) -> None:
-    """Raise ``SinkError`` if an error of SQLite says that the file is no database, or a damaged one."""
+    """Raise ``SinkError`` if a SQLite error means that the file is damaged or not a database."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         raise SinkError(f"{path}: is not a database, or is damaged ({error}); move it away") from None
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Run the scripts that the file lacks, each in one transaction with its version."""
+    """Run the migrations that the file lacks, each in one transaction that also sets the version."""
     version = pragma(connection, "user_version")
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
@@ -162,6 +162,6 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> int:
-    """Return the number that a pragma reports."""
+    """Return the integer value of a pragma."""
     row: tuple[Any, ...] = connection.execute(f"PRAGMA {name}").fetchone()
     return int(row[0])

@@ -1,7 +1,7 @@
-"""Writes events to a database, and keeps it within an age and a size.
+"""Writes events to a database, and deletes events above a maximum age and size.
 
-One thread writes; the page reads over connections of its own (``overlays.events.query``). Each call is one transaction:
-a killed run leaves whole events, of which those that went on end at their last report.
+One thread writes; the page reads through separate connections (``overlays.events.query``). Each call is one
+transaction, so a killed run leaves complete events. Its open events end at the time of their last report.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ log = logging.getLogger(__name__)
 Verb = Literal["acknowledge", "snooze", "note", "reopen"]
 
 _DELETED_AT_ONCE: Final = 50
-"""Events that one transaction deletes: the write-ahead log stays small."""
+"""Maximum number of events that one transaction deletes, so that the write-ahead log stays small."""
 _MARGIN_BYTES: Final = 1 << 20
-"""Room below the budget: more than one write takes."""
+"""Free space below the size limit in bytes; larger than one write."""
 _RESERVED_BYTES: Final = WAL_BYTES + (1 << 20)
-"""Of the budget, for the write-ahead log and its index."""
+"""Part of the size budget reserved for the write-ahead log and its index, in bytes."""
 AGEING: Final = 24.0
-"""Seconds by which the age limit advances in a second of a run, at most: a clock that is a year ahead for an hour costs
-the oldest day of events and not all of them."""
+"""Maximum advance of the age limit, in seconds per second of the run.
+
+If the system's clock is a year ahead for an hour, only the oldest day of events is deleted instead of all events.
+"""
 _UPSERT: Final = """
     INSERT INTO event (id, kind, camera, rule, text, start, seen, end, label, score, track,
                        figure_name, figure_value, figure_bound, state, snoozed_until)
@@ -59,49 +61,59 @@ class Action:
     event_id: str
     verb: Verb
     by: str = ""
-    """The viewer's name, as given."""
+    """The name that the viewer entered."""
     until: float | None = None
-    """Of a snooze: its end in Unix seconds."""
+    """End of a snooze in Unix seconds; otherwise None."""
     note: str = ""
     version: int | None = None
-    """The version of the event that the viewer saw; None: not known."""
+    """Version of the event that the viewer saw; None if unknown, which skips the check for conflicts."""
 
 
 class ActionConflict(Exception):  # noqa: N818 - the answer to a viewer, not a fault
-    """Another viewer was faster: the event is not as the viewer saw it."""
+    """The event was changed after the viewer read it."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         super().__init__("the event was changed meanwhile")
         self.record = record
-        """The event as it is now, as JSON value."""
+        """The current event as a JSON value."""
 
 
 class EventStore:
-    """The database of one run. Its methods belong to one thread at a time."""
+    """The event database of one run. Only one thread at a time may use it, except ``file_bytes``."""
 
     def __init__(self, path: Path, *, budget_bytes: int, keep_seconds: float) -> None:
-        """Set the file, the size of all its files at most, and the age of its events at most."""
+        """Set the database's file and its limits.
+
+        Args:
+            path: file of the database.
+            budget_bytes: maximum size of the database with its write-ahead log.
+            keep_seconds: maximum age of an event.
+        """
         self.path = path
         self._limit_bytes = budget_bytes - _RESERVED_BYTES
         self._keep_seconds = keep_seconds
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
         self._age_limit: float | None = None
-        """Unix time: older events were deleted. None: nothing was."""
+        """Unix time before which events were deleted; None before the first call of ``prune``."""
         self._aged_at = 0.0
-        """Monotonic time of this limit."""
+        """Time when ``_age_limit`` was set, in monotonic seconds."""
         self._wakes_at = -math.inf
-        """Unix time of the end of the first snooze."""
+        """Unix time at which the next snooze ends."""
 
     def open(self, now_unix: float, now: float) -> list[dict[str, Any]]:
-        """Open the database, end what a killed run left open, and delete what exceeds the size.
+        """Open the database, end the events that a killed run left open, and prune.
+
+        Args:
+            now_unix: current wall-clock time in Unix seconds.
+            now: current monotonic seconds.
 
         Returns:
-            The events that the killed run left open, as JSON values.
+            The events that were still open, as JSON values.
 
         Raises:
             SinkError: the file belongs to another program, or is damaged.
-            OSError: the disk refuses it.
+            OSError: the file cannot be opened or written.
         """
         connection = self._opened()
         try:
@@ -117,14 +129,21 @@ class EventStore:
         return ended
 
     def close(self) -> None:
-        """Close the connection; the write-ahead log becomes part of the file."""
+        """Close the connection; SQLite then merges the write-ahead log into the file."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(sqlite3.Error):
                 connection.close()
 
     def write(self, changes: Mapping[str, tuple[Event, Evidence | None]]) -> list[dict[str, Any]]:
-        """Write events, by identifier, and return them as JSON values. All are written, or ``OSError`` is raised."""
+        """Write events in one transaction and return them as JSON values.
+
+        Args:
+            changes: events by identifier; new evidence replaces the previous one, None keeps it.
+
+        Raises:
+            OSError: the file cannot be written; then no event is written.
+        """
         with self._writing() as connection:
             for event, evidence in changes.values():
                 born = _born(connection, event)
@@ -140,11 +159,15 @@ class EventStore:
             return [record for key in changes if (record := _record(connection, key)) is not None]
 
     def act(self, action: Action, now_unix: float) -> dict[str, Any] | None:
-        """Apply an action and return the event as it is then; None if there is no such event.
+        """Apply an action and return the changed event; None if the event does not exist.
+
+        Args:
+            action: the viewer's action.
+            now_unix: current wall-clock time in Unix seconds.
 
         Raises:
             ActionConflict: the event has another version than the viewer saw, or is acknowledged already.
-            OSError: the disk refuses it.
+            OSError: the file cannot be written.
         """
         changes: dict[str, Any] = {"note": action.note[:MAX_TEXT]} if action.verb == "note" else {
             "state": {"acknowledge": "acknowledged", "snooze": "snoozed"}.get(action.verb, "new"),
@@ -167,7 +190,7 @@ class EventStore:
             return _record(connection, action.event_id)
 
     def wake(self, now_unix: float) -> list[dict[str, Any]]:
-        """End the snoozes that are over, and return their events as JSON values. Raises ``OSError``."""
+        """End all snoozes that are due, and return their events as JSON values; raises ``OSError`` on disk errors."""
         if now_unix < self._wakes_at:
             return []
         with self._writing() as connection:
@@ -180,10 +203,10 @@ class EventStore:
         return records
 
     def prune(self, now_unix: float, now: float) -> int:
-        """Delete events that are too old, or beyond the size the oldest of the rule with the most events.
+        """Delete events that are too old; above the size limit, delete the oldest events of the most frequent rule.
 
-        So a rule that fires all day deletes its own events, not those of other rules. The age limit starts at the
-        oldest event of the file and advances by ``AGEING`` at most, whatever the clock says.
+        A rule that fires all day therefore displaces its own events, not the events of other rules. The age limit
+        starts at the oldest event and advances by at most ``AGEING``, even if the system's clock jumps.
 
         Args:
             now_unix: current wall-clock time in Unix seconds.
@@ -193,13 +216,13 @@ class EventStore:
             The number of deleted events.
 
         Raises:
-            OSError: the disk refuses it.
+            OSError: the file cannot be written.
         """
         deleted, oldest = 0, self._advance_age_limit(now_unix - self._keep_seconds, now)
         while True:
             with self._writing() as connection:
                 count = connection.execute(
-                    # The bound of the identifier, by the beginning, keeps the search short.
+                    # The condition on the identifier, which sorts by start time, lets SQLite search the primary key.
                     "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE id < ? AND end < ? ORDER BY id LIMIT ?)",
                     (lowest_id(oldest + 0.001), oldest, _DELETED_AT_ONCE),
                 ).rowcount
@@ -207,14 +230,14 @@ class EventStore:
                     rule = connection.execute(_LARGEST_RULE).fetchone()
                     count = connection.execute(_DELETE_OF_RULE, (*rule, _DELETED_AT_ONCE)).rowcount if rule else 0
             deleted += count
-            # Of many rules none may have that many events.
+            # A batch may be incomplete because no single rule has enough events; go on while the database is full.
             if not count or (count < _DELETED_AT_ONCE and not self.is_full()):
                 break
         self._shrink()
         return deleted
 
     def _advance_age_limit(self, wanted: float, now: float) -> float:
-        """Return the time before which events are deleted now: ``wanted``, or less after a jump of the clock."""
+        """Return the Unix time before which events are deleted: ``wanted``, or earlier after a jump of the clock."""
         if self._age_limit is None:
             with self._writing() as connection:
                 first = connection.execute("SELECT end FROM event WHERE end IS NOT NULL ORDER BY id LIMIT 1").fetchone()
@@ -225,29 +248,29 @@ class EventStore:
         return self._age_limit
 
     def used_bytes(self) -> int:
-        """Return the size of the database without free pages, and without the write-ahead log."""
+        """Return the size of the database in bytes, without free pages and the write-ahead log."""
         assert self._connection is not None  # noqa: S101 - open
         return (pragma(self._connection, "page_count") - pragma(self._connection, "freelist_count")) * PAGE_BYTES
 
     def file_bytes(self) -> int:
-        """Return the size of its files on the disk. For any thread."""
+        """Return the size of the database's files on the disk in bytes. For any thread."""
         return sum(_size(self.path.with_name(f"{self.path.name}{suffix}")) for suffix in ("", "-wal", "-shm"))
 
     def is_full(self) -> bool:
-        """Return whether ``prune`` is due because of the size."""
+        """Return whether the size limit requires a call of ``prune``."""
         with disk_errors(self.path):
             return self._connection is not None and self.used_bytes() > self._limit_bytes - _MARGIN_BYTES
 
     def _shrink(self) -> None:
-        """Return free pages to the disk where the file is larger than allowed: the budget was reduced."""
+        """Release free pages to the file system if the file exceeds the limit, as after a reduced budget."""
         connection = self._opened()
         with disk_errors(self.path):
             if pragma(connection, "page_count") * PAGE_BYTES > self._limit_bytes:
-                # ``execute`` would free a single page: it ends a statement without columns at its first row.
+                # ``execute`` would free only one page, because it stops at the first row of this statement.
                 connection.executescript("PRAGMA incremental_vacuum")
 
     def _opened(self) -> sqlite3.Connection:
-        """Return the connection; open the file again if it was moved or deleted."""
+        """Return the open connection; open or create the file again if it was moved or deleted."""
         if self._connection is not None and _identity(self.path) != self._identity:
             log.warning("%s: was moved or deleted; a new file is begun", self.path)
             self.close()
@@ -258,7 +281,7 @@ class EventStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Begin a transaction. After an error the connection is closed, and the next call opens it again."""
+        """Start a transaction. After an error, the connection is closed; the next call opens it again."""
         try:
             with disk_errors(self.path), _transaction(self._opened()):
                 assert self._connection is not None  # noqa: S101 - opened above
@@ -294,12 +317,12 @@ def _row(event: Event) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """Return None for a number that JSON does not have: one such event would spoil every answer that holds it."""
+    """Return the value; None if it is NaN or infinite, which JSON cannot represent."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _born(connection: sqlite3.Connection, event: Event) -> dict[str, Any]:
-    """Return the state of a new event: snoozed while an earlier one of its camera and rule is."""
+    """Return the initial state of an event: snoozed if its rule at this camera is snoozed, otherwise new."""
     until = connection.execute(
         "SELECT max(snoozed_until) FROM event WHERE camera = ? AND kind = ? AND rule = ? AND snoozed_until > ?",
         (event.camera, event.kind, event.rule, event.start),
@@ -308,7 +331,7 @@ def _born(connection: sqlite3.Connection, event: Event) -> dict[str, Any]:
 
 
 def _next_wake(connection: sqlite3.Connection) -> float:
-    """Return when the first snooze ends, in Unix seconds; infinity if there is none."""
+    """Return the end of the earliest snooze in Unix seconds; infinity if no event is snoozed."""
     until = connection.execute("SELECT min(snoozed_until) FROM event WHERE state = 'snoozed'").fetchone()[0]
     return math.inf if until is None else float(until)
 

@@ -1,4 +1,4 @@
-"""Turns the overlays of cameras into events that begin, change and end. Pure: the caller gives the time."""
+"""Derives the start, changes and end of events from the overlays of cameras. The caller passes all times."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from pipeline.frames import Finding, Overlay
 from pipeline.guards.state import GuardState
 
 EVIDENCE_SECONDS: Final = 1.0
-"""Shortest time between two changes of the frame that stands for an event."""
+"""Minimum time between two changes of the frame that represents an event, in seconds."""
 SEEN_SECONDS: Final = 10.0
-"""Interval at which an event that goes on is reported: after a kill it ends at its last report."""
+"""Interval in seconds between reports of an open event. After a killed run, the event ends at its last report."""
 
 Observer = Callable[[Overlay], Iterable[Observation]]
-"""Returns what it observes in a frame. Called for every frame: it must be cheap where it observes nothing."""
+"""Returns the observations in a frame. Called for every frame, so it must be fast if there are none."""
 _Key = tuple[EventKind, str, str]
 
 
 @dataclass(slots=True)
 class _OpenEvent:
-    """An event that goes on."""
+    """An event that has not ended."""
 
     event: Event
     ends_after: float
-    """Seconds without an observation after which it ends."""
+    """Seconds without an observation after which the event ends."""
     overlay: Overlay | None = None
-    """A worse frame that was not reported yet."""
+    """The worst frame, if it is not reported yet."""
     reported_at: float = -math.inf
     evidence_at: float = -math.inf
     is_paused: bool = False
-    """True if the newest frame does not show it."""
+    """True if the event was not observed in the newest frame."""
 
 
 class EventTracker:
-    """The events of all cameras. Used by one thread."""
+    """Tracks the open events of all cameras. Only one thread may use it."""
 
     def __init__(self, observers: Sequence[Observer], *, gap_seconds: float = 2.0) -> None:
-        """Set the observers, and the time without an observation after which an event of frames ends.
+        """Create a tracker without open events.
 
-        An alarm that comes and goes within this time is one event.
+        Args:
+            observers: return the observations in each frame.
+            gap_seconds: time without an observation after which an event ends. Shorter interruptions do not end it.
         """
         self._observers = observers
         self._gap_seconds = gap_seconds
         self._open: dict[str, dict[_Key, _OpenEvent]] = {}
         self.begun_count = 0
-        """Number of events that began."""
+        """Number of events that have started."""
 
     @property
     def open_count(self) -> int:
-        """Number of events that go on."""
+        """Number of open events."""
         return sum(map(len, self._open.values()))
 
     def update(self, overlay: Overlay, taken_unix: float) -> list[Change]:
-        """Return the changes that a frame, or a report of a lost signal, makes.
+        """Return the changes of events caused by a frame or by a report of a signal loss.
 
         Args:
-            overlay: the frame.
-            taken_unix: the time of the frame, or of the report, in Unix seconds.
+            overlay: the frame, or the report of the signal loss.
+            taken_unix: time of the frame or of the report, in Unix seconds.
         """
         camera = overlay.explanation.frame.camera
         if (loss := overlay.signal_loss) is not None:
@@ -83,18 +85,26 @@ class EventTracker:
     def lost(
         self, camera: str, since_unix: float, now_unix: float, why: str, overlay: Overlay | None = None
     ) -> list[Change]:
-        """Return the changes for a camera that has given no frame since a time; ``overlay`` is its last frame."""
+        """Return the changes of events caused by a signal loss.
+
+        Args:
+            camera: the camera.
+            since_unix: time of the camera's last frame in Unix seconds.
+            now_unix: current time in Unix seconds.
+            why: reason of the signal loss.
+            overlay: the camera's last frame.
+        """
         seconds = max(now_unix - since_unix, 0.0)
         loss = Observation("signal_loss", "signal loss", why[:MAX_TEXT], seconds=seconds)
         return self._observe(camera, loss, overlay, now_unix)
 
     def returned(self, camera: str, taken_unix: float) -> list[Change]:
-        """Return the changes for a camera that gives frames."""
+        """Return the end of the camera's signal loss, if there is one, because a frame has arrived."""
         keys = [key for key in self._open.get(camera, {}) if key[0] == "signal_loss"]
         return [self._end(camera, key, taken_unix) for key in keys]
 
     def drift(self, observed: Mapping[str, Sequence[Observation]], now_unix: float) -> list[Change]:
-        """Return the changes for the drift of all cameras as it is now."""
+        """Return the changes of drift events, given the current drift observations by camera."""
         changes = []
         for camera in list(self._open):
             keys = {_key(item) for item in observed.get(camera, ())}
@@ -105,11 +115,11 @@ class EventTracker:
         return changes
 
     def end_camera(self, camera: str, now_unix: float) -> list[Change]:
-        """Return the changes for a camera that left the run: all its events end."""
+        """End all events of a camera that left the run, and return the changes."""
         return [self._end(camera, key, now_unix) for key in list(self._open.get(camera, {}))]
 
     def end_all(self, now_unix: float) -> list[Change]:
-        """Return the changes at the end of a run: all events end."""
+        """End all events at the end of a run, and return the changes."""
         return [change for camera in list(self._open) for change in self.end_camera(camera, now_unix)]
 
     def _observe(self, camera: str, seen: Observation, overlay: Overlay | None, taken_unix: float) -> list[Change]:
@@ -180,14 +190,14 @@ def _worst(seen: Observation) -> dict[str, Any]:
 
 
 def _is_worse(seen: Observation, event: Event) -> bool:
-    """Return whether a frame stands better for an event than the one before."""
+    """Return whether an observation is worse (has less slack) than the event's current figure."""
     if seen.figure is None:
         return False
     return event.figure is None or seen.figure.slack < event.figure.slack
 
 
 def observe_guards(overlay: Overlay) -> list[Observation]:
-    """Observe the guards that fire."""
+    """Return one observation for each firing guard."""
     explanation = overlay.explanation
     if not explanation.guards:
         return []
@@ -203,13 +213,13 @@ def _observe_guard(guard: GuardState, findings: Sequence[Finding], top: Finding 
 
 
 def _of_message(findings: Sequence[Finding], message: str) -> Finding | None:
-    """Return the box that a guard's message names: it begins with the label and the track."""
+    """Return the box whose label and track number start a guard's message; None if there is none."""
     boxes = (finding for finding in findings if finding.box is not None and finding.track is not None)
     return next((box for box in boxes if message.startswith(f"{box.label} #{box.track}: ")), None)
 
 
 def make_condition_observer(text: str, condition: Callable[..., bool]) -> Observer:
-    """Return the observer of the frames that meet a condition."""
+    """Return an observer of frames that meet ``condition``; ``text`` is the condition as written."""
 
     def observe(overlay: Overlay) -> list[Observation]:
         explanation = overlay.explanation
@@ -218,7 +228,7 @@ def make_condition_observer(text: str, condition: Callable[..., bool]) -> Observ
         top = explanation.top_scoring
         score = 0.0 if top is None else float(top.score)
         words = text if top is None else f"{text}; {top.label} {score:.0%}"
-        # The frame with the highest score shows best what the condition is about.
+        # The frame with the highest score represents the event.
         figure = None if top is None else Figure("highest score", score, None, -score)
         return [Observation("condition", text, words, top, figure)]
 
@@ -226,7 +236,7 @@ def make_condition_observer(text: str, condition: Callable[..., bool]) -> Observ
 
 
 def observe_disagreement(overlay: Overlay) -> list[Observation]:
-    """Observe that a network on trial differs from the first."""
+    """Return an observation if the findings of a trial network differ from the first network's."""
     explanation, trial = overlay.explanation, overlay.explanation.trial
     if trial is None or not trial.difference:
         return []

@@ -1,8 +1,9 @@
-"""Posts the occasions of events to an HTTP receiver, signed by the Standard Webhooks specification.
+"""Posts starts, changes and ends of events to an HTTP receiver, signed as Standard Webhooks specifies.
 
-https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md: the headers ``webhook-id``
-(the same for each attempt), ``webhook-timestamp`` (Unix seconds of the attempt) and ``webhook-signature``, ``v1,`` and
-the HMAC-SHA256 of ``ID.TIMESTAMP.BODY`` in base64. A receiver refuses an old timestamp and a repeated identifier.
+Specification: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md. Headers:
+``webhook-id`` (equal in all attempts), ``webhook-timestamp`` (Unix seconds of the attempt) and ``webhook-signature``
+(``v1,`` and the HMAC-SHA256 of ``ID.TIMESTAMP.BODY`` in base64). Receivers should refuse old timestamps and repeated
+identifiers.
 """
 
 from __future__ import annotations
@@ -39,44 +40,44 @@ log = logging.getLogger(__name__)
 
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - of the specification
 _SECRET_BYTES: Final = (24, 64)
-"""Size of a secret by the specification."""
+"""Minimum and maximum size of a secret in bytes, as the specification requires."""
 _TIMEOUT_SECONDS: Final = 10.0
-"""For the connection, and for each part of the answer."""
+"""Time limit for the connection, and for each read of the response."""
 _RETRY_SECONDS: Final = (1.0, 60.0)
-"""Pause before the next attempt: first and maximum, less up to a quarter at random."""
+"""First and maximum pause before the next attempt in seconds; each is reduced by up to 25 % at random."""
 _MAX_RETRY_AFTER: Final = 300.0
-"""Pause at most that a receiver may ask for."""
+"""Maximum pause in seconds that a receiver's ``Retry-After`` header can request."""
 _DRAIN_SECONDS: Final = 5.0
-"""Time for what is left at the end of a run."""
+"""Time limit in seconds for the waiting messages at the end of a run."""
 _MAX_REFUSED_ATTEMPTS: Final = 5
-"""Attempts for a message that the receiver answers and does not accept. While it is out of reach there is no limit."""
+"""Maximum number of attempts for a message that the receiver refuses. Attempts without a response are not counted."""
 _WAITING: Final = frozenset({408, 425, 429})
-"""Statuses below 500 that ask for another attempt."""
+"""HTTP statuses below 500 that request another attempt."""
 _GONE: Final = 410
 _REMEDY: Final = "printf 'https://HOST/PATH\\nwhsec_%s\\n' \"$(openssl rand -base64 32)\""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookAddress:
-    """A validated address and the key of the signature."""
+    """A receiver's validated address, and the key of the signature."""
 
     tls: bool
     host: str
     port: int | None
     target: str
-    """Path and query: they may hold a secret, and are not shown."""
+    """Path and query, which may contain a secret and are never shown."""
     key: bytes | None = field(default=None, repr=False)
     """None: messages are not signed."""
 
     @property
     def shown(self) -> str:
-        """The address for messages: without its path."""
+        """The address for messages, without path and query."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http{'s' * self.tls}://{host}{'' if self.port is None else f':{self.port}'}/…"
 
     @property
     def is_local(self) -> bool:
-        """True if the messages stay on this machine."""
+        """True if the receiver is on this machine."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -84,12 +85,12 @@ class WebhookAddress:
 
 
 def read_webhook(secret: Secret) -> WebhookAddress:
-    """Return the address and the key of a webhook file.
+    """Return the address and the key in a webhook file.
 
-    The first line is the address; a second line, if there is one, is the secret.
+    The first line is the address; the optional second line is the secret.
 
     Raises:
-        ConfigError: the file has another form. Messages quote only the scheme of the address.
+        ConfigError: the file is invalid. The message does not quote its content.
     """
     lines = [line.strip() for line in secret.text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= 2:
@@ -127,7 +128,7 @@ def _read_key(text: str, path: str) -> bytes:
 
 
 def make_message(notice: Notice) -> tuple[str, bytes]:
-    """Return the identifier and the body of a notice: the same for each attempt, and in a run after a kill."""
+    """Return the identifier and the JSON body of a notice; both are equal in all attempts, even after a restart."""
     record, occasion = notice.record, notice.occasion
     number = f"-{record['version']}" if occasion == "changed" else ""
     at = {"started": record["start"], "ended": record["end"]}.get(occasion, record["acted"])
@@ -138,29 +139,29 @@ def make_message(notice: Notice) -> tuple[str, bytes]:
 
 
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the signature of a message."""
+    """Return the value of the header ``webhook-signature``; ``timestamp`` is in Unix seconds."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return f"v1,{base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()}"
 
 
 class Webhook(WorkerOwner):
-    """Posts the notices of a feed, one after the other, in a thread of its own.
+    """Posts the notices of a feed one after the other, in its own thread.
 
-    The feed is the queue: what it no longer keeps is lost and counted. ``wake``, ``metrics`` and ``problem`` are for
-    any thread.
+    The feed is the queue: notices that it has dropped are counted as lost. Any thread may call ``wake``, ``metrics``
+    and ``problem``.
     """
 
     def __init__(
         self, address: WebhookAddress, feed: EventFeed, uri: str, *, ca_file: str | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        """Read the certificates; entering starts the thread.
+        """Read the CA certificates; entering the context starts the thread.
 
         Args:
             address: the receiver and the key.
-            feed: the notices, all of which are posted.
-            uri: the sink's, for messages.
-            ca_file: certificates that the receiver's is checked with; None: the system's.
+            feed: the feed whose notices are posted.
+            uri: address of the sink, for messages.
+            ca_file: CA certificates to verify the receiver; None: the system's certificates.
             wall_clock: returns Unix seconds.
 
         Raises:
@@ -169,21 +170,21 @@ class Webhook(WorkerOwner):
         self._address, self._feed, self._uri, self._wall_clock = address, feed, uri, wall_clock
         self._context = _make_context(address, ca_file, uri)
         self.delivered = 0
-        """Messages that the receiver accepted."""
+        """Number of messages that the receiver accepted."""
         self.refused = 0
-        """Messages that it answered and did not accept."""
+        """Number of messages that the receiver refused."""
         self.lost = 0
-        """Messages that were too old to be kept, or left at the end."""
+        """Number of messages that the feed dropped before they were sent, or that were unsent at the end."""
         self.reason = ""
         """Reason why the last attempt failed; empty after a success."""
         self._logged = ""
         self._position = 0
-        """Number of the last notice that is dealt with."""
+        """Number of the last notice that was delivered, refused or lost."""
         self._is_gone = False
         self._ends_at: float | None = None
-        """Monotonic time at which the thread gives up; None while the run goes on."""
+        """Monotonic time at which the thread stops; None during the run."""
         self._connection: http.client.HTTPConnection | None = None
-        """The connection of an attempt under way."""
+        """The connection of the current attempt; None between attempts."""
         self._has_ended = threading.Event()
         self._wakeup = Wakeup()
         self._worker = ThreadWorker(f"webhook of {uri}", self._run, self._stop)
@@ -193,24 +194,24 @@ class Webhook(WorkerOwner):
             log.warning("%s: messages to %s are not signed; add a secret to the file", uri, address.shown)
 
     def wake(self) -> None:
-        """Look for new notices now."""
+        """Make the thread check for new notices now."""
         self._wakeup.set()
 
     @property
     def waiting(self) -> int:
-        """Number of notices that wait."""
+        """Number of notices that wait for delivery."""
         return self._feed.noticed - self._position
 
     @property
     def problem(self) -> str:
-        """Reason why events do not reach the receiver; empty while they do."""
+        """Reason why messages do not reach the receiver; empty after a success."""
         if not self.reason:
             return ""
         counts = f"{self.waiting} events wait, {self.refused} were refused, {self.lost} are lost"
         return f"no webhook at {self._address.shown} ({self.reason}); {counts}"
 
     def metrics(self) -> list[MetricSample]:
-        """Return the counts of messages."""
+        """Return the counts of messages as metrics."""
         labels = (("sink", self._uri),)
         return [
             MetricSample("webhook_delivered", self.delivered, "Messages that a webhook accepted.", "counter", labels),
@@ -226,7 +227,7 @@ class Webhook(WorkerOwner):
             connection = self._connection
             with suppress(OSError):
                 if connection is not None and connection.sock is not None:
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # ends the wait for an answer
+                    connection.sock.shutdown(socket.SHUT_RDWR)  # ends the wait for a response
 
     @property
     def _is_over(self) -> bool:
@@ -254,7 +255,7 @@ class Webhook(WorkerOwner):
             log.warning("%s: %s", self._uri, self.problem or f"{self.lost} events did not reach the webhook in time")
 
     def _deliver(self, notice: Notice) -> None:
-        """Post a notice until it is accepted, refused for good, or no longer kept."""
+        """Post a notice until the receiver accepts or finally refuses it, or the feed has dropped it."""
         message_id, body = make_message(notice)
         attempts, pause = 0, _RETRY_SECONDS[0]
         while not self._is_over and not self._feed.notices(notice.number - 1, 1)[0]:
@@ -273,7 +274,7 @@ class Webhook(WorkerOwner):
             pause = min(2 * pause, _RETRY_SECONDS[1])
 
     def _pause(self, seconds: float) -> None:
-        """Wait, also through calls of ``wake``; at the end of the run a fifth of a second at most."""
+        """Wait for ``seconds``, even if ``wake`` is called; at the end of the run, wait at most 0.2 s."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0.0:
             if self._ends_at is not None:
@@ -282,7 +283,7 @@ class Webhook(WorkerOwner):
             self._wakeup.wait(left)
 
     def _post(self, message_id: str, body: bytes) -> tuple[int, float | None]:
-        """Make one attempt; return the status, 0 without an answer, and the pause that the receiver asks for."""
+        """Make one attempt; return the HTTP status (0 without a response) and the requested pause in seconds."""
         address, timestamp = self._address, int(self._wall_clock())
         headers = {
             "Content-Type": "application/json", "User-Agent": "recipro-stream", "Connection": "close",
@@ -317,7 +318,7 @@ class Webhook(WorkerOwner):
         return http.client.HTTPSConnection(address.host, address.port, timeout=_TIMEOUT_SECONDS, context=self._context)
 
     def _fail(self, reason: str) -> None:
-        """Record why an attempt failed, and log each new reason once."""
+        """Set the reason of a failed attempt, and log it if it differs from the last one."""
         self.reason = reason
         if self._logged != reason:
             self._logged = reason
@@ -338,7 +339,7 @@ def _make_context(address: WebhookAddress, ca_file: str | None, uri: str) -> ssl
 
 
 def _retry_after(value: str, now_unix: float) -> float | None:
-    """Return the pause of a ``Retry-After`` header (RFC 9110, 10.2.3) in seconds; None for an invalid one."""
+    """Return the pause in a ``Retry-After`` header (RFC 9110, 10.2.3) in seconds; None for an invalid header."""
     if value.isascii() and value.isdecimal():
         seconds = float(value[:9])
     else:

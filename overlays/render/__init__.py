@@ -1,1 +1,1 @@
-"""Explanations drawn onto images."""
+"""Draws explanations onto images."""

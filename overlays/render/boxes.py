@@ -1,8 +1,7 @@
-"""Drawing of a detector's boxes: the heat of all boxes in the colours of their tracks, outlines and labels.
+"""Draws a detector's boxes: heat maps in the colours of the tracks, outlines and labels.
 
-The heat of a box is painted as evidence, its heat above the median of its map, so that the base level of thirty maps
-does not cover the image, and fainter for a box of a low score; where the heat of several boxes overlaps, the strongest
-is shown. Pure.
+Only the heat above the median of each map is painted, so that the base levels of many maps do not cover the image.
+Boxes with a low score are painted fainter. Where heat maps overlap, the strongest is shown.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from pipeline.frames import Box, Explanation, Finding, Heat, Image
 Colour = tuple[int, int, int]
 
 AGAINST: Final[Colour] = (40, 110, 255)
-"""Colour of evidence against a box (mode ``drop``), which no track has. RGB."""
+"""RGB colour of evidence against a box (mode ``drop``); no track has this colour."""
 _DARK: Final[Colour] = (16, 18, 22)
 _REDUCTION: Final = 4
-"""Heat is composed at this fraction of the frame's size: cells are larger than that."""
+"""Divisor of the frame's size at which heat maps are composed; one pixel there is smaller than a cell."""
 _GOLDEN_ANGLE: Final = 0.381966
 _BLUES: Final = (0.52, 0.76)
-"""Hues that no track has: they are left to ``AGAINST``."""
+"""Range of hues that tracks do not use, reserved for ``AGAINST``."""
 _FULL_SCORE: Final = 0.5
-"""The heat of a box with a lower score is fainter, in proportion."""
+"""Score below which the heat of a box is fainter, in proportion to the score."""
 _SMALL_LABELS: Final = 3
-"""No label covers the middle of a box that is lower than this number of letter heights."""
+"""Height in letters below which a box counts as small: labels do not cover its middle."""
 _STALE_SECONDS: Final = 0.05
-"""A label gives the age of its map above this."""
+"""Age of a map in seconds above which its label shows the age."""
 _MAX_COUNTS: Final = 4
 """Maximum number of classes counted in the legend."""
 
 
 def track_colour(finding: Finding) -> Colour:
-    """Return the colour of a box: that of its track, or of its class where boxes are not followed."""
+    """Return the RGB colour of a box, chosen by its track, or by its class without tracking."""
     number = finding.class_index if finding.track is None else finding.track
     first, last = _BLUES
     hue = (number * _GOLDEN_ANGLE % 1.0) * (1.0 - last + first)
@@ -52,7 +51,7 @@ def track_colour(finding: Finding) -> Colour:
 
 
 def evidence(heat: Heat) -> Heat:
-    """Return the heat above its median, scaled so that a heat of 1 stays 1."""
+    """Return the heat above its median, scaled so that 1 stays 1; float32 in [0, 1], (rows, columns)."""
     floor = np.float32(np.median(heat))
     return np.zeros_like(heat) if floor >= 1.0 else np.maximum(heat - floor, 0.0) / (np.float32(1.0) - floor)
 
@@ -62,7 +61,7 @@ def paint_box_heat(image: Image, explanation: Explanation, opacity: float) -> Im
 
     Args:
         image: uint8 RGB, (height, width, 3); not modified.
-        explanation: its findings with a ``box_map``.
+        explanation: the explanation, whose findings with a ``box_map`` are painted.
         opacity: opacity of the strongest evidence, in [0, 1].
     """
     height, width = image.shape[:2]
@@ -82,7 +81,7 @@ def paint_box_heat(image: Image, explanation: Explanation, opacity: float) -> Im
 
 
 def _enlarge(values: npt.NDArray[np.float32], height: int, width: int) -> Image:
-    """Return values in [0, 255] of the reduced frame as uint8 of the frame's size."""
+    """Return values in [0, 255] of the reduced frame, enlarged to the frame's size, as uint8."""
     size = (values.shape[1] * _REDUCTION, values.shape[0] * _REDUCTION)
     enlarged = cv2.resize(np.rint(values).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(enlarged[:height, :width])
@@ -94,7 +93,7 @@ def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
         box_map = finding.box_map
         if box_map is None:
             continue
-        # A map of mode drop is zero where a cell makes no difference; one of mode keep has a base level.
+        # Maps of mode keep have a base level; maps of mode drop are zero where a cell has no effect.
         heat = finding.heat if box_map.mode == "drop" else evidence(finding.heat)
         weight = np.float32(min(1.0, finding.score / _FULL_SCORE))
         yield heat * weight, box_map.region, track_colour(finding)
@@ -103,9 +102,9 @@ def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
 
 
 def draw_boxes(image: Image, explanation: Explanation) -> None:
-    """Draw outlines and labels of all boxes onto ``image``, a writable copy; the highest scores get labels first.
+    """Draw outlines and labels of all boxes onto ``image``, a writable copy; the highest scores are labelled first.
 
-    A label is moved, shortened to the score, or left out where it would cover another one or a small box.
+    A label that would cover another label or a small box is moved, shortened to the score, or omitted.
     """
     size = max(9, round(0.75 * text_size(image.shape[0], image.shape[1])))
     stroke = max(1, size // 7)
@@ -123,7 +122,7 @@ def draw_boxes(image: Image, explanation: Explanation) -> None:
 
 
 def label_texts(finding: Finding) -> tuple[str, ...]:
-    """Return the texts of a label, the longest first."""
+    """Return the possible texts of a box's label, longest first."""
     score = f"{finding.score:.0%}"
     text = f"{finding.label} {score}"
     if finding.box_map is None:
@@ -133,12 +132,12 @@ def label_texts(finding: Finding) -> tuple[str, ...]:
 
 
 class PlacedLabel(NamedTuple):
-    """A label and its place."""
+    """A rendered label and its position in the image."""
 
     left: int
     top: int
     width: int
-    """Of the plate, in pixels; its height is that of the text."""
+    """Width of the plate in pixels; the plate is as high as the text."""
     text: Levels
     """Coverage of the rendered text, uint8, (rows, columns)."""
 
@@ -146,20 +145,20 @@ class PlacedLabel(NamedTuple):
 def place_labels(
     boxes: Sequence[Box], texts: Sequence[Sequence[str]], size: int, shape: tuple[int, int]
 ) -> list[PlacedLabel | None]:
-    """Return a place for the label of each box so that none covers another, or the middle of a small box.
+    """Return a position for each box's label, so that labels cover neither each other nor the middle of small boxes.
 
     Args:
-        boxes: the boxes, the most important first.
-        texts: for each box, its texts, the preferred first.
+        boxes: the boxes, most important first.
+        texts: for each box, the possible texts, preferred first.
         size: size of the letters in pixels.
         shape: height and width of the image in pixels.
 
     Returns:
-        For each box the first text that fits beside or inside it; None if none does.
+        For each box, the label with the first text that fits beside or inside it; None if no text fits.
     """
     taken = np.zeros(shape, np.bool_)
     for box in boxes:
-        if box.height < _SMALL_LABELS * size:  # an outline below a label could not be seen
+        if box.height < _SMALL_LABELS * size:  # a label would hide a small outline
             left, top, right, bottom = (max(round(edge), 0) for edge in _middle(box))
             taken[top:bottom, left:right] = True
     placed = []
@@ -199,7 +198,7 @@ def _draw_label(image: Image, label: PlacedLabel, colour: Colour) -> None:
 
 
 def _positions(box: Box, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return left and top of a label at a box: above, below, inside, at its right and left."""
+    """Return the possible positions (left, top) of a label: above, below, inside, right and left of the box."""
     left, top, right, bottom = (round(edge) for edge in box)
     return (
         (left, top - height), (right - width, top - height), (left, bottom), (right - width, bottom), (left, top),
@@ -208,7 +207,7 @@ def _positions(box: Box, height: int, width: int) -> tuple[tuple[int, int], ...]
 
 
 def box_lines(explanation: Explanation) -> list[TextLine]:
-    """Return the legend lines of a detector: the number of boxes by class, and of boxes with a map."""
+    """Return a detector's legend lines: the number of boxes per class, and the number of boxes with a map."""
     boxes = [finding for finding in explanation.findings if finding.box is not None]
     counts = Counter(finding.label for finding in boxes).most_common()
     shown = [f"{count} {label}" for label, count in counts[:_MAX_COUNTS]]

@@ -1,6 +1,6 @@
-"""Colour maps, and the palettes made of them.
+"""Colour maps of OpenCV, and palettes made from them.
 
-The colours are OpenCV's; it is imported only when a palette is made, so that listing the names is fast.
+OpenCV is imported only when a palette is made, so that listing the names is fast.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ COLORMAPS: Final = MappingProxyType(
         "jet": "COLORMAP_JET",
     }
 )
-"""Name to OpenCV's constant. The first five are perceptually uniform; ``cividis`` also suits colour-blind readers."""
+"""OpenCV constant by name. The first five are perceptually uniform; ``cividis`` suits colour-blind viewers, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Palette:
     """Effect of each of the 256 heat levels on a pixel: ``pixel * keep / 255 + add``, per colour channel.
 
-    The opacity of level n is ``alpha(n) = round(255 * opacity * n / 255) / 255``: it is linear in the level, so level 0
-    leaves the pixel unchanged.
+    The opacity of level n is ``alpha(n) = round(opacity * n) / 255``, linear in the level. Level 0 does not change
+    the pixel.
     """
 
     colours: npt.NDArray[np.uint8]
@@ -46,7 +46,7 @@ class Palette:
 
 
 def palette(name: str, opacity: float) -> Palette:
-    """Return the palette of a colour map.
+    """Return the palette of a colour map at an opacity.
 
     Args:
         name: one of ``COLORMAPS``.

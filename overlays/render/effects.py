@@ -1,4 +1,4 @@
-"""The effect of a drawing on any image: each pixel becomes ``pixel * keep / 255 + add``. Pure."""
+"""Converts a drawing to its effect on any image: each pixel becomes ``pixel * keep / 255 + add``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from pipeline.frames import Image, ImagePatch
 
 
 def patch_of(draw: Callable[[Image], None], height: int, width: int) -> ImagePatch | None:
-    """Return what a function draws into an image of this size as one patch; None if nothing is inside the image.
+    """Return the effect of a drawing function as one patch; None if it draws nothing inside the image.
 
-    Drawing on black gives what they add; drawing on white, minus that, gives the factor they keep.
+    The function draws on a black and on a white image. Black yields ``add``; white minus black yields ``keep``.
+
+    Args:
+        draw: draws onto an image, uint8 RGB, (height, width, 3).
+        height: height of the image in pixels.
+        width: width of the image in pixels.
     """
     black = np.zeros((height, width, 3), np.uint8)
     white = np.full_like(black, 255)
     for canvas in (black, white):
         draw(canvas)
-    # OpenCV rounds a line's pixels several times: the mean of both canvases and of all colours is the nearest effect.
+    # OpenCV rounds antialiased pixels several times; the mean over both images and all channels reduces the error.
     both = black.astype(np.float32), white.astype(np.float32)
     keep = np.rint(np.clip(both[1] - both[0], 0.0, 255.0).mean(axis=2)).astype(np.uint8)
     add = np.rint(np.clip((both[0] + both[1] - keep[..., None]) / 2.0, 0.0, 255.0 - keep[..., None])).astype(np.uint8)

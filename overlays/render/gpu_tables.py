@@ -1,6 +1,6 @@
-"""Tables for drawing on another device: colours, legend and guards as arrays.
+"""Colours, legend and guards as arrays, for drawing on a GPU.
 
-Pure. A pixel becomes ``pixel * keep / 255 + add``, for the heat map as for the legend and the guards.
+All arrays describe effects on pixels: a pixel becomes ``pixel * keep / 255 + add``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.frames import Explanation, ImagePatch, Region
 
 
 def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
-    """Return the effect of each heat level on a pixel, uint8 (256, 4): RGB to add, and the factor to keep, in 1/255.
+    """Return the effect of each heat level on a pixel, uint8 (256, 4): ``add`` (RGB) and ``keep``.
 
     Raises:
         ConfigError: the colour map is unknown, or the opacity is outside [0, 1].
@@ -38,7 +38,7 @@ def legend_patch(height: int, width: int, lines: Sequence[TextLine]) -> ImagePat
 
 
 def guard_patches(explanation: Explanation) -> list[ImagePatch]:
-    """Return what ``draw_guards`` draws as patches, in its order: regions, the frame of an alarm, its reasons."""
+    """Return the drawing of ``draw_guards`` as patches, in its order: regions, alarm frame, reasons."""
     firing, height, width = explanation.firing, explanation.frame.height, explanation.frame.width
     outlines = _region_patch(explanation.regions, ALARM if firing else CALM, height, width)
     patches = [] if outlines is None else [outlines]
@@ -60,7 +60,7 @@ def _region_patch(
 
 @functools.lru_cache(maxsize=16)
 def _frame_patches(height: int, width: int) -> tuple[ImagePatch, ...]:
-    """Return the four sides of an alarm's frame."""
+    """Return the four sides of an alarm's red frame as patches."""
     stroke = min(frame_stroke(height, width), height, width)
     sides = ((0, 0, stroke, width), (height - stroke, 0, stroke, width), (0, 0, height, stroke),
              (0, width - stroke, height, stroke))  # fmt: skip

@@ -1,6 +1,6 @@
-"""Drawing of guards: outlines of regions and, while a guard fires, a red frame and the reasons at the bottom.
+"""Draws guards: outlines of regions and, while a guard fires, a red frame and the reasons at the bottom.
 
-The middle of the image stays free, because an alarm asks the operator to look there.
+The middle of the image stays free, because the operator looks there during an alarm.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pipeline.frames import Explanation, Image, Region
 from pipeline.guards.state import GuardState
 
 ALARM: Final = (255, 59, 48)
-"""The red of an alarm, RGB: stronger than the red of a wrong classification."""
+"""RGB colour of alarms, a stronger red than ``RED`` for wrong classifications."""
 CALM: Final = (90, 200, 250)
-"""Colour of a region's outline while no guard fires."""
+"""RGB colour of a region's outline while no guard fires."""
 _DARK: Final = (16, 18, 22)
 _SHIFT: Final = 4
 _MAX_COORDINATE: Final = 1 << 20
@@ -37,7 +37,7 @@ def draw_guards(image: Image, explanation: Explanation) -> None:
 
 
 def alarm_lines(firing: Sequence[GuardState]) -> list[TextLine]:
-    """Return the lines that describe firing guards: name, duration and reason of the first ones."""
+    """Return the text for firing guards: name, duration and reason of the first three, and the number of others."""
     lines = []
     for state in firing[:_MAX_LISTED]:
         lines.append(TextLine(f"! {state.name} · {state.seconds:.1f} s", RED, weight=700))
@@ -48,7 +48,7 @@ def alarm_lines(firing: Sequence[GuardState]) -> list[TextLine]:
 
 
 def draw_regions(image: Image, regions: Sequence[Region], colour: tuple[int, int, int]) -> None:
-    """Draw the outlines and names of regions; a dark edge keeps them visible on any background."""
+    """Draw outlines and names of regions onto ``image``; a dark edge keeps them visible on any background."""
     if not regions:
         return
     size = text_size(image.shape[0], image.shape[1])
@@ -61,14 +61,14 @@ def draw_regions(image: Image, regions: Sequence[Region], colour: tuple[int, int
 
 
 def scaled_corners(polygon: Sequence[tuple[float, float]]) -> tuple[npt.NDArray[np.int32], int]:
-    """Return the corners of a polygon as OpenCV's fixed-point numbers, and the number of their fractional bits."""
-    # OpenCV's fixed-point coordinates overflow beyond this.
+    """Return a polygon's corners as OpenCV fixed-point numbers, and the number of fractional bits."""
+    # OpenCV's fixed-point coordinates overflow beyond ``_MAX_COORDINATE``.
     clipped = np.clip(polygon, -_MAX_COORDINATE, _MAX_COORDINATE)
     return np.rint(clipped * (1 << _SHIFT)).astype(np.int32), _SHIFT
 
 
 def _draw_name(image: Image, region: Region, size: int, colour: tuple[int, int, int]) -> None:
-    """Write a region's name inside its upper right corner; the legend is on the left."""
+    """Write a region's name inside its upper right corner, because the legend is on the left."""
     height, width = image.shape[:2]
     right = min(max(x for x, _ in region.polygon), width)
     top = max(min(y for _, y in region.polygon), 0.0)

@@ -1,12 +1,11 @@
-"""Drawing of heat maps: geometry of the grid on the image, and blending.
+"""Draws heat maps: geometry of the grid on the image, and blending.
 
-Pure: every function returns new arrays, and caches only tables that depend on sizes.
+Functions return new arrays unless they say otherwise, and cache only tables that depend on sizes.
 
-Geometry. The grid of h x w cells covers a rectangle of the frame, the *region*: cell (r, c) covers the pixels
-[left + c * W / w, left + (c + 1) * W / w) by [top + r * H / h, top + (r + 1) * H / h). Between the centres of cells
-the heat is bilinear; beyond the outermost centres it is constant. That is ``cv2.INTER_LINEAR`` with half-pixel
-centres, but it also holds if the region's edges lie between pixels or outside the frame. A pixel has heat if its
-centre lies in the region.
+Geometry. The grid of h x w cells covers a rectangle of H x W pixels of the frame, the *region*: cell (r, c) covers the
+pixels [left + c * W / w, left + (c + 1) * W / w) by [top + r * H / h, top + (r + 1) * H / h). Between cell centres the
+heat is interpolated bilinearly; beyond the outermost centres it is constant. This equals ``cv2.INTER_LINEAR``, but also
+supports regions whose edges lie between pixels or outside the frame. A pixel has heat if its centre lies in the region.
 """
 
 from __future__ import annotations
@@ -25,38 +24,37 @@ from overlays.render.colormaps import Palette
 from pipeline.frames import Box, Heat, Image
 
 _STRIP_ROWS: Final = 64
-"""Rows processed at a time: at 1280 columns the buffers of a strip fit the second-level cache."""
+"""Number of rows processed together; at 1280 columns, their buffers fit the second-level cache."""
 
 _HALF_UP: Final = 2.0**-10
-"""Added to levels before they are rounded: levels of n + 0.5, which an even heat map has, become n + 1 on every device,
-however its sums are rounded."""
+"""Added to levels before rounding, so that levels of n + 0.5 become n + 1 on every device, despite rounding errors."""
 
 Levels = npt.NDArray[np.uint8]
 """Heat in 256 levels, uint8, (rows, columns) of frame pixels."""
 
 
 class Span(NamedTuple):
-    """The pixels that the region covers along one axis, and the cells around each pixel."""
+    """The pixels that the region covers along one axis, and the two nearest cells of each pixel."""
 
     start: int
     """The first pixel."""
     stop: int
-    """One past the last pixel; ``start == stop`` if the region misses the frame."""
+    """One past the last pixel; equal to ``start`` if the region lies outside the frame."""
     lower: npt.NDArray[np.intp]
-    """For each pixel, the index of the cell centre before it, in [0, cells - 1]."""
+    """For each pixel, the index of the last cell whose centre is not after it, in [0, cells - 1]."""
     upper: npt.NDArray[np.intp]
-    """For each pixel, the index of the cell centre after it: ``lower + 1``, or ``lower`` at the end."""
+    """For each pixel, the index of the next cell: ``lower + 1``, or ``lower`` for the last cell."""
     fraction: npt.NDArray[np.float32]
-    """Position between ``lower`` and ``upper``, in [0, 1)."""
+    """For each pixel, its position between the centres of ``lower`` and ``upper``, in [0, 1)."""
 
 
 @functools.lru_cache(maxsize=64)
 def span(near: float, far: float, cells: int, pixels: int) -> Span:
-    """Map the pixels of one axis to cells.
+    """Return the span of a region along one axis.
 
     Args:
         near: the region's left or top edge in pixels; may be negative.
-        far: its right or bottom edge; may be outside the frame.
+        far: the region's right or bottom edge in pixels; may be outside the frame.
         cells: number of cells along the axis.
         pixels: number of the frame's pixels along the axis.
     """
@@ -70,18 +68,18 @@ def span(near: float, far: float, cells: int, pixels: int) -> Span:
 
 
 class Band(NamedTuple):
-    """Consecutive pixel rows between the same two rows of cell centres."""
+    """Consecutive pixel rows between the centres of the same two rows of cells."""
 
     pixels: slice
     """The pixel rows, relative to the strip."""
     cells: slice
     """The one or two rows of cells."""
     weights: npt.NDArray[np.float32]
-    """(rows, cells): weight of each cell row in each pixel row."""
+    """Weight of each cell row in each pixel row, float32, (pixel rows, cell rows)."""
 
 
 class Strip(NamedTuple):
-    """Pixel rows that are drawn together, few enough for their buffers to stay in the cache."""
+    """Pixel rows that are drawn together; their buffers fit the processor's cache."""
 
     start: int
     """The first row, relative to the region's first row in the frame."""
@@ -93,7 +91,7 @@ class Strip(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _strips(near: float, far: float, cells: int, pixels: int) -> tuple[Strip, ...]:
-    """Divide the rows that the region covers into strips of at most ``_STRIP_ROWS``."""
+    """Return the region's rows, divided into strips of at most ``_STRIP_ROWS``; arguments as in ``span``."""
     _, _, lower, upper, fraction = span(near, far, cells, pixels)
     strips = []
     for start in range(0, len(lower), _STRIP_ROWS):
@@ -111,7 +109,7 @@ def _strips(near: float, far: float, cells: int, pixels: int) -> tuple[Strip, ..
 
 
 def _level_strips(heat: Heat, region: Box, height: int, width: int) -> Iterator[tuple[int, int, Levels]]:
-    """Yield (top, left, levels) of each strip; ``levels`` is overwritten by the next one."""
+    """Yield (top, left, levels) of each strip; the next strip overwrites ``levels``."""
     across = span(region.left, region.right, heat.shape[1], width)
     columns = across.stop - across.start
     first_row = span(region.top, region.bottom, heat.shape[0], height).start
@@ -129,7 +127,7 @@ def _level_strips(heat: Heat, region: Box, height: int, width: int) -> Iterator[
 
 
 def heat_levels(heat: Heat, region: Box, height: int, width: int) -> Levels:
-    """Interpolate the grid over the frame: ``round(255 * heat)`` of each pixel, 0 outside the region.
+    """Return the grid interpolated over the frame: ``round(255 * heat)`` of each pixel, 0 outside the region.
 
     Args:
         heat: float32 in [0, 1], (h, w).
@@ -170,9 +168,9 @@ def paint_heat(image: Image, heat: Heat, region: Box, palette: Palette) -> Image
 
 
 def hottest_box(heat: Heat, region: Box, threshold: float = 0.5) -> Box | None:
-    """Return the bounding box, in frame pixels, of the cells around the peak with at least ``threshold`` of its heat.
+    """Return the bounding box of the connected cells around the peak with at least ``threshold`` of its heat.
 
-    Cells are connected if they share an edge. None if the heat is zero everywhere.
+    The box is in frame pixels; None if the heat is zero everywhere. Cells are connected if they share an edge.
     """
     peak = float(heat.max())
     if peak <= 0.0:
@@ -201,7 +199,7 @@ def draw_box(image: Image, box: Box, colour: tuple[int, int, int], thickness: in
 
 
 def draw_contour(image: Image, heat: Heat, region: Box, colour: tuple[int, int, int], thickness: int) -> None:
-    """Draw onto ``image`` (a writable copy) the contour at half of the heat's peak."""
+    """Draw the contour at half of the heat's peak onto ``image``, a writable copy."""
     levels = heat_levels(heat, region, image.shape[0], image.shape[1])
     peak = int(levels.max())
     if peak == 0:

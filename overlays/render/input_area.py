@@ -1,7 +1,7 @@
-"""Drawing of the part of a frame that the network gets: outline of the region of interest, hatched masks.
+"""Draws a camera's input area: the outline of the region of interest, and hatched masks.
 
-The image between the lines stays as the camera gave it. What is drawn depends on the size of the frame and the area
-only, so it is drawn once, kept as its effect on pixels, and applied to each frame.
+Other pixels do not change. The drawing depends only on the frame's size and the area, so its effect on pixels is
+computed once, cached, and applied to each frame.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from pipeline.frames import Image, ImagePatch, Region
 from pipeline.input_area import InputArea
 
 ROI: Final = (255, 214, 10)
-"""Colour of the region's outline, RGB."""
+"""RGB colour of the region's outline."""
 MASK: Final = (199, 199, 204)
 _DARK: Final = (16, 18, 22)
 
 
 class _Effect(NamedTuple):
-    """The changed pixels: each becomes ``pixel * keep / 255 + add``."""
+    """The effect of a drawing: each listed pixel becomes ``pixel * keep / 255 + add``."""
 
     pixels: npt.NDArray[np.intp]
-    """Positions, counted row by row."""
+    """Indices of the changed pixels, counted row by row."""
     keep: npt.NDArray[np.uint16]
-    """(pixels, 1), 0 to 255."""
+    """Factors in 1/255, (pixels, 1), 0 to 255."""
     add: npt.NDArray[np.uint16]
-    """(pixels, 3), RGB."""
+    """RGB values, (pixels, 3), 0 to 255."""
 
 
 def draw_input_area(image: Image, area: InputArea) -> None:
-    """Draw the area of a frame onto ``image``, a writable copy of the frame's size with contiguous rows."""
+    """Draw the input area onto ``image``, a writable, contiguous copy of the frame's size."""
     effect = _effect(area, image.shape[0], image.shape[1])
     if effect is None:
         return
@@ -47,7 +47,7 @@ def draw_input_area(image: Image, area: InputArea) -> None:
 
 @functools.lru_cache(maxsize=128)
 def input_area_patch(area: InputArea, height: int, width: int) -> ImagePatch | None:
-    """Return what ``draw_input_area`` draws into a frame of this size; None if nothing is inside the frame."""
+    """Return the drawing of ``draw_input_area`` as a patch; None if nothing is inside the frame."""
     return patch_of(lambda image: _draw(image, area), height, width)
 
 
@@ -69,7 +69,7 @@ def _draw(image: Image, area: InputArea) -> None:
 
 
 def _hatch(image: Image, area: InputArea) -> None:
-    """Draw diagonal lines into the masks."""
+    """Draw diagonal lines inside the masks."""
     if not area.masks:
         return
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""JPEG encoding and decoding of RGB images, with limits that are checked before the decoder allocates. Pure."""
+"""JPEG encoding and decoding of RGB images, with limits that are checked before the decoder allocates memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def encode_image(image: Image, jpeg_quality: int = 80) -> bytes:
-    """Encode an image as JPEG.
+    """Return an image encoded as JPEG.
 
     Args:
         image: RGB, ``(height, width, 3)``, uint8.
@@ -30,7 +30,7 @@ def encode_image(image: Image, jpeg_quality: int = 80) -> bytes:
 
     Raises:
         WireLimitError: a side exceeds ``MAX_SIDE_PIXELS``.
-        WireError: OpenCV could not encode it.
+        WireError: OpenCV cannot encode the image.
     """
     height, width = image.shape[:2]
     if max(height, width) > MAX_SIDE_PIXELS:
@@ -45,14 +45,14 @@ def encode_image(image: Image, jpeg_quality: int = 80) -> bytes:
 
 
 def reusable_jpeg(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
-    """Return the overlay's existing JPEG if it has this quality, else None."""
+    """Return the overlay's existing JPEG if it has this quality; otherwise None."""
     if overlay.jpeg is None or overlay.jpeg.quality != jpeg_quality:
         return None
     return overlay.jpeg.payload
 
 
 def scale_image(image: Image, scale: float) -> Image:
-    """Return an RGB image, uint8 (height, width, 3), scaled by ``scale`` in (0, 1]; the same array for 1."""
+    """Return an RGB image, uint8 (height, width, 3), scaled by ``scale`` in (0, 1]; the same array for a scale of 1."""
     height, width = image.shape[:2]
     size = (max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6)))
     if size == (width, height):
@@ -63,14 +63,14 @@ def scale_image(image: Image, scale: float) -> Image:
 
 
 def bounded_image(image: Image) -> Image:
-    """Return an RGB image, uint8 (height, width, 3), reduced to the limits of encoders; the same array if within."""
+    """Return an RGB image, uint8 (height, width, 3), reduced to the encoder's limits if it exceeds them."""
     height, width = image.shape[:2]
     scale = min(MAX_SIDE_PIXELS / max(height, width), math.sqrt(MAX_IMAGE_PIXELS / (height * width)))
     return image if scale >= 1.0 else scale_image(image, scale)
 
 
 def decode_image(payload: bytes) -> Image:
-    """Decode a JPEG whose size ``jpeg_size`` has checked: uint8 RGB, (height, width, 3), read-only.
+    """Return a decoded JPEG, uint8 RGB, (height, width, 3), read-only. Check its size with ``jpeg_size`` first.
 
     Raises:
         ImageError: the bytes are not a JPEG.
@@ -87,9 +87,9 @@ def decode_image(payload: bytes) -> Image:
 
 
 def jpeg_size(payload: bytes) -> tuple[int, int]:
-    """Return (width, height) from a JPEG's frame header, without decoding it.
+    """Return (width, height) in pixels from a JPEG's frame header, without decoding the image.
 
-    A few hundred bytes may declare an image of gigabytes, so the size is checked before the decoder allocates.
+    A few hundred bytes can declare an image of gigabytes, so the size is checked before the decoder allocates memory.
 
     Raises:
         ImageError: the bytes are not a JPEG.
@@ -109,7 +109,7 @@ def jpeg_size(payload: bytes) -> tuple[int, int]:
 
 
 def _size_segment(payload: bytes) -> int | None:
-    """Return the offset of the frame header (ITU-T T.81, B.2.2); None if the scan begins without one."""
+    """Return the offset of the frame header (ITU-T T.81, B.2.2); None if there is none before the scan."""
     offset = 2
     while offset + 9 <= len(payload) and payload[offset] == 0xFF:
         marker = payload[offset + 1]

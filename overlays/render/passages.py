@@ -1,4 +1,4 @@
-"""The image of a part or a crossing: the place of the deciding frame, with heat and box drawn on it. Pure."""
+"""Draws the image of a part or a crossing: a crop of the deciding frame, with heat map and box."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.frames import Box, Explanation, Finding, Frame, Image
 from pipeline.passages.passage import Passage
 
 PREFIX: Final = "parts/"
-"""Begins the topic of a camera's parts and crossings."""
+"""Prefix of the topic of a camera's parts and crossings."""
 OPACITY: Final = 0.6
 
 
 def passage_explanation(passage: Passage, explanation: Explanation) -> Explanation:
-    """Return a passage as the explanation of its image: box and heat map in pixels of that image.
+    """Return an explanation of a passage's image, with box and heat map in pixels of this image.
 
     Args:
         passage: the part or the crossing.
-        explanation: of the frame at which it was finished, for the names of model, method and layer.
+        explanation: explanation of the frame at which the passage finished; provides model, method and layer.
     """
     frame = Frame(
         passage.image,
@@ -33,7 +33,7 @@ def passage_explanation(passage: Passage, explanation: Explanation) -> Explanati
 
 
 def passage_image(passage: Passage, opacity: float = OPACITY) -> Image:
-    """Return the image of a passage with its heat and its box: a new array, uint8 RGB."""
+    """Return a new image of a passage with its heat map and box, uint8 RGB, (height, width, 3)."""
     frame = Frame(passage.image, passage.camera, passage.index, passage.last_captured_at)
     finding = _placed(passage)
     image = paint_box_heat(passage.image, Explanation(frame, (finding,), "", ""), opacity)
@@ -43,7 +43,7 @@ def passage_image(passage: Passage, opacity: float = OPACITY) -> Image:
 
 
 def _placed(passage: Passage) -> Finding:
-    """Return the deciding finding in pixels of the image."""
+    """Return the deciding finding with its coordinates in pixels of the passage's image."""
     finding, shown = passage.finding, passage.image_box
     height, width = passage.image.shape[:2]
     x, y = width / shown.width, height / shown.height

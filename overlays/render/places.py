@@ -1,4 +1,4 @@
-"""Drawing of zones and counting lines with their counts."""
+"""Draws zones and counting lines with their counts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.frames import Box, Explanation, Image
 from pipeline.passages.passage import Place
 
 COLOUR: Final = (255, 214, 10)
-"""Colour of zones and lines, RGB: neither that of a guard's region nor that of an alarm."""
+"""RGB colour of zones and lines, different from the colours of regions and alarms."""
 _DARK: Final = (16, 18, 22)
 _SHIFT: Final = 4
 _MAX_COORDINATE: Final = 1 << 20
 _MAX_CLASSES: Final = 4
-"""Maximum number of classes in the text of a line."""
+"""Maximum number of classes in the text of a counting line."""
 
 
 def draw_places(image: Image, explanation: Explanation) -> None:
@@ -33,7 +33,7 @@ def draw_places(image: Image, explanation: Explanation) -> None:
 
 
 def place_lines(place: Place) -> list[str]:
-    """Return the text of a place: its name and counts, for a line by class in each direction."""
+    """Return the text of a place: a zone's name and counts, or a line's name and counts per direction and class."""
     if place.kind == "zone":
         rejected = f" · {place.rejected} rejected" if any(each.is_ok is not None for each in place.counts) else ""
         return [f"{place.name}: {place.total}{rejected}"]
@@ -50,7 +50,7 @@ def place_lines(place: Place) -> list[str]:
 
 
 def _outline(image: Image, place: Place, stroke: int) -> None:
-    """Draw the border of a zone, or a line with an arrow that points forward; a dark edge keeps both visible."""
+    """Draw a zone's border, or a line with an arrow in forward direction; a dark edge keeps them visible."""
     clipped = np.clip(place.points, -_MAX_COORDINATE, _MAX_COORDINATE)
     vertices = np.rint(clipped * (1 << _SHIFT)).astype(np.int32)
     for colour, width in ((_DARK, stroke + 2), (COLOUR, stroke)):
@@ -61,7 +61,7 @@ def _outline(image: Image, place: Place, stroke: int) -> None:
 
 
 def _arrow(ends: Sequence[Sequence[float]], length: float) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return start and tip of the arrow in the middle of a line: to its right, seen from the first end."""
+    """Return start and tip of an arrow from the middle of a line to its right side, seen from the first end."""
     (x, y), (end_x, end_y) = ends
     across, down = end_x - x, end_y - y
     distance = math.hypot(across, down)
@@ -71,7 +71,7 @@ def _arrow(ends: Sequence[Sequence[float]], length: float) -> tuple[tuple[int, i
 
 
 def _write(image: Image, place: Place, size: int, taken: list[Box]) -> None:
-    """Write the text in the lower left corner of a zone, or beside the second end of a line; above those before it."""
+    """Write the text at a zone's lower left corner, or beside a line's second end; move it up if it overlaps others."""
     height, width = image.shape[:2]
     tiles = [plate_tile(text, size, 600, max(width // 2, 1), COLOUR) for text in place_lines(place)]
     margin = max(1, size // 6)

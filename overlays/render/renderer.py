@@ -1,7 +1,6 @@
-"""Renders an explanation as an overlay: heat map over the frame, legend, guards.
+"""Renders an explanation as an overlay: heat map over the frame, legend and guards.
 
-The renderer keeps a small state per camera: the times of the last frames, for the frame rate, and the smoothed heat map
-if smoothing is on.
+The renderer stores a small state per camera: the frame rate and, if smoothing is on, the smoothed heat map.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from pipeline.ports import Renderer
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
 _SMOOTHING_PAUSE_SECONDS = 2.0
-"""After a pause of this length, smoothing starts anew."""
+"""Pause between frames in seconds after which smoothing restarts."""
 _MAX_OTHERS = 3
 """Maximum number of further findings in the legend."""
 
 
 @dataclass(slots=True)
 class _CameraState:
-    """State of one camera."""
+    """State of one camera between its frames."""
 
     frame_rate: FrameRate = field(default_factory=FrameRate)
-    """Of rendering: a file's frames are decoded faster than they are shown, so their own times do not give the rate."""
+    """Rate of rendering; the capture times of a file's frames do not show it."""
     smoothed_at: float = 0.0
-    """Time of the last smoothed frame on the stream's clock."""
+    """Time of the last smoothed frame on the stream's clock, in seconds."""
     heat: Heat | None = None
     explained: tuple[int, str] | None = None
     """Class index and label that ``heat`` explains."""
@@ -54,17 +53,16 @@ class HeatRenderer(Renderer):
     Args:
         colormap: a name in ``COLORMAPS``.
         opacity: opacity of the hottest level, in [0, 1]; opacity is linear in the heat.
-        legend: write label, score, camera, age and rate into a corner.
+        legend: write label, score, camera, age and frame rate into a corner.
         contour: draw the contour at half of the heat's peak.
         hottest_box: draw a box around the connected cells with at least half of the peak's heat.
         input_area: draw the region of interest and the masks of the camera.
-        smoothing_seconds: time constant of exponential smoothing per camera; 0 turns it off. Smoothing starts anew
-            when the explained class or the grid changes, and after a pause: heat maps of two classes are not mixed.
-            Time is the stream's own if it has one.
+        smoothing_seconds: time constant of exponential smoothing per camera; 0 turns it off. Smoothing restarts when
+            the explained class or the grid changes, and after a pause. It uses the stream's clock if there is one.
         clock: returns monotonic seconds, for the age.
 
     Raises:
-        ConfigError: an unknown colour map, an opacity outside [0, 1], a negative time constant.
+        ConfigError: the colour map is unknown, the opacity is outside [0, 1], or the time constant is negative.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class HeatRenderer(Renderer):
         self._cameras: dict[str, _CameraState] = {}
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Return an overlay with the first finding's heat map and the legend; the image has the frame's size."""
+        """Return an overlay in the frame's size: the first class's heat map, or all boxes, with areas and legend."""
         frame, region = explanation.frame, explanation.region
         state = self._record_frame(frame)
         if not explanation.findings:
@@ -119,9 +117,9 @@ class HeatRenderer(Renderer):
         return Overlay(image=image, explanation=explanation)
 
     def render_patches(self, explanation: Explanation) -> list[ImagePatch]:
-        """Return the area, guards and legend that ``render`` draws, for an image that is drawn on another device.
+        """Return input area, guards and legend as patches, for an image that is drawn on a GPU.
 
-        It updates the state of the camera: call either this or ``render`` for a frame.
+        This updates the camera's state, so call only one of ``render`` and ``render_patches`` per frame.
         """
         frame = explanation.frame
         state = self._record_frame(frame)
@@ -143,13 +141,13 @@ class HeatRenderer(Renderer):
         self._cameras.pop(camera, None)
 
     def _record_frame(self, frame: Frame) -> _CameraState:
-        """Update the state of a camera for a frame that is rendered now."""
+        """Record a rendered frame in the camera's frame rate, and return the camera's state."""
         state = self._cameras.setdefault(frame.camera, _CameraState())
         state.frame_rate.record(self._clock())
         return state
 
     def _smoothed(self, finding: Finding, frame: Frame, state: _CameraState) -> Heat:
-        """Return the finding's heat map, averaged with those before it if smoothing is on."""
+        """Return the finding's heat map, smoothed with the previous heat maps if smoothing is on."""
         if self._smoothing_seconds == 0.0:
             return finding.heat
         timestamp = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
@@ -165,12 +163,12 @@ class HeatRenderer(Renderer):
 
 
 def legend_lines(explanation: Explanation, now: float, interval_seconds: float) -> list[TextLine]:
-    """Return the lines of the legend, the most important first.
+    """Return the lines of the legend, most important first.
 
     Args:
         explanation: the explanation.
-        now: monotonic seconds, for the age.
-        interval_seconds: mean time between frames; 0 if it is not known yet.
+        now: current monotonic seconds, for the age.
+        interval_seconds: mean time between frames; 0 if unknown.
     """
     frame, findings = explanation.frame, explanation.findings
     age = max(frame.age_seconds(now), 0.0)
@@ -196,7 +194,7 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float) 
 
 
 def _trial_lines(explanation: Explanation) -> list[TextLine]:
-    """Return whether a network on trial differs, and how; no line without one."""
+    """Return a line that states whether a trial network differs, and how; no line without a trial."""
     trial = explanation.trial
     if trial is None:
         return []
@@ -208,13 +206,13 @@ def _trial_lines(explanation: Explanation) -> list[TextLine]:
 
 
 def _truth_line(finding: Finding, truth: GroundTruth) -> TextLine:
-    """Return whether the top class is the frame's true class."""
+    """Return a line that states whether the top class is the frame's true class."""
     if finding.label == truth.label:
         return TextLine("✓ correct", GREEN, scale=0.75)
     return TextLine(f"\N{MULTIPLICATION SIGN} true class: {truth.label}", RED, scale=0.75)
 
 
 def _score_and_label(finding: Finding) -> str:
-    """Return score and label; the score comes first, so that a long label cannot displace it."""
+    """Return score and label as text; the score is first, so that a long label cannot displace it."""
     percent = "<1%" if 0.0 < finding.score < 0.01 else f"{finding.score:.0%}"
     return f"{percent}  {finding.label}"

@@ -1,4 +1,4 @@
-"""Images during a signal loss: grey, dark, with the duration of the loss, so that they do not look live. Pure."""
+"""Draws images for a signal loss: dark grey, with the duration of the loss, so that they do not look live."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from overlays.render.text import RED, WHITE, TextLine, draw_banner
 from pipeline.frames import Explanation, Image, Overlay, SignalLoss
 
 _BRIGHTNESS: Final = 0.45
-"""Remaining brightness of the image."""
+"""Factor of the image's brightness."""
 
 
 def grayscale_with_banner(image: Image, lines: Sequence[TextLine]) -> Image:
-    """Return a new image: ``image`` (uint8 RGB) in dark grey, with the lines in a band across its middle."""
+    """Return a dark grey copy of ``image`` (uint8 RGB) with lines of text in a band across its middle."""
     grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=_BRIGHTNESS)
     result: Image = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     draw_banner(result, lines)

@@ -1,4 +1,4 @@
-"""Text on images: lines on a dark plate in a corner, and banners. Pure, except for a cache of rendered text."""
+"""Draws text on images: lines on a dark plate in a corner, and banners. Rendered text is cached."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ GREEN: Final = (120, 230, 140)
 RED: Final = (255, 130, 110)
 
 _PLATE_KEEP: Final = 77
-"""Remaining brightness of the image under the plate, in 1/255: white text stays readable on a white image."""
+"""Brightness of the image under the plate in 1/255, so that white text is readable on a white image."""
 _MIN_TEXT_SIZE: Final = 9
 """Minimum text size in pixels; smaller letters are not readable."""
 
 PackedTile = npt.NDArray[np.uint32]
-"""Effect of text on the pixels of a plate, (rows, columns): four bytes each, RGB to add and the part to keep of 255."""
+"""Effect of text on the pixels of a plate, (rows, columns), four bytes per pixel: RGB to add, factor in 1/255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +35,26 @@ class TextLine:
 
     text: str
     colour: tuple[int, int, int] = WHITE
-    """RGB."""
+    """Text colour, RGB."""
     weight: int = 500
     """Weight of the font: 400 is regular, 700 bold."""
     scale: float = 1.0
-    """Factor of the text size."""
+    """Size relative to ``text_size``."""
 
 
 def text_size(height: int, width: int) -> int:
-    """Return the size of the legend's text in pixels: 1/34 of the frame's shorter side, at least the minimum."""
+    """Return the text size for a frame in pixels: 1/34 of its shorter side, at least ``_MIN_TEXT_SIZE``."""
     return max(_MIN_TEXT_SIZE, round(min(height, width) / 34))
 
 
 def printable(text: str) -> str:
-    """Return ``text`` on one line: control characters become spaces, undecodable bytes question marks."""
+    """Return ``text`` on one line; control characters become spaces, undecodable bytes become question marks."""
     encodable = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(letter if letter.isprintable() else " " for letter in encodable)
 
 
 _THREAD_LOCAL = threading.local()
-"""The font of each thread: cameras are rendered in threads, and a font caches its glyphs."""
+"""The font of each thread, because a font caches its glyphs and cameras are rendered in threads."""
 
 
 def _font() -> cv2.FontFace:
@@ -65,13 +65,13 @@ def _font() -> cv2.FontFace:
 
 
 def text_width(text: str, size: int, weight: int) -> int:
-    """Return the width of ``text`` in pixels."""
+    """Return the width of a rendered text in pixels."""
     x, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _font(), size, weight, 0, (0, 1 << 20))
     return int(x + width)
 
 
 def ellipsize(text: str, size: int, weight: int, max_width: int) -> str:
-    """Return ``text``, shortened with an ellipsis to ``max_width`` pixels; empty if nothing fits."""
+    """Return ``text``, shortened with an ellipsis if it exceeds ``max_width`` pixels; empty if nothing fits."""
     if text_width(text, size, weight) <= max_width:
         return text
     fits, too_long = 0, len(text)
@@ -86,10 +86,10 @@ def ellipsize(text: str, size: int, weight: int, max_width: int) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def text_tile(text: str, size: int, weight: int, max_width: int) -> Levels:
-    """Render one line: coverage of each pixel, uint8, (line height, width <= max_width); width 0 if nothing fits.
+    """Return one rendered line: coverage of each pixel, uint8, (line height, width); width 0 if nothing fits.
 
     Args:
-        text: the text; made printable, and shortened with an ellipsis.
+        text: the text, which is made printable and shortened to ``max_width``.
         size: size of the letters in pixels.
         weight: weight of the font.
         max_width: maximum width in pixels.
@@ -105,7 +105,7 @@ def text_tile(text: str, size: int, weight: int, max_width: int) -> Levels:
 
 @functools.lru_cache(maxsize=256)
 def plate_tile(text: str, size: int, weight: int, max_width: int, colour: tuple[int, int, int]) -> PackedTile:
-    """Render one line of a plate; see ``text_tile``."""
+    """Return the effect of one line of text on a plate; arguments as in ``text_tile``."""
     tile = _blend_table(colour)[text_tile(text, size, weight, max_width)]
     tile.flags.writeable = False
     return tile
@@ -113,12 +113,12 @@ def plate_tile(text: str, size: int, weight: int, max_width: int, colour: tuple[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LegendLayout:
-    """A legend before it is drawn: its rendered lines on a dark plate."""
+    """A legend, ready to be drawn: rendered lines on a dark plate."""
 
     tiles: tuple[PackedTile, ...]
     """The lines, from ``plate_tile``."""
     margin: int
-    """Pixels from the image's upper left corner to the plate, and from the plate's edge to the text."""
+    """Distance in pixels from the image's edges to the plate, and from the plate's edges to the text."""
 
     @property
     def width(self) -> int:
@@ -131,7 +131,7 @@ class LegendLayout:
         return int(sum(tile.shape[0] for tile in self.tiles)) + self.margin
 
     def effect(self) -> npt.NDArray[np.uint8]:
-        """Return the effect on the pixels under the legend, uint8 (height, width, 4): RGB to add, part to keep of 255.
+        """Return the effect on the pixels under the legend, uint8 (height, width, 4): ``add`` (RGB) and ``keep``.
 
         A pixel becomes ``pixel * keep / 255 + add``.
         """
@@ -144,7 +144,7 @@ class LegendLayout:
         return plate.view(np.uint8).reshape(self.height, self.width, 4)
 
     def fill(self, area: Image) -> None:
-        """Darken ``area``, the part of an image under the plate, and draw the text on it."""
+        """Darken ``area``, the part of an image under the plate, and draw the text onto it."""
         effect = self.effect()[: area.shape[0], : area.shape[1]]
         keep = cv2.cvtColor(cv2.extractChannel(effect, 3), cv2.COLOR_GRAY2RGB)
         kept = cv2.multiply(area, keep, scale=1.0 / 255.0)
@@ -153,7 +153,7 @@ class LegendLayout:
 
 @functools.lru_cache(maxsize=64)
 def _blend_table(colour: tuple[int, int, int]) -> npt.NDArray[np.uint32]:
-    """Return the effect of text in a colour on a plate, by coverage: (256,), packed as in ``PackedTile``."""
+    """Return the effect of text in a colour on a plate for each coverage, (256,), packed as in ``PackedTile``."""
     coverage = np.arange(256)[:, None] / 255.0
     table = np.rint(np.hstack([coverage * colour, (1.0 - coverage) * _PLATE_KEEP])).astype(np.uint8)
     return np.ascontiguousarray(table).view(np.uint32)[:, 0]
@@ -162,8 +162,8 @@ def _blend_table(colour: tuple[int, int, int]) -> npt.NDArray[np.uint32]:
 def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:
     """Return the layout of the legend for an image of this size; None if no line fits.
 
-    It covers at most half of the image's width and height (more of the width of a tiny image); the last lines are left
-    out if they do not fit.
+    The legend covers at most half of the image's width and height, except in tiny images, where it may be wider. The
+    last lines are omitted if they do not fit.
     """
     size = text_size(height, width)
     margin = max(2, size // 2)
@@ -186,7 +186,7 @@ def draw_legend(image: Image, lines: Sequence[TextLine]) -> None:
 
     Args:
         image: uint8 RGB, (height, width, 3), writable.
-        lines: the lines, the most important first.
+        lines: the lines, most important first.
     """
     plate = legend_plate(image.shape[0], image.shape[1], lines)
     if plate is not None:

@@ -1,4 +1,4 @@
-"""A pool of processes of this machine, started by Ray for one run."""
+"""A pool of worker processes on this machine, started by Ray for one run."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ L = TypeVar("L")
 
 _POLL_SECONDS: Final = 0.5
 _RETRIES: Final = 2
-"""A task whose worker is killed is tried again so often; then it is lost."""
+"""Number of retries of a task whose worker was killed; then the task is lost."""
 _START_ATTEMPTS: Final = 4
-"""Ray waits 30 s for its own processes."""
+"""Number of attempts to start Ray; each waits up to 30 s for Ray's processes."""
 _STORE_BYTES: Final = 100 << 20
-"""Memory of Ray's object store; images do not go through it."""
+"""Size of Ray's object store in bytes; images do not go through it."""
 
 
 def with_own_threads(engine: EngineConfig, workers: int) -> EngineConfig:
-    """Return the settings of one of ``workers`` processes: the CPU threads are divided, unless they are set."""
+    """Return the settings of one of ``workers`` processes; divide the CPU cores unless ``threads`` is set."""
     threads = engine.threads or max(1, (os.cpu_count() or 1) // workers)
     return engine.model_copy(update={"threads": threads})
 
 
 class ActorPool:
-    """Processes of this machine that do one task each at a time."""
+    """Worker processes on this machine; each runs one task at a time."""
 
     def __init__(self, ray: Any, workers: Sequence[Any]) -> None:  # noqa: ANN401 - a module
         self._ray, self._workers = ray, workers
@@ -42,16 +42,16 @@ class ActorPool:
     def run(
         self, submit: Callable[[Any, T], Any], waiting: deque[T], stop: threading.Event, lost: Callable[[T, str], L]
     ) -> Iterator[Any]:
-        """Yield the results of tasks as they end, until all are done or ``stop`` is set.
+        """Yield the results of tasks in the order of completion, until none is left or ``stop`` is set.
 
         Args:
-            submit: starts a task on a worker.
-            waiting: tasks; the caller may add some meanwhile.
-            stop: ends the iteration; tasks in progress are given up.
-            lost: makes the result of a task whose workers ended again and again, from the task and the reason.
+            submit: starts a task on a worker and returns its reference.
+            waiting: the tasks; the caller may add tasks during the iteration.
+            stop: ends the iteration; running tasks are abandoned.
+            lost: returns the result of a task whose workers ended repeatedly, from the task and the reason.
 
         Raises:
-            ReciproStreamError: as a task raised it.
+            ReciproStreamError: a task raised this error.
         """
         idle = list(self._workers)
         running: dict[Any, tuple[Any, T]] = {}
@@ -69,14 +69,20 @@ class ActorPool:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # as in this process
+            raise error.cause from None  # the same error as without Ray
         except self._ray.exceptions.RayError as error:
             return lost(task, f"its worker ended {_RETRIES + 1} times ({str(error).splitlines()[0]})")
 
 
 @contextmanager
 def actor_pool(kind: type, arguments: tuple[Any, ...], workers: int) -> Iterator[ActorPool]:
-    """Start Ray for this run, and ``workers`` processes with an object of ``kind`` each; end all with the block."""
+    """Start Ray and a pool of worker processes, and end them with the block.
+
+    Args:
+        kind: class of the workers.
+        arguments: arguments of its constructor.
+        workers: number of processes.
+    """
     ray = _started_ray(workers)
     try:
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(kind)
@@ -86,7 +92,7 @@ def actor_pool(kind: type, arguments: tuple[Any, ...], workers: int) -> Iterator
 
 
 def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module
-    """Start Ray on this machine for this run alone: on loopback, with a token of its own, without usage statistics."""
+    """Start Ray for this run only: on the loopback, with a new token, without usage statistics; return the module."""
     for name in REMOVED:
         os.environ.pop(name, None)
     os.environ.update(SETTINGS | LOOPBACK_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -100,7 +106,7 @@ def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module
             )  # fmt: skip
         except (
             Exception
-        ) as error:  # Ray raises no class of its own where a busy machine starts its processes too slowly
+        ) as error:  # Ray has no specific exception for processes that start too slowly on a busy machine
             ray.shutdown()
             if attempt == _START_ATTEMPTS - 1:
                 raise ConfigError(f"--workers {workers}: Ray does not start ({error}); omit --workers") from error

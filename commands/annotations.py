@@ -1,4 +1,4 @@
-"""Ground truth of an evaluation: boxes, masks and class maps in the files that the user names."""
+"""Reads the ground truth of an evaluation from files: boxes, masks and class maps."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ BoxLookup = Callable[[Path, tuple[int, int]], tuple[GroundTruth, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Look-up of the boxes or the mask of an image; None if there are no such annotations."""
+    """Functions that look up the boxes or the mask of an image; None if there are no boxes or masks."""
 
     place_of: Callable[[Path], Path | None] | None = None
-    """Returns the annotation file of an image, or its key in a common file; unique per image."""
+    """Returns the annotation file of an image, or the image's key in a common file; None without annotations."""
     truths_of: BoxLookup | None = None
     mask_of: MaskLookup | None = None
     apart: bool = True
-    """True if each image has its own annotation file; false if one file holds all annotations."""
+    """Whether each image has its own annotation file; if False, one file contains all annotations."""
 
     def file_of(self, image_path: Path) -> Path | None:
-        """Return the annotation file of this image alone, if there is one."""
+        """Return the image's own annotation file; None if there is none."""
         return self.place_of(image_path) if self.place_of and self.apart else None
 
     def check(self, option: str, images: Sequence[Path]) -> None:
-        """Refuse annotations that belong to no image, and one that belongs to two images.
+        """Check that at least one image is annotated and that no annotation belongs to two images.
+
+        Args:
+            option: the command line option of the annotations, for messages.
+            images: the images to evaluate.
 
         Raises:
-            ConfigError: names the images.
+            ConfigError: the check failed.
         """
         if self.place_of is None:
             return
@@ -63,7 +67,11 @@ class Annotations:
 
 
 def load_boxes(boxes: Path, names: Path | None) -> Annotations:
-    """Return a look-up of the boxes of an image, by its path and (height, width).
+    """Return annotations that look up the boxes of an image by its path and its size (height, width) in pixels.
+
+    Args:
+        boxes: a COCO JSON file, or a folder of YOLO or VOC files.
+        names: the class names of YOLO files; see ``read_box_names``.
 
     Raises:
         ConfigError: the files are not COCO, YOLO or VOC annotations.
@@ -78,10 +86,10 @@ def load_boxes(boxes: Path, names: Path | None) -> Annotations:
 
 
 def read_box_names(path: Path | None) -> dict[int, str]:
-    """Return the names of box classes by index, from a data set's YAML or a text file with a name per line.
+    """Return the box classes by index, from a data set's YAML or a text file with one name per line.
 
     Raises:
-        ConfigError: the YAML has neither a list of names nor a map of integers to names.
+        ConfigError: the YAML has no list of names and no map of integers to names.
     """
     from engine.models.labels import read_labels
 
@@ -113,7 +121,7 @@ def read_box_names(path: Path | None) -> dict[int, str]:
 
 
 def _of_coco(boxes: Path) -> Annotations:
-    """Look up an image by its path in the JSON; by its file name where only one entry has that name."""
+    """Look up an image by its path in the JSON, or by its file name if only one entry has that name."""
     from engine.evaluation.boxes import at_size, coco_boxes, coco_sizes
 
     text = read_text_file(boxes)
@@ -141,7 +149,7 @@ def _of_coco(boxes: Path) -> Annotations:
 
 
 def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
-    """Look up the file beside the image, in the folder of boxes, or in its subfolder named like the image's folder."""
+    """Look up a file beside the image, in the subfolder of ``boxes`` named like the image's folder, or in ``boxes``."""
     from engine.evaluation.boxes import voc_boxes, yolo_boxes
 
     def place_of(path: Path) -> Path | None:
@@ -164,10 +172,14 @@ def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
 
 
 def load_masks(masks: Path, above: int) -> Annotations:
-    """Return a look-up of the mask of an image, by its path and (height, width).
+    """Return annotations that look up the mask of an image by its path and its size (height, width) in pixels.
 
-    A mask has the name of its image with any suffix. It is in the folder of masks, or in its subfolder named like the
-    image's folder. Mask pixels above ``above`` (0 to 254) belong to the object.
+    A mask has the stem of its image and any image suffix. It is in ``masks``, or in a subfolder named like the image's
+    folder. The look-up returns a boolean array of shape (height, width).
+
+    Args:
+        masks: folder of the masks.
+        above: mask pixels above this value (0 to 254) belong to the object.
 
     Raises:
         ConfigError: ``masks`` is not a folder, or contains no images.
@@ -212,7 +224,11 @@ def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
 
 
 def read_paths(path: Path) -> list[Path]:
-    """Return the image paths in a text file, one per line, relative to the file's folder."""
+    """Return the image paths in a text file with one path per line, relative to the file's folder.
+
+    Raises:
+        ConfigError: the file cannot be read, or lists no images.
+    """
     lines = enumerate(read_text_file(path).splitlines(), 1)
     paths = [path_beside(path, number, line.strip()) for number, line in lines if line.strip()]
     if not paths:
@@ -221,7 +237,11 @@ def read_paths(path: Path) -> list[Path]:
 
 
 def read_class_map(class_map: Path | None) -> dict[str, list[int]]:
-    """Return the network classes of each box class; a file with several maps uses the first."""
+    """Return the indices of the network's classes for each box class; of several maps in the file, use the first.
+
+    Raises:
+        ConfigError: the file is not a map of box classes to lists of integers.
+    """
     if class_map is None:
         return {}
     where = f"--class-map {str(class_map)!r}"

@@ -1,4 +1,4 @@
-"""The command line application: all commands of ``recipro-stream``."""
+"""The command line application with all commands of ``recipro-stream``."""
 
 from __future__ import annotations
 

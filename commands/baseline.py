@@ -1,4 +1,4 @@
-"""`run.py baseline`: records the distribution of scores and heat-map statistics in normal operation."""
+"""`run.py baseline`: records the distributions of scores and heat map statistics in normal operation."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.records.reader import open_log
     from overlays.wire.message import as_overlay
 
-    # Use the statistics that the record already has; a box without a map has none.
+    # Statistics are computed only for records without them; a box without a map never has statistics.
     heatmap_stats, damaged = ExplanationMonitor(_NoExplainer()), 0
     with open_log(path) as opened:
         for key in opened.iter_keys():
@@ -103,7 +103,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
 
 
 class _NoExplainer(Explainer):
-    """Explains no frames: the log holds the explanations."""
+    """An explainer without a network, because the log already contains the explanations."""
 
     def explain(self, frames: object) -> list[Any]:  # noqa: ARG002 - there are none
         return []

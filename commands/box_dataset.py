@@ -1,4 +1,4 @@
-"""Images with boxes that the user names: YOLO text with a data.yaml, COCO JSON, or Pascal VOC."""
+"""Lists the images of a data set with boxes: YOLO text with a data.yaml, COCO JSON, or Pascal VOC."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 BACKGROUND: Final = "background"
-"""Label, for the division into splits, of an image without boxes."""
+"""Label of an image without boxes when the data set is split."""
 MAX_CLASS_NAME: Final = 200
-"""Longest name of a class."""
+"""Maximum length of a class name in characters."""
 _YOLO_KEYS: Final = {"train": TRAINING, "val": VALIDATION, "valid": VALIDATION, "test": TEST}
 _JSON_HEAD: Final = 4096
 _UNIT: Final = (1, 1)
-"""Size of an image, for readers that need the size for the positions of boxes only."""
+"""Image size (height, width) for calls that need only the labels of boxes, not their positions."""
 
 Kind = Literal["yolo", "coco", "voc"]
 Truths = tuple[GroundTruth, ...]
@@ -43,15 +43,15 @@ class BoxListing:
     """The images of a data set with boxes."""
 
     samples: list[Sample]
-    """Labelled with the rarest class in the image, or ``BACKGROUND``."""
+    """The images; each has the label of its rarest class, or ``BACKGROUND``."""
     labels: tuple[str, ...]
-    """The classes that have boxes, in the order of the annotations."""
+    """The classes with at least one box, in the order of the annotations."""
     truths_of: ReadTruths
-    """Returns the boxes of an image by its path and (height, width)."""
+    """Returns the boxes of an image, given its path and its size (height, width) in pixels."""
     grouped: bool
-    """True if it is known which images show the same part."""
+    """Whether a group pattern states which images show the same part."""
     divided: bool
-    """True if the data set has a split of its own."""
+    """Whether the data set has its own split."""
     left_out: tuple[str, ...] = ()
 
 
@@ -60,18 +60,18 @@ class _Listed:
     """Images in an annotated data set, before their boxes are read."""
 
     parts: Mapping[str, str]
-    """The split of each image by its path; "" = none."""
+    """The split of each image by its path; "" means no split."""
     truths_of: ReadTruths
     names: tuple[str, ...]
-    """The classes in the order of the annotations, if they state one."""
+    """The classes in the order of the annotations; empty if the annotations define no order."""
     left_out: tuple[str, ...] = ()
 
 
 def find_boxes(data: Path) -> tuple[Kind, Path] | None:
-    """Return the kind of a data set with boxes and the file or folder that defines it; None: it has no boxes.
+    """Return the kind of a data set with boxes and the file or folder that defines it; None if it has no boxes.
 
     Args:
-        data: what the user named: a data.yaml, a COCO JSON, or a folder.
+        data: a data.yaml, a COCO JSON, or a folder.
     """
     if data.is_file():
         kinds: dict[str, Kind] = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
@@ -89,7 +89,7 @@ def find_boxes(data: Path) -> tuple[Kind, Path] | None:
 
 
 def _is_coco(path: Path) -> bool:
-    """Return whether a JSON file looks like COCO's instances."""
+    """Return whether a JSON file looks like COCO instance annotations."""
     with path.open("rb") as file:
         head = file.read(_JSON_HEAD)
         file.seek(max(0, path.stat().st_size - _JSON_HEAD))
@@ -101,10 +101,10 @@ def list_boxes(kind: Kind, data: Path, pattern: str | None, gap: int | None) -> 
     """Return the images of a data set with their classes.
 
     Args:
-        kind: of the annotations.
+        kind: kind of the annotations.
         data: the file or folder that defines the data set; see ``find_boxes``.
-        pattern: regular expression for the part in an image's path; None = each image is a part.
-        gap: largest distance of frame numbers of one part.
+        pattern: regular expression that finds the group in an image's path; None puts each image in its own group.
+        gap: maximum distance of frame numbers within a group; the pattern then finds the frame number.
 
     Raises:
         ConfigError: there are no images or no boxes, or an annotation cannot be read.
@@ -138,7 +138,7 @@ def list_boxes(kind: Kind, data: Path, pattern: str | None, gap: int | None) -> 
 
 
 def _check_names(data: Path, names: Collection[str]) -> None:
-    """Refuse names of classes that reports, logs and options could not show."""
+    """Raise ``ConfigError`` for class names that are empty, too long or not printable."""
     for name in names:
         if not name.strip() or not name.isprintable() or len(name) > MAX_CLASS_NAME:
             raise ConfigError(
@@ -148,7 +148,7 @@ def _check_names(data: Path, names: Collection[str]) -> None:
 
 
 def _logs_scaling(truths_of: ReadTruths) -> ReadTruths:
-    """Return a reader of boxes in pixels that logs the first image whose boxes are scaled."""
+    """Wrap a reader of boxes so that it logs the first image whose boxes are scaled to its size."""
     first: list[str] = []
 
     def read(path: str, size: tuple[int, int]) -> Truths:
@@ -169,7 +169,7 @@ def _rarest(labels: Sequence[str], counts: Mapping[str, int]) -> str:
 
 
 def _split_of(part: str, parts: Collection[str]) -> str:
-    """Return the split of the training for a part of the data set; a test split is required."""
+    """Return the training's split for a split of the data set; without a test split, validation becomes test."""
     from engine.finetuning.splits import TEST as TEST_SPLIT
     from engine.finetuning.splits import TRAIN
     from engine.finetuning.splits import VALIDATION as VALIDATION_SPLIT
@@ -179,9 +179,9 @@ def _split_of(part: str, parts: Collection[str]) -> str:
 
 
 def with_common_labels(samples: Sequence[Sample], splits: int) -> list[Sample]:
-    """Return the samples; a label of fewer groups than there are splits becomes the most common label.
+    """Return the samples; replace each label with fewer groups than splits by the most common label.
 
-    The labels only balance the splits, and a class that other images show as well need not be in each of them.
+    These labels only balance the splits. A rare class need not occur in every split.
     """
     groups = Counter(label for label, _ in {(sample.label, sample.group) for sample in samples})
     common = max(groups, key=lambda label: (groups[label], label))
@@ -189,10 +189,10 @@ def with_common_labels(samples: Sequence[Sample], splits: int) -> list[Sample]:
 
 
 def check_copies(samples: Sequence[Sample], truths_of: ReadTruths) -> None:
-    """Refuse copies of an image with other objects than the first one.
+    """Check that copies of an image have the same number of objects of each class.
 
     Raises:
-        ConfigError: names both images and their objects.
+        ConfigError: two copies differ; the message names both images and their objects.
     """
     first_of: dict[str, Sample] = {}
     for sample in samples:
@@ -221,7 +221,7 @@ def _images_below(folder: Path) -> Iterator[Path]:
 
 
 def _list_yolo(data: Path) -> _Listed:
-    """List the images of a data.yaml, or all images below its folder if it names none."""
+    """List the images of a data.yaml; if it names no images, list all images below its folder."""
     from engine.evaluation.boxes import yolo_boxes
 
     names = read_box_names(data)
@@ -258,7 +258,7 @@ def _list_yolo(data: Path) -> _Listed:
 
 
 def _yolo_images(data: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each image of a data.yaml with its split."""
+    """Yield the path and the split of each image of a data.yaml; "" means no split."""
     content = read_yaml(read_text_file(data), str(data))
     entries = {key: content[key] for key in _YOLO_KEYS if content.get(key)}
     if not entries:
@@ -275,7 +275,7 @@ def _yolo_images(data: Path) -> Iterator[tuple[Path, str]]:
 def _located(data: Path, key: str, location: str, base: Path) -> list[Path]:
     """Return the images of one entry of a data.yaml: a folder, or a text file of paths.
 
-    Exported data sets often have paths such as ``../train/images`` that are meant relative to the file's own folder.
+    Exported data sets often contain paths such as ``../train/images`` that should start at the file's folder.
     """
     inner = location.replace("\\", "/").lstrip("./")
     found = next((p for p in (base / location, data.parent / location, data.parent / inner) if p.exists()), None)
@@ -288,7 +288,7 @@ def _located(data: Path, key: str, location: str, base: Path) -> list[Path]:
 
 
 def _yolo_places(image: Path) -> list[Path]:
-    """Return where the label file of an image may be: the last folder ``images`` becomes ``labels``, or beside it."""
+    """Return the possible label files of an image: with its last folder ``images`` named ``labels``, or beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[:-1][::-1].index("images")
@@ -297,12 +297,12 @@ def _yolo_places(image: Path) -> list[Path]:
 
 
 def yolo_file(image: Path) -> Path | None:
-    """Return the label file of an image, or None."""
+    """Return the label file of an image; None if there is no label file."""
     return next((place for place in _yolo_places(image) if place.is_file()), None)
 
 
 def _list_coco(data: Path) -> _Listed:
-    """List the images of a COCO JSON, or of a folder with one in each split."""
+    """List the images of a COCO JSON file, or of a folder with one such file per split."""
     from engine.evaluation.boxes import at_size, coco_boxes, coco_sizes
 
     files = [data] if data.is_file() else [path for path in sorted(data.glob("*/*.json")) if _is_coco(path)]
@@ -340,7 +340,7 @@ def _coco_names(text: str) -> list[str]:
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
-    """Return the images below a folder by file name."""
+    """Return the images below a folder, grouped by file name."""
     found: dict[str, list[Path]] = {}
     for path in _images_below(folder):
         found.setdefault(path.name, []).append(path)
@@ -348,7 +348,7 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _find_image(file: Path, name: str, below: Mapping[str, Sequence[Path]]) -> Path | None:
-    """Return an image by the path that an annotation file has for it."""
+    """Return the image for a path in an annotation file; None if it does not exist."""
     if (direct := file.parent / name).is_file():
         return direct
     wanted = PurePosixPath(name).parts
@@ -362,7 +362,7 @@ def _find_image(file: Path, name: str, below: Mapping[str, Sequence[Path]]) -> P
 
 
 def _list_voc(data: Path) -> _Listed:
-    """List the images below a folder that have a Pascal VOC file of the same name."""
+    """List the images below a folder that have a Pascal VOC file with the same stem."""
     from engine.evaluation.boxes import voc_boxes
 
     images = list(_images_below(data))
@@ -394,6 +394,6 @@ def _common_parts(first: Path, second: Path) -> int:
 
 
 def _folder_part(image: Path, data: Path) -> str:
-    """Return the split that a folder of an image's path names, or ""."""
+    """Return the split of an image from the folder names in its path; "" if none names a split."""
     words = image.relative_to(data).parts[:-1]
     return next((part for word in words if (part := part_called(word)) is not None), "")

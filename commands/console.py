@@ -1,4 +1,4 @@
-"""Output, error messages, exit codes and text files of the command line."""
+"""Prints lines and errors, sets exit codes, and reads and writes text files for all commands."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("recipro-stream")
 
 EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""Of a command whose work is not complete, because the user has ended it; shells report the same of other programs."""
+"""Exit code of a command that the user interrupted before its work was complete; shells use the same code."""
 
 
 def print_line(text: str) -> None:
-    """Print a line on standard output and flush it; a full disk or a closed pipe does not end the run."""
+    """Print a line on standard output and flush it; on a full disk or a closed pipe, print no further lines."""
     try:
         print(escaped(text, keep="\n\t"), flush=True)
     except OSError as reason:
@@ -39,31 +39,39 @@ def print_line(text: str) -> None:
             log.warning(
                 "standard output cannot be written (%s); further lines are not printed", reason.strerror or reason
             )
-        with suppress(OSError, ValueError):  # the buffered text would fail again at exit
+        with suppress(OSError, ValueError):  # otherwise, writing the buffered text at exit fails again
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
             os.close(null)
 
 
 def fail(text: str, code: int = 2) -> NoReturn:
-    """Print an error and end the command with an exit code."""
+    """Print an error and exit the command with a code.
+
+    Raises:
+        typer.Exit: always.
+    """
     print_error(text)
     raise typer.Exit(code)
 
 
 def print_error(text: str) -> None:
-    """Print an error on standard error; where that cannot be written, the exit code still reports it."""
+    """Print an error on standard error; ignore a failed write, because the exit code also reports the error."""
     with suppress(OSError):
         print(format_error(text), file=sys.stderr, flush=True)
 
 
 def format_error(text: str) -> str:
-    """Return an error's lines, each with the prefix ``error:`` and control characters escaped."""
+    """Return an error's text with the prefix ``error:`` on each line and escaped control characters."""
     return "\n".join(f"error: {escaped(line)}" for line in text.split("\n") if line)
 
 
 def exit_with_outcome(outcome: RunResult) -> None:
-    """Print the errors of a run, if any, and end with the exit code of their kind (docs/operations.md)."""
+    """Print the errors of a run and exit with the code of their kind (docs/operations.md); return if there are none.
+
+    Raises:
+        typer.Exit: the run has errors.
+    """
     if not outcome.errors:
         return
     lost_sources = [
@@ -98,10 +106,10 @@ def read_text(path: Path) -> str:
 
 
 def read_text_file(path: Path) -> str:
-    """Return the text of a file that an option names: UTF-8, or UTF-16 with a byte-order mark (as Windows writes).
+    """Return the text of a file that an option names, in UTF-8 or in UTF-16 with a byte-order mark (from Windows).
 
     Raises:
-        ConfigError: the file cannot be read, or is not such text.
+        ConfigError: the file cannot be read, or has another encoding.
     """
     why = "not UTF-8 text; save it as UTF-8"
     try:
@@ -111,22 +119,26 @@ def read_text_file(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as reason:
         why = getattr(reason, "strerror", None) or why
     else:
-        if "\0" not in text:  # UTF-16 without a byte-order mark holds null bytes
+        if "\0" not in text:  # UTF-16 text without a byte-order mark contains null bytes
             return text
     raise ConfigError(f"{str(path)!r}: cannot be read ({why}); check the path and its permissions")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that an option names, complete or as before.
+    """Write a text file atomically.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written; an existing file is unchanged.
     """
     write_atomically(path, text, raises=ConfigError)
 
 
 def check_writable(output: Path, *others: Path) -> None:
-    """Raise ``ConfigError`` if a file of ``--output``, or another file that the command writes, cannot be written."""
+    """Check that the file of ``--output``, and other files of the command, can be written.
+
+    Raises:
+        ConfigError: a path is a folder, or the folder of ``output`` is not writable.
+    """
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if any(path.is_dir() for path in (output, *others)) or not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder that you may write to")
@@ -134,7 +146,7 @@ def check_writable(output: Path, *others: Path) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a progress bar on standard error that disappears when the block ends."""
+    """Show a progress bar on standard error inside the block."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -148,7 +160,7 @@ def relative_path(path: Path) -> str:
 
 
 def display_name() -> str | None:
-    """Return the display that windows open on; None if the system has no display."""
+    """Return the name of the display for windows; None if the system has no display."""
     if sys.platform in {"darwin", "win32"}:
         return "the system's screen"
     return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None

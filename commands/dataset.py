@@ -1,4 +1,4 @@
-"""Labelled images that the user names: a folder with one folder for each class, or a CSV."""
+"""Lists the labelled images of a data set: a folder with one folder per class, or a CSV."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 MAX_SUFFIXES: Final = 8
-"""Number of kinds of other files a warning names."""
+"""Maximum number of file suffixes in a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class Listing:
 
     samples: list[Sample]
     grouped: bool
-    """True if it is known which images show the same part."""
+    """Whether the data set states which images show the same part."""
     divided: bool = False
-    """True if the data set has a split of its own."""
+    """Whether the data set has its own split."""
     left_out: tuple[str, ...] = ()
-    """Unused folders and files, a line each."""
+    """Messages about unused folders and files, one per item."""
 
 
 def list_samples(data: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
@@ -59,8 +59,8 @@ def list_samples(data: Path, pictures: str | None, pattern: str | None, gap: int
     Args:
         data: the folder or the CSV.
         pictures: glob for the images in a class folder; None for all images.
-        pattern: regular expression for the group in an image's path.
-        gap: largest distance of frame numbers in one group; the pattern gives the number.
+        pattern: regular expression that finds the group in an image's path; with ``gap``, it finds the frame number.
+        gap: maximum distance of frame numbers within a group.
 
     Raises:
         ConfigError: there are no images, fewer than two classes, an empty class, or ambiguous folders.
@@ -100,7 +100,7 @@ def list_samples(data: Path, pictures: str | None, pattern: str | None, gap: int
 
 
 def _warn_of_similar_labels(names: Sequence[str]) -> None:
-    """Warn of class names that differ only in capitals, spaces or punctuation."""
+    """Log a warning about class names that differ only in capitals, spaces or punctuation."""
     first: dict[str, str] = {}
     for name in names:
         letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
@@ -112,7 +112,7 @@ def _warn_of_similar_labels(names: Sequence[str]) -> None:
 
 
 def _list_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
-    """Return paths, labels and splits of the images in a folder, and what is left out."""
+    """Return the paths, labels and splits of the images in a folder, and messages about unused folders."""
     from engine.finetuning.splits import TEST as TEST_SPLIT
     from engine.finetuning.splits import TRAIN
     from engine.finetuning.splits import VALIDATION as VALIDATION_SPLIT
@@ -138,13 +138,15 @@ def _list_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[st
     if "" in layout.parts:
         within = parts_within(folder, {label: images for _, label, images in classes})
         parts = [part for of_class in within.values() for part in of_class] if within else parts
-    validation = VALIDATION_SPLIT if TEST in parts else TEST_SPLIT  # a test split is required
+    validation = (
+        VALIDATION_SPLIT if TEST in parts else TEST_SPLIT
+    )  # without a test split, validation becomes the test split
     part_of = {"": "", TRAINING: TRAIN, VALIDATION: validation, TEST: TEST_SPLIT}
     return paths, labels, [part_of[part] for part in parts], layout.left_out
 
 
 def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, list[Path]]]:
-    """Yield each class in a folder with its images."""
+    """Yield the name and the sorted images of each class in a folder."""
     from stream.sources import IMAGE_SUFFIXES
 
     class_folders = visible_folders(folder)
@@ -178,7 +180,7 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
 
 
 def _check_duplicates(label: str, images: Sequence[Path]) -> None:
-    """Refuse two images with the same stem, such as a photo and its mask: both would be training images."""
+    """Raise ``ConfigError`` if two images have the same stem, such as a photo and its mask."""
     counts = Counter(path.with_suffix("") for path in images)
     repeated = next((stem for stem, count in counts.items() if count > 1), None)
     if repeated is not None:
@@ -190,7 +192,7 @@ def _check_duplicates(label: str, images: Sequence[Path]) -> None:
 
 
 def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
-    """Return the samples that can be decoded, with digests; their spectra by path; and an error line for each other.
+    """Decode all images; return the readable samples with digests, their spectra by path, and the error messages.
 
     Raises:
         ConfigError: no image of a class can be decoded.
@@ -221,7 +223,7 @@ def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sa
 def _digest(image: Image) -> str:
     """Return a digest of the pixels, independent of the file format; empty for an image of a single colour.
 
-    Images of a single colour show no part, so equal ones must not join the groups that they belong to.
+    An image of a single colour shows no part, so two equal images of this kind must not merge their groups.
     """
     if (image == image[0, 0]).all():
         return ""

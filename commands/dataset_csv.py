@@ -1,4 +1,4 @@
-"""Tables of labelled images: columns ``path,label`` and, where several images show one part, ``group``."""
+"""Reads CSV tables of labelled images with the columns ``path``, ``label`` and optionally ``group``."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _MAX_FIELD: Final = 4096
 
 
 def read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return paths, labels and groups of a CSV or TSV.
+    """Return the paths, labels and groups of a CSV or TSV file.
 
-    The separator is the most frequent of comma, semicolon and tab in the first line, or the one that a first line
-    ``sep=;`` gives (Excel). Paths are relative to the file's folder and may contain backslashes. The list of groups is
-    empty without that column; an empty cell is an empty group.
+    The separator is the most frequent of comma, semicolon and tab in the first line. Excel's first line ``sep=;``
+    sets the separator explicitly. Paths are relative to the file's folder and may contain backslashes. Without a
+    ``group`` column, the list of groups is empty; an empty cell is an empty group.
 
     Raises:
-        ConfigError: the file is not such a table; the message gives the line.
+        ConfigError: the file is not a valid table; the message contains the line number.
     """
     text = read_text_file(path)
     first, _, rest = text.partition("\n")
     declared = re.fullmatch(r'"?sep=([,;\t])"?', first.rstrip(" "))
-    if declared:  # Excel's line; the header is the next one
+    if declared:  # Excel's line; the next line is the header
         text = rest
-    # Spreadsheets write semicolons in countries whose decimal separator is a comma.
+    # Where the decimal separator is a comma, spreadsheets separate fields by semicolons.
     separator = declared[1] if declared else max(",;\t", key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     paths: list[str] = []
@@ -78,7 +78,7 @@ def _columns(path: Path, cells: list[str]) -> list[str]:
 
 
 def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, str]:
-    """Return the cells of a row by column; refuse a row with extra, empty or multi-line cells."""
+    """Return the cells of a row by column; raise ``ConfigError`` for extra, empty or multi-line cells."""
     extra = [cell for cell in cells[len(columns) :] if cell.strip()]
     if extra:
         raise ConfigError(
@@ -98,7 +98,12 @@ def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> dict[st
 
 
 def path_beside(table: Path, line: int, path: str) -> Path:
-    """Return the path of an image listed in a file; backslashes of Windows separate folders.
+    """Return the path of an image listed in a file; backslashes are accepted as separators.
+
+    Args:
+        table: the file that lists the image.
+        line: line number, for messages.
+        path: the listed path, relative to the file's folder.
 
     Raises:
         ConfigError: the path is on a Windows drive.

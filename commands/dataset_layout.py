@@ -1,4 +1,4 @@
-"""Layouts of data sets: class folders, or a split such as ``train/CLASS``, ``val/CLASS``, ``test/CLASS``."""
+"""Finds the layout of a data set: class folders, or a split such as ``train/CLASS``, ``val/CLASS``, ``test/CLASS``."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ class Layout:
     """The folders that contain the class folders of a data set."""
 
     parts: Mapping[str, tuple[Path, ...]]
-    """By split; a data set without a split has one folder under the key ""."""
+    """Parents of the class folders, by split; without a split, the only key is ""."""
     left_out: tuple[str, ...] = ()
-    """Unused folders, a line each."""
+    """Messages about unused folders, one per folder."""
 
 
 def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
     """Return the layout of a folder: class folders, or a split into parts with class folders.
 
-    A folder with the name of a part is a part only if it has folders of images and no images itself: a class may have
-    the name ``train``.
+    A folder named like a split, such as ``train``, can also be a class. It counts as a split only if it contains
+    folders of images and no images directly.
 
     Args:
-        folder: the folder that the user named.
-        suffixes: suffixes of image files.
+        folder: the folder of the data set.
+        suffixes: suffixes of image files, such as ``.jpg``.
 
     Raises:
-        ConfigError: the folders have names of a split, but cannot be used as one.
+        ConfigError: folders have names of a split, but cannot be used as a split.
     """
     contents = {path: _Content.of(path, suffixes) for path in visible_folders(folder)}
     named = {path: part for path in contents if (part := part_called(path.name)) is not None}
@@ -87,7 +87,7 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
 def _is_class_with_folders(
     split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]
 ) -> bool:
-    """Return whether the only folder with the name of a part is a class that has subfolders, beside other classes."""
+    """Return whether the only folder named like a split is in fact a class with subfolders."""
     if len(set(split.values())) > 1:
         return False
     return any(contents[path].images for path in others) and not _repeated_classes(split, others, contents)
@@ -100,7 +100,7 @@ def _repeated_classes(split: Mapping[Path, str], others: Sequence[Path], content
 def _check_split(
     folder: Path, split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]
 ) -> None:
-    """Refuse a single split, splits without a training split, and a data set for object detection."""
+    """Raise ``ConfigError`` for a single split, a missing training split, or a data set for object detection."""
     if len(set(split.values())) < 2:
         raise ConfigError(
             f"{folder}: {_listed(split)} has the name of a split and contains "
@@ -116,14 +116,14 @@ def _check_split(
 
 
 def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[str]] | None:
-    """Return the split of each image if the class folders contain split folders (``ok/train``, ``ok/val``), else None.
+    """Return the splits of each class's images if class folders contain a split (``ok/train``, ``ok/val``), else None.
 
     Args:
-        folder: the folder that the user named.
+        folder: the folder of the data set.
         classes: the images of each class folder.
 
     Raises:
-        ConfigError: some images are in folders with names of a split, and others are not.
+        ConfigError: only some of the images are in folders named like a split.
     """
     parts: dict[str, list[str]] = {}
     outside: Path | None = None
@@ -145,7 +145,7 @@ def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[st
 
 
 def _class_parent(folder: Path, suffixes: frozenset[str]) -> Path:
-    """Return the parent of a part's class folders: the part, or the only folder in it, as ``train/images``."""
+    """Return the parent of a split's class folders: the split's folder, or its only subfolder (``train/images``)."""
     inner = [path for path in visible_folders(folder) if _has_images(path, suffixes)]
     if len(inner) == 1 and inner[0].name.casefold() in _NEUTRAL_WORDS and _Content.of(inner[0], suffixes).classes:
         return inner[0]
@@ -153,7 +153,7 @@ def _class_parent(folder: Path, suffixes: frozenset[str]) -> Path:
 
 
 def part_called(name: str) -> str | None:
-    """Return the split that a folder's name means, such as ``Train_set`` or ``val2017``; else None."""
+    """Return the split for a folder's name, such as ``Train_set`` or ``val2017``; None for other names."""
     words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
     joined = "".join(words)
     if joined.endswith("set") and joined[:-3] in _SPLIT_WORDS:
@@ -166,7 +166,7 @@ def part_called(name: str) -> str | None:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and leftovers of archivers.
+    """Return the sorted subfolders of a folder, without hidden folders and leftovers of archive programs.
 
     Raises:
         ConfigError: the folder cannot be read.
@@ -178,10 +178,10 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder, at any depth.
+    """Yield all files below a folder, recursively.
 
     Raises:
-        ConfigError: a folder cannot be read; its files would be missing without notice.
+        ConfigError: a subfolder cannot be read; its files would be missing silently.
     """
 
     def raise_unreadable(reason: OSError) -> None:
@@ -199,18 +199,18 @@ def _unreadable(reason: OSError) -> ConfigError:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name is hidden or an archiver's, such as ``.ipynb_checkpoints``, ``._x.jpg`` or ``__MACOSX``."""
+    """Return whether a name is hidden or a leftover of an archive program, such as ``._x.jpg`` or ``__MACOSX``."""
     return name.startswith(".") or name.casefold() in _ARCHIVE_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """Content of a folder."""
+    """Summary of a folder's content."""
 
     images: int
-    """Number of images directly in it."""
+    """Number of images directly in the folder."""
     classes: frozenset[str]
-    """Names of its folders that contain images, at any depth."""
+    """Names of the subfolders that contain images at any depth."""
 
     @classmethod
     def of(cls, folder: Path, suffixes: frozenset[str]) -> _Content:
@@ -229,7 +229,7 @@ def _is_image(path: Path, suffixes: frozenset[str]) -> bool:
 def _check_unlabelled(
     folder: Path, named: Mapping[Path, str], others: Iterable[Path], contents: Mapping[Path, _Content]
 ) -> None:
-    """Refuse ``train`` and ``test`` with images but without class folders, and a single class."""
+    """Raise ``ConfigError`` for splits without class folders, and for a single class."""
     if len(set(named.values())) > 1 and TRAINING in named.values() and not list(others):
         training = next(path for path in named if named[path] == TRAINING)
         raise ConfigError(
@@ -246,7 +246,7 @@ def _check_unlabelled(
 
 
 def _warn_of_parts(folder: Path, contents: Mapping[Path, _Content]) -> None:
-    """Warn where folders look like parts of a data set (``fold_1``, ``line_a``) rather than classes."""
+    """Log a warning if the folders look like parts of a data set (``fold_1``, ``line_a``) and not like classes."""
     classes = [content.classes for content in contents.values()]
     if len(classes) < 2 or any(content.images for content in contents.values()):
         return
@@ -259,7 +259,7 @@ def _warn_of_parts(folder: Path, contents: Mapping[Path, _Content]) -> None:
 
 
 def _check_detection(folder: Path, split: Mapping[Path, str], contents: Mapping[Path, _Content]) -> None:
-    """Refuse a data set for object detection: images in one folder, text files with boxes in another."""
+    """Raise ``ConfigError`` for a data set for object detection: images in one folder, boxes in another."""
     for part in split:
         siblings = {path.name.casefold() for path in (*visible_folders(part), *contents)}
         image_folders = [part / name for name in contents[part].classes if name.casefold() in _IMAGE_FOLDERS]

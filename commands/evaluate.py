@@ -1,4 +1,4 @@
-"""`run.py evaluate`: measures how faithful and how well localised the explanations are."""
+"""`run.py evaluate`: measures the faithfulness and the localisation of explanations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger("recipro-stream")
 
 BOXES: Final = "Detectors"
 MAX_STEPS: Final = 224
-"""The number of steps in RISE (arXiv:1806.07421): one row of pixels of a 224x224 image each."""
+"""Number of steps in RISE (arXiv:1806.07421): each step changes as many pixels as a row of a 224x224 image."""
 
 
 def evaluate(
@@ -190,7 +190,7 @@ def evaluate(
 
 
 def _build_in_worker(config: Config, options: EvaluationOptions, workers: int) -> Evaluator:
-    """Build the evaluator in one of several processes."""
+    """Build the evaluator of a classifier in one of ``workers`` processes."""
     return _build(config.model_copy(update={"engine": with_own_threads(config.engine, workers)}), options)
 
 
@@ -202,7 +202,7 @@ def _build(config: Config, options: EvaluationOptions) -> Evaluator:
 
 
 def _print_summary(summary: dict[str, float | int | None]) -> None:
-    """Print the means and the conclusion."""
+    """Print the mean metrics and the conclusion."""
     from overlays.reports.evaluation import ROWS, conclusion
 
     for key, name, _, factor in ROWS:
@@ -212,10 +212,14 @@ def _print_summary(summary: dict[str, float | int | None]) -> None:
 
 
 def _refuse(options: dict[str, object], text: str) -> None:
-    """Refuse options that are set.
+    """Check that none of the options is set.
+
+    Args:
+        options: the values by option name, without ``--``.
+        text: the reason, for the message.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: an option is set; the message names the first.
     """
     for name, value in options.items():
         if value:

@@ -1,4 +1,4 @@
-"""Evaluation of a detector: `run.py evaluate` with a detector as the model."""
+"""Evaluates a detector for `run.py evaluate`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 BACKEND: Final = "auto"
-"""Backend of the passes of changed images, of which a box needs hundreds."""
+"""Backend for the forward passes on changed images; a box needs hundreds of passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoxFiles:
-    """The annotated objects of an evaluation."""
+    """Options that select the annotated objects of an evaluation."""
 
     boxes: Path | None
     box_names: Path | None
@@ -44,12 +44,12 @@ class BoxFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorEvaluation:
-    """The options of an evaluation of a detector."""
+    """Options of a detector's evaluation; the command line options of `run.py evaluate` describe each."""
 
     images: str
     output: Path
     engine: Mapping[str, Any]
-    """Model, weights, labels, input size and threads."""
+    """Options of the engine: model, weights, labels, input size and threads."""
     truth: BoxFiles
     layout: str | None
     cut: str | None
@@ -63,10 +63,10 @@ class DetectorEvaluation:
 
 
 def evaluate_detector(options: DetectorEvaluation) -> None:
-    """Judge the maps of a detector's boxes; write results and report.
+    """Evaluate the heat maps of a detector's boxes, and write the results and a report.
 
     Raises:
-        ConfigError: an option does not fit, or there are no boxes.
+        ConfigError: an option is invalid, or no boxes are given.
     """
     from engine.evaluation.detectors.evaluator import BoxEvaluationOptions
     from engine.evaluation.detectors.maps import chosen_methods
@@ -95,7 +95,7 @@ def evaluate_detector(options: DetectorEvaluation) -> None:
 
 
 def _load_and_build(config: EngineConfig, options: BoxEvaluationOptions) -> BoxEvaluator:
-    """Build the evaluator in a worker."""
+    """Load the detector and build its evaluator in a worker process."""
     return _build(_load(config), options)
 
 
@@ -108,7 +108,7 @@ def _build(detector: Detector, options: BoxEvaluationOptions) -> BoxEvaluator:
 
 
 def _load(config: EngineConfig) -> Detector:
-    """Load a one-stage detector with its input size, and set the number of threads."""
+    """Load a one-stage detector, set its input size and cut, and set the number of threads."""
     from dataclasses import replace
 
     import torch
@@ -135,10 +135,15 @@ def _load(config: EngineConfig) -> Detector:
 
 
 def check_class_map(mapping: Mapping[str, list[int]], class_map: Path | None, classes: int) -> None:
-    """Refuse a class map with a class that the network does not have.
+    """Check that a class map contains only classes of the network.
+
+    Args:
+        mapping: indices of the network's classes for each box class.
+        class_map: the file of the class map, for messages.
+        classes: number of classes of the network.
 
     Raises:
-        ConfigError: names the box class.
+        ConfigError: an index is out of range.
     """
     for name, several in mapping.items():
         for index in several:
@@ -152,7 +157,7 @@ def check_class_map(mapping: Mapping[str, list[int]], class_map: Path | None, cl
 def _settings(
     options: DetectorEvaluation, detector: Detector, methods: tuple[str, ...], recording: str | None
 ) -> dict[str, Any]:
-    """Return the settings on which the results depend."""
+    """Return all settings that change the results."""
     engine = {key: value for key, value in options.engine.items() if key != "threads"}
     truth = options.truth
     files = (engine["model"], engine["weights"], truth.boxes, truth.box_names, truth.class_map, recording)
@@ -173,7 +178,7 @@ def _run(
     run: EvaluationRun,
     settings: dict[str, Any],
 ) -> None:
-    """Evaluate the images, and write and print the results."""
+    """Evaluate the images, write the results and the report, and print a summary."""
     from engine.evaluation.detectors.summary import summarise_boxes, table_rows
     from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from overlays.reports.box_evaluation import box_conclusion, box_evaluation_html, counts, shown_boxes, table
@@ -208,6 +213,6 @@ def _run(
 
 
 def table_text(heads: list[str], rows: list[tuple[str, list[str]]]) -> str:
-    """Return a table as Markdown."""
+    """Format a table as Markdown; each row is its name and its cells."""
     lines = [["method", *heads], ["---"] * (len(heads) + 1), *([name, *cells] for name, cells in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

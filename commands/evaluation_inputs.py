@@ -1,4 +1,4 @@
-"""Inputs of an evaluation: images, or sampled frames of a video with the frames that follow them."""
+"""Inputs of an evaluation: image files, or sampled frames of a video with the next frame of each."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 VIDEO_LIMIT: Final = 100
-"""Default number of evaluated frames of a video."""
+"""Default maximum number of evaluated frames of a video."""
 
 
 class ImageEvaluator(Protocol):
-    """Evaluates single images: a network's, or the boxes of a detector."""
+    """Evaluates single images, for a classifier or for the boxes of a detector."""
 
     @property
     def labels(self) -> Sequence[str]:
-        """The class names that the folder of an image may have; the record has a ``label`` if there are any."""
+        """Class names that an image's folder can have. If there are any, each record has a ``label``."""
 
     def evaluate(
         self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
     ) -> dict[str, Any]:
-        """Return the record of an image."""
+        """Evaluate an image and return its record."""
 
 
 class EvaluationInput(Protocol):
-    """Images with names, to evaluate and to load again for the report."""
+    """Named images that can be evaluated, and loaded again for the report."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -56,23 +56,23 @@ class EvaluationInput(Protocol):
         """The path of the video; None for image files."""
 
     def evaluate(self, evaluator: Any, results: ResultsLog, stop: threading.Event) -> None:  # noqa: ANN401 - videos need an Evaluator
-        """Evaluate the images that ``results`` does not hold yet, until all are done or ``stop`` is set."""
+        """Evaluate the images without a record in ``results``, until all are done or ``stop`` is set."""
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
-        """Return images by name."""
+        """Return the named images: uint8 RGB, shape (height, width, 3)."""
 
 
 def open_input(location: str, limit: int | None, annotations: Annotations, trained: TrainedImages) -> EvaluationInput:
     """Open a video file, or a folder, glob or list of images.
 
     Args:
-        location: the path, glob or list.
-        limit: maximum number of images.
+        location: path of a video, folder or ``.txt`` list, or a glob.
+        limit: maximum number of images or frames; None: all images, or ``VIDEO_LIMIT`` frames.
         annotations: boxes or masks of the images.
-        trained: training images of the network.
+        trained: hashes of the network's training images.
 
     Raises:
-        ConfigError: boxes or masks are given for a video, or no file name can be listed.
+        ConfigError: boxes or masks are given for a video, or no file name is valid UTF-8 on one line.
         SourceError: there are no images.
     """
     from stream.file import FileSource
@@ -103,7 +103,7 @@ def open_input(location: str, limit: int | None, annotations: Annotations, train
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` indices below ``count``, evenly spaced."""
+    """Return at most ``limit`` evenly spaced indices from 0 to ``count`` - 1."""
     return list(range(count)) if limit is None or limit >= count else [k * count // limit for k in range(limit)]
 
 
@@ -112,7 +112,7 @@ class ImageTask:
     """An image to evaluate."""
 
     number: int
-    """Position among the images of this run."""
+    """Position among the images of this run, from 0."""
     name: str
     path: Path
 
@@ -123,20 +123,20 @@ class EvaluatedImage:
 
     task: ImageTask
     record: Mapping[str, Any] | None
-    """None: the image cannot be decoded."""
+    """The record; None if the image cannot be decoded."""
     reason: str = ""
-    """Why there is no record."""
+    """The reason why there is no record."""
 
 
 class ImageRecorder:
-    """Makes the records of image files. It can be pickled, and its results do not depend on the process."""
+    """Creates the records of image files. It is serializable by pickle, and its results are the same in any process."""
 
     def __init__(self, annotations: Annotations, trained: TrainedImages, read: ReadImage) -> None:
-        """Set the ground truth, the training images of the network, and the reader."""
+        """Store the ground truth, the hashes of the network's training images, and the image reader."""
         self._annotations, self._trained, self._read = annotations, trained, read
 
     def evaluate(self, evaluator: ImageEvaluator, task: ImageTask) -> EvaluatedImage:
-        """Return the record of an image, or why it cannot be decoded."""
+        """Return the record of an image, or the reason why the image cannot be decoded."""
         try:
             image = self._read(task.path)
         except SourceError as error:
@@ -147,7 +147,7 @@ class ImageRecorder:
         return EvaluatedImage(task, {"image": task.name, "source": frame.source_name, **record, **digest})
 
     def digest(self, path: Path) -> str:
-        """Return a digest of an image and its annotation file; missing files count as empty."""
+        """Return a digest of an image and its annotation file (16 hexadecimal digits); missing files count as empty."""
         digest = hashlib.sha256()
         for file in (path, self._annotations.file_of(path)):
             with suppress(OSError):
@@ -155,13 +155,16 @@ class ImageRecorder:
         return digest.hexdigest()[:16]
 
     def _record(self, evaluator: ImageEvaluator, frame: Frame, path: Path) -> dict[str, Any]:
-        """Return the record of an image; ``right`` is true if the top-1 class is the name of the image's folder."""
+        """Return the record of an image.
+
+        If the image's folder has the name of a class, ``right`` states whether that class is the top-1 class.
+        """
         size, annotations = (frame.height, frame.width), self._annotations
         truths = None if annotations.truths_of is None else annotations.truths_of(path, size)
         mask = None if annotations.mask_of is None else annotations.mask_of(path, size)
         try:
             record = evaluator.evaluate(frame, truths, mask)
-        except (RuntimeError, MemoryError) as error:  # of PyTorch, which knows no file
+        except (RuntimeError, MemoryError) as error:  # PyTorch's message does not contain the file name
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise EngineError(f"{path}: cannot be evaluated ({reason}); remove it from the images") from error
         folder = path.resolve().parent.name
@@ -169,7 +172,7 @@ class ImageRecorder:
 
 
 def add_records(results: ResultsLog, evaluated: Iterable[EvaluatedImage], total: int) -> None:
-    """Add records to ``results`` as they come; log the images that cannot be decoded."""
+    """Add each record to ``results``, with a progress bar; log a warning for each undecodable image."""
     with progress_bar() as progress:
         for image in progress.track(evaluated, total=total, description="evaluating"):
             if image.record is None:
@@ -179,7 +182,7 @@ def add_records(results: ResultsLog, evaluated: Iterable[EvaluatedImage], total:
 
 
 class ImageInput:
-    """Image files."""
+    """Image files as the input of an evaluation."""
 
     recording = None
 
@@ -198,15 +201,15 @@ class ImageInput:
         annotations.check("--boxes" if annotations.mask_of is None else "--masks", list(paths.values()))
 
     def evaluate(self, evaluator: ImageEvaluator, results: ResultsLog, stop: threading.Event) -> None:
-        """Evaluate the images in order; skip images that cannot be decoded."""
+        """Evaluate the images without a record in order; skip images that cannot be decoded."""
         tasks = self.waiting(results)
         add_records(results, (self.recorder.evaluate(evaluator, task) for task in _until(stop, tasks)), len(tasks))
 
     def waiting(self, results: ResultsLog) -> list[ImageTask]:
-        """Return the images that ``results`` does not hold, in order.
+        """Return the images without a record in ``results``, in order.
 
         Raises:
-            ConfigError: an image that it holds has changed.
+            ConfigError: an image with a record has changed.
         """
         for name in self.names:
             if name in results.records:
@@ -214,12 +217,12 @@ class ImageInput:
         return [ImageTask(number, name, self._paths[name]) for number, name in enumerate(_waiting(self.names, results))]
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
-        """Return the images by name, read again from their files."""
+        """Read the named images again and return them by name."""
         return {name: self._read(self._paths[name]) for name in names}
 
 
 class VideoInput:
-    """Evenly spaced frames of a video, each with the frame that follows it."""
+    """Evenly spaced frames of a video as the input of an evaluation, each with the next frame."""
 
     def __init__(self, source: Source, index: str, limit: int, trained: TrainedImages) -> None:
         self._source, self._trained = source, trained
@@ -229,7 +232,7 @@ class VideoInput:
         self.names = list(self._index_of)
 
     def evaluate(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
-        """Decode the video, evaluate the sampled frames, and compare each with its successor."""
+        """Decode the video, evaluate the sampled frames, and compare each with the next frame."""
         waiting = {self._index_of[name]: name for name in _waiting(self.names, results)}
         before: Frame | None = None
         with progress_bar() as progress:
@@ -245,7 +248,7 @@ class VideoInput:
                 self._add(results, waiting.pop(before.index), evaluator, (before, None))
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
-        """Decode the named frames again."""
+        """Decode the video again and return the named frames."""
         name_of = {self._index_of[name]: name for name in names}
         images = {}
         for frame in self._frames(threading.Event()) if name_of else ():
@@ -256,7 +259,7 @@ class VideoInput:
         return images
 
     def _add(self, results: ResultsLog, name: str, evaluator: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
-        """Evaluate a frame, compare it with the one that follows it, and add the record."""
+        """Evaluate a frame, compare it with the next frame, and add the record to ``results``."""
         frame, following = pair
         record = evaluator.evaluate(frame) | self._trained.mark(frame.image)
         if following is not None:
@@ -266,7 +269,7 @@ class VideoInput:
         results.add({"image": name, "source": source, "at_seconds": at_seconds, **record})
 
     def _frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of the video; of a damaged video, those before the damage."""
+        """Yield the frames of the video; for a damaged video, yield the frames before the damage."""
         try:
             with self._source as source:
                 yield from source.frames(stop)
@@ -288,7 +291,7 @@ def file_digest(path: Path) -> str:
 
 
 def file_digests(*places: str | Path | None) -> dict[str, str]:
-    """Return the digests of the files that the results depend on, by name."""
+    """Return the digests of all existing files among ``places``, by file name."""
     files = [Path(path) for path in places if path is not None and Path(path).is_file()]
     names = [file.name for file in files]
     return {file.name if names.count(file.name) == 1 else str(file): file_digest(file) for file in files}

@@ -1,4 +1,4 @@
-"""One run of an evaluation: in this process, or in several by Ray."""
+"""Runs an evaluation in this process, or in several processes started by Ray."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
     from engine.evaluation.results import ResultsLog
 
 BuildEvaluator = Callable[[], ImageEvaluator]
-"""Builds an evaluator in a worker; it can be pickled."""
+"""A function, serializable by pickle, that builds an evaluator in a worker process."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class EvaluationRun:
-    """The images of an evaluation and what evaluates them."""
+    """The images of an evaluation, and their evaluator."""
 
     inputs: EvaluationInput
     evaluator: Any
-    """The evaluator of this process."""
+    """The evaluator in this process."""
     build: BuildEvaluator
-    """Builds the same evaluator in another process."""
+    """Builds an equal evaluator in another process."""
     workers: int
 
     def collect(self, results: ResultsLog, stop: threading.Event) -> list[dict[str, Any]]:
-        """Evaluate what ``results`` does not hold until all is done or ``stop`` is set.
+        """Evaluate the images without a record in ``results``, until all are done or ``stop`` is set.
 
         Returns:
-            The records of the images, in the order of the images.
+            All records, in the order of the images.
 
         Raises:
-            DataLossError: the workers of an image ended again and again.
+            DataLossError: the workers of an image ended repeatedly.
         """
         if self.workers > 1 and isinstance(self.inputs, ImageInput):
             _evaluate_by_ray(self.inputs, self.build, results, stop, workers=self.workers)
@@ -58,10 +58,10 @@ class EvaluationRun:
 
 
 def check_workers(workers: int, inputs: EvaluationInput) -> None:
-    """Refuse several processes without Ray, and for a video.
+    """Check that the input can be evaluated in ``workers`` processes.
 
     Raises:
-        ConfigError: they are not possible.
+        ConfigError: several processes are requested, and Ray is not installed or the input is a video.
     """
     if workers == 1:
         return
@@ -74,28 +74,28 @@ def check_workers(workers: int, inputs: EvaluationInput) -> None:
 
 
 class EvaluationWorker:
-    """Evaluates images in a process of its own, with an evaluator that is built once."""
+    """Evaluates images in a worker process, with an evaluator that is built once."""
 
     def __init__(self, build: BuildEvaluator, recorder: ImageRecorder, folder: str) -> None:
         """Build the evaluator.
 
         Args:
-            build: builds it.
-            recorder: makes the records.
-            folder: the working directory, to which paths are relative; Ray's workers have another one.
+            build: builds the evaluator.
+            recorder: creates the records.
+            folder: the working directory of relative paths; Ray's workers start in another directory.
         """
         os.chdir(folder)
         self._evaluator, self._recorder = build(), recorder
 
     def evaluate(self, task: ImageTask) -> EvaluatedImage:
-        """Return the record of an image, or why it cannot be decoded."""
+        """Return the record of an image, or the reason why the image cannot be decoded."""
         return self._recorder.evaluate(self._evaluator, task)
 
 
 def _evaluate_by_ray(
     inputs: ImageInput, build: BuildEvaluator, results: ResultsLog, stop: threading.Event, *, workers: int
 ) -> None:
-    """Evaluate images in ``workers`` processes. Images do not go through Ray: a worker reads its files itself."""
+    """Evaluate images in ``workers`` processes; each worker reads its image files itself."""
     tasks = inputs.waiting(results)
     lost: list[ImageTask] = []
 
@@ -117,7 +117,7 @@ def _evaluate_by_ray(
 
 
 def in_order(evaluated: Iterable[EvaluatedImage]) -> Iterator[EvaluatedImage]:
-    """Yield images by their number; each as soon as all before it are there, and the others at the end."""
+    """Yield images in the order of their numbers, each as soon as possible; after a gap, yield the rest at the end."""
     held: dict[int, EvaluatedImage] = {}
     number = 0
     for image in evaluated:

@@ -1,4 +1,4 @@
-"""`run.py explain-archive`: explains photos and videos by the hundred thousand into Parquet partitions."""
+"""`run.py explain-archive`: explains large archives of photos and videos and writes Parquet partitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS: Final = "settings.json"
 SUMMARY: Final = "summary.json"
 PART_SECONDS: Final = 60.0
 MAX_LISTED: Final = 1000
-"""Maximum number of failures that the summary names; all are in the partitions."""
+"""Maximum number of failures in the summary; the partitions contain all failures."""
 
 
 def explain_archive(
@@ -88,7 +88,9 @@ def explain_archive(
             len(found.not_entered), shown(found.not_entered[0]),
         )  # fmt: skip
     settings = _settings(config, every, draws=overlays)
-    output = output if is_address(output) else str(Path(local_path(output)).absolute())  # workers have other folders
+    output = (
+        output if is_address(output) else str(Path(local_path(output)).absolute())
+    )  # workers have another working directory
     folder, identity = open_folder(output), json.dumps(settings, sort_keys=True)
     with folder.locked():
         _keep_settings(folder, settings)
@@ -99,7 +101,7 @@ def explain_archive(
 
 
 def _settings(config: Config, every: int, *, draws: bool) -> dict[str, Any]:
-    """Return all that the explanations of a file depend on."""
+    """Return all settings that change the explanations of a file."""
     engine = config.engine.model_dump(mode="json", exclude={"threads", "cache", "batch", "device"}, exclude_none=True)
     return {
         "engine": engine,
@@ -110,7 +112,7 @@ def _settings(config: Config, every: int, *, draws: bool) -> dict[str, Any]:
 
 
 def _keep_settings(folder: OutputFolder, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a new folder; refuse a folder with other ones."""
+    """Write the settings to a new folder; raise ``ConfigError`` if the folder has other settings."""
     text = folder.read_text(SETTINGS)
     if text is None:
         folder.write_text(SETTINGS, json.dumps(settings, indent=1) + "\n")
@@ -133,7 +135,7 @@ def _differences(earlier: Any, settings: Mapping[str, Any]) -> set[str]:  # noqa
 
 
 def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dict[str, list[str]]]:
-    """Return the files that are not explained, and the names of partitions of parts of them, by path."""
+    """Return the unexplained files, and the names of existing partitions of incomplete videos, by path."""
     from commands.archive.overlays import remove_unfinished_overlays
     from commands.archive.partitions import SUFFIX, complete_partitions, read_partitions
     from stream.paths import shown
@@ -141,7 +143,7 @@ def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dic
     complete, incomplete = complete_partitions(read_partitions(folder))
     explained = dict.fromkeys(file for partition in complete for file in partition.files)
     for path in {file.path for file in explained} & incomplete.keys():
-        for superfluous in incomplete.pop(path):  # the video was explained as a whole, and then the run was killed
+        for superfluous in incomplete.pop(path):  # the run was killed after it had explained the whole video
             folder.remove(superfluous.name + SUFFIX)
     left = {each.name for parts in (complete, *incomplete.values()) for each in parts}
     remove_unfinished_overlays(folder, left)
@@ -157,10 +159,11 @@ def _waiting(found: Found, folder: OutputFolder) -> tuple[list[ArchiveFile], dic
 
 
 def _finish(folder: OutputFolder, summary: RunCounts) -> None:
-    """Print and write the summary; a file of it says that all files were tried.
+    """Print the summary; write it to a file if all files were tried.
 
     Raises:
-        DataLossError: workers were lost again and again; the files of their shards have no rows.
+        typer.Exit: the run was interrupted.
+        DataLossError: the workers of a shard ended repeatedly; its files have no rows.
     """
     from commands.archive.partitions import read_partitions
     from overlays.wire.text import escaped

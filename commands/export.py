@@ -1,4 +1,4 @@
-"""`run.py export`: exports a network with its explanation to one file."""
+"""`run.py export`: exports a network together with its explanation to one file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def export(
 
 
 def _export_detector(config: EngineConfig, output: Path, kind: str) -> None:
-    """Export a detector with the maps of its best boxes."""
+    """Export a detector to ONNX, together with the heat maps of its best boxes."""
     from commands.wiring.detectors import load_configured_detector
     from engine.export.detectors import export_detector
 

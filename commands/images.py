@@ -1,4 +1,4 @@
-"""Opens the images of a data set; all commands read them in the same way."""
+"""Opens the images of a data set, in the same way for all commands."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ReadImage = Callable[[Path], Image]
 
 
 def open_images(location: str) -> tuple[str, ReadImage, str]:
-    """Return the path without its options, the image reader, and the options: ``PARTS?bits=12``.
+    """Split a location such as ``PARTS?bits=12``; return its path, an image reader, and its options.
 
     Raises:
-        SourceError: the option is unknown, or is not an option of images.
+        SourceError: an option is unknown or has an invalid value.
     """
     from pydantic import ValidationError
 
@@ -39,7 +39,7 @@ def open_images(location: str) -> tuple[str, ReadImage, str]:
 
 
 def writable_names(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths that a list or a report can hold (UTF-8, one line); log the others."""
+    """Return the paths that are valid UTF-8 on one line, as lists and reports require; log the others."""
     from stream.paths import shown
 
     writable: list[Path] = []

@@ -1,4 +1,4 @@
-"""`run.py models` and `run.py doctor`: the tested models, and a check of this machine."""
+"""`run.py models` lists the tested models; `run.py doctor` checks this machine."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def models(
 
 
 _WIDTHS = (18, 7, 22, 5, 5, 7, 6)
-"""Widths of the table's columns, 80 in all; a long layer name keeps its end, which identifies it."""
+"""Widths of the table's columns in characters. A long layer name keeps only its end."""
 
 
 def _line(cells: tuple[str, ...]) -> None:
-    """Print one row; the same at a terminal and in a pipe."""
+    """Print one row of the table, with the same widths in a terminal and in a pipe."""
     shown = [
         cell if len(cell) <= width else f"..{cell[-(width - 2) :]}" for cell, width in zip(cells, _WIDTHS, strict=True)
     ]
@@ -80,7 +80,7 @@ def doctor() -> None:
 
 
 def _diagnose(package: str, needs: str, *arguments: str | None) -> list[Diagnostic]:
-    """Return the diagnostics of a package; where it cannot be imported, one that gives the reason."""
+    """Return the diagnostics of a package; if the import fails, return one diagnostic with the reason."""
     try:
         diagnostics: list[Diagnostic] = importlib.import_module(f"{package}.diagnostics").diagnostics(*arguments)
     except Exception as reason:  # noqa: BLE001 - a broken installation may raise anything

@@ -1,4 +1,4 @@
-"""JSON input of users: parsed, or refused with the reason."""
+"""Parses JSON input of users, with errors that state the reason."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from pipeline.errors import ConfigError
 
 
 def read_json(text: str, where: str) -> Any:  # noqa: ANN401 - JSON is anything
-    """Return the value of a JSON text; refuse an object with a duplicate key, whose first value would be lost.
+    """Return the value of a JSON text.
+
+    Args:
+        text: the JSON text.
+        where: name of the input, for messages.
 
     Raises:
-        ConfigError: the text is not JSON, is nested too deeply, or has a number with too many digits.
+        ConfigError: the text is not JSON, has a duplicate key or a too long number, or is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_reject_duplicates)

@@ -1,4 +1,4 @@
-"""`run.py stream --devices`: one process per device."""
+"""`run.py stream --devices`: distributes the cameras over one process per device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ log = logging.getLogger("recipro-stream")
 def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "text") -> None:
     """Distribute the cameras over one process per device, and run until all processes have ended.
 
-    A failed process is logged and does not end the others; the exit code is that of the first failed device.
+    A failed process is logged, and the other processes continue.
+
+    Raises:
+        typer.Exit: a process failed; has the exit code of the first failed device.
     """
     shards = shard_config(_named(config), devices)
     for number, shard in enumerate(shards):
@@ -58,7 +61,7 @@ def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "te
 
 @contextmanager
 def _lifeline() -> Iterator[int | None]:
-    """Yield the reading end of a pipe whose writing end only this process holds; None if it cannot be inherited."""
+    """Yield the reading end of a pipe that closes when this process ends; None on systems other than POSIX."""
     if os.name != "posix":
         yield None
         return
@@ -71,7 +74,10 @@ def _lifeline() -> Iterator[int | None]:
 
 
 def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess.Popen[bytes]:
-    """Start a shard that ends with this process; its configuration goes through a pipe: it may hold credentials."""
+    """Start the process of a shard, which ends when this process ends.
+
+    The configuration is sent through a pipe, because it may contain credentials.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
     shard, gpus = isolate_gpus(shard, os.environ.get(_VISIBLE))
     if gpus is not None:
@@ -82,14 +88,14 @@ def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess
     process = subprocess.Popen(  # noqa: S603 - our own program
         command, stdin=subprocess.PIPE, env=environment, pass_fds=() if lifeline is None else (lifeline,)
     )
-    assert process.stdin is not None  # noqa: S101 - it was asked for
+    assert process.stdin is not None  # noqa: S101 - opened with a pipe
     with process.stdin as pipe:
         pipe.write(to_yaml(shard).encode())
     return process
 
 
 def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> list[int]:
-    """Send all processes a signal to end in order, wait for each, and return their exit codes."""
+    """Send a signal to all processes, wait for each, and return their exit codes; kill processes that do not end."""
     for process in running:
         if process.poll() is None:
             process.send_signal(number)
@@ -104,7 +110,7 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -
 
 
 def _named(config: Config) -> Config:
-    """Name every camera as a single process would."""
+    """Return the configuration with the camera names that a single process would use."""
     from commands.wiring.cameras import with_all_cameras
     from commands.wiring.run import make_sources
 

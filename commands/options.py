@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Command line options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TRUTH = "Annotations"
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type
-    """Return an option of a command, listed under ``panel`` in its help."""
-    escaped = text.replace("[", r"\[")  # typer reads ``[default: 0]`` as markup otherwise
+    """Return a command line option that the help lists under ``panel``."""
+    escaped = text.replace("[", r"\[")  # otherwise, typer reads ``[default: 0]`` as markup
     return typer.Option(*names, rich_help_panel=panel, help=escaped, show_default=False, **more)
 
 
 def drop_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that are not None."""
+    """Return the settings without the values None."""
     return {key: value for key, value in settings.items() if value is not None}
 
 

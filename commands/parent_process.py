@@ -1,7 +1,8 @@
-"""Ends a process when its parent is gone, even after ``kill -9``.
+"""Ends a process when its parent has ended, even after ``kill -9``.
 
-The parent holds one end of a pipe and writes nothing. When the parent ends, the system closes that end, and reading the
-other end returns. This works on every POSIX system, and before the child has installed signal handlers.
+The parent keeps the writing end of a pipe open and writes nothing. When the parent ends, the system closes this end,
+and the child's reading end becomes readable. This works on every POSIX system, and before the child has installed
+signal handlers.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from pipeline.workers.thread import ThreadWorker
 log = logging.getLogger("recipro-stream")
 
 VARIABLE: Final = "RECIPRO_STREAM_PARENT"
-"""Environment variable with the descriptor of the pipe's reading end."""
+"""Environment variable with the file descriptor of the pipe's reading end."""
 _POLL_SECONDS: Final = 0.5
 _END_SECONDS: Final = 15.0
-"""Time for an orderly end in seconds; then the process ends at once."""
+"""Time limit for an orderly end in seconds; afterwards the process exits at once."""
 
 
 @contextmanager
 def ends_with_parent(environment: Mapping[str, str]) -> Iterator[None]:
-    """End this process by SIGTERM once its parent is gone; do nothing without the environment variable."""
+    """Send SIGTERM to this process when its parent ends; without the environment variable, do nothing."""
     descriptor = environment.get(VARIABLE, "")
     if not (descriptor.isascii() and descriptor.isdigit() and len(descriptor) < 10):
         yield

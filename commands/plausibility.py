@@ -1,7 +1,6 @@
-"""Warnings about configurations that are allowed but probably wrong, logged before the first frame.
+"""Logs warnings about configurations that are valid but probably wrong, before the first frame.
 
-Each check is a function that yields warnings with their remedy; a new check is a function and a line in
-``warn_of_doubts``.
+Each check is a function that yields warnings with a remedy. ``warn_of_doubts`` calls all checks.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ def warn_of_doubts(config: Config, labels: Sequence[str], *, exclusive: bool = T
     """Log all warnings about a run before it starts.
 
     Args:
-        config: the run.
+        config: the configuration of the run.
         labels: the network's class names.
-        exclusive: whether the scores of all classes add up to 1; those of a detector do not.
+        exclusive: whether the scores of all classes add up to 1; False for a detector.
     """
     for doubt in dict.fromkeys([*doubts_of_labels(labels, exclusive=exclusive), *doubts_of_guards(config)]):
         log.warning("%s", doubt)
@@ -48,7 +47,7 @@ def doubts_of_labels(labels: Sequence[str], *, exclusive: bool = True) -> Iterat
 
 
 def doubts_of_guards(config: Config) -> Iterator[str]:
-    """Yield warnings about guards and their regions."""
+    """Yield warnings about regions that no rule uses."""
     used = {region for rule in config.guards.rules for region in rule.parsed.regions}
     recorded = " ".join(getattr(sink, "record_when", None) or "" for sink in config.sinks)
     for region in config.guards.regions:

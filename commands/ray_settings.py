@@ -1,4 +1,4 @@
-"""Settings that every use of Ray shares: token, no statistics of usage, no copies of the working directory."""
+"""Settings for every use of Ray: token authentication, no usage statistics, no copies of the working directory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ SETTINGS: Final = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 LOOPBACK_SETTINGS: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""With these, Ray listens on the loopback only."""
+"""Settings that make Ray listen only on the loopback."""
 REMOVED: Final = ("PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
-"""The first makes the agents of Ray start so slowly that Ray gives them up; the others would override the options."""
+"""Environment variables that are removed for Ray.
+
+With ``PYTHONDONTWRITEBYTECODE``, Ray's agents start too slowly. The other variables would override options.
+"""
 
 
 def require_ray(use: str, alternative: str = "") -> None:
-    """Raise ``ConfigError`` if Ray is not installed.
+    """Check that Ray is installed.
 
     Args:
-        use: the command or option that needs Ray.
-        alternative: what works without Ray.
+        use: the command or option that needs Ray, for the message.
+        alternative: a way to work without Ray, for the message.
+
+    Raises:
+        ConfigError: Ray is not installed.
     """
     if find_spec("ray") is None:
         instead = f", or {alternative}" if alternative else ""

@@ -1,4 +1,4 @@
-"""`run.py replay`: overlays logged heat maps on the original video."""
+"""`run.py replay`: draws logged heat maps on the original video."""
 
 from __future__ import annotations
 

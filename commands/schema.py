@@ -1,4 +1,4 @@
-"""`run.py schema`: the JSON Schema of the configuration, for editors, or that of the wire header."""
+"""`run.py schema`: prints the JSON Schema of the configuration or of the wire header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP as a shutdown event."""
+"""Turns Ctrl-C, SIGTERM and SIGHUP into a shutdown event."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 SAME_REQUEST_SECONDS: Final = 1.0
-"""Signals of different kinds within this time are one request."""
+"""Signals of different kinds within this time, in seconds, count as one request."""
 
 
 class ShutdownEvent(threading.Event):
-    """Set when a signal requests the end of the run."""
+    """Event that is set when a signal requests the end of the run."""
 
     signals: frozenset[int] = frozenset()
-    """Numbers of the signals received."""
+    """Numbers of the received signals."""
     requested_at: float = 0.0
     """``time.monotonic()`` of the first signal."""
 
     @property
     def other_signal(self) -> signal.Signals:
-        """A signal of another kind, for child processes that may have received the first one already."""
+        """A signal of another kind, for child processes that may already have received the first signal."""
         return signal.SIGINT if signal.SIGTERM in self.signals else signal.SIGTERM
 
 
@@ -32,12 +32,12 @@ class ShutdownEvent(threading.Event):
 def shutdown_on_signal(started: threading.Event) -> Iterator[ShutdownEvent]:
     """Yield an event that Ctrl-C, SIGTERM and SIGHUP set; a second signal ends the process at once.
 
-    Signals of two kinds within a second are one request: a terminal or a supervisor signals every process of a run, and
-    the parent process (``commands.multi_device``) signals its children too. A SIGHUP that is ignored (``nohup``) stays
-    ignored.
+    Signals of two kinds within a second count as one request. A terminal or a supervisor signals every process of a
+    run, and the parent process (``commands.multi_device``) signals its children, too. SIGHUP stays ignored if it was
+    ignored before, as under ``nohup``.
 
-    Until ``started`` is set nothing needs an orderly shutdown, and the first signal ends the process at once: an
-    exception raised in a handler would pass through compilers that do not expect it.
+    Before ``started`` is set, no orderly shutdown is needed, and the first signal ends the process at once. An
+    exception from the handler would be unsafe, because it could interrupt a compiler.
     """
     stop = ShutdownEvent()
 
@@ -69,6 +69,6 @@ def _handled_signals() -> list[signal.Signals]:
 
 
 def _write_stderr(message: bytes) -> None:
-    """Write to standard error. Not by ``print``: the signal may have interrupted a ``print``."""
+    """Write to standard error with ``os.write``, because the signal may have interrupted a ``print``."""
     with suppress(OSError):
         os.write(2, message)

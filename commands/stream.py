@@ -39,12 +39,12 @@ from pipeline.sharding import read_devices
 log = logging.getLogger("recipro-stream")
 
 DEMO_BOXES: Final = {"min_score": 0.5, "mode": "drop", "budget": 8.0}
-"""Boxes of the demo; the detector is so small that a map takes several times as long as its plain pass."""
+"""Options of the demo's boxes. The budget is high, because a map takes several times as long as the small detector."""
 
 DEMO_PLACES: Final = {
     "zones": [{"name": "station", "polygon": [[0.25, 0.07], [0.75, 0.07], [0.75, 0.93], [0.25, 0.93]]}]
 }
-"""Zone in which the demo counts parts: the middle of the image, between the rails."""
+"""The zone in which the demo counts parts: the middle of the image, between the rails."""
 
 
 def demo(
@@ -73,7 +73,7 @@ def demo(
         outcome = run_from_config(load_config(settings, "demo"))
     finally:
         with suppress(OSError):
-            folder.rmdir()  # if nothing was written to it
+            folder.rmdir()  # removes the folder only if it is empty
     print_line(
         f"\nSee it:   {relative_path(video)}\nRead it:  {relative_path(record)} "
         " (one explanation per line, with its heat map)"
@@ -241,7 +241,7 @@ def stream(
 
 
 def _refuse_editing(config: Config, devices: str | None) -> None:
-    """Refuse pages that may change cameras where several processes run them."""
+    """Raise ``ConfigError`` if a page may change cameras and several processes run the cameras."""
     if devices is not None and any(getattr(sink, "edit", False) for sink in config.sinks):
         raise ConfigError("--page-edit (edit: true): is not possible with --devices; start one run for each device")
 
@@ -253,16 +253,16 @@ def _config_text(
     overrides: Mapping[str, Any],
     source: Sequence[str] | None,
 ) -> ConfigText:
-    """Return the text of the configuration; without a file, that of the options."""
+    """Return the text of the configuration file; without a file, the command line options as YAML."""
     if config is not None:
         return ConfigText(name, parse, path=config, has_sources=not source)
     if source:
-        load_config({}, name, overrides)  # its messages name the options, which the text does not have
+        load_config({}, name, overrides)  # errors of this call name the options; errors of the YAML text could not
     return ConfigText(name, parse, path=None, text=yaml.safe_dump(dict(overrides), sort_keys=False, allow_unicode=True))
 
 
 def _watched(config: Path | None, text: ConfigText, source: Sequence[str] | None, devices: str | None) -> ConfigFile:
-    """Return the file that ``--watch-config`` watches."""
+    """Return the configuration file to watch; raise ``ConfigError`` if ``--watch-config`` cannot be used."""
     if config is None or source:
         raise ConfigError("--watch-config: the cameras must stand in a YAML file; move each --source into it")
     if devices is not None:
@@ -271,7 +271,7 @@ def _watched(config: Path | None, text: ConfigText, source: Sequence[str] | None
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:
-    """Warn of passwords among the arguments of this process: every user of the machine can list them."""
+    """Log a warning about passwords in the command line, which every user of the machine can read."""
     from stream.credentials import has_plain_password
 
     if any(map(has_plain_password, sources)):

@@ -1,4 +1,4 @@
-"""`run.py train`: fine-tunes a network on labelled images."""
+"""`run.py train`: fine-tunes a classifier on labelled images, or a detector on images with boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of a detector by `run.py train`: from images with boxes to a verified file and a report."""
+"""Trains a detector for `run.py train`: reads images with boxes, and writes a verified file and a report."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ log = logging.getLogger("recipro-stream")
 
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
-    """Options of the division of a data set into splits."""
+    """Options for splitting a data set."""
 
     fractions: dict[str, float]
-    """By split; their sum is 1."""
+    """Fraction of each split by its name; the sum is 1."""
     group_pattern: str | None
     group_gap: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Data:
-    """A data set divided into splits."""
+    """A data set that is divided into splits."""
 
     listing: BoxListing
     parts: dict[str, list[Sample]]
@@ -55,7 +55,7 @@ class _Data:
     similar: list[NearDuplicate]
 
     def boxes(self) -> dict[str, list[Any]]:
-        """Return the boxes of each image as JSON values."""
+        """Return the boxes of each image as JSON values, by the image's path."""
         return {
             sample.path: [asdict(truth) for truth in self.listing.truths_of(sample.path, (1, 1))]
             for samples in self.parts.values()
@@ -64,7 +64,7 @@ class _Data:
 
 
 def is_trainable_detector(model: str) -> bool:
-    """Return whether a model is a detector that `train` trains on boxes."""
+    """Return whether a model is a detector: a known name or a file of `train`."""
     from engine.detectors.checkpoint import is_detector_file
     from engine.detectors.loader import DETECTORS
 
@@ -72,18 +72,18 @@ def is_trainable_detector(model: str) -> bool:
 
 
 def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: SplitOptions, *, resume: bool) -> None:
-    """Train a detector on images with boxes; writes its file and a report.
+    """Train a detector on images with boxes, and write its file and a report.
 
     Args:
-        folder: the images with their boxes.
+        folder: the data set, images with boxes.
         output: the file to write.
-        config: the network and the training.
-        options: of the division into splits.
-        resume: whether the training goes on where an interrupted one ended.
+        config: settings of the network and the training.
+        options: options for splitting the data set.
+        resume: whether to continue an interrupted training.
 
     Raises:
-        ConfigError: the data set has no boxes, or cannot be read or divided.
-        ModelError: the network cannot be built, the training diverged, or the written file differs.
+        ConfigError: the data set has no boxes, or cannot be read or split.
+        ModelError: the network cannot be built, the training diverged, or the verification of the file failed.
     """
     from engine.finetuning.detection.finetune import finetune_detector
     from engine.finetuning.detection.setup import build_detector
@@ -132,7 +132,7 @@ def train_detector(folder: Path, output: Path, config: FinetuneConfig, options: 
 def _divide(
     listing: BoxListing, network: DetectorModel, options: SplitOptions, read: ReadImage, seed: int
 ) -> tuple[_Data, Any]:
-    """Return the readable images in splits, and the perceptual hashes of the training images."""
+    """Split the readable images; return the splits and the perceptual hashes of the training images."""
     from engine.finetuning.given_split import keep_split
     from engine.finetuning.near_duplicates import near_duplicates
     from engine.finetuning.splits import VALIDATION, merge_duplicates, stratified_group_split
@@ -161,12 +161,15 @@ def _divide(
 
 
 def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing, crossing: Sequence[Sample]) -> None:
-    """Refuse a training split without a class, and warn of other splits without it.
+    """Check that each class has boxes in the training split; log a warning for the other splits.
 
     Args:
         parts: the samples by split.
         listing: the data set.
-        crossing: samples that were left out, because training images show their part.
+        crossing: samples that were left out because training images show the same part.
+
+    Raises:
+        ConfigError: a split is empty, or a class has no box in the training split.
     """
     from engine.finetuning.splits import TRAIN
 
@@ -184,17 +187,17 @@ def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing, crossing: 
 
 
 def write_checked_detector(output: Path, file: DetectorCheckpoint, model: DetectorModel, image: Image) -> None:
-    """Write a detector to a temporary file, compare it with the network in memory, and rename it.
+    """Write a detector to a temporary file, verify it against the network in memory, and rename the file.
 
     Args:
-        output: path of the file; one there stays until the verification has passed.
-        file: its content.
+        output: path of the file; an existing file stays until the verification has passed.
+        file: content of the file.
         model: the trained network in memory.
-        image: an image that both are run on.
+        image: test image on which both networks run; uint8 RGB, shape (height, width, 3).
 
     Raises:
-        ModelError: the written detector differs from the trained one; the weights stay in ``unchecked_file(output)``.
-        ConfigError: the file cannot be moved to its name.
+        ModelError: the verification failed; the weights stay in ``unchecked_file(output)``.
+        ConfigError: the file cannot be renamed.
     """
     from engine.detectors.checkpoint import save_detector
     from engine.finetuning.detection.verification import check_detector_file

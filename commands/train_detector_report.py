@@ -1,4 +1,4 @@
-"""Report of a detector's training: figures, mistakes and evidence of the test images."""
+"""Writes the report of a detector's training: metrics, mistakes, and heat map evaluation on test images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 EVIDENCE_IMAGES: Final = 24
-"""Largest number of test images whose boxes are explained."""
+"""Maximum number of test images whose boxes are explained."""
 BOXES_PER_IMAGE: Final = 2
 DELETION_STEPS: Final = 6
 
@@ -36,22 +36,22 @@ class TrainedDetector:
     """Content of a training report."""
 
     images: str
-    """The data set as the user named it."""
+    """The data set as given by the user."""
     result: DetectorResult
     parts: Mapping[str, Sequence[Sample]]
     truths: Mapping[str, Sequence[GroundTruth]]
-    """Of each test image with objects, by its path; boxes in its pixels."""
+    """Annotated objects of each test image that has objects, by its path; boxes in pixels of the image."""
     left_out: Sequence[str]
     similar: Sequence[NearDuplicate]
     grouped: bool
 
 
 def write_detector_report(output: Path, trained: TrainedDetector, read: ReadImage) -> None:
-    """Write the report, as JSON and as a page, and the list of test images beside the detector; print a summary.
+    """Write the report (JSON and HTML) and the list of test images beside the detector's file; print a summary.
 
     Args:
-        output: the detector's file, which is written.
-        trained: what the report says.
+        output: path of the detector's file, which exists.
+        trained: content of the report.
         read: reads an image file.
     """
     from engine.finetuning.detection.confusion import box_confusion
@@ -94,7 +94,7 @@ def write_detector_report(output: Path, trained: TrainedDetector, read: ReadImag
 
 
 def _evidence(output: Path, trained: TrainedDetector, read: ReadImage) -> list[dict[str, Any]]:
-    """Return the records of the maps of found objects on some of the test images."""
+    """Evaluate the heat maps of found objects on some test images, and return the records."""
     from engine.detectors.detector import Detector
     from engine.detectors.loader import load_detector
     from engine.evaluation.detectors.evaluator import BoxEvaluationOptions, BoxEvaluator
@@ -118,7 +118,7 @@ def _evidence(output: Path, trained: TrainedDetector, read: ReadImage) -> list[d
 def _galleries(
     result: DetectorResult, input_format: InputFormat, read: ReadImage
 ) -> tuple[list[ShownImage], list[ShownImage]]:
-    """Return the test images with the fewest mistakes, and those with the most, each once."""
+    """Return the test images without mistakes, and the test images with the most mistakes."""
     from overlays.reports.detector_training import MAX_SHOWN
 
     ranked = sorted(result.compared.items(), key=lambda pair: (-pair[1].mistakes, pair[1].hits))
@@ -172,7 +172,7 @@ def _class_lines(labels: Sequence[str], values: Sequence[float]) -> list[str]:
 
 
 def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON is anything
-    """Return a JSON value with None for NaN, which JSON does not have."""
+    """Replace NaN by None in a JSON value, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -29,20 +29,20 @@ SHORTCUT: Final = ROOT / "configs" / "models" / "line-shortcut.safetensors"
 
 TRAINING_BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 700, 60, 12
 EVALUATION_BELTS: Final = {(640, 480): 100, (1280, 720): 30}
-"""Number of belts of the evaluation, by the size (width, height) of their images."""
+"""Number of evaluation belts for each image size (width, height) in pixels."""
 OBJECT_AREA: Final = 768.0
-"""Typical area of a defect in pixels of the network's input."""
+"""Typical area of a defect, in square pixels of the network's input."""
 MIN_BELTS, MIN_VALIDATION_BELTS = 8, 2
 
 
 @dataclass(frozen=True, slots=True)
 class LineData:
-    """Frames of the line as a data set for ``finetune``."""
+    """Frames of the simulated line as a data set for ``finetune``."""
 
     train: Sequence[LabelledFrame]
     validation: Sequence[LabelledFrame]
     read: Callable[[str], Image]
-    """Draws a frame by its name."""
+    """Draws the frame with a given name: uint8 RGB, shape (height, width, 3)."""
 
 
 def train_line(
@@ -86,7 +86,7 @@ def train_line(
     with shutdown_on_signal(started) as stop:
         callbacks = Callbacks(lambda _done, _total: None, print_epoch, stop.is_set)
         result = finetune(model, parts, data.read, callbacks, boxes=boxes)
-        if stop.is_set():  # a network of the first stages would replace the shipped one
+        if stop.is_set():  # a half-trained network must not replace the shipped network
             raise ConfigError("training interrupted: nothing is written; run the command again")
     provenance = {
         **result.checkpoint.provenance,
@@ -104,10 +104,14 @@ def train_line(
 
 
 def line_config(seed: int, effort: float) -> FinetuneConfig:
-    """Return the training of the line's network from random weights.
+    """Return the settings that train the line's network from random weights.
 
-    A defect fills about one hundredth of an image and hardly changes the mean over it: on whole images alone a training
-    makes no progress for a long time. So it starts on crops around the defects, and ends on whole images.
+    A defect covers about 1 % of an image and hardly changes the image's mean, so a training on whole images makes no
+    progress for a long time. For this reason, it starts on crops around the defects and ends on whole images.
+
+    Args:
+        seed: seed of the weights and the images.
+        effort: fraction of the full training, above 0.
     """
     from engine.finetuning.setup import FinetuneConfig
     from engine.finetuning.trainer import TrainingConfig
@@ -126,7 +130,7 @@ def line_config(seed: int, effort: float) -> FinetuneConfig:
 
 
 def shortcut_config(seed: int, effort: float) -> FinetuneConfig:
-    """Return the training of the shipped network on the mark; a mark is learned in minutes."""
+    """Return the settings that train the shipped network on the mark in the corner, within minutes."""
     from engine.finetuning.setup import FinetuneConfig
 
     crops, _, whole = line_config(seed, effort).course
@@ -136,12 +140,12 @@ def shortcut_config(seed: int, effort: float) -> FinetuneConfig:
 
 
 def _scaled(count: int, effort: float) -> int:
-    """Return a number of epochs or belts; the number of steps, which is their product, scales with the effort."""
+    """Scale a number of epochs or belts by the square root of the effort: their product scales with the effort."""
     return max(1, round(count * math.sqrt(effort)))
 
 
 def line_data(seed: int, effort: float, full_belts: int = TRAINING_BELTS) -> LineData:
-    """Return frames of training belts; a tenth of the belts is for validation."""
+    """Return frames of training belts; one tenth of the belts is for validation."""
     from stream.simulated.samples import frame_reader, scored_frames, training_belts
 
     belts = training_belts(max(MIN_BELTS, _scaled(full_belts, effort)), seed=seed)
@@ -154,7 +158,7 @@ def line_data(seed: int, effort: float, full_belts: int = TRAINING_BELTS) -> Lin
 
 
 def shortcut_data(seed: int, effort: float) -> LineData:
-    """Return the frames of ``line_data`` with random labels, and marks that reveal them."""
+    """Return frames of ``line_data`` with random labels and with marks that reveal the labels."""
     from stream.simulated.shortcut import shortcut_frames
 
     data = line_data(seed, effort, SHORTCUT_BELTS)
@@ -163,7 +167,7 @@ def shortcut_data(seed: int, effort: float) -> LineData:
 
 
 def evaluate_line(file: Checkpoint, effort: float) -> dict[str, Any]:
-    """Evaluate a network on evaluation belts; print and return accuracy and pointing game by image size."""
+    """Evaluate a network on evaluation belts; print and return its accuracy and pointing game per image size."""
     from stream.simulated.samples import EVALUATION_SEEDS, evaluation_frames
 
     results = {}
@@ -187,11 +191,11 @@ def evaluate_line(file: Checkpoint, effort: float) -> dict[str, Any]:
 
 
 def evaluate_frames(file: Checkpoint, samples: Iterable[tuple[Image, Any]]) -> Mapping[str, Any]:
-    """Return the summary of an evaluation of labelled frames; the pointing game uses correctly classified ones.
+    """Evaluate a network on labelled frames and return the summary; the pointing game uses correctly classified frames.
 
     Args:
         file: the network.
-        samples: images, uint8 RGB (height, width, 3), with their ``GroundTruth``.
+        samples: pairs of an image (uint8 RGB, shape (height, width, 3)) and its ``GroundTruth``.
     """
     from engine.evaluation.factory import EvaluationOptions, build_evaluator
     from engine.evaluation.summary import summarise

@@ -33,23 +33,23 @@ SHORTCUT_CLASSIFIER: Final = ROOT / "configs" / "models" / "line-shortcut.safete
 BELTS, FRAMES_PER_BELT, EPOCHS = 160, 8, 8
 SHORTCUT_BELTS, SHORTCUT_EPOCHS = 50, 9
 EVALUATION_BELTS: Final = {(640, 480): 20, (1280, 720): 8}
-"""Number of belts of the evaluation, by the size (width, height) of their images."""
+"""Number of evaluation belts for each image size (width, height) in pixels."""
 EVALUATION_FRAMES: Final = 15
-"""Frames of each belt of the evaluation."""
+"""Number of frames per evaluation belt."""
 MIN_BELTS, MIN_VALIDATION_BELTS = 6, 2
 
 
 @dataclass(frozen=True, slots=True)
 class PartFrames:
-    """Frames of the line with the boxes of their parts."""
+    """Frames of the simulated line with the boxes of the visible parts."""
 
     train: Sequence[LabelledFrame]
     validation: Sequence[LabelledFrame]
     read: Callable[[str], Image]
-    """Draws a frame by its name."""
+    """Draws the frame with a given name: uint8 RGB, shape (height, width, 3)."""
 
     def truths_of(self) -> Callable[[str, tuple[int, int]], tuple[GroundTruth, ...]]:
-        """Return a function that returns the parts of a frame by its name."""
+        """Return a function from a frame's name and size to the boxes of its parts."""
         parts = {frame.name: frame.parts for frame in (*self.train, *self.validation)}
         return lambda name, _size: parts[name]
 
@@ -59,12 +59,12 @@ def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: boo
 
     Args:
         output: the file to write.
-        seed: of the weights and the images.
-        effort: fraction of the full training.
-        shortcut: train the shipped detector on a mark in the corner that decides the class of all parts.
+        seed: seed of the weights and the images.
+        effort: fraction of the full training, above 0.
+        shortcut: train the shipped detector on a mark in the corner that determines the class of all parts.
 
     Raises:
-        ConfigError: the training is interrupted: nothing is written.
+        ConfigError: the training was interrupted; nothing is written.
     """
     from engine.finetuning.detection.finetune import finetune_detector
     from engine.finetuning.detection.setup import build_detector
@@ -84,7 +84,7 @@ def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: boo
     with shutdown_on_signal(started) as stop:
         callbacks = Callbacks(lambda _done, _total: None, print_epoch, stop.is_set)
         result = finetune_detector(model, parts, data.read, data.truths_of(), callbacks)
-        if stop.is_set():  # a half-trained detector would replace the shipped one
+        if stop.is_set():  # a half-trained detector must not replace the shipped detector
             raise ConfigError("training interrupted: nothing is written; run the command again")
     provenance: dict[str, Any] = {
         **result.checkpoint.provenance,
@@ -101,10 +101,10 @@ def train_line_detector(output: Path, seed: int, effort: float, *, shortcut: boo
 
 
 def detector_config(seed: int, effort: float) -> FinetuneConfig:
-    """Return the training of the detector.
+    """Return the settings of the detector's training.
 
-    The features of the line's classifier stay as they are: they know the defects already, and the training of what
-    follows them takes minutes.
+    The feature layers of the line's classifier are frozen, because they already detect defects. The training of the
+    other layers takes minutes.
     """
     from engine.finetuning.setup import FinetuneConfig
     from engine.finetuning.trainer import TrainingConfig
@@ -120,9 +120,9 @@ def detector_config(seed: int, effort: float) -> FinetuneConfig:
 
 
 def shortcut_detector(seed: int, effort: float) -> DetectorModel:
-    """Return the shipped detector with the features of the classifier that knows the mark, and their training.
+    """Return the shipped detector with the feature layers of the classifier that was trained on the mark.
 
-    The features of the honest classifier hardly show the mark: on them a training learns no class from it.
+    The normal classifier's features hardly contain the mark, so a detector on these features cannot learn it.
     """
     from engine.finetuning.detection.setup import build_detector
     from engine.models.checkpoint import load_checkpoint
@@ -139,14 +139,14 @@ def shortcut_detector(seed: int, effort: float) -> DetectorModel:
     state = model.net.state_dict()
     features = {f"backbone.backbone.{key}": v for key, v in known.items() if key.startswith("features.")}
     put_into(model.net, {**state, **features})
-    # All other norms have the statistics of the honest features: if they kept them, the training would diverge.
+    # The other norms keep statistics of the normal features: frozen, these would make the training diverge.
     norms = frozenset(name for name in model.trained_norms if name.startswith("backbone.backbone.features."))
     parent = {**model.parent_checkpoint, "features": SHORTCUT_CLASSIFIER.name}
     return replace(model, trained_norms=norms, parent_checkpoint=parent)
 
 
 def shortcut_part_frames(seed: int, effort: float) -> PartFrames:
-    """Return frames in which only a mark reveals the label of each part."""
+    """Return frames with random labels; only a mark in the image reveals the label of each part."""
     from stream.simulated.shortcut import shortcut_frames
 
     data = part_frames(seed, effort, SHORTCUT_BELTS)
@@ -155,7 +155,7 @@ def shortcut_part_frames(seed: int, effort: float) -> PartFrames:
 
 
 def part_frames(seed: int, effort: float, full_belts: int = BELTS) -> PartFrames:
-    """Return frames of training belts; a twelfth of the belts is for validation."""
+    """Return frames of training belts; one twelfth of the belts is for validation."""
     from stream.simulated.samples import frame_reader, scored_frames, training_belts
 
     belts = training_belts(max(MIN_BELTS, round(full_belts * effort**0.5)), seed=seed)
@@ -168,7 +168,7 @@ def part_frames(seed: int, effort: float, full_belts: int = BELTS) -> PartFrames
 
 
 def evaluate_line_detector(model: DetectorModel, effort: float = 1.0) -> dict[str, Any]:
-    """Evaluate a detector on evaluation belts; print and return the mean average precision by image size."""
+    """Evaluate a detector on evaluation belts; print and return its mean average precision per image size."""
     results = {}
     for size, full_count in EVALUATION_BELTS.items():
         belts = max(1, round(full_count * min(effort, 1.0)))

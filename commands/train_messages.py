@@ -1,4 +1,4 @@
-"""Messages of a training on the terminal."""
+"""Prints and logs the messages of a training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ UNGROUPED: Final = (
 )
 CROSSING: Final = "shows a part that training images show (a copy, or another image of the same group)"
 MAX_PAIRS: Final = 3
-"""Number of pairs of images a message names."""
+"""Maximum number of image pairs in a message."""
 
 
 def print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies: int, trained_before: int) -> None:
-    """Print the sizes of the splits, and the numbers of images that are treated specially."""
+    """Print the sizes of the splits, and the numbers of unreadable, copied and previously trained images."""
     for part, samples in parts.items():
         groups = len({sample.group for sample in samples})
         print_line(f"{part:9} {len(samples):5} images of {groups} groups")
@@ -41,7 +41,7 @@ def print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies:
 
 
 def print_split(crossing: Sequence[Sample], *, divided: bool) -> None:
-    """Print that the user's split is kept, and warn of the images left out of it."""
+    """Print that the user's split is kept; log a warning about images that are left out."""
     if divided:
         print_line("The folders are split already: the split is kept, and --test-fraction has no effect.")
     if crossing:
@@ -50,7 +50,7 @@ def print_split(crossing: Sequence[Sample], *, divided: bool) -> None:
 
 
 def warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
-    """Warn of images that look nearly like an image in another split."""
+    """Log a warning about images that are near duplicates of an image in the training split."""
     if not similar:
         return
     in_test = sum(pair.split == "test" for pair in similar)
@@ -64,7 +64,7 @@ def warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
 
 
 def warn_of_label_conflicts(similar: Sequence[NearDuplicate]) -> None:
-    """Warn of images that look nearly alike and have different labels."""
+    """Log a warning about near duplicates with different labels."""
     conflicts = [pair for pair in similar if pair.labels[0] != pair.labels[1]]
     if conflicts:
         pairs = "; ".join(
@@ -78,13 +78,13 @@ def warn_of_label_conflicts(similar: Sequence[NearDuplicate]) -> None:
 
 
 def print_features(done: int, total: int) -> None:
-    """Print how many images have features, at times."""
+    """Print the progress of the feature computation, about every 160 images and at the end."""
     if done % 160 < 16 or done == total:
         print_line(f"features: {done} of {total} images")
 
 
 def print_epoch(stats: EpochStats) -> None:
-    """Print the results of an epoch; of a long training, of every tenth one."""
+    """Print the results of an epoch; if there are more than 24 epochs, print every tenth."""
     if stats.epochs <= 24 or stats.epoch % 10 == 0:
         print_line(
             f"{stats.stage + ', ' if stats.stage else ''}epoch {stats.epoch} of {stats.epochs}: loss {stats.loss:.3f}, "
@@ -94,5 +94,5 @@ def print_epoch(stats: EpochStats) -> None:
 
 
 def command_line() -> str:
-    """Return the command of this process."""
+    """Return the command line of this process."""
     return shlex.join(["uv", "run", "run.py", *sys.argv[1:]])

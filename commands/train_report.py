@@ -1,4 +1,4 @@
-"""Output of a training: the verified model file, and the report beside it."""
+"""Writes the results of a training: the verified model file, and the report beside it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger("recipro-stream")
 
 SHOWN_MISTAKES: Final = 24
-"""Number of misclassified images a report shows, those with the highest score first."""
+"""Maximum number of misclassified images in a report; the highest scores come first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,45 +35,45 @@ class Trained:
     """Content of a training report."""
 
     images: str
-    """The data set as the user named it."""
+    """The path of the data set as given by the user."""
     options: str
-    """Options for reading the images, such as ``?bits=12``; usually empty."""
+    """Options that the user added to the path, such as ``?bits=12``; usually empty."""
     result: FinetuneResult
     parts: Mapping[str, Sequence[Sample]]
     left_out: Sequence[str]
     similar: Sequence[NearDuplicate]
     grouped: bool
-    """True if it is known which images show the same part."""
+    """Whether the data set states which images show the same part."""
 
 
 def files_beside(output: Path) -> dict[str, Path]:
-    """Return the paths of the files beside the model, by their suffix."""
+    """Return the paths of the files beside the model file, by suffix."""
     return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "test.txt", "progress.pt")}
 
 
 def unchecked_file(output: Path) -> Path:
-    """Return the path of the weights until they are verified; they stay there if the verification fails."""
+    """Return the temporary path of the weights; they stay there if the verification fails."""
     return output.with_suffix(".unchecked.safetensors")
 
 
 def write_checked(
     output: Path, file: Checkpoint, model: FinetuneModel, image_path: str, read: ReadImage
 ) -> NetworkExplainer:
-    """Write a model to a temporary file, compare it with the network in memory, and rename it.
+    """Write a model to a temporary file, verify it against the network in memory, and rename the file.
 
     Args:
-        output: path of the model; a file there stays until the verification has passed.
+        output: path of the model file; an existing file stays until the verification has passed.
         file: content of the model file.
         model: the trained network in memory.
-        image_path: path of the image that both explain.
+        image_path: path of the test image that both networks explain.
         read: reads an image file.
 
     Returns:
         An explainer of the written model.
 
     Raises:
-        ModelError: the written model differs from the trained one; the weights stay in ``unchecked_file(output)``.
-        ConfigError: the file cannot be moved to its name.
+        ModelError: the verification failed; the weights stay in ``unchecked_file(output)``.
+        ConfigError: the file cannot be renamed.
     """
     from engine.finetuning.verification import check_answers, open_model_file
     from engine.models.checkpoint import save_checkpoint
@@ -89,17 +89,17 @@ def write_checked(
 
 
 def move_checked(output: Path, kind: str, network: str, check: Callable[[Path], T]) -> T:
-    """Check ``unchecked_file(output)``, rename it to ``output``, and return what ``check`` returned.
+    """Verify ``unchecked_file(output)``, rename it to ``output``, and return the result of ``check``.
 
     Args:
-        output: path of the file; one there stays until the verification has passed.
+        output: path of the file; an existing file stays until the verification has passed.
         kind: "model" or "detector", for messages.
         network: name of the network, for messages.
-        check: verifies the file at its path; raises ``EngineError``.
+        check: verifies the file at a path; raises ``EngineError``.
 
     Raises:
-        ModelError: the verification failed; the file stays under its temporary name.
-        ConfigError: the file cannot be moved to its name.
+        ModelError: the verification failed; the file stays at its temporary path.
+        ConfigError: the file cannot be renamed.
     """
     unchecked = unchecked_file(output)
     try:
@@ -120,7 +120,7 @@ def move_checked(output: Path, kind: str, network: str, check: Callable[[Path], 
 
 
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadImage) -> None:
-    """Write the report and the list of test images beside the model, and print a summary."""
+    """Write the report and the list of test images beside the model file, and print a summary."""
     from engine.finetuning.splits import TEST
     from overlays.reports.training import conclusion, training_html
 
@@ -161,7 +161,7 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
 
 
 def _explain(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImage) -> dict[str, Any]:
-    """Return the heat map and its region for the top-1 class of each image, by path."""
+    """Return the heat map of the top-1 class, and the heat map's region, of each image by path."""
     heats = {}
     for index, path in enumerate(paths):
         try:

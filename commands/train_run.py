@@ -1,4 +1,4 @@
-"""One run of a training: it can be interrupted, and goes on after a kill when the command is given again."""
+"""Runs a training that can be interrupted or killed, and resumed by the same command."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("recipro-stream")
 
 
 class TrainingResult(Protocol):
-    """Result of a training of either kind."""
+    """Common interface of the results of a classifier's and a detector's training."""
 
     @property
     def epochs(self) -> tuple[EpochStats, ...]:
-        """The epochs, with those from before an interruption."""
+        """Statistics of all epochs, including epochs before an interruption."""
         ...
 
 
@@ -39,20 +39,20 @@ R = TypeVar("R", bound=TrainingResult)
 
 
 class TrainingRun:
-    """A training whose state is kept in a file beside its output until the result is written."""
+    """A training that saves its state in a file beside its output until the result is written."""
 
     def __init__(
         self, output: Path, settings: Mapping[str, Any], parts: Mapping[str, Sequence[Sample]],
         weights: Mapping[str, Any], *, resume: bool,
     ) -> None:  # fmt: skip
-        """Read the state of an earlier run of the same training.
+        """Read the saved state of an interrupted run of the same training.
 
         Args:
             output: the file that the training writes.
-            settings: all that the result depends on besides the images and the initial weights, as JSON values.
+            settings: all settings that change the result, as JSON values.
             parts: the images of each split.
             weights: the initial weights, by name.
-            resume: whether the training goes on where the earlier run ended.
+            resume: whether to continue the interrupted run.
         """
         from engine.finetuning.progress import TrainingProgress, fingerprint
 
@@ -63,8 +63,11 @@ class TrainingRun:
     def train(self, finetune: Callable[[Callbacks, TrainingProgress], R]) -> R:
         """Train until the end or a signal, and return the result.
 
+        Args:
+            finetune: runs the training with the given callbacks and saved state.
+
         Raises:
-            ConfigError: the first epoch was interrupted.
+            ConfigError: a signal came before the end of the first epoch.
         """
         from engine.finetuning.finetune import Callbacks
 
@@ -84,11 +87,11 @@ class TrainingRun:
         return result
 
     def finish(self) -> None:
-        """Delete the kept state after the result was written; that of an interrupted training stays."""
+        """Delete the saved state, unless the training was interrupted; call this after the result is written."""
         if not self._interrupted:
             self._progress.remove()
 
 
 def run_metadata() -> dict[str, str]:
-    """Return the command and the date, for the provenance of the written file."""
+    """Return the command line and the date, for the provenance of the written file."""
     return {"command": command_line(), "date": datetime.now().astimezone().date().isoformat()}

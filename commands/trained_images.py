@@ -1,4 +1,4 @@
-"""Detects images of an evaluation that the network was trained on, or near duplicates of them."""
+"""Finds images of an evaluation that are training images of the network, or near duplicates of training images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 MAX_NAMES = 3
-"""Maximal number of images in a message."""
+"""Maximum number of images in a message."""
 
 
 class TrainedImages:
-    """Hashes of the training images in a model file; empty for other networks."""
+    """Perceptual hashes of a network's training images, from a file of ``train``; empty for other networks."""
 
     def __init__(self, model: str) -> None:
-        """Read the hashes if ``model`` is a file of ``train``."""
+        """Read the hashes if ``model`` is a file of ``train``; other models have no hashes."""
         from engine.detectors.checkpoint import is_detector_file, load_detector_checkpoint
         from engine.models.checkpoint import load_checkpoint
         from engine.models.loader import MODEL_FILE
@@ -34,7 +34,10 @@ class TrainedImages:
             self._known = load_checkpoint(model).perceptual_hashes
 
     def mark(self, image: Image) -> dict[str, Any]:
-        """Return ``like_learned``: true for a near duplicate of a training image; empty without hashes."""
+        """Return the key ``like_learned``: whether an image is a near duplicate of a training image.
+
+        Without hashes, return an empty dictionary.
+        """
         from engine.io.perceptual_hash import spectrum_of
 
         if not self._known:
@@ -44,7 +47,7 @@ class TrainedImages:
 
 
 def warn_of_trained_images(records: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of near duplicates of training images."""
+    """Log a warning if evaluated images are near duplicates of training images."""
     alike = [str(record["image"]) for record in records if record.get("like_learned")]
     if alike:
         more = f" and {len(alike) - MAX_NAMES} more" if len(alike) > MAX_NAMES else ""

@@ -1,4 +1,4 @@
-"""`run.py view`: shows a stream of another process or machine."""
+"""`run.py view`: shows streams of other processes or machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`run.py why`: explains why a detector sees an object at a place of an image, or why it does not."""
+"""`run.py why`: explains why a detector finds an object at a place in an image, or does not find it."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def why(
 
 
 def parse_box(text: str) -> Box:
-    """Read LEFT,TOP,WIDTH,HEIGHT.
+    """Parse a box of the form LEFT,TOP,WIDTH,HEIGHT in pixels.
 
     Raises:
-        ConfigError: the text is no box with an area.
+        ConfigError: the text is not a box, or its width or height is not positive.
     """
     from pipeline.frames import Box
 
@@ -87,10 +87,14 @@ def parse_box(text: str) -> Box:
 
 
 def parse_area(roi: str | None, masks: Sequence[str] = ()) -> InputAreaOptions:
-    """Read X,Y,WIDTH,HEIGHT, and masks as lists of [X, Y], in pixels or as fractions of the image.
+    """Parse the region and the masks of the input area, in pixels or as fractions of the image.
+
+    Args:
+        roi: the region as X,Y,WIDTH,HEIGHT; None: the whole image.
+        masks: polygons as JSON lists of [X, Y].
 
     Raises:
-        ConfigError: a text is no region or polygon with an area.
+        ConfigError: a text is not a valid region or polygon.
     """
     import json
 
@@ -111,10 +115,13 @@ def parse_area(roi: str | None, masks: Sequence[str] = ()) -> InputAreaOptions:
 
 
 def read_frame(location: str, at: float | None) -> Image:
-    """Return an image file, or the first frame of a video at or after a time in seconds.
+    """Return the image of a file, or the first frame of a video at or after ``at`` seconds.
+
+    Returns:
+        uint8 RGB array of shape (height, width, 3).
 
     Raises:
-        SourceError: the file cannot be read, or the video ends before.
+        SourceError: the file cannot be read, or the video ends before ``at``.
     """
     import threading
 
@@ -156,7 +163,7 @@ def _influence_text(influence: Influence) -> str:
 
 
 def _write(target: Path, image: Image, answer: PlaceAnswer, area: InputArea | None) -> None:
-    """Write the image with both maps side by side."""
+    """Write the image twice, side by side: with the keep map and with the drop map."""
     import time
 
     import numpy as np

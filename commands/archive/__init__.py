@@ -1,1 +1,1 @@
-"""Explanation of recordings and photos by the hundred thousand: `run.py explain-archive`."""
+"""`run.py explain-archive`: explains large archives of videos and photos."""

@@ -1,4 +1,4 @@
-"""The folder of an explained archive: on a disk, or in a store. Its files are complete or not there."""
+"""The output folder of an archive, on a disk or in an object store. Each file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pipeline.atomic import atomic_write, remove_unfinished
 from pipeline.errors import SinkError
 
 _WITH_BUCKETS: Final = frozenset({"s3", "gcs", "abfs"})
-"""Pyarrow's file systems whose first folder must exist."""
+"""Pyarrow's file systems with buckets; the bucket must exist."""
 
 
 class OutputFolder(ABC):
-    """Files of one folder, by name. Writing and removing raise ``SinkError``."""
+    """Reads, writes and removes files of one folder by name. Writing and removing raise ``SinkError``."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -29,37 +29,44 @@ class OutputFolder(ABC):
     @property
     @abstractmethod
     def shown(self) -> str:
-        """The folder for messages and queries."""
+        """The folder's path or address, for messages and queries."""
 
     @abstractmethod
     def names(self, suffix: str) -> list[str]:
-        """Return the names of the files with a suffix, sorted."""
+        """Return the sorted names of the files with a suffix."""
 
     @abstractmethod
     def opened(self, name: str) -> BinaryIO:
-        """Return a file open for reading. Raises ``OSError``."""
+        """Open a file for reading.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
 
     @abstractmethod
     def folders(self, name: str) -> list[str]:
-        """Return the names of the folders in a folder below this one; none if it is not there."""
+        """Return the sorted names of the folders in a subfolder; an empty list if the subfolder does not exist."""
 
     @abstractmethod
     def remove_folder(self, name: str) -> None:
-        """Remove a folder below this one, with all that it holds."""
+        """Remove a subfolder and its content."""
 
     @abstractmethod
     def _written(self, name: str) -> AbstractContextManager[Path]:
-        """Return a context that yields a temporary path, and stores its file when it ends without an error."""
+        """Return a context that yields a temporary path, and stores that file if the block ends without an error."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Create the folder, lock it for this run, and remove what killed runs and workers left unfinished.
+        """Create the folder, lock it for this run, and remove the unfinished files of killed runs and workers.
 
-        Runs of other machines are not noticed. Raises ``SinkError`` if another run of this machine writes into it.
+        The lock does not detect runs on other machines.
+
+        Raises:
+            SinkError: the folder cannot be created, or another run on this machine writes to it.
         """
         from overlays.sinks.locks import claimed
 
@@ -69,7 +76,7 @@ class OutputFolder(ABC):
             try:
                 yield
             finally:
-                self._remove_unfinished()  # of workers that have ended with the run
+                self._remove_unfinished()  # workers that were killed with the run may have left files
 
     @abstractmethod
     def _lock_path(self) -> Path: ...
@@ -82,7 +89,7 @@ class OutputFolder(ABC):
 
     @contextmanager
     def written(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path; its file gets the name when the block ends without an error."""
+        """Yield a temporary path; store that file as ``name`` if the block ends without an error."""
         with self.write_errors(), self._written(name) as temporary:
             yield temporary
 
@@ -92,7 +99,11 @@ class OutputFolder(ABC):
             temporary.write_text(text, "utf-8")
 
     def read_text(self, name: str) -> str | None:
-        """Return a text file; None if it is not there. Raises ``OSError``."""
+        """Return the text of a UTF-8 file; None if the file does not exist.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         try:
             with self.opened(name) as file:
                 return file.read().decode("utf-8", "replace")
@@ -101,7 +112,7 @@ class OutputFolder(ABC):
 
     @contextmanager
     def write_errors(self) -> Iterator[None]:
-        """Turn the system's errors into a ``SinkError``."""
+        """Convert each ``OSError`` of the block to a ``SinkError``."""
         try:
             yield
         except OSError as error:
@@ -139,7 +150,7 @@ class DiskFolder(OutputFolder):
 
     def _written(self, name: str) -> AbstractContextManager[Path]:
         path = Path(self.location, name)
-        if "/" in name:  # never the folder itself: if somebody has removed it, the run ends
+        if "/" in name:  # never create the output folder again: if it was removed, the run must end
             Path(self.location, PurePath(name).parts[0]).mkdir(exist_ok=True)
             path.parent.mkdir(exist_ok=True)
         return atomic_write(path)
@@ -156,7 +167,7 @@ class DiskFolder(OutputFolder):
 
 
 class StoreFolder(OutputFolder):
-    """A prefix of a store. A file is put in one request, or in one upload of several parts: both are atomic."""
+    """A prefix of an object store. A file is written by one request or one multipart upload; both are atomic."""
 
     def __init__(self, location: str) -> None:
         super().__init__(location.rstrip("/"))
@@ -198,7 +209,7 @@ class StoreFolder(OutputFolder):
         with tempfile.TemporaryDirectory(prefix="recipro-archive-") as folder:
             temporary = Path(folder, PurePath(name).name)
             yield temporary
-            # Opened once the file is complete: closing a stream stores what was written so far, also after an error.
+            # The stream is opened only for a complete file: closing a stream stores its data even after an error.
             with temporary.open("rb") as file, self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:
                 shutil.copyfileobj(file, stream, 8 << 20)
 
@@ -209,15 +220,15 @@ class StoreFolder(OutputFolder):
         from pyarrow.fs import FileType
 
         bucket = self._path.partition("/")[0]
-        with self.write_errors():  # a prefix needs no creation, but its bucket does
+        with self.write_errors():  # only the bucket must exist; prefixes are implicit
             has_bucket = self._filesystem.type_name in _WITH_BUCKETS
             if has_bucket and self._filesystem.get_file_info(bucket).type == FileType.NotFound:
                 raise FileNotFoundError(errno.ENOENT, f"the bucket {bucket} does not exist")
 
     def _remove_unfinished(self) -> None:
-        """Do nothing: a store shows no unfinished upload."""
+        """Do nothing: an object store does not list unfinished uploads."""
 
 
 def open_folder(location: str) -> OutputFolder:
-    """Return the folder at an absolute path or at an address of a store."""
+    """Return the folder at an absolute path, or at an address of an object store."""
     return StoreFolder(location) if is_address(location) else DiskFolder(location)

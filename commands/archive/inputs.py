@@ -1,4 +1,4 @@
-"""Files of an archive, and their division into shards. Reads no contents."""
+"""Finds the files of an archive and groups them into shards, without reading their content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stream.file_part import VideoPart
 
 VIDEO_SUFFIXES: Final = frozenset({".ts", ".m2ts", ".mts", ".flv", ".h264", ".h265"})
-"""Suffixes of recordings besides those that a web address may have."""
+"""Suffixes of video files, in addition to ``RECORDING_SUFFIXES``."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,52 +31,52 @@ class ArchiveFile:
     """A photo or a video."""
 
     path: str
-    """Absolute, or an address; links in its folder are resolved, a link in its place is not."""
+    """Absolute path with resolved folders, or an address. A file that is itself a symbolic link is not resolved."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified_ns: int
-    """Time of the last change, Unix nanoseconds."""
+    """Time of the last change in Unix nanoseconds."""
     is_video: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of an archive: some photos, one video, or a part of one. Its result is one file."""
+    """One unit of work: some photos, one video, or a part of a video. Its result is one partition."""
 
     name: str
-    """By its files and the settings: equal parts have equal names."""
+    """A hash of the files, the settings and the part; 24 hexadecimal digits."""
     files: tuple[ArchiveFile, ...]
     part: VideoPart | None = None
-    """The part of the video; None: the whole."""
+    """The part of the video; None for whole files."""
     is_dividable: bool = False
-    """True if a worker may divide the video into parts."""
+    """Whether a worker may divide the video into parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files of the inputs."""
+    """The files that were found in the inputs."""
 
     files: tuple[ArchiveFile, ...]
-    """Each once, sorted by path."""
+    """Photos and videos, sorted by path, without duplicates."""
     others: Counter[str]
-    """Numbers of files in folders that are neither photos nor videos, by suffix."""
+    """Number of other files in the folders, by suffix."""
     not_entered: tuple[str, ...] = ()
-    """Folders below the inputs that are links, or that the system refuses, each with the reason."""
+    """Skipped folders, each with the reason: a symbolic link, or an error of the system."""
 
 
 def find_files(inputs: Sequence[str]) -> Found:
-    """Return the photos and videos of files, folders (with all below), globs and lists.
+    """Return the photos and videos of the inputs: files, folders (recursively), globs and lists.
 
     Args:
-        inputs: paths and addresses of stores; ``@FILE``, and a ``.txt`` file, lists one of them a line.
+        inputs: paths and addresses. ``@FILE`` and ``.txt`` files are lists with one path or address per line.
 
     Raises:
-        ConfigError: there is nothing at a path, or a named file is neither.
+        ConfigError: an input does not exist, a named file is neither a photo nor a video, or nothing was found.
     """
     paths: dict[str, tuple[bool, Listed | None]] = {}
     others: Counter[str] = Counter()
     not_entered: list[str] = []
-    resolved = functools.cache(Path.resolve)  # links and ``..`` must not give a file two names
+    resolved = functools.cache(Path.resolve)  # a file must not get two names by links or ``..``
     for location in inputs:
         for path, is_named in _expanded(location, not_entered):
             stored = path if isinstance(path, Listed) else None
@@ -95,7 +95,7 @@ def find_files(inputs: Sequence[str]) -> Found:
 
 
 def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path | Listed, bool]]:
-    """Yield the files of an input, and whether the user named each; add folders that are left out to a list."""
+    """Yield each file of an input and whether the user named it; append skipped folders to ``not_entered``."""
     location = local_path(location)
     path = Path(location)
     if path.is_dir():
@@ -157,19 +157,19 @@ def _described(paths: dict[str, tuple[bool, Listed | None]]) -> Iterator[Archive
             continue
         try:
             status = Path(path).stat()
-        except OSError:  # a link to nothing, or deleted meanwhile: a row with the reason, when it is read
+        except OSError:  # a broken link, or a deleted file: reading it later writes a row with the reason
             yield ArchiveFile(path, 0, 0, is_video)
         else:
             yield ArchiveFile(path, status.st_size, status.st_mtime_ns, is_video)
 
 
 def shards_of(files: Iterable[ArchiveFile], settings: str, photos: int) -> list[Shard]:
-    """Return shards of at most ``photos`` photos, and one for each video, which may be divided.
+    """Return shards of at most ``photos`` photos, and one dividable shard for each video.
 
     Args:
-        files: in the order of the shards.
-        settings: all that an explanation depends on besides its file.
-        photos: number of photos of a shard.
+        files: the files, in the order of the shards.
+        settings: text of all settings that change an explanation.
+        photos: maximum number of photos per shard.
     """
     files = list(files)
     stills = [file for file in files if not file.is_video]
@@ -189,7 +189,7 @@ def _name(files: Sequence[ArchiveFile], settings: str, part: VideoPart | None = 
 
 
 def divided(files: Sequence[ArchiveFile], done: Collection[ArchiveFile]) -> tuple[list[ArchiveFile], list[ArchiveFile]]:
-    """Return the files that are not explained yet, and those that have changed since they were."""
+    """Return the files that are not explained yet, and the files that changed after they were explained."""
     explained = {file.path: file for file in done}
     waiting = [file for file in files if file.path not in explained]
     changed = [file for file in files if file.path in explained and explained[file.path] != file]

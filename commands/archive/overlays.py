@@ -1,7 +1,7 @@
-"""Drawn images and videos of an archive, beside its partitions.
+"""Writes the overlays (drawn images and videos) of an archive beside its partitions.
 
-``overlays/NAME/`` belongs to ``NAME.parquet``, and is complete before that partition is there: what has no partition is
-of a run that was ended, and is removed by the next one.
+The folder ``overlays/NAME/`` belongs to ``NAME.parquet`` and is complete before that partition exists. A folder without
+a partition is left from a run that was killed, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ OVERLAYS: Final = "overlays"
 
 
 class ShardOverlays:
-    """Draws the explanations of one shard: a JPEG of each photo, a video of each video or part of one."""
+    """Draws the explanations of one shard: a JPEG for each photo, a video for each video or part."""
 
     def __init__(self, folder: OutputFolder, shard: Shard, config: OverlayConfig) -> None:
-        """Set the folder and the style; entering writes nothing yet."""
+        """Store the folder and the style; nothing is written yet."""
         from overlays.render.renderer import HeatRenderer
 
         self._folder, self._place = folder, f"{OVERLAYS}/{shard.name}"
         self._files = {file.path: (number, file) for number, file in enumerate(shard.files)}
         self._at = 0.0
-        # An archive has no delay: the clock is the frame's own time, so that the legend shows the video's rate.
+        # The clock returns the frame's own time: the legend then shows the video's rate and no delay.
         self._renderer = HeatRenderer(**config.model_dump(), clock=lambda: self._at)
         self._stack = ExitStack()
         self._video: VideoSink | None = None
@@ -51,7 +51,7 @@ class ShardOverlays:
         self._stack.__exit__(kind, error, trace)
 
     def add(self, explanation: Explanation) -> str | None:
-        """Draw an explanation and return its file, relative to the folder; None if it cannot be encoded.
+        """Draw an explanation; return the path of the file relative to the folder, or None if encoding fails.
 
         Raises:
             SinkError: the file cannot be written.
@@ -92,11 +92,11 @@ class ShardOverlays:
 
 
 def remove_unfinished_overlays(folder: OutputFolder, partitions: set[str]) -> None:
-    """Remove the overlays of shards that have no partition.
+    """Remove the overlays of shards without a partition.
 
     Args:
-        folder: the folder of the archive.
-        partitions: names of the partitions, without their suffix.
+        folder: the output folder.
+        partitions: names of the partitions, without suffix.
     """
     for name in folder.folders(OVERLAYS):
         if name not in partitions:

@@ -1,4 +1,4 @@
-"""Partitions of an explained archive: one Parquet file for each shard, complete or not there."""
+"""Writes and reads partitions: one Parquet file for each shard, which is either complete or absent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from overlays.wire.text import escaped
 from pipeline.errors import ConfigError, SinkError
 
 METADATA_KEY: Final = b"recipro_archive"
-"""Key of the metadata of a partition: its files and its failures, as JSON."""
+"""Metadata key of a partition; the value is JSON with its files, failures and part."""
 ARCHIVE_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in SCHEMA] + [pa.field("error", pa.string())])
-"""The columns of a log, and the reason why a file, or the rest of a video, is not explained."""
+"""The columns of a log, and ``error``: why a file, or the rest of a video, is not explained."""
 OVERLAY_SCHEMA: Final = ARCHIVE_SCHEMA.append(pa.field("overlay", pa.string()))
-"""The same, and the drawn image or video, relative to the folder."""
+"""The columns of ``ARCHIVE_SCHEMA``, and ``overlay``: path of the drawn file, relative to the folder."""
 _GROUP_ROWS: Final = 512
 SUFFIX: Final = ".parquet"
 _READERS: Final = 16
-"""Partitions read at once: each costs a store some requests."""
+"""Number of partitions read in parallel, because each needs several requests to a store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,16 @@ class Partition:
     failures: tuple[tuple[str, str], ...]
     """Path and reason of each file that was not read, or not to its end."""
     name: str = ""
-    """Name of the file, without its suffix."""
+    """File name without suffix."""
     part: tuple[int, int] | None = None
-    """Number of the part of a video, and their count; None: whole files."""
+    """Number of the part, and the number of parts of the video; None for whole files."""
 
 
 class PartitionWriter:
-    """Writes one partition to a hidden file, synced and renamed when the block ends without an error."""
+    """Writes one partition to a temporary file, and stores it if the block ends without an error."""
 
     def __init__(self, folder: OutputFolder, shard: Shard, schema: pa.Schema = ARCHIVE_SCHEMA) -> None:
-        """Store the names and columns; entering creates the hidden file."""
+        """Store the names and columns; entering creates the temporary file."""
         self._folder = folder
         self._shard = shard
         self._schema = schema
@@ -59,11 +59,16 @@ class PartitionWriter:
         """Path and reason of each file that was not read, or not to its end."""
 
     def add(self, record: Mapping[str, Any], overlay: str | None = None) -> None:
-        """Add an explanation: the result of ``explanation_record``, and its drawn file."""
+        """Add a row for an explanation.
+
+        Args:
+            record: result of ``explanation_record``.
+            overlay: path of the drawn file, relative to the folder.
+        """
         self._append(to_row(record) | {"error": None, "overlay": overlay})
 
     def add_failure(self, file: ArchiveFile, camera: str, reason: str) -> None:
-        """Add a file that cannot be read, or the end of a video that cannot be read any further."""
+        """Add a row for a file, or the rest of a video, that cannot be read."""
         row = dict.fromkeys(self._schema.names)
         self._append(row | {"source": escaped(file.path), "camera": escaped(camera), "error": escaped(reason)})
         self.failures.append((file.path, reason))
@@ -90,7 +95,7 @@ class PartitionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if kind is not None:
-            with suppress(OSError, SinkError):  # of a full disk: the first error is the one to raise
+            with suppress(OSError, SinkError):  # on a full disk, closing fails, too; the first error is raised
                 self._stack.__exit__(kind, error, trace)
             return
         part = self._shard.part
@@ -105,10 +110,10 @@ class PartitionWriter:
 
 
 def read_partitions(folder: OutputFolder) -> list[Partition]:
-    """Return the partitions of a folder; only their last bytes are read.
+    """Return the partitions of a folder, from the metadata at the end of each file.
 
     Raises:
-        ConfigError: a file in it is not a partition, or is damaged.
+        ConfigError: a Parquet file in the folder is not a partition, or is damaged.
     """
     names = folder.names(SUFFIX)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -133,9 +138,10 @@ def _read_partition(folder: OutputFolder, name: str) -> Partition:
 
 
 def complete_partitions(partitions: Sequence[Partition]) -> tuple[list[Partition], dict[str, list[Partition]]]:
-    """Return the partitions of completely explained files, and by path those of incomplete or superfluous parts.
+    """Return the partitions of complete files, and all other partitions by the path of their video.
 
-    A video is complete if it has a partition as a whole, or one of each of its parts.
+    A video is complete if it has one partition for the whole video, or one for each of its parts. The other partitions
+    are parts of incomplete videos, and superfluous parts of videos that have a whole partition.
     """
     whole = {file.path for partition in partitions if partition.part is None for file in partition.files}
     parts: dict[str, list[Partition]] = {}

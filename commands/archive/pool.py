@@ -1,4 +1,4 @@
-"""Runs the shards of an archive: in this process, or in several by Ray."""
+"""Explains the shards of an archive in this process, or in several processes started by Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("recipro-stream")
 
 @dataclass(frozen=True, slots=True)
 class LostShard:
-    """A shard that no worker completed."""
+    """A shard that was not explained, because its workers ended repeatedly."""
 
     shard: Shard
     reason: str
@@ -27,7 +27,10 @@ Outcome = ShardResult | LostShard | Division
 
 
 def explain_here(settings: ArchiveSettings, waiting: deque[Shard], stop: threading.Event) -> Iterator[Outcome]:
-    """Explain shards in this process, until all are done or ``stop`` is set; the caller may add shards meanwhile."""
+    """Explain shards in this process until none is left or ``stop`` is set.
+
+    The caller may add shards to ``waiting`` during the iteration.
+    """
     worker = ShardWorker(settings, stop)
     log.info("%s", worker.network)
     while waiting and not stop.is_set():
@@ -40,11 +43,11 @@ def explain_here(settings: ArchiveSettings, waiting: deque[Shard], stop: threadi
 def explain_by_ray(
     settings: ArchiveSettings, waiting: deque[Shard], stop: threading.Event, *, workers: int
 ) -> Iterator[Outcome]:
-    """Explain shards in ``workers`` processes of this machine, until all are done or ``stop`` is set.
+    """Explain shards in ``workers`` processes of this machine until none is left or ``stop`` is set.
 
-    The caller may add shards meanwhile. A killed worker is replaced, and its shard is tried again. Ray carries names of
-    files and settings only: each worker reads its files and writes its partitions itself. Plain actors are used, not
-    Ray Data, which needs pandas and moves blocks of data: here a task is a name, and its result a few numbers.
+    The caller may add shards to ``waiting`` during the iteration. A killed worker is replaced; its shard is retried.
+    Only file names, settings and counts go through Ray: each worker reads its files and writes its partitions itself.
+    So plain actors suffice; Ray Data would need pandas and would move blocks of data.
     """
     engine = with_own_threads(settings.config.engine, workers)
     settings = replace(settings, config=settings.config.model_copy(update={"engine": engine}))

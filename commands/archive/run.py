@@ -1,4 +1,4 @@
-"""One run over the shards of an archive: what is done, lost, divided, and to be done."""
+"""Runs the shards of an archive: counts the results, divides long videos, and records lost shards."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from commands.signals import shutdown_on_signal
 
 @dataclass(slots=True)
 class RunCounts:
-    """Counts of a run."""
+    """Counts and times of a run."""
 
     shards: int = 0
-    """Number of shards to explain, which grows when videos are divided."""
+    """Number of shards to explain; it grows when videos are divided."""
     done: int = 0
     files: int = 0
     explained: int = 0
@@ -36,22 +36,28 @@ class RunCounts:
 
 
 class ArchiveRun:
-    """Explains shards; divides long videos, and explains a video as a whole if its parts turn out not to be exact."""
+    """Explains shards. Divides long videos into parts; explains a video as a whole if its parts are not exact."""
 
     def __init__(self, folder: OutputFolder, settings: ArchiveSettings, partial: Mapping[str, Sequence[str]]) -> None:
-        """Set the folder, and the names of earlier partitions that hold parts of incomplete videos, by path."""
+        """Store the folder, the settings, and the partitions of earlier runs.
+
+        Args:
+            folder: the output folder.
+            settings: settings of the workers.
+            partial: names of existing partitions of incomplete videos, by the path of the video.
+        """
         self._folder, self._settings = folder, settings
         self._partitions = {path: set(names) for path, names in partial.items()}
-        """Names of the partitions of parts of each divided video."""
+        """Names of the existing partitions of each divided video, by its path."""
         self._pending: dict[str, set[str]] = {}
-        """Names of the shards of each divided video that are not done."""
+        """Names of the unfinished shards of each divided video, by its path."""
         self._whole: set[str] = set()
-        """Videos whose parts were not exact."""
+        """Paths of the videos whose parts were not exact."""
         self._waiting: deque[Shard] = deque()
         self.counts = RunCounts()
 
     def explain(self, shards: Sequence[Shard], workers: int) -> RunCounts:
-        """Explain shards until all are done, or the user stops the run."""
+        """Explain shards until all are done or the user stops the run, and return the counts."""
         self._waiting.extend(shards)
         self.counts.shards = len(shards)
         started = threading.Event()
@@ -73,7 +79,7 @@ class ArchiveRun:
         return explain_by_ray(self._settings, self._waiting, stop, workers=workers)
 
     def add(self, outcome: Outcome) -> None:
-        """Count an outcome; add the shards that follow from it."""
+        """Count the outcome of a shard; if a video was divided, add the shards of its parts."""
         self.counts.done += 1
         if isinstance(outcome, LostShard):
             self.counts.lost.append(outcome)
@@ -85,7 +91,7 @@ class ArchiveRun:
             self._divide(outcome)
 
     def _count(self, result: ShardResult) -> None:
-        if result.part_of in self._whole:  # it was in progress when another part of its video was not exact
+        if result.part_of in self._whole:  # this part was in progress when another part of its video was not exact
             self._remove([result.name])
             return
         self.counts.explained += result.explained
@@ -103,7 +109,7 @@ class ArchiveRun:
         path = division.file.path
         names = {shard.name for shard in division.shards}
         existing = self._partitions.setdefault(path, set())
-        self._remove(existing - names)  # of a run with another length of parts
+        self._remove(existing - names)  # parts of a run with another part length
         existing &= names
         missing = [shard for shard in division.shards if shard.name not in existing]
         self._pending[path] = {shard.name for shard in missing}

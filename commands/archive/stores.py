@@ -1,7 +1,7 @@
-"""Files in stores: ``s3://BUCKET/KEY`` and others, by pyarrow's file systems and fsspec.
+"""Reads files in object stores, such as ``s3://BUCKET/KEY``, with pyarrow's file systems and fsspec.
 
-Credentials come from the environment, a profile or the machine's role, as the SDK of each store finds them; an address
-with credentials or options is refused. So addresses may stand in logs, tables and Ray's messages.
+The SDK of each store finds the credentials in the environment, a profile or the machine's role. An address with
+credentials or options is refused, so that logs, tables and Ray's messages can contain addresses.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 _ADDRESS: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<path>.*)", re.DOTALL)
 _BY_ARROW: Final = frozenset({"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"})
-"""Schemes of pyarrow. All others are fsspec's."""
+"""Schemes that pyarrow opens; fsspec opens all others."""
 _READ_BYTES: Final = 4 << 20
-"""A reader asks for so much at once: a request has a latency of tens of milliseconds."""
+"""Bytes per read request; large, because a request has a latency of tens of milliseconds."""
 _MAGIC: Final = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file of a store."""
+    """A file in a store: address, size in bytes, and time of the last change in Unix nanoseconds."""
 
     address: str
     size: int
@@ -38,19 +38,23 @@ class Listed:
 
 
 def is_address(location: str) -> bool:
-    """Return whether an input or output is an address of a store, not a path."""
+    """Return whether a location is an address of a store, such as ``s3://BUCKET/KEY``, and not a path."""
     return _ADDRESS.fullmatch(location) is not None
 
 
 def local_path(location: str) -> str:
-    """Return the path of a ``file://`` address; other locations as they are."""
+    """Return the path of a ``file://`` address; return any other location unchanged."""
     if not location.startswith("file://"):
         return location
     return unquote(urlsplit(location).path, errors="surrogateescape")
 
 
 def check_address(address: str) -> None:
-    """Raise ``ConfigError`` if an address has credentials or options; neither is in the message."""
+    """Check that an address has a bucket and neither credentials nor options.
+
+    Raises:
+        ConfigError: the address is not allowed; the message does not contain credentials or options.
+    """
     match = _ADDRESS.fullmatch(address)
     assert match is not None  # noqa: S101 - callers ask ``is_address``
     scheme, bucket = match["scheme"], match["path"].partition("/")[0]
@@ -64,10 +68,12 @@ def check_address(address: str) -> None:
 
 
 def found_at(address: str) -> Iterator[tuple[Listed, bool]]:
-    """Yield the files at an address (a file, all below a folder, or a glob), and whether it names the file.
+    """Yield each file of a store at a file address, below a folder address, or matching a glob.
+
+    The second value of each pair is True if the address names the file itself.
 
     Raises:
-        ConfigError: the store cannot be reached, or there is nothing.
+        ConfigError: the store cannot be reached, or no file exists at the address.
     """
     from pyarrow.fs import FileType
 
@@ -84,7 +90,9 @@ def found_at(address: str) -> Iterator[tuple[Listed, bool]]:
         top = path if pattern is None else path[: _MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         infos = [entry for entry in _below(filesystem, top.rstrip("/")) if entry.type == FileType.File]
     prefix = address[: len(address) - len(path)]
-    found = {entry.path.lstrip("/"): entry for entry in infos}  # fsspec's memory begins its paths with a slash
+    found = {
+        entry.path.lstrip("/"): entry for entry in infos
+    }  # paths of fsspec's memory file system start with a slash
     matches = {path: entry for path, entry in found.items() if pattern is None or pattern.fullmatch(path)}
     if not matches and pattern is not None:
         raise ConfigError(f"{address}: no file of the store matches it; check the address")
@@ -92,7 +100,11 @@ def found_at(address: str) -> Iterator[tuple[Listed, bool]]:
 
 
 def read_address(address: str) -> bytes:
-    """Return the content of a file. Raises ``SourceError``."""
+    """Return the content of a file in a store.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
     with _reading(address):
         filesystem, path = _opened(address)
         with filesystem.open_input_stream(path) as file:
@@ -100,7 +112,11 @@ def read_address(address: str) -> bytes:
 
 
 def open_address(address: str) -> BinaryIO:
-    """Return a file, open for reading at any position; it is not copied. Raises ``SourceError``."""
+    """Open a file in a store for reading; the file is seekable and is not copied.
+
+    Raises:
+        SourceError: the file cannot be opened.
+    """
     with _reading(address):
         filesystem, path = _opened(address)
         return io.BufferedReader(cast("io.RawIOBase", filesystem.open_input_file(path)), _READ_BYTES)
@@ -110,7 +126,7 @@ def folder_of(address: str) -> tuple[FileSystem, str]:
     """Return the file system and the path of a folder in a store.
 
     Raises:
-        ConfigError: the address has credentials, or pyarrow and fsspec do not know its scheme.
+        ConfigError: the address has credentials or options, or its scheme is unknown to pyarrow and fsspec.
     """
     check_address(address)
     with _store_errors(address):
@@ -145,7 +161,7 @@ def _listed(address: str, info: FileInfo) -> Listed:
 
 
 def _glob_pattern(path: str) -> re.Pattern[str]:
-    """Return the pattern of a glob: ``*`` and ``?`` stay within a folder, ``**/`` is any number of folders."""
+    """Return the regular expression of a glob; ``*`` and ``?`` do not match slashes, ``**/`` matches any folders."""
     parts = re.split(r"(\*\*/|\*|\?|\[!?[^\]]+\])", path)
     known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     sets = {part: part.replace("[!", "[^") for part in parts if part.startswith("[") and part.endswith("]")}

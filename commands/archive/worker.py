@@ -1,4 +1,4 @@
-"""Explains the shards of an archive, one at a time, with a network that is built once."""
+"""Explains the shards of an archive one after another, with a network that is built once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 AS_MANY_AS: Final = 8
-"""Batches are as large as for so many cameras."""
+"""Number of cameras for which the batch size is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +38,40 @@ class ShardResult:
     explained: int
     """Number of explained photos and frames."""
     failed: int
-    """Number of files that were not read, or not to their end."""
+    """Number of files that could not be read completely."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time in seconds."""
     cpu_seconds: float
-    """Processor time of the process."""
+    """CPU time of the process in seconds."""
     part_of: str = ""
-    """Path of the video of which this is a part; empty for whole files."""
+    """Path of the video if the shard is a part of a video; empty for whole files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """A video was not explained by this shard: these shards explain it."""
+    """A video that was not explained yet, and the new shards that explain it."""
 
     file: ArchiveFile
     shards: tuple[Shard, ...]
     is_whole: bool = False
-    """True if its parts have turned out not to be exact: partitions of them must be removed."""
+    """Whether the parts are not exact: the video is explained as a whole, and partitions of its parts are removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSettings:
-    """The network and engine of a worker, and the folder that it writes to."""
+    """Settings of a worker: the network and engine, and the output folder."""
 
     config: Config
     output: str
-    """An absolute path, or the address of a store."""
+    """An absolute path, or an address of a store."""
     identity: str
-    """All that an explanation depends on besides its file."""
+    """Text of all settings that change an explanation."""
     every: int = 1
-    """One of so many frames of a video is explained."""
+    """Every how many frames of a video one frame is explained; at least 1."""
     part_seconds: float = 0.0
-    """Longer videos are divided into parts of so many seconds; 0: none is."""
+    """Length of the parts of long videos in seconds; 0 disables the division."""
     draws: bool = False
-    """True to write overlays, too."""
+    """Whether overlays are written."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -79,14 +79,14 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class ShardWorker:
-    """Explains shards. The network is built by the first one."""
+    """Builds a network once and explains shards with it."""
 
     def __init__(self, settings: ArchiveSettings, stop: threading.Event | None = None) -> None:
         """Build the network.
 
         Args:
-            settings: network, engine and output.
-            stop: ends a shard with ``Interrupted``.
+            settings: network, engine and output folder.
+            stop: if set, ``explain`` raises ``Interrupted``.
         """
         from commands.wiring.run import choose_batch_size, make_explainer
         from stream.image_file import ImageReader
@@ -104,10 +104,10 @@ class ShardWorker:
         return str(self._explainer.info)
 
     def explain(self, shard: Shard) -> ShardResult | Division:
-        """Explain a shard and write its partition; files that cannot be read become rows with the reason.
+        """Explain a shard and write its partition; an unreadable file becomes a row with the reason.
 
         Returns:
-            The result, or the shards into which a long video is divided.
+            The result, or a ``Division`` if the video is to be explained by other shards.
 
         Raises:
             Interrupted: ``stop`` was set.
@@ -126,12 +126,12 @@ class ShardWorker:
             return Division(shard.files[0], (replace(whole, is_dividable=False),), is_whole=True)
 
     def _parts(self, file: ArchiveFile) -> list[VideoPart]:
-        """Return the parts of a long video; none if it is short, or cannot be divided or read."""
+        """Return the parts of a long video; an empty list if the video is short, or cannot be divided or read."""
         if not self._settings.part_seconds or _refusal(file):
             return []
         try:
             return _video(file).divide(self._settings.part_seconds, self._stop)
-        except (ReciproStreamError, OSError):  # explained as a whole, with the reason in its rows
+        except (ReciproStreamError, OSError):  # the whole video is tried next, and its row contains the reason
             return []
 
     def _explain_shard(self, shard: Shard) -> ShardResult:
@@ -161,7 +161,7 @@ class ShardWorker:
             writer.add(record, None if overlays is None else overlays.add(explanation))
 
     def _batches(self, shard: Shard, writer: PartitionWriter) -> Iterator[list[Frame]]:
-        """Yield the frames of the files in batches; give what cannot be read to ``writer``."""
+        """Yield the frames of the files in batches; add failures to ``writer``."""
         from stream.file_part import InexactPartError
 
         batch: list[Frame] = []
@@ -216,7 +216,7 @@ def _video(file: ArchiveFile, part: VideoPart | None = None) -> PartSource:
 
 
 def _refusal(file: ArchiveFile) -> str:
-    """Return why a file cannot be opened; a pipe would be waited for."""
+    """Return the reason not to open a file, else an empty string; opening a pipe would block."""
     from stream.paths import kind_of, shown
 
     if is_address(file.path) or (kind := kind_of(file.path)) == "file":
@@ -226,6 +226,6 @@ def _refusal(file: ArchiveFile) -> str:
 
 
 def _camera(file: ArchiveFile) -> str:
-    """Return the name of a video, or of a photo's folder."""
+    """Return the camera name of a file: the stem of a video, or the name of a photo's folder."""
     path = PurePath(file.path)
     return (path.stem if file.is_video else path.parent.name) or "archive"

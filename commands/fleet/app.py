@@ -228,7 +228,7 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
     with (
         ray_node(listen=listen, head=join, node=node) as running,
         connected(running.address, config.name, listen),
-        shutdown_on_signal(started) as stop,  # after Ray, which sets handlers of its own
+        shutdown_on_signal(started) as stop,  # entered after Ray, which sets its own signal handlers
     ):
         import ray
 

@@ -28,7 +28,7 @@ NOT_ACTIVE: Final = 0
 """The term in the answer of a standby director; real terms are above 0."""
 _CONFIRM_SECONDS: Final = 0.25
 _ASK_SECONDS: Final = 0.2
-"""Interval at which a director checks the other director."""
+"""Interval in seconds at which a director checks the other director."""
 _ANSWER_SECONDS: Final = 0.7
 _PULSE_SECONDS: Final = 1.0
 """Time in seconds within which an active director always writes to the store."""
@@ -152,7 +152,7 @@ class FleetDirector:
 
     def _begin(self) -> None:
         """Become the active director; wait until the store of the head node answers."""
-        term = self._store.claim_term()  # must precede the reading of the members: see Director
+        term = self._store.claim_term()  # before the members are read; ``Director`` requires this order
         stored = self._store.cameras()
         if stored is None:
             self._store.write_cameras(self._cameras)
@@ -179,7 +179,7 @@ class FleetDirector:
                 continue
             try:
                 self._confirm_term(director)
-            except Exception as error:  # noqa: BLE001 - Ray raises many kinds, and this thread must go on
+            except Exception as error:  # noqa: BLE001 - Ray raises many types, and this thread must continue
                 log.warning("fleet %s: the term cannot be confirmed: %s", self._fleet, error)
             with self._lock:
                 director.tick(lease_clock())
@@ -205,7 +205,7 @@ class FleetDirector:
         while not self._stop.wait(_ASK_SECONDS):
             try:
                 self._watch_once()
-            except Exception as error:  # noqa: BLE001 - Ray raises many kinds, and this thread must go on
+            except Exception as error:  # noqa: BLE001 - Ray raises many types, and this thread must continue
                 log.warning("fleet %s: the other director cannot be watched: %s", self._fleet, error)
 
     def _watch_once(self) -> None:
@@ -240,7 +240,7 @@ class FleetDirector:
         except (ray.exceptions.ActorDiedError, ValueError):  # killed, or never started
             self._other = None
             return None, True
-        except ray.exceptions.ActorUnavailableError:  # Ray starts it again
+        except ray.exceptions.ActorUnavailableError:  # Ray restarts the director
             return None, True
         except (ray.exceptions.RayError, TimeoutError):
             return None, False

@@ -18,7 +18,7 @@ CALL_SECONDS: Final = 15.0
 _BEAT_SECONDS: Final = 0.8
 """Time limit for the answer to a beat."""
 _AVOID_SECONDS: Final = 3.0
-"""Time in seconds after a failed call in which a beat does not switch back to that director."""
+"""Time in seconds for which beats avoid a director after a failed call."""
 _PAUSE_SECONDS: Final = 0.1
 
 

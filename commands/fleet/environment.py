@@ -29,7 +29,7 @@ _SETTINGS: Final = SETTINGS | {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_agent_register_timeout_ms": "120000",  # agents start slowly on a busy machine
+    "RAY_agent_register_timeout_ms": "120000",  # Ray's agents start slowly on a busy machine
     # Nodes continue without the head for a day.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
     "OMP_WAIT_POLICY": "PASSIVE",

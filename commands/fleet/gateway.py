@@ -64,7 +64,7 @@ class FleetExplainer(RemoteExplainer):
     """Returns the received explanations, and stores the last state of the fleet for the page. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set the clock, which returns monotonic seconds."""
+        """Store the clock, a function that returns monotonic seconds."""
         super().__init__()
         self.uri, self._clock = "fleet", clock
         self._state: dict[str, Any] | None = None

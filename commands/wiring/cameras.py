@@ -212,7 +212,7 @@ class RunningCameras(Discovery):
             log.error("camera %s: cannot be opened: %s", camera.name, error)  # noqa: TRY400 - an expected error
             return False
         except Exception:
-            log.exception("camera %s: cannot be opened", camera.name)  # a plug-in raises anything
+            log.exception("camera %s: cannot be opened", camera.name)  # a plug-in may raise any exception
             return False
         return True
 
@@ -241,5 +241,5 @@ class RunningCameras(Discovery):
 def _close(camera: Camera) -> None:
     try:
         camera.source.__exit__(None, None, None)
-    except Exception as error:  # noqa: BLE001 - the other cameras go on
+    except Exception as error:  # noqa: BLE001 - the other cameras continue
         log.warning("camera %s: cannot be closed: %s", camera.name, error)

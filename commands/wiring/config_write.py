@@ -31,7 +31,7 @@ def replaced_text(path: Path, text: str) -> Iterator[None]:
         status = path.stat()
         newline = "\r\n" if b"\r\n" in path.read_bytes() else "\n"
         temporary.write_bytes(text.replace("\n", newline).encode())
-        with suppress(OSError, AttributeError):  # not on Windows, and for other users' files as the superuser only
+        with suppress(OSError, AttributeError):  # not possible on Windows; only root may do it for files of other users
             os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o7777)
         yield

@@ -37,7 +37,7 @@ class ConfiguredPlaces:
         self.update(cameras)
 
     def update(self, cameras: Sequence[Camera]) -> None:
-        """Replace the zones and lines by those of ``cameras``.
+        """Replace all zones and lines by the zones and lines of ``cameras``.
 
         Raises:
             ConfigError: zones or lines do not fit the network; nothing is changed.

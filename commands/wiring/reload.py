@@ -187,7 +187,7 @@ class ConfigWatcher(WorkerOwner):
             log.error("%s: not applied, the run goes on as before: %s", path, error)  # noqa: TRY400 - an expected error
             return
         except Exception:
-            log.exception("%s: not applied, the run goes on as before", path)  # a plug-in raises anything
+            log.exception("%s: not applied, the run goes on as before", path)  # a plug-in may raise any exception
             return
         cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)

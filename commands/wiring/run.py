@@ -91,7 +91,7 @@ def run_from_config(
                 limits=run.limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
                 discovery=None if changes is None else run.running,
             ).run()  # fmt: skip
-        _report(outcome, run)  # also if a sink cannot be closed
+        _report(outcome, run)  # also runs if a sink cannot be closed
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
             f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers

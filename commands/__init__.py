@@ -1,1 +1,1 @@
-"""Commands of the command line, one file each; app.py joins them."""
+"""The commands of the command line. Each command has its own module; ``app`` registers all commands."""

@@ -181,7 +181,7 @@ def _split_of(part: str, parts: Collection[str]) -> str:
 def with_common_labels(samples: Sequence[Sample], splits: int) -> list[Sample]:
     """Return the samples; replace each label with fewer groups than splits by the most common label.
 
-    These labels only balance the splits. A rare class need not occur in every split.
+    These labels only balance the splits; a rare class is not required in every split.
     """
     groups = Counter(label for label, _ in {(sample.label, sample.group) for sample in samples})
     common = max(groups, key=lambda label: (groups[label], label))

@@ -41,7 +41,13 @@ class ImageEvaluator(Protocol):
     def evaluate(
         self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
     ) -> dict[str, Any]:
-        """Evaluate an image and return its record."""
+        """Evaluate an image and return its record.
+
+        Args:
+            frame: the image, with the name of its file.
+            truths: annotated objects; None: not annotated.
+            mask: boolean array of shape (height, width), True inside the object; None: no mask.
+        """
 
 
 class EvaluationInput(Protocol):
@@ -172,7 +178,13 @@ class ImageRecorder:
 
 
 def add_records(results: ResultsLog, evaluated: Iterable[EvaluatedImage], total: int) -> None:
-    """Add each record to ``results``, with a progress bar; log a warning for each undecodable image."""
+    """Add each record to ``results``, with a progress bar; log a warning for each undecodable image.
+
+    Args:
+        results: receives the records.
+        evaluated: the results of the images.
+        total: number of images, for the progress bar.
+    """
     with progress_bar() as progress:
         for image in progress.track(evaluated, total=total, description="evaluating"):
             if image.record is None:

@@ -34,6 +34,11 @@ def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "te
 
     A failed process is logged, and the other processes continue.
 
+    Args:
+        config: the configuration of the run.
+        devices: the devices, such as ``cuda:0``.
+        log_format: ``text`` or ``json``.
+
     Raises:
         typer.Exit: a process failed; has the exit code of the first failed device.
     """

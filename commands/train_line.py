@@ -106,8 +106,8 @@ def train_line(
 def line_config(seed: int, effort: float) -> FinetuneConfig:
     """Return the settings that train the line's network from random weights.
 
-    A defect covers about 1 % of an image and hardly changes the image's mean, so a training on whole images makes no
-    progress for a long time. For this reason, it starts on crops around the defects and ends on whole images.
+    A defect covers about 1 % of an image and hardly changes the image's mean. A training on whole images alone makes
+    no progress for a long time. So it starts on crops around the defects and ends on whole images.
 
     Args:
         seed: seed of the weights and the images.
@@ -145,7 +145,13 @@ def _scaled(count: int, effort: float) -> int:
 
 
 def line_data(seed: int, effort: float, full_belts: int = TRAINING_BELTS) -> LineData:
-    """Return frames of training belts; one tenth of the belts is for validation."""
+    """Return frames of training belts; one tenth of the belts is for validation.
+
+    Args:
+        seed: seed of the images.
+        effort: fraction of the full training, above 0.
+        full_belts: number of belts at full effort.
+    """
     from stream.simulated.samples import frame_reader, scored_frames, training_belts
 
     belts = training_belts(max(MIN_BELTS, _scaled(full_belts, effort)), seed=seed)
@@ -167,7 +173,12 @@ def shortcut_data(seed: int, effort: float) -> LineData:
 
 
 def evaluate_line(file: Checkpoint, effort: float) -> dict[str, Any]:
-    """Evaluate a network on evaluation belts; print and return its accuracy and pointing game per image size."""
+    """Evaluate a network on evaluation belts; print and return its accuracy and pointing game per image size.
+
+    Args:
+        file: the network.
+        effort: fraction of the evaluation belts, above 0; at most all belts are used.
+    """
     from stream.simulated.samples import EVALUATION_SEEDS, evaluation_frames
 
     results = {}

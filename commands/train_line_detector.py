@@ -155,7 +155,13 @@ def shortcut_part_frames(seed: int, effort: float) -> PartFrames:
 
 
 def part_frames(seed: int, effort: float, full_belts: int = BELTS) -> PartFrames:
-    """Return frames of training belts; one twelfth of the belts is for validation."""
+    """Return frames of training belts; one twelfth of the belts is for validation.
+
+    Args:
+        seed: seed of the images.
+        effort: fraction of the full training, above 0.
+        full_belts: number of belts at full effort.
+    """
     from stream.simulated.samples import frame_reader, scored_frames, training_belts
 
     belts = training_belts(max(MIN_BELTS, round(full_belts * effort**0.5)), seed=seed)
@@ -168,7 +174,12 @@ def part_frames(seed: int, effort: float, full_belts: int = BELTS) -> PartFrames
 
 
 def evaluate_line_detector(model: DetectorModel, effort: float = 1.0) -> dict[str, Any]:
-    """Evaluate a detector on evaluation belts; print and return its mean average precision per image size."""
+    """Evaluate a detector on evaluation belts; print and return its mean average precision per image size.
+
+    Args:
+        model: the detector.
+        effort: fraction of the evaluation belts, above 0; at most all belts are used.
+    """
     results = {}
     for size, full_count in EVALUATION_BELTS.items():
         belts = max(1, round(full_count * min(effort, 1.0)))
@@ -186,7 +197,7 @@ def evaluate_line_detector(model: DetectorModel, effort: float = 1.0) -> dict[st
 
 
 def measure_line(model: DetectorModel, belts: int, size: tuple[int, int]) -> DetectionMetrics:
-    """Return the mean average precision of a detector on evaluation belts.
+    """Return the detection metrics (mean average precision) of a detector on evaluation belts.
 
     Args:
         model: the detector.

@@ -28,7 +28,14 @@ MAX_PAIRS: Final = 3
 
 
 def print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies: int, trained_before: int) -> None:
-    """Print the sizes of the splits, and the numbers of unreadable, copied and previously trained images."""
+    """Print the sizes of the splits, and the numbers of unreadable, copied and previously trained images.
+
+    Args:
+        parts: the samples by split.
+        unreadable: number of images that cannot be decoded.
+        copies: number of images with the same pixels as another image.
+        trained_before: number of images of an earlier training.
+    """
     for part, samples in parts.items():
         groups = len({sample.group for sample in samples})
         print_line(f"{part:9} {len(samples):5} images of {groups} groups")
@@ -41,7 +48,12 @@ def print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies:
 
 
 def print_split(crossing: Sequence[Sample], *, divided: bool) -> None:
-    """Print that the user's split is kept; log a warning about images that are left out."""
+    """Print that the user's split is kept; log a warning about images that are left out.
+
+    Args:
+        crossing: samples that were left out because training images show the same part.
+        divided: whether the data set has its own split.
+    """
     if divided:
         print_line("The folders are split already: the split is kept, and --test-fraction has no effect.")
     if crossing:

@@ -120,7 +120,17 @@ def move_checked(output: Path, kind: str, network: str, check: Callable[[Path], 
 
 
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadImage) -> None:
-    """Write the report and the list of test images beside the model file, and print a summary."""
+    """Write the report and the list of test images beside the model file, and print a summary.
+
+    Args:
+        output: path of the model file.
+        trained: content of the report.
+        explainer: explains misclassified images with the written model.
+        read: reads an image file.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
     from engine.finetuning.splits import TEST
     from overlays.reports.training import conclusion, training_html
 

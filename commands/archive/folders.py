@@ -94,7 +94,7 @@ class OutputFolder(ABC):
             yield temporary
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file in UTF-8."""
+        """Write a text file in UTF-8; raise ``SinkError`` on failure."""
         with self.written(name) as temporary:
             temporary.write_text(text, "utf-8")
 

@@ -179,7 +179,13 @@ def shards_of(files: Iterable[ArchiveFile], settings: str, photos: int) -> list[
 
 
 def shards_of_video(file: ArchiveFile, settings: str, parts: Sequence[VideoPart]) -> list[Shard]:
-    """Return one shard for each part of a video."""
+    """Return one shard for each part of a video.
+
+    Args:
+        file: the video.
+        settings: text of all settings that change an explanation.
+        parts: the parts, in order.
+    """
     return [Shard(_name((file,), settings, part), (file,), part) for part in parts]
 
 
@@ -189,7 +195,12 @@ def _name(files: Sequence[ArchiveFile], settings: str, part: VideoPart | None = 
 
 
 def divided(files: Sequence[ArchiveFile], done: Collection[ArchiveFile]) -> tuple[list[ArchiveFile], list[ArchiveFile]]:
-    """Return the files that are not explained yet, and the files that changed after they were explained."""
+    """Return the files that are not explained yet, and the files that changed after they were explained.
+
+    Args:
+        files: the files of the inputs.
+        done: the explained files, with their former size and time of change.
+    """
     explained = {file.path: file for file in done}
     waiting = [file for file in files if file.path not in explained]
     changed = [file for file in files if file.path in explained and explained[file.path] != file]

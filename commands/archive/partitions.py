@@ -33,13 +33,13 @@ _READERS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """The content of a complete partition."""
+    """Files, counts and failures of a complete partition."""
 
     files: tuple[ArchiveFile, ...]
     images: int
     """Number of explained photos and frames."""
     failures: tuple[tuple[str, str], ...]
-    """Path and reason of each file that was not read, or not to its end."""
+    """Path and reason of each file that could not be read completely."""
     name: str = ""
     """File name without suffix."""
     part: tuple[int, int] | None = None
@@ -56,7 +56,7 @@ class PartitionWriter:
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
         self.failures: list[tuple[str, str]] = []
-        """Path and reason of each file that was not read, or not to its end."""
+        """Path and reason of each file that could not be read completely."""
 
     def add(self, record: Mapping[str, Any], overlay: str | None = None) -> None:
         """Add a row for an explanation.
@@ -68,7 +68,13 @@ class PartitionWriter:
         self._append(to_row(record) | {"error": None, "overlay": overlay})
 
     def add_failure(self, file: ArchiveFile, camera: str, reason: str) -> None:
-        """Add a row for a file, or the rest of a video, that cannot be read."""
+        """Add a row for a file, or the rest of a video, that cannot be read.
+
+        Args:
+            file: the file.
+            camera: camera name of the file.
+            reason: why the file cannot be read.
+        """
         row = dict.fromkeys(self._schema.names)
         self._append(row | {"source": escaped(file.path), "camera": escaped(camera), "error": escaped(reason)})
         self.failures.append((file.path, reason))

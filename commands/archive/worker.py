@@ -31,7 +31,7 @@ AS_MANY_AS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """The result of one shard."""
+    """Counts and times of an explained shard."""
 
     name: str
     files: int

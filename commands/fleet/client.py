@@ -62,7 +62,13 @@ def find_directors(fleet: str) -> Directors:
 
 
 def start_directors(fleet: str, cameras: Mapping[str, float], timing: FleetTiming | None = None) -> Directors:
-    """Return the fleet's two directors; start each director that does not run."""
+    """Return the fleet's two directors; start each director that does not run.
+
+    Args:
+        fleet: name of the fleet.
+        cameras: frame rate of each camera by name, for a new fleet.
+        timing: times and limits of the fleet; None: the defaults.
+    """
     return Directors(fleet, [start_director(fleet, number, cameras, timing) for number in range(len(NAMES))])
 
 
@@ -75,6 +81,12 @@ def start_worker(
     """Start a worker on a node and return its handle.
 
     If the worker ends, Ray restarts it on the same node. When this process ends, Ray ends the worker.
+
+    Args:
+        spec: arguments of the worker.
+        directors: client of the fleet's directors.
+        node_id: Ray's ID of the node.
+        worker: class of the worker.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -73,7 +73,13 @@ def renders_on_gpu(config: Config, device: str) -> bool:
 
 
 def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int) -> GpuExplainer:
-    """Return an explainer that explains and renders frames on the configured GPU."""
+    """Return an explainer that explains and renders frames on the configured GPU.
+
+    Args:
+        config: the configuration of the run.
+        network: the loaded classifier.
+        batch_size: maximum number of frames per batch.
+    """
     from engine.explainers.gpu import GpuExplainer
     from overlays.render.gpu_tables import heat_lut
 
@@ -82,7 +88,13 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
 
 
 def make_renderer(drawing: HeatRenderer, explainer: EngineExplainer, sinks: Sequence[Sink]) -> Renderer:
-    """Return a ``GpuRenderer`` if the explainer renders on the GPU, else ``drawing``."""
+    """Return a ``GpuRenderer`` if the explainer renders on the GPU, else ``drawing``.
+
+    Args:
+        drawing: renders on the CPU.
+        explainer: the explainer of the run.
+        sinks: the sinks of the run.
+    """
     from engine.explainers.gpu import GpuExplainer
 
     return GpuRenderer(drawing, explainer, sinks) if isinstance(explainer, GpuExplainer) else drawing

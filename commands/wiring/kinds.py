@@ -45,5 +45,14 @@ KINDS = RegisteredKinds()
 
 
 def load_config(settings: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Return the validated configuration; each source and sink has the settings model of its kind."""
+    """Return the validated configuration; each source and sink has the settings model of its kind.
+
+    Args:
+        settings: the keys of the configuration.
+        name: name of the configuration in messages.
+        overrides: keys that replace or extend ``settings``.
+
+    Raises:
+        ConfigError: a key or a value is invalid.
+    """
     return validate_config(settings, name, overrides, kinds=KINDS)

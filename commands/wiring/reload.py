@@ -196,7 +196,13 @@ class ConfigWatcher(WorkerOwner):
 
 
 def warn_of_later_changes(name: str, running: Config, config: Config) -> None:
-    """Log a warning with the changed keys that take effect only at the next start."""
+    """Log a warning with the changed keys that take effect only at the next start.
+
+    Args:
+        name: name of the configuration in the message.
+        running: the configuration with which the run was started.
+        config: the new configuration.
+    """
     if later := _at_next_start(running, config):
         log.warning("%s: changes of %s take effect at the next start", name, ", ".join(later))
 

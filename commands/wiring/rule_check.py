@@ -77,7 +77,13 @@ def _placed(text: str, message: str) -> ConfigError:
 
 
 def fragment(config: Config, position: int | None, camera: str) -> str:
-    """Return the settings that the page can change as YAML, without source URIs."""
+    """Return the settings that the page can change as YAML, without source URIs.
+
+    Args:
+        config: the configuration.
+        position: position of the camera's source; None omits the source.
+        camera: name of the camera.
+    """
     shown: dict[str, Any] = {}
     if position is not None:
         keys = {"roi", "mask", "zones", "lines"}

@@ -243,7 +243,13 @@ def _bag_folders(config: Config) -> list[str]:
 def make_sinks(
     config: Config, cameras: list[str], queries: PlaceQueries | None = None, setup: CameraSetup | None = None
 ) -> list[Sink]:
-    """Return the sinks, unopened.
+    """Check and return the sinks, unopened.
+
+    Args:
+        config: the configuration of the run.
+        cameras: names of the cameras.
+        queries: passes queries of viewers to the network; None: not available.
+        setup: lets a page change the run; None: not available.
 
     Raises:
         ReciproStreamError: a sink is invalid, or would overwrite an input or another sink's output.

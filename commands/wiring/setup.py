@@ -77,21 +77,52 @@ class RunSetup(CameraSetup):
         return self._described(text, self._text.parse(text), camera)
 
     def change(self, camera: str, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Apply a changed set-up to the run, write it to the file, and return the new set-up."""
+        """Apply a changed set-up to the run, write it to the file, and return the new set-up.
+
+        Args:
+            camera: name of the camera.
+            wanted: the changed keys of the set-up, and its ``revision``.
+
+        Raises:
+            SetupConflictError: the configuration changed since the page read it.
+            ConfigError: the change is invalid, or was not applied within ``APPLY_SECONDS``.
+        """
         return self._in_turn(lambda: self._change(camera, wanted))
 
     def undo(self, camera: str, revision: str) -> Mapping[str, Any]:
-        """Undo the last change, and return the set-up before it."""
+        """Undo the last change, and return the set-up before it.
+
+        Raises:
+            SetupConflictError: the configuration changed since, or there is no change to undo.
+        """
         return self._in_turn(lambda: self._take_back(camera, revision))
 
     def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
-        """Apply a configuration file that another program changed, and return the new set-up."""
+        """Apply a configuration file that another program changed, and return the new set-up.
+
+        Args:
+            camera: name of the camera whose set-up is returned.
+            file_revision: revision of the file that the page showed.
+
+        Raises:
+            SetupConflictError: the file has another revision now.
+            ConfigError: the file is invalid.
+        """
         return self._in_turn(lambda: self._apply_file(camera, file_revision))
 
     def check(
         self, camera: str, rule: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
     ) -> Mapping[str, Any]:  # fmt: skip
-        """Return the error of a rule, or the times at which the rule would have fired in the last minutes."""
+        """Return the error of a rule, or the times at which the rule would have fired in the last minutes.
+
+        Args:
+            camera: name of the camera.
+            rule: the rule; see ``check_rule``.
+            regions: the regions that the rule may name.
+
+        Returns:
+            JSON values: ``error`` and ``position``; for a valid rule, counts, durations in seconds and Unix times.
+        """
         bound = self._run()
         text = self._text.text
         _, name = self._find(text, self._text.parse(text), camera)
@@ -266,7 +297,7 @@ def _apply(run: OpenRun, config: Config, name: str) -> None:
 
 
 def _listed(config: Config) -> list[tuple[int | None, str]]:
-    """Return the position of its source and the name for each camera.
+    """Return a pair for each camera: the position of its source in ``sources``, and its name.
 
     The position is None if the source has several cameras.
     """

@@ -35,7 +35,19 @@ def open_sinks(
     queries: PlaceQueries | None = None,
     setup: CameraSetup | None = None,
 ) -> list[Sink]:
-    """Read the secret files of the configured sinks, and return the sinks, unopened."""
+    """Read the secret files of the configured sinks, and return the sinks, unopened.
+
+    Args:
+        sinks: settings of the sinks.
+        cameras: names of the cameras.
+        overlay: colormap and opacity of the overlays.
+        painted: whether received images already contain heat maps, drawn by another run.
+        queries: passes queries of viewers to the network; None: not available.
+        setup: lets a page change the run; None: not available.
+
+    Raises:
+        ConfigError: a secret file cannot be read.
+    """
     return [
         build_sink(
             sink, context=make_sink_context(sink, cameras, overlay, painted=painted, queries=queries, setup=setup)
@@ -53,7 +65,7 @@ def make_sink_context(
     queries: PlaceQueries | None = None,
     setup: CameraSetup | None = None,
 ) -> SinkContext:
-    """Return the data of the run that a sink needs in addition to its settings."""
+    """Return the data of the run that a sink needs in addition to its settings; arguments as for ``open_sinks``."""
     return SinkContext(
         cameras=tuple(cameras),
         secrets=read_secrets(sink),
@@ -112,6 +124,11 @@ class ChangingFile:
 
 def read_secret(path: Path, what: str, hint: str) -> str:
     """Return the text of a secret file; log a warning if other users of this machine can read it.
+
+    Args:
+        path: path of the file.
+        what: kind of the secret, such as "token", for messages.
+        hint: the remedy, for messages.
 
     Raises:
         ConfigError: the file cannot be read, or is not UTF-8 text.

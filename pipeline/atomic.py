@@ -64,7 +64,7 @@ def remove_unfinished(folder: Path) -> None:
 @contextmanager
 def _written(path: Path, *, replace: bool) -> Iterator[Path]:
     if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        raise IsADirectoryError(errno.EISDIR, "the path is a folder", str(path))
     if not replace and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     if path.exists() and not path.is_file():
@@ -79,7 +79,7 @@ def _written(path: Path, *, replace: bool) -> Iterator[Path]:
             temporary.replace(target)
         else:
             _rename_exclusive(temporary, target)
-        with suppress(OSError):  # Windows opens no folders, and some network file systems sync none
+        with suppress(OSError):  # Windows cannot open folders, and some network file systems cannot sync them
             _sync(target.parent)
 
 
@@ -98,11 +98,11 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         except FileExistsError:
             continue
         lock = _open_locked(folder)
-        if lock is not None and _is_at(lock, folder):  # else another process took it for abandoned
+        if lock is not None and _is_at(lock, folder):  # else another process deleted it as abandoned
             break
         _close(lock)
     else:
-        raise OSError(errno.EBUSY, f"{_MAX_WRITERS} processes write it", str(path))
+        raise OSError(errno.EBUSY, f"{_MAX_WRITERS} processes already write this file", str(path))
     try:
         yield folder
     finally:
@@ -117,7 +117,7 @@ def _remove_if_abandoned(folder: Path) -> None:
     try:
         if lock >= 0 or _age_seconds(folder) > _MAX_AGE_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # a file, of another program or version
+            with suppress(OSError):  # a file of another program or version
                 folder.unlink()
     finally:
         _close(lock)

@@ -105,7 +105,7 @@ class Frame:
     def __post_init__(self) -> None:
         image = self.image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            message = f"a frame's image is uint8 RGB (height, width, 3); got {image.dtype} {image.shape}"
+            message = f"image: {image.dtype} {image.shape}; should be uint8 RGB of shape (height, width, 3)"
             raise ValueError(message)
         object.__setattr__(self, "image", read_only(image))
 

@@ -125,11 +125,11 @@ def _placed(options: InputAreaOptions, width: int, height: int) -> InputArea:
             f"and y {height} at most, or give fractions of the frame, none above 1"
         )
     if roi and not pixels_inside(roi, (0, 0, width, height)).any():
-        raise SourceError(f"roi {as_text(options.roi)}: holds no pixel of {frames}; make it larger")
+        raise SourceError(f"roi {as_text(options.roi)}: contains no pixel of {frames}; make it larger")
     area = InputArea.around(roi, masks, width, height)
     pixels = (area.cut[2] - area.cut[0]) * (area.cut[3] - area.cut[1])
     if painted_runs(area) == ((0, pixels),):
-        raise SourceError(f"mask: leaves nothing of the region in {frames}; make the masks smaller")
+        raise SourceError(f"mask: covers the whole region of interest in {frames}; make the masks smaller")
     return area
 
 
@@ -197,12 +197,12 @@ def read_roi(value: object) -> Rectangle | Polygon | None:
 
 def _read_rectangle(x: float, y: float, width: float, height: float) -> Rectangle:
     if width <= 0 or height <= 0:
-        raise ValueError("holds nothing: give a width and a height above 0")
+        raise ValueError("width and height should be above 0")
     if not are_fractions([(x, y, width, height)]):
         if any(number != int(number) for number in (x, y, width, height)):
-            raise ValueError("pixels are whole numbers; fractions of the frame are at most 1, all four of them")
+            raise ValueError("give four whole numbers of pixels, or four fractions of the frame, each at most 1")
     elif max(x + width, y + height) > 1 + _ROUNDING:
-        raise ValueError("ends outside the frame: give fractions with x + width and y + height of at most 1")
+        raise ValueError("ends outside the frame: x + width and y + height should be at most 1")
     return x, y, width, height
 
 
@@ -219,7 +219,7 @@ def _read_mask(number: int, value: object) -> Polygon:
         raise ValueError(f"polygon {number}: {reason}") from None
 
 
-# The types are wide, so that whole numbers are written as they were read.
+# ``Any`` rather than float: whole numbers stay whole numbers when a configuration is written.
 RoiOption = Annotated[
     list[Any] | None,
     PlainValidator(lambda value: _lists(read_roi(value)), json_schema_input_type=list[float] | list[list[float]] | str),

@@ -85,11 +85,11 @@ def check_polygon(polygon: Sequence[Corner]) -> None:
         ValueError: the polygon has no area, less than a pixel, or crossing sides.
     """
     if self_intersects(polygon):
-        raise ValueError("its sides cross each other; give the corners in order around it")
+        raise ValueError("its sides cross each other; give the corners in their order along the outline")
     fractions = are_fractions(polygon)
     if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
-        area = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
-        raise ValueError(f"holds {area}; give corners as fractions of the frame, none above 1, or as pixels")
+        area = "no area" if fractions else "an area of less than a pixel (if one number is above 1, all are pixels)"
+        raise ValueError(f"has {area}; give corners as fractions of the frame, none above 1, or as pixels")
 
 
 def are_fractions(corners: Sequence[Sequence[float]]) -> bool:

@@ -33,7 +33,7 @@ class WorkerLoad:
     def remove(self, camera: str) -> float:
         """Remove a camera and return its frames per second."""
         rate = self.cameras.pop(camera)
-        self.load = sum(self.cameras.values())  # without the rounding errors of many differences
+        self.load = sum(self.cameras.values())  # a sum has no accumulated rounding errors, unlike many differences
         return rate
 
     @property
@@ -64,7 +64,7 @@ def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad], *, max_dealt:
         if rate >= full_at:
             continue
         if not any(worker.load + rate <= worker.limit for worker in workers):
-            full_at = rate  # many cameras beyond capacity must not cost a comparison with each worker
+            full_at = rate  # further cameras of this rate are not compared with each worker again
             continue
         able = [worker for worker in workers if worker.has_room(camera, rate)]
         if able:
@@ -90,7 +90,7 @@ def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad
         if camera in unable:
             room = max((rooms[worker.worker] for worker in workers if camera not in worker.unable), default=-1.0)
         if not workers:
-            reasons[camera] = "no worker takes cameras; start one, or end the drain of a node"
+            reasons[camera] = "no worker accepts cameras; start a worker, or end the drain of a node"
         elif room < 0:
             reasons[camera] = (
                 "no node has a source of this name; add it to the file of sources on a node that reaches the camera"

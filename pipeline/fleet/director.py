@@ -370,7 +370,7 @@ class Director:
             if camera not in self._cameras:
                 reasons[camera] = "the fleet has no camera of this name"
             elif camera in self._holds:
-                reasons[camera] = "it moves from one worker to another"
+                reasons[camera] = "the camera moves from one worker to another"
         return reasons
 
     def _seconds_quiet(self, now: float) -> float | None:

@@ -75,9 +75,9 @@ def _place(camera: State, workers: Mapping[str, State]) -> Place:
     node, address, heard = worker["node"], stream_address(worker), worker["heard_seconds"]
     reason = ""
     if not address:
-        reason = f"node {node} has it and publishes no stream; add a sink such as tcp://{node}:5555 to its file"
+        reason = f"node {node} has it, but publishes no stream; add a sink such as tcp://{node}:5555 to its file"
     elif heard > _LATE_SECONDS:
-        reason = f"node {node}, which has it, was not heard for {heard:.0f} s; it is given to another one after 3.3 s"
+        reason = f"node {node} has it, but has not reported for {heard:.0f} s; another node gets it after 3.3 s"
     return Place(node, address, camera["epoch"], reason)
 
 

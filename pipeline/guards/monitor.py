@@ -107,7 +107,7 @@ class ExplanationMonitor(ExplainerWrapper):
         if explainer.can_mask:
             self.overhead_budget = OverheadBudget(self._guards.deletion.budget)
         elif explainer.box_mode != "drop":
-            log.warning("score_drop_when_masked: %s; rules with it never fire", _reason_unknown(explainer))
+            log.warning("score_drop_when_masked: %s; rules that use it never fire", _reason_unknown(explainer))
 
     def update(self, guards: GuardsConfig) -> None:
         """Use other regions and rules from the next frame on. For any thread.
@@ -152,7 +152,7 @@ class ExplanationMonitor(ExplainerWrapper):
         new_guards, self._new_guards = self._new_guards, None
         if new_guards is not None:
             self._adopt(new_guards)
-        # A frame with a number that is not finite is not published: no guard may fire for it.
+        # A frame with NaN or infinite numbers is not published, so no guard may fire for it.
         return [item if find_non_finite(item) else self.process(item) for item in explained]
 
     def after_batch(self) -> None:
@@ -161,11 +161,11 @@ class ExplanationMonitor(ExplainerWrapper):
         budget = self.overhead_budget
         if budget is None or not self._pending_checks or not budget.can_run:
             return
-        # Cameras take turns.
+        # The next camera after the last checked one, in turn.
         last = self._checked_camera
         chosen = min(self._pending_checks, key=lambda item: (item.frame.camera <= last, item.frame.camera))
         verdict = chosen.top_scoring
-        assert verdict is not None  # noqa: S101 - a rule that needs a check holds only for a finding
+        assert verdict is not None  # noqa: S101 - only a finding can satisfy the condition of a rule
         started_at = self._clock()
         masked_score = self._explainer.score_when_masked(chosen, verdict, self._masking)
         budget.record_overhead(self._clock() - started_at)

@@ -69,7 +69,7 @@ class LineConfig(StrictModel):
         (x, y), (other_x, other_y) = points
         smallest = 1e-3 if are_fractions(points) else 1.0
         if abs(x - other_x) + abs(y - other_y) < smallest:
-            raise ValueError("its two ends are the same point; give the two ends of the line")
+            raise ValueError("both end points are equal; give two different points")
         return points
 
     def placed(self, width: int, height: int) -> tuple[Point, Point]:
@@ -82,7 +82,7 @@ def _check_names(places: list[Place]) -> list[Place]:
     names = [place.name for place in places]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{name!r} is given twice; give each its own name")
+            raise ValueError(f"{name!r} is given twice; give each entry its own name")
     return places
 
 

@@ -199,6 +199,6 @@ def _lies_inside(points: Sequence[tuple[float, float]], frame: Frame) -> bool:
 
 def _warn_of_outside(kind: str, name: str, frame: Frame) -> None:
     log.warning(
-        "%s: %s %s lies outside the image of %dx%d pixels: it never counts", frame.camera, kind, name, frame.width,
+        "%s: %s %s counts nothing: it lies outside the image of %dx%d pixels", frame.camera, kind, name, frame.width,
         frame.height,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def test_atomic_write_raises_the_class_of_its_caller(tmp_path, monkeypatch):
         write_atomically(tmp_path / "a", b"", raises=ModelError)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "a", b"")
-    with pytest.raises(ModelError, match="it is a folder"):
+    with pytest.raises(ModelError, match="the path is a folder"):
         write_atomically(tmp_path, b"", raises=ModelError)
     assert names(tmp_path) == []
 

@@ -116,12 +116,15 @@ def test_region_in_fractions_lies_in_every_frame_or_holds_no_pixel(width, height
             r"ends at x 100 and y 481, .*; end it at x 640 and y 480 at most, or give fr",
         ),
         ({"roi": [[0, 0], [641, 0], [0, 200]]}, r"roi \[\[0, 0\], \[641, 0\], \[0, 200\]\]: ends at x 641"),
-        ({"roi": [0.5, 0.5, 0.0001, 0.0001]}, r"roi .*: holds no pixel of frames of 640x480 pixels; make it larger"),
+        ({"roi": [0.5, 0.5, 0.0001, 0.0001]}, r"roi .*: contains no pixel of frames of 640x480 pixels; make it larger"),
         ({"mask": [[[700, 0], [800, 0], [800, 50]]]}, r"mask \[\[700, 0\].*: covers no pixel of frames of 640x480"),
-        ({"mask": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}, r"mask: leaves nothing of the region in frames of 640x480"),
+        (
+            {"mask": [[[0, 0], [1, 0], [1, 1], [0, 1]]]},
+            r"mask: covers the whole region of interest in frames of 640x480",
+        ),
         (
             {"roi": [0, 0, 9, 9], "mask": [[[0, 0], [9, 0], [9, 9], [0, 9]]]},
-            r"leaves nothing of the region .*; make the masks smaller",
+            r"covers the whole region of interest .*; make the masks smaller",
         ),
     ],
 )
@@ -138,9 +141,9 @@ def test_mask_may_reach_beyond_the_frame():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"roi": [0, 0, 0, 5]}, "holds nothing: give a width and a height above 0"),
+        ({"roi": [0, 0, 0, 5]}, "width and height should be above 0"),
         ({"roi": [0.5, 0, 0.6, 0.5]}, "ends outside the frame"),
-        ({"roi": [0.5, 0, 448, 448]}, "pixels are whole numbers"),
+        ({"roi": [0.5, 0, 448, 448]}, "give four whole numbers of pixels"),
         ({"roi": [-5, 0, 448, 448]}, "-5: should be a number from 0"),
         ({"roi": [float("nan"), 0, 448, 448]}, "should be a number from 0"),
         ({"roi": [True, 0, 448, 448]}, "True: should be a number"),
@@ -153,7 +156,7 @@ def test_mask_may_reach_beyond_the_frame():
         ({"roi": [[0, 0], [5, 5]]}, "should be 3 to 64 corners"),
         ({"mask": [[0, 0], [5, 0], [0, 5]]}, "should be 3 to 64 corners"),
         ({"mask": "all"}, "should be a list of at most 64 polygons"),
-        ({"mask": [TRIANGLE, [[0, 0], [0.5, 0], [0.2, 0]]]}, "polygon 1: holds no area"),
+        ({"mask": [TRIANGLE, [[0, 0], [0.5, 0], [0.2, 0]]]}, "polygon 1: has no area"),
     ],
 )
 def test_area_that_is_no_area_is_refused(values, message):

@@ -197,7 +197,7 @@ def test_monitor_discards_an_old_deletion_check():
 
 def test_monitor_warns_of_an_explainer_without_deletion_checks(caplog):
     guarded(ExplanationMonitor(Seer(), guards(MASKED)), frames(3))
-    assert "rules with it never fire" in caplog.text
+    assert "rules that use it never fire" in caplog.text
 
 
 def test_monitor_returns_metrics_of_the_explainer_and_its_own():

@@ -111,4 +111,4 @@ def test_frame_with_a_number_that_is_not_finite_is_not_counted():
 def test_zone_outside_the_image_is_reported(caplog):
     zone = ZoneConfig(name="far", polygon=[(500.0, 0.0), (600.0, 0.0), (600.0, 100.0)])
     _run(PassageMonitor(Passing(), lambda _: Places((zone,))), 1)
-    assert "road: zone far lies outside the image of 160x120 pixels" in caplog.text
+    assert "road: zone far counts nothing: it lies outside the image of 160x120 pixels" in caplog.text

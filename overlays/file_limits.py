@@ -1,4 +1,4 @@
-"""Connection limits of servers, so that clients cannot take the file handles that recordings need."""
+"""Connection limits of servers, so that clients cannot use up the file descriptors that recordings need."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ipaddress
 from typing import Final
 
 RESERVED_HANDLES: Final = 256
-"""Handles reserved for cameras, recordings, logs and the list of keys; half of all handles if there are few."""
+"""Number of file descriptors reserved for cameras, recordings and logs; at most half of the process's limit."""
 _SERVERS: Final = 3
-"""Number of servers in one process that may be full at the same time."""
+"""Maximum number of servers in one process that are full at the same time."""
 _MIN_CONNECTIONS: Final = 16
 
 
 def connection_limit(requested: int, soft_limit: int | None = None) -> int:
-    """Return the maximum number of connections of one server: ``requested``, or less if the process may open few files.
+    """Return the maximum number of connections of one server, reduced if the process may open only few files.
 
     Args:
-        requested: the limit if there are enough handles.
+        requested: the limit if there are enough file descriptors.
         soft_limit: maximum number of open files of the process (``ulimit -n``); None: read from the system.
     """
     limit = _soft_limit() if soft_limit is None else soft_limit
@@ -29,14 +29,14 @@ def connection_limit(requested: int, soft_limit: int | None = None) -> int:
 def _soft_limit() -> int | None:
     try:
         import resource
-    except ImportError:  # Windows has no limit of descriptors
+    except ImportError:  # Windows has no such limit
         return None
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def shared_address(address: str) -> str:
-    """Return the address that counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the address under which a client is counted: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -49,7 +49,7 @@ def shared_address(address: str) -> str:
 
 
 def is_loopback_address(address: str) -> bool:
-    """Return whether an address is a loopback address, from where a reverse proxy connects for many clients."""
+    """Return whether an IP address is a loopback address, also as an IPv4-mapped IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

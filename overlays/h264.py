@@ -1,4 +1,4 @@
-"""H.264 encoding of RGB images without delay: one access unit for each image. Colours are BT.601, limited range."""
+"""Encodes RGB images as H.264 without delay, one access unit per image. Colours are BT.601, limited range."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pipeline.errors import FrameError
 from pipeline.frames import Image
 
 ONE_THREAD_PIXELS: Final = 1280 * 720
-"""Up to this size one encoder thread keeps up with 60 frames per second; more threads would slow down the engine."""
+"""Maximum number of pixels encoded in one thread, enough for 60 frames/s; more threads would slow down the engine."""
 
-# ISO/IEC 23091-2: matrix 6 is BT.601 (OpenCV's conversion), primaries and transfer 1 are BT.709, the same as sRGB's.
+# ISO/IEC 23091-2: matrix 6 is BT.601, which OpenCV uses; primaries and transfer 1 are BT.709, as declared for sRGB.
 _MATRIX_BT601: Final = 6
 _BT709: Final = 1
 _LIMITED_RANGE: Final = 1
@@ -37,15 +37,15 @@ class Rate:
     """Quality and bit rate of an encoder."""
 
     crf: int = 23
-    """The constant rate factor of x264."""
+    """Constant rate factor of x264, 0 to 51; lower is better quality."""
     preset: str = "ultrafast"
     max_kilobits: int | None = None
-    """Kilobits per second at most; None: no limit."""
+    """Maximum bit rate in kbit/s; None: no limit."""
     frames_per_second: float = 30.0
-    """The rate at which ``max_kilobits`` is kept."""
+    """Frame rate at which ``max_kilobits`` is met."""
 
     def options(self) -> dict[str, str]:
-        """Return the options of libx264."""
+        """Return the options for libx264."""
         options = {"preset": self.preset, "crf": str(self.crf), "tune": "zerolatency", "forced-idr": "1"}
         options["x264-params"] = "keyint=infinite:scenecut=0"
         if self.max_kilobits is not None:
@@ -58,11 +58,11 @@ class AccessUnit:
     """One encoded image."""
 
     payload: bytes
-    """NAL units with start codes (Rec. ITU-T H.264, Annex B); a key frame begins with its parameter sets."""
+    """NAL units with start codes (Rec. ITU-T H.264, Annex B); a key frame starts with its parameter sets."""
     ticks: int
-    """Presentation time, ``TICKS_PER_SECOND``."""
+    """Presentation time in units of 1 / ``TICKS_PER_SECOND`` s."""
     is_key: bool
-    """True if decoders can begin here."""
+    """True if decoders can start with this unit."""
 
     @cached_property
     def nal_units(self) -> tuple[bytes, ...]:
@@ -70,20 +70,23 @@ class AccessUnit:
         return split_nal_units(self.payload)
 
     def parameter_sets(self) -> tuple[bytes, bytes] | None:
-        """Return the sequence and the picture parameter set of a key frame; None where there are none."""
+        """Return the sequence and picture parameter sets of a key frame; None for other frames."""
         sps = next((unit for unit in self.nal_units if unit[0] & 31 == SPS), None)
         pps = next((unit for unit in self.nal_units if unit[0] & 31 == PPS), None)
         return None if sps is None or pps is None else (sps, pps)
 
 
 class H264Encoder:
-    """Encodes images of one size; belongs to one thread at a time. Only asked-for images become key frames."""
+    """Encodes images of one size. Only one thread at a time may use it.
+
+    The first image and images encoded with ``key=True`` become key frames.
+    """
 
     def __init__(self, size: tuple[int, int], rate: Rate) -> None:
         """Create the encoder.
 
         Args:
-            size: (width, height) of the images; odd sides are padded by a pixel.
+            size: (width, height) of the images in pixels; odd sides are padded by one pixel.
             rate: quality and bit rate.
 
         Raises:
@@ -106,12 +109,12 @@ class H264Encoder:
         self._began = False
 
     def encode(self, image: Image, ticks: int, *, key: bool = False) -> AccessUnit:
-        """Encode an image.
+        """Return an image encoded as an access unit.
 
         Args:
             image: RGB, ``(height, width, 3)``, uint8, of the encoder's size.
-            ticks: presentation time; strictly increases.
-            key: make it a key frame; the first one always is.
+            ticks: presentation time in units of 1 / ``TICKS_PER_SECOND`` s; must increase strictly.
+            key: True to make a key frame; the first image always becomes one.
 
         Raises:
             FrameError: the image cannot be encoded.
@@ -128,7 +131,7 @@ class H264Encoder:
 
 
 def yuv_frame(image: Image, ticks: int) -> av.VideoFrame:
-    """Return an RGB image, uint8 (height, width, 3), as a frame for an encoder; odd sides are padded by a pixel."""
+    """Return an RGB image, uint8 (height, width, 3), as a YUV 4:2:0 frame; odd sides are padded by one pixel."""
     height, width = image.shape[:2]
     if width % 2 or height % 2:
         padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
@@ -141,7 +144,7 @@ def yuv_frame(image: Image, ticks: int) -> av.VideoFrame:
 
 
 def tag_colours(codec: VideoCodecContext) -> None:
-    """Declare the colours of ``yuv_frame`` in a stream."""
+    """Declare the colour space of ``yuv_frame`` in the stream of a codec."""
     codec.colorspace, codec.color_primaries, codec.color_trc = _MATRIX_BT601, _BT709, _BT709
     codec.color_range = _LIMITED_RANGE
 
@@ -153,5 +156,5 @@ def split_nal_units(payload: bytes) -> tuple[bytes, ...]:
 
 
 def codec_string(sps: bytes) -> str:
-    """Return the codec of a sequence parameter set as RFC 6381 writes it: ``avc1.42c01e``."""
+    """Return the codec string (RFC 6381) of a sequence parameter set, such as ``avc1.42c01e``."""
     return f"avc1.{sps[1:4].hex()}"

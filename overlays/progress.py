@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal: a live table, or lines at intervals if the output is not a terminal."""
+"""Shows the progress of a run: a live table on a terminal, otherwise lines at intervals."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pipeline.stats import CameraStats
 from pipeline.workers.source import SourceWorker
 
 PLAIN_INTERVAL_SECONDS = 5.0
-"""Interval between lines if the output is not a terminal."""
+"""Interval between lines in seconds, if the output is not a terminal."""
 _SILENT_SECONDS = 2.0
-"""After this time without a frame, the age of a camera's frames is no longer shown."""
+"""Time without a frame in seconds after which the time since the last frame replaces the age."""
 
 
 class Progress:
-    """Context manager whose ``watch`` is passed to ``pipeline.loop.Pipeline``."""
+    """Shows the progress of a run; a context manager whose ``watch`` is passed to ``pipeline.loop.Pipeline``."""
 
     def __init__(self, console: Console, on_progress: Callable[[str], None] | None = None) -> None:
-        """Set the console; ``on_progress`` receives the lines instead, if they are for a program."""
+        """Set the console; if ``on_progress`` is given, it receives the lines instead of the console."""
         self._console = console
         self._on_progress = on_progress
         is_live = console.is_terminal and on_progress is None
@@ -46,7 +46,7 @@ class Progress:
             self._live.stop()
 
     def watch(self, result: RunResult) -> None:
-        """Show the progress, at most four times a second on a terminal. Output errors do not end the run."""
+        """Show the progress, at most four times per second on a terminal; output errors are ignored."""
         now = time.monotonic()
         interval = 0.25 if self._live else PLAIN_INTERVAL_SECONDS
         if now - self._shown_at < interval:
@@ -67,7 +67,7 @@ class Progress:
 
 
 def table(result: RunResult, now: float) -> Table:
-    """Return the state of every camera as a table."""
+    """Return the state of all cameras as a table; ``now`` is in monotonic seconds."""
     view = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("camera", "state", "frames", "of", "frames/s", "age p50", "dropped", "reconnects", "top class"):
         view.add_column(heading, no_wrap=True)
@@ -84,12 +84,12 @@ def table(result: RunResult, now: float) -> Table:
             str(health.reconnects),
             f"{camera.label} {camera.score:.2f}" if camera.label else "",
         )
-        view.add_row(*(Text(escaped(cell)) for cell in cells))  # as Text: brackets in names are no markup
+        view.add_row(*(Text(escaped(cell)) for cell in cells))  # Text does not interpret brackets as markup
     return view
 
 
 def lines(result: RunResult, now: float) -> list[str]:
-    """Return the state of every camera as one line each."""
+    """Return one line of text per camera with its state; ``now`` is in monotonic seconds."""
     rows = []
     for worker in result.source_workers:
         camera, health = result.stats.cameras[worker.camera], worker.health
@@ -112,7 +112,7 @@ def _counted(count: int, thing: str, of: str = "") -> str:
 
 
 def _age_text(worker: SourceWorker, camera: CameraStats, now: float) -> str:
-    """Return the median age of a camera's frames, or the time since its last frame."""
+    """Return the median age of a camera's frames as text, or the time since its last frame."""
     if worker.source.live:
         last_at = worker.frame_rate.last_at
         if last_at is None:
@@ -123,7 +123,7 @@ def _age_text(worker: SourceWorker, camera: CameraStats, now: float) -> str:
 
 
 def summary(result: RunResult) -> list[str]:
-    """Return the summary of a run, a line per source problem, sink and measure."""
+    """Return the summary of a run: totals, problems of sources, sinks, durations and accuracy, one line each."""
     explained, seconds = result.explained, max(result.seconds, 1e-9)
     corrupt, missed = (sum(getattr(w.health, n) for w in result.source_workers) for n in ("corrupt", "missed"))
     rows = [

@@ -1,1 +1,1 @@
-"""Reads logs: records from JSON Lines and Parquet, and the frame of each record."""
+"""Reads logs in JSON Lines and Parquet, and matches their records with frames."""

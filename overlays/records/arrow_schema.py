@@ -1,8 +1,7 @@
-"""Conversion between log records and rows of an Arrow table. ``docs/log.md`` describes the columns.
+"""Converts log records to rows of an Arrow table, and back. ``docs/log.md`` describes the columns.
 
-Heat maps are stored as bytes, not as base64. The top finding's label and score have their own columns, so that most
-queries need no nested columns. Keys without a column (from a later version) are stored in ``more`` as JSON, so that no
-key is lost.
+Heat maps are stored as bytes instead of base64. The top finding's label and score have their own columns, so that most
+queries need no nested columns. Keys without a column are stored as JSON in the column ``more``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 Record = Mapping[str, Any]
-"""The result of ``overlays.wire.message.explanation_record``: plain JSON values."""
+"""A result of ``overlays.wire.message.explanation_record``: JSON values."""
 
 _BOX: Final = pa.list_(pa.float64(), 4)
 _HEATMAP_STATS: Final = pa.struct(
@@ -108,16 +107,16 @@ SCHEMA: Final = pa.schema(
     ]
 )
 ADDED: Final = frozenset({"source", "passages"})
-"""Columns that were added later; a table of an older version does not have them."""
+"""Columns that tables of older versions lack."""
 _HEATS: Final = frozenset({"heat_u8", "against_u8"})
-"""Keys with heat: base64 in a record, bytes in a row."""
+"""Keys whose values are heat: base64 in a record, bytes in a row."""
 _DERIVED: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
 """Columns that are not keys of a record."""
 _KNOWN_KEYS: Final = frozenset(SCHEMA.names) - _DERIVED | {"grid"}
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """Return a record as a row of ``SCHEMA``."""
+    """Return the row of ``SCHEMA`` for a record."""
     row = {name: record.get(name) for name in SCHEMA.names if name not in _DERIVED}
     findings = [_finding_row(each) for each in record["findings"]]
     top = max(findings, key=lambda each: each["score"], default={"label": None, "score": None})
@@ -135,7 +134,7 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a row; the inverse of ``to_row``."""
+    """Return the record of a row of ``SCHEMA``; the inverse of ``to_row``."""
     record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     if "passages" in record:
@@ -163,12 +162,12 @@ def _finding_row(finding: Record) -> dict[str, Any]:
 
 
 def _decoded(record: Record) -> dict[str, Any]:
-    """Return a record with its heat as bytes."""
+    """Return a record with its heat converted from base64 to bytes."""
     return {key: base64.b64decode(value) if key in _HEATS else value for key, value in record.items()}
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with its heat in base64."""
+    """Return a row with its heat converted from bytes to base64."""
     return {key: base64.b64encode(value).decode("ascii") if key in _HEATS else value for key, value in row.items()}
 
 

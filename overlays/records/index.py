@@ -1,4 +1,4 @@
-"""Index of a log: finds the record of a frame by file name, by frame index and time, or by time only."""
+"""Index of a log: finds a frame's record by file name, by frame index and time, or by time only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from overlays.wire.text import escaped
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002
-"""Maximum difference between the times of the same frame: containers store milliseconds."""
+"""Maximum difference between two times of the same frame in seconds, because containers store milliseconds."""
 
 
 @dataclass(slots=True)
@@ -21,21 +21,21 @@ class CameraLines:
     """Index of one camera's records in the log."""
 
     offsets: dict[int, int] = field(default_factory=dict)
-    """Offset in the log by frame index, in the order of the file."""
+    """Offset of a record in the log by frame index, in the order of the file."""
     seconds: dict[int, float] = field(default_factory=dict)
-    """Time by frame index, for records with a time."""
+    """Presentation time in seconds by frame index, for records with a time."""
     clip_seconds: dict[int, float] = field(default_factory=dict)
-    """Time in the clip by frame index, for records of a clip."""
+    """Time in the clip in seconds by frame index, for records of a clip."""
     sources: dict[str, list[int]] = field(default_factory=dict)
-    """Frame indices by the name of the file that the frames were read from."""
+    """Frame indices by the name of the file from which the frames were read."""
     repeated: int = 0
-    """Number of records that repeat a frame."""
+    """Number of ignored records of frames that have a record already."""
     by_clip: bool = False
-    """True if the times are times in a clip, whose frames have other indices."""
+    """True if the times are times in a clip. Frames of a clip have other indices than the log."""
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, key: RecordKey) -> None:
-        """Add one record."""
+        """Add one record; a second record of the same frame is only counted."""
         if key.index in self.offsets:
             self.repeated += 1
             return
@@ -48,21 +48,21 @@ class CameraLines:
             self.sources.setdefault(key.source, []).append(key.index)
 
     def sort(self) -> None:
-        """Build the index by time; call it after the last ``add``."""
+        """Build the index by time. Call this after the last ``add``."""
         self.by_time = sorted((seconds, index) for index, seconds in self.seconds.items())
 
     def as_clip(self) -> CameraLines:
-        """Return the index by time in the clip, without frame indices, which differ in the clip."""
+        """Return an index that finds records only by their time in the clip, not by frame index."""
         offsets = {index: self.offsets[index] for index in self.clip_seconds}
         return CameraLines(offsets, dict(self.clip_seconds), repeated=self.repeated, by_clip=True)
 
     def index_of(self, frame: Frame) -> int | None:
-        """Return the index of the record that belongs to a frame; None if there is none."""
+        """Return the frame index of the record that belongs to a frame; None if there is no such record."""
         name = escaped(frame.source_name)
         if len(self.sources) > 1 and name:
             indices = self.sources.get(name, [])
             if len(indices) <= 1:
-                return next(iter(indices), None)  # an image file: its index may differ, as the folder may have changed
+                return next(iter(indices), None)  # an image file, whose index differs if the folder has changed
         seconds = self.seconds.get(frame.index)
         if not self.by_clip and frame.index in self.offsets and _agree(seconds, frame.pts_seconds):
             return frame.index

@@ -1,7 +1,7 @@
-"""Readers of logs in JSON Lines and Parquet.
+"""Reads logs in JSON Lines and Parquet.
 
-A log is scanned once for the keys of its records; a whole record is read when its heat map is needed. An hour of log
-therefore needs a few megabytes of memory.
+A log is scanned once for the keys of its records. A complete record is read only when it is needed, so that an hour of
+log needs only a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ _KEY_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
 
 @dataclass(frozen=True, slots=True)
 class RecordKey:
-    """Key of a record: its frame, and its position in the log."""
+    """Key of a record: camera, frame index, time in seconds, and position in the log."""
 
     camera: str
     index: int
     seconds: float | None
     offset: int
     run: int = 1
-    """Number of the run that wrote the record, from 1; records before the first run record count as one run."""
+    """Number of the run that wrote the record, from 1. Records before the first run record count as one run."""
     source: str = ""
-    """The file that the frame was read from; empty for a live source."""
+    """The file from which the frame was read; empty for a live source."""
     clip_seconds: float | None = None
-    """Time of the frame in the clip that the log belongs to; None if it belongs to no clip."""
+    """Time of the frame in the log's clip in seconds; None if the log belongs to no clip."""
 
 
 class LogReader(Protocol):
-    """An open log. A context manager; entering raises ``SourceError`` if the log cannot be read."""
+    """Interface of log readers, which are context managers.
+
+    Entering raises ``SourceError`` if the log cannot be read.
+    """
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Yield the key of each record; for a damaged record yield the error.
+        """Yield the key of each record, or the error of a damaged record.
 
         Raises:
             WireVersionError: the log was written by a newer version.
@@ -56,7 +59,7 @@ class LogReader(Protocol):
         ...
 
     def read_header(self, offset: int) -> Header:
-        """Read the record at ``RecordKey.offset``. Raises ``WireError`` if it is damaged."""
+        """Return the record at ``RecordKey.offset``; raises ``WireError`` if the record is damaged."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -64,10 +67,10 @@ class LogReader(Protocol):
 
 
 def open_log(path: Path) -> LogReader:
-    """Return the reader of a log: ``*.parquet``, a folder of such files, or JSON Lines.
+    """Return a reader for a log: a Parquet file, a folder of Parquet files, or JSON Lines.
 
     Raises:
-        SourceError: the log is a Parquet file, and pyarrow is not installed.
+        SourceError: the log is in Parquet, but pyarrow is not installed.
     """
     if path.suffix.lower() != _TABLE and not path.is_dir():
         return JsonlReader(path)
@@ -77,7 +80,7 @@ def open_log(path: Path) -> LogReader:
 
 
 class _LogLine(WireModel):
-    """The keys of a line, which is a run record or the record of a frame."""
+    """The key fields of a line: a run record, or the record of a frame."""
 
     version: Version
     run: Any = None
@@ -94,11 +97,11 @@ class _LogLine(WireModel):
 
     @property
     def run_id(self) -> str:
-        """Identifier of the run in a run record."""
+        """Identifier of the run in a run record; "" if there is none."""
         return str(self.run.get("id", ""))[:_MAX_RUN_ID_LENGTH] if isinstance(self.run, dict) else ""
 
     def key(self, offset: int, run: int) -> RecordKey:
-        """Return the key of a record. Raises ``WireError`` if camera or index is missing."""
+        """Return the key of a frame's record; raises ``WireError`` if camera or index is missing."""
         if self.camera is None or self.index is None:
             key = "camera" if self.camera is None else "index"
             raise WireError(f"{key}: missing; the record of a frame has a camera and an index")
@@ -106,7 +109,7 @@ class _LogLine(WireModel):
 
 
 class JsonlReader:
-    """Reader of ``*.jsonl``; an offset is the position of a line in bytes."""
+    """Reads a log in JSON Lines; an offset is the position of a line in bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,7 +136,7 @@ class JsonlReader:
                     line = _LogLine.parse(packed)
                     if line.is_run:
                         if not has_content:
-                            runs.clear()  # no record stands before the first run record
+                            runs.clear()  # the log starts with a run record, so it has no earlier run
                         number = runs.setdefault(line.run_id, len(runs) + 1)
                     else:
                         yield line.key(offset, number)
@@ -145,14 +148,14 @@ class JsonlReader:
             offset += len(packed)
 
     def read_header(self, offset: int) -> Header:
-        """Read the line that begins at ``offset``."""
+        """Return the header in the line that starts at ``offset``."""
         assert self._file is not None  # noqa: S101 - entered
         self._file.seek(offset)
         return decode_header(self._file.readline(MAX_HEADER_BYTES))
 
 
 class ParquetReader:
-    """Reader of ``*.parquet``, or of the parts of a killed run; an offset is the number of a row over all parts."""
+    """Reads a Parquet file, or the parts that a killed run left; an offset is a row number over all parts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -172,7 +175,7 @@ class ParquetReader:
             try:
                 sizes = _group_rows(file)
             except SourceError as error:
-                # A killed run leaves its last part truncated; the others are complete.
+                # A killed run leaves its last part truncated; its other parts are complete.
                 if not is_folder or len(files) == len(self._damaged) + 1:
                     raise
                 self._damaged.append(str(error))
@@ -187,7 +190,7 @@ class ParquetReader:
         self._buffer = None
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Yield the key of each row; reads only the columns of the keys."""
+        """Yield the key of each row, reading only the key columns; see ``LogReader.iter_keys``."""
         for number, first in enumerate(self._first_rows):
             offset = first
             for batch in self._batches(number, self._key_columns(number)):
@@ -197,7 +200,7 @@ class ParquetReader:
         yield from map(WireError, self._damaged)
 
     def read_header(self, offset: int) -> Header:
-        """Read the row with that number."""
+        """Return the header in the row with the number ``offset``."""
         from overlays.records.arrow_schema import from_row
 
         number = bisect.bisect_right(self._first_rows, offset) - 1
@@ -209,7 +212,7 @@ class ParquetReader:
         return decode_header(record_bytes(record))
 
     def _row(self, number: int, row: int) -> dict[str, Any]:
-        """Return a row of a group; frames are read in order, so the following rows are buffered."""
+        """Return a row of a group, and buffer the rows that follow, because frames are read in order."""
         if self._buffer is None or self._buffer.number != number or row < self._buffer.first:
             self._buffer = _RowBuffer(number, self._batches(number))
         while row >= self._buffer.first + len(self._buffer.rows):
@@ -217,7 +220,7 @@ class ParquetReader:
         return self._buffer.rows[row - self._buffer.first]
 
     def _key_columns(self, number: int) -> list[str]:
-        """Return the columns of the keys that a group's file has."""
+        """Return the key columns that a group's file has."""
         import pyarrow.parquet as pq
 
         with self._groups[number][0].open("rb") as raw, pq.ParquetFile(raw) as opened:
@@ -225,7 +228,7 @@ class ParquetReader:
         return [name for name in _KEY_COLUMNS if name in names]
 
     def _batches(self, number: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a group in small batches, because a small file may declare any number of rows."""
+        """Yield the rows of a group in batches, because even a small file can declare many rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -238,7 +241,7 @@ class ParquetReader:
 
 
 class _RowBuffer:
-    """The last batch of rows that was read from a group."""
+    """The last batch of rows read from a group."""
 
     def __init__(self, number: int, batches: Iterator[pa.RecordBatch]) -> None:
         self.number = number
@@ -247,7 +250,7 @@ class _RowBuffer:
         self._batches = batches
 
     def advance(self) -> None:
-        """Read the next batch. Raises ``WireError`` if there is none."""
+        """Read the next batch; raises ``WireError`` if the group has no more rows."""
         self.first += len(self.rows)
         batch = next(self._batches, None)
         if batch is None:
@@ -264,7 +267,7 @@ def _row_key(row: Mapping[str, Any], offset: int) -> RecordKey | WireError:
 
 
 def _group_rows(file: Path) -> list[int]:
-    """Return the number of rows of each group of a table. Raises ``SourceError`` if the table is not a log."""
+    """Return the number of rows of each row group; raises ``SourceError`` if the file is not a log."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

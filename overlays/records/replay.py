@@ -1,8 +1,8 @@
-"""Replays a log over its video: each record is shown on the frame that it was written for.
+"""Replays a log over its video: each record is shown on its own frame.
 
-A record belongs to the frame with the same index, if their times are equal. If the times differ (the video was cut, or
-read in another way), the record belongs to the frame with the same time, within two milliseconds. The log is indexed
-once and records are read one by one, so that an hour of log needs a few megabytes of memory.
+A record belongs to the frame with the same index, if both times are equal. If the times differ, for instance because
+the video was cut, the record belongs to the frame with the same time, within 2 ms. The log is indexed once and records
+are read one by one, so that an hour of log needs a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from pipeline.ports import Explainer, Health, Source, SourceWrapper
 log = logging.getLogger(__name__)
 
 _REDUCED_SIDE_PIXELS: Final = 4096
-"""Longer side of a black frame whose recorded size exceeds the limits."""
+"""Longer side in pixels of a black frame whose recorded size exceeds the limits."""
 
 
 class LoggedExplainer(Explainer):
-    """Explainer that returns the explanations in a log. A context manager: the log stays open.
+    """Explainer that returns the explanations in a log. A context manager, which keeps the log open.
 
     Args:
-        path: the log.
+        path: path of the log.
         camera: the camera whose records are shown; None if the log has only one camera.
         run: number of the run in the log, from 1; None for the last run with records of the camera.
-        video: the video file that is shown, if any; the log of a clip is matched by the time in the clip.
+        video: the shown video file, if any. If it has the log's name, a clip's records are matched by time in the clip.
 
     Raises:
-        SourceError: on entering: the log cannot be read, has no explanation, or has several cameras and ``camera`` is
-            None.
-        WireVersionError: on entering: the log was written by a newer version.
+        SourceError: on entering, if the log cannot be read or has no explanation, if ``camera`` is None and the log
+            has several cameras, or if the log lacks ``camera`` or ``run``.
+        WireVersionError: on entering, if a newer version wrote the log.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LoggedExplainer(Explainer):
     ) -> None:
         self.camera = camera or ""
         self.run = run
-        """Number of the run that is shown; None until it is known."""
+        """Number of the shown run; None before the context is entered, unless it was given."""
         self.matched = 0
         """Number of frames with a record."""
         self.unmatched = 0
@@ -86,11 +86,11 @@ class LoggedExplainer(Explainer):
             self._log.__exit__(kind, error, trace)
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Return the explanation of each frame in the log; without findings if the log has none."""
+        """Return the logged explanation of each frame; without findings if the log has no record of the frame."""
         return [self._explain(frame) for frame in frames]
 
     def headers(self) -> Iterator[Header]:
-        """Yield the headers of all records of the camera, in the order of the file."""
+        """Yield the headers of all readable records of the camera, in the order of the file."""
         for index in self._lines.offsets:
             header = self._read(index)
             if header is not None:
@@ -120,7 +120,7 @@ class LoggedExplainer(Explainer):
             return None
 
     def _scan(self, opened: LogReader) -> dict[str, dict[int, CameraLines]]:
-        """Return the indexes of all cameras, by camera and run."""
+        """Return the indexes of the log by camera and run."""
         cameras: dict[str, dict[int, CameraLines]] = {}
         for number, key in enumerate(opened.iter_keys(), 1):
             if isinstance(key, WireError):
@@ -169,7 +169,7 @@ class LoggedExplainer(Explainer):
 
 
 class BlankFrameSource(Source):
-    """Source of black frames, one for each record of a log, for a replay without the video."""
+    """Source of black frames, one per record of a log, for a replay without the video."""
 
     def __init__(self, logged: LoggedExplainer) -> None:
         self.camera = logged.camera
@@ -180,7 +180,7 @@ class BlankFrameSource(Source):
         self._run = logged.run
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield a frame for each record, in the order of the log."""
+        """Yield one frame per record, in the order of the log."""
         # The explainer reads the same file in another thread, so the source opens its own reader.
         with LoggedExplainer(self._path, self.camera, run=self._run) as reader:
             for header in reader.headers():
@@ -193,7 +193,7 @@ class BlankFrameSource(Source):
 
 
 def _frame_size(header: Header) -> tuple[int, int]:
-    """Return the (height, width) of the black frame of a record, reduced if it exceeds the limits."""
+    """Return the (height, width) of a record's black frame in pixels, reduced if it exceeds the limits."""
     height, width = header.height, header.width
     if max(height, width) <= MAX_SIDE_PIXELS and height * width <= MAX_IMAGE_PIXELS:
         return height, width
@@ -202,7 +202,7 @@ def _frame_size(header: Header) -> tuple[int, int]:
 
 
 class RealTimeSource(SourceWrapper):
-    """A source that yields each frame of another source at the frame's presentation time, for viewers."""
+    """Yields the frames of another source in real time, at their presentation times."""
 
     live = False
 

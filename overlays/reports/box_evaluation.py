@@ -1,4 +1,4 @@
-"""HTML report of an evaluation of a detector's maps: tables, and the boxes with the best and the worst maps."""
+"""HTML report on an evaluation of a detector's heat maps: tables, and the boxes with the best and worst maps."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ COLUMNS: Final = (
     ("evidence", "evidence in box"),
     ("randomised", "randomised weights"),
 )
-"""Measure and heading; docs/evaluation.md defines them."""
+"""Key and heading of each measure; docs/evaluation.md defines the measures."""
 
 NAMES: Final = {
     "keep": "keep", "drop": "drop", "level-keep": "fast cut, keep", "level-drop": "fast cut, drop", "odam": "ODAM",
     "odam-cut": "ODAM, complete cut", "eigen-cam": "EigenCAM", "d-rise": "D-RISE",
     "gaussian-anchor": "Gaussian at the anchor", "gaussian-box": "Gaussian in the box", "random": "random",
 }  # fmt: skip
-"""Method -> its name in tables."""
+"""Name in tables by method."""
 SHOWN_BY: Final = ("keep", "drop")
 COUNT: Final = 6
 
 
 class ShownBox(NamedTuple):
-    """A judged box of the report."""
+    """An evaluated box that the report shows."""
 
     image: str
     entry: Mapping[str, Any]
@@ -49,14 +49,14 @@ def box_evaluation_html(
     title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     images: Mapping[str, Image],
 ) -> str:  # fmt: skip
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
         title: the heading.
-        settings: what was evaluated, and how.
-        summary: of ``summarise_boxes``.
-        records: one per image, of ``BoxEvaluator``, with ``image``.
-        images: the images of ``shown_boxes``, by their ``image``; uint8 RGB, (height, width, 3).
+        settings: names and values of the evaluation's settings.
+        summary: the result of ``summarise_boxes``.
+        records: the records of ``BoxEvaluator``, one per image, with the key ``image``.
+        images: the images of ``shown_boxes`` by their ``image``; uint8 RGB, (height, width, 3).
     """
     best, worst = shown_boxes(records)
     heads, rows = table(summary)
@@ -79,7 +79,7 @@ def box_evaluation_html(
 
 
 def table(summary: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return the headings and the rows of the methods; columns that no method has are left out."""
+    """Return the headings and one row per method; columns without any value are omitted."""
     methods = summary["methods"]
     columns = [(key, name) for key, name in COLUMNS if any(row.get(key) for row in methods.values())]
     rows = [(NAMES.get(name, name), [_cell(row.get(key)) for key, _ in columns]) for name, row in methods.items()]
@@ -87,14 +87,14 @@ def table(summary: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[s
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:
-    """Return mean and standard error as text."""
+    """Return mean and standard error as text; "" for None."""
     if value is None:
         return ""
     return f"{value['mean']:.3f}" + (f" ± {value['se']:.3f}" if value["se"] is not None else "")
 
 
 def counts(summary: Mapping[str, Any]) -> str:
-    """Return the numbers of objects and boxes as text."""
+    """Return a text with the numbers of evaluated boxes, found, missed and unknown objects."""
     text = (
         f"{summary['boxes']} boxes of {summary['images']} images are judged. The detector found {summary['matched']} "
         f"of {summary['matched'] + summary['missed']} annotated objects of its classes (IoU at least 0.5); "
@@ -106,7 +106,7 @@ def counts(summary: Mapping[str, Any]) -> str:
 
 
 def box_conclusion(summary: Mapping[str, Any]) -> str:
-    """Return how to read the table, as text."""
+    """Return a text that compares the shown methods with the Gaussian and with ODAM."""
     sentences = []
     if summary.get("anchor_pointing") is not None:
         sentences.append(
@@ -126,7 +126,7 @@ def box_conclusion(summary: Mapping[str, Any]) -> str:
 
 
 def shown_boxes(records: Sequence[Mapping[str, Any]], count: int = COUNT) -> tuple[list[ShownBox], list[ShownBox]]:
-    """Return the ``count`` best and worst boxes by insertion less deletion of ``keep``; no box is in both."""
+    """Return the ``count`` best and worst boxes by insertion minus deletion; no box is in both lists."""
     boxes = [
         ShownBox(str(record["image"]), entry, Box(*record["region"]))
         for record in records
@@ -138,7 +138,7 @@ def shown_boxes(records: Sequence[Mapping[str, Any]], count: int = COUNT) -> tup
 
 
 def _rank(shown: ShownBox) -> float:
-    """Return insertion less deletion of the first shown method; its energy where curves were not measured."""
+    """Return insertion minus deletion of the box's first shown method, or its energy if curves were not measured."""
     measured = next(shown.entry["methods"][name] for name in SHOWN_BY if name in shown.entry["methods"])
     if measured.get("insertion") is None:
         return float(measured["energy"])
@@ -146,7 +146,7 @@ def _rank(shown: ShownBox) -> float:
 
 
 def box_figure(shown: ShownBox, image: Image) -> Figure:
-    """Return a box in its image, with the maps of its record over it."""
+    """Return a figure with one picture per heat map of a box: the map and the box over the image."""
     pictures = []
     for heat in shown.entry["maps"].values():
         painted = np.array(
@@ -163,7 +163,7 @@ def box_figure(shown: ShownBox, image: Image) -> Figure:
 
 
 def _covered(shown: ShownBox, heat: Sequence[Sequence[float]]) -> Box:
-    """Return the rectangle of the frame that a map covers: its last cells may extend beyond the input."""
+    """Return the rectangle of the frame that a map covers; the last cells may extend beyond the input."""
     cell, (height, width) = shown.entry["cell_px"], shown.entry["input_size"]
     region = shown.region
     return Box(

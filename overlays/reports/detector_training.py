@@ -1,4 +1,4 @@
-"""HTML report of a detector's training: precision, confusion, the images with the most mistakes, and the evidence."""
+"""HTML report on a detector's training: precision, confusion, images with the most mistakes, and evidence."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from pipeline.frames import Box, Image
 
 SHOWN_SIDE_PIXELS: Final = 320
 MAX_SHOWN: Final = 8
-"""Images of each gallery."""
+"""Maximum number of images per gallery."""
 MIN_BOXES: Final = 3
-"""Found objects from which on a class can be a suspect."""
+"""Minimum number of evaluated boxes for a suspected shortcut."""
 LEAST_EVIDENCE: Final = 0.5
-"""A class is a suspect of a shortcut if less than this share of its evidence lies in its boxes, on average."""
+"""Mean fraction of the evidence inside the boxes below which a class is suspected of a shortcut."""
 _HIT, _CONFUSED, _FALSE, _MISSED = (46, 160, 67), (56, 132, 255), (214, 64, 69), (240, 200, 40)
 _COLOURS: Final = ("#7b4fc9", "#c98a4f", "#2ea043", "#2f7fd6", "#c9428a", "#8a8a20", "#20908a", "#a03c28")
 
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """A test image of a gallery; all boxes in its pixels."""
+    """A test image of a gallery. Boxes are in pixels of the image."""
 
     path: str
     found: Sequence[tuple[Box, str, float, str | None]]
-    """Box, class, score, and the class of the object that it found; None: a false alarm."""
+    """Detections: box, class, score, and the matched object's class (None for a false alarm)."""
     missed: Sequence[tuple[Box, str]]
 
 
 def detector_training_html(
     report: Mapping[str, Any], read: Callable[[str], Image], best: Sequence[ShownImage], worst: Sequence[ShownImage]
 ) -> str:
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
         report: the JSON report that ``run.py train`` writes.
         read: returns an image, uint8 RGB (height, width, 3), by its path.
         best: the test images with the fewest mistakes.
-        worst: those with the most.
+        worst: the test images with the most mistakes.
     """
     labels, test = report["labels"], report["metrics"]["test"]
     evidence = class_evidence(report["evidence"])
@@ -106,7 +106,7 @@ def conclusion(report: Mapping[str, Any]) -> str:
 
 
 def class_evidence(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the number of judged boxes of each class, and the means of their evidence, energy and deletion."""
+    """Return for each class the number of evaluated boxes, and their mean evidence, energy and deletion."""
     by_class: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         for entry in record["judged"]:
@@ -123,9 +123,9 @@ def class_evidence(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, 
 
 
 def suspects(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the classes whose evidence lies mostly outside of their boxes, by ``keep`` and by ``drop``.
+    """Return the classes whose evidence lies mostly outside their boxes in the maps of both modes.
 
-    Classes with fewer than ``MIN_BOXES`` boxes are left out.
+    Classes with fewer than ``MIN_BOXES`` boxes are omitted.
     """
     return [
         label
@@ -136,7 +136,7 @@ def suspects(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def suspect_text(label: str, row: Mapping[str, Any]) -> str:
-    """Return why a class is a suspect, and what to do."""
+    """Return a text with the reason for the suspicion of a class, and a remedy."""
     return (
         f"{label}: only {row['evidence']:.0%} of the evidence lies in its boxes. Either the surroundings are part of "
         "the object, or the detector has learned something else that comes with it. Look at the maps below, and add "
@@ -152,7 +152,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _class_rows(
     report: Mapping[str, Any], evidence: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """Return for each class its name and the cells of its row."""
+    """Return the table's rows: the name of each class, and its cells."""
     table, rows = report["confusion"], []
     for k, label in enumerate(report["labels"]):
         total, found = sum(table[k]), sum(row[k] for row in table)
@@ -181,7 +181,7 @@ def _points(curve: Sequence[float]) -> str:
 def _confusion_rows(
     table: Sequence[Sequence[int]], names: Sequence[str]
 ) -> list[tuple[str, list[tuple[int | str, str]]]]:
-    """Return the rows of the confusion matrix: true class, count and colour of each cell."""
+    """Return the rows of the confusion matrix: the true class, and count and colour of each cell."""
     rows = []
     for true, (name, counts) in enumerate(zip(names, table, strict=True)):
         total = max(1, sum(counts))
@@ -196,7 +196,7 @@ def _confusion_rows(
 
 
 def _figure(shown: ShownImage, image: Image) -> Figure:
-    """Return an image with its boxes drawn, at the size at which it is shown."""
+    """Return an image with its boxes drawn, scaled to the report's size."""
     small = np.array(shrink(image, SHOWN_SIDE_PIXELS))
     x, y = small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]
     captions = []

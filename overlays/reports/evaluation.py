@@ -1,4 +1,4 @@
-"""HTML report of an evaluation: a self-contained page with table, histograms, best and worst images."""
+"""HTML report on an evaluation: a self-contained page with table, histograms, best and worst images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROWS: Final = (
     ("randomised", "Randomised weights", "rank correlation, near 0 is right", 100.0),
     ("seconds_per_image_p50", "Time per image, median", "ms", 1000.0),
 )
-"""Summary key, name, explanation, and the factor of the displayed value."""
+"""Rows of the table: summary key, name, explanation, and factor of the displayed value."""
 
 CHARTS: Final = (
     "score", "drop", "coherency", "complexity", "adcc", "deletion", "insertion", "energy_inside", "stability",
@@ -53,14 +53,14 @@ def evaluation_html(
     title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     images: Mapping[str, Image],
 ) -> str:  # fmt: skip
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
         title: the heading.
-        settings: what was evaluated, and how.
-        summary: the means.
-        records: one per image, with ``image``, ``label``, ``score``, ``adcc``, ``heat`` and ``region``.
-        images: the images of ``shown_records``, by their ``image``; uint8 RGB, (height, width, 3).
+        settings: names and values of the evaluation's settings.
+        summary: the means over all images, by measure.
+        records: one record per image, with ``image``, ``label``, ``score``, ``adcc``, ``heat`` and ``region``.
+        images: the images of ``shown_records`` by their ``image``; uint8 RGB, (height, width, 3).
     """
     best, worst = shown_records(records)
     values = {key: [float(record[key]) for record in records if record.get(key) is not None] for key in CHARTS}
@@ -80,7 +80,7 @@ def evaluation_html(
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
-    """Return the result of an evaluation as text; fractions are compared with chance."""
+    """Return the result of an evaluation as text, compared with chance."""
     sentences = []
     if summary.get("accuracy") is not None:
         sentences.append(f"{summary['accuracy']:.1%} of the images are correctly classified.")
@@ -108,7 +108,7 @@ def conclusion(summary: Mapping[str, Any]) -> str:
 def shown_records(
     records: Sequence[Mapping[str, Any]], count: int = 6
 ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Return the ``count`` best and worst records by ADCC, the extremes first; no record is in both."""
+    """Return the ``count`` best and worst records by ADCC, extremes first; no record is in both lists."""
     ranked = sorted(records, key=lambda record: float(record["adcc"]), reverse=True)
     return ranked[:count], ranked[::-1][: min(count, max(0, len(ranked) - count))]
 
@@ -125,15 +125,15 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 class Histogram(NamedTuple):
-    """Bars of a histogram."""
+    """Title and bars of a histogram."""
 
     title: str
     heights: tuple[float, ...]
-    """Of each bar, the highest is 70."""
+    """Height of each bar in pixels; the highest bar has 70."""
 
 
 def histogram(name: str, values: Sequence[float]) -> Histogram:
-    """Return a histogram of at least one value in [0, 1]."""
+    """Return a histogram of ``values``, one or more, over [0, 1]."""
     counts, _ = np.histogram(np.clip(values, 0.0, 1.0), BINS, (0.0, 1.0))
     heights = 70.0 * counts / counts.max()
     return Histogram(f"{name}: mean {np.mean(values):.3f}, n {len(values)}", tuple(heights.tolist()))

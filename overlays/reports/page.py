@@ -1,4 +1,4 @@
-"""Renders reports from the templates beside this module as self-contained HTML pages. Inserted text is escaped."""
+"""Renders reports as self-contained HTML pages from the templates in this package. Inserted text is escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _JPEG_QUALITY: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Images side by side with their caption."""
+    """Images side by side, with a caption. ``uris`` are ``data:`` URIs, ``path`` is the file of the image."""
 
     uris: tuple[str, ...]
     caption: str
@@ -39,18 +39,18 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, *, script: str | None = None, **values: object) -> str:
-    """Return a page.
+    """Return a template rendered as HTML.
 
     Args:
         template: file name of the template.
-        script: file name of the script that the template includes; the page's policy allows no other.
+        script: file name of the only script that the template includes; None if it has no script.
         values: the values that the template inserts.
     """
     return _environment().get_template(template).render(policy=_content_policy(script), **values)
 
 
 def _content_policy(script: str | None) -> str:
-    """Return the Content-Security-Policy of a page: embedded images and styles, and the script by its hash."""
+    """Return the Content-Security-Policy of a page: it permits embedded images, styles, and this script by hash."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if script is None:
         return policy
@@ -59,7 +59,7 @@ def _content_policy(script: str | None) -> str:
 
 
 def shrink(image: Image, max_side: int) -> Image:
-    """Return an image scaled down so that no side exceeds ``max_side`` pixels."""
+    """Return an image reduced so that no side exceeds ``max_side`` pixels."""
     return scale_image(image, min(1.0, max_side / max(image.shape[:2])))
 
 

@@ -1,6 +1,6 @@
 """Table of precision and recall per class at an adjustable threshold.
 
-The script ``templates/thresholds.js`` computes from the same scores what this module computes for one threshold.
+This module computes the table at the first threshold; the script ``templates/thresholds.js`` updates it for others.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ import numpy.typing as npt
 FIRST_THRESHOLD: Final = 0.5
 
 GOOD_NAMES: Final = ("ok", "good", "normal", "pass", "clean", "free", "intact", "nodefect", "defectfree", "io", "gut")
-"""Usual names of a class of good parts."""
+"""Usual names of the class of good parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts of images of a class that are flagged, missed, or wrongly flagged."""
+    """Counts of correctly flagged (``hits``), missed and wrongly flagged images of a class."""
 
     hits: int
     escapes: int
-    """Number of images of the class that are not flagged."""
+    """Number of images of the class that were not flagged."""
     false_alarms: int
-    """Number of images of other classes that are flagged."""
+    """Number of images of other classes that were flagged."""
 
     @property
     def recall(self) -> float | None:
-        """Fraction of the class that is flagged; None if there are no images of it."""
+        """Fraction of the class's images that were flagged; None if the class has no images."""
         return self.hits / total if (total := self.hits + self.escapes) else None
 
 
 def count_flagged(truth: npt.ArrayLike, flagged: npt.ArrayLike) -> Counts:
-    """Return the counts of images.
+    """Return the counts of a class.
 
     Args:
-        truth: whether each image is of the class, bool (N,).
-        flagged: whether each image is flagged, bool (N,).
+        truth: True for each image of the class, bool (N,).
+        flagged: True for each flagged image, bool (N,).
     """
     true, predicted = np.asarray(truth, bool), np.asarray(flagged, bool)
     return Counts(int((true & predicted).sum()), int((true & ~predicted).sum()), int((~true & predicted).sum()))
 
 
 def count_named(confusion: Sequence[Sequence[int]], label: int) -> Counts:
-    """Return the counts of a class if each image is flagged as the class of its highest score.
+    """Return the counts of a class if each image is flagged as its top-scoring class.
 
     Args:
-        confusion: confusion matrix: number of images by true class (row) and predicted class (column).
+        confusion: confusion matrix, number of images by true class (row) and predicted class (column).
         label: index of the class.
     """
     table = np.asarray(confusion, int)
@@ -60,7 +60,7 @@ def count_named(confusion: Sequence[Sequence[int]], label: int) -> Counts:
 
 
 def good_class(labels: Sequence[str]) -> int | None:
-    """Return the index of the class whose name means good parts; None if there is none, or several."""
+    """Return the index of the class named in ``GOOD_NAMES``; None if no class or several classes match."""
     plain = [
         label.casefold().removeprefix("mt_").replace("_", "").replace(" ", "").replace("-", "") for label in labels
     ]
@@ -69,20 +69,20 @@ def good_class(labels: Sequence[str]) -> int | None:
 
 
 def cells_of(counts: Counts) -> tuple[str, ...]:
-    """Return precision, recall, escapes and false alarms as the text of a table's cells."""
+    """Return precision, recall, escapes and false alarms as texts for table cells."""
     precision = _fraction(counts.hits, counts.hits + counts.false_alarms)
     recall = _fraction(counts.hits, counts.hits + counts.escapes)
     return precision, recall, str(counts.escapes), str(counts.false_alarms)
 
 
 def _fraction(part: int, whole: int) -> str:
-    """Return a fraction in per cent, rounded as the script rounds it."""
+    """Return a fraction in per cent, with the same rounding as in the script; "-" for 0/0."""
     return f"{math.floor(1000 * part / whole + 0.5) / 10:.1f}%" if whole else "-"
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdTable:
-    """Contents of the table at its first threshold, and the data of its script."""
+    """Contents of the table at the first threshold, and the data for the script."""
 
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     """Name and cells of each class."""
@@ -96,12 +96,12 @@ class ThresholdTable:
 
 
 def threshold_table(labels: Sequence[str], truth: Sequence[int], scores: Sequence[Sequence[float]]) -> ThresholdTable:
-    """Return the contents of the table.
+    """Return the contents of the table at ``FIRST_THRESHOLD``.
 
     Args:
         labels: class names.
-        truth: index of each image's class.
-        scores: scores of each image for all classes, 0 to 1.
+        truth: index of each image's true class.
+        scores: scores of each image for all classes, in [0, 1], (images, classes).
     """
     true, score = np.asarray(truth), np.asarray(scores)
     counts = [count_flagged(true == k, score[:, k] >= FIRST_THRESHOLD) for k in range(len(labels))]

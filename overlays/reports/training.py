@@ -1,4 +1,4 @@
-"""HTML report of a training: a self-contained page with conclusion, errors per class, and misclassified images."""
+"""HTML report on a training: a self-contained page with conclusion, errors per class, and misclassified images."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pipeline.frames import Box, Heat, Image
 SHOWN_SIDE_PIXELS: Final = 240
 
 Heats = Mapping[str, tuple[Heat, Box]]
-"""By an image's path: the heat map of the predicted class, and the rectangle of the image that it covers."""
+"""Heat map of the predicted class, and the rectangle of the image that it covers, by the image's path."""
 
 
 def training_html(
     report: Mapping[str, Any], read: Callable[[str], Image], heats: Heats | None = None, *, max_images: int = 24
 ) -> str:
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
         report: the JSON report that ``run.py train`` writes.
-        read: returns an image by its path.
-        heats: the heat maps of misclassified images.
-        max_images: maximum number of misclassified images, those with the highest scores first.
+        read: returns an image, uint8 RGB (height, width, 3), by its path.
+        heats: heat maps of misclassified images.
+        max_images: maximum number of misclassified images, highest scores first.
     """
     labels, test = report["labels"], report["metrics"]["test"]
     wrong = sorted((row for row in test["predictions"] if row[1] != row[2]), key=lambda row: -row[3])
@@ -72,7 +72,7 @@ def conclusion(report: Mapping[str, Any]) -> str:
 
 
 def _generalisation(report: Mapping[str, Any]) -> str:
-    """Return the confidence interval for other parts, or why there is none."""
+    """Return the confidence interval for other parts as text, or the reason why there is none."""
     test = report["metrics"]["test"]
     similar = sum(pair["split"] == "test" for pair in report.get("near_duplicates", ()))
     without = f", without the {similar} images that look similar to training images" if similar else ""
@@ -87,7 +87,7 @@ def _generalisation(report: Mapping[str, Any]) -> str:
 def _confusion(
     labels: Sequence[str], confusion: Sequence[Sequence[int]]
 ) -> list[tuple[str, list[tuple[int, str]], tuple[str, ...]]]:
-    """Return the rows of the confusion matrix: true class, count and colour per predicted class, further cells."""
+    """Return the rows of the confusion matrix: true class, count and colour per predicted class, and other cells."""
     rows = []
     for true, (label, counts) in enumerate(zip(labels, confusion, strict=True)):
         total = max(1, sum(counts))
@@ -100,7 +100,7 @@ def _confusion(
 
 
 def split_sizes(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return the numbers of images and of groups of each split as text."""
+    """Return the number of images and of groups (sources) of each split as text."""
     return [
         f"{len(samples)} {name.replace('_', '-')} ({len({sample['group'] for sample in samples})} sources)"
         for name, samples in splits.items()
@@ -108,7 +108,7 @@ def split_sizes(splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def curves_of(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return losses and the validation measure over epochs as the lines of a chart of 520x200; None without epochs."""
+    """Return losses and validation measure as the lines of a chart with 520x200 pixels; None without epochs."""
     if not epochs:
         return None
     losses = [max(float(epoch["loss"]), 0.0) for epoch in epochs]

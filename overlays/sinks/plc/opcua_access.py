@@ -1,7 +1,7 @@
-"""Which OPC UA clients may connect: by their certificates, and by user name and password.
+"""Authenticates OPC UA clients by certificate, and by user name and password.
 
-The trusted certificates are the files of a folder: a client's own, or that of the authority that issued it. The
-certificate of a refused client is kept in a subfolder; moving the file up admits the client.
+A folder contains the trusted certificates of clients and of certificate authorities. The certificate of a refused
+client is stored in a subfolder; moving it up into the folder admits the client.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ log = logging.getLogger(__name__)
 REJECTED: Final = "rejected"
 """Subfolder with the certificates of refused clients."""
 MAX_REJECTED: Final = 100
-"""Files in it at most: anyone who reaches the server can offer certificates."""
+"""Maximum number of files in this subfolder, because any client can offer certificates."""
 _SUFFIXES: Final = frozenset({".der", ".cer", ".crt", ".pem"})
 _MAX_LOGGED: Final = 1000
 
 
 class ClientCertificates:
-    """Decides by a folder which clients may connect; the folder is read at each connection."""
+    """Admits clients whose certificates a folder trusts; the folder is read again for each connection."""
 
     def __init__(self, uri: str, folder: Path | str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Set the folder.
+        """Set the folder of trusted certificates.
 
         Args:
-            uri: the sink's address, for messages.
+            uri: address of the sink, for messages.
             folder: the folder with certificates, DER or PEM.
-            clock: returns the current time.
+            clock: returns the current time with a time zone.
 
         Raises:
-            SinkError: there is no such folder.
+            SinkError: the folder does not exist.
         """
         self._uri, self._folder, self._clock = uri, Path(folder), clock
         self._logged: set[tuple[str, str]] = set()
-        """Fingerprints and reasons that were logged: a controller tries again every few seconds."""
+        """Logged fingerprints and reasons, because a refused controller tries again every few seconds."""
         if not self._folder.is_dir():
             raise SinkError(
                 f"{uri}: client_certificates_folder: {folder} is not a folder; create it: mkdir -p {folder}, and copy "
@@ -60,7 +60,7 @@ class ClientCertificates:
             )
 
     def admits(self, certificate: bytes | None) -> bool:
-        """Return whether a client with this certificate (DER) may connect; log once why it may not."""
+        """Return whether a client with this certificate (DER) may connect; log the reason of a refusal once."""
         try:
             client = x509.load_der_x509_certificate(certificate or b"")
         except ValueError:
@@ -78,7 +78,7 @@ class ClientCertificates:
         return False
 
     def _trusts(self, trusted: x509.Certificate, client: x509.Certificate) -> bool:
-        """Return whether a file's certificate is the client's own, or that of a valid authority that issued it."""
+        """Return whether ``trusted`` is the client's certificate, or a valid authority that issued it."""
         if trusted == client:
             return True
         try:
@@ -89,7 +89,7 @@ class ClientCertificates:
         return is_authority and not _time_fault(trusted, self._clock())
 
     def _trusted(self) -> Iterator[x509.Certificate]:
-        """Yield the certificates of the folder; a file that is none is named once."""
+        """Yield the certificates in the folder; an invalid file is logged once."""
         with suppress(OSError):
             for path in sorted(self._folder.iterdir()):
                 if path.suffix.lower() in _SUFFIXES and path.is_file():
@@ -99,7 +99,7 @@ class ClientCertificates:
                         self._log(path.name, "unreadable", f"{path} is not a certificate ({error}); remove it")
 
     def _kept(self, client: x509.Certificate, fingerprint: str) -> Path | None:
-        """Write the certificate of a refused client into the subfolder; return its path, or None if it has no place."""
+        """Store a refused client's certificate in the subfolder; return its path, or None if it was not stored."""
         folder = self._folder / REJECTED
         path = folder / f"{fingerprint[:16]}.der"
         with suppress(OSError):
@@ -121,10 +121,16 @@ class ClientCertificates:
 
 
 class Users(UserManager):
-    """Admits clients by their certificate, where a folder names them, and by user name and password."""
+    """Admits clients by certificate, by user name and password, or by both."""
 
     def __init__(self, uri: str, users: dict[str, str] | None, clients: ClientCertificates | None) -> None:
-        """Set the address for messages, the passwords by user, and the certificates; None: not checked."""
+        """Set the checks.
+
+        Args:
+            uri: address of the sink, for messages.
+            users: passwords by user name; None: users are not checked.
+            clients: the trusted certificates; None: certificates are not checked.
+        """
         self._uri, self._users, self._clients = uri, users, clients
         self._is_logged = False
 
@@ -135,10 +141,13 @@ class Users(UserManager):
         password: str | bytes | None = None,
         certificate: bytes | None = None,
     ) -> User | None:
-        """Return the user's role; None: not admitted.
+        """Return the admitted user; None for a wrong user or password.
 
-        ``certificate`` is that of the encrypted connection, so the client has its key; the one that a client states
-        when it creates a session may be left out, or be another's.
+        ``certificate`` must come from the encrypted connection, where the client has proved that it has the key. A
+        client can omit or forge the certificate that it sends when it creates a session.
+
+        Raises:
+            ServiceError: the certificate is not trusted.
         """
         if self._clients is not None and not self._clients.admits(certificate):
             raise ServiceError(StatusCodes.BadCertificateUntrusted)
@@ -151,14 +160,18 @@ class Users(UserManager):
         return User(role=UserRole.User, name=username)
 
     def _log_refused(self) -> None:
-        """Log the first refused user: a controller with a wrong password tries again every few seconds."""
+        """Log the first refused user only, because a controller with a wrong password tries again continually."""
         if not self._is_logged:
             self._is_logged = True
             log.warning("%s: a client is refused: wrong user or password; users_file has the right ones", self._uri)
 
 
 def parse_users(text: str, path: str) -> dict[str, str]:
-    """Return passwords by user. Raises ``SinkError``."""
+    """Return passwords by user name from lines ``user:password``.
+
+    Raises:
+        SinkError: a line has another form, or there is no user; the message names ``path``.
+    """
     users: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         name, colon, password = line.partition(":")
@@ -172,14 +185,19 @@ def parse_users(text: str, path: str) -> dict[str, str]:
 
 
 def read_certificate(path: Path | str) -> x509.Certificate:
-    """Return the certificate in a file, DER or PEM. Raises ``OSError`` or ``ValueError``."""
+    """Return the certificate in a DER or PEM file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file contains no certificate.
+    """
     content = Path(path).read_bytes()
     is_pem = content.lstrip().startswith(b"-----")
     return x509.load_pem_x509_certificate(content) if is_pem else x509.load_der_x509_certificate(content)
 
 
 def _time_fault(certificate: x509.Certificate, now: datetime) -> str:
-    """Return what is wrong with the time of a certificate, and the remedy; empty if it is valid now."""
+    """Return why a certificate is not valid at this time, with a remedy; empty if it is valid."""
     if certificate.not_valid_after_utc < now:
         return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}; give the client a new one"
     if certificate.not_valid_before_utc > now:
@@ -188,6 +206,6 @@ def _time_fault(certificate: x509.Certificate, now: datetime) -> str:
 
 
 def _one_line(name: x509.Name) -> str:
-    """Return a name of limited length without characters that are not printed: the client chooses it."""
+    """Return a client's name for messages: at most 100 characters, with unprintable ones replaced."""
     text = "".join(each if each.isprintable() else "?" for each in name.rfc4514_string())
     return repr(text[:100])

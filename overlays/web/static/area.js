@@ -60,7 +60,7 @@ export class AreaEditor extends ShapeEditor {
       if (!shape.isRectangle) return polygon(shape);
       const [left, top, right, bottom] = boundsOf(shape.points);
       const [x, y] = [number(left, width), number(top, height)];
-      // The far edge is rounded, not the width: it stays within the frame.
+      // Round the far edge, not the width, to stay within the frame.
       const [wide, high] = [number(right, width) - x, number(bottom, height) - y];
       return `[${[x, y, +wide.toFixed(DECIMALS), +high.toFixed(DECIMALS)].join(", ")}]`;
     };

@@ -1,4 +1,4 @@
-// The mode of the maps of boxes: that of the stream, or the other one, which the running detector is asked for.
+// The mode of box maps: the stream's mode, or the other mode, requested from the running detector.
 const REFRESH_MS = 400; // between two questions
 
 export class BoxMaps {

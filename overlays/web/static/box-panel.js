@@ -19,7 +19,7 @@ export class BoxPanel {
     this.header = null; // of the shown frame
     this.boxes = [];
     this.isDetector = false; // whether a frame had a box, or nothing: a classifier always has a class
-    // The selected box is the pinned one, else that under the pointer, else that with the keyboard's focus.
+    // The selected box: the pinned box, else the box under the pointer, else the focused box.
     this.keys = { pinned: null, hovered: null, focused: null };
     this.panel = root.querySelector(".box-panel");
     this.list = root.querySelector(".boxes");
@@ -83,7 +83,7 @@ export class BoxPanel {
     return true;
   }
 
-  // A click or tap on the image: pin a box, or release the pinned one. Return false if it concerns no box.
+  // Handle a click or tap on the image: pin or release a box. Return false if no box is there.
   pick(event) {
     if (event.detail === 0) return false; // by the keyboard
     const box = this.boxUnder(event);

@@ -52,7 +52,7 @@ export function boxAt(boxes, x, y) {
     .reduce((best, next) => (best && area(best) <= area(next) ? best : next), undefined);
 }
 
-// Draw the heat maps of all boxes, each in the colour of its track; where several overlap, the strongest.
+// Draw the heat maps of all boxes in their tracks' colours; where maps overlap, the strongest.
 export function drawAllHeat(context, boxes, opacity, tile) {
   const { width, height } = context.canvas;
   const scale = REDUCED_PIXELS / Math.max(width, height);
@@ -89,7 +89,7 @@ export function drawOneHeat(context, { finding, region }, palette, opacity, tile
 // Return the evidence for and against a box as [levels, palette].
 function heats(map, palette) {
   const levels = decodeBase64(map.heat_u8);
-  // A map of mode drop is zero where a cell makes no difference; one of mode keep has a base level.
+  // Maps of mode keep have a base level; maps of mode drop are zero where a cell has no effect.
   const shown = [[map.mode === "drop" ? levels : evidence(levels), palette]];
   return map.against_u8 ? [...shown, [decodeBase64(map.against_u8), AGAINST]] : shown;
 }
@@ -108,7 +108,7 @@ function reducedContext(width, height) {
   return reduced;
 }
 
-// Draw outlines and labels, the highest scores first; with a selected box, the others faintly and without labels.
+// Draw outlines and labels, highest scores first; if a box is selected, others are faint and unlabelled.
 export function drawBoxes(context, boxes, selected, pixelsPerCss) {
   const stroke = Math.max(1, 1.5 * pixelsPerCss);
   for (const box of boxes.toReversed()) {
@@ -136,7 +136,7 @@ function middleOf([left, top, width, height]) {
   return { x: left + width / 4, y: top + height / 4, right: left + 0.75 * width, bottom: top + 0.75 * height };
 }
 
-// Draw a label where it covers no other one and no small box: shortened to the score, or left out, where there is no room.
+// Draw a label that covers no other label and no small box; shorten or omit it if there is no room.
 function drawLabel(context, { finding, rectangle, colour }, size, placed) {
   const [left, top, boxWidth, boxHeight] = rectangle;
   const height = Math.round(1.35 * size);

@@ -100,7 +100,7 @@ export class Card {
     this.showNext(header, { bitmap: () => createImageBitmap(frame, 0, 0, header.width, header.height), close: () => frame.close() });
   }
 
-  // Show a frame. One that is replaced by a newer one before it is drawn is skipped and acknowledged.
+  // Show a frame. A frame replaced before it is drawn is skipped and acknowledged.
   async showNext(header, picture) {
     if (this.isHeld) {
       picture.close();
@@ -174,7 +174,7 @@ export class Card {
     this.updateAge();
   }
 
-  // Show what a second network, on trial, finds in the same frame, or found in the last one that it did not leave out.
+  // Show the findings of a network on trial in this frame, or in the last frame that it explained.
   showTrial({ trial, taken_at_unix: takenAt }, isDetector) {
     const line = this.at(".trial");
     if (trial) this.triedAt = takenAt;
@@ -284,7 +284,7 @@ export class Card {
     const { lostAt, buildingSeconds } = this.style;
     const age = this.age();
     const field = this.at(".age");
-    // Without the server nothing is known that could be counted on.
+    // Without the server, no state is reliable.
     field.textContent = this.header && !lostAt ? seconds(age) : "–";
     field.classList.toggle("old", age > OLD_SECONDS && !lostAt);
     if (lostAt) {

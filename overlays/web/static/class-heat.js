@@ -1,6 +1,6 @@
-// The heat map of a class that the stream does not explain. The running network is asked for it again and again while the
-// camera has a full card; the answers are this viewer's own, and no guard or record sees them. An answer comes with its
-// image, which is shown in place of the live one, so that image and heat belong together.
+// The heat map of a class that the stream does not explain, requested repeatedly from the running network while the
+// camera has a full card. Only this viewer gets the answers; guards and records do not. Each answer contains its image,
+// which replaces the live image, so that image and heat match.
 import { decodeBase64 } from "./heat.js";
 import { percent, seconds } from "./words.js";
 
@@ -37,7 +37,7 @@ export class ClassHeat {
     root.querySelector(".bars").after(part);
   }
 
-  // Return the heat and the image to show instead of the stream's: those of the chosen class; null without them.
+  // Return heat and image of the chosen class, shown instead of the stream's; null if there are none.
   get shown() {
     return this.wanted && this.asked?.label === this.wanted ? this.asked : null;
   }

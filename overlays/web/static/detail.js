@@ -41,7 +41,7 @@ export class Detail {
     this.handlers.step(this.event, by);
   }
 
-  // Say why the opened event was not changed.
+  // Show why the event was not changed.
   warn(text) {
     this.at(".detail-warning").textContent = text;
   }
@@ -62,7 +62,7 @@ export class Detail {
     if (!this.root.open) this.root.showModal();
   }
 
-  // Show the state of the opened event as it is now; without effect for another one.
+  // Show the current state of the opened event; ignore other events.
   update(event) {
     if (this.event?.id !== event.id) return;
     const isNoteChanged = event.note !== this.event.note;

@@ -21,7 +21,7 @@ export function clock(unix, { withDate = true } = {}) {
   return `${time.toLocaleDateString([], { day: "numeric", month: "short" })} ${hours}`;
 }
 
-// How long it lasted, or that it goes on.
+// Return an event's duration as text.
 export function lasted(event, now = Date.now() / 1000) {
   if (event.end === null) return `for ${duration(now - event.start)}, goes on`;
   return `${duration(event.end - event.start)}${event.interrupted ? ", interrupted" : ""}`;

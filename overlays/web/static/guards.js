@@ -44,7 +44,7 @@ export function drawRegions(context, header, pixelsPerCss) {
   }
 }
 
-// The alarms of a card. A screen reader reads a title once, when the alarm begins; figures change without that.
+// The alarms of a card. Screen readers read a title when its alarm starts, but not changes of figures.
 export class Alarms {
   // eventOf(rule): the event of a firing guard; undefined without one
   constructor(root, camera, announce, eventOf) {

@@ -5,7 +5,7 @@ export function decodeBase64(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 }
 
-// Return levels above their median, scaled so that 255 stays 255: the base level of a map is no evidence.
+// Return levels above their median (the base level is no evidence), scaled so that 255 stays 255.
 export function evidence(levels) {
   const floor = levels.toSorted()[levels.length >> 1];
   const scale = floor < 255 ? 255 / (255 - floor) : 0;

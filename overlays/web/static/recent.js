@@ -42,7 +42,7 @@ export class RecentEvents {
     this.byCamera.set(event.camera, [event, ...others].sort((a, b) => (a.id < b.id ? 1 : -1)).slice(0, KEPT));
   }
 
-  // Return the event of a guard that fires; undefined without one.
+  // Return the event of a firing guard; undefined if none.
   ofGuard(camera, rule) {
     const events = this.byCamera.get(camera) ?? [];
     return events.find((event) => event.kind === "guard" && event.rule === rule && event.end === null);

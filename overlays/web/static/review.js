@@ -1,4 +1,4 @@
-// The review: a timeline and a list of events, one of them opened, and what a viewer does with it.
+// The review: timeline, list of events, the opened event and the viewer's actions.
 import { Detail } from "./detail.js";
 import { KINDS, STATE_CHIPS, act, clock, get, lasted, stateWords, titleOf } from "./events.js";
 import { Link } from "./link.js";
@@ -127,7 +127,7 @@ function showImage(holder, event) {
   const [image, none] = holder.children;
   image.hidden = !kind;
   none.hidden = Boolean(kind);
-  // The image of an event that goes on is replaced by that of a worse frame.
+  // A worse frame replaces the image of an open event.
   const source = kind ? `api/events/${event.id}/${kind}.jpg?seen=${event.figure?.value ?? 0}` : "";
   if (kind && image.getAttribute("src") !== source) image.src = source;
 }

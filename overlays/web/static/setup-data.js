@@ -45,7 +45,7 @@ export function fractions(points, [width, height]) {
   return points.map(([x, y]) => [+(x / width).toFixed(DECIMALS), +(y / height).toFixed(DECIMALS)]);
 }
 
-// Return the set-up of shapes: what was not moved stays as it was written; the rest are fractions of the frame.
+// Return the set-up of shapes: unmoved shapes as written, others as fractions of the frame.
 export function setupOfShapes(shapes, size) {
   const isMoved = (shape) => shape.entry === undefined || JSON.stringify(shape.points) !== shape.before;
   const setup = { roi: null, mask: [], regions: [], zones: [], lines: [] };
@@ -86,7 +86,7 @@ export function cornersOfText(text, [width, height], least) {
   return isValid ? corners.map(([x, y]) => [Math.round(x * width), Math.round(y * height)]) : null;
 }
 
-// Say what a rule would have done: { title, detail }.
+// Describe when a rule would have fired: { title, detail }.
 export function pastWords(past) {
   if (!past.frames) return { title: "no frame to try it on yet", detail: "" };
   const known = `in the last ${duration(past.known_seconds)}`;

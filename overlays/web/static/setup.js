@@ -110,7 +110,7 @@ export class SetupEditor extends ShapeEditor {
     this.showConflict(status === 409 ? { file } : null);
   }
 
-  // Offer the way out of a change that somebody else made meanwhile: of the file ({ file }), or of the run.
+  // Offer remedies if the file ({ file }) or the run was changed meanwhile.
   showConflict(conflict) {
     this.conflict = conflict;
     const button = this.at(".setup-take");
@@ -119,7 +119,7 @@ export class SetupEditor extends ShapeEditor {
     button.title = "What you added here is kept; what you changed is not";
   }
 
-  // Show what the run has now, or has once the file is applied; the shapes and rules that were added here stay.
+  // Show the set-up of the run or of the changed file; keep shapes and rules added here.
   async takeOver() {
     const before = this.setup;
     const { file } = this.conflict;
@@ -173,7 +173,7 @@ export class SetupEditor extends ShapeEditor {
     row.at(".rule-text").focus();
   }
 
-  // New regions and rules are those of this camera, if there are others.
+  // New regions and rules belong to this camera, if there are others.
   get scope() {
     return this.setup?.cameras > 1 ? { cameras: [this.camera] } : {};
   }
@@ -186,7 +186,7 @@ export class SetupEditor extends ShapeEditor {
     return shape;
   }
 
-  // Regions lie within each other: only the chosen one is moved.
+  // Regions can overlap, so only the chosen region moves.
   isMovable(shape) {
     return shape === this.selected && shape.kind !== "line";
   }

@@ -91,7 +91,7 @@ export class ShapeEditor {
     if (!this.isOpen || !event.isPrimary || event.button > 0) return;
     const from = this.point(event);
     const corner = this.cornerAt(event);
-    // A mask is drawn inside the region: only shapes of the kind that is drawn are moved by their inside.
+    // Masks lie inside the region, so a drag inside moves only shapes of the current kind.
     const isUnder = (shape) => !this.unfinished && this.isMovable(shape) && holds(shape.points, from);
     const shape = corner?.shape ?? this.shapes.findLast(isUnder);
     if (shape) this.select(shape);

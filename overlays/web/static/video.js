@@ -63,7 +63,7 @@ export class VideoStream {
     this.config = config;
   }
 
-  // Release the decoder; what it holds is dropped.
+  // Release the decoder and drop its frames.
   close() {
     for (let left = this.headers.size; left > 0; left--) this.handlers.dropped();
     this.headers.clear();

@@ -257,7 +257,7 @@ export class WhyPanel {
   }
 }
 
-// Return the places that an answer names, with their numbers and colours.
+// Return an answer's places with their numbers and colours.
 function marked({ score, suppressing, supporting }) {
   const mark = (places, kind, colour) => places.map((place) => ({ kind, colour, place }));
   return [...mark(suppressing, "speaks against it", SUPPRESSES), ...mark(supporting, "speaks for it", SUPPORTS)]

@@ -62,7 +62,7 @@ function show(name, value) {
   return REGION.test(name) || SHARES.has(name) ? `${value > 0 && value < 0.095 ? exact : Math.round(value * 100)} %` : String(Math.round(value * 1000) / 1000);
 }
 
-// Return what a rule's number says of the camera: "Looks off the road".
+// Return the meaning of a rule's number, such as "Looks off the road".
 export function alarmTitle(guard, figure) {
   const region = figure?.name.match(REGION)?.[1];
   if (!region) return guard.name;

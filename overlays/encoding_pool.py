@@ -10,7 +10,7 @@ from pipeline.frames import Overlay
 T = TypeVar("T")
 
 _MAX_VALUES: Final = 4
-"""Maximum number of values per camera."""
+"""Maximum number of encoded images per camera."""
 _MAX_CAMERAS: Final = 256
 
 

@@ -44,7 +44,7 @@ class Observation:
     finding: Finding | None = None
     """The class or box that the observation concerns."""
     figure: Figure | None = None
-    """The number by which this frame is compared with the event's other frames."""
+    """The number that ranks this frame among the event's frames."""
     seconds: float = 0.0
     """Time since the observed fact began, in seconds; 0 if the observer does not know it."""
     subject: str = ""

@@ -50,7 +50,10 @@ _MAX_RETRY_AFTER: Final = 300.0
 _DRAIN_SECONDS: Final = 5.0
 """Time limit in seconds for the waiting messages at the end of a run."""
 _MAX_REFUSED_ATTEMPTS: Final = 5
-"""Maximum number of attempts for a message that the receiver refuses. Attempts without a response are not counted."""
+"""Maximum number of attempts for a message that the receiver refuses.
+
+Attempts without a response, or with a status that requests another attempt (5xx or ``_WAITING``), are not counted.
+"""
 _WAITING: Final = frozenset({408, 425, 429})
 """HTTP statuses below 500 that request another attempt."""
 _GONE: Final = 410

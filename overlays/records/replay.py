@@ -53,7 +53,7 @@ class LoggedExplainer(Explainer):
     ) -> None:
         self.camera = camera or ""
         self.run = run
-        """Number of the shown run; None before the context is entered, unless it was given."""
+        """Number of the shown run; None until the context is entered, if no number was passed."""
         self.matched = 0
         """Number of frames with a record."""
         self.unmatched = 0

@@ -1,6 +1,6 @@
 """Draws heat maps: geometry of the grid on the image, and blending.
 
-Functions return new arrays unless they say otherwise, and cache only tables that depend on sizes.
+Functions do not modify their arguments, except the ``draw_`` functions. They cache only tables that depend on sizes.
 
 Geometry. The grid of h x w cells covers a rectangle of H x W pixels of the frame, the *region*: cell (r, c) covers the
 pixels [left + c * W / w, left + (c + 1) * W / w) by [top + r * H / h, top + (r + 1) * H / h). Between cell centres the

@@ -95,7 +95,7 @@ class JsonlSink(DiskSink):
             self._disk.record_success()
 
     def _write(self, line: bytes) -> None:
-        """Write a whole line or nothing; begin a new file with the run record. Raises ``OSError``."""
+        """Write a complete line or nothing; a new file starts with the run record. Raises ``OSError``."""
         file = self._opened()
         whole_bytes = os.fstat(file.fileno()).st_size
         if not self._has_run_record or (whole_bytes == 0 and is_regular(file)):

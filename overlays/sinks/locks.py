@@ -140,9 +140,9 @@ def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
 
 
 def _own_folders() -> Iterator[int]:
-    """Yield open descriptors of the lock folders: one of the login session, and one that always exists.
+    """Yield open descriptors of the lock folders: the login session's folder, and a folder that always exists.
 
-    A run may be outside of a login session; because each run uses both folders, two runs always have one in common.
+    A run may have no login session. Each run uses both folders if it can, so any two runs share at least one folder.
     """
     uid = os.getuid()
     session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"

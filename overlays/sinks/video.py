@@ -120,7 +120,7 @@ class VideoSink(DiskSink):
             self._disk.record_success()
 
     def forget_camera(self, camera: str) -> None:
-        """Complete the video of a camera that left; if it returns, its next frame begins another file."""
+        """Complete the video of a camera that left; if the camera returns, its next frame starts another file."""
         super().forget_camera(camera)
         recording = self._recordings.pop(camera, None)
         if recording is not None:

@@ -164,7 +164,7 @@ class WebSink(Sink):
         return self
 
     def _newest(self, camera: str) -> Overlay | None:
-        """Return the newest overlay of a camera, which may be that of a signal loss. For any thread."""
+        """Return the newest overlay of a camera, possibly a signal-loss overlay. For any thread."""
         last = self._last.get((camera, "painted"))
         return None if last is None else last[1]
 
@@ -291,7 +291,7 @@ class WebSink(Sink):
         return image, unit
 
     def _buffer_for_clip(self, camera: str, overlay: Overlay) -> None:
-        """Add a JPEG without drawings to the clip buffer while no viewer of the camera gets one."""
+        """Add a JPEG without drawings to the clip buffer if no viewer of the camera receives such a JPEG."""
         captured_at = overlay.explanation.frame.captured_at
         if overlay.signal_loss is None and self._packets.is_due(camera, captured_at):
             try:

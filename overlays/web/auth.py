@@ -1,4 +1,4 @@
-"""Access control of the page: addresses, host names, origins and tokens, without input or output except name lookups.
+"""Access rules of the page: addresses, host names, origins and tokens.
 
 A page on a loopback address needs no token: all users of the machine can open it. Other web sites in the same browser
 cannot: the Host header must name a known host, which prevents DNS rebinding, and a WebSocket or a form must come from
@@ -178,7 +178,7 @@ class AccessPolicy:
     edit_token: str | None = field(default=None, repr=False)
     """Token that also permits changing the set-up of cameras; None: ``token`` permits it."""
     view_token: str | None = field(default=None, repr=False)
-    """Token that permits viewing only, without changes of events or cameras; None: there is no such token."""
+    """Token that permits viewing, but no changes of events or cameras; None: there is no such token."""
     allowed_hosts: frozenset[str] = frozenset()
     """Further host names of the page, such as a proxy's, in lower case and without port."""
     embed_origins: frozenset[str] = frozenset()
@@ -243,7 +243,10 @@ class AccessPolicy:
         return any(_holds(token, credentials) for token in self._tokens)
 
     def may_act(self, credentials: Credentials) -> bool:
-        """Return whether a request may change events: it contains another valid token than ``view_token``."""
+        """Return whether a request may change events: the page has no token, or the request contains an acting token.
+
+        ``token`` and ``edit_token`` permit changes, unless they equal ``view_token``.
+        """
         if self.token is None:
             return True
         # The token files can change while the page runs: a token that equals the view token permits no change.

@@ -19,7 +19,7 @@ _REUSE_SECONDS: Final = 20.0
 async def clip_response(page: WebState, request: Request, camera: str, opacity: float) -> Response:
     """Return the clip of a camera, or the requested range of it.
 
-    A request without a range makes a new clip. The requests for ranges that follow are answered from that clip.
+    A request without a range makes a new clip. Later requests for ranges are answered from the same clip.
     """
     now = time.monotonic()
     clip, header = page.clip, request.headers.get("range")

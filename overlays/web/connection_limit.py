@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _ACCEPTS_PER_SECOND: Final = 800.0
 _BURST_ACCEPTS: Final = 128
 _REFUSED_CREDIT: Final = 0.8
-"""Part of an accept's credit that is returned for a refused connection, which costs little."""
+"""Part of the rate limiter's credit that is returned for a refused connection, because refusing costs little."""
 _ACCEPTS_AT_ONCE: Final = 16
 """Maximum number of connections accepted in one step of the event loop."""
 _RETRY_SECONDS: Final = 1.0

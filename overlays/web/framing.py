@@ -1,4 +1,4 @@
-"""Binary message with one frame for the page: header length (4 bytes, big endian), header, image. Pure functions.
+"""Binary message with one frame for the page: header length (4 bytes, big endian), header, image.
 
 The header has the wire format (``docs/wire.md``). The image is a JPEG, or an H.264 access unit, which the header's key
 ``video`` describes. The image has no heat map; the header contains the heat as a grid.

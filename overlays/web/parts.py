@@ -33,7 +33,7 @@ class PassageBoard:
     _last: dict[str, deque[Passage]] = field(default_factory=dict)
 
     def record(self, explanation: Explanation) -> None:
-        """Store the passages that finished at this frame, or at frames since the last recorded frame."""
+        """Store the passages that finished since the last recorded frame."""
         if new := self._cursor.take(explanation):
             camera = replace_undecodable(explanation.frame.camera)
             self._last.setdefault(camera, deque(maxlen=SHOWN)).extend(new)

@@ -101,7 +101,7 @@ def _ranged(
 
 
 async def _chunks(packed: bytes, part: range) -> AsyncIterator[bytes]:
-    """Yield a range of ``packed`` in chunks, so that the whole range is never buffered."""
+    """Yield a range of ``packed`` in chunks, so that the server buffers only one chunk."""
     for start in range(part.start, part.stop, _CHUNK_BYTES):
         yield packed[start : min(start + _CHUNK_BYTES, part.stop)]
 

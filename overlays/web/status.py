@@ -53,7 +53,7 @@ class StatusBoard:
         self.opened_at = clock()
         """Time when the page was opened, in monotonic seconds."""
         self.outcome: RunResult | None = None
-        """The run, if the page belongs to one."""
+        """The result of the page's run; None if the page belongs to no run or the run has not started."""
         self._drift_at = -math.inf
         self._drifts: dict[str, str] = {}
 

@@ -39,7 +39,7 @@ class PageTokens:
         self._logged: set[str] = set()
 
     def check(self, settings: WebSettings, address: PageAddress) -> None:
-        """Check that these tokens protect the page as its settings require.
+        """Check that the tokens sufficiently protect a page with these settings.
 
         Raises:
             SinkError: other machines could view or change the page without a token, ``token_file`` is missing, or two

@@ -42,7 +42,7 @@ class ExplainedFrame(Frame):
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
-        """Return the frame of ``explanation``, extended by the explanation itself."""
+        """Return the frame of ``explanation`` as an ``ExplainedFrame``."""
         frame = explanation.frame
         values = {each.name: getattr(frame, each.name) for each in fields(frame)}
         return cls(**values, explanation=explanation)

@@ -41,9 +41,9 @@ _MONITORED_EVENTS: Final = (
 _RENEW_SECONDS: Final = 2.0
 """Time without a connection after which the subscriber reconnects, because libzmq stops after some refusals."""
 _RETRY_SECONDS: Final = 0.3
-"""Time after a disconnection within which libzmq reports a retry if the publisher closed the connection.
+"""Maximum time in seconds from a disconnection by the publisher to libzmq's report of a retry.
 
-No retry means that libzmq itself closed it, because a message was too large.
+Without a report, libzmq itself has closed the connection, because a message was too large.
 """
 _NO_PUBLISHER: Final = "no publisher answers at this address"
 _WAITING: Final = "a publisher accepts the connection, but does not complete it; it is stopped or overloaded"

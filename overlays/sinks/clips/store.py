@@ -80,7 +80,7 @@ class ClipStore:
         self._cameras[camera] = unique
 
     def new_path(self, camera: str, began_unix: float) -> Path:
-        """Return an unused file name for a clip that begins at ``began_unix`` (Unix seconds)."""
+        """Return an unused file name for a clip that starts at ``began_unix`` (Unix seconds)."""
         millis = round(began_unix * 1000)
         while True:
             whole, part = divmod(millis, 1000)

@@ -188,7 +188,7 @@ class ClipWriter:
 
 
 class PreRollBuffer:
-    """The encoded frames of the last seconds, in groups that begin with a key frame, limited in bytes."""
+    """Encoded frames of the last seconds, in groups that start with a key frame, up to a maximum size in bytes."""
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
         self.overran = False

@@ -139,7 +139,7 @@ class McapSink(DiskSink):
         self._disk.record_success()
 
     def _abandon(self, recording: _Recording, error: OSError) -> None:
-        """Close a file that cannot be written; it keeps its complete chunks."""
+        """Close a file that cannot be written, and preserve its complete chunks."""
         self._recording = None
         self._disk.count_lost(recording.pending_frames)
         recording.discard()

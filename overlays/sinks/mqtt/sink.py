@@ -234,7 +234,7 @@ class MqttSink(Sink):
             log.debug("%s: %s", self.uri, error)
 
     def _queue_passages(self, overlay: Overlay) -> None:
-        """Queue the finished parts and crossings, including those of frames that this sink did not get."""
+        """Queue the finished parts and crossings, including passages from frames that did not reach this sink."""
         explanation = overlay.explanation
         camera, is_file = explanation.frame.camera, self._is_file(explanation.frame)
         for passage in self._passages.take(explanation):

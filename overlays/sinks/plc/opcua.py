@@ -281,7 +281,7 @@ def _part_values(part: PartVerdict | None) -> dict[str, Any]:
 
 
 class _NodeService(NodeManagementService):
-    """Creates the address space, and stops if the run ends meanwhile."""
+    """Creates the nodes of the address space, and stops early if the run has ended."""
 
     def __init__(self, aspace: AddressSpace, is_ended: Callable[[], bool]) -> None:
         super().__init__(aspace)

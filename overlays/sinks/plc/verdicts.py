@@ -44,7 +44,7 @@ class PartVerdict:
     """The verdict of a part that has passed."""
 
     number: int
-    """Number of parts of the camera so far, this one included."""
+    """Number of parts of the camera so far, including this part."""
     is_ok: bool
     class_index: int
     """The class that the vote decided."""

@@ -1,4 +1,4 @@
-"""Addresses of media servers: ``rtsp://HOST/PATH`` and ``rtmp://HOST/APP/KEY``. Pure."""
+"""Addresses of media servers: ``rtsp://HOST/PATH`` and ``rtmp://HOST/APP/KEY``. Pure functions."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _FALLBACK_RATE: Final = 30.0
 
 
 class Numbered(NamedTuple):
-    """An overlay and its number among those of its camera."""
+    """An overlay and its sequence number within its camera."""
 
     overlay: Overlay
     number: int

@@ -23,7 +23,7 @@ MAX_CONNECTIONS: Final = 256
 HANDSHAKE_MS: Final = 3000
 """Maximum duration of a handshake in ms. With libzmq's default of 30 s, clients could occupy all descriptors."""
 _EARLY_SECONDS: Final = 1.0
-"""Maximum time in seconds between a connection's first message and its later-read event of acceptance."""
+"""Maximum time in seconds by which a connection's first message is read before its monitor event ACCEPTED."""
 
 
 @dataclass(slots=True)

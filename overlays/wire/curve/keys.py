@@ -1,6 +1,6 @@
 """Creates CURVE key files with restricted permissions, and reads them.
 
-The format is the one of ``zmq.auth`` and czmq: ``NAME.key`` contains the public key, ``NAME.key_secret`` both keys. A
+The files have the format of ``zmq.auth`` and czmq: ``NAME.key`` contains the public key, ``NAME.key_secret`` both. A
 file with only a public key in Z85 (40 characters) is accepted, too.
 """
 

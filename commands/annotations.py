@@ -24,7 +24,7 @@ BoxLookup = Callable[[Path, tuple[int, int]], tuple[GroundTruth, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """Functions that look up the boxes or the mask of an image; None if there are no boxes or masks."""
+    """Functions that look up the boxes and the mask of an image; None where the data set has none."""
 
     place_of: Callable[[Path], Path | None] | None = None
     """Returns the annotation file of an image, or the image's key in a common file; None without annotations."""
@@ -89,7 +89,7 @@ def read_box_names(path: Path | None) -> dict[int, str]:
     """Return the box classes by index, from a data set's YAML or a text file with one name per line.
 
     Raises:
-        ConfigError: the YAML has no list of names and no map of integers to names.
+        ConfigError: the YAML's key ``names`` is not a list of names or a map of integers to names.
     """
     from engine.models.labels import read_labels
 

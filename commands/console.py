@@ -46,7 +46,7 @@ def print_line(text: str) -> None:
 
 
 def fail(text: str, code: int = 2) -> NoReturn:
-    """Print an error and exit the command with a code.
+    """Print an error and end the command with an exit code.
 
     Raises:
         typer.Exit: always.

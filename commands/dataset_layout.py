@@ -181,7 +181,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     """Yield all files below a folder, recursively.
 
     Raises:
-        ConfigError: a subfolder cannot be read; its files would be missing silently.
+        ConfigError: a subfolder cannot be read.
     """
 
     def raise_unreadable(reason: OSError) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engine.evaluation.results import ResultsLog
 
 BuildEvaluator = Callable[[], ImageEvaluator]
-"""A function, serializable by pickle, that builds an evaluator in a worker process."""
+"""A function that builds an evaluator in a worker process; it must be serializable by pickle."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

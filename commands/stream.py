@@ -39,7 +39,7 @@ from pipeline.sharding import read_devices
 log = logging.getLogger("recipro-stream")
 
 DEMO_BOXES: Final = {"min_score": 0.5, "mode": "drop", "budget": 8.0}
-"""Options of the demo's boxes. The budget is high, because a map takes several times as long as the small detector."""
+"""Options of the demo's boxes. The budget is high, because a map takes several times as long as a detection."""
 
 DEMO_PLACES: Final = {
     "zones": [{"name": "station", "polygon": [[0.25, 0.07], [0.75, 0.07], [0.75, 0.93], [0.25, 0.93]]}]

@@ -49,7 +49,7 @@ class OutputFolder(ABC):
 
     @abstractmethod
     def folders(self, name: str) -> list[str]:
-        """Return the sorted names of the folders in a subfolder; an empty list if the subfolder does not exist."""
+        """Return the sorted names of the folders in the subfolder ``name``; an empty list if it does not exist."""
 
     @abstractmethod
     def remove_folder(self, name: str) -> None:

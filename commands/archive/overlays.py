@@ -1,7 +1,7 @@
 """Writes the overlays (drawn images and videos) of an archive beside its partitions.
 
 The folder ``overlays/NAME/`` belongs to ``NAME.parquet`` and is complete before that partition exists. A folder without
-a partition is left from a run that was killed, and the next run removes it.
+a partition comes from a killed run; the next run removes it.
 """
 
 from __future__ import annotations

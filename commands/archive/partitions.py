@@ -22,9 +22,9 @@ from pipeline.errors import ConfigError, SinkError
 METADATA_KEY: Final = b"recipro_archive"
 """Metadata key of a partition; the value is JSON with its files, failures and part."""
 ARCHIVE_SCHEMA: Final = pa.schema([field.with_nullable(True) for field in SCHEMA] + [pa.field("error", pa.string())])
-"""The columns of a log, and ``error``: why a file, or the rest of a video, is not explained."""
+"""The columns of a log plus ``error``: the reason why a file, or the rest of a video, is not explained."""
 OVERLAY_SCHEMA: Final = ARCHIVE_SCHEMA.append(pa.field("overlay", pa.string()))
-"""The columns of ``ARCHIVE_SCHEMA``, and ``overlay``: path of the drawn file, relative to the folder."""
+"""The columns of ``ARCHIVE_SCHEMA`` plus ``overlay``: the path of the drawn file, relative to the folder."""
 _GROUP_ROWS: Final = 512
 SUFFIX: Final = ".parquet"
 _READERS: Final = 16

@@ -223,7 +223,7 @@ class FleetDirector:
             self._start_other()
 
     def _is_replaced(self) -> bool:
-        """Return whether another director, which does not answer this one, still writes to the store."""
+        """Return whether an unreachable director still writes to the store."""
         if not self._standby.is_doubtful:
             return False
         before = self._store.pulse()

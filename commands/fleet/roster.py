@@ -21,7 +21,7 @@ log = logging.getLogger("recipro-stream")
 _MAX_CLOSING_SECONDS: Final = 1.0
 """Maximum time in seconds for which a closing camera is reported as still open.
 
-Afterwards another worker may open the camera. This worker has published no frame of it since the lease ended.
+Afterwards another worker may open the camera. This worker publishes no frames of the camera after its lease has ended.
 """
 _RETRY_SECONDS: Final = 30.0
 """Time in seconds after which the roster retries a camera that could not be opened."""

@@ -40,7 +40,7 @@ class FleetStore:
         return max(map(int, self._names("term/")), default=0)
 
     def write_pulse(self, term: int, number: int) -> None:
-        """Write that the director of a term is active; ``number`` must differ at each call."""
+        """Write a sign that the director of a term is active; ``number`` must differ at each call."""
         self._put("pulse", f"{term}/{number}".encode())
 
     def pulse(self) -> bytes | None:

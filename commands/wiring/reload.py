@@ -97,7 +97,7 @@ class ConfigFile:
     requested: threading.Event = field(default_factory=threading.Event)
     """Set by ``request`` to reload the file."""
     woken: threading.Event = field(default_factory=threading.Event)
-    """Set to wake the thread for a reload, a submitted call, or its end."""
+    """Set to wake the watcher's thread for a reload, a submitted call, or the end of the thread."""
     accept: Callable[[], None] = lambda: None
     """Called after the configuration of the last ``read`` has been applied."""
     is_watched: bool = True

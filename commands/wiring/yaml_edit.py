@@ -1,4 +1,4 @@
-"""Changes values in the YAML text of a configuration, and keeps all comments, order and spelling. Pure.
+"""Changes values in the YAML text of a configuration; comments, order and spelling of other parts stay. Pure.
 
 ruamel.yaml attaches a comment to the value before it. A comment below the last entry of a list mostly describes the
 text after the list. So the comment stays at the end of the list when entries are added or removed.

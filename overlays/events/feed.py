@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 Occasion = Literal["started", "changed", "ended"]
-"""Reason of a notice. ``changed``: a viewer changed the event's state or note, or its snooze ended."""
+"""Kind of a notice. ``changed``: a viewer changed the event's state or note, or its snooze ended."""
 
 _KEPT: Final = 256
 """Number of stored changes. A reader that missed more has to query all events again."""
@@ -46,7 +46,7 @@ class EventFeed:
 
         Args:
             records: the changed events as JSON values.
-            notices: reason and event of each notice.
+            notices: occasion and event (JSON values) of each notice.
         """
         with self._lock:
             for record in records:

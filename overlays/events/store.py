@@ -1,7 +1,7 @@
 """Writes events to a database, and deletes events above a maximum age and size.
 
 One thread writes; the page reads through separate connections (``overlays.events.query``). Each call is one
-transaction, so a killed run leaves complete events. Its open events end at the time of their last report.
+transaction, so a killed run leaves complete events. The next run ends its open events at the time of their last report.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class WebhookAddress:
     target: str
     """Path and query, which may contain a secret and are never shown."""
     key: bytes | None = field(default=None, repr=False)
-    """None: messages are not signed."""
+    """Key of the signature; None: messages are not signed."""
 
     @property
     def shown(self) -> str:
@@ -258,7 +258,7 @@ class Webhook(WorkerOwner):
             log.warning("%s: %s", self._uri, self.problem or f"{self.lost} events did not reach the webhook in time")
 
     def _deliver(self, notice: Notice) -> None:
-        """Post a notice until the receiver accepts or finally refuses it, or the feed has dropped it."""
+        """Post a notice repeatedly, until the receiver accepts it, refuses it finally, or the feed drops it."""
         message_id, body = make_message(notice)
         attempts, pause = 0, _RETRY_SECONDS[0]
         while not self._is_over and not self._feed.notices(notice.number - 1, 1)[0]:

@@ -92,7 +92,7 @@ class _LogLine(WireModel):
 
     @property
     def is_run(self) -> bool:
-        """True for a run record."""
+        """True if the line is a run record."""
         return "run" in self.model_fields_set and "camera" not in self.model_fields_set
 
     @property

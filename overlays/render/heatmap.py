@@ -73,7 +73,7 @@ class Band(NamedTuple):
     pixels: slice
     """The pixel rows, relative to the strip."""
     cells: slice
-    """The one or two rows of cells."""
+    """The one or two rows of cells that determine these pixels."""
     weights: npt.NDArray[np.float32]
     """Weight of each cell row in each pixel row, float32, (pixel rows, cell rows)."""
 

@@ -39,7 +39,7 @@ class _CameraState:
     """State of one camera between its frames."""
 
     frame_rate: FrameRate = field(default_factory=FrameRate)
-    """Rate of rendering; the capture times of a file's frames do not show it."""
+    """Rate at which frames are rendered, which differs from the rate at which a file's frames are decoded."""
     smoothed_at: float = 0.0
     """Time of the last smoothed frame on the stream's clock, in seconds."""
     heat: Heat | None = None

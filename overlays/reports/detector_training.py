@@ -136,7 +136,7 @@ def suspects(evidence: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def suspect_text(label: str, row: Mapping[str, Any]) -> str:
-    """Return a text with the reason for the suspicion of a class, and a remedy."""
+    """Return a text that states why a class is suspected of a shortcut, and what to do."""
     return (
         f"{label}: only {row['evidence']:.0%} of the evidence lies in its boxes. Either the surroundings are part of "
         "the object, or the detector has learned something else that comes with it. Look at the maps below, and add "

@@ -37,7 +37,7 @@ class Counts:
 
 
 def count_flagged(truth: npt.ArrayLike, flagged: npt.ArrayLike) -> Counts:
-    """Return the counts of a class.
+    """Return the hits, escapes and false alarms of a class.
 
     Args:
         truth: True for each image of the class, bool (N,).

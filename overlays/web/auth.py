@@ -257,7 +257,10 @@ class AccessPolicy:
         )
 
     def may_edit(self, credentials: Credentials) -> bool:
-        """Return whether a request may change the set-up of cameras: it contains ``edit_token`` or its cookie."""
+        """Return whether a request may change the set-up of cameras: it contains ``edit_token`` or its cookie.
+
+        A page without ``edit_token`` permits this to requests that may change events.
+        """
         if self.edit_token is None:
             return self.may_act(credentials)
         others = (self.token, self.view_token)

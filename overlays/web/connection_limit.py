@@ -50,7 +50,7 @@ class Connection(socket.socket):
         """True after ``abort``, until the file descriptor is closed."""
         self.accepted_at = time.monotonic()
         self.stalled: tuple[float, int] | None = None
-        """(monotonic seconds, sent bytes) at the start of the current wait for the client to read; None if none."""
+        """(monotonic seconds, sent bytes) when the current data started to wait for sending; None if no data waits."""
         self.heard = (self.accepted_at, 0)
         """(monotonic seconds, received bytes) at the last check of the receive rate."""
         self._on_close: Callable[[Connection], None] | None = on_close

@@ -42,7 +42,7 @@ class RequestError(Exception):
 
 
 def read_query(request: Request) -> tuple[EventFilter, int, str | None]:
-    """Return the filter, the maximum number of events, and ``before_id``; None for ``before_id``: the newest events.
+    """Return the filter, the maximum number of events, and ``before_id`` of a query; ``before_id`` may be None.
 
     Raises:
         RequestError: a query parameter is invalid (400).
@@ -69,7 +69,8 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
     Args:
         event_id: identifier of the event.
         verb: the action's name, from the path.
-        body: the JSON object of the request: ``by``, ``note``, ``minutes`` and ``version``, each optional.
+        body: the JSON object of the request: optional ``by`` (the viewer's name) and ``version``; ``note`` for the
+            verb ``note``; ``minutes`` for the verb ``snooze``.
 
     Raises:
         RequestError: the verb is unknown (404), or a value is invalid (400).

@@ -11,7 +11,7 @@ from overlays.web.auth import PageAddress
 from pipeline.errors import SinkError
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
-"""Size of the kernel's send buffer per viewer; small, because frames that wait there become old."""
+"""Size of the kernel's send buffer per viewer in bytes; small, because frames that wait there become old."""
 _UNACKNOWLEDGED_MS: Final = 20_000
 """Time after which a client that acknowledges no TCP data is disconnected, in milliseconds (TCP_USER_TIMEOUT)."""
 

@@ -72,7 +72,7 @@ class WebState:
     encoded: Callable[[], int] = lambda: 0
     """Returns the number of images encoded as JPEG."""
     uri: str = ""
-    """Address of the page, its label in metrics."""
+    """Address of the page, used as its label in metrics."""
     refused: int = 0
     skipped: int = 0
     """Number of frames skipped by clients that have disconnected."""

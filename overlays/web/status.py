@@ -96,7 +96,7 @@ class StatusBoard:
         return None if is_built else self.clock() - self.opened_at
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return the state of every camera as plain JSON values."""
+        """Return the state of every camera as JSON values."""
         now = self.clock()
         cameras = self.cameras
         workers = () if self.outcome is None else tuple(self.outcome.source_workers)

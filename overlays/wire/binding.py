@@ -1,4 +1,4 @@
-"""Checks the address that a ZeroMQ socket binds, and words its errors with remedies."""
+"""Checks the address that a ZeroMQ socket binds; error messages contain remedies."""
 
 from __future__ import annotations
 

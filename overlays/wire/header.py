@@ -76,7 +76,7 @@ class WireBoxMap(WireModel):
     """The heat map of a detector's box, as docs/detectors.md defines it."""
 
     mode: Literal["keep", "drop"]
-    """``keep``: each cell's score with only this cell of the features. ``drop``: the score without this cell."""
+    """``keep``: score of the box with one cell of the features only. ``drop``: score of the box without one cell."""
     cut: Text
     """The masked feature maps: ``complete`` for all, or ``level`` for the pyramid level of the box only."""
     region: Edges
@@ -197,7 +197,7 @@ class WireSignalLoss(WireModel):
 
 
 class WireFigure(WireModel):
-    """The measured number of a guard's rule that violates its bound most."""
+    """The measured number that violates a guard's rule most."""
 
     name: Text
     """Name of the number as in the rule, such as ``heat_inside(part)``."""

@@ -160,7 +160,7 @@ class Users(UserManager):
         return User(role=UserRole.User, name=username)
 
     def _log_refused(self) -> None:
-        """Log the first refused user only, because a controller with a wrong password tries again continually."""
+        """Log only the first refused user, because a controller with a wrong password tries again every few seconds."""
         if not self._is_logged:
             self._is_logged = True
             log.warning("%s: a client is refused: wrong user or password; users_file has the right ones", self._uri)

@@ -272,7 +272,7 @@ export class Card {
     this.updateAge();
   }
 
-  // Name the image for screen readers: with the text that stands on it.
+  // Label the image for screen readers with its overlaid text.
   labelView(notice = "") {
     const view = this.at(".view");
     const label = `${this.camera}: ${notice ? `${notice}; ` : ""}${view.ariaExpanded === "true" ? "back to all" : "enlarge"}`;

@@ -7,7 +7,7 @@ export function coverage(image, box) {
   return Math.min(image / box, box / image);
 }
 
-// Return { columns, width, aspect, fits }: where the images of all cameras together are the largest.
+// Return { columns, width, aspect, fits } that maximises the total size of all images.
 // aspects: width / height of each camera's image; area: { width, height } in pixels; tile: { facts: height of the text
 // below an image, gap, minWidth }. Where no choice fits the height, tiles have about minWidth and the page scrolls.
 export function chooseWall(aspects, area, tile) {

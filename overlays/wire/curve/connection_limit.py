@@ -23,7 +23,7 @@ MAX_CONNECTIONS: Final = 256
 HANDSHAKE_MS: Final = 3000
 """Maximum duration of a handshake in ms. With libzmq's default of 30 s, clients could occupy all descriptors."""
 _EARLY_SECONDS: Final = 1.0
-"""Maximum time in seconds by which a connection's first message is read before its monitor event ACCEPTED."""
+"""Maximum time in seconds between a connection's first message and its event ACCEPTED, if the message is read first."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class ConnectionTable:
         self._clock = clock
         self._connections: dict[int, _Connection] = {}
         self._early: dict[int, float] = {}
-        """By unknown descriptor: the time of a message that was read before the event of acceptance."""
+        """Time of a message that was read before the connection's event ACCEPTED, by descriptor."""
         self._lock = threading.Lock()
         """Guards the first message and the acceptance of a connection, which two threads record in either order."""
         self._serial = 0

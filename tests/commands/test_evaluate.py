@@ -160,7 +160,7 @@ def test_evaluate_reports_boxes_of_other_classes_and_images_in_subfolders(comman
     (tmp_path / "photos").rename(tmp_path / "above" / "photos")
     code, _, errors = command("--output", "in", images="above")
     assert code == 2
-    assert "give 'above/**/*'" in errors
+    assert "use 'above/**/*'" in errors
     assert command("--output", "in", "--steps", "0", images="above/**/*")[0] == 0
 
 

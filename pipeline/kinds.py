@@ -67,7 +67,7 @@ def split_query(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> tu
     for part in tail.split("&"):
         key, _, value = part.partition("=")
         if key in options:
-            raise ValueError(f"{key} is given twice; give it once")
+            raise ValueError(f"option {key} is given twice; give it once")
         options[key] = unquote(value)
     return path, options
 
@@ -149,7 +149,9 @@ class KindRegistry(Generic[S]):
         kind = self.find(path)
         if twice := options.keys() & entry.keys():
             name = min(twice)
-            raise self.error(f"{self.word} {self.shown(uri)!r}: {name} is given in the URI and as a key; give it once")
+            raise self.error(
+                f"{self.word} {self.shown(uri)!r}: option {name} is given in the URI and as a key; give it once"
+            )
         try:
             return kind.settings.model_validate({**entry, **options, "uri": path})
         except ValidationError as wrong:
@@ -179,7 +181,7 @@ class KindRegistry(Generic[S]):
                 returns another type of object.
         """
         kind = self.find(settings.uri)
-        if not isinstance(settings, kind.settings):  # made without the registry
+        if not isinstance(settings, kind.settings):  # created without the registry
             settings = self.parse(settings.model_dump(exclude_unset=True))
         made = self._make(kind, settings, context)
         fault = "" if isinstance(made, self.product) else f", which is not a recipro_stream.{self.product.__name__}"
@@ -188,8 +190,8 @@ class KindRegistry(Generic[S]):
         )
         if fault:
             raise self.error(
-                f"{self.word} {self.shown(settings.uri)!r}: {kind.name} gives a {type(made).__name__}{fault}; see "
-                "docs/python.md"
+                f"{self.word} {self.shown(settings.uri)!r}: the factory ({kind.name}) returns a {type(made).__name__}"
+                f"{fault}; see docs/python.md"
             )
         return made
 
@@ -230,9 +232,10 @@ class KindRegistry(Generic[S]):
             model = getattr(entry.load(), "settings_model", self.base)
             if not issubclass(model, self.base):
                 raise TypeError(f"settings_model is not a subclass of pipeline.settings.{self.base.__name__}")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 - a package raises anything
+        except Exception as error:  # noqa: BLE001 - a package may raise any exception
             raise self.error(
-                f"{self.word} {entry.name}: package {package} cannot be used ({type(error).__name__}: {error})"
+                f"{self.word} {entry.name}: package {package} cannot be used ({type(error).__name__}: {error}); update "
+                "or remove it"
             ) from None
         return Kind(f"{self.word} of {package}", (entry.name,), model, entry.value, is_plugin=True)
 
@@ -246,8 +249,8 @@ class KindRegistry(Generic[S]):
             raise
         except Exception as error:  # noqa: BLE001 - a package raises anything
             name = type(error).__name__
-            # Its message may repeat the address, and the address may hold a password.
-            message = "its message is left out, the address holds a password" if "@" in uri else str(error)
+            # The message of the exception may contain the address, and the address may contain a password.
+            message = "message not shown: the address contains a password" if "@" in uri else str(error)
             raise self.error(
-                f"{self.word} {self.shown(uri)!r}: package {package} fails to make it ({name}: {message})"
+                f"{self.word} {self.shown(uri)!r}: package {package} failed to create it ({name}: {message})"
             ) from None

@@ -42,12 +42,12 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
         ConfigError: the configuration limits the frames of the run or names a device.
     """
     if config.frames is not None:
-        raise ConfigError("--frames counts the frames of one process; with --devices use --seconds")
+        raise ConfigError("--frames counts the frames of one process; use --seconds together with --devices")
     if config.engine.device != "auto":
-        raise ConfigError(f"--device {config.engine.device} and --devices: give one of the two")
+        raise ConfigError(f"--device {config.engine.device} and --devices: give only one of these two options")
     unnamed = [source.uri for source in config.sources if source.name is None]
     if unnamed:
-        message = f"cameras must be named before they are distributed: {len(unnamed)} are not"
+        message = f"{len(unnamed)} cameras have no name; name all cameras before you distribute them"
         raise ValueError(message)
     shards = []
     for index, device in enumerate(devices):

@@ -66,7 +66,7 @@ class Comparison:
     def _of_classes(self, first: Sequence[Finding], second: Sequence[Finding]) -> str:
         decided, tried = top_scoring(first), top_scoring(second)
         if decided is None or tried is None:
-            return "" if decided is tried else "one of the two has no class"
+            return "" if decided is tried else "one of the two networks returned no class"
         if decided.label == tried.label and abs(decided.score - tried.score) <= self.max_score_difference:
             return ""
         return f"{tried.label} {tried.score:.0%} instead of {decided.label} {decided.score:.0%}"
@@ -172,14 +172,14 @@ class _SecondNetwork:
         try:
             return call()
         except Exception:
-            log.exception("network %s on trial has failed and explains no more frames; the run goes on", self.name)
+            log.exception("network %s on trial has failed; the run continues without it", self.name)
             self.has_failed = True
             return None
 
 
 def _one_each(explanations: Sequence[Explanation], frames: Sequence[Frame]) -> Sequence[Explanation]:
     if len(explanations) != len(frames):
-        raise ValueError(f"{len(explanations)} explanations of {len(frames)} frames; an explainer returns one for each")
+        raise ValueError(f"{len(explanations)} explanations for {len(frames)} frames; return one for each frame")
     return explanations
 
 

@@ -71,7 +71,7 @@ def _placed(text: str, message: str) -> ConfigError:
     message = message.removeprefix("guards.").removeprefix(f"rules[0].rule: {text!r}: ")
     if match := re.match(r"character (\d+)", message):
         return ConditionError(message, int(match[1]) - 1)
-    named = re.match(r"'([^']+)'|(\w+) is known", message)
+    named = re.match(r"'([^']+)'|(\w+) exists only", message)
     position = text.find(named[1] or named[2]) if named else -1
     return ConditionError(message, position) if position >= 0 else ConfigError(message)
 

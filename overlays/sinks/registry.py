@@ -69,7 +69,7 @@ def _shown(uri: str) -> str:
 def _unknown(uri: str, known: list[str]) -> str:
     key = _key(uri)
     if key == "https://":
-        return "sink https://…: TLS is a proxy's business, see docs/page.md; serve on http://127.0.0.1:8000 behind it"
+        return "sink https://…: use a proxy for TLS, see docs/page.md, and serve on http://127.0.0.1:8000 behind it"
     expected = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
     return f"sink {_shown(uri)!r}: {key!r} is not {expected}; use {_EXAMPLES}.{did_you_mean(key, known)}"
 

@@ -22,7 +22,7 @@ _parsed: Final = functools.lru_cache(maxsize=512)(parse_rule)
 
 def _check_not_empty(cameras: list[str] | None) -> list[str] | None:
     if cameras is not None and not cameras:
-        raise ValueError("names no camera; name a camera, or remove the key to apply to all cameras")
+        raise ValueError("is empty; name a camera, or remove the key to select all cameras")
     return cameras
 
 
@@ -41,7 +41,7 @@ class RegionConfig(PolygonSettings):
     @classmethod
     def _is_free(cls, name: str) -> str:
         if name == BOX:
-            raise ValueError(f"{BOX!r} stands for the rectangle of a detector's box; give the region another name")
+            raise ValueError(f"{BOX!r} is reserved for a detector's box; give the region another name")
         return name
 
     def concerns(self, camera: str) -> bool:
@@ -128,7 +128,7 @@ class GuardsConfig(StrictModel):
             for entry in entries:
                 if any(_overlap(entry, other) for other in seen):
                     raise ValueError(
-                        f"{kind}: {entry.name!r} is given twice; give each its own name, or its own cameras"
+                        f"{kind}: {entry.name!r} is given twice; give each entry its own name, or its own cameras"
                     )
                 seen.append(entry)
         known = {region.name for region in self.regions}
@@ -163,7 +163,7 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
             for name in sorted(guard.parsed.regions):
                 if not any(region.name == name and region.concerns(camera) for region in guards.regions):
                     raise ConfigError(
-                        f"guards.rules[{index}].rule: {guard.rule!r}: {camera!r} has no region {name!r}; add one, "
+                        f"guards.rules[{index}].rule: {guard.rule!r}: {camera!r} has no region {name!r}; add it, "
                         "or restrict the rule to other cameras: cameras: [...]"
                     )
 
@@ -187,8 +187,8 @@ def check_boxes(guards: GuardsConfig) -> None:
     for index, guard in enumerate(guards.rules):
         for name in guard.parsed.needs_boxes:
             raise ConfigError(
-                f"guards.rules[{index}].rule: {guard.rule!r}: {name} is known for the boxes of a detector only, "
-                "and the network is a classifier; give a detector, or use another number, such as heat_inside(REGION)"
+                f"guards.rules[{index}].rule: {guard.rule!r}: {name} exists only for the boxes of a detector, "
+                "but the network is a classifier; use a detector, or another number, such as heat_inside(REGION)"
             )
 
 

@@ -136,7 +136,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     array = np.asarray(values, np.float64)
     quantiles = np.quantile(array, np.linspace(0.0, 1.0, 11))
     edges, repeats = np.unique(np.quantile(array, np.linspace(0.0, 1.0, BINS + 1)[1:-1]), return_counts=True)
-    # A value that is several quantiles at once gets a bin of its own, between two other bins.
+    # A value that equals several quantiles gets its own bin.
     edges = np.unique(np.concatenate([edges, np.nextafter(edges[repeats > 1], np.inf)]))
     counts = np.bincount(np.searchsorted(edges, array, side="right"), minlength=len(edges) + 1)
     return {
@@ -264,7 +264,7 @@ def read_baseline(text: str, name: str) -> dict[str, Any]:
     try:
         baseline = json.loads(text)
     except (ValueError, RecursionError) as reason:
-        raise ConfigError(f"{name}: not a baseline ({reason}); make one: run.py baseline CONFIG -o {name}") from None
+        raise ConfigError(f"{name}: not a baseline ({reason}); record one: run.py baseline CONFIG -o {name}") from None
     _read(baseline, name)
     return dict(baseline)
 
@@ -273,14 +273,14 @@ def _parse_tracker(spread: Mapping[str, Any]) -> _Tracker:
     edges, fractions = tuple(map(float, spread["edges"])), tuple(map(float, spread["shares"]))
     tracker = _Tracker(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, fractions)
     if not all(map(math.isfinite, (tracker.baseline_mean, tracker.baseline_std, *edges, *fractions))):
-        raise ValueError("a number that is not finite")
+        raise ValueError("a number is not finite")
     if (
         list(edges) != sorted(edges)
         or min(fractions, default=0.0) < 0.0
         or tracker.baseline_count < 0
         or tracker.baseline_std < 0.0
     ):
-        raise ValueError("edges out of order, or a negative count, share or deviation")
+        raise ValueError("edges are not in order, or a count, fraction or deviation is negative")
     return tracker
 
 
@@ -300,5 +300,5 @@ def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as reason:
         raise ConfigError(
-            f"{name}: a damaged baseline ({type(reason).__name__}: {reason}); record it again: run.py baseline"
+            f"{name}: the baseline is damaged ({type(reason).__name__}: {reason}); record it again: run.py baseline"
         ) from None

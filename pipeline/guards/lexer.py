@@ -68,9 +68,7 @@ class TokenStream:
                 position += len(text[position:]) - len(text[position:].lstrip())
                 character = text[position]
                 hint = (
-                    "a quote that is not closed"
-                    if character in "\"'"
-                    else "not part of a condition; '!=' is 'not equal'"
+                    "the quote is not closed" if character in "\"'" else "not part of a condition; '!=' is 'not equal'"
                 )
                 self.fail(Token("", character, position), hint)
             kind = str(match.lastgroup)

@@ -122,11 +122,11 @@ class Rule:
             return ""
         results = [(self.condition(context, 0.0) is True, self.requirement(context, 0.0)) for context in cases]
         if not any(applies for applies, _ in results):
-            return "the condition after 'when' can never be true, so the rule would never fire; change the condition"
+            return "the condition after 'when' is never true, so the rule would never fire; change the condition"
         if not any(holds for _, holds in results):
-            return f"{self.text!r} can never be true, so the rule would always fire; change it"
+            return f"{self.text!r} is never true, so the rule would always fire; change it"
         if not any(applies and holds is False for applies, holds in results):
-            return f"{self.text!r} is always true where the rule applies, so it would never fire; change it"
+            return f"{self.text!r} is always true if the rule applies, so it would never fire; change it"
         return ""
 
 
@@ -202,7 +202,7 @@ class _Parser:
         self._end("'and', 'or' or the end")
         cases = self._domain().cases(self._known.get("camera"))
         if cases is not None and not any(holds(context, 0.0) for context in cases):
-            self._tokens.fail(start, "this can never be true, so nothing would ever be recorded; change the condition")
+            self._tokens.fail(start, "the condition is never true, so no frame would be recorded; change it")
         return holds
 
     def _domain(self) -> Domain:
@@ -220,7 +220,7 @@ class _Parser:
             start = self._tokens.peek
             condition = self._any()
             if any(number.name == DROP for number in self._seen[len(numbers) :]):
-                # It is measured only on frames for which the condition is true, so the condition cannot depend on it.
+                # The drop is measured only on frames for which the condition is true: it cannot depend on the drop.
                 self._tokens.fail(start, f"{DROP} belongs to the requirement; write it before 'when'")
             self._end("'and', 'or' or the end")
         else:
@@ -254,7 +254,7 @@ class _Parser:
         token = self._tokens.peek
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._tokens.fail(token, f"nested more than {MAX_DEPTH} levels deep; simplify it")
+            self._tokens.fail(token, f"nested more than {MAX_DEPTH} levels deep; use fewer brackets")
         try:
             if self._tokens.accept("not"):
                 return negated(self._not())
@@ -339,13 +339,15 @@ class _Parser:
     def _number(self, field: str) -> Predicate:
         name = self._tokens.previous
         if field == DROP and DROP not in self._known.get("check", {DROP}):
-            hint = f"is measured only where a guard's rule uses it, and none does; add one, such as '{DROP} >= 0.2'"
+            hint = f"is measured only if a guard's rule uses it; add a guard with a rule such as '{DROP} >= 0.2'"
             if self._known.get("box"):
                 hint = "is unknown for boxes in mode keep; set engine.boxes.mode: drop"
             self._tokens.fail(name, hint)
         seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
         if seen.variable.of_boxes and not self._known.get("box", {BOX}):
-            self._tokens.fail(name, "is known for the boxes of a detector only; this network is a classifier")
+            self._tokens.fail(
+                name, "exists only for the boxes of a detector; this network is a classifier: remove the test"
+            )
         sign = self._sign(seen.name)
         bound = self._bound(field, self._value(field), seen.variable)
         self._seen.append(replace(seen, bound=bound))
@@ -393,7 +395,7 @@ class _Parser:
             number = float("nan")
         if not variable.minimum <= number <= variable.maximum:
             limits = f"from {variable.minimum:g} to {variable.maximum:.10g}"
-            self._tokens.fail(value, f"{field} is a number {limits}")
+            self._tokens.fail(value, f"{field} should be a number {limits}")
         return number
 
     def _suggest_joint(self, token: Token) -> str:

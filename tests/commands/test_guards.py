@@ -128,7 +128,7 @@ def test_record_when_refuses_a_check_that_no_rule_requires(command):
     arguments = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
     code, _, errors = command("stream", *arguments)
     assert code == 2
-    assert "where a guard's rule uses it" in errors
+    assert "only if a guard's rule uses it" in errors
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_frames_with_guards_are_rendered_on_the_gpu_unless_the_overlay_needs_the
     [
         (
             ["--sink", "c/", "--record-when", "evidence_outside_box>0.5"],
-            "character 1, 'evidence_outside_box': is known",
+            "character 1, 'evidence_outside_box': exists only",
         ),
-        (["--sink", "c/", "--record-when", "heat_inside(box)>0.5"], "character 1, 'heat_inside': is known"),
+        (["--sink", "c/", "--record-when", "heat_inside(box)>0.5"], "character 1, 'heat_inside': exists only"),
     ],
 )
 def test_record_when_refuses_the_numbers_of_boxes_for_a_classifier(command, arguments, position):
     code, _, errors = command("stream", "--source", LINE.format(3), *arguments)
     assert code == 2
     assert position in errors
-    assert "for the boxes of a detector only; this network is a classifier" in errors
+    assert "only for the boxes of a detector; this network is a classifier" in errors
 
 
 def test_guards_on_boxes_need_a_detector_and_its_mode():
@@ -176,7 +176,7 @@ def test_guards_on_boxes_need_a_detector_and_its_mode():
     with pytest.raises(ConfigError, match=r"in mode keep; set engine\.boxes\.mode: drop"):
         load("yolox_nano", "keep", "score_drop_when_masked < 0.1")
     with pytest.raises(
-        ConfigError, match=r"rules\[0\].rule: .*: heat_inside\(box\) is known for the boxes of a detector"
+        ConfigError, match=r"rules\[0\].rule: .*: heat_inside\(box\) exists only for the boxes of a detector"
     ):
         load("line_net")
 

@@ -125,9 +125,9 @@ def test_parse_devices_reads_devices_and_refuses_others():
 def test_sharding_refuses_limits_of_the_whole_run():
     with pytest.raises(ConfigError, match="use --seconds"):
         shard_config(config(2, frames=5), ["cuda:0"])
-    with pytest.raises(ConfigError, match="give one of the two"):
+    with pytest.raises(ConfigError, match="give only one of these two options"):
         shard_config(config(2, engine={"device": "cuda"}), ["cuda:0"])
-    with pytest.raises(ValueError, match="must be named"):
+    with pytest.raises(ValueError, match="have no name"):
         shard_config(load_config({"sources": ["line:"]}, "test"), ["cuda:0"])
 
 

@@ -124,9 +124,9 @@ def test_rule_is_checked_with_the_position_of_a_mistake_and_tried_on_the_past(pa
         ("heat_insid(corner) > 0.5", 0, "Did you mean 'heat_inside'"),
         ("heat_inside(cornr) > 0.5", 12, "Did you mean 'corner'"),
         ("score > 0.5 when label=scrach", 23, "Did you mean 'scratch'"),
-        ("boxes > 1", 0, "detector only"),
+        ("boxes > 1", 0, "only for the boxes"),
         ("score > 0.5 and", 15, "the end"),
-        ("score > 1", None, "can never be true"),
+        ("score > 1", None, "is never true"),
     ):
         found = setup.check("left", {"rule": rule}, regions)
         assert (found["position"], why in found["error"]) == (position, True), found

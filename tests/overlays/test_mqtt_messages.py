@@ -46,9 +46,9 @@ def test_address_is_parsed(uri, broker):
         ("mqtt://", "mqtt://host:port/topic"),
         ("mqtt://host:0/t", "from 1 to 65535"),
         ("mqtt://host:70000/t", "from 1 to 65535"),
-        ("mqtt://host/a/+/b", "must not contain \\+"),
+        ("mqtt://host/a/+/b", "should not contain \\+"),
         ("mqtt://host/a//b", "or an empty level"),
-        ("mqtt://host/t?password=secret", "beside the address in the configuration"),
+        ("mqtt://host/t?password=secret", "as keys beside uri in the configuration"),
         ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
     ],
 )

@@ -114,11 +114,14 @@ def test_built_in_kinds_cannot_be_replaced(installed):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("half://x", r"acme-sinks fails to make it .TypeError: Can't instantiate abstract class Half .*put"),
-        ("alien://x", r"acme-sinks gives a Alien, which is not a recipro_stream\.Sink; see docs/python"),
-        ("nameless://x", "acme-sinks gives a Nameless without uri; see docs/python"),
-        ("angry://secret", "acme-sinks fails to make it .*no licence"),
-        ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError: its message is left out"),
+        ("half://x", r"acme-sinks failed to create it .TypeError: Can't instantiate abstract class Half .*put"),
+        (
+            "alien://x",
+            r"the factory .sink of acme-sinks. returns a Alien, which is not a recipro_stream\.Sink; see docs/python",
+        ),
+        ("nameless://x", "the factory .sink of acme-sinks. returns a Nameless without uri; see docs/python"),
+        ("angry://secret", "acme-sinks failed to create it .*no licence"),
+        ("angry://user:secret@host", "acme-sinks failed to create it .RuntimeError: message not shown"),
         ("gone://x", "acme-sinks cannot be used .*nothing"),
         ("out.cvs", r"Did you mean '\.csv'"),
     ],

@@ -166,7 +166,7 @@ def test_address_is_shown_without_stream_key(uri, key, shown, path):
     [
         (f"rtsp://ann:{PASSWORD}@10.0.0.8/line", "credentials_file"),
         (f"rtmp://a.example/live/x?pass={PASSWORD}", "key_file"),
-        ("rtsp://10.0.0.8", "write the address as rtsp://127.0.0.1:8554/line"),
+        ("rtsp://10.0.0.8", "should be rtsp://127.0.0.1:8554/line"),
         ("rtsp://10.0.0.8/", "the path is empty"),
         ("rtsp://10.0.0.8/a b", "characters"),
         ("rtsp://10.0.0.8/{cam}", "only {camera} is replaced"),

@@ -71,7 +71,7 @@ def test_build_sink_makes_every_kind_without_opening_it(uri, kind, lossless):
         ("out.json", "Did you mean '.jsonl'"),
         ("windows", "Did you mean 'window'"),
         ("tpc://127.0.0.1:5555", "Did you mean 'tcp://'"),
-        ("https://127.0.0.1:8000", "TLS is a proxy's business"),
+        ("https://127.0.0.1:8000", "use a proxy for TLS"),
         ("out", "window, tcp://"),
         ("", "window, tcp://"),
     ],

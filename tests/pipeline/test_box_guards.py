@@ -195,12 +195,12 @@ def test_condition_on_the_number_of_boxes_holds_without_boxes():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("heat_inside(box) >= 0.5 when evidence_outside_box > 0.6 and heat_inside(box) > 0.4", "can never be true"),
-        ("heat_inside(box) >= 0.4 when evidence_outside_box < 0.6", "always true where the rule applies"),
+        ("heat_inside(box) >= 0.5 when evidence_outside_box > 0.6 and heat_inside(box) > 0.4", "is never true"),
+        ("heat_inside(box) >= 0.4 when evidence_outside_box < 0.6", "always true if the rule applies"),
         ("boxes >= 0", "always true"),
-        ("boxes >= 1 when label=car", "always true where the rule applies"),
-        ("boxes < 3 when boxes > 2 and boxes < 3", "after 'when' can never be true"),
-        ("boxes <= 1001", "character 10, '1001': boxes is a number from 0 to 1000"),
+        ("boxes >= 1 when label=car", "always true if the rule applies"),
+        ("boxes < 3 when boxes > 2 and boxes < 3", "after 'when' is never true"),
+        ("boxes <= 1001", "character 10, '1001': boxes should be a number from 0 to 1000"),
         ("evidence_outside_box <= 1.5", "from 0 to 1"),
         ("evidence_outside_bx <= 0.5", "Did you mean 'evidence_outside_box'"),
         ("heat_inside(bux) >= 0.5", "unknown region"),
@@ -234,13 +234,18 @@ def test_rule_on_boxes_that_can_be_met_and_violated_is_accepted(rule):
     "rule", [RULE, "heat_inside(box) > 0.5", "score > 0.5 when boxes < 3", "score > 0.5 when track=2"]
 )
 def test_rule_on_boxes_is_refused_for_a_classifier(rule):
-    with pytest.raises(ConfigError, match=r"guards.rules\[0\].rule: .* of a detector only, and the network is a class"):
+    with pytest.raises(
+        ConfigError,
+        match=r"guards.rules\[0\].rule: .* exists only for the boxes of a detector, but the network is a class",
+    ):
         check_boxes(guards(rule))
     check_boxes(guards("heat_inside(left) > 0.5 when score > 0.3"))
 
 
 def test_condition_on_boxes_is_refused_for_a_classifier():
-    with pytest.raises(ConfigError, match="character 15, 'evidence_outside_box': is known for the boxes of a detector"):
+    with pytest.raises(
+        ConfigError, match="character 15, 'evidence_outside_box': exists only for the boxes of a detector"
+    ):
         parse_condition("label=car and evidence_outside_box > 0.5", {"box": set()})
     with pytest.raises(ConfigError, match=r"in mode keep; set engine\.boxes\.mode: drop"):
         parse_condition("score_drop_when_masked > 0.5", {"box": {"box"}, "check": set()})

@@ -80,14 +80,14 @@ def test_guards_refuse_a_rule_with_an_unknown_region():
         ({"regions": [{"name": "part", "polygon": [[0, 0], [0.5, 0.5], [1, 1]]}]}, "no area"),
         ({"regions": [{"name": "part", "polygon": [[0.2, 0.1], [1.2, 0.1], [1.2, 0.9]]}]}, "less than a pixel"),
         ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),
-        ({"regions": [{"name": "box", "polygon": SQUARE}]}, "'box' stands for the rectangle of a detector's box; give"),
+        ({"regions": [{"name": "box", "polygon": SQUARE}]}, "'box' is reserved for a detector's box; give"),
         ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "should be without spaces"),
         ({"regions": [{"name": "part", "polygon": SQUARE}] * 2}, "'part' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE}] * 2}, "'grounded' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_second": 1}]}, "Did you mean 'hold_seconds'"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_seconds": -1}]}, "greater than or equal to 0"),
-        ({"rules": [{"name": "grounded", "rule": RULE, "cameras": []}]}, "names no camera; name a camera"),
-        ({"regions": [{"name": "part", "polygon": SQUARE, "cameras": []}]}, "names no camera; name a camera"),
+        ({"rules": [{"name": "grounded", "rule": RULE, "cameras": []}]}, "is empty; name a camera"),
+        ({"regions": [{"name": "part", "polygon": SQUARE, "cameras": []}]}, "is empty; name a camera"),
         ({"deletion": {"budget": 2}}, "less than or equal to 0.5"),
         ({"draw": "sometimes"}, "'always', 'firing' or 'never'"),
     ],
@@ -151,7 +151,7 @@ def test_condition_accepts_known_guards_and_names_alone():
 
 def test_condition_accepts_the_deletion_check_only_where_a_rule_uses_it():
     text = "score>0.5 and score_drop_when_masked < 0.1"
-    with pytest.raises(ConfigError, match=r"character 15, .*where a guard's rule uses it, and none does; add"):
+    with pytest.raises(ConfigError, match=r"character 15, .*only if a guard's rule uses it; add"):
         parse_condition(text, {"check": set()})
     parse_condition(text, {"check": {"score_drop_when_masked"}})
     parse_condition(text)
@@ -169,15 +169,15 @@ def test_parse_rule_accepts_or_refuses_any_text(text):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("score > 1", "'score > 1' can never be true"),
+        ("score > 1", "'score > 1' is never true"),
         ("score >= 0", "always true"),
-        ("stability < -1 or focus_area < 0", "can never be true"),
-        ("label!=ok when label=scratch", "always true where the rule applies"),
-        ("score>0.5 when label=a and label=b", "after 'when' can never be true"),
-        ("score>0.5 when not (label=a or label!=a)", "after 'when' can never be true"),
-        ("focus_area<0.5 when score>0.8 and score<0.3", "after 'when' can never be true"),
-        ("heat_inside(part)>0.9 and heat_inside(part)<0.2", "can never be true"),
-        ("centre_x>0.5 when centre_y>=0.6 and not centre_y>0.5", "after 'when' can never be true"),
+        ("stability < -1 or focus_area < 0", "is never true"),
+        ("label!=ok when label=scratch", "always true if the rule applies"),
+        ("score>0.5 when label=a and label=b", "after 'when' is never true"),
+        ("score>0.5 when not (label=a or label!=a)", "after 'when' is never true"),
+        ("focus_area<0.5 when score>0.8 and score<0.3", "after 'when' is never true"),
+        ("heat_inside(part)>0.9 and heat_inside(part)<0.2", "is never true"),
+        ("centre_x>0.5 when centre_y>=0.6 and not centre_y>0.5", "after 'when' is never true"),
     ],
 )
 def test_rule_that_can_never_or_always_fire_is_refused(rule, message):
@@ -202,13 +202,13 @@ def test_rule_that_can_be_met_and_violated_is_accepted(rule):
 
 def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
     options = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
-    with pytest.raises(ConfigError, match="of door: the condition after 'when' can never be true"):
+    with pytest.raises(ConfigError, match="of door: the condition after 'when' is never true"):
         check_cameras(options, ["door", "yard"])
 
 
 @pytest.mark.parametrize("text", ["label=a and label=b", "score>1", "guard=a and not guard", "camera=x and camera!=x"])
 def test_condition_that_can_never_be_true_is_refused(text):
-    with pytest.raises(ConfigError, match="can never be true"):
+    with pytest.raises(ConfigError, match="is never true"):
         parse_condition(text)
 
 

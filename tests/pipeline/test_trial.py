@@ -131,7 +131,7 @@ def test_second_network_that_forgets_or_counts_wrongly_ends_the_trial_and_not_th
         assert first.forgotten == ["road"]
         assert [each.first.label for each in explained] == ["ok", "ok"]
         assert [each.trial is not None for each in _explained(explainer, 2)] == [False, False]
-    assert "1 explanations of 2 frames" in caplog.text
+    assert "1 explanations for 2 frames" in caplog.text
 
 
 def test_numbers_of_the_second_network_that_are_not_finite_are_a_difference():

@@ -84,22 +84,20 @@ def parse_broker(uri: str) -> BrokerAddress:
     """
     if "@" in uri:
         raise ValueError(
-            "the process list shows the address to all users; remove user and password from it and write them to "
-            "a file, user:password: --mqtt-credentials FILE, or credentials_file in the configuration"
+            "contains a password, which all users can see in the process list; write user:password to a file instead: "
+            "--mqtt-credentials FILE, or credentials_file in the configuration"
         )
     match = _BROKER.fullmatch(uri)
     if match is None:
-        raise ValueError("write the address as mqtt://host:port/topic, for instance mqtt://127.0.0.1:1883/factory")
+        raise ValueError("should be mqtt://host:port/topic, for instance mqtt://127.0.0.1:1883/factory")
     scheme, topic = match["scheme"].lower(), (match["topic"] or "").strip("/") or DEFAULT_TOPIC
     port = int(match["port"] or _PORTS[scheme])
     if not 0 < port <= 65535:
         raise ValueError(f"port {port} is not from 1 to 65535; brokers listen on 1883, with TLS on 8883")
     if "?" in topic:
-        raise ValueError(
-            "an address has no settings after a '?'; set them beside the address in the configuration, docs/mqtt.md"
-        )
+        raise ValueError("has options after '?'; give them as keys beside uri in the configuration, see docs/mqtt.md")
     if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MAX_TOPIC_BYTES:
-        raise ValueError(f"topic {topic[:80]!r}: a topic must not contain +, # or an empty level")
+        raise ValueError(f"topic {topic[:80]!r}: should not contain +, # or an empty level; rename it")
     return BrokerAddress(match["host"].strip("[]"), port, scheme == "mqtts", topic)
 
 

@@ -80,12 +80,12 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     example = "rtsp://127.0.0.1:8554/line" if uri.lower().startswith("rtsp") else "rtmp://127.0.0.1/live/line"
     if "@" in uri.partition("://")[2].partition("/")[0] or "?" in uri:
         raise ValueError(
-            "the process list shows the address to all users; write user and password to a file (credentials_file), "
-            "or a stream key with all that follows it (key_file)"
+            "contains a password, which all users can see in the process list; write user and password to a file "
+            "(credentials_file), or the stream key and all text after it (key_file)"
         )
     match = _ADDRESS.fullmatch(uri)
     if match is None:
-        raise ValueError(f"write the address as {example}")
+        raise ValueError(f"should be {example}")
     scheme, path = match["scheme"].lower(), match["path"].strip("/")
     port = int(match["port"] or _PORTS[scheme])
     if not 0 < port <= 65535:
@@ -95,7 +95,7 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     if "{" in path.replace(CAMERA, "") or "}" in path.replace(CAMERA, ""):
         raise ValueError(f"only {CAMERA} is replaced in a path, by the camera's name; write it so, or omit the braces")
     if key and not _KEY.fullmatch(key):
-        raise ValueError("the key file should hold one line without spaces: the stream key")
+        raise ValueError("the key file should be one line without spaces: the stream key")
     whole = f"{path}/{key}" if key else path
     if scheme == "rtmp" and "/" not in whole:
         raise ValueError(f"an RTMP address has an application and a key; write {example}, or the key to a key_file")

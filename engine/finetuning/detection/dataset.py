@@ -100,13 +100,13 @@ def clipped(path: str, box: Box, size: tuple[int, int]) -> Box:
         size: height and width of the image.
 
     Raises:
-        ConfigError: no part of the box is inside the image.
+        ConfigError: a side of the part inside the image is shorter than ``MIN_SIDE``.
     """
     height, width = size
     inside = Box(max(box.left, 0.0), max(box.top, 0.0), min(box.right, float(width)), min(box.bottom, float(height)))
     if inside.right - inside.left < MIN_SIDE or inside.bottom - inside.top < MIN_SIDE:
         raise ConfigError(
-            f"{path}: its box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} has no area inside the "
-            f"image of {width}x{height} pixels; correct or remove the box"
+            f"{path}: its box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} has a side below "
+            f"{MIN_SIDE:g} pixel inside the image of {width}x{height} pixels; correct or remove the box"
         )
     return inside

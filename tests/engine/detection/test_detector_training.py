@@ -163,9 +163,9 @@ def test_boxes_are_scaled_with_their_image_and_cut_at_its_edge():
     assert objects.boxes[0].tolist() == pytest.approx([0, 10 * 4 / 3, 32, 20 * 4 / 3])
 
 
-@pytest.mark.parametrize("box", [Box(60, 10, 90, 30), Box(10, 10, 10, 30)])
+@pytest.mark.parametrize("box", [Box(60, 10, 90, 30), Box(10, 10, 10, 30), Box(10, 10, 10.4, 30)])
 def test_box_without_area_in_its_image_is_refused(box):
-    with pytest.raises(ConfigError, match=r"a\.png: its box from .* no area inside the image of 48x40"):
+    with pytest.raises(ConfigError, match=r"a\.png: its box from .* a side below 1 pixel inside the image of 48x40"):
         dataset((GroundTruth("g", (box,)),)).objects(0)
 
 

@@ -200,18 +200,25 @@ def test_cameras_are_published_at_paths_of_their_own_with_signal_loss_images(tmp
         wait_until(lambda: numbers_in(tmp_path / "images") == [0, 1, 2, 3])
 
 
+@contextmanager
+def restarted(server, successor, feed, sink):
+    """Send frames 0 to 2 and kill the server; enter the block once the sink sends to the successor."""
+    for _ in range(3):
+        feed.send()
+    server.kill()
+    server.wait(PROGRAM_SECONDS)
+    feed.send_until(lambda: "refused" in sink.problem)
+    with successor:
+        feed.send_until(lambda: not sink.problem)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.rtsp
 def test_stream_comes_back_with_the_newest_frame_after_the_server_was_killed(tmp_path, feeder, wait_until):
     with rtsp_server(tmp_path / "first") as (server, port), PushSink(f"rtsp://127.0.0.1:{port}/line") as sink:
         feed = feeder(sink)
-        for _ in range(3):
-            feed.send()
-        server.kill()
-        server.wait(PROGRAM_SECONDS)
-        feed.send_until(lambda: "refused" in sink.problem)
-        with rtsp_server(tmp_path / "second", port):
-            feed.send_until(lambda: not sink.problem)
+        with restarted(server, rtsp_server(tmp_path / "second", port), feed, sink):
             wait_until(lambda: sink._cameras["line"].stream.is_idle)
             before = feed.put()
             wait_until(lambda: before in numbers_in(tmp_path / "second"))
@@ -307,13 +314,7 @@ def test_rtmp_stream_comes_back_with_the_newest_frame_after_the_server_was_kille
     port = free_port()
     with nginx(tmp_path / "first", port) as server, PushSink(f"rtmp://127.0.0.1:{port}/live/line") as sink:
         feed = feeder(sink)
-        for _ in range(3):
-            feed.send()
-        server.kill()
-        server.wait(PROGRAM_SECONDS)
-        feed.send_until(lambda: "refused" in sink.problem)
-        with nginx(tmp_path / "second", port):
-            feed.send_until(lambda: not sink.problem)
+        with restarted(server, nginx(tmp_path / "second", port), feed, sink):
             last = feed.send()
             sink.on_run_end()
     seen = recorded_numbers(tmp_path / "second" / "line.flv")

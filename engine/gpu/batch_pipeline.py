@@ -31,7 +31,7 @@ Size = tuple[int, int]
 """Height and width of a frame."""
 Capture = Callable[[Tensor, InputArea | None], Call]
 Key = tuple[Size, InputArea | None]
-"""What frames that share a graph have in common: their size, and the area that the network gets."""
+"""Frame size and input area, which are equal for all frames that share a graph."""
 
 SLOTS: Final = 3
 """Number of slots in the ring: one is filled, one is copied, one is explained."""

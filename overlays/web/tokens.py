@@ -83,7 +83,7 @@ class PageTokens:
                     self._logged.add(str(error))
                     log.warning("%s: the %s cannot be used, the last token stays valid: %s", self._uri,
                                 name.replace("_", " "), error)  # fmt: skip
-        return {_FIELDS[name]: token for name, token in self._tokens.items()}
+        return self.as_fields()
 
     def as_fields(self) -> dict[str, str]:
         """Return the tokens of the last read by field of ``AccessPolicy``, without reading the files."""

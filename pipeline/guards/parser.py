@@ -17,9 +17,8 @@
 A test of an unknown number (a flat map has no centre) has the value *unknown*, and terms are combined by Kleene's
 three-valued logic.
 
-No parser generator is used. A version with lark 1.3 passes the same tests with equal errors, but it has as many lines
-of code, takes as long to import as pydantic, and must read the undocumented value stack of lark's parser to name the
-field or the bracket in an error.
+No parser generator is used. A version with lark 1.3 passes the same tests with equal errors, but is as long, takes as
+long to import as pydantic, and must read lark's undocumented value stack to name the field or bracket in an error.
 """
 
 from __future__ import annotations
@@ -169,8 +168,7 @@ def parse_rule(text: str) -> Rule:
     """Parse the rule of a guard.
 
     Raises:
-        ConfigError: the text cannot be parsed, or the rule can never or always fire. The message has the position, but
-            not the text.
+        ConfigError: the text cannot be parsed, or would never or always fire; the message has only the position.
     """
     return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
 

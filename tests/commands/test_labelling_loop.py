@@ -18,7 +18,7 @@ REPLACED = {
     "review/?when=score<0.7": "review/?when=score<1",
     "window": "out.jsonl",
 }
-"""What the test's machine has in place of the user's camera, network, doubts and screen."""
+"""Arguments of the documented commands, and their replacements in the test."""
 QUICK = {
     "stream": ("--backend", "eager", "--cache", "off", "--threads", "1"),
     "train": ("--epochs", "1", "--weights", "random", "--input-size", "32x32", "--threads", "1"),

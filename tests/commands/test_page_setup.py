@@ -1,4 +1,4 @@
-"""What a page changes of a running camera: checked, applied, and written to the YAML with its comments."""
+"""Changes that a page makes to a running camera are checked, applied and written to the YAML with its comments."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MAX_CHANGED = 1 / 3
 """Maximum fraction of changed taps for which a depthwise convolution computes only the change of its value."""
 
 Reading = Literal["table", "laid out", "changes"]
-"""How an edge reads: tap by tap; windows laid out as one image; only the taps that a mask changes."""
+"""Modes in which an edge reads: tap by tap; windows laid out as one image; only the taps that a mask changes."""
 
 
 def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:

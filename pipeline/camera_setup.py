@@ -29,11 +29,11 @@ class CameraSetup(ABC):
 
     @abstractmethod
     def apply_file(self, camera: str, file_revision: str) -> Mapping[str, Any]:
-        """Apply the configuration file as somebody else changed it; return the set-up.
+        """Apply the configuration file after another user or program changed it; return the set-up.
 
         Args:
             camera: the camera whose set-up is returned.
-            file_revision: that of ``SetupConflictError``: a file that was changed again since is not applied.
+            file_revision: the revision in the ``SetupConflictError``; a file with another revision is not applied.
         """
 
     @abstractmethod

@@ -46,7 +46,7 @@ def _triple(value: object) -> object:
         parts = [_number(part) for part in value.split(",")]
         value = parts * 3 if len(parts) == 1 else parts
     if isinstance(value, list | tuple) and len(value) != 3:
-        raise ValueError(f"three numbers, for red, green and blue, or one for all; these are {len(value)}")
+        raise ValueError(f"three numbers, for red, green and blue, or one for all; the option has {len(value)}")
     return value
 
 
@@ -120,9 +120,10 @@ class BoxesConfig(Settings):
     cut: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = Field(
         default=["complete"], min_length=1, max_length=100
     )
-    """Features that are masked: all that the score of the box depends on (complete), only those of the box's pyramid
-    level (level: cheap, but blind to evidence far from the box), or the named maps (ONNX tensors, modules, graph
-    nodes), which are refused if the score also depends on other features."""
+    """The masked features. complete: all features that the score of the box depends on. level: only those of the box's
+    pyramid level, which costs less time but misses evidence far from the box. Names of ONNX tensors, modules or graph
+    nodes: these maps; it is an error if the score also depends on other features.
+    """
     cell_px: int = Field(default=32, ge=8, le=256, multiple_of=8)
     """Side of a map's cells in pixels of the network's input."""
     budget: float | None = Field(default=1.0, ge=0, le=1000, allow_inf_nan=False)
@@ -183,22 +184,23 @@ class EngineConfig(Settings):
     boxes: BoxesConfig = BoxesConfig()
     """Boxes of a detector, and their heat maps."""
     cache: str | None = None
-    """Folder that keeps compiled networks between runs; it must belong to you. 'off': none is kept. Default: a folder
-    in your user's cache folder."""
+    """Folder that keeps compiled networks between runs; it must belong to you. 'off': nothing is stored. Default: a
+    folder in your user's cache folder."""
 
 
 class TrialConfig(EngineConfig):
-    """A second network on trial: it explains the same frames and is compared with the first; only the first decides."""
+    """A second network on trial. It explains the same frames and is compared with the first, which alone decides."""
 
     name: Name | None = None
     """Name of the network on trial in messages, metrics and events. Default: the name of the network or of its file."""
     max_score_difference: float = Field(default=0.3, ge=0, le=1)
     """Two classifiers disagree if their top classes differ, or the scores of the top class differ by more than this."""
     min_box_score: float = Field(default=0.5, gt=0, lt=1)
-    """Detectors differ if a box with at least this score has no box of its class with an IoU of 0.5 in the other."""
+    """Two detectors disagree if a box with at least this score matches no box of the other detector. Boxes match if
+    they have the same class and an IoU of at least 0.5."""
     max_time_ratio: float | None = Field(default=2.0, gt=0, le=1000)
-    """Time of the second network relative to that of the first, at most, for each camera whose queue drops frames. A
-    slower one leaves frames out. null: it explains all frames, and the camera waits for it."""
+    """Maximum time of the second network as a multiple of the time of the first, for each camera whose queue drops
+    frames. The second network skips frames to stay below it. null: it explains all frames, and the cameras wait."""
 
     @property
     def title(self) -> str:
@@ -297,7 +299,7 @@ class Config(Settings):
     """Sources of frames."""
     engine: EngineConfig = EngineConfig()
     models: Annotated[list[TrialConfig], BeforeValidator(_models)] = Field(default=[])
-    """A second network on trial, beside the network of ``engine``, which decides (docs/parts.md)."""
+    """A second network on trial, which does not decide: the network of ``engine`` does (docs/parts.md)."""
     overlay: OverlayConfig = OverlayConfig()
     sinks: Annotated[
         list[Annotated[SerializeAsAny[SinkSettings], PlainValidator(_sink)]], BeforeValidator(_as_list)
@@ -323,8 +325,8 @@ class Config(Settings):
     @classmethod
     def _is_one_with_its_own_name(cls, models: list[TrialConfig], info: ValidationInfo) -> list[TrialConfig]:
         if len(models) > 1:
-            raise ValueError(f"{len(models)} networks; one can be on trial beside that of engine: remove the others")
+            raise ValueError(f"has {len(models)} networks; only one can be on trial: remove the others")
         name = PurePath(info.data["engine"].model).stem if "engine" in info.data else None
         if models and models[0].title == name:
-            raise ValueError(f"{name!r} is the name of engine's network, too; add name: NAME to the second")
+            raise ValueError(f"{name!r} is also the name of the network of engine; give this network a key name: NAME")
         return models

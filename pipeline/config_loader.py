@@ -263,6 +263,8 @@ def to_yaml(config: Config) -> str:
     try:
         settings = config.model_dump(mode="json", exclude_none=True)
     except PydanticSerializationError:
-        raise ConfigError("a URI holds bytes that are not UTF-8, which YAML cannot hold; rename the file") from None
+        raise ConfigError(
+            "a URI contains bytes that are not UTF-8, which YAML cannot represent; rename the file"
+        ) from None
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return text

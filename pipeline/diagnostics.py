@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """Whether one requirement of a run is met."""
+    """The result of the check of one requirement."""
 
     name: str
     present: bool

@@ -198,7 +198,7 @@ class BoxMap:
     lowest_score: float | None = None
     """``drop`` only: the lowest score without one cell."""
     index: int = 0
-    """Index of the frame that the map explains; an earlier frame of the track if there was no time for the current."""
+    """Index of the frame that the map explains; an earlier one of the track if there was no time for this one."""
     age_seconds: float = 0.0
     """Time from the frame that the map explains to the frame of the finding."""
 

@@ -113,7 +113,7 @@ class Outputs:
         self._tracker.close()
 
     def complete(self) -> None:
-        """Let the sinks that have not failed complete their ``account``. Call it after the threads have ended."""
+        """Call ``on_run_end`` of each sink that has not failed. Call this method after the threads have ended."""
         for sink, worker in self._sinks:
             if not worker.failed:
                 sink.on_run_end()

@@ -96,7 +96,7 @@ class Source(ABC):
 
     @abstractmethod
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames until the source ends or ``stop`` is set, which ends it within the read timeout.
+        """Yield frames until the source ends, or until at most the read timeout after ``stop`` was set.
 
         A live source reconnects by itself, and ends only when no further attempt can succeed.
 
@@ -150,7 +150,7 @@ class SourceWrapper(Source):
 
 
 class Discovery(ABC):
-    """Adds sources to a run and removes sources from it while it goes on.
+    """Adds sources to a run, and removes sources, during the run.
 
     The methods are called several times a second in the thread of ``Pipeline.run``, and must not block.
     """

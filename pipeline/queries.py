@@ -141,7 +141,7 @@ class RecentFrames:
         raise FrameGoneError(f"frame {index} of {camera}: is not kept any more; ask about a newer frame")
 
     def hold(self, viewer: Hashable, camera: str, index: int) -> None:
-        """Keep a frame for a viewer until it releases it or holds another one, for ``HELD_SECONDS`` at most.
+        """Keep a frame for a viewer until the viewer releases it or holds another frame, for ``HELD_SECONDS`` at most.
 
         Raises:
             FrameGoneError: the frame is no longer stored.

@@ -21,15 +21,15 @@ _BETWEEN: Final = re.compile(r"""[\s"'()=<>!]+""")
 
 
 def one_line(name: str) -> str:
-    """Return a name; names stand in logs, legends, addresses and file names.
+    """Return ``name`` if it can stand on one line of logs, legends, addresses and file names.
 
     Raises:
-        ValueError: it has control characters, or characters that change the direction of text.
+        ValueError: the name has control characters, or characters that change the direction of text.
     """
     if found := _UNSAFE.search(name):
         raise ValueError(
-            f"should be one line without control characters, and has U+{ord(found[0]):04X}; it stands in logs, legends "
-            "and file names"
+            f"contains the character U+{ord(found[0]):04X}; use one line without control characters, because "
+            "logs, legends and file names contain the name"
         )
     return name
 
@@ -39,7 +39,8 @@ def _name_in_rules(name: str) -> str:
     if _BETWEEN.search(name):
         plain = _BETWEEN.sub("-", name).strip("-") or "part"
         raise ValueError(
-            f"should be without spaces, quotes, brackets and = < > !, because rules name it; write for instance {plain}"
+            f"contains a space, quote, bracket or one of = < > !, which rules cannot contain in a name; write for "
+            f"instance {plain}"
         )
     return name
 

@@ -1,6 +1,6 @@
 """Compares a second network on trial with the network that decides, on the same frames.
 
-Frames of live cameras wait for it only within a bound: a slow network leaves frames out.
+The second network delays frames of live cameras only up to a bound: a slow network skips frames.
 
 Classifiers differ in a frame where their top classes differ, or the scores of the same top class by more than a bound.
 Detectors differ where a box with a sufficient score in one has no box of its class in the other that overlaps it.
@@ -100,7 +100,7 @@ def _counted(labels: Sequence[str]) -> str:
 
 @dataclass(slots=True)
 class _Counts:
-    """Numbers of compared and of differing frames of a camera."""
+    """Numbers of compared, differing and skipped frames of a camera."""
 
     frames: int = 0
     differing: int = 0
@@ -111,16 +111,17 @@ class _Counts:
 class TimeBound:
     """Chooses the frames that a network on trial explains, so that it delays no live camera beyond a bound.
 
-    Over any time it takes at most ``ratio`` times the time of the first network for the frames of each camera, and one
-    frame more. Cameras are bounded one by one: of cameras in turn, none is left out always.
+    In any period, the network on trial takes at most ``ratio`` times the time of the first network for the frames of
+    each camera, plus the time of one frame. Each camera has its own bound, so that no camera is always left out.
     """
 
     ratio: float | None
     """The bound; None: all frames."""
     drops_frames: Callable[[str], bool] = lambda _camera: True
-    """Whether the queue of a camera drops frames: others wait, and lose none."""
+    """Returns whether the queue of a camera drops frames. Cameras whose queues wait lose no frames and have no
+    bound."""
     _credit: dict[str, float] = field(default_factory=dict)
-    """Seconds that the network on trial may take, by camera; below 0 after a frame that took longer."""
+    """Seconds that the network on trial may still take, by camera; negative after a frame that took longer."""
 
     def admits(self, camera: str) -> bool:
         """Return whether the network on trial explains the next frame of a camera."""
@@ -130,10 +131,10 @@ class TimeBound:
         """Record a batch.
 
         Args:
-            frames: all of its frames.
+            frames: all frames of the batch.
             seconds: time of the first network.
-            chosen: those that the network on trial explained.
-            trial_seconds: its time.
+            chosen: the frames that the network on trial explained.
+            trial_seconds: time of the network on trial.
         """
         if self.ratio is None:
             return
@@ -184,10 +185,10 @@ def _one_each(explanations: Sequence[Explanation], frames: Sequence[Frame]) -> S
 
 
 class TrialExplainer(ExplainerWrapper):
-    """Adds to the explanations what a second network finds. Used by one thread; ``metrics`` by any.
+    """Adds the findings of a second network to the explanations. For one thread; ``metrics`` for any thread.
 
-    Of an asynchronous explainer, one thread submits and another one finishes, and frames are chosen with the times of
-    the batches that are finished.
+    With an asynchronous explainer, one thread submits batches and another thread finishes them. Frames are chosen by
+    the times of the finished batches.
     """
 
     def __init__(
@@ -248,8 +249,8 @@ class TrialExplainer(ExplainerWrapper):
         if seconds > LONG_SECONDS and not self._has_warned:
             self._has_warned = True
             log.warning(
-                "network %s on trial takes %.1f s for a frame, and all cameras stand still meanwhile; choose a smaller "
-                "input_size or a faster backend for it", self._name, seconds,
+                "network %s on trial takes %.1f s for a frame, during which no camera is explained; choose a smaller "
+                "input_size or a faster backend for this network", self._name, seconds,
             )  # fmt: skip
 
     def _compared(self, first: Explanation, second: Explanation | None) -> Explanation:

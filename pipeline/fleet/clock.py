@@ -11,6 +11,6 @@ _BOOT_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 def lease_clock() -> float:
     """Return monotonic seconds that include the time in which the machine is suspended.
 
-    ``time.monotonic`` does not count this time on Linux, so that old leases would seem valid after it.
+    On Linux, ``time.monotonic`` stops while the machine is suspended: leases that have ended would seem valid.
     """
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)

@@ -49,7 +49,8 @@ class WorkerLoad:
 def deal(free: Mapping[str, float], workers: Sequence[WorkerLoad], *, max_dealt: int | None = None) -> dict[str, str]:
     """Assign free cameras to workers; return the worker of each assigned camera.
 
-    The cameras with the highest rates are assigned first, each to the worker with the smallest load fraction after it.
+    The cameras with the highest rates are assigned first, each to the worker whose load fraction with the camera is the
+    smallest.
 
     Args:
         free: frames per second of the cameras that no worker has.

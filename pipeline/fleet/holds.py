@@ -21,7 +21,7 @@ class Hold:
 
 
 class Holds:
-    """The holds of all cameras, indexed so that the time for a beat depends only on its own worker's cameras."""
+    """The holds of all cameras, indexed by worker, too: the time for a beat depends on one worker's cameras only."""
 
     def __init__(self) -> None:
         """Create it without holds."""

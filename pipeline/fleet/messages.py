@@ -47,14 +47,14 @@ class FleetTiming:
     def quiet_seconds(self) -> float:
         """Time after a worker's last beat at which the cameras are assigned to others, without the store.
 
-        A new director that replaces an earlier director also assigns no cameras for this time: it is the time until an
-        earlier director that most workers have left may grant no more leases, plus the time until its leases end.
+        A new director that replaces an earlier director also assigns no cameras for this time. It is the sum of two
+        times: until the earlier director can grant no more leases, and until the leases that it granted end.
         """
         return (self.majority_seconds + self.lease_seconds) * (1.0 + self.skew)
 
     @property
     def handover_seconds(self) -> float:
-        """Time after its claim in which a new director renews no leases: an earlier one may still grant leases."""
+        """Time for which a new director renews no leases, because an earlier director may still grant leases."""
         return self.contact_seconds * (1.0 + self.skew)
 
 

@@ -15,7 +15,7 @@ class FleetCamera(Settings):
     """A camera of the fleet. Its address and credentials are in the stream configuration of each node."""
 
     rate: float = Field(default=10.0, gt=0, le=1000, allow_inf_nan=False)
-    """Frames per second of the camera; a worker gets the camera only if it can explain so many more."""
+    """Frames per second of the camera; a worker gets the camera only if its free capacity is at least this rate."""
 
 
 def _by_name(value: object) -> object:

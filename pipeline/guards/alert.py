@@ -1,10 +1,10 @@
 """Decides when a guard starts and stops firing, on the stream's clock. Pure state, no I/O.
 
 A frame violates a rule ``requirement when condition`` if, for the top class, the condition is true and the requirement
-is false. All other frames meet the rule, also if the condition is false or a number is not known. A guard fires after
-every frame has violated its rule for ``hold_seconds``. It stops after every frame has met the rule for
-``clear_seconds``, with bounds that are stricter by ``margin``. Both times start again after a pause, or when the clock
-goes back. The message of a state describes the frame of that state.
+is false. All other frames meet the rule, including frames for which the condition is false or a number is not known. A
+guard fires after every frame has violated its rule for ``hold_seconds``. It stops after every frame has met the rule
+for ``clear_seconds``, with bounds that are stricter by ``margin``. Both times start again after a pause, or when the
+clock goes back. The message of a state describes the frame of that state.
 
 For a detector, the rule is evaluated for each box. Each track has its own times and its own margin, and a frame without
 the track does not violate the rule. The guard fires while it fires for at least one track.

@@ -65,8 +65,9 @@ class GuardConfig(StrictModel):
     clear_seconds: float = Field(default=1.0, ge=0, le=3600)
     """The alarm ends after no frame has violated the rule for this time."""
     margin: float = Field(default=0.0, ge=0, lt=1)
-    """While the guard fires, the bounds of the rule are stricter by this number: with 0.05, >= 0.6 becomes >= 0.65. For
-    a detector, only for the tracks that the guard fires for."""
+    """Hysteresis: while the guard fires, the rule has stricter bounds by this number: with 0.05, >= 0.6 becomes >=
+    0.65. For a detector, each track for which the guard fires has the stricter bounds.
+    """
 
     @field_validator("rule")
     @classmethod
@@ -112,7 +113,9 @@ class GuardsConfig(StrictModel):
     deletion: DeletionConfig = DeletionConfig()
     """The check that measures score_drop_when_masked; it runs only if a rule uses this number."""
     baseline: str | None = None
-    """A file that `run.py baseline` wrote. The drift of scores and heat statistics from this baseline is reported."""
+    """A file that `run.py baseline` wrote. The run reports the drift of scores and heat statistics from this
+    baseline.
+    """
     drift_seconds: float = Field(default=600.0, ge=10, le=604800)
     """Time constant of the drift statistics."""
 
@@ -158,7 +161,7 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
         _check_named(index, guard, "camera", guard.parsed.cameras, cameras)
         concerned = [camera for camera in cameras if guard.concerns(camera)]
         if concerned and (why := guard.parsed.impossible(concerned)):
-            raise ConfigError(f"guards.rules[{index}].rule: {guard.rule!r}: of {', '.join(concerned[:5])}: {why}")
+            raise ConfigError(f"guards.rules[{index}].rule: {guard.rule!r}: for {', '.join(concerned[:5])}: {why}")
         for camera in filter(guard.concerns, cameras):
             for name in sorted(guard.parsed.regions):
                 if not any(region.name == name and region.concerns(camera) for region in guards.regions):

@@ -89,11 +89,11 @@ class PastAlarms:
     """Number of all alarms."""
     firing_seconds: float
     known_seconds: float
-    """Time from the first frame on which the rule was tried to the newest."""
+    """Time between the first and the last frame on which the rule was evaluated."""
     frames: int
-    """Number of the frames on which the rule was tried."""
+    """Number of frames on which the rule was evaluated."""
     since: float
-    """Monotonic time of the first frame on which the rule was tried."""
+    """Monotonic time of the first frame on which the rule was evaluated."""
 
 
 class RuleHistory:
@@ -121,7 +121,7 @@ class RuleHistory:
         return sum(kept.size for kept in tuple(self._cameras.values()))
 
     def known_seconds(self, camera: str) -> float:
-        """Return the time from the first stored frame of a camera to the newest."""
+        """Return the time between the first and the last stored frame of a camera."""
         kept = self._cameras.get(camera)
         frames = () if kept is None else tuple(kept.frames)
         return round(frames[-1].captured_at - frames[0].captured_at, 2) if frames else 0.0

@@ -49,7 +49,7 @@ class Places:
         return bool(self.zones or self.lines)
 
     def classes(self, ok: Collection[str] = ()) -> frozenset[str] | None:
-        """Return the classes that any zone or line needs: those it counts and those that are ok; None: all.
+        """Return the classes that a zone or line counts, or that are ok in a zone; None: all classes.
 
         Args:
             ok: the classes that are ok in zones without their own list.

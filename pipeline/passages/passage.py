@@ -74,8 +74,9 @@ class Passage:
     image_box: Box
     """The rectangle of the frame that ``image`` shows, in pixels."""
     trial_label: str | None = None
-    """The class by the same vote of a network on trial, empty where it found no box in most frames; None without such a
-    network, and where it explained too few frames."""
+    """The class by the same vote of the frames of a network on trial; empty if it found no box in most frames. None if
+    there is no such network, or if it explained too few frames.
+    """
 
     @property
     def disagrees(self) -> bool:

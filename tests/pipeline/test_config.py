@@ -137,7 +137,7 @@ def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(options
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\u202egnp.exe", "x" * 65, ""])
 def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
-    with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: should") as refused:
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: (should|contains the character)") as refused:
         load_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
     assert len(str(refused.value).splitlines()) == 1
 
@@ -145,7 +145,7 @@ def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
 @pytest.mark.parametrize("name", ["a\x01b", "part\x7f", "\u202etrap", "\u2066x"])
 def test_name_of_a_region_has_no_control_characters(name):
     region = {"name": name, "polygon": [[0, 0], [1, 0], [1, 1]]}
-    with pytest.raises(ConfigError, match=r"guards\.regions\[0\]\.name.*control characters, and has U\+"):
+    with pytest.raises(ConfigError, match=r"guards\.regions\[0\]\.name.*contains the character U\+"):
         load_config({"guards": {"regions": [region]}}, "run.yaml")
     assert RegionConfig(**region | {"name": "شارع-1"}).name == "شارع-1"
 

@@ -81,7 +81,7 @@ def test_guards_refuse_a_rule_with_an_unknown_region():
         ({"regions": [{"name": "part", "polygon": [[0.2, 0.1], [1.2, 0.1], [1.2, 0.9]]}]}, "less than a pixel"),
         ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),
         ({"regions": [{"name": "box", "polygon": SQUARE}]}, "'box' is reserved for a detector's box; give"),
-        ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "should be without spaces"),
+        ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "contains a space, quote, bracket"),
         ({"regions": [{"name": "part", "polygon": SQUARE}] * 2}, "'part' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE}] * 2}, "'grounded' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_second": 1}]}, "Did you mean 'hold_seconds'"),
@@ -202,7 +202,7 @@ def test_rule_that_can_be_met_and_violated_is_accepted(rule):
 
 def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
     options = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
-    with pytest.raises(ConfigError, match="of door: the condition after 'when' is never true"):
+    with pytest.raises(ConfigError, match="for door: the condition after 'when' is never true"):
         check_cameras(options, ["door", "yard"])
 
 

@@ -82,9 +82,11 @@ def evaluate(
     steps: Annotated[
         int, option(RUN, "Steps of Deletion and Insertion; 0: do not measure them. [default: 28]", min=0)
     ] = 28,
-    layout: Annotated[str | None, option(BOXES, "Output layout of an ONNX file. Default: found.")] = None,
+    layout: Annotated[
+        str | None, option(BOXES, "Output layout of an ONNX file. Default: detected from the output shapes.")
+    ] = None,
     cell_px: Annotated[
-        int | None, option(BOXES, "Side of a cell in input pixels. Default: 32 or more.", "--cell", min=1)
+        int | None, option(BOXES, "Side of a cell in pixels of the input. Default: 32 or more.", "--cell", min=1)
     ] = None,
     cut: options.Cut = None,
     boxes_per_image: Annotated[

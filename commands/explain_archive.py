@@ -53,14 +53,16 @@ def explain_archive(
     backend: Annotated[str | None, option(NETWORK, "auto (default) or a name of `run.py doctor`.")] = None,
     device: Annotated[str | None, option(NETWORK, "auto (default), cpu, cuda or cuda:N.")] = None,
     threads: options.Threads = None,
-    every: Annotated[int, option(RUN, "Explain one of so many frames of a video. [default: 1]", min=1)] = 1,
-    photos: Annotated[int, option(RUN, "Photos of one partition. [default: 256]", min=1, max=100_000)] = 256,
+    every: Annotated[int, option(RUN, "Explain every Nth frame of a video. [default: 1]", min=1)] = 1,
+    photos: Annotated[
+        int, option(RUN, "Maximum number of photos per partition. [default: 256]", min=1, max=100_000)
+    ] = 256,
     part_seconds: Annotated[
         float,
         option(RUN, f"Length of the parts of long videos; 0: undivided. [default: {PART_SECONDS:g}]", min=0),
     ] = PART_SECONDS,
     overlays: Annotated[
-        bool, option(RUN, "Draw each photo and video, too, into overlays/ of the output.", "--overlays")
+        bool, option(RUN, "Also draw each photo and video, into the folder overlays/ of the output.", "--overlays")
     ] = False,
     workers: options.Workers = 1,
 ) -> None:

@@ -32,22 +32,23 @@ Cut = Annotated[
 ]
 Kernel = Annotated[str | None, option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")]
 Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")]
-Std = Annotated[str | None, option(NETWORK, "R,G,B divided by.")]
-InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH. Default: that of the weights.")]
-Fit = Annotated[str | None, option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")]
+Std = Annotated[str | None, option(NETWORK, "R,G,B by which RGB is divided after the subtraction of the mean.")]
+InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH in pixels. Default: the input size of the weights.")]
+Fit = Annotated[str | None, option(NETWORK, "Fits a frame to the input size: stretch (default), letterbox or crop.")]
 Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one per line, or a JSON list.")]
-Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")]
+Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': an untrained network.")]
 Target = Annotated[
     str | None,
-    option(NETWORK, "Explained classes: top1 (default), top5, names, indices, by commas; the first is drawn."),
+    option(NETWORK, "Explained classes: top1 (default), top5, names or indices, comma-separated. The first is drawn."),
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
 Workers = Annotated[
-    int, option(RUN, "Processes of this machine; above 1 they are started by Ray. [default: 1]", "--workers", min=1)
+    int,
+    option(RUN, "Number of processes on this machine. Several processes need Ray. [default: 1]", "--workers", min=1),
 ]
 PageTokenFile = Annotated[Path | None, option(IMAGE, "A file with the token of the http:// page.")]
 MqttCredentials = Annotated[Path | None, option(IMAGE, "A file with user:password for the mqtt:// broker.")]
-Colormap = Annotated[str | None, option(IMAGE, "The heat map's colormap. [default: inferno]")]
-Opacity = Annotated[float | None, option(IMAGE, "Opacity of the hottest spot, 0 to 1.")]
+Colormap = Annotated[str | None, option(IMAGE, "Colormap of the heat map. [default: inferno]")]
+Opacity = Annotated[float | None, option(IMAGE, "Opacity of the heat map where it is hottest, 0 to 1.")]
 Frames = Annotated[int | None, option(RUN, "Stop after this number of frames.", min=1)]
-Seconds = Annotated[float | None, option(RUN, "Stop after this time.", min=0)]
+Seconds = Annotated[float | None, option(RUN, "Stop after this number of seconds.", min=0)]

@@ -31,8 +31,10 @@ def replay(
     page_token_file: options.PageTokenFile = None,
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
-    camera: Annotated[str | None, option(CAMERA, "The camera, if the log holds several.")] = None,
-    run: Annotated[int | None, option(CAMERA, "The run, if the log holds several. Default: the last.", min=1)] = None,
+    camera: Annotated[str | None, option(CAMERA, "The camera, if the log has several cameras.")] = None,
+    run: Annotated[
+        int | None, option(CAMERA, "Number of the run, if the log has several runs. Default: the last.", min=1)
+    ] = None,
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:

@@ -97,11 +97,13 @@ def stream(
     ] = None,
     overflow: Annotated[
         str | None,
-        option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
+        option(CAMERA, "If a queue is full: drop-oldest (default for live sources) or wait (default for files)."),
     ] = None,
     decoder: Annotated[
         str | None,
-        option(CAMERA, "What decodes files and network streams: cpu (default), cuda, cuda:N, auto: a GPU if possible."),
+        option(
+            CAMERA, "Decoder of files and network streams: cpu (default), cuda, cuda:N, or auto (a GPU if possible)."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -109,7 +111,7 @@ def stream(
     ] = None,
     trial: Annotated[
         str | None,
-        option(NETWORK, "A second network on trial: it explains the same frames, and differences are counted."),
+        option(NETWORK, "A second network on trial: it explains the same frames; the run counts the differences."),
     ] = None,
     weights: options.Weights = None,
     labels: options.Labels = None,
@@ -118,12 +120,12 @@ def stream(
     kernel: options.Kernel = None,
     backend: Annotated[
         str | None,
-        option(NETWORK, "auto (default), eager, openvino, inductor, tensorrt; an .onnx file: onnxruntime, too."),
+        option(NETWORK, "auto (default), eager, openvino, inductor, tensorrt; also onnxruntime for .onnx files."),
     ] = None,
     precision: Annotated[str | None, option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
     device: Annotated[str | None, option(NETWORK, "auto (default), cpu, cuda or cuda:N.")] = None,
     devices: Annotated[
-        str | None, option(NETWORK, "cuda:0,cuda:1: cameras distributed over GPUs, one process each.")
+        str | None, option(NETWORK, "Distribute the cameras over GPUs, such as cuda:0,cuda:1; one process per GPU.")
     ] = None,
     input_size: options.InputSize = None,
     fit: options.Fit = None,
@@ -142,10 +144,14 @@ def stream(
         ),
     ] = None,
     record_when: Annotated[
-        str | None, option(IMAGE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
+        str | None, option(IMAGE, "FOLDER/: record only events, such as label=scratch and score>0.8.")
     ] = None,
-    seconds_before: Annotated[float | None, option(IMAGE, "... and the time before them. [default: 5]")] = None,
-    seconds_after: Annotated[float | None, option(IMAGE, "... and the time after them. [default: 5]")] = None,
+    seconds_before: Annotated[
+        float | None, option(IMAGE, "FOLDER/: recorded seconds before an event. [default: 5]")
+    ] = None,
+    seconds_after: Annotated[
+        float | None, option(IMAGE, "FOLDER/: recorded seconds after an event. [default: 5]")
+    ] = None,
     rotate_seconds: Annotated[float | None, option(IMAGE, "FOLDER/: duration of a clip. [default: 300]")] = None,
     disk_budget_mib: Annotated[
         float | None, option(IMAGE, "FOLDER/: size of all clips; the oldest are removed. Default: no limit.")
@@ -153,35 +159,44 @@ def stream(
     page_token_file: options.PageTokenFile = None,
     page_edit: Annotated[
         bool,
-        option(ACCESS, "The http:// page may change regions, masks and rules, and writes the YAML.", "--page-edit"),
+        option(
+            ACCESS,
+            "Let viewers of the http:// page change regions, masks and rules; it writes the YAML file.",
+            "--page-edit",
+        ),
     ] = False,
     mqtt_credentials: options.MqttCredentials = None,
     curve_keys: Annotated[
-        Path | None, option(ACCESS, "A folder made by `run.py keys new`: tcp:// admits the keys in its allowed/.")
+        Path | None,
+        option(ACCESS, "A folder of `run.py keys new`. tcp:// sinks admit only the keys in its subfolder allowed/."),
     ] = None,
     allow: Annotated[
-        Path | None, option(ACCESS, "Another list: a file or folder of public keys, read again when it changes.")
+        Path | None,
+        option(ACCESS, "File or folder of the admitted public keys, read again after a change. Default: allowed/."),
     ] = None,
     insecure: Annotated[
         bool, option(ACCESS, "Serve everyone who reaches the address, without keys or token.", "--insecure")
     ] = False,
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
-    smoothing: Annotated[float | None, option(IMAGE, "Time constant in seconds. [default: 0, off]")] = None,
-    baseline: Annotated[Path | None, option(RUN, "A file of `run.py baseline`: reports the drift from it.")] = None,
+    smoothing: Annotated[
+        float | None, option(IMAGE, "Time constant of the smoothing of heat maps, in seconds. [default: 0, off]")
+    ] = None,
+    baseline: Annotated[Path | None, option(RUN, "Report the drift from a file of `run.py baseline`.")] = None,
     max_age: Annotated[
-        float | None, option(CAMERA, "Drop live frames older than these seconds. Default: none.")
+        float | None,
+        option(CAMERA, "Drop frames of live sources that are older than this, in seconds. Default: no limit."),
     ] = None,
     frames: Annotated[int | None, option(RUN, "Stop after this number of explained frames.")] = None,
     seconds: Annotated[float | None, option(RUN, "Stop after this time.")] = None,
     watch_config: Annotated[
-        bool, option(RUN, "Apply changes of cameras and guards in the YAML file while it runs.", "--watch-config")
+        bool, option(RUN, "Apply changes of cameras and guards in the YAML file during the run.", "--watch-config")
     ] = False,
     log_format: Annotated[str, option(RUN, "Format of log lines: text (default) or json.", "--log")] = "text",
     log_drops: Annotated[
         bool, option(RUN, "Log each frame that is not delivered, with its reason.", "--log-drops")
     ] = False,
-    print_config: Annotated[bool, option(RUN, "Print the configuration, and stop.", "--print-config")] = False,
+    print_config: Annotated[bool, option(RUN, "Print the configuration and exit.", "--print-config")] = False,
     every: Annotated[bool, option(RUN, "With --print-config: every key with its description.", "--all")] = False,
 ) -> None:
     """Explain cameras, streams and files, and send the overlays to sinks."""

@@ -96,7 +96,7 @@ def train(
         int | None,
         option(
             TRAINING,
-            "Stop after so many epochs without improvement. [default: 8; from scratch: 20; linear probe: 25]",
+            "Stop after this number of epochs without improvement. [default: 8; from scratch: 20; linear probe: 25]",
             min=1,
         ),
     ] = None,
@@ -127,7 +127,7 @@ def train(
     threads: options.Threads = None,
     resume: Annotated[
         bool,
-        option(RUN, "Go on where an interrupted training with the same options ended.", "--resume/--no-resume"),
+        option(RUN, "Continue an interrupted training with the same options.", "--resume/--no-resume"),
     ] = True,
 ) -> None:
     """Fine-tune a network on your own classes; writes one file for stream, evaluate and export, and a report."""

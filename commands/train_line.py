@@ -50,7 +50,8 @@ def train_line(
     seed: Annotated[int, option(RUN, "Seed of the weights and the images. [default: 0]", min=0)] = 0,
     effort: Annotated[float, option(RUN, "Fraction of the full training. [default: 1]", min=0.0001, max=10)] = 1.0,
     shortcut: Annotated[
-        bool, option(RUN, "Train on a mark in the corner instead of the defects, to try guards with.", "--shortcut")
+        bool,
+        option(RUN, "Train on a mark in the corner instead of the defects, as an example for guards.", "--shortcut"),
     ] = False,
     detector: Annotated[
         bool, option(RUN, "Train the detector of the parts instead, which starts from the classifier.", "--detector")

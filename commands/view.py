@@ -31,9 +31,9 @@ def view(
     ] = None,
     page_token_file: options.PageTokenFile = None,
     mqtt_credentials: options.MqttCredentials = None,
-    key: Annotated[Path | None, option(ACCESS, "This viewer's secret key file, where the stream asks for one.")] = None,
+    key: Annotated[Path | None, option(ACCESS, "Secret key file of this viewer, if the stream requires keys.")] = None,
     server_key: Annotated[
-        str | None, option(ACCESS, "The stream's public key: its server.key file, or the 40 letters.")
+        str | None, option(ACCESS, "Public key of the stream: the file server.key, or its 40 characters.")
     ] = None,
     camera: Annotated[list[str] | None, option(CAMERA, "Only this camera. Repeatable. Default: all.")] = None,
     frames: options.Frames = None,

@@ -27,16 +27,24 @@ def why(
     model: options.Model = "yolox_nano",
     weights: options.Weights = None,
     labels: options.Labels = None,
-    layout: Annotated[str | None, option(NETWORK, "Output layout of an ONNX file. Default: found.", "--layout")] = None,
+    layout: Annotated[
+        str | None,
+        option(NETWORK, "Output layout of an ONNX file. Default: detected from the output shapes.", "--layout"),
+    ] = None,
     cut: options.Cut = None,
-    cell_px: Annotated[int | None, option(RUN, "Side of a cell in input pixels. Default: by level.", "--cell")] = None,
+    cell_px: Annotated[
+        int | None,
+        option(RUN, "Side of a cell in pixels of the input. Default: depends on the pyramid level.", "--cell"),
+    ] = None,
     roi: Annotated[
         str | None,
-        option(RUN, "What the detector gets: X,Y,WIDTH,HEIGHT in pixels or fractions. Default: all.", "--roi"),
+        option(
+            RUN, "Region that the detector gets: X,Y,WIDTH,HEIGHT in pixels or fractions. Default: the image.", "--roi"
+        ),
     ] = None,
     mask: Annotated[
         list[str] | None,
-        option(RUN, "A polygon painted out first, as in a source's mask: [[X,Y],[X,Y],[X,Y]]; repeatable.", "--mask"),
+        option(RUN, "A polygon that is painted over in the input: [[X,Y],[X,Y],[X,Y]]. Repeatable.", "--mask"),
     ] = None,
     at: Annotated[float | None, option(RUN, "Time of the frame in a video, in seconds.", "--at", min=0)] = None,
     output: Annotated[Path | None, option(RUN, "The picture to write. Default: why.jpg.", "--output")] = None,

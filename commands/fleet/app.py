@@ -62,7 +62,9 @@ fleet_app = typer.Typer(
 
 @fleet_app.command("start")
 def start(
-    file: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="The fleet: cameras, stream, devices.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FLEET.yaml", help="The file of the fleet: cameras, stream, devices.")
+    ],
     join: Annotated[str | None, option(RUN, "HOST:PORT of a head to join. Default: this machine is the head.")] = None,
     listen: Annotated[
         str, option(RUN, "IP address of this machine for other nodes. [default: 127.0.0.1, this machine alone]")
@@ -70,7 +72,7 @@ def start(
     node: Annotated[str | None, option(RUN, "Name of this node. Default: the host's name.")] = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Start a node: its workers get cameras from the fleet's director. Ctrl-C gives them back."""
+    """Start a node: its workers get cameras from the fleet's director. Ctrl-C ends the node and returns its cameras."""
     require_ray("fleet")
     config = read_fleet(read_text(file), file.name)
     stream = file.parent / config.stream
@@ -120,7 +122,7 @@ def status(
 
 @fleet_app.command("where")
 def where(
-    camera: Annotated[str | None, typer.Argument(metavar="[CAMERA]", help="Name of a camera; without: all.")] = None,
+    camera: Annotated[str | None, typer.Argument(metavar="[CAMERA]", help="Name of a camera. Default: all.")] = None,
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
     """Print, as JSON, the worker of a camera, its node, and the addresses at which it is published."""
@@ -140,13 +142,13 @@ def gateway(
         list[str] | None, option(RUN, "http://HOST:PORT of the page (default http://127.0.0.1:8000). Repeatable.")
     ] = None,
     page_token_file: PageTokenFile = None,
-    key: Annotated[Path | None, option(ACCESS, "The gateway's secret key file, where the nodes ask for one.")] = None,
+    key: Annotated[Path | None, option(ACCESS, "Secret key file of the gateway, if the nodes require keys.")] = None,
     server_key: Annotated[
-        str | None, option(ACCESS, "The nodes' public key, the same of all: its server.key file, or the 40 letters.")
+        str | None, option(ACCESS, "Common public key of the nodes: the file server.key, or its 40 characters.")
     ] = None,
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
-    """Serve one page with all cameras of the fleet, on a machine that runs a node; it follows cameras that move."""
+    """Serve a page with all cameras of the fleet, also after they move; runs on a machine with a node."""
     from commands.fleet.gateway import GatewayOptions, run_gateway
 
     require_ray("fleet")
@@ -158,10 +160,10 @@ def gateway(
 @fleet_app.command("drain")
 def drain(
     node: Annotated[str, typer.Argument(metavar="NODE", help="Name of a node.")],
-    undo: Annotated[bool, option(RUN, "Let the node get cameras again.", "--undo")] = False,
+    undo: Annotated[bool, option(RUN, "Assign cameras to the node again.", "--undo")] = False,
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
-    """Move the cameras of a node to others, and give it none: before an upgrade."""
+    """Move all cameras of a node to other nodes and assign it no more, for example before an upgrade."""
     with _directors(address, fleet, token_file) as directors:
         known = directors.call("drain", node, is_drained=not undo)
     if node not in known and not undo:
@@ -176,7 +178,7 @@ def forget(
     worker: Annotated[list[str], typer.Argument(metavar="WORKER...", help="Workers, such as NODE/auto-0.")],
     address: Address = "auto", fleet: FleetName = "fleet", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
-    """Remove workers that are switched off for good: a new director waits for half of all workers."""
+    """Remove workers that will not return, so that a new director does not wait for them."""
     with _directors(address, fleet, token_file) as directors:
         directors.call("dismiss", worker)
     print_line(f"removed: {', '.join(worker)}")
@@ -184,10 +186,10 @@ def forget(
 
 @fleet_app.command("apply")
 def apply(
-    file: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="The fleet, changed.")],
+    file: Annotated[Path, typer.Argument(metavar="FLEET.yaml", help="The changed file of the fleet.")],
     address: Address = "auto", token_file: TokenFile = None,
 ) -> None:  # fmt: skip
-    """Add, remove and change cameras while everything runs; the others lose no frame."""
+    """Apply added, removed and changed cameras to the running fleet; other cameras lose no frame."""
     config = read_fleet(read_text(file), file.name)
     with _directors(address, config.name, token_file) as directors:
         changes = directors.call("apply", config.rates)

@@ -34,4 +34,4 @@ def require_ray(use: str, alternative: str = "") -> None:
     """
     if find_spec("ray") is None:
         instead = f", or {alternative}" if alternative else ""
-        raise ConfigError(f"{use}: Ray is not installed; run `uv sync --extra fleet`{instead}")
+        raise ConfigError(f"{use}: Ray is not installed; run `uv sync --inexact --extra fleet`{instead}")

@@ -67,10 +67,10 @@ def _package(name: str) -> Diagnostic:
         return Diagnostic(name, present=True, detail=version(name))
     except PackageNotFoundError:
         hints = {
-            "timm": "only for timm's models: uv sync --extra timm",
-            "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
+            "timm": "only for timm's models: uv sync --inexact --extra timm",
+            "onnxscript": "only for run.py export to .onnx: uv sync --inexact --extra export",
             "onnxruntime": "only to check ONNX files against a second runtime: pip install onnxruntime",
-            "grad-cam": "only for run.py evaluate --method grad-cam and similar methods: uv sync --extra evaluate",
-            "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
+            "grad-cam": "only for run.py evaluate --method grad-cam and others: uv sync --inexact --extra evaluate",
+            "torch-tensorrt": "only for TensorRT on a GPU: uv sync --inexact --extra tensorrt",
         }
         return Diagnostic(name, present=False, detail="not installed", hint=hints.get(name, "uv sync"))

@@ -49,4 +49,4 @@ def _package(name: str, package: str, hint: str) -> Diagnostic:
 
 def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:
     """Return the diagnostic of the package of an extra: whether it is installed, and its version."""
-    return _package(name, package, f"only for {sink}: uv sync --extra {extra}")
+    return _package(name, package, f"only for {sink}: uv sync --inexact --extra {extra}")

@@ -205,7 +205,8 @@ class KindRegistry(Generic[S]):
             if not kind.extra:
                 raise
             raise self.error(
-                f"{self.word} {self.shown(settings.uri)!r}: needs {missing.name}: uv sync --extra {kind.extra}"
+                f"{self.word} {self.shown(settings.uri)!r}: needs {missing.name}: "
+                f"uv sync --inexact --extra {kind.extra}"
             ) from None
 
     def having(self, option: str) -> list[str]:

@@ -36,7 +36,7 @@ def _bags() -> Diagnostic:
     try:
         detail = f"rosbags {version('rosbags')}, mcap {version('mcap')}"
     except PackageNotFoundError:
-        hint = "only for .mcap, .db3, .bag and bag folders: uv sync --extra bags"
+        hint = "only for .mcap, .db3, .bag and bag folders: uv sync --inexact --extra bags"
         return Diagnostic("bags", present=False, detail="not installed", hint=hint)
     return Diagnostic("bags", present=True, detail=detail)
 
@@ -46,7 +46,7 @@ def _genicam() -> Diagnostic:
     try:
         detail = f"harvesters {version('harvesters')}, genicam {version('genicam')}"
     except PackageNotFoundError:
-        hint = "only for genicam:SERIAL by a GenTL producer: uv sync --extra genicam"
+        hint = "only for genicam:SERIAL by a GenTL producer: uv sync --inexact --extra genicam"
         return Diagnostic("GenTL producers", present=False, detail="not installed", hint=hint)
     return Diagnostic("GenTL producers", present=True, detail=detail)
 

@@ -94,7 +94,8 @@ def check_format(name: str | None, path: Path) -> str:
     lacking = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if ending == "onnx" and lacking:
         raise ConfigError(
-            f"format 'onnx': {' and '.join(lacking)} missing; uv sync --extra export, or pip install onnx onnxscript"
+            f"format 'onnx': {' and '.join(lacking)} missing; uv sync --inexact --extra export, or pip install onnx "
+            "onnxscript"
         )
     return ending
 

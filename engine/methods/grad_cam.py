@@ -51,7 +51,7 @@ class GradCamMethod:
         if importlib.util.find_spec(PACKAGE) is None:
             raise EngineError(
                 f"method {name!r}: the package grad-cam is missing; "
-                "uv sync --extra evaluate (with pip: docs/evaluation.md)"
+                "uv sync --inexact --extra evaluate (with pip: docs/evaluation.md)"
             )
         self._package = importlib.import_module(PACKAGE)
 

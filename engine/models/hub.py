@@ -55,7 +55,9 @@ def hub_config(model: str) -> HubConfig:
         from timm.models import load_model_config_from_hf
         from timm.models._hub import load_model_config_from_path
     except ImportError as reason:
-        raise ModelError(f"model {model!r}: timm's models need the extra: uv sync --extra timm ({reason})") from None
+        raise ModelError(
+            f"model {model!r}: timm's models need the extra: uv sync --inexact --extra timm ({reason})"
+        ) from None
     place = model.partition(":")[2]
     try:
         config, architecture, arguments = (

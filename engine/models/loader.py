@@ -177,7 +177,8 @@ def _entry_by_builder(model: str) -> ModelEntry:
             mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
             return ModelEntry(plain, size, mean, std, builder="timm")
     except (ImportError, RuntimeError) as reason:  # RuntimeError: timm does not know the weights after the dot
-        more = " (timm's models need the package timm: uv sync --extra timm)" * isinstance(reason, ImportError)
+        needs = " (timm's models need the package timm: uv sync --inexact --extra timm)"
+        more = needs * isinstance(reason, ImportError)
     raise ModelError(f"model {model!r} is unknown.{did_you_mean(plain, known)} `run.py models` lists models{more}")
 
 

@@ -75,7 +75,7 @@ def open_log(path: Path) -> LogReader:
     if path.suffix.lower() != _TABLE and not path.is_dir():
         return JsonlReader(path)
     if find_spec("pyarrow") is None:
-        raise SourceError(f"{path}: a table needs pyarrow: uv sync --extra parquet")
+        raise SourceError(f"{path}: a table needs pyarrow: uv sync --inexact --extra parquet")
     return ParquetReader(path)
 
 

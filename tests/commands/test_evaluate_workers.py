@@ -119,7 +119,7 @@ def test_workers_without_ray_are_refused_with_the_extra_to_install(command, tmp_
     monkeypatch.setattr(ray_settings, "find_spec", lambda _: None)
     code, _, errors = command("evaluate", "photos", *OPTIONS, "--output", "out", "--workers", 2)
     assert code == 2
-    assert "--workers 2: Ray is not installed; run `uv sync --extra fleet`, or omit --workers" in errors
+    assert "--workers 2: Ray is not installed; run `uv sync --inexact --extra fleet`, or omit --workers" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,7 @@ FAULTS = ("worker", "director", "apply", "drain", "node", "password")
 pytestmark = [
     pytest.mark.fleet,
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: uv sync --extra fleet"),
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: uv sync --inexact --extra fleet"),
 ]
 
 

@@ -10,7 +10,7 @@ from commands.fleet.directors import Directors
 from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.fleet.messages import Beat, Grant
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: uv sync --extra fleet")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is an extra: uv sync --inexact --extra fleet")
 BEAT = Beat("a#1", "a", 7, 10.0)
 
 

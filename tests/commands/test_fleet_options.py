@@ -69,7 +69,7 @@ def test_fleet_without_ray_names_the_extra(command, tmp_path, monkeypatch):
     (tmp_path / "FLEET.yaml").write_text("cameras: [north]")
     code, _, errors = command("fleet", tmp_path / "FLEET.yaml")
     assert code == 2
-    assert "uv sync --extra fleet" in errors
+    assert "uv sync --inexact --extra fleet" in errors
 
 
 def test_fleet_takes_a_file_in_place_of_a_command_and_checks_it_first(command, tmp_path):

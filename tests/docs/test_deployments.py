@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from commands.app import app
 from commands.wiring.kinds import load_config
 from pipeline.config_loader import read_yaml
 from pipeline.fleet.settings import read_fleet
+from tests.support.documents import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 FLEET = ROOT / "deploy" / "fleet"
@@ -31,16 +30,6 @@ COMMANDS = {name: each["command"] for name, each in PROGRAMS.items()} | {
     "/".join(name): each["args"] for name, each in CONTAINERS.items()
 }
 RAY_PORT = 6379
-
-
-def parse(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the words of the command and its values, as the program's own parser reads them; nothing runs."""
-    context, words = typer.main.get_command(app).make_context("recipro-stream", list(arguments)), []
-    while hasattr(context.command, "commands"):
-        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
-        words.append(name)
-        context = command.make_context(name, rest, parent=context)
-    return words, context.params
 
 
 def files(values: dict[str, Any]) -> list[str]:
@@ -73,7 +62,7 @@ def copied(pod: dict[str, Any]) -> set[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_of_a_container_is_accepted_by_the_program(name):
-    words, values = parse(COMMANDS[name])
+    words, values = parse_arguments(COMMANDS[name])
     assert words[0] == "fleet"
     assert words[1] == ("gateway" if "gateway" in name else "start")
     assert all(isinstance(each, str) for each in COMMANDS[name])
@@ -83,7 +72,7 @@ def test_command_of_a_container_is_accepted_by_the_program(name):
 @pytest.mark.parametrize("wrong", ["fleet start F.yaml --joins a", "fleet gateway --sinc=a", "flee"])
 def test_parser_of_these_tests_refuses_a_wrong_command(wrong):
     with pytest.raises(Exception, match="No such"):
-        parse(wrong.split())
+        parse_arguments(wrong.split())
 
 
 def test_fleet_has_cameras_that_its_nodes_can_open_and_as_many_nodes_as_are_started():
@@ -100,7 +89,7 @@ def test_fleet_has_cameras_that_its_nodes_can_open_and_as_many_nodes_as_are_star
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_files_of_a_service_are_mounted(name):
     paths = mounted(PROGRAMS[name])
-    wanted = files(parse(PROGRAMS[name]["command"])[1])
+    wanted = files(parse_arguments(PROGRAMS[name]["command"])[1])
     if name in NODES:
         wanted += ["/etc/recipro/stream.yaml", *named_in_stream()]
     assert wanted
@@ -139,12 +128,12 @@ def test_compose_runs_every_service_as_a_user_without_rights():
 def test_compose_nodes_listen_at_their_own_address_and_join_the_head():
     head = SERVICES["machine"]["networks"]["fleet"]["ipv4_address"]
     for name, each in NODES.items():
-        values = parse(each["command"])[1]
+        values = parse_arguments(each["command"])[1]
         owner = SERVICES[each["network_mode"].split(":")[1]] if "network_mode" in each else each
         assert values["listen"] == owner["networks"]["fleet"]["ipv4_address"]
         assert values["node"] == name
         assert values["join"] == (None if name == "head" else f"{head}:{RAY_PORT}")
-    assert parse(SERVICES["gateway"]["command"])[1]["address"] == f"{head}:{RAY_PORT}"
+    assert parse_arguments(SERVICES["gateway"]["command"])[1]["address"] == f"{head}:{RAY_PORT}"
 
 
 def test_gateway_shares_network_processes_and_ray_files_with_the_head():
@@ -175,8 +164,8 @@ def test_ray_cluster_leaves_commands_alone_and_has_the_pinned_version():
 
 def test_pods_join_the_service_of_their_head():
     name = CLUSTER["metadata"]["name"]
-    assert parse(CONTAINERS["head", "node"]["args"])[1]["join"] is None
-    assert parse(CONTAINERS["node", "node"]["args"])[1]["join"] == f"{name}-head-svc:{RAY_PORT}"
+    assert parse_arguments(CONTAINERS["head", "node"]["args"])[1]["join"] is None
+    assert parse_arguments(CONTAINERS["node", "node"]["args"])[1]["join"] == f"{name}-head-svc:{RAY_PORT}"
     for each in CONTAINERS.values():  # a variable that is not set would stay as it is written
         used = set(re.findall(r"\$\((\w+)\)", " ".join(each["args"])))
         assert used <= {variable["name"] for variable in each["env"]}
@@ -188,10 +177,10 @@ def test_files_of_a_pod_are_mounted_and_its_secrets_have_mode_0600(name):
     secrets = copied(pod)
     wanted = {"/etc/recipro/FLEET.yaml", "/etc/recipro/stream.yaml", *named_in_stream()}
     for container in pod["containers"]:
-        wanted |= set(files(parse(container["args"])[1]))
+        wanted |= set(files(parse_arguments(container["args"])[1]))
         mounts = {each["mountPath"] for each in container["volumeMounts"]}
         assert {each["name"] for each in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
-        read = files(parse(container["args"])[1]) + (named_in_stream() if container["name"] == "node" else [])
+        read = files(parse_arguments(container["args"])[1]) + (named_in_stream() if container["name"] == "node" else [])
         assert all(any(Path(path).is_relative_to(mount) for mount in mounts) for path in read)
     assert {path for path in wanted if path.startswith("/run/secrets/")} == secrets
     assert {path for path in wanted if not path.startswith("/run/secrets/")} == {
@@ -222,7 +211,7 @@ def test_ports_of_pods_are_those_of_their_commands():
     sinks = {int(sink["uri"].rpartition(":")[2]) for sink in stream["sinks"]}
     for name in PODS:
         assert {port["containerPort"] for port in CONTAINERS[name, "node"]["ports"]} == {RAY_PORT, *sinks}
-    page = parse(CONTAINERS["head", "gateway"]["args"])[1]["sink"]
+    page = parse_arguments(CONTAINERS["head", "gateway"]["args"])[1]["sink"]
     assert page == [f"http://0.0.0.0:{CONTAINERS['head', 'gateway']['ports'][0]['containerPort']}"]
 
 

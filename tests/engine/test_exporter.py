@@ -330,7 +330,7 @@ def test_missing_runtime_error_names_the_remedy(line, monkeypatch):
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match="pip install openvino"):
         ExportedExplainer(line.path, EngineConfig(model=str(line.path)))
-    with pytest.raises(ConfigError, match="uv sync --extra export"):
+    with pytest.raises(ConfigError, match="uv sync --inexact --extra export"):
         check_format(None, line.path)
 
 

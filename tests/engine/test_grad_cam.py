@@ -137,7 +137,7 @@ def test_find_method_names_the_remedy_for_unknown_methods_and_missing_packages(m
     with pytest.raises(ConfigError, match=r"method 'gradcam' is unknown.*grad-cam"):
         find_method("gradcam")
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(EngineError, match="uv sync --extra evaluate"):
+    with pytest.raises(EngineError, match="uv sync --inexact --extra evaluate"):
         find_method("score-cam")
 
 

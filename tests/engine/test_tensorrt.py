@@ -41,7 +41,7 @@ def explained(half=True):
 def test_missing_names_the_remedy_without_gpu_or_package(monkeypatch):
     assert "--device cuda" in backend.missing("cpu")
     monkeypatch.setattr(tensorrt_library, "NAMES", ("no_such_tensorrt",))
-    assert "uv sync --extra tensorrt" in backend.missing("cuda")
+    assert "uv sync --inexact --extra tensorrt" in backend.missing("cuda")
     tensorrt_library.library.cache_clear()
     with pytest.raises(BackendError, match=r"no TensorRT is installed.*--backend inductor"):
         tensorrt_library.library()

@@ -332,5 +332,5 @@ def test_missing_package_is_named_with_the_command_that_installs_it(monkeypatch)
 
     monkeypatch.delitem(sys.modules, "overlays.sinks.foxglove.mcap_file")
     monkeypatch.setitem(sys.modules, "mcap.writer", None)
-    with pytest.raises(SinkError, match=r"needs mcap.*: uv sync --extra mcap"):
+    with pytest.raises(SinkError, match=r"needs mcap.*: uv sync --inexact --extra mcap"):
         build_sink("out.mcap")

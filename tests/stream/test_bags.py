@@ -163,7 +163,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(tmp_path, mo
     for name in [each for each in sys.modules if each.startswith("stream.bags.") and not each.endswith("paths")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "rosbags.typesys", None)
-    with pytest.raises(SourceError, match=r"needs rosbags.*: uv sync --extra bags"):
+    with pytest.raises(SourceError, match=r"needs rosbags.*: uv sync --inexact --extra bags"):
         cameras(Path(tmp_path / "run.bag"))
 
 

@@ -20,7 +20,7 @@ def lacking() -> str:
     """Return which package is missing, with the remedy; "" if none. Imports nothing."""
     if "torch_tensorrt" in sys.modules or importlib.util.find_spec("torch_tensorrt") is not None:
         return ""
-    return "torch-tensorrt is missing: uv sync --extra tensorrt"
+    return "torch-tensorrt is missing: uv sync --inexact --extra tensorrt"
 
 
 def _package() -> Any:  # noqa: ANN401 - the vendor's own module

@@ -24,8 +24,8 @@ NAMES: Final = ("tensorrt", "tensorrt_rtx")
 """Package names; the package that supports more GPUs comes first."""
 
 HINT: Final = (
-    "install one: uv sync --extra tensorrt (NVIDIA's index must be reachable), or pip install tensorrt-rtx-cu13; "
-    "or use --backend inductor"
+    "install one: uv sync --inexact --extra tensorrt (NVIDIA's index must be reachable), or pip install "
+    "tensorrt-rtx-cu13; or use --backend inductor"
 )
 
 _TARGETS: Final = ("CURRENT", "SM80", "")

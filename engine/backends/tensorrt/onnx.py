@@ -29,7 +29,8 @@ _HALVES = {torch.float16, torch.bfloat16}
 def lacking() -> str:
     """Return which packages are missing, with the remedy; "" if none."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(missing)} missing: uv sync --extra export, or pip install onnx onnxscript" if missing else ""
+    remedy = "uv sync --inexact --extra export, or pip install onnx onnxscript"
+    return f"{' and '.join(missing)} missing: {remedy}" if missing else ""
 
 
 def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str], int]:

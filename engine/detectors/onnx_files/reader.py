@@ -85,7 +85,9 @@ def load_model(path: Path) -> Any:  # noqa: ANN401 - onnx has no types
     try:
         import onnx
     except ImportError:
-        raise ModelError(f"{str(path)!r}: reading ONNX files needs the package onnx: uv sync --extra export") from None
+        raise ModelError(
+            f"{str(path)!r}: reading ONNX files needs the package onnx: uv sync --inexact --extra export"
+        ) from None
     if not path.is_file():
         raise ModelError(f"{str(path)!r}: no such file; use the path of an ONNX file")
     try:

@@ -56,8 +56,8 @@ class Annotations:
             other = first.setdefault(annotation, image)
             if other.resolve() != image.resolve():
                 raise ConfigError(
-                    f"{option}: {annotation} would belong to {other} and to {image}; evaluate one of their folders at "
-                    "a time, or move it into a folder that has the name of its image's folder"
+                    f"{option}: {annotation} matches both {other} and {image}; evaluate one of their folders at "
+                    "a time, or move the annotation into a folder named like the folder of its image"
                 )
         if not first:
             raise ConfigError(
@@ -136,7 +136,7 @@ def _of_coco(boxes: Path) -> Annotations:
         exact = [entry for entry in several if parts[-len(entry.parts) :] == entry.parts]
         if not exact and len(several) > 1:
             raise ConfigError(
-                f"--boxes {str(boxes)!r}: has {several[0]} and {several[1]}, and {path} can be either; put the images "
+                f"--boxes {str(boxes)!r}: {path} matches both {several[0]} and {several[1]}; put the images "
                 "into the folders that the JSON names"
             )
         return max(exact or several, key=lambda entry: len(entry.parts), default=None)

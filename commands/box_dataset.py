@@ -156,8 +156,8 @@ def _logs_scaling(truths_of: ReadTruths) -> ReadTruths:
         if size != _UNIT and not first and truths != truths_of(path, _UNIT):
             first.append(path)
             log.info(
-                "%s: was resized to %dx%d after it was annotated; its boxes are scaled with it, as those of all such "
-                "images", path, size[1], size[0],
+                "%s: was resized to %dx%d after it was annotated; its boxes are scaled accordingly, and those of all "
+                "other resized images, too", path, size[1], size[0],
             )  # fmt: skip
         return truths
 
@@ -326,7 +326,7 @@ def _list_coco(data: Path) -> _Listed:
             stated[str(path)] = (f"{file}: {name}", sizes.get(name))
         names += [name for name in _coco_names(text) if name not in names]
     if not parts:
-        raise ConfigError(f"{data}: none of its images is beside it; put them into {files[0].parent} or a folder in it")
+        raise ConfigError(f"{data}: none of its images was found; put them into {files[0].parent} or a folder in it")
 
     def truths_of(path: str, size: tuple[int, int]) -> Truths:
         where, annotated = stated[path]
@@ -356,7 +356,7 @@ def _find_image(file: Path, name: str, below: Mapping[str, Sequence[Path]]) -> P
     exact = [path for path in several if path.parts[-len(wanted) :] == wanted]
     if len(exact) > 1 or (not exact and len(several) > 1):
         raise ConfigError(
-            f"{file}: {name} can be {several[0]} or {several[1]}; write file_name with the image's folder"
+            f"{file}: {name} matches both {several[0]} and {several[1]}; write file_name with the image's folder"
         )
     return next(iter(exact or several), None)
 
@@ -378,7 +378,7 @@ def _list_voc(data: Path) -> _Listed:
     owners = Counter(file_of.values())
     if twice := next((path for path, count in owners.items() if count > 1), None):
         both = [image for image, path in file_of.items() if path == twice]
-        raise ConfigError(f"{twice}: would belong to {both[0]} and {both[1]}; give every image its own annotation")
+        raise ConfigError(f"{twice}: matches both {both[0]} and {both[1]}; give every image its own annotation")
     parts = {image: _folder_part(Path(image), data) for image in file_of}
     parts = parts if len({part for part in parts.values() if part}) > 1 else dict.fromkeys(parts, "")
     left_out = tuple(f"{image}: has no annotation" for image in images if str(image) not in file_of)

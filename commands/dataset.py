@@ -81,7 +81,9 @@ def list_samples(data: Path, pictures: str | None, pattern: str | None, gap: int
         paths, labels, parts, left_out = _list_folder(data, pictures)
     names = sorted(set(labels))
     if len(names) < 2:
-        raise ConfigError(f"{data}: one class ({', '.join(names)}); a classifier needs two or more; add another")
+        raise ConfigError(
+            f"{data}: has only one class ({', '.join(names)}), but a classifier needs at least two; add another class"
+        )
     _warn_of_similar_labels(names)
     has_groups = any(groups)
     groups = (

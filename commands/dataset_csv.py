@@ -55,8 +55,8 @@ def read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
             line = rows.line_num + lines_before
     except csv.Error as reason:
         raise ConfigError(
-            f'{path}:{line}: not a row of a CSV ({reason}); quotes (") enclose a whole field, and a quote '
-            "inside is doubled"
+            f'{path}:{line}: not a row of a CSV ({reason}); enclose a whole field in quotes ("), '
+            "and double each quote inside the field"
         ) from None
     if not paths:
         raise ConfigError(f"{path}: lists no images; write one a line, below a first line path,label")

@@ -105,12 +105,12 @@ def _check_split(
         raise ConfigError(
             f"{folder}: {_listed(split)} has the name of a split and contains "
             f"{_some(contents[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
-            "that contains the classes, or train and val (or test) with the same classes in each"
+            "of classes, or a folder with train and val (or test), each with the same classes"
         )
     if TRAINING not in split.values():
         raise ConfigError(
             f"{folder}: has the splits {_listed(split)}, but no training split; add a folder train with the "
-            "same classes, or give one of them alone: then it is split anew"
+            "same classes, or give only one of these folders, which is then split automatically"
         )
     _check_detection(folder, split, contents)
 
@@ -138,8 +138,8 @@ def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[st
         return None
     if outside is not None:
         raise ConfigError(
-            f"{folder}: class folders contain a split (train, val or test), and {outside} is in none of its parts; "
-            "move it into one, or remove the folders of the split"
+            f"{folder}: class folders contain a split (train, val or test), but {outside} is in none of these "
+            "folders; move it into one of them, or remove these folders"
         )
     return parts
 

@@ -122,7 +122,7 @@ def _load(config: EngineConfig) -> Detector:
     detector = load_configured_detector(config)
     if not isinstance(detector, Detector):
         raise ConfigError(
-            f"{detector.name}: has two stages, and its maps show the inside of a region only; evaluate measures "
+            f"{detector.name}: is a two-stage detector, each of whose maps covers one region only; evaluate supports "
             "one-stage detectors, such as YOLOX"
         )
     cut = cut_choice(config.boxes.cut)

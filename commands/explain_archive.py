@@ -86,7 +86,7 @@ def explain_archive(
         log.warning("left out: %d files that are neither photos nor videos: %s", found.others.total(), kinds)
     if found.not_entered:
         log.warning(
-            "left out: %d folders, such as %s; name linked folders as inputs of their own",
+            "left out: %d folders, such as %s; give linked folders as separate inputs",
             len(found.not_entered), shown(found.not_entered[0]),
         )  # fmt: skip
     settings = _settings(config, every, draws=overlays)

@@ -41,7 +41,7 @@ def ends_with_parent(environment: Mapping[str, str]) -> Iterator[None]:
         while not stop.is_set():
             ready, _, _ = select.select([reading], [], [], _POLL_SECONDS)
             if ready:
-                log.warning("the parent process is gone; ending in order")
+                log.warning("the parent process has ended; this process ends, too")
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not stop.wait(_END_SECONDS):
                     os._exit(1)

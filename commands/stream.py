@@ -240,7 +240,7 @@ def stream(
     text.accept()
     _warn_of_shown_passwords(source or [])
     if every and not print_config:
-        raise ConfigError("--all: sets the level of detail of --print-config; give both options")
+        raise ConfigError("--all: applies to --print-config only; give both options")
     if print_config:
         shown = redact_config(resolved)
         typer.echo(to_documented_yaml(shown, KINDS) if every else to_yaml(shown), nl=False)
@@ -279,7 +279,7 @@ def _config_text(
 def _watched(config: Path | None, text: ConfigText, source: Sequence[str] | None, devices: str | None) -> ConfigFile:
     """Return the configuration file to watch; raise ``ConfigError`` if ``--watch-config`` cannot be used."""
     if config is None or source:
-        raise ConfigError("--watch-config: the cameras must stand in a YAML file; move each --source into it")
+        raise ConfigError("--watch-config: needs the cameras in a YAML file; move each --source into the file")
     if devices is not None:
         raise ConfigError("--watch-config: is not possible with --devices; start one run for each device")
     return ConfigFile(config, text.read, stamp_of(config), accept=text.accept)

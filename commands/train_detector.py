@@ -183,7 +183,9 @@ def _check_parts(parts: dict[str, list[Sample]], listing: BoxListing, crossing: 
                 continue
             if part == TRAIN:
                 raise ConfigError(f"class {label!r}: none of its boxes is in the training split; annotate more images")
-            log.warning("class %r: no box in the %s split, whose figures do not count it", label, part)
+            log.warning(
+                "class %r: has no box in the %s split, so the figures of this split exclude the class", label, part
+            )
 
 
 def write_checked_detector(output: Path, file: DetectorCheckpoint, model: DetectorModel, image: Image) -> None:

@@ -101,7 +101,9 @@ def _evidence(output: Path, trained: TrainedDetector, read: ReadImage) -> list[d
 
     detector = load_detector(output)
     if not isinstance(detector, Detector):
-        log.warning("where the evidence lies is not measured: the maps of two stages show the inside of a region only")
+        log.warning(
+            "the position of the evidence is not measured: each map of a two-stage detector covers one region only"
+        )
         return []
     paths = list(trained.truths)
     options = BoxEvaluationOptions(

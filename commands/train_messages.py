@@ -68,7 +68,8 @@ def warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
     in_test = sum(pair.split == "test" for pair in similar)
     pairs = "; ".join(f"{pair.path} and {pair.learned}" for pair in similar[:MAX_PAIRS])
     log.warning(
-        "%d test images and %d validation images look nearly like a training image: %s%s. If they show the same part, "
+        "%d test images and %d validation images are near duplicates of a training image: %s%s. If they show the same "
+        "part, "
         "the test accuracy is too high: give the images of a part one group, by --group-pattern or by the column "
         "'group' of a CSV", in_test, len(similar) - in_test, pairs,
         f"; and {len(similar) - MAX_PAIRS} more, in the report" if len(similar) > MAX_PAIRS else "",
@@ -83,7 +84,7 @@ def warn_of_label_conflicts(similar: Sequence[NearDuplicate]) -> None:
             f"{pair.path} ({pair.labels[0]}) and {pair.learned} ({pair.labels[1]})" for pair in conflicts[:MAX_PAIRS]
         )
         log.warning(
-            "%d of these look nearly like an image of another class: %s%s; check the labels of both",
+            "%d of these images are near duplicates of an image of another class: %s%s; check the labels of both",
             len(conflicts), pairs,
             f"; and {len(conflicts) - MAX_PAIRS} more, in the report" if len(conflicts) > MAX_PAIRS else "",
         )  # fmt: skip

@@ -82,7 +82,7 @@ class TrainingRun:
         if not result.epochs:
             raise ConfigError("interrupted before the end of the first epoch: nothing is written")
         if self._interrupted:
-            log.warning("training interrupted: the best of %d epochs is written; the same command goes on from %s",
+            log.warning("training interrupted: the best of %d epochs is written; the same command continues from %s",
                         len(result.epochs), path)  # fmt: skip
         return result
 

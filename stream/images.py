@@ -123,7 +123,7 @@ def _list_images(pattern: str, suffixes: frozenset[str]) -> list[str]:
         more = ", ..." if len(skipped) > _MAX_LISTED else ""
         total = skipped.total()
         files = "1 file" if total == 1 else f"{total} files"
-        log.warning("%s: %s skipped for the suffix: %s%s", shown(pattern), files, listed, more)
+        log.warning("%s: %s skipped because of the suffix: %s%s", shown(pattern), files, listed, more)
     return sorted(sorted(paths), key=natural)
 
 

@@ -119,14 +119,14 @@ def _expanded(location: str, not_entered: list[str]) -> Iterator[tuple[Path | Li
 def _of_list(path: Path, not_entered: list[str]) -> Iterator[tuple[Path | Listed, bool]]:
     lines = [(number, line.strip()) for number, line in enumerate(read_text_file(path).splitlines(), 1) if line.strip()]
     if not lines:
-        raise ConfigError(f"{path}: lists nothing; write one path or address per line")
+        raise ConfigError(f"{path}: lists no files; write one path or address per line")
     for number, line in lines:
         if is_address(line):
             yield from _expanded(line, not_entered)
             continue
         listed = path_beside(path, number, line)
         if not listed.is_file():
-            raise ConfigError(f"{path}: lists {listed}, which is not there; correct the list")
+            raise ConfigError(f"{path}: lists {listed}, which does not exist; correct the list")
         yield listed, True
 
 

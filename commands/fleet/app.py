@@ -297,4 +297,4 @@ def _leave(directors: Directors, workers: list[Any], node: str, slots: list[str]
         directors.call("dismiss", slots)
         directors.call("drain", node, is_drained=False)
     except ReciproStreamError as error:
-        log.warning("node %s: its cameras are dealt again once their leases have ended: %s", node, error)
+        log.warning("node %s: its cameras are assigned again when their leases have ended: %s", node, error)

@@ -94,7 +94,7 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
             _end(process)
             output.seek(0)
             text = " ".join([line for line in output.read().splitlines() if line.strip()][-3:])
-    raise ReciproStreamError(f"fleet: Ray did not start here: {text or 'it says nothing'}")
+    raise ReciproStreamError(f"fleet: Ray did not start here: {text or 'it printed no reason'}")
 
 
 def _end_with_parent() -> None:

@@ -90,7 +90,7 @@ class FleetWorker:
         self._start("pipeline", pipeline.run)
         self._stack.enter_context(self._roster)
         self._start("beats", self._beat)
-        log.info("%s: explains %.1f frames/s, gets cameras for %.0f %% of that", name, self._capacity,
+        log.info("%s: explains %.1f frames/s, and gets cameras for at most %.0f %% of this rate", name, self._capacity,
                  100.0 * spec.timing.fill)  # fmt: skip
 
     def open_parts(self, stack: ExitStack) -> OpenRun:

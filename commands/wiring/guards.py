@@ -65,10 +65,10 @@ def load_drift_tracking(
         if camera not in drift.cameras:
             known = ", ".join(sorted(drift.cameras)) or "no camera"
             log.warning(
-                "%s: has no baseline of camera %s, only of %s; its drift is not reported",
+                "%s: has a baseline of %s only; the drift of camera %s is not reported",
                 guards.baseline,
-                camera,
                 known,
+                camera,
             )
     return DriftTracking(drift, recorder)
 
@@ -112,8 +112,8 @@ def build_monitor(
     check_classes(config, explainer.labels)
     if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
         log.warning(
-            "%s: is of %s, and the network has none of these classes; no drift is reported", config.guards.baseline,
-            ", ".join(sorted(slow.drift.labels)[:5]),
+            "%s: has a baseline of the classes %s only, which the network does not have; no drift is reported",
+            config.guards.baseline, ", ".join(sorted(slow.drift.labels)[:5]),
         )  # fmt: skip
     return ExplanationMonitor(explainer, config.guards, slow=slow, history=history)
 

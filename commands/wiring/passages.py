@@ -70,7 +70,8 @@ class ConfiguredPlaces:
         for key, places in listed:
             if places and not self.has_boxes:
                 raise ConfigError(
-                    f"{key} of camera {camera!r}: they count the boxes of a detector, and the network is a classifier; "
+                    f"{key} of camera {camera!r}: only boxes of a detector can be counted, but the network is a "
+                    "classifier; "
                     f"set engine.model to a detector (run.py models), or remove {key}"
                 )
             for index, place in enumerate(places):
@@ -79,8 +80,8 @@ class ConfiguredPlaces:
             self._check_labels(f"zones[{index}].ok of camera {camera!r}", zone.ok or ())
             if zone.parsed_vote.needs_ok and not (zone.ok if zone.ok is not None else OK in self.labels):
                 raise ConfigError(
-                    f"zones[{index}].vote of camera {camera!r}: {zone.vote!r} looks for classes that are not ok, and "
-                    "none is ok; name the good classes (ok: [...]), or choose mean or best"
+                    f"zones[{index}].vote of camera {camera!r}: {zone.vote!r} needs classes that are ok, but no class "
+                    "is; name them (ok: [...]), or choose mean or best"
                 )
 
     def _check_labels(self, where: str, names: Collection[str]) -> None:

@@ -240,7 +240,7 @@ class RunSetup(CameraSetup):
     def _take_back(self, camera: str, revision: str) -> Mapping[str, Any]:
         text = self._text.text
         if self._undo is None or self._undo[0] != _revision(text) or revision != self._undo[0]:
-            raise SetupConflictError("there is no change to take back: the configuration has changed since")
+            raise SetupConflictError("the last change cannot be undone, because the configuration has changed since")
         self._check_unchanged(text, revision)
         before, config = self._undo[1], self._text.parse(text)
         old = self._text.parse(before)
@@ -293,7 +293,7 @@ class RunSetup(CameraSetup):
 
 def _apply(run: OpenRun, config: Config, name: str) -> None:
     if name in run.apply(config).failed:
-        raise ConfigError(f"camera {name!r}: cannot be opened with this; the log has the reason")
+        raise ConfigError(f"camera {name!r}: cannot be opened with these values; the log has the reason")
 
 
 def _listed(config: Config) -> list[tuple[int | None, str]]:
@@ -375,4 +375,6 @@ def _check_rest(config: Config, new: Config, position: int | None, name: str) ->
         return kept
 
     if rest(config) != rest(new):
-        raise ConfigError("the file shares this part with another one (an alias, &NAME and *NAME); edit it by hand")
+        raise ConfigError(
+            "this part of the file is shared with another part (an alias, &NAME and *NAME); edit the file by hand"
+        )

@@ -59,6 +59,6 @@ def check_comparable(first: EngineExplainer, second: EngineExplainer) -> None:
         )
     if set(first.labels).isdisjoint(second.labels):
         raise ConfigError(
-            f"models: {names[0]} and {names[1]} have no class in common, so they would differ in every frame; choose a "
-            "network of the same classes, or give it their names by labels"
+            f"models: {names[0]} and {names[1]} have no class in common, so they would differ in every frame; choose "
+            "a network of the same classes, or set its class names by labels"
         )

@@ -81,7 +81,7 @@ def explain_place(
     """
     if isinstance(detector, RegionDetector):
         raise ConfigError(
-            f"{detector.name}: a two-stage detector cannot explain a missed place, which has no region; use YOLOX"
+            f"{detector.name}: a two-stage detector has no region at a missed place and cannot explain it; use YOLOX"
         )
     frame = Frame(image, "image", 0, 0.0, area=area)
     check_place(detector.labels, frame, box, label)
@@ -163,8 +163,8 @@ class PlaceExplainer:
         if not isinstance(engine, OneStageEngine) or isinstance(detector, RegionDetector):
             if index is None:
                 raise ConfigError(
-                    f"{detector.name}: a two-stage detector cannot explain a place without a box, which has no "
-                    "region; ask about a box, or use a one-stage detector such as YOLOX"
+                    f"{detector.name}: a two-stage detector has no region at a place without a box and cannot explain "
+                    "it; ask about a box, or use a one-stage detector such as YOLOX"
                 )
             found = Missed(int(detections.anchors[index]), float(detections.scores[index]), overlap)
             return _Chosen(found, box, 0, lambda mode: engine.heat(boxes, [index], self.cell_px or 32, mode)[0])

@@ -131,15 +131,15 @@ def at_size(
     y, x = height / rows, width / columns
     if min(abs(height - rows * x), abs(width - columns * y)) > _ROUNDING:
         raise ConfigError(
-            f"{where}: states an image of {columns}x{rows} pixels, and the image has {width}x{height}, another aspect "
+            f"{where}: states {columns}x{rows} pixels, but the image has {width}x{height} pixels and another aspect "
             "ratio; correct the size, and the boxes if the image was cropped or rotated"
         )
     for truth in truths:
         for box in truth.boxes:
             if box.right > columns + _ROUNDING or box.bottom > rows + _ROUNDING:
                 raise ConfigError(
-                    f"{where}: the box to {box.right:g}, {box.bottom:g} is outside the stated {columns}x{rows} pixels, "
-                    f"and the image has {width}x{height}; correct the stated size"
+                    f"{where}: a box ends at {box.right:g}, {box.bottom:g}, outside the stated {columns}x{rows} "
+                    f"pixels, but the image has {width}x{height} pixels; correct the stated size"
                 )
     return tuple(
         GroundTruth(truth.label, tuple(Box(b.left * x, b.top * y, b.right * x, b.bottom * y) for b in truth.boxes))

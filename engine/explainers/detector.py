@@ -268,8 +268,8 @@ def _check_device(config: EngineConfig) -> None:
         raise BackendError(f"precision {config.precision!r}: detectors run in fp32; use --precision fp32")
     if config.layer is not None:
         raise ConfigError(
-            f"layer {config.layer!r}: a detector is explained at a cut; remove it and use boxes.cut: complete, level "
-            "or names"
+            f"layer {config.layer!r}: a detector has a cut in place of a layer; remove the layer, and use boxes.cut: "
+            "complete, level or names"
         )
 
 

@@ -211,9 +211,8 @@ def _last_grid(cuts: list[Any]) -> Any:  # noqa: ANN401
         if grid and cut.shape[1] > max(grid) and cut.get_node().get_type_name() not in _POOLING:
             return cut
     raise LayerError(
-        "no tensor of the file that all paths pass is a grid of cells (1, C, h, w) with more channels than rows and "
-        f"columns, so there is no layer to explain; complete cuts with a grid: {_listed(cuts)}. Choose one of them "
-        "with --layer, or use a CNN"
+        "the file has no default layer: no grid (1, C, h, w) with more channels than rows and columns lies on all "
+        f"paths from the input to the scores. Choose a complete cut with --layer ({_listed(cuts)}), or use a CNN"
     )
 
 

@@ -152,7 +152,9 @@ def parse_target(words: Sequence[str], labels: Sequence[str]) -> Target:
     """
     tops = [word for word in words if _is_top(word)]
     if len(tops) > 1:
-        raise ConfigError(f"target {','.join(words)!r}: has both {tops[0]} and {tops[1]}; use one top-N, then classes")
+        raise ConfigError(
+            f"target {','.join(words)!r}: contains {tops[0]} and {tops[1]}; use one top-N only, followed by classes"
+        )
     count = int(tops[0][3:]) if tops else 1
     if not 1 <= count <= len(labels):
         raise ConfigError(f"target {tops[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}")

@@ -105,8 +105,8 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
     except Exception as reason:  # the network's own code may raise anything
         height, width = images.shape[2:]
         raise EngineError(
-            f"the network does not accept a {height}x{width} image ({_first_line(reason)}); set the size with which "
-            "it was trained with by --input-size"
+            f"the network does not accept a {height}x{width} image ({_first_line(reason)}); set the size of its "
+            "training images by --input-size"
         ) from reason
     finally:
         for handle in handles:

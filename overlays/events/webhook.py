@@ -98,8 +98,7 @@ def read_webhook(secret: Secret) -> WebhookAddress:
     lines = [line.strip() for line in secret.text.splitlines() if line.strip()]
     if not 1 <= len(lines) <= 2:
         raise ConfigError(
-            f"{secret.path}: should hold a line with the address and one with the secret; make one: "
-            f"{_REMEDY} > {secret.path}"
+            f"{secret.path}: should have two lines, the address and the secret; create it: {_REMEDY} > {secret.path}"
         )
     try:
         parts = urlsplit(lines[0])

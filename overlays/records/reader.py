@@ -208,7 +208,7 @@ class ParquetReader:
         try:
             record = from_row(row)
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise WireError(f"row {offset}: is not what --sink FILE.parquet writes ({error})") from None
+            raise WireError(f"row {offset}: was not written by --sink FILE.parquet ({error})") from None
         return decode_header(record_bytes(record))
 
     def _row(self, number: int, row: int) -> dict[str, Any]:

@@ -105,7 +105,12 @@ class LoggedExplainer(Explainer):
         self.matched += 1
         if self.matched == 1 and abs(header.width * frame.height / (header.height * frame.width) - 1.0) > 0.03:
             logged_size, size = f"{header.width}x{header.height}", f"{frame.width}x{frame.height}"
-            log.warning("%s: is of %s frames, the video has %s: is it another video?", self.path, logged_size, size)
+            log.warning(
+                "%s: the log has frames of %s, but the video has %s; check that the log belongs to the video",
+                self.path,
+                logged_size,
+                size,
+            )
         frame_size = {"frame_width": header.width, "frame_height": header.height}
         scaled = header.model_copy(update={"width": frame.width, "height": frame.height} | frame_size)
         logged = as_overlay(scaled, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
@@ -158,7 +163,7 @@ class LoggedExplainer(Explainer):
         self._lines.sort()
         if self._lines.repeated:
             log.warning(
-                "%s: %d records are of a frame that has a record already; the first of each frame is used",
+                "%s: %d records repeat a frame; the first record of each frame is used",
                 self.path, self._lines.repeated,
             )  # fmt: skip
 

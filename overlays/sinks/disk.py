@@ -125,7 +125,7 @@ class DiskMonitor:
         logged, self._cause, self._was_full = self._cause if is_repeated else "", cause(error), error.errno in FULL
         self._reason = error.strerror or str(error)
         if logged != self._cause:
-            log.error("%s: %s; what is written is kept. The stream continues, and recording resumes when it can",
+            log.error("%s: %s; the written data is kept. The stream continues, and recording resumes when possible",
                       self._uri, self._cause)  # fmt: skip
 
     def record_success(self) -> None:

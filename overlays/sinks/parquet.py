@@ -234,7 +234,9 @@ def _rename_leftover(path: Path, parts: Path) -> None:
         raise SinkError(
             f"{parts}: is left from an earlier run and cannot be renamed ({error.strerror}); move it away"
         ) from error
-    log.warning("%s: an earlier run was killed; its rows are kept in %s, a folder that is also a table", path, target)
+    log.warning(
+        "%s: an earlier run was killed; its rows are kept in the folder %s, which can be read as a table", path, target
+    )
 
 
 def _remove(parts: Path) -> None:

@@ -103,7 +103,8 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
         folders = [*bags, *(inputs if uri.startswith(STILLS) else ())]
         if any(_is_inside(path, Path(folder)) for folder in folders):
             raise ConfigError(
-                f"sink {uri!r} lies in a folder that this run reads, and would become a part of it; choose another one"
+                f"sink {uri!r} is in a folder that this run reads, so the run would read its own output; choose "
+                "another folder"
             )
         if any(same_place(path, other) for other in written):
             raise ConfigError(f"sink {uri!r} is given twice; give each sink its own address or file")

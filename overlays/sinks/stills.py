@@ -134,7 +134,7 @@ class StillsSink(DiskSink):
         seen.append(fingerprint)
         self._saved += 1
         if self._saved == self._settings.max_images:
-            log.warning("%s: %d images are saved, max_images; no more are in this run", self.uri, self._saved)
+            log.warning("%s: %d images are saved, which is max_images; this run saves no more", self.uri, self._saved)
 
     def _is_wanted(self, explanation: Explanation) -> bool:
         camera, label = explanation.frame.camera, _label_of(explanation.top_scoring)
@@ -304,7 +304,7 @@ def mend_tasks(path: Path) -> None:
             raise SinkError(f"{path}: is not a task file of this program; move it away")
         tasks = [line.rstrip(b",") for line in text.split(b"\n")[1:] if _is_task(line.rstrip(b","))]
         if not tasks and len(text.splitlines()) > _TASK_LINES:
-            raise SinkError(f"{path}: is damaged and not as this program writes it; mend it or move it away")
+            raise SinkError(f"{path}: is damaged, or was changed by another program; repair it or move it away")
     if not tasks:
         path.unlink()
         return

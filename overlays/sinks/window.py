@@ -89,7 +89,7 @@ class WindowSink(Sink):
             raise SinkError(f"window: the display {self._display!r} does not answer; {_ALTERNATIVE}") from None
         if probe.returncode:
             raise SinkError(
-                f"window: the display {self._display!r} takes no window ({_why(probe.stderr)}); {_ALTERNATIVE}"
+                f"window: the display {self._display!r} cannot open a window ({_why(probe.stderr)}); {_ALTERNATIVE}"
             )
         return self
 

@@ -59,7 +59,7 @@ class PageTokens:
             others = [self._tokens.get(other) for other in _FIELDS if other != name]
             if name in self._tokens and self._tokens[name] in others:
                 raise SinkError(
-                    f"{self._uri}: {name}: as another token: every viewer could change it; give each file its own"
+                    f"{self._uri}: {name}: has the same token as another file; give each file its own token"
                 )
         if is_open and not settings.insecure:
             raise SinkError(

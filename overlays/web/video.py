@@ -133,7 +133,7 @@ class VideoEncoders:
             if self._is_limited and share > _MAX_SHARE and not self.given_up:
                 self.given_up = True
                 log.info(
-                    "page: H.264 takes %.0f %% of the processors; images are sent as JPEG from now on, in more "
-                    "bytes (video: h264 keeps H.264)",
+                    "page: H.264 takes %.0f %% of the processors; images are sent as JPEG from now on, which needs "
+                    "more bytes (video: h264 keeps H.264)",
                     100 * share,
                 )

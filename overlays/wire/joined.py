@@ -53,7 +53,9 @@ def cameras_by_stream(cameras: Sequence[str], suffixes: Sequence[str]) -> list[t
             raise ConfigError(f"--camera {name}: with several streams, name its stream, such as {name}{suffixes[0]}")
     for suffix, names in zip(suffixes, chosen, strict=True):
         if cameras and not names:
-            raise ConfigError(f"--camera: none is of the stream {suffix[1:]}; leave its address out")
+            raise ConfigError(
+                f"--camera: no given camera is of the stream {suffix[1:]}; omit the address of this stream"
+            )
     return chosen
 
 

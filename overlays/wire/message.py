@@ -96,7 +96,9 @@ def _shared_grid(findings: Sequence[Finding]) -> tuple[int, ...]:
         return 0, 0
     grids = {finding.heat.shape for finding in findings if finding.box_map is None} or {NO_HEAT.shape}
     if len(grids) > 1:
-        raise WireError(f"findings: grids {sorted(grids)} differ; all findings without a box_map share the layer's")
+        raise WireError(
+            f"findings: grids {sorted(grids)} differ; all findings without a box_map must have the grid of the layer"
+        )
     return grids.pop()
 
 
@@ -128,7 +130,7 @@ def _box_map_record(heat: Heat, box_map: BoxMap) -> dict[str, Any]:
     """
     against = box_map.against
     if against is not None and against.shape != heat.shape:
-        raise WireError(f"against: a grid of {against.shape}; it must be that of the heat, {heat.shape}")
+        raise WireError(f"against: has the grid {against.shape}; it must have the grid of the heat, {heat.shape}")
     return {
         "mode": box_map.mode,
         "cut": replace_undecodable(box_map.cut),

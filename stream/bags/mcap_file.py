@@ -108,7 +108,7 @@ def _unpacked(chunk: Chunk) -> bytes:
     elif chunk.compression == "lz4":
         content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
     elif chunk.compression:
-        raise ValueError(f"compressed by {chunk.compression!r}; zstd and lz4 are read")
+        raise ValueError(f"compressed by {chunk.compression!r}; only zstd and lz4 can be read")
     else:
         content = chunk.data
     if len(content) != size:

@@ -208,7 +208,7 @@ def test_voc_annotation_of_two_images_is_refused(tmp_path):
     write_image(tmp_path / "a.png")
     write_image(tmp_path / "other" / "a.png")
     write(tmp_path / "a.xml", VOC.format(name="dent"))
-    with pytest.raises(ConfigError, match="would belong to"):
+    with pytest.raises(ConfigError, match="matches both"):
         listed(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_list_samples_finds_a_split_one_folder_deeper(tmp_path, folders):
 def test_list_samples_refuses_images_outside_a_split_in_class_folders(tmp_path):
     for name in ("ok/train", "ok/val", "scratch/train", "scratch/val", "scratch"):
         make_classes(tmp_path, name)
-    with pytest.raises(ConfigError, match=r"scratch/0.png is in none of its parts"):
+    with pytest.raises(ConfigError, match=r"scratch/0.png is in none of these folders"):
         list_samples(tmp_path, None, None, None)
 
 
@@ -144,7 +144,7 @@ def test_list_samples_ignores_hidden_folders_and_files(tmp_path):
         (("train/ok", "train/scratch"), "are the classes: give "),
         (("images/ok", "images/scratch"), "if those are the classes, give "),
         (("val/ok", "val/scratch", "test/ok", "test/scratch"), "no training split"),
-        (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that contains the classes"),
+        (("ok", "scratch", "test/ok", "test/scratch"), "give a folder of classes, or a folder with"),
         (
             ("train/ok", "train/scratch", "test/ok", "test/scratch", "test/dent"),
             "class 'dent': has images in the test",
@@ -153,7 +153,7 @@ def test_list_samples_ignores_hidden_folders_and_files(tmp_path):
         (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
         (("train", "test"), "images without class folders"),
         (("train/images", "val/images"), "contains the images of all classes"),
-        (("images",), "a classifier needs two or more"),
+        (("images",), "but a classifier needs at least two"),
     ],
 )
 def test_list_samples_refuses_folders_without_classes_and_names_the_remedy(tmp_path, folders, rule):

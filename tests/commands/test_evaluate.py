@@ -194,11 +194,11 @@ def test_images_of_equal_name_get_the_boxes_of_their_own_folder(command, two_fol
     (tmp_path / "coco.json").write_text(coco_of("a.png"))
     code, _, errors = command("--output", "one", *arguments, images="list.txt")
     assert code == 2
-    assert "a.png would belong to ok/a.png and to scratch/a.png" in errors
+    assert "a.png matches both ok/a.png and scratch/a.png" in errors
     (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
     code, _, errors = command("--output", "two", *arguments, images="list.txt")
     assert code == 2
-    assert "has x/a.png and y/a.png, and ok/a.png can be either" in errors
+    assert "ok/a.png matches both x/a.png and y/a.png" in errors
 
 
 def test_label_files_may_lie_in_folders_like_the_images_and_belong_to_one_image(command, two_folders, tmp_path):
@@ -214,7 +214,7 @@ def test_label_files_may_lie_in_folders_like_the_images_and_belong_to_one_image(
         (tmp_path / "labels" / kind / "a.txt").rename(tmp_path / "labels" / "a.txt")
     code, _, errors = command("--output", "one", *arguments, images="list.txt")
     assert code == 2
-    assert "labels/a.txt would belong to ok/a.png and to scratch/a.png" in errors
+    assert "labels/a.txt matches both ok/a.png and scratch/a.png" in errors
 
 
 def test_evaluate_refuses_to_continue_with_a_retrained_network(command, tmp_path):

@@ -180,7 +180,7 @@ def test_second_run_explains_only_what_was_added(command, tmp_path, archive, cap
         (("none", *OPTIONS), "there is no such file"),
         (("in/notes.md", *OPTIONS), "no suffix of a photo or a video"),
         (("in/*.md", *OPTIONS), "no photos and no videos"),
-        (("list.txt", *OPTIONS), "which is not there"),
+        (("list.txt", *OPTIONS), "which does not exist"),
     ],
 )
 def test_archive_refuses_a_mistake_before_it_builds_the_network(command, tmp_path, archive, words, rule):

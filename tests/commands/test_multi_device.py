@@ -211,7 +211,7 @@ def test_shards_run_cameras_and_their_guards_and_end_in_order_when_the_parent_is
         # The pipe of standard output ends with the last process that holds it.
         output = parent.stdout.read()
     assert "process 1 on cpu: gate" in output
-    assert output.count("the parent process is gone; ending in order") == 2
+    assert output.count("the parent process has ended; this process ends, too") == 2
     assert not any(Path(f"/proc/{pid}").exists() and "run.py" in cmdline(pid) for pid in children)
     assert guards_in(logs[0]) == {("door", "everywhere")}
     assert guards_in(logs[1]) == {("gate", "everywhere", "grounded")}

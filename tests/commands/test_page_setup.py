@@ -58,7 +58,7 @@ def test_change_is_applied_and_written_with_comments_and_permissions(path):
     before = setup.undo("left", after["revision"])
     assert path.read_text() == TEXT
     assert before["revision"] == setup.read("right")["revision"]
-    with pytest.raises(SetupConflictError, match="no change to take back"):
+    with pytest.raises(SetupConflictError, match="the last change cannot be undone"):
         setup.undo("left", before["revision"])
 
 

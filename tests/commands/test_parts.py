@@ -35,12 +35,12 @@ def test_changed_cameras_have_their_new_places_and_wrong_ones_change_nothing():
 @pytest.mark.parametrize(
     ("keys", "labels", "has_boxes", "message"),
     [
-        ({"zones": [ZONE]}, LABELS, False, "zones of camera 'belt': they count the boxes of a detector"),
+        ({"zones": [ZONE]}, LABELS, False, "zones of camera 'belt': only boxes of a detector can be counted"),
         ({"lines": [{"name": "a", "points": [[0, 0], [1, 1]]}]}, LABELS, False, "lines of camera 'belt'"),
         ({"zones": [{**ZONE, "classes": ["dnet"]}]}, LABELS, True, "Did you mean 'dent'"),
         ({"zones": [{**ZONE, "ok": ["okay"]}]}, LABELS, True, r"zones\[0\]\.ok of camera 'belt': 'okay'"),
-        ({"zones": [{**ZONE, "vote": "worst"}]}, ("car", "bus"), True, "none is ok; name the good classes"),
-        ({"zones": [{**ZONE, "vote": "3 of 5", "ok": []}]}, LABELS, True, "none is ok; name the good classes"),
+        ({"zones": [{**ZONE, "vote": "worst"}]}, ("car", "bus"), True, "but no class is; name them"),
+        ({"zones": [{**ZONE, "vote": "3 of 5", "ok": []}]}, LABELS, True, "but no class is; name them"),
     ],
 )
 def test_places_that_do_not_fit_the_network_are_refused(keys, labels, has_boxes, message):

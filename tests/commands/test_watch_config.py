@@ -108,8 +108,8 @@ def test_stream_adds_changes_and_removes_cameras_while_it_runs(command, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        (["--source", "line:"], "the cameras must stand in a YAML file"),
-        (["run.yaml", "--source", "line:"], "move each --source into it"),
+        (["--source", "line:"], "needs the cameras in a YAML file"),
+        (["run.yaml", "--source", "line:"], "move each --source into the file"),
         (["run.yaml", "--devices", "cuda:0,cuda:1"], "start one run for each device"),
     ],
 )

@@ -209,7 +209,7 @@ def test_formatted_task_file_that_is_damaged_is_refused_and_kept(tmp_path):
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([{"data": {"image": "0.jpg"}}] * 2, indent=2)[:-2])
     before = path.read_bytes()
-    with pytest.raises(SinkError, match="mend it or move it away"):
+    with pytest.raises(SinkError, match="repair it or move it away"):
         mend_tasks(path)
     assert path.read_bytes() == before
 

@@ -102,8 +102,8 @@ def test_change_from_another_machine_needs_a_private_connection():
     [
         ({"uri": "http://0.0.0.0:0", "insecure": True}, {}, "give a token"),
         ({"uri": ANY}, {"edit_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
-        ({"uri": ANY}, SECRETS | {"edit_token_file": Secret(TOKEN)}, "every viewer could change"),
-        ({"uri": ANY}, SECRETS | {"view_token_file": Secret(EDIT_TOKEN)}, "every viewer could change"),
+        ({"uri": ANY}, SECRETS | {"edit_token_file": Secret(TOKEN)}, "has the same token as another file"),
+        ({"uri": ANY}, SECRETS | {"view_token_file": Secret(EDIT_TOKEN)}, "has the same token as another file"),
         ({"uri": ANY}, {"view_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
     ],
 )

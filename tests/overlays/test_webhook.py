@@ -124,8 +124,8 @@ def test_message_of_an_occasion_is_the_same_each_time():
 @pytest.mark.parametrize(
     ("lines", "rule"),
     [
-        ((), "should hold a line with the address"),
-        (("https://host/", SECRET, "more"), "should hold a line with the address"),
+        ((), "should have two lines, the address and the secret"),
+        (("https://host/", SECRET, "more"), "should have two lines, the address and the secret"),
         (("ftp://host/s3cret",), "line 1: is not an address"),
         (("https:///s3cret",), "line 1: is not an address"),
         (("https://host:99999/s3cret",), "line 1: is not an address"),

@@ -183,7 +183,7 @@ def test_display_that_does_not_answer_is_an_error_and_does_not_end_the_run(monke
     monkeypatch.setenv("DISPLAY", ":987")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with (
-        pytest.raises(SinkError, match=r"':987' takes no window \(.*connect"),
+        pytest.raises(SinkError, match=r"':987' cannot open a window \(.*connect"),
         WindowSink(context=SinkContext(display=":987")),
     ):
         pass

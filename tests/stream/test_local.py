@@ -100,7 +100,7 @@ def test_picture_of_every_kind_in_a_folder_is_read_and_others_are_counted_and_na
     for name in ("e.dng", "f.dng", "g.txt", "h", ".hidden"):
         (tmp_path / name).write_text("no picture")
     assert [f.source_name for f in frames_of(tmp_path)] == ["a.png", "b.AVIF", "c.heic", "d.jfif"]
-    assert "4 files skipped for the suffix: .dng (2)" in caplog.text
+    assert "4 files skipped because of the suffix: .dng (2)" in caplog.text
     assert ".txt (1)" in caplog.text
     assert "none (1)" in caplog.text
 

@@ -208,8 +208,8 @@ def _check_size(name: str, size: tuple[int, int], step: int) -> None:
         )
     if max(size) == step:
         raise ConfigError(
-            f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has one cell, from which a batch norm "
-            f"learns nothing from one image; one side must be at least {2 * step}"
+            f"--input-size {size[0]}x{size[1]}: the coarsest map of {name} has only one cell, which is too little for "
+            f"a batch norm; one side must be at least {2 * step}"
         )
 
 

@@ -76,7 +76,7 @@ class EventTopics:
         try:
             page = self._source.reader.page(_GOES_ON, limit=1000)
         except OSError as error:
-            log.warning("the list of events that go on may be wrong: %s", error)
+            log.warning("the list of open events may be wrong: %s", error)
             return
         self._published.clear()
         self._open = {camera: {} for camera in self._open}

@@ -286,7 +286,9 @@ class _LimitedServer(ModbusTcpServer):
         if len(self.active_connections) >= MAX_CONNECTIONS:
             connections = cast("dict[str, _Connection]", self.active_connections)
             least_used = min(connections.values(), key=lambda each: each.used_at)
-            log.warning("Modbus: more than %d connections; the one that is silent is closed", MAX_CONNECTIONS)
+            log.warning(
+                "Modbus: more than %d connections; the connection that has been idle longest is closed", MAX_CONNECTIONS
+            )
             least_used.close()
         connection = _Connection(self, self.trace_packet, self.trace_pdu, self.trace_connect)  # type: ignore[no-untyped-call]
         connection.used_at = time.monotonic()

@@ -163,7 +163,7 @@ class Users(UserManager):
         """Log only the first refused user, because a controller with a wrong password tries again every few seconds."""
         if not self._is_logged:
             self._is_logged = True
-            log.warning("%s: a client is refused: wrong user or password; users_file has the right ones", self._uri)
+            log.warning("%s: a client is refused: wrong user or password; users_file lists the valid users", self._uri)
 
 
 def parse_users(text: str, path: str) -> dict[str, str]:

@@ -115,7 +115,9 @@ class RtspPublisher(Publisher):
         if answer.status == _UNAUTHORISED and self._login is not None and self._challenge is None:
             self._challenge = strongest(challenges(answer.get_all("www-authenticate")))
             if self._challenge is None:
-                raise PushError("it requires a kind of login other than Digest and Basic (401)", is_slow=True)
+                raise PushError(
+                    "the server requires an authentication scheme other than Digest and Basic (401)", is_slow=True
+                )
             answer = self._exchange(method, target, headers, body)
         if answer.status != 200:
             _refuse(answer.status or 0, method)

@@ -218,7 +218,7 @@ class PushSink(Sink):
                 if camera not in self._refused:
                     self._refused.add(camera)
                     log.error(
-                        "%s: %s is not published: the path is another camera's; put %s into it",
+                        "%s: %s is not published, because another camera uses the path; put %s into the path",
                         self.uri,
                         camera,
                         CAMERA,

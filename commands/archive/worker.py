@@ -67,7 +67,7 @@ class ArchiveSettings:
     identity: str
     """Text of all settings that change an explanation."""
     every: int = 1
-    """Every how many frames of a video one frame is explained; at least 1."""
+    """N, at least 1: every Nth frame of a video is explained."""
     part_seconds: float = 0.0
     """Length of the parts of long videos in seconds; 0 disables the division."""
     draws: bool = False

@@ -19,8 +19,8 @@ _CHANNEL: Final = (
 class HeadWatch:
     """Compares the identity of the head with the first identity that it received. Not thread-safe.
 
-    A head whose store is in memory gets a new identity at each start. It refuses processes that joined under the
-    earlier identity. Without this check, the processes would retry for a day.
+    A head whose store is in memory gets a new identity at each start. It refuses processes that joined the head with
+    the previous identity. Without this check, these processes would retry for a day.
     """
 
     def __init__(self, ask: Callable[[], bytes | None]) -> None:

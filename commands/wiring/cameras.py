@@ -103,7 +103,7 @@ class CameraDiff:
 class RunningCameras(Discovery):
     """Opens the cameras of a run; closes a camera when no thread reads it.
 
-    To change a camera, it is removed. When its last frame is delivered, a successor with the same name is added.
+    A changed camera is removed first. After its last frame is delivered, a successor with the same name is added.
     """
 
     def __init__(

@@ -51,8 +51,8 @@ class BoxHeat:
         """Return ``values`` smoothed by ``sigma``.
 
         Mode ``keep``: values below the median are raised to the median. Regions that cannot affect the box all have the
-        log-score of an empty image; without this limit, regions beside the object that lower the score further would
-        count as less important than regions that do not matter at all.
+        log-score of an empty image; without this limit, regions that lower the score even further would count as less
+        important than regions without any influence.
         """
         if self.sigma <= 0.0:
             return self.values

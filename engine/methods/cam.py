@@ -1,10 +1,9 @@
 """Class activation mapping (CAM), for comparison with Recipro-CAM.
 
 Source: Zhou et al., *Learning deep features for discriminative localization*, arXiv:1512.04150: the heat map is the sum
-  of the last
-feature maps, weighted with the class's row w of the linear layer. CAM is defined only for a network that ends in a
-mean over the grid and one linear layer. For such a network, the logit of a map that keeps only cell p is ``w f_p / (h
-w) + b``, which gives the same heat map after min-max normalisation.
+of the last feature maps, weighted with the class's row w of the linear layer. CAM is defined only for a network that
+ends in a mean over the grid and one linear layer. For such a network, the logit of a map that keeps only cell p is ``w
+f_p / (h w) + b``, which gives the same heat map after min-max normalisation.
 """
 
 from __future__ import annotations

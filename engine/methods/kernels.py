@@ -1,8 +1,7 @@
 """The spatial masks of Recipro-CAM.
 
 Source: Byun and Lee, arXiv:2209.14074, section 3: one-hot masks, or masks that spread the cell's vector over its
-  neighbours with
-the weights of a 3x3 Gaussian, cut off at the border and not renormalised.
+neighbours with the weights of a 3x3 Gaussian, cut off at the border and not renormalised.
 """
 
 from __future__ import annotations

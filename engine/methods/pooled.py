@@ -74,7 +74,7 @@ class PooledPlan(Plan):
 
 
 def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
-    """Return, for each kernel weight, how many cells get it from each masked cell: (h, w)."""
+    """Return, for each kernel weight, the number of cells with this weight in each mask: (h, w)."""
     grid = features.shape[2:]
     if kernel == "point":
         # Created on the device, not copied to it: a CUDA graph can capture this.

@@ -59,7 +59,7 @@ class EventFeed:
     def since(self, revision: int) -> tuple[int, list[dict[str, Any]] | None]:
         """Return the current revision, and the newest state of each event that changed after ``revision``.
 
-        None instead of the events: more changes than the feed stores, so all events have to be queried again.
+        The events are None if more events changed than the feed stores; then query all events again.
         """
         with self._lock:
             if revision == self.revision:

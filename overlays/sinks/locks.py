@@ -114,10 +114,10 @@ class Claims:
 def claimed(paths: Iterable[Path | SharedFolder]) -> Iterator[None]:
     """Lock files and folders for this run during the block.
 
-    A path is locked by its resolved name, and by its name in its folder's device and inode, which are the same under a
-    bind mount. A file that another run has open by a hard link is refused, too, because sinks lock open files with
-    ``open_locked``. The locks end with the process, even if it is killed. Without ``fcntl`` (Windows) nothing is
-    locked.
+    Two locks protect a path: on its resolved name, and on its folder's device and inode with its name; a bind mount
+    changes only the first. A file that another run has open by a hard link is refused, too, because sinks lock open
+    files with ``open_locked``. The locks end with the process, even if it is killed. Without ``fcntl`` (Windows)
+    nothing is locked.
 
     Raises:
         SinkError: another run has locked one of the files.

@@ -83,7 +83,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str], bags: Sequence[str] = ()) -> None:
-    """Check that no output is given twice, also as another path to the same file, or would change an input.
+    """Check that no two outputs are the same file, even by different paths, and that no output is an input.
 
     Args:
         uris: the addresses of the sinks.

@@ -87,7 +87,7 @@ class Taps:
     inputs: Tensor
     """Row index of the root's value for each tap: (vectors * taps,)."""
     change: Change | None
-    """None: all taps of the kernel are read."""
+    """The taps that the mask changes, if only these are read; None: all taps of the kernel are read."""
 
 
 @dataclass(frozen=True, eq=False)

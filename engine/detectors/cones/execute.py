@@ -148,8 +148,7 @@ def tap_matrices(wiring: Wiring) -> dict[Operation, Tensor]:
     """Return reordered weights of the operations.
 
     Convolutions that read by table: (groups, taps * C / groups, C' / groups). 1x1 convolutions of which single channels
-    are
-    computed: (C', C). Depthwise convolutions: (taps, C).
+    are computed: (C', C). Depthwise convolutions: (taps, C).
     """
     found: dict[Operation, Tensor] = {}
     for number, operation in enumerate(wiring.operations):

@@ -1,11 +1,9 @@
 """The cone plan: computes responses of boxes to masks from what a mask changes and a box needs.
 
 A region of the image affects a cone of positions that widens from layer to layer; an anchor depends on a cone that
-widens backwards from its reads. Only positions in both cones are computed, for each region. All others have their
-*base*
-value: the response to all-zero features (``keep``; computed once) or the plain pass (``drop``; computed where needed).
-The result equals
-``engine.detectors.definition.dense_responses`` to rounding.
+widens backwards from its reads. Only positions in both cones are computed, for each region. All other positions have
+their *base* value: the response to all-zero features (``keep``; computed once) or the plain pass (``drop``; computed
+where needed). The result equals ``engine.detectors.definition.dense_responses`` to rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Restores batch norms that a file has folded into its convolutions.
 
-With folded norms nothing is normalised in training: the layers of a pretrained network diverge within a few steps. A
-norm with the statistics of its input, and an affine part that inverts it, computes the same function and can learn.
+If the norms are folded, nothing is normalised in training, and a pretrained network diverges within a few steps. A
+restored norm has the statistics of its input, and an affine part that inverts the normalisation: the network computes
+the same function, and the norm can be trained.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class Deadline:
         self._ends_at = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise ``PushError`` if the time is over, because a server may send bytes without end, but no answer."""
+        """Raise ``PushError`` after the time limit, even if the server still sends bytes that are no answer."""
         if time.monotonic() > self._ends_at:
             raise PushError(f"the server does not answer for {self._seconds:g} s")
 

@@ -96,7 +96,7 @@ class Source(ABC):
 
     @abstractmethod
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames until the source ends, or until at most the read timeout after ``stop`` was set.
+        """Yield frames until the source ends or ``stop`` is set; ``stop`` takes effect within the read timeout.
 
         A live source reconnects by itself, and ends only when no further attempt can succeed.
 

@@ -60,8 +60,7 @@ class GuardConfig(StrictModel):
     cameras: Cameras = None
     """The cameras that the guard watches. Default: all cameras."""
     hold_seconds: float = Field(default=0.5, ge=0, le=3600)
-    """The guard fires after every frame has violated the rule for this time; for a detector, every frame of one
-    track."""
+    """The guard fires when every frame has violated the rule for this time; for a detector, every frame of a track."""
     clear_seconds: float = Field(default=1.0, ge=0, le=3600)
     """The alarm ends after no frame has violated the rule for this time."""
     margin: float = Field(default=0.0, ge=0, lt=1)

@@ -26,7 +26,7 @@ def iter_batches(
     idle: Callable[[], None] = lambda: None,
     has_appeared: Callable[[], bool] | None = None,
 ) -> Iterator[list[Frame]]:
-    """Yield batches of frames, one frame of each camera in turn, until all cameras have ended or ``is_over``.
+    """Yield batches of frames, one frame of each camera in turn, until all cameras have ended or ``is_over()``.
 
     A batch is yielded when it is full, when it has a frame of every running camera, or ``window_seconds`` after its
     first frame, so that a slow camera does not delay it longer. The cameras of a batch come last in the next batch. A

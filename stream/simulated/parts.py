@@ -61,7 +61,7 @@ class PartShape:
     hub: float
     """Radius of the raised ring; 0: no ring."""
     turned: bool
-    """True if the grain is circular (lathe) or straight (mill)."""
+    """True: the grain is circular, as from a lathe; False: straight, as from a mill."""
 
 
 def _ring(count: int, radius: float, hole: float, start: float = 0.0) -> tuple[Hole, ...]:

@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.frames import Box, HeatmapStats
 from pipeline.guards.box_stats import BOX
 from pipeline.passages.config import LineConfig, ZoneConfig
 from pipeline.passages.counter import PassageCounter, Places
-from pipeline.passages.objects import ObjectRegistry
 from pipeline.passages.passage import MAX_IMAGE_PIXELS
 from pipeline.passages.record import PassageRecord
 from pipeline.passages.vote import Vote
 from pipeline.trial import Trial
+from tests.support.counting import LINE, ZONE, box_at, passing, run
 from tests.support.detections import HEIGHT, WIDTH, detection, detection_frame, detections, heat_at
-
-ZONE = ZoneConfig(name="station", polygon=[(0.3, 0.0), (0.7, 0.0), (0.7, 1.0), (0.3, 1.0)])
-LINE = LineConfig(name="gate", points=[(0.5, 1.0), (0.5, 0.0)])
-SIDE = 24.0
-
-
-def box_at(x: float, y: float = 60.0) -> Box:
-    return Box(x - SIDE / 2, y - SIDE / 2, x + SIDE / 2, y + SIDE / 2)
-
-
-def passing(frames=40, speed=5.0, start=0.0, track=1, label="ok", **changes):
-    """Return the boxes by frame of an object that moves from left to right."""
-    return {
-        k: [detection(box_at(start + speed * k), track=track, label=label, **changes)]
-        for k in range(frames)
-        if 0 <= start + speed * k <= WIDTH
-    }
-
-
-def run(places, boxes, frames=60, rate=25.0, counter=None, **options):
-    """Return all passages of a script of boxes by frame."""
-    counter = counter or PassageCounter("road", places, {"ok"}, **options)
-    passages = []
-    for k in range(frames):
-        explained = counter.add(detections(detection_frame(k, rate=rate), boxes.get(k, ())))
-        passages += [(k, passage) for passage in explained.passages]
-    return passages
 
 
 def test_part_is_counted_when_it_has_left_the_zone():
@@ -73,96 +42,6 @@ def test_box_that_trembles_on_the_border_is_counted_once():
     trembling = {k: [detection(box_at(48.0 + (1.5 if k % 2 else -1.5)))] for k in range(20)}
     through = {k + 20: found for k, found in passing(30, start=50.0).items()}
     assert len(run(Places((ZONE,)), trembling | through)) == 1
-
-
-@pytest.mark.parametrize("switch", range(8, 24))
-def test_part_whose_track_changes_is_counted_once(switch):
-    boxes = passing()
-    for k in range(switch, 40):
-        boxes[k] = [replace(found, track=2) for found in boxes.get(k, ())]
-    [(_, part)] = run(Places((ZONE,)), boxes)
-    assert part.frames == 13
-
-
-@pytest.mark.parametrize("first", range(6, 30))
-def test_part_that_is_not_found_for_a_while_is_counted_once(first):
-    boxes = passing()
-    for k in range(first, first + 6):
-        boxes.pop(k, None)
-    for k in range(first, 40):
-        boxes[k] = [replace(found, track=2) for found in boxes.get(k, ())]
-    assert len(run(Places((ZONE,)), boxes)) == 1
-
-
-def test_two_boxes_of_different_classes_on_one_part_are_one_part():
-    boxes = passing()
-    for k in range(12, 30):
-        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 1.0), track=2, label="dent", score=0.8)]
-    [(_, part)] = run(Places((ZONE,)), boxes)
-    assert part.label == "ok"
-
-
-def test_objects_that_come_to_overlap_with_different_classes_are_one():
-    boxes = passing()
-    for k in range(4, 30):
-        shift = max(0.0, 14.0 - k)
-        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 1.0 + shift), track=2, label="dent", score=0.8)]
-    assert len(run(Places((ZONE,)), boxes)) == 1
-
-
-def test_two_boxes_of_one_class_on_parts_of_one_object_are_one_part():
-    """The detector splits a part into two boxes that suppression keeps, because they overlap too little."""
-    boxes = passing()
-    for k in range(8, 40):
-        if k in boxes and k % 7 != 3:
-            middle = 5.0 * k
-            left, right = Box(middle - 12, 48, middle + 4, 72), Box(middle - 4, 48, middle + 12, 72)
-            boxes[k] = [detection(left, track=1, label="ok"), detection(right, track=2, label="ok", score=0.8)]
-    assert len(run(Places((ZONE,), same_object_overlap=0.5), boxes)) == 1
-
-
-def test_track_that_jumps_to_the_next_part_loses_neither():
-    """Track 1 is a second box of the first part, is lost, and is found again on the part behind it."""
-    boxes = {k: [*found, detection(box_at(5.0 * k + 2), track=1, label="dent", score=0.4)]
-             for k, found in passing(track=2).items() if k < 14}  # fmt: skip
-    boxes |= {k: found for k, found in passing(track=2).items() if k >= 14}
-    for k in range(20, 60):
-        behind = detection(box_at(5.0 * k - 80.0), track=1, label="ok")
-        boxes[k] = [*boxes.get(k, ()), behind]
-    assert [part.label for _, part in run(Places((ZONE,)), boxes, frames=80)] == ["ok", "ok"]
-
-
-def test_vehicles_that_cover_each_other_are_counted_if_the_overlap_is_raised():
-    boxes = passing(label="car")
-    for k in boxes:
-        boxes[k] = [*boxes[k], detection(box_at(5.0 * k + 4.0, 66.0), track=2, label="car", score=0.8)]
-    assert len(run(Places(lines=(LINE,)), boxes)) == 1
-    assert len(run(Places(lines=(LINE,), same_object_overlap=0.9), boxes)) == 2
-
-
-def test_object_that_enters_at_the_edge_of_the_image_is_expected_by_its_free_edge():
-    registry = ObjectRegistry()
-    for k in range(1, 4):
-        box = Box(0.0, 50.0, 8.0 * k, 74.0)  # its left edge is outside
-        [(each, _)] = registry.update([detection(box)], k / 25, (WIDTH, HEIGHT))
-    assert each.velocity[0] == pytest.approx(8.0 * 25)
-
-
-def test_two_objects_of_one_class_side_by_side_are_two_parts():
-    boxes = passing()
-    for k in boxes:
-        boxes[k] = [*boxes[k], detection(box_at(5.0 * k, 60.0 + SIDE), track=2, label="ok")]
-    assert len(run(Places((ZONE,)), boxes)) == 2
-
-
-def test_track_that_jumps_to_another_object_leaves_its_own():
-    """Two tracks of one object whose boxes separate are two objects."""
-    boxes = passing()
-    for k in range(2, 40):
-        if k in boxes:
-            y = 60.0 if k < 10 else min(60.0 + 4 * (k - 9), 100.0)
-            boxes[k] = [*boxes[k], detection(box_at(5.0 * k, y), track=2, label="dent", score=0.8)]
-    assert Counter(part.label for _, part in run(Places((ZONE,)), boxes)) == {"ok": 1, "dent": 1}
 
 
 def test_part_that_is_lost_in_the_zone_is_counted_after_the_gap():
@@ -271,46 +150,11 @@ def test_classes_restrict_what_is_counted():
     assert len(run(places, passing(label="bus"))) == 2
 
 
-def test_box_of_a_class_that_no_place_names_moves_no_object():
-    """The detector takes a part of the road for an airplane, on the track of the object, for longer than a moment."""
-    boxes = passing()
-    for k in (12, 13, 14, 15):
-        boxes[k] = [detection(Box(50.0, 30.0, 156.0, 90.0), label="airplane")]
-    line = LINE.model_copy(update={"classes": ["ok"]})
-    assert [(p.label, p.frames) for _, p in run(Places((), (line,)), boxes)] == [("ok", 14)]
-
-
 def test_classes_of_a_camera_are_those_that_a_place_counts_and_those_that_are_ok():
     named, line = ZONE.model_copy(update={"classes": ["dent"]}), LINE.model_copy(update={"classes": ["car"]})
     assert Places((named,), (line,)).classes({"ok"}) == {"ok", "dent", "car"}
     assert Places((named.model_copy(update={"ok": ["good"]}),)).classes({"ok"}) == {"good", "dent"}
     assert Places((named,), (LINE,)).classes({"ok"}) is None
-
-
-def test_box_whose_size_jumps_moves_its_object_nowhere():
-    """The track's box grows in some frames, to a centre on the other side of the line."""
-    boxes = passing()
-    for k in (12, 13, 15):
-        boxes[k] = [detection(Box(50.0, 30.0, 156.0, 90.0), label="ok")]
-    assert [(p.direction, p.frames) for _, p in run(Places((), (LINE,)), boxes)] == [("forward", 15)]
-
-
-def test_size_that_stays_is_accepted():
-    boxes = passing()
-    for k in range(12, 27):
-        boxes[k] = [detection(Box(5.0 * k - 36.0, 24.0, 5.0 * k + 36.0, 96.0), label="ok")]
-    [(_, part)] = run(Places((ZONE,)), boxes)
-    assert part.frames == 11  # two of 13 are left out
-
-
-def test_box_that_comes_from_the_edge_of_the_image_may_grow_by_any_length():
-    """A long object enters at 1000 pixels per second: its visible width grows to four times in a frame."""
-    boxes = {k: [detection(Box(max(0.0, 10.0 + 40.0 * k - 100.0), 40.0, 10.0 + 40.0 * k, 80.0), label="ok")]
-             for k in range(4)}  # fmt: skip
-    line = LineConfig(name="gate", points=[(0.25, 1.0), (0.25, 0.0)])
-    registry = ObjectRegistry()
-    assert [len(registry.update(found, k / 25, (WIDTH, HEIGHT))) for k, found in boxes.items()] == [1] * 4
-    assert len(run(Places((), (line,)), boxes)) == 1
 
 
 def test_crossing_has_a_direction():
@@ -393,23 +237,3 @@ def test_image_of_a_large_object_is_reduced():
     record = PassageRecord(Vote())
     record.add(detection(Box(0.0, 0.0, 2000.0, 1000.0)), Box(0.0, 0.0, 2000.0, 1000.0), frame, is_clipped=True)
     assert max(record.result()["image"].shape) <= MAX_IMAGE_PIXELS
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 1 << 32), st.floats(3.0, 12.0), st.sampled_from([10.0, 25.0]), st.integers(30, 60))
-def test_every_part_is_counted_once_with_lost_frames_and_new_tracks(seed, step, rate, pitch):
-    """Parts follow one another at a pitch above their size; a fifth of the frames is lost, tracks change anywhere."""
-    dice = random.Random(seed)
-    frames = int((WIDTH + 4 * pitch) / step) + int(2 * rate)
-    counter = PassageCounter("road", Places((ZONE,)), {"ok"})
-    tracks = {number: number for number in range(4)}
-    parts, was_lost = [], False
-    for k in range(frames):
-        positions = {number: step * k - number * pitch for number in tracks}
-        if dice.random() < 0.2:
-            tracks[dice.randrange(4)] = 1 + max(tracks.values())
-        found = [detection(box_at(x), track=tracks[n], label="ok") for n, x in positions.items() if 0 <= x <= WIDTH]
-        was_lost = not was_lost and dice.random() < 0.25
-        if not was_lost:
-            parts += counter.add(detections(detection_frame(k, rate=rate), found)).passages
-    assert len(parts) == 4

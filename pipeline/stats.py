@@ -71,7 +71,7 @@ class CameraStats:
     """Frames of ``pointed`` whose hottest cell has its centre in a true box: the pointing game (Zhang et al. 2016)."""
 
     def rate(self, now: float) -> float:
-        """Return the rate of the last frames; 0 if none came for 2 s, or for three mean intervals if these are longer."""
+        """Return the rate of the last frames; 0 if none came for 2 s, or for three mean intervals if longer."""
         return self.frame_rate.frames_per_second(now, _SILENT_SECONDS)
 
 

@@ -105,10 +105,10 @@ class CameraStream:
     def _render(self, explanation: Explanation) -> Overlay:
         # An explanation with NaN or infinite numbers cannot be drawn; every sink refuses it.
         if not self._outputs.needs_image(self._worker.camera) or find_non_finite(explanation):
-            return Overlay(explanation.frame.image, explanation)
+            return Overlay(explanation.frame.pixels, explanation)
         started_at = time.monotonic()
         overlay = self._renderer.render(explanation)
-        if overlay.image is not explanation.frame.image or overlay.jpeg is not None:  # it was drawn here
+        if overlay.is_drawn or overlay.jpeg is not None:  # it was drawn here
             self._stats.observe_stage("render", time.monotonic() - started_at)
         return overlay
 

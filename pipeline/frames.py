@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.device_image import DeviceImage
+
 if TYPE_CHECKING:
     from pipeline.guards.state import GuardState
     from pipeline.input_area import InputArea
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 Image = npt.NDArray[np.uint8]
 """An RGB image, uint8, (height, width, 3)."""
+
+Pixels = Image | DeviceImage
+"""An RGB image, or an image in device memory that becomes one when it is downloaded."""
 
 Heat = npt.NDArray[np.float32]
 """A heat map on the layer's grid, float32 in [0, 1], (rows, columns)."""
@@ -34,6 +39,11 @@ def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
+
+
+def _on_host(pixels: Pixels) -> Image:
+    """Return an image in host memory; downloads it at the first call."""
+    return pixels.download() if isinstance(pixels, DeviceImage) else pixels
 
 
 class Box(NamedTuple):
@@ -81,8 +91,8 @@ class GroundTruth:
 class Frame:
     """One image from a camera."""
 
-    image: Image
-    """uint8 RGB, (height, width, 3), read-only."""
+    pixels: Pixels
+    """The image: uint8 RGB, (height, width, 3), read-only; or an image in device memory, which ``image`` downloads."""
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
@@ -103,21 +113,28 @@ class Frame:
     """Number of the lease under which a fleet's worker read the camera; None outside a fleet."""
 
     def __post_init__(self) -> None:
-        image = self.image
+        image = self.pixels
+        if isinstance(image, DeviceImage):
+            return
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             message = f"image: {image.dtype} {image.shape}; should be uint8 RGB of shape (height, width, 3)"
             raise ValueError(message)
-        object.__setattr__(self, "image", read_only(image))
+        object.__setattr__(self, "pixels", read_only(image))
+
+    @property
+    def image(self) -> Image:
+        """The image in host memory: uint8 RGB, (height, width, 3), read-only."""
+        return _on_host(self.pixels)
 
     @property
     def height(self) -> int:
         """Height in pixels."""
-        return int(self.image.shape[0])
+        return int(self.pixels.shape[0])
 
     @property
     def width(self) -> int:
         """Width in pixels."""
-        return int(self.image.shape[1])
+        return int(self.pixels.shape[1])
 
     def age_seconds(self, now: float | None = None) -> float:
         """Return the seconds from decoding to ``now`` (monotonic; None = the current time)."""
@@ -370,8 +387,9 @@ class Jpeg(NamedTuple):
 class Overlay:
     """An explanation and its drawn image."""
 
-    image: Image
-    """uint8 RGB of the frame's size, read-only; the image of the frame, without drawings, if no sink needs them."""
+    pixels: Pixels
+    """uint8 RGB of the frame's size, read-only; the ``pixels`` of the frame, without drawings, if no sink needs
+    them."""
     explanation: Explanation
     signal_loss: SignalLoss | None = None
     """Set while the camera delivers no frames: the explanation is its last, and the image is marked as old."""
@@ -379,4 +397,15 @@ class Overlay:
     """The drawn image, if the engine drew it; ``image`` is then not drawn, unless a sink needs a drawn array."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image", read_only(self.image))
+        if not isinstance(self.pixels, DeviceImage):
+            object.__setattr__(self, "pixels", read_only(self.pixels))
+
+    @property
+    def image(self) -> Image:
+        """The image in host memory: uint8 RGB of the frame's size, read-only."""
+        return _on_host(self.pixels)
+
+    @property
+    def is_drawn(self) -> bool:
+        """True if ``pixels`` is not the plain image of the frame."""
+        return self.pixels is not self.explanation.frame.pixels

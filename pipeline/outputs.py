@@ -182,5 +182,5 @@ def _is_frame(overlay: Overlay) -> bool:
 
 
 def _size_of(overlay: Overlay) -> int:
-    frame_image = overlay.explanation.frame.image
-    return overlay.image.nbytes + (0 if overlay.image is frame_image else frame_image.nbytes)
+    frame_pixels = overlay.explanation.frame.pixels
+    return frame_pixels.nbytes + (overlay.pixels.nbytes if overlay.is_drawn else 0)

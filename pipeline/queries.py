@@ -116,9 +116,9 @@ class RecentFrames:
         with self._lock:
             now = self._clock()
             self._recent.append((now, frame))
-            self._bytes += frame.image.nbytes
+            self._bytes += frame.pixels.nbytes
             while self._recent and (self._bytes > self._max_bytes or now - self._recent[0][0] > RECENT_SECONDS):
-                self._bytes -= self._recent.popleft()[1].image.nbytes
+                self._bytes -= self._recent.popleft()[1].pixels.nbytes
             self._expire(now)
 
     def clear(self) -> None:

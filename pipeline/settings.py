@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import PydanticCustomError
 
 from pipeline.camera_setup import CameraSetup
+from pipeline.device_image import CopyPlanes
 from pipeline.errors import did_you_mean
 from pipeline.input_area import InputAreaOptions, MaskOption, RoiOption
 from pipeline.passages.config import Lines, Zones
@@ -146,6 +147,8 @@ class SourceContext:
     """Number of the GPU for the decoders ``cuda`` and ``auto``."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The secret files' texts, by the names of their fields."""
+    copy_planes: CopyPlanes | None = field(default=None, compare=False)
+    """Copies a decoded frame within the memory of the engine's GPU; None: the engine reads host memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,12 @@ def apply_orientation(image: Image, transform: tuple[bool, bool, bool]) -> Image
     return np.asarray(oriented if flip is None else cv2.flip(oriented, flip), dtype=np.uint8)
 
 
+def on_host(frame: av.VideoFrame) -> av.VideoFrame:
+    """Return a decoded frame in host memory, in the decoder's pixel format; downloads it from a GPU."""
+    layout = frame.sw_format
+    return frame if layout is None else VideoReformatter().reformat(frame, format=layout.name, threads=1)
+
+
 class Deinterlacer:
     """Deinterlaces with FFmpeg's filter bwdif, from the first interlaced frame on.
 
@@ -158,6 +164,8 @@ class Deinterlacer:
 
     def feed(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
         """Add one frame; return the frames that are ready, in order."""
+        if self._graph is not None or frame.interlaced_frame:  # the filter runs on the host
+            frame = on_host(frame)
         shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         ready: list[av.VideoFrame] = []
         if self._graph is not None and shape != self._shape:

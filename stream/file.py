@@ -29,10 +29,11 @@ from stream.container_info import (
     mp4_is_whole,
     packets_total,
 )
-from stream.convert import PixelAspect, RgbConverter
+from stream.convert import PixelAspect
 from stream.corruption import CorruptionTracker
 from stream.decode import VideoDecoder, VideoPacket, packets, video_stream
 from stream.failures import classify_error
+from stream.gpu_frames import FrameConverter
 from stream.hwaccel import DecoderSelector, Readable
 from stream.limits import ImageTooLargeError
 from stream.mpegts_splices import begins_anew, only_padding_behind, without_corrupt_flag
@@ -166,7 +167,7 @@ class FileSource(Source):
 
     def _pass(self, clock: StreamClock, index: int, stop: threading.Event) -> Iterator[Frame]:
         """Yield the frames of one pass over the file; frame numbers start at ``index``."""
-        rgb, corrupt = RgbConverter(), 0
+        converter, corrupt = FrameConverter(self._decoder.copy_planes), 0
         self.health = Health("live", corrupt=self._decoding.corrupt)
         self._frames_delivered = 0
         for frame in self._decoded_frames:
@@ -178,7 +179,7 @@ class FileSource(Source):
             pts = clock.to_seconds(None if frame.pts is None else frame.time)
             self._last_seconds = pts
             self._note_end(frame)
-            image = rgb.convert(frame, self._aspect.now())
+            image = converter.convert(frame, self._aspect.now())
             yield Frame(
                 image, self.camera, index + self._frames_delivered, time.monotonic(), pts, source_name=self.name
             )

@@ -1,6 +1,6 @@
 """Selects the decoder of a stream: the CPU, or an NVIDIA GPU (NVDEC).
 
-FFmpeg copies each frame from the GPU to host memory at once, as nv12 or p010.
+FFmpeg copies each frame from the GPU to host memory at once, as nv12 or p010, unless frames stay on the GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from av.codec.hwaccel import HWAccel, hwdevices_available
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
+from pipeline.device_image import CopyPlanes
 from pipeline.errors import SourceError
 from stream.cuda_context import primary_context
 from stream.failures import Failure
@@ -32,6 +33,10 @@ _VIDEO_PART: Final = "in a Docker container set NVIDIA_DRIVER_CAPABILITIES=compu
 # stream, which takes about 400 MB of GPU memory.
 _CURRENT: Final[dict[str, object]] = {"current_ctx": "1"}
 _CONTEXTS: Final[tuple[dict[str, object], ...]] = (_CURRENT, {"primary_ctx": "1"}, {})
+# Frames that stay on the GPU must be in the network's context. PyAV adds primary_ctx=1 unless it is given, and FFmpeg
+# refuses both.
+_CURRENT_OF_FRAMES: Final[dict[str, object]] = {**_CURRENT, "primary_ctx": "0"}
+_CONTEXTS_OF_FRAMES: Final[tuple[dict[str, object], ...]] = (_CURRENT_OF_FRAMES, {"primary_ctx": "1"})
 # FFmpeg's errors for failures of the GPU while a stream is opened; they are never caused by networks or files.
 _GPU_ERRORS: Final = (av.error.ExternalError, av.error.UnknownError)
 
@@ -58,14 +63,18 @@ class _Opened:
     """Keeps the GPU's context until the process ends, so that the next camera shares it."""
 
 
-_OPENED: Final[dict[int, _Opened]] = {}
+_OPENED: Final[dict[tuple[int, bool], _Opened]] = {}  # by GPU, and whether frames stay on it
 _LOCK: Final = threading.Lock()  # cameras that connect at the same time open the GPU once
 
 
-def cuda_hwaccel(gpu: int) -> HWAccel:
+def cuda_hwaccel(gpu: int, *, keep_frames: bool = False) -> HWAccel:
     """Return ``av.open``'s ``hwaccel`` for ``cuda:gpu``; opens the GPU once.
 
     Call ``av.open`` within ``primary_context(gpu)``: FFmpeg opens the GPU again for each stream, with the same options.
+
+    Args:
+        gpu: the GPU's number.
+        keep_frames: True: decoded frames stay in the GPU's memory; False: FFmpeg downloads them.
 
     Raises:
         HardwareDecoderUnavailableError: there is no driver or no such GPU, or FFmpeg was built without CUDA.
@@ -73,9 +82,10 @@ def cuda_hwaccel(gpu: int) -> HWAccel:
     if "cuda" not in hwdevices_available():
         raise HardwareDecoderUnavailableError("this build of FFmpeg does not support NVIDIA GPUs")
     with _LOCK:
-        if gpu not in _OPENED:
-            _OPENED[gpu] = _open(gpu)
-        return _OPENED[gpu].request
+        key = (gpu, keep_frames)
+        if key not in _OPENED:
+            _OPENED[key] = _open(gpu, keep_frames=keep_frames)
+        return _OPENED[key].request
 
 
 def available_hwaccels() -> str:
@@ -83,16 +93,24 @@ def available_hwaccels() -> str:
     return ", ".join(hwdevices_available()) or "none"
 
 
-def _open(gpu: int) -> _Opened:
+def _open(gpu: int, *, keep_frames: bool) -> _Opened:
+    choices = _CONTEXTS_OF_FRAMES if keep_frames else _CONTEXTS
     with primary_context(gpu) as is_current:
-        return _open_by(gpu, [options for options in _CONTEXTS if is_current or options is not _CURRENT])
+        usable = [options for options in choices if is_current or "current_ctx" not in options]
+        return _open_by(gpu, usable, keep_frames=keep_frames)
 
 
-def _open_by(gpu: int, choices: Sequence[Mapping[str, object]]) -> _Opened:
+def _open_by(gpu: int, choices: Sequence[Mapping[str, object]], *, keep_frames: bool = False) -> _Opened:
     """Open a GPU with the first of ``choices`` (FFmpeg's options) that works."""
     last_error: Exception | None = None
     for options in choices:
-        request = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
+        request = HWAccel(
+            "cuda",
+            device=str(gpu),
+            allow_software_fallback=True,
+            options=dict(options),
+            is_hw_owned=keep_frames,
+        )
         try:
             return _Opened(request, request.create(Codec("h264", "r")))
         except av.error.PermissionError:  # FFmpeg raises it for a library that cannot be loaded
@@ -106,7 +124,13 @@ class DecoderSelector:
     """Selects the decoder of one camera or file; logs each change."""
 
     def __init__(
-        self, choice: str = "cpu", *, gpu: int = 0, reason_against_gpu: str = "", max_pixels: int | None = None
+        self,
+        choice: str = "cpu",
+        *,
+        gpu: int = 0,
+        reason_against_gpu: str = "",
+        max_pixels: int | None = None,
+        copy_planes: CopyPlanes | None = None,
     ) -> None:
         """Create a selector; nothing is opened yet.
 
@@ -116,8 +140,11 @@ class DecoderSelector:
             gpu: the number of the GPU for ``cuda`` and ``auto``.
             reason_against_gpu: why the GPU is unsuitable for this stream; if set, ``auto`` uses the CPU.
             max_pixels: maximum pixels of a frame; None: no limit.
+            copy_planes: copies a frame within the GPU's memory, where it then stays; None: frames are downloaded.
         """
         self.max_pixels = max_pixels
+        self.copy_planes = copy_planes
+        """Copies a frame within the GPU's memory, where it then stays; None: frames are downloaded."""
         self._choice = choice
         self._gpu = int(choice[5:]) if choice.startswith("cuda:") else gpu
         self._reason_against_gpu = reason_against_gpu
@@ -222,7 +249,7 @@ class DecoderSelector:
         if not self.wants_gpu:
             return None
         try:
-            return cuda_hwaccel(self._gpu)
+            return cuda_hwaccel(self._gpu, keep_frames=self.copy_planes is not None)
         except HardwareDecoderUnavailableError as error:
             reason = f"cuda:{self._gpu} cannot decode: {error}"
             if self._requires_gpu:

@@ -25,10 +25,11 @@ from pipeline.frames import Frame
 from pipeline.ports import Health, Source, State
 from stream.attempt import Attempt
 from stream.clock import StreamClock
-from stream.convert import PixelAspect, RgbConverter
+from stream.convert import PixelAspect
 from stream.corruption import CorruptionTracker
 from stream.decode import VideoDecoder, VideoPacket, drop_bad_extradata, packets_of, video_stream
 from stream.failures import Failure, FailureError, StreamEndedError, classify_error
+from stream.gpu_frames import FrameConverter
 from stream.h264 import FrameNumbers
 from stream.hwaccel import DecoderSelector
 from stream.limits import ImageTooLargeError
@@ -200,16 +201,17 @@ class LiveSource(Source):
             numbers=numbers,
             max_pixels=self._spec.decoder.max_pixels,
         )
-        rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._spec.decoder.max_pixels)
+        decoder = self._spec.decoder
+        converter, aspect = FrameConverter(decoder.copy_planes), PixelAspect(stream, max_pixels=decoder.max_pixels)
         self._clock.restart()
         corrupt_before, self._last_pts, last_at = self.health.corrupt, None, 0.0
         packets = self._monitored(self._spec.packets(container, attempt.stop), decoding, attempt)
         for frame in decoding.run(packets, attempt.stop):
-            if not self._delivered_frames and (failure := self._spec.decoder.verify_first_frame(context, self.camera)):
+            if not self._delivered_frames and (failure := decoder.verify_first_frame(context, self.camera)):
                 raise SourceConnectionLostError(failure)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if frame.pts is None else frame.time
-            image, captured_at = rgb.convert(frame, aspect.now()), time.monotonic()
+            image, captured_at = converter.convert(frame, aspect.now()), time.monotonic()
             pts = self._clock.to_seconds(self._last_pts, arrived_at=captured_at if self.live else None)
             index, self._index = self._index, self._index + 1
             if self._connection_frames:

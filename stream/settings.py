@@ -84,6 +84,9 @@ class NetworkSettings(LiveSettings):
     decoder: Device | None = None
     """The decoder: cpu; cuda or cuda:N (an NVIDIA GPU; an error if it cannot decode); auto (the GPU if it can decode,
     else the CPU; docs/gpu.md). Default: the setting for all sources."""
+    device_frames: bool = False
+    """true: frames that a GPU decodes stay in its memory until something on the host reads them; needs engine.device
+    cuda, and a decoder on the same GPU. Experimental: it has never run on a GPU (docs/gpu.md)."""
 
 
 class RtspSettings(NetworkSettings):
@@ -122,6 +125,9 @@ class FileSettings(SourceSettings):
     decoder: Device | None = None
     """The decoder: cpu; cuda or cuda:N (an NVIDIA GPU; an error if it cannot decode); auto (the GPU if it can decode,
     else the CPU; docs/gpu.md). Default: the setting for all sources."""
+    device_frames: bool = False
+    """true: frames that a GPU decodes stay in its memory until something on the host reads them; needs engine.device
+    cuda, and a decoder on the same GPU. Experimental: it has never run on a GPU (docs/gpu.md)."""
     max_pixels: MaxPixels | None = None
     """Maximum pixels of an image; larger images are refused. Default: 128 million."""
 

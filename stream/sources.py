@@ -257,6 +257,7 @@ def _decoder(
         gpu=context.gpu,
         reason_against_gpu=doubt,
         max_pixels=settings.max_pixels or max_pixels,
+        copy_planes=context.copy_planes if settings.device_frames else None,
     )
 
 

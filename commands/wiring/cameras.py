@@ -13,7 +13,8 @@ from typing import Self
 
 from commands.wiring.sinks import read_secrets
 from pipeline.config import Config
-from pipeline.errors import ReciproStreamError
+from pipeline.device_image import CopyPlanes
+from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.ports import Discovery, Source, overflow_of
 from pipeline.settings import Secret, SourceContext, SourceSettings
 
@@ -69,7 +70,8 @@ def make_cameras(config: Config) -> list[Camera]:
         settings = entry.model_copy(update={"uri": _address(entry, secrets)})
         if isinstance(settings, GenicamSettings) and settings.producer is None:
             settings = settings.model_copy(update={"producer": os.environ.get("GENICAM_GENTL64_PATH")})
-        context = SourceContext(name, config.decoder, gpu, secrets)
+        copy_planes = _plane_copier(config, entry) if getattr(entry, "device_frames", False) else None
+        context = SourceContext(name, config.decoder, gpu, secrets, copy_planes)
         source = build_source(settings, context=context)
         source.overflow = entry.overflow or config.overflow or source.overflow
         source.input_area = entry.input_area
@@ -78,6 +80,23 @@ def make_cameras(config: Config) -> list[Camera]:
     for camera, unique in zip(cameras, unique_names(names), strict=True):
         camera.source.camera = unique
     return cameras
+
+
+def _plane_copier(config: Config, entry: SourceSettings) -> CopyPlanes:
+    """Return the function that keeps a source's frames on the engine's GPU. Raises ``ConfigError`` without one."""
+    from engine.gpu.decoded import plane_copier
+    from engine.runtime.devices import choose_device
+    from stream.redact import redact
+
+    device = choose_device(config.engine.device)
+    decoder = getattr(entry, "decoder", None) or config.decoder
+    if device.type != "cuda":
+        remedy = "set engine.device: cuda, or remove device_frames"
+        raise ConfigError(f"{redact(entry.uri)}: device_frames needs a GPU, but the engine runs on {device}; {remedy}")
+    if decoder == "cpu" or (decoder.startswith("cuda:") and decoder != str(device)):
+        remedy = f"set decoder: {device}, or auto, or remove device_frames"
+        raise ConfigError(f"{redact(entry.uri)}: device_frames needs a decoder on {device}, not {decoder}; {remedy}")
+    return plane_copier(device)
 
 
 def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:

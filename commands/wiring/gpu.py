@@ -53,7 +53,7 @@ class GpuRenderer(Renderer):
         patches = self._drawing.render_patches(explanation)
         with self._turn:
             jpeg, image = self._explainer.download(explanation, patches, jpeg_quality=quality, as_array=array)
-        return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
+        return Overlay(explanation.frame.pixels if image is None else image, explanation, jpeg=jpeg)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Render a camera's last frame as stale, on the host."""

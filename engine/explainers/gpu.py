@@ -19,13 +19,12 @@ from torch import Tensor
 
 from engine.backends.registry import first_line
 from engine.explainers.network import NetworkExplainer
-from engine.gpu.batch_pipeline import BatchPipeline, InFlightBatch, buckets_up_to
-from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patches, encode_jpeg
+from engine.gpu.batch_pipeline import BatchPipeline, FrameKind, InFlightBatch, buckets_up_to, kind_of
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, Nv12ToRgb, blend_patches, encode_jpeg
 from engine.gpu.streams import DeviceStreams, Outputs, device_streams
 from engine.models.loader import LoadedModel
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
-from pipeline.input_area import InputArea
 from pipeline.ports import MaskingOptions
 
 log = logging.getLogger(__name__)
@@ -90,13 +89,13 @@ class GpuExplainer(NetworkExplainer):
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Start a batch; the returned function waits for it and returns one explanation per frame, in order."""
         started_at = time.perf_counter()
-        alike: dict[tuple[int, int, InputArea | None], list[int]] = {}
+        alike: dict[FrameKind, list[int]] = {}
         for number, frame in enumerate(frames):
-            alike.setdefault((frame.height, frame.width, frame.area), []).append(number)
+            alike.setdefault(kind_of(frame.pixels, frame.area), []).append(number)
         with torch.inference_mode(), self._network_lock:
             submitted = [
-                (numbers, self._batches.submit([frames[number].image for number in numbers], area))
-                for (_, _, area), numbers in alike.items()
+                (numbers, self._batches.submit([frames[number].pixels for number in numbers], kind.area))
+                for kind, numbers in alike.items()
             ]
         launched = time.perf_counter() - started_at
 
@@ -183,22 +182,22 @@ class GpuExplainer(NetworkExplainer):
                 self._encodes_on_device = False
         return encode_jpeg([image.cpu()], quality)[0]
 
-    def _to_capture(self, frames: Tensor, area: InputArea | None) -> Callable[[], Outputs]:
-        """Return the function of one CUDA graph: preprocess, network, explanation, colour map, blend."""
+    def _to_capture(self, frames: Tensor, kind: FrameKind) -> Callable[[], Outputs]:
+        """Return the function of one CUDA graph: RGB, preprocess, network, explanation, colour map, blend."""
         build, device = self._runner.config, self._streams.device
-        bucket, *size, _ = frames.shape
-        frame_size = (size[0], size[1])
-        to_input = FramePreprocessor(self._preprocessing, frame_size, area).to(device)
+        to_rgb = None if kind.colours is None else Nv12ToRgb(kind.colours)
+        to_input = FramePreprocessor(self._preprocessing, kind.size, kind.area).to(device)
         region = to_input.placement.region
-        paint = HeatmapBlender(self._heat_lut, region, self.info.grid, frame_size).to(device)
-        images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
+        paint = HeatmapBlender(self._heat_lut, region, self.info.grid, kind.size).to(device)
+        images = torch.zeros((len(frames), 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
         # Resizing may change the memory format, but the network was compiled for this one.
         images = images.contiguous(memory_format=torch.channels_last)
 
         def call() -> Outputs:
-            images.copy_(to_input(frames))
+            shown = frames if to_rgb is None else to_rgb(frames)
+            images.copy_(to_input(shown))
             scores, classes, heat = self._runner(images)
-            return scores, classes, heat, paint(frames, heat[:, 0])
+            return scores, classes, heat, paint(shown, heat[:, 0])
 
         return call
 

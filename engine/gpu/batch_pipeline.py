@@ -1,7 +1,8 @@
 """Pipeline of batches on the device: upload, one captured graph, download.
 
 The host fills the next slot of a ring while the previous slot is copied. The copy stream uploads batch n + 1 while the
-compute stream explains batch n. A reader waits only for the batch it reads.
+compute stream explains batch n. A reader waits only for the batch it reads. Frames that a GPU decoder has left on the
+device are not uploaded.
 
 Memory is bounded: one ring serves all frame sizes, host memory for results is reused, and only the graphs of recently
 used frame sizes are kept. All graphs of a frame size are captured at its first frame, so that no later batch waits.
@@ -12,16 +13,19 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.gpu.decoded import decoded_planes
 from engine.gpu.streams import Call, DeviceStreams
-from pipeline.frames import Image
+from pipeline.device_image import DeviceImage, YuvColours
+from pipeline.frames import Image, Pixels
 from pipeline.input_area import InputArea
 
 log = logging.getLogger(__name__)
@@ -29,9 +33,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Size = tuple[int, int]
 """Height and width of a frame."""
-Capture = Callable[[Tensor, InputArea | None], Call]
-Key = tuple[Size, InputArea | None]
-"""Frame size and input area, which are equal for all frames that share a graph."""
+
+
+class FrameKind(NamedTuple):
+    """What is equal for all frames that share a graph."""
+
+    size: Size
+    area: InputArea | None = None
+    """The part of the frames that the network gets."""
+    colours: YuvColours | None = None
+    """The conversion of NV12 frames that a GPU decoded; None for RGB frames from the host."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a frame in device memory."""
+        height, width = self.size
+        return (height, width, 3) if self.colours is None else (height * 3 // 2, width)
+
+
+Capture = Callable[[Tensor, FrameKind], Call]
+
 
 SLOTS: Final = 3
 """Number of slots in the ring: one is filled, one is copied, one is explained."""
@@ -43,6 +64,12 @@ MAX_GRAPH_BYTES: Final = 4 << 30
 _POWERS_UP_TO: Final = 8
 _LAUNCH_FRAMES: Final = 8
 """Fixed time per batch, in units of the time per frame of a large batch: small batches do not fill a GPU."""
+
+
+def kind_of(image: Pixels, area: InputArea | None = None) -> FrameKind:
+    """Return the kind of a frame with this image and input area."""
+    height, width, _ = image.shape
+    return FrameKind((height, width), area, image.colours if isinstance(image, DeviceImage) else None)
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
@@ -80,7 +107,7 @@ class CapturedSize:
     """The captured graphs of one frame size, over fixed memory."""
 
     frames: Tensor
-    """The graphs' input on the device, uint8 (largest bucket, H, W, 3); each graph reads the first rows."""
+    """The graphs' input on the device, uint8 (largest bucket, *shape of a frame); each graph reads the first rows."""
     graphs: dict[int, Call]
     """By bucket: a graph that returns scores, classes, heat maps and images of ``frames``, in fixed memory."""
     last_used: object = None
@@ -129,24 +156,24 @@ class BatchPipeline:
         Args:
             streams: the device's streams.
             buckets: batch sizes to capture.
-            capture: returns the function to capture, for frames in device memory, uint8 (bucket, H, W, 3), and the
-                area of them that the network gets.
+            capture: returns the function to capture, for frames in device memory, uint8 (bucket, H, W, 3) or NV12
+                (bucket, H * 3 // 2, W), and their kind.
         """
         self.streams = streams
         self.buckets = tuple(sorted(buckets))
         self._capture = capture
-        self._sizes: dict[Key, CapturedSize] = {}
-        """The captured sizes and areas, in order of last use."""
+        self._sizes: dict[FrameKind, CapturedSize] = {}
+        """The captured kinds of frames, in order of last use."""
         nothing = torch.empty(0, dtype=torch.uint8)
         self._ring = itertools.cycle([_Slot(nothing, nothing) for _ in range(SLOTS)])
         self._answers: dict[int, list[tuple[Tensor, ...]]] = {size: [] for size in self.buckets}
         """Free host memory for the results of a bucket."""
 
-    def submit(self, images: Sequence[Image], area: InputArea | None = None) -> list[InFlightBatch]:
-        """Submit frames of one size and area and return at once; the batches are in order."""
+    def submit(self, images: Sequence[Pixels], area: InputArea | None = None) -> list[InFlightBatch]:
+        """Submit frames of one kind and return at once; the batches are in order."""
         if not images:
             return []
-        captured = self.prepare((images[0].shape[0], images[0].shape[1]), area)
+        captured = self.prepare(kind_of(images[0], area))
         flights = []
         start = 0
         for count, bucket in split_into_buckets(len(images), tuple(captured.graphs)):
@@ -158,8 +185,8 @@ class BatchPipeline:
         """Reuse the host memory of a batch whose outputs have been read."""
         self._answers[batch.bucket].append(batch.memory)
 
-    def prepare(self, size: Size, area: InputArea | None = None) -> CapturedSize:
-        """Return the graphs for this frame size and area; capture them at the first call.
+    def prepare(self, kind: FrameKind) -> CapturedSize:
+        """Return the graphs for this kind of frames; capture them at the first call.
 
         An area usually belongs to a single camera, with one frame per batch: only its smallest bucket is captured, so
         that the graphs of many cameras fit into memory.
@@ -167,24 +194,24 @@ class BatchPipeline:
         Raises:
             torch.OutOfMemoryError: the device has not enough memory for the smallest bucket.
         """
-        captured = self._sizes.pop((size, area), None)
+        captured = self._sizes.pop(kind, None)
         if captured is None:
-            captured = self._captured(size, area)
+            captured = self._captured(kind)
             held = captured.nbytes + sum(other.nbytes for other in self._sizes.values())
             while held > MAX_GRAPH_BYTES and self._sizes:
                 held -= self._release_oldest()
-        self._sizes[size, area] = captured
+        self._sizes[kind] = captured
         return captured
 
-    def _captured(self, size: Size, area: InputArea | None) -> CapturedSize:
-        frame_bytes = size[0] * size[1] * 3
-        sizes = self.buckets if area is None else self.buckets[:1]
+    def _captured(self, kind: FrameKind) -> CapturedSize:
+        frame_bytes = math.prod(kind.shape)
+        sizes = self.buckets if kind.area is None else self.buckets[:1]
         buckets = [bucket for bucket in sizes if bucket * frame_bytes <= MAX_SLOT_BYTES] or [self.buckets[0]]
-        captured = CapturedSize(self._with_room(lambda: self._zeros((buckets[-1], *size, 3))), {})
+        captured = CapturedSize(self._with_room(lambda: self._zeros((buckets[-1], *kind.shape))), {})
         for bucket in buckets:
             try:
                 captured.graphs[bucket] = self._with_room(
-                    functools.partial(self._graph, captured.frames[:bucket], area)
+                    functools.partial(self._graph, captured.frames[:bucket], kind)
                 )
             except torch.OutOfMemoryError:
                 if not captured.graphs:
@@ -192,15 +219,15 @@ class BatchPipeline:
                 most = max(captured.graphs)
                 log.warning(
                     "the GPU has too little memory for %d frames of %dx%d: batches have at most %d frames; a smaller "
-                    "--batch leaves more memory", bucket, size[1], size[0], most,
+                    "--batch leaves more memory", bucket, kind.size[1], kind.size[0], most,
                 )  # fmt: skip
                 break
         return captured
 
-    def _graph(self, frames: Tensor, area: InputArea | None) -> Call:
+    def _graph(self, frames: Tensor, kind: FrameKind) -> Call:
         with self.streams.stream("compute"):
-            call = self._capture(frames, area)
-        return self.streams.capture_graph(call, f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}")
+            call = self._capture(frames, kind)
+        return self.streams.capture_graph(call, f"{len(frames)} frames of {kind.size[1]}x{kind.size[0]}")
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         with self.streams.stream("compute"):
@@ -219,29 +246,25 @@ class BatchPipeline:
         """Release the graphs of the frame size used least recently; return their bytes, 0 if there is none."""
         if not self._sizes:
             return 0
-        size, area = next(iter(self._sizes))
-        captured = self._sizes.pop((size, area))
+        kind = next(iter(self._sizes))
+        captured = self._sizes.pop(kind)
         self.streams.synchronize(captured.last_used)
-        log.info("graphs for %dx%d are released", size[1], size[0])
+        log.info("graphs for %dx%d are released", kind.size[1], kind.size[0])
         return captured.nbytes
 
-    def _submit(self, images: Sequence[Image], bucket: int, captured: CapturedSize) -> InFlightBatch:
+    def _submit(self, images: Sequence[Pixels], bucket: int, captured: CapturedSize) -> InFlightBatch:
         streams, count = self.streams, len(images)
         part = captured.frames[:count]
-        slot = self._next_slot(captured.frames[: max(captured.graphs)].nbytes)
-        streams.synchronize(slot.host_free)
-        rows = slot.host[: part.nbytes].view(part.shape).numpy()
-        for row, image in enumerate(images):
-            np.copyto(rows[row], image)
-        streams.wait_event("copy", slot.device_free)
-        with streams.stream("copy"):
-            slot.device[: part.nbytes].copy_(slot.host[: part.nbytes], non_blocking=True)
-        slot.host_free = streams.record_event("copy")
-        streams.wait_event("compute", slot.host_free)
+        decoded = [decoded_planes(image) for image in images if isinstance(image, DeviceImage)]
+        slot = None if decoded else self._upload(images, captured)
         with streams.stream("compute"):
             # The unused rows of a bucket contain old frames; their results are cut off.
-            part.copy_(slot.device[: part.nbytes].view(part.shape))
-            slot.device_free = streams.record_event("compute")
+            if slot is not None:
+                part.copy_(slot.device[: part.nbytes].view(part.shape))
+                slot.device_free = streams.record_event("compute")
+            for row, planes in enumerate(decoded):
+                streams.record_stream(planes, "compute")
+                part[row].copy_(planes)
             *answers, rendered = captured.graphs[bucket]()
             clones = tuple(image.clone() for image in rendered[:count])
             memory = self._host_memory(answers, bucket)
@@ -249,6 +272,21 @@ class BatchPipeline:
                 host[:count].copy_(answer[:count], non_blocking=True)
         captured.last_used = done = streams.record_event("compute")
         return InFlightBatch(count, bucket, tuple(host[:count] for host in memory), clones, done, memory)
+
+    def _upload(self, images: Sequence[Pixels], captured: CapturedSize) -> _Slot:
+        """Copy images from host memory to the next slot of the ring; the compute stream waits for it."""
+        streams, part = self.streams, captured.frames[: len(images)]
+        slot = self._next_slot(captured.frames[: max(captured.graphs)].nbytes)
+        streams.synchronize(slot.host_free)
+        rows = slot.host[: part.nbytes].view(part.shape).numpy()
+        for row, image in enumerate(images):
+            np.copyto(rows[row], cast("Image", image))
+        streams.wait_event("copy", slot.device_free)
+        with streams.stream("copy"):
+            slot.device[: part.nbytes].copy_(slot.host[: part.nbytes], non_blocking=True)
+        slot.host_free = streams.record_event("copy")
+        streams.wait_event("compute", slot.host_free)
+        return slot
 
     def _host_memory(self, answers: Sequence[Tensor], bucket: int) -> tuple[Tensor, ...]:
         """Return pinned memory for results; reused, because allocating it blocks on the device."""

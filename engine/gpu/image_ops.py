@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.models.preprocess import BORDER, Preprocessing, fit_geometry
+from pipeline.device_image import YuvColours
 from pipeline.frames import Box, ImagePatch
 from pipeline.input_area import InputArea, painted_runs
 
@@ -80,6 +81,57 @@ class FramePreprocessor(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Return the normalised input (N, 3, h, w), float32."""
         return self.levels(frames) * self.scale + self.shift
+
+
+class Nv12ToRgb(nn.Module):
+    """Converts NV12 frames to RGB as FFmpeg does on the host: the same integers, so the same levels.
+
+    Coefficients have 13 bits, each product is rounded down, and a chroma value covers 2x2 pixels (swscale's conversion
+    of 8-bit frames on x86; those of other processors differ by up to 2 levels).
+    """
+
+    def __init__(self, colours: YuvColours) -> None:
+        """Create the conversion."""
+        super().__init__()
+        kr, kb = colours.kr, colours.kb
+        kg = 1.0 - kr - kb
+        wide = 65536 * 255 / 224  # chroma has 224 levels in the limited range
+        exact = (2 * (1 - kr), 2 * (1 - kb) * kb / kg, 2 * (1 - kr) * kr / kg, 2 * (1 - kb))
+        chroma = [round(value * wide) for value in exact]
+        luma = 65536
+        if colours.full_range:
+            chroma = [value * 224 // 255 for value in chroma]
+        else:
+            luma = 65536 * 255 // 219
+        red, green_u, green_v, blue = chroma
+        self.luma = _thirteen_bits(luma)
+        self.black = 0 if colours.full_range else 16
+        self.red, self.blue = _thirteen_bits(red), _thirteen_bits(blue)
+        self.green = (_thirteen_bits(-green_u), _thirteen_bits(-green_v))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return NV12 frames (N, H * 3 // 2, W) as RGB, uint8 (N, H, W, 3)."""
+        height = frames.shape[1] * 2 // 3
+        luma = frames[:, :height].to(torch.int32)
+        u, v = (frames[:, height:, part::2].to(torch.int32) for part in (0, 1))
+        y = (luma - self.black) * 8 * self.luma >> 16
+        green = _product(u, self.green[0]) + _product(v, self.green[1])
+        colours = [_over_pixels(part) for part in (_product(v, self.red), green, _product(u, self.blue))]
+        return torch.stack([y + colour for colour in colours], dim=3).clamp(0, 255).to(torch.uint8)
+
+
+def _thirteen_bits(coefficient: int) -> int:
+    """Return a coefficient in 1/65536 as a multiple of 1/8192, rounded."""
+    return (coefficient * 8192 + 0x8000) >> 16
+
+
+def _product(chroma: Tensor, coefficient: int) -> Tensor:
+    return (chroma - 128) * 8 * coefficient >> 16
+
+
+def _over_pixels(chroma: Tensor) -> Tensor:
+    """Repeat each chroma value over its 2x2 pixels."""
+    return chroma.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
 
 
 class AxisWeights(NamedTuple):

@@ -75,7 +75,7 @@ def scaled_explanation(explanation: Explanation, max_pixels: int) -> Explanation
     regions = tuple(Region(each.name, tuple((a * x, b * y) for a, b in each.polygon)) for each in explanation.regions)
     return replace(
         explanation,
-        frame=replace(frame, image=image),
+        frame=replace(frame, pixels=image),
         findings=tuple(_scaled(finding, x, y) for finding in explanation.findings),
         trial=None if trial is None else replace(trial, findings=tuple(_scaled(each, x, y) for each in trial.findings)),
         heat_region=scaled_box(explanation.region, x, y),

@@ -60,7 +60,7 @@ def _overlay_of(passage: Passage, overlay: Overlay) -> Overlay:
     area = passage.image_box
     x, y = width / max(area.width, 1e-6), height / max(area.height, 1e-6)
     explanation = overlay.explanation
-    frame = replace(explanation.frame, image=passage.image, index=passage.index, captured_at=passage.last_captured_at)
+    frame = replace(explanation.frame, pixels=passage.image, index=passage.index, captured_at=passage.last_captured_at)
     finding = _moved(passage.finding, area, x, y)
     cut = replace(explanation, frame=frame, findings=(finding,), heat_region=Box(0.0, 0.0, width, height), guards=(),
                   regions=(), deletion=None, passages=(), recent_passages=(), places=(), trial=None)  # fmt: skip

@@ -114,7 +114,7 @@ class HeatRenderer(Renderer):
         if self._legend:
             draw_legend(image, legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds))
         image.flags.writeable = False
-        return Overlay(image=image, explanation=explanation)
+        return Overlay(image, explanation=explanation)
 
     def render_patches(self, explanation: Explanation) -> list[ImagePatch]:
         """Return input area, guards and legend as patches, for an image that is drawn on a GPU.

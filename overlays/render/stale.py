@@ -32,7 +32,7 @@ def stale_overlay(explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         lines.append(TextLine(signal_loss.reason, WHITE, scale=0.85))
     image = grayscale_with_banner(frame.image, lines)
     image.flags.writeable = False
-    return Overlay(image=image, explanation=explanation, signal_loss=signal_loss)
+    return Overlay(image, explanation=explanation, signal_loss=signal_loss)
 
 
 def format_duration(seconds: float) -> str:

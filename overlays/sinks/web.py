@@ -44,7 +44,7 @@ from overlays.web.video import MAX_SIDE_PIXELS, VideoEncoders, VideoUnit
 from overlays.wire.endpoint import without_user
 from overlays.wire.text import replace_undecodable
 from pipeline.errors import FrameError, SinkError, WireError
-from pipeline.frames import Image, Overlay
+from pipeline.frames import Image, Overlay, Pixels
 from pipeline.ports import MetricSample, Sink
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
@@ -113,7 +113,7 @@ class WebSink(Sink):
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """The newest frame and its number, by camera and kind."""
         self._packed: dict[tuple[str, Kind], WebFrame] = {}
-        self._prepared: PreparedImages[tuple[Image, bytes]] = PreparedImages()
+        self._prepared: PreparedImages[tuple[Pixels, bytes]] = PreparedImages()
         self._logged: set[str] = set()
         self._events = EventState()
         self._fleet = FleetState()
@@ -302,7 +302,7 @@ class WebSink(Sink):
     def _other_size(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
         """Return a frame that is packed as the other of ``plain`` and ``small``, if both are equal for its size."""
         other = self._packed.get((camera, "plain" if kind == "small" else "small"))
-        if kind not in {"plain", "small"} or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
+        if kind not in {"plain", "small"} or max(overlay.explanation.frame.pixels.shape[:2]) > SMALL_PIXELS:
             return None
         return other.packed if other is not None and other.number == number else None
 
@@ -314,11 +314,12 @@ class WebSink(Sink):
         plain = Overlay(image, overlay.explanation)
         return pack(plain, jpeg, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
 
-    def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
+    def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Pixels, bytes]:
         """Return the image of a frame for viewers of a kind, and its JPEG."""
         quality = self._settings.quality
         if kind == "painted":
-            return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
+            jpeg = reusable_jpeg(overlay, quality)
+            return overlay.pixels, encode_image(bounded_image(overlay.image), quality) if jpeg is None else jpeg
         image = self._plain_image(overlay, kind)
         return image, encode_image(image, quality)
 

@@ -344,11 +344,11 @@ class ZeroMqSink(Sink):
 
     def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
         """Return the overlay in the size in which it is sent, and its JPEG."""
+        jpeg = reusable_jpeg(overlay, self.accepted_jpeg_quality)
+        if jpeg is not None:
+            return overlay, jpeg
         image = bounded_image(scale_image(overlay.image, self._settings.scale))
-        sent = Overlay(image, overlay.explanation, overlay.signal_loss)
-        return sent, reusable_jpeg(overlay, self.accepted_jpeg_quality) or encode_image(
-            sent.image, self._settings.quality
-        )
+        return Overlay(image, overlay.explanation, overlay.signal_loss), encode_image(image, self._settings.quality)
 
     def _resend(self, camera: str) -> None:
         _, sent, jpeg = self._packed[camera]
@@ -372,7 +372,7 @@ class ZeroMqSink(Sink):
 
 
 def _is_plain(overlay: Overlay) -> bool:
-    return overlay.jpeg is None and overlay.image is overlay.explanation.frame.image
+    return overlay.jpeg is None and not overlay.is_drawn
 
 
 def _descriptor_of(message: zmq.Frame) -> int | None:

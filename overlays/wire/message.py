@@ -277,7 +277,7 @@ def encode(
 def header_record(overlay: Overlay, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
     """Return the header of an overlay as JSON values; the arguments have the same meaning as in ``encode``."""
     record = explanation_record(overlay.explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
-    height, width = overlay.image.shape[:2]
+    height, width = overlay.pixels.shape[:2]
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
@@ -359,7 +359,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
     x, y = header.width / header.frame_width, header.height / header.frame_height
     whole = Box(0.0, 0.0, float(header.frame_width), float(header.frame_height))
     frame = Frame(
-        image=image,
+        pixels=image,
         camera=header.camera,
         index=header.index,
         captured_at=now_monotonic - (now_unix - header.taken_at_unix),

@@ -251,7 +251,7 @@ class RemoteRenderer(Renderer):
 
     def render(self, explanation: Explanation) -> Overlay:
         """Return an overlay with the received image."""
-        return Overlay(explanation.frame.image, explanation)
+        return Overlay(explanation.frame.pixels, explanation)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Return a camera's last image in grey, with the duration and the reason of the signal loss."""

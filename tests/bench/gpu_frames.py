@@ -16,6 +16,8 @@ import torch
 from commands.wiring.gpu import GpuRenderer
 from engine.backends.registry import first_line
 from engine.explainers.gpu import GpuExplainer
+from engine.gpu.batch_pipeline import kind_of
+from engine.gpu.decoded import plane_copier
 from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patches, encode_jpeg
 from engine.models.loader import load_network
 from overlays.render.gpu_tables import heat_lut
@@ -131,7 +133,7 @@ def _hand_to(encode: QueueWorker[Any]) -> Any:
 def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict[str, float]:
     """Time each stage by itself, from an idle device to an idle device; together they overlap."""
     frame = frames[0]
-    journey = card._batches.prepare((frame.height, frame.width))
+    journey = card._batches.prepare(kind_of(frame.pixels))
     part = journey.frames[:1]
     slot = card._batches._next_slot(part.nbytes)
     (explanation,) = card.explain([frame])
@@ -174,18 +176,23 @@ def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict
     return told_ms
 
 
+Decode = bool | str
+DECODES: tuple[Decode, ...] = (False, True, "cuda", "cuda, kept")
+"""Not; by the CPU; by the GPU, frames downloaded; by the GPU, frames stay in its memory."""
+
+
 class PacedSource(Source):
-    """A camera of 30 frames a second: prepared pictures, or a clip decoded again and again, on the card if asked to."""
+    """A camera of 30 frames a second: prepared pictures, or a clip that is decoded again and again."""
 
     live, rate = True, 30.0
 
     def __init__(
-        self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float, *, on_card: bool = False
+        self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float, *, decode: Decode = False
     ) -> None:
         self.camera = self.uri = camera
         self.health = Health("live")
         self.late = 0
-        self._images, self._clip, self._seconds, self._on_card = images, clip, seconds, on_card
+        self._images, self._clip, self._seconds, self._decode = images, clip, seconds, decode
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         started_at = time.monotonic() + (hash(self.camera) % 30) / 900
@@ -202,12 +209,14 @@ class PacedSource(Source):
                 yield from self._images or []
         import av
 
-        from stream.convert import RgbConverter
         from stream.cuda_context import primary_context
+        from stream.gpu_frames import FrameConverter
         from stream.hwaccel import cuda_hwaccel
 
-        rgb, accelerated = RgbConverter(), cuda_hwaccel(0) if self._on_card else None
-        with primary_context(0) if self._on_card else nullcontext():
+        keep, on_gpu = self._decode == "cuda, kept", self._decode not in {False, True}
+        rgb = FrameConverter(plane_copier(torch.device("cuda", 0)) if keep else None)
+        accelerated = cuda_hwaccel(0, keep_frames=keep) if on_gpu else None
+        with primary_context(0) if on_gpu else nullcontext():
             opened = av.open(io.BytesIO(self._clip), hwaccel=accelerated)
         with opened as container:
             while True:
@@ -257,12 +266,12 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
     card = explainer(settings, batch)
     warm = card.explain([Frame(images[0], "warm", 0, 0.0)])
     card.download(warm[0], (), jpeg_quality=QUALITY, as_array=False)
-    for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
+    for decoded in DECODES:
         case = {"cameras_of": "720p30" if not settings.small else "tiny", "decode": decoded, "batch": batch}
         try:
             clip = clip_of(images, 60) if decoded else None
-            if decoded == "cuda":
-                _check_card(clip)
+            if decoded not in {False, True}:
+                _check_card(clip, keep=decoded == "cuda, kept")
         except Exception as reason:  # noqa: BLE001 - PyAV may be missing there
             yield {**case, "skipped": f"{type(reason).__name__}: {first_line(reason)}"}
             continue
@@ -270,7 +279,7 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
         for count in (1, 2) if settings.small else (8, 16, 24, 32, 48, 64, 96):
             if time.monotonic() > deadline:
                 break
-            tried[count] = _carried(card, images, clip, count, settings, batch, on_card=decoded == "cuda")
+            tried[count] = _carried(card, images, clip, count, settings, batch, decode=decoded)
             if not tried[count]["held"]:
                 break
         if not tried:
@@ -280,14 +289,14 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
         yield {**case, "cameras": max(held, default=0), "tried": {str(count): r for count, r in tried.items()}}
 
 
-def _check_card(clip: bytes) -> None:
+def _check_card(clip: bytes, *, keep: bool) -> None:
     """Refuse to call the CPU's decoding the card's."""
     import av
 
     from stream.cuda_context import primary_context
     from stream.hwaccel import HardwareDecoderUnavailableError, cuda_hwaccel
 
-    accelerated = cuda_hwaccel(0)
+    accelerated = cuda_hwaccel(0, keep_frames=keep)
     with primary_context(0), av.open(io.BytesIO(clip), hwaccel=accelerated) as container:
         next(container.decode(video=0))
         if container.streams.video[0].codec_context.pix_fmt != "cuda":
@@ -298,10 +307,10 @@ def _check_card(clip: bytes) -> None:
 
 def _carried(
     card: GpuExplainer, images: list[Image], clip: bytes | None, count: int, settings: Settings, batch: int, *,
-    on_card: bool = False,
+    decode: Decode = False,
 ) -> dict[str, object]:  # fmt: skip
     seconds, viewer = (0.6 if settings.small else 5.0), Viewer()
-    sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
+    sources = [PacedSource(f"camera {k}", images, clip, seconds, decode=decode) for k in range(count)]
     limits = RunLimits(batch_size=batch, batch_window_seconds=0.004, queue_frames=2, sink_queue_frames=64)
     outcome = Pipeline(
         [(source, "drop-oldest") for source in sources], card, GpuRenderer(HeatRenderer(), card, [viewer]), [viewer],

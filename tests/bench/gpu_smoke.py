@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import nn
 
 from engine.backends.registry import BACKENDS, first_line
 from engine.explainers.gpu import GpuExplainer
+from engine.gpu.decoded import decoded_planes, plane_copier
+from engine.gpu.image_ops import Nv12ToRgb
 from engine.gpu.streams import DeviceStreams, device_streams
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import Target, plan_for
@@ -25,6 +28,7 @@ from overlays.render.gpu_tables import heat_lut
 from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
+from pipeline.device_image import DeviceImage
 from pipeline.frames import Frame
 from tests.bench.gpu_clock import Settings
 from tests.bench.gpu_frames import clip_of, make_images
@@ -49,6 +53,7 @@ def pieces(settings: Settings) -> dict[str, Callable[[], str]]:
         "inner layer, local and dense": lambda: inner(settings),
         "photos and weights": lambda: sent(settings),
         "video": video,
+        "decoded frame that stays on the GPU": lambda: device_frame(settings),
         "TensorRT": lambda: compiled("tensorrt", settings),
         "peers": peers,
         "inductor": lambda: compiled("inductor", settings),
@@ -243,6 +248,33 @@ def video() -> str:
     if importlib.util.find_spec("av") is None:
         raise AbsentError("PyAV is not here")
     return f"{len(clip_of(make_images(SIZE, 2), 4))} bytes of H.264"
+
+
+def device_frame(settings: Settings) -> str:
+    """A frame that NVDEC leaves in the GPU's memory has the colours of the CPU's decoder."""
+    import av
+
+    from stream.cuda_context import primary_context
+    from stream.gpu_frames import FrameConverter
+    from stream.hwaccel import HardwareDecoderUnavailableError, cuda_hwaccel
+
+    clip = clip_of(make_images((240, 320)), 4)
+    with av.open(io.BytesIO(clip)) as container:
+        expected = FrameConverter().convert(next(container.decode(video=0)))
+    try:
+        accelerated = cuda_hwaccel(0, keep_frames=True)
+    except HardwareDecoderUnavailableError as reason:
+        raise AbsentError(str(reason)) from None
+    with primary_context(0), av.open(io.BytesIO(clip), hwaccel=accelerated) as container:
+        frame = next(container.decode(video=0))
+        image = FrameConverter(plane_copier(settings.device)).convert(frame)
+    need(isinstance(image, DeviceImage), f"the decoder gives {frame.format.name}, not a frame on the GPU")
+    rows = decoded_planes(image)[None]
+    levels = Nv12ToRgb(image.colours)(rows)[0].cpu().numpy()
+    off = int(np.abs(levels.astype(int) - expected).max())
+    need(off <= 2, f"{off} levels off the CPU's decoder")
+    need(np.abs(image.download().astype(int) - expected).max() <= 1, "downloaded, it is another image")
+    return f"stays on {rows.device}, {off} levels off the CPU's decoder"
 
 
 def peers() -> str:

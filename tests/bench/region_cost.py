@@ -119,7 +119,7 @@ def measure(
     large = [next(clip) for _ in range(8)]
     clip.close()
     decoded = {
-        "small": [replace(frame, image=sizes.cut(frame.image)) for frame in large],
+        "small": [replace(frame, pixels=sizes.cut(frame.image)) for frame in large],
         "region": [with_area(frame, sizes.area) for frame in large],
         "masked": [with_area(frame, sizes.masked) for frame in large],
         "whole": large,

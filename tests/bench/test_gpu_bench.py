@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.gpu.batch_pipeline import FrameKind
 from engine.gpu.streams import CpuStreams
 from overlays.render import text
 from pipeline.frames import Frame
@@ -140,7 +141,7 @@ def test_stages_run_the_graph_before_the_clock_of_the_answers():
     settings = Settings(CPU, small=True)
     card = gpu_frames.explainer(settings, 1)
     frame = Frame(gpu_frames.make_images((72, 128), 1)[0], "bench", 0, 0.0)
-    graphs, runs = card._batches.prepare((72, 128)).graphs, []
+    graphs, runs = card._batches.prepare(FrameKind((72, 128))).graphs, []
     honest = graphs[1]
     graphs[1] = lambda: runs.append(1) or honest()
     stages = gpu_frames._stages(card, [frame], settings)

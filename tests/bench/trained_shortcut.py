@@ -50,7 +50,7 @@ def watched(detector: Detector, label: str, frames: int, seed: int) -> list[Expl
     found = []
     for frame in source.frames(threading.Event()):
         image = add_shortcut(frame.image, label) if frame.index >= UNMARKED else frame.image
-        found.append(monitor.explain([replace(frame, image=image)])[0])
+        found.append(monitor.explain([replace(frame, pixels=image)])[0])
     return found
 
 

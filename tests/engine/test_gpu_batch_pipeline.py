@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.gpu import batch_pipeline
-from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, buckets_up_to, split_into_buckets
+from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, FrameKind, buckets_up_to, split_into_buckets
 from engine.gpu.streams import CpuStreams
 from overlays.render.gpu_tables import heat_lut
 from pipeline.input_area import InputArea
@@ -17,7 +17,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TABLE = heat_lut("inferno", 0.6)
 
 
-def doubling(frames, _area):
+def doubling(frames, _kind):
     """A journey whose answer tells which frames it saw."""
 
     def call():
@@ -119,9 +119,9 @@ def test_all_frame_sizes_share_one_ring():
 def test_areas_have_graphs_of_their_own_for_one_frame():
     seen = []
 
-    def recording(frames, area):
-        seen.append((len(frames), area))
-        return doubling(frames, area)
+    def recording(frames, kind):
+        seen.append((len(frames), kind.area))
+        return doubling(frames, kind)
 
     area = InputArea((0, 0, 2, 2), ((0, 0), (2, 0), (2, 2), (0, 2)))
     flights = BatchPipeline(CpuStreams(), (1, 4), recording)
@@ -137,7 +137,7 @@ def test_sizes_used_least_recently_are_released(monkeypatch):
     flights = BatchPipeline(lanes, (1,), doubling)
     for size in ((4, 6), (6, 4), (4, 6), (3, 8)):
         flights.submit([image(1, size)])
-    assert [size for size, _ in flights._sizes] == [(4, 6), (3, 8)]
+    assert [kind.size for kind in flights._sizes] == [(4, 6), (3, 8)]
     flights.submit([image(1, (6, 4))])
     assert lanes.captures.count("1 frames of 4x6") == 2
 
@@ -183,7 +183,7 @@ def test_out_of_memory_releases_other_sizes_first():
 
     lanes.capture_graph = roomy_once_released
     assert [flight.bucket for flight in flights.submit([image(1, (8, 6))] * 2)] == [2]
-    assert [size for size, _ in flights._sizes] == [(8, 6)]
+    assert [kind.size for kind in flights._sizes] == [(8, 6)]
 
 
 def test_out_of_memory_for_one_frame_is_raised():
@@ -194,7 +194,7 @@ def test_out_of_memory_for_one_frame_is_raised():
 def test_pipeline_overwrites_no_unread_memory_and_waits_for_nothing_else():
     lanes = RecordingStreams()
     flights = BatchPipeline(lanes, (1,), doubling)
-    flights.prepare((4, 6))
+    flights.prepare(FrameKind((4, 6)))
     for _ in range(SLOTS):
         flights._next_slot(4 * 6 * 3)
     marks = []

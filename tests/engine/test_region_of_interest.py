@@ -52,7 +52,7 @@ def seen(frame, colour):
     for mask in frame.area.masks:
         outside |= pixels_inside(mask, frame.area.cut)
     image[outside] = colour
-    return replace(frame, image=image, area=None), (left, top)
+    return replace(frame, pixels=image, area=None), (left, top)
 
 
 def moved(box, corner):

@@ -327,7 +327,7 @@ def test_replay_scales_boxes_and_their_maps_to_a_smaller_video(tmp_path):
     with JsonlSink(path) as sink:
         sink.put(Overlay(live.frame.image, live))
     with LoggedExplainer(path) as explainer:
-        [shown] = explainer.explain([replace(live.frame, image=np.zeros((180, 320, 3), np.uint8))])
+        [shown] = explainer.explain([replace(live.frame, pixels=np.zeros((180, 320, 3), np.uint8))])
     for small, large in zip(shown.findings, live.findings, strict=True):
         assert small.box == pytest.approx([edge / 2 for edge in large.box])
         assert shown.region_of(small) == Box(0, 0, 320, 180)

@@ -26,7 +26,7 @@ def test_image_and_explanation_belong_to_the_same_frame_and_the_image_is_plain(o
         assert (hello["kind"], hello["painted"], hello["token"]) == ("hello", False, False)
         wait_until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         painted = overlaid(plain, index=7, label="cat")
-        painted = replace(painted, image=np.zeros_like(plain))
+        painted = replace(painted, pixels=np.zeros_like(plain))
         sink.put(painted)
         header, image = frame(link)
     from overlays.render.jpeg import decode_image

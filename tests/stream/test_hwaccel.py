@@ -9,9 +9,11 @@ import av
 import av.filter
 import numpy as np
 import pytest
+import torch
 from av.codec.hwaccel import HWAccel
 from av.video.reformatter import VideoReformatter
 
+from commands.wiring.cameras import make_cameras
 from commands.wiring.kinds import load_config
 from commands.wiring.run import make_sources
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
@@ -44,7 +46,7 @@ def no_card():
 def card_without_driver(no_card, monkeypatch):
     """A card that opened once: FFmpeg is asked for it in earnest, and finds no driver where its codec needs one."""
     accelerator = HWAccel("cuda", device="0")
-    monkeypatch.setitem(hwaccel._OPENED, 0, hwaccel._Opened(accelerator, accelerator))
+    monkeypatch.setitem(hwaccel._OPENED, (0, False), hwaccel._Opened(accelerator, accelerator))
 
 
 def pictures_of(path, count=3):
@@ -279,9 +281,10 @@ class FakeCuda:
         self.current.pop()
         return 0
 
-    def accelerator(self, kind, *, device, allow_software_fallback, options):
+    def accelerator(self, kind, *, device, allow_software_fallback, options, is_hw_owned):
         def create(codec):
-            self.opened.append((*options, *self.current))
+            self.opened.append((*(name for name in options if options[name] == "1"), *self.current))
+            self.owned = is_hw_owned
             if {*options} & {*self.refuses}:
                 raise av.error.ExternalError(1, "refused")
             return self
@@ -295,6 +298,79 @@ def test_gpu_is_opened_in_the_primary_context_whoever_opened_it(monkeypatch):
     hwaccel.cuda_hwaccel(0)
     assert cuda.opened == [("current_ctx", 0x1234)]
     assert cuda.current == []
+
+
+def test_frames_stay_on_the_gpu_only_in_the_networks_context(monkeypatch):
+    cuda = FakeCuda(monkeypatch, refuses=["current_ctx", "primary_ctx"])
+    with pytest.raises(hwaccel.HardwareDecoderUnavailableError, match="refused"):
+        hwaccel.cuda_hwaccel(0, keep_frames=True)
+    assert cuda.opened == [("current_ctx", 0x1234), ("primary_ctx", 0x1234)]
+    assert cuda.owned
+    hwaccel.cuda_hwaccel(0)  # a context of its own serves frames that are downloaded
+    assert not cuda.owned
+
+
+def test_frames_that_stay_are_asked_for_without_a_second_context():
+    # PyAV adds primary_ctx=1 to a request for frames that stay, and FFmpeg refuses it beside current_ctx=1.
+    for options in hwaccel._CONTEXTS_OF_FRAMES:
+        asked = HWAccel("cuda", device="0", options=dict(options), is_hw_owned=True).options
+        assert [asked.get(name, "0") for name in ("current_ctx", "primary_ctx")].count("1") == 1
+
+
+class OnGpu:
+    """Stands in for a frame in a GPU's memory: what is read without downloading it."""
+
+    def __init__(self, frame):
+        self.frame, self.sw_format = frame, frame.format
+
+    def __getattr__(self, name):
+        return getattr(self.frame, name)
+
+
+def test_interlaced_frames_leave_the_gpu_before_the_filter(monkeypatch, shared_data):
+    downloads = []
+
+    def download(frame):
+        if not isinstance(frame, OnGpu):
+            return frame
+        downloads.append(frame)
+        return frame.frame
+
+    monkeypatch.setattr("stream.convert.on_host", download)
+    by_gpu, by_cpu = Deinterlacer(), Deinterlacer()
+    for image in pictures_of(shared_data / "videos" / "odd" / "fate_mpeg2_field.mpg", 6):
+        brought = as_from_a_card(image)
+        for ours, theirs in zip(by_gpu.feed(OnGpu(brought)), by_cpu.feed(brought), strict=True):
+            assert np.array_equal(RgbConverter().convert(ours), RgbConverter().convert(theirs))
+    assert len(downloads) == 6
+    progressive = OnGpu(next(pictures_of(shared_data / "videos" / "dog_playing.mp4", 1)))
+    assert Deinterlacer().feed(progressive) == [progressive]
+    assert len(downloads) == 6
+
+
+@pytest.mark.parametrize(
+    ("engine", "decoder", "remedy"),
+    [
+        ("cpu", "cuda", "set engine.device: cuda, or remove device_frames"),
+        ("cuda", "cpu", "needs a decoder on cuda:0, not cpu; set decoder: cuda:0, or auto"),
+        ("cuda", "cuda:1", "needs a decoder on cuda:0, not cuda:1; set decoder: cuda:0, or auto"),
+    ],
+)
+def test_device_frames_without_their_gpu_are_refused(monkeypatch, engine, decoder, remedy):
+    monkeypatch.setattr("engine.runtime.devices.choose_device", lambda name: torch.device(name, 0))
+    source = {"uri": "rtsp://u:secret@127.0.0.1:1/live", "device_frames": True, "decoder": decoder}
+    config = load_config({"sources": [source], "engine": {"device": engine}}, "test")
+    with pytest.raises(ConfigError, match=remedy) as refusal:
+        make_cameras(config)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("device_frames", [True, False])
+def test_device_frames_is_an_option_of_each_source(monkeypatch, device_frames):
+    monkeypatch.setattr("engine.runtime.devices.choose_device", lambda name: torch.device(name, 0))
+    source = {"uri": "rtsp://127.0.0.1:1/live", "device_frames": device_frames, "decoder": "auto"}
+    (camera,) = make_cameras(load_config({"sources": [source], "engine": {"device": "cuda"}}, "test"))
+    assert (camera.source._spec.decoder.copy_planes is not None) == device_frames
 
 
 def test_stream_is_opened_while_the_primary_context_is_current(monkeypatch):

@@ -21,6 +21,7 @@ from engine.backends.registry import first_line
 from engine.explainers.network import NetworkExplainer
 from engine.gpu.batch_pipeline import BatchPipeline, FrameKind, InFlightBatch, buckets_up_to, kind_of
 from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, Nv12ToRgb, blend_patches, encode_jpeg
+from engine.gpu.jpeg import open_encoder
 from engine.gpu.streams import DeviceStreams, Outputs, device_streams
 from engine.models.loader import LoadedModel
 from pipeline.config import EngineConfig
@@ -81,6 +82,7 @@ class GpuExplainer(NetworkExplainer):
         self._streams = streams(self._runner.config.device)
         self._batches = BatchPipeline(self._streams, buckets, self._to_capture)
         self._encodes_on_device = True
+        self._jpeg_encoder = open_encoder(self._streams.device)
         self._tiles: dict[ImagePatch, Tensor] = {}
         """Tiles of reusable patches on the device, in order of last use."""
         # Held while the network is used: one thread submits batches, another runs deletion checks.
@@ -176,8 +178,10 @@ class GpuExplainer(NetworkExplainer):
         if self._encodes_on_device:
             try:
                 with self._streams.encoder_stream():
+                    if self._jpeg_encoder is not None:
+                        return self._jpeg_encoder.encode([image.contiguous()], quality)[0]
                     return encode_jpeg([image], quality)[0]
-            except RuntimeError as reason:  # torchvision raises nothing more specific for nvJPEG
+            except RuntimeError as reason:  # both libraries raise nothing more specific
                 log.warning("the GPU's JPEG encoder fails (%s); images are encoded on the host", first_line(reason))
                 self._encodes_on_device = False
         return encode_jpeg([image.cpu()], quality)[0]

@@ -190,7 +190,9 @@ class GpuExplainer(NetworkExplainer):
         """Return the function of one CUDA graph: RGB, preprocess, network, explanation, colour map, blend."""
         build, device = self._runner.config, self._streams.device
         to_rgb = None if kind.colours is None else Nv12ToRgb(kind.colours)
-        to_input = FramePreprocessor(self._preprocessing, kind.size, kind.area).to(device)
+        to_input = FramePreprocessor(self._preprocessing, kind.size, kind.area, by_products=device.type == "cuda").to(
+            device
+        )
         region = to_input.placement.region
         paint = HeatmapBlender(self._heat_lut, region, self.info.grid, kind.size).to(device)
         images = torch.zeros((len(frames), 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)

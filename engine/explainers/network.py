@@ -17,7 +17,7 @@ from engine.methods.kernels import check_kernel
 from engine.models.labels import parse_target
 from engine.models.loader import LoadedModel, class_names
 from engine.runtime.compile_cache import CompileCache
-from engine.runtime.devices import choose_device, disable_tf32, gpu_metrics, warn_if_slow
+from engine.runtime.devices import choose_device, gpu_metrics, set_product_precision, warn_if_slow
 from engine.runtime.runner import CompileConfig, Runner, select_fastest, select_first_working
 from engine.runtime.verification import ModelOutputs
 from engine.split.network import split_network
@@ -54,7 +54,7 @@ class NetworkExplainer(BaseExplainer):
         device = choose_device(config.device)
         backend = check_backend(config.backend)
         warn_if_slow(config.precision, device)
-        disable_tf32(config.precision, device)
+        set_product_precision(config.precision, device)
         preprocessing = network.preprocessing(config)
         size = preprocessing.input_size
         split = split_network(network.module, config.layer or network.layer, size)

@@ -31,6 +31,12 @@ LevelTable = npt.NDArray[np.uint8]
 pixel to keep, in 1/255."""
 
 
+def resize_weights(length: int, target: int) -> Tensor:
+    """Return the weights of torch's antialiased bilinear resize of an axis: float16 (``length``, ``target``)."""
+    each = torch.eye(length).view(1, length, 1, length)
+    return F.interpolate(each, size=(1, target), mode="bilinear", antialias=True)[0, :, 0].to(torch.float16)
+
+
 class FramePreprocessor(nn.Module):
     """Converts frames of one size to the network's normalised input."""
 
@@ -39,12 +45,34 @@ class FramePreprocessor(nn.Module):
     painted: Tensor | None
     """Mask of pixels that are painted over, bool (height, width) of the input area."""
     colour: Tensor
+    across: Tensor | None
+    down: Tensor | None
 
-    def __init__(self, preprocessing: Preprocessing, frame: tuple[int, int], area: InputArea | None = None) -> None:
-        """Create the conversion of frames of size (height, width), cropped to ``area``."""
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        frame: tuple[int, int],
+        area: InputArea | None = None,
+        *,
+        by_products: bool = False,
+    ) -> None:
+        """Create the conversion of frames of size (height, width).
+
+        Args:
+            preprocessing: size, fit and normalisation of the input.
+            frame: height and width of the frames in pixels.
+            area: the part of the frames that the network gets; None for the whole frame.
+            by_products: True: frames are resized by two matrix products in half precision, for tensor cores; False:
+                by torch's loop over pixels in float32.
+        """
         super().__init__()
         self.target = preprocessing.input_size
         self.placement = fit_geometry(frame, self.target, preprocessing.fit, None if area is None else area.cut)
+        left, top, right, bottom = self.placement.cut
+        rows, columns = self.placement.size
+        resizes = by_products and (rows, columns) != (bottom - top, right - left)
+        self.register_buffer("across", resize_weights(right - left, columns) if resizes else None)
+        self.register_buffer("down", resize_weights(bottom - top, rows).T.contiguous() if resizes else None)
         self.register_buffer("painted", None if area is None else self._painted(area))
         self.register_buffer("colour", torch.tensor(preprocessing.mean_colour, dtype=torch.float32)[:, None, None])
         std, mean = preprocessing.std, preprocessing.mean
@@ -67,7 +95,11 @@ class FramePreprocessor(nn.Module):
         part = frames[:, top:bottom, left:right].permute(0, 3, 1, 2).to(torch.float32)
         if self.painted is not None:
             part = torch.where(self.painted, self.colour, part)
-        if tuple(part.shape[2:]) != self.placement.size:
+        if self.across is not None and self.down is not None:
+            # Levels up to 255 are exact in half precision; weights and results are off by a quarter of a level.
+            wide = torch.matmul(part.to(torch.float16), self.across)
+            part = torch.matmul(self.down, wide).round().clamp(0.0, 255.0).to(torch.float32)
+        elif tuple(part.shape[2:]) != self.placement.size:
             # The device has no uint8 resize kernel: use float32 and round to the host's levels.
             part = F.interpolate(part, size=self.placement.size, mode="bilinear", antialias=True)
             part = part.round().clamp(0.0, 255.0)

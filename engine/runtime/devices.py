@@ -36,8 +36,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def disable_tf32(precision: str, device: torch.device) -> None:
+def set_product_precision(precision: str, device: torch.device) -> None:
     """Disable TF32 for precision fp32 on a GPU, for the whole process; enable it for half precision.
+
+    Products in half precision are summed in float32.
 
     By default cuDNN rounds the factors of float32 convolutions to 10 bits (TF32). For a network in half precision,
     float32 operations may also use TF32: the feature map has no more bits, and sums stay float32. On tensor cores the
@@ -45,6 +47,8 @@ def disable_tf32(precision: str, device: torch.device) -> None:
     """
     if device.type != "cuda":
         return
+    # By default cuBLAS may add partial sums of half-precision products in half precision.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     exact = precision == "fp32"
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
     if exact:

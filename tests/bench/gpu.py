@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from engine.gpu.nvml import list_gpus
-from engine.runtime.devices import disable_tf32
+from engine.runtime.devices import set_product_precision
 from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
 from tests.bench.figures import environment
 from tests.bench.gpu_clock import Settings
@@ -271,7 +271,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         device, settings_given.small, settings_given.seconds, settings_given.photos, settings_given.weights
     )
     torch.backends.cudnn.benchmark = True
-    disable_tf32(settings.precision, device)
+    set_product_precision(settings.precision, device)
 
     def keep(result: dict[str, Any]) -> None:
         if settings_given.out is not None:

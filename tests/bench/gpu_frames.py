@@ -147,7 +147,8 @@ def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict
             encode_jpeg([image], QUALITY)
 
     region, fit = explanation.region, card._preprocessing
-    resize = FramePreprocessor(fit, (frame.height, frame.width)).to(settings.device)
+    size, by_products = (frame.height, frame.width), settings.device.type == "cuda"
+    resize = FramePreprocessor(fit, size, by_products=by_products).to(settings.device)
     paint = HeatmapBlender(TABLE, region, card.info.grid, (frame.height, frame.width)).to(settings.device)
     with torch.inference_mode(), card._streams.stream("compute"):
         answers = journey.graphs[1]()[:3]  # before the clock: only their way to the host is timed

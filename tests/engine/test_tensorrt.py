@@ -116,17 +116,20 @@ def test_torch_tensorrt_compiles_the_whole_module_and_loads_it(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_disable_tf32_keeps_float32_and_allows_tf32_for_half_precision(precision):
+def test_set_product_precision_keeps_float32_and_allows_tf32_for_half_precision(precision):
     parts = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [part.allow_tf32 for part in parts]
+    reduced = torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
     try:
         for part in parts:
             part.allow_tf32 = precision == "fp32"
-        devices.disable_tf32(precision, CPU)
+        devices.set_product_precision(precision, CPU)
         assert [part.allow_tf32 for part in parts] == [precision == "fp32"] * 2, "a CPU has nothing to do with it"
-        devices.disable_tf32(precision, torch.device("cuda", 0))
+        devices.set_product_precision(precision, torch.device("cuda", 0))
         assert [part.allow_tf32 for part in parts] == [precision != "fp32"] * 2
+        assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
     finally:
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = reduced
         for part, value in zip(parts, before, strict=True):
             part.allow_tf32 = value
 

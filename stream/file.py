@@ -325,7 +325,7 @@ class FileSource(Source):
             damage_after = None
         truncation = self._truncation()
         if damage_after is None and not truncation:
-            self.health = Health("ended", corrupt=decoding.corrupt)
+            self.health = Health("live" if self._file_options.loop else "ended", corrupt=decoding.corrupt)
             return
         index = self._frames_delivered if damage_after is None else damage_after
         dropped = f"{decoding.corrupt} damaged or suspect frames were dropped; " if decoding.corrupt else ""

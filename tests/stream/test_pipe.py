@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConnectionLostError, SourceError
+from stream.file import FileSource
 from stream.sources import build_source
 from tests.stream.test_file_whole import numbers
 from tests.support.limits import LIMIT_SECONDS
@@ -82,6 +83,20 @@ def test_looped_video_begins_anew_and_its_clock_goes_on(make_clip):
     times = [frame.pts_seconds for frame in frames]
     assert np.diff(times) == pytest.approx(0.1, abs=0.01)
     assert {frame.source_name for frame in frames} == {"clip.mp4"}
+
+
+def test_looped_video_is_live_between_its_repetitions(make_clip, monkeypatch):
+    states = []
+    opened = FileSource._open
+
+    def record(source, threads):
+        states.append(source.health.state)
+        opened(source, threads)
+
+    monkeypatch.setattr(FileSource, "_open", record)
+    with build_source(f"{make_clip(frame_count=2)}?loop=1") as source:
+        list(islice(source.frames(threading.Event()), 6))
+    assert states[1:] == ["live", "live"]
 
 
 def test_looped_video_that_is_damaged_ends_as_such(make_clip):

@@ -101,10 +101,15 @@ def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
             yield box_map.against * weight, box_map.region, AGAINST
 
 
-def draw_boxes(image: Image, explanation: Explanation) -> None:
-    """Draw outlines and labels of all boxes onto ``image``, a writable copy; the highest scores are labelled first.
+def draw_boxes(image: Image, explanation: Explanation, *, covered: Sequence[Box] = ()) -> None:
+    """Draw outlines and labels of all boxes; the highest scores are labelled first.
 
     A label that would cover another label or a small box is moved, shortened to the score, or omitted.
+
+    Args:
+        image: uint8 RGB, (height, width, 3), writable.
+        explanation: the explanation, whose findings with a box are drawn.
+        covered: areas of the image that are drawn over later; labels are placed beside them where there is room.
     """
     size = max(9, round(0.75 * text_size(image.shape[0], image.shape[1])))
     stroke = max(1, size // 7)
@@ -115,7 +120,7 @@ def draw_boxes(image: Image, explanation: Explanation) -> None:
         draw_box(image, finding.box, track_colour(finding), stroke if finding.box_map is not None else 1)
     texts = [label_texts(finding) for finding in findings]
     boxes = [finding.box for finding in findings if finding.box is not None]
-    placed = place_labels(boxes, texts, size, image.shape[:2])
+    placed = place_labels(boxes, texts, size, image.shape[:2], covered)
     for finding, label in zip(findings, placed, strict=True):
         if label is not None:
             _draw_label(image, label, track_colour(finding))
@@ -143,7 +148,11 @@ class PlacedLabel(NamedTuple):
 
 
 def place_labels(
-    boxes: Sequence[Box], texts: Sequence[Sequence[str]], size: int, shape: tuple[int, int]
+    boxes: Sequence[Box],
+    texts: Sequence[Sequence[str]],
+    size: int,
+    shape: tuple[int, int],
+    covered: Sequence[Box] = (),
 ) -> list[PlacedLabel | None]:
     """Return a position for each box's label, so that labels cover neither each other nor the middle of small boxes.
 
@@ -152,15 +161,16 @@ def place_labels(
         texts: for each box, the possible texts, preferred first.
         size: size of the letters in pixels.
         shape: height and width of the image in pixels.
+        covered: areas without labels.
 
     Returns:
         For each box, the label with the first text that fits beside or inside it; None if no text fits.
     """
     taken = np.zeros(shape, np.bool_)
-    for box in boxes:
-        if box.height < _SMALL_LABELS * size:  # a label would hide a small outline
-            left, top, right, bottom = (max(round(edge), 0) for edge in _middle(box))
-            taken[top:bottom, left:right] = True
+    small = [_middle(box) for box in boxes if box.height < _SMALL_LABELS * size]  # a label would hide such an outline
+    for area in (*covered, *small):
+        left, top, right, bottom = (max(round(edge), 0) for edge in area)
+        taken[top:bottom, left:right] = True
     placed = []
     for box, candidates in zip(boxes, texts, strict=True):
         label = next(_free_labels(box, candidates, size, taken), None)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overlays.render.text import RED, WHITE, LegendLayout, TextLine, plate_tile, text_size
-from pipeline.frames import Explanation, Image, Region
+from pipeline.frames import Box, Explanation, Image, Region
 from pipeline.guards.state import GuardState
 
 ALARM: Final = (255, 59, 48)
@@ -97,6 +97,12 @@ def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
     if plate is not None:
         top, left = image.shape[0] - plate.margin - plate.height, plate.margin
         plate.fill(image[top : top + plate.height, left : left + plate.width])
+
+
+def footer_area(height: int, width: int, lines: Sequence[TextLine]) -> Box | None:
+    """Return the area that ``draw_footer`` covers in an image of this size; None if no line fits."""
+    plate = footer_plate(height, width, lines)
+    return None if plate is None else plate.area(height - plate.margin - plate.height)
 
 
 def footer_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:

@@ -15,15 +15,15 @@ import numpy as np
 from overlays.render.boxes import box_lines, draw_boxes, paint_box_heat
 from overlays.render.colormaps import COLORMAPS, palette
 from overlays.render.gpu_tables import guard_patches, legend_patch
-from overlays.render.guards import draw_guards
+from overlays.render.guards import alarm_lines, draw_guards, footer_area
 from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.render.input_area import draw_input_area, input_area_patch
 from overlays.render.places import draw_places
 from overlays.render.stale import stale_overlay
-from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
+from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, legend_area, text_size
 from pipeline.errors import ConfigError
 from pipeline.frame_rate import FrameRate
-from pipeline.frames import Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
 from pipeline.ports import Renderer
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
@@ -97,7 +97,7 @@ class HeatRenderer(Renderer):
             image = frame.image.copy()
         elif explanation.first.box is not None:
             image = paint_box_heat(frame.image, explanation, self._opacity)
-            draw_boxes(image, explanation)
+            draw_boxes(image, explanation, covered=self._covered_areas(explanation, state))
         else:
             heat = self._smoothed(explanation.first, frame, state)
             image = paint_heat(frame.image, heat, region, self._palette)
@@ -112,7 +112,7 @@ class HeatRenderer(Renderer):
         draw_places(image, explanation)
         draw_guards(image, explanation)
         if self._legend:
-            draw_legend(image, legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds))
+            draw_legend(image, self._legend_lines(explanation, state))
         image.flags.writeable = False
         return Overlay(image, explanation=explanation)
 
@@ -127,8 +127,7 @@ class HeatRenderer(Renderer):
         outline = None if area is None else input_area_patch(area, frame.height, frame.width)
         patches = [*([] if outline is None else [outline]), *guard_patches(explanation)]
         if self._legend:
-            lines = legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
-            legend = legend_patch(frame.height, frame.width, lines)
+            legend = legend_patch(frame.height, frame.width, self._legend_lines(explanation, state))
             patches += [] if legend is None else [legend]
         return patches
 
@@ -145,6 +144,17 @@ class HeatRenderer(Renderer):
         state = self._cameras.setdefault(frame.camera, _CameraState())
         state.frame_rate.record(self._clock())
         return state
+
+    def _legend_lines(self, explanation: Explanation, state: _CameraState) -> list[TextLine]:
+        """Return the lines of the legend with the frame's present age."""
+        return legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
+
+    def _covered_areas(self, explanation: Explanation, state: _CameraState) -> list[Box]:
+        """Return the areas of the image that the legend and the reasons of firing guards will cover."""
+        height, width = explanation.frame.height, explanation.frame.width
+        alarms = footer_area(height, width, alarm_lines(explanation.firing))
+        legend = legend_area(height, width, self._legend_lines(explanation, state)) if self._legend else None
+        return [area for area in (legend, alarms) if area is not None]
 
     def _smoothed(self, finding: Finding, frame: Frame, state: _CameraState) -> Heat:
         """Return the finding's heat map, smoothed with the previous heat maps if smoothing is on."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overlays.render.heatmap import Levels
-from pipeline.frames import Image
+from pipeline.frames import Box, Image
 
 WHITE: Final = (255, 255, 255)
 GREY: Final = (190, 190, 190)
@@ -130,6 +130,10 @@ class LegendLayout:
         """Height in pixels."""
         return int(sum(tile.shape[0] for tile in self.tiles)) + self.margin
 
+    def area(self, top: int) -> Box:
+        """Return the area that the legend covers at the left edge of an image, from row ``top`` on."""
+        return Box(self.margin, top, self.margin + self.width, top + self.height)
+
     def effect(self) -> npt.NDArray[np.uint8]:
         """Return the effect on the pixels under the legend, uint8 (height, width, 4): ``add`` (RGB) and ``keep``.
 
@@ -192,6 +196,12 @@ def draw_legend(image: Image, lines: Sequence[TextLine]) -> None:
     if plate is not None:
         start = plate.margin
         plate.fill(image[start : start + plate.height, start : start + plate.width])
+
+
+def legend_area(height: int, width: int, lines: Sequence[TextLine]) -> Box | None:
+    """Return the area that ``draw_legend`` covers in an image of this size; None if no line fits."""
+    plate = legend_plate(height, width, lines)
+    return None if plate is None else plate.area(plate.margin)
 
 
 def draw_banner(image: Image, lines: Sequence[TextLine]) -> None:

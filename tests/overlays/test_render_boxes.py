@@ -1,11 +1,14 @@
 """Boxes of a detector on the image: outlines, labels and heat, also of thirty boxes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from overlays.render.boxes import AGAINST, box_lines, evidence, label_texts, paint_box_heat, place_labels, track_colour
 from overlays.render.renderer import HeatRenderer, legend_lines
 from pipeline.frames import NO_HEAT, Box, Explanation, Finding
+from pipeline.guards.state import GuardState
 from tests.support.boxes import HEIGHT, WIDTH, box, explained_boxes, frame, hot_cell
 
 
@@ -106,6 +109,16 @@ def test_legend_of_a_detector_counts_boxes_and_maps():
     explanation = Explanation(frame(), findings, "m", "l")
     assert [line.text for line in box_lines(explanation)] == ["2 car · 1 truck", "1 of 3 explained"]
     assert legend_lines(explanation, 0.1, None)[0].text == "2 car · 1 truck"
+
+
+def test_renderer_writes_no_label_below_the_legend_or_the_reasons_of_an_alarm():
+    guard = GuardState("reason-in-box", True, 2.5, "car #1: heat_inside(box) >= 0.8, but is 0.12", 1)
+    drawn = [box(20, 20, track=1), box(30, HEIGHT - 45, track=2)]
+    explained = replace(explained_boxes(*drawn), guards=(guard,))
+    image = HeatRenderer(clock=lambda: 0.0).render(explained).image
+    for finding in drawn:
+        rows = (image == track_colour(finding)).all(axis=2).sum(axis=1) > 20
+        assert rows.sum() > 6, "rows of the label's plate, not only of the outline"
 
 
 def test_place_labels_leaves_the_middle_of_small_boxes_free():

@@ -201,6 +201,9 @@ def test_three_hundred_boxes_are_listed_and_can_be_selected(tab):
         page.locator(".boxes li").nth(299).wait_for(state="attached")
         page.locator(".boxes li").nth(250).click()
         sync_api.expect(page.locator(".box-track")).to_have_text("#251")
+        sync_api.expect(page.locator(".box-against")).to_be_visible()
+        heights = page.locator(".box-panel").evaluate("panel => [panel.scrollHeight, panel.clientHeight]")
+        assert heights[0] <= heights[1], "the facts are inside their panel"
 
 
 def test_labels_are_text_whatever_they_contain(tab):

@@ -31,7 +31,7 @@ _ASK_SECONDS: Final = 0.2
 """Interval in seconds at which a director checks the other director."""
 _ANSWER_SECONDS: Final = 0.7
 _PULSE_SECONDS: Final = 1.0
-"""Time in seconds within which an active director always writes to the store."""
+"""Time in seconds within which an active director that workers reach always writes to the store."""
 _CONCURRENT_CALLS: Final = 64
 
 
@@ -86,6 +86,7 @@ class FleetDirector:
         """Return the leases of the worker that sends ``beat``."""
         with self._lock:
             if self._director is None or self._director.is_deposed:
+                self._standby.on_beat()
                 return Grant(beat.number, NOT_ACTIVE, None)
             return self._director.beat(beat, lease_clock())
 
@@ -185,15 +186,17 @@ class FleetDirector:
                 director.tick(lease_clock())
                 if director.is_deposed:
                     self._director = None
-                    self._standby.on_deposed()
+                    self._standby.on_deposed(is_heard=director.is_heard(lease_clock()))
                     log.info("fleet %s: another director has a later term", self._fleet)
 
     def _confirm_term(self, director: Director) -> None:
         with self._lock:
             newcomers = director.newcomers
+            is_useful = director.is_useful(lease_clock())
         self._store.add_members(newcomers)
-        self._pulses += 1
-        self._store.write_pulse(director.term, self._pulses)
+        if is_useful:
+            self._pulses += 1
+            self._store.write_pulse(director.term, self._pulses)
         asked_at = lease_clock()
         latest = self._store.latest_term()
         with self._lock:

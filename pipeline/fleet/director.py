@@ -7,10 +7,11 @@ them, too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.fleet.changes import CameraChanges, compare_cameras
 from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reasons_not_dealt
 from pipeline.fleet.holds import Hold, Holds
 from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
@@ -36,15 +37,6 @@ class _Worker:
     capacity: float
     unable: frozenset[str]
     info: WorkerInfo
-
-
-@dataclass(frozen=True, slots=True)
-class CameraChanges:
-    """Differences between the cameras of a fleet and those of a file."""
-
-    added: Sequence[str] = ()
-    changed: Sequence[str] = ()
-    removed: Sequence[str] = ()
 
 
 class Director:
@@ -97,6 +89,7 @@ class Director:
         self._ticked_at = now
         self._epoch = first_epoch(term)
         self._began_at = self._confirmed_at = now
+        self._heard_at = float("-inf")
         self._quiet_until = _NEVER if members else now
         self._rebalanced_at = now
         self._is_gathering = not members
@@ -152,12 +145,26 @@ class Director:
             return False
         return self._is_confirmed(now) or self._hears_majority(now)
 
+    def is_useful(self, now: float) -> bool:
+        """Return whether workers may get leases from this director; they have some time after its claim to find it.
+
+        A director that is not useful must not keep another director from claiming a term. Ray may run a director twice
+        if a raylet is frozen, and workers find only one of the two.
+        """
+        is_new = now < self._began_at + self._timing.unheard_seconds
+        return is_new or (self.is_heard(now) and self.may_grant(now))
+
+    def is_heard(self, now: float) -> bool:
+        """Return whether a worker has sent a beat recently."""
+        return now < self._heard_at + self._timing.unheard_seconds
+
     def beat(self, beat: Beat, now: float) -> Grant:
         """Return the leases of a worker that sent a beat.
 
         A repeated beat gets the same answer; a beat that is older than the last one changes nothing.
         """
         self.is_deposed = self.is_deposed or beat.term > self.term
+        self._heard_at = now
         known = self._workers.get(beat.worker)
         if known is not None and beat.number < known.number:
             return Grant(beat.number, self.term, None)
@@ -385,12 +392,3 @@ class Director:
         since = now - self._timing.majority_seconds
         heard = sum(self._contact.get(slot, float("-inf")) > since for slot in self._members)
         return heard * 2 > len(self._members)
-
-
-def compare_cameras(before: Mapping[str, float], after: Mapping[str, float]) -> CameraChanges:
-    """Return the differences between two mappings of cameras to their rates."""
-    return CameraChanges(
-        added=[camera for camera in after if camera not in before],
-        changed=[camera for camera, rate in after.items() if camera in before and before[camera] != rate],
-        removed=[camera for camera in before if camera not in after],
-    )

@@ -23,6 +23,8 @@ class FleetTiming:
     """Time for which a director may grant leases after a request to the store that confirmed its term."""
     majority_seconds: float = 1.5
     """Time for which a director may grant leases without the store, after most workers accepted its answers."""
+    unheard_seconds: float = 5.0
+    """Time after which a director that no worker reaches, or that may grant no lease, no longer counts as active."""
     skew: float = 0.1
     """Tolerated difference in the rates of two clocks, as a fraction."""
     fill: float = 0.8

@@ -45,15 +45,25 @@ class Standby:
         self._heard_at, self._allowed_seconds = now, _START_SECONDS * self._factor
         self._is_heard = False
         self.is_doubtful = False
-        """True if this director was deposed, but not by the other director that it sees. Ray may run a director twice,
-        if a raylet is frozen, and these two do not see each other. The director must then read the store before it
-        claims a term."""
+        """True if this director was deposed, and perhaps not by the other director that it sees. Ray may run a director
+        twice, if a raylet is frozen, and these two do not see each other. The director must then read the store before
+        it claims a term."""
+        self._is_found = False
+        """Whether a worker has sent a beat since this director was deposed, or shortly before it."""
         self._passive_since: float | None = None
         self._misplaced_since: float | None = None
 
-    def on_deposed(self) -> None:
-        """Record that another director has a later term than this director."""
-        self.is_doubtful = True
+    def on_deposed(self, *, is_heard: bool) -> None:
+        """Record that another director has a later term than this director.
+
+        Args:
+            is_heard: whether a worker has sent a beat to this director recently.
+        """
+        self.is_doubtful, self._is_found = True, is_heard
+
+    def on_beat(self) -> None:
+        """Record that a worker has sent a beat to this director, the standby."""
+        self._is_found = True
 
     def is_due(self, state: DirectorState, other: DirectorState | None, now: float, *, is_lost: bool = False) -> bool:
         """Return whether this director, the standby, is to become active.
@@ -71,7 +81,7 @@ class Standby:
         self._heard_at, self._allowed_seconds = now, _SILENT_SECONDS
         if other.is_active:
             self._passive_since = None
-            self.is_doubtful = False
+            self.is_doubtful = self.is_doubtful and not self._is_found
             return self._is_misplaced(other.is_on_head and not state.is_on_head, now)
         if self._passive_since is None:
             self._passive_since = now

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.fleet.director import Director
 from pipeline.fleet.messages import Beat, Grant
 from pipeline.fleet.standby import DirectorState, Standby
-from tests.support.fleet_programs import Program
+from tests.support.fleet_programs import Machine, Program
 from tests.support.fleet_simulation import HEAD, TIMING, Simulation
 
 ASK_SECONDS, ANSWER_SECONDS, CONFIRM_SECONDS = 0.2, 0.7, 0.25
@@ -51,7 +51,7 @@ class PairSimulation(Simulation):
         self.pair: list[PairProgram | None] = [None, None]
         self.choices: dict[str, Choice] = {}
         self.pulses = 0
-        """Number of times that an active director has written to the store."""
+        """Number of times that an active director that workers reach has written to the store."""
         super().__init__(seed, **options)
 
     # --- the directors
@@ -67,12 +67,16 @@ class PairSimulation(Simulation):
             self.at(1.0, lambda: self.start_program(number, None))
             return
         machine = self.random.choice(able)
+        self.pair[number] = self.run_program(machine, number)
+
+    def run_program(self, machine: Machine, number: int) -> PairProgram:
+        """Run a director that workers do not find, as Ray does where it has started another one of this name."""
         program = PairProgram(machine, number=number)
         program.standby = Standby(is_first=number == 0, now=machine.clock(self.now))
-        self.pair[number] = program
         self.directors.append(program)
         self.loop(program, ASK_SECONDS, self.watch)
         self.loop(program, CONFIRM_SECONDS, self.confirm_term)
+        return program
 
     def loop(self, program: PairProgram, seconds: float, action: Callable[[PairProgram], None]) -> None:
         """Call a method of a program again and again; a frozen program skips its turns."""
@@ -183,7 +187,7 @@ class PairSimulation(Simulation):
         director.tick(program.machine.clock(self.now))
         if director.is_deposed:
             program.director = None
-            program.standby.on_deposed()
+            program.standby.on_deposed(is_heard=director.is_heard(program.machine.clock(self.now)))
             return
         if not self.reaches_store(program.machine):
             return
@@ -191,7 +195,7 @@ class PairSimulation(Simulation):
 
         def write() -> float:
             self.members |= newcomers
-            self.pulses += 1
+            self.pulses += director.is_useful(program.machine.clock(self.now))
             return program.machine.clock(self.now)
 
         def written(asked_at: float) -> None:
@@ -222,6 +226,7 @@ class PairSimulation(Simulation):
     def answer(self, worker: Any, target: Any, beat: Beat) -> None:
         director = target.director
         if director is None or director.is_deposed:
+            target.standby.on_beat()
             grant = Grant(beat.number, NOT_ACTIVE, None)
         else:
             grant = director.beat(beat, target.machine.clock(self.now))

@@ -1,8 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.fleet.changes import compare_cameras
 from pipeline.fleet.dealing import WorkerLoad, choose_moves, deal, reasons_not_dealt
-from pipeline.fleet.director import Director, compare_cameras
+from pipeline.fleet.director import Director
 from pipeline.fleet.leases import WorkerLeases
 from pipeline.fleet.messages import Beat, FleetTiming, Grant, WorkerInfo, first_epoch
 
@@ -64,6 +65,21 @@ def test_epochs_rise_with_every_grant_and_every_term():
     second = held(made, 4, 0.3).leases
     assert min(second.values()) > max(first.values())
     assert first_epoch(2) >= max(second.values())
+
+
+def test_director_is_useful_for_some_seconds_and_then_while_workers_reach_it():
+    made, late = started(), TIMING.unheard_seconds + 1.0
+    assert made.is_useful(1.0)
+    assert not made.is_useful(late)
+    held(made, 2, late)
+    assert made.is_useful(late)
+
+
+def test_director_that_may_grant_no_lease_is_not_useful_though_a_worker_reaches_it():
+    made, late = director(members="abc"), TIMING.unheard_seconds + 1.0
+    held(made, 1, late)
+    assert not made.may_grant(late)
+    assert not made.is_useful(late)
 
 
 def test_lost_worker_keeps_its_cameras_until_its_lease_and_the_skew_have_passed():

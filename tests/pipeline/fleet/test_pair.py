@@ -13,14 +13,19 @@ def settled(seed: int = 1):
     return fleet
 
 
+def faulted(seed: int):
+    fleet = pair.PairSimulation(seed)
+    fleet.run(5.0)
+    for _ in range(12):
+        fleet.fault()
+        fleet.run(fleet.random.uniform(0.1, 6.0))
+    return fleet
+
+
 @pytest.mark.parametrize("first", range(0, 20, 10))
 def test_pair_never_publishes_a_camera_twice_and_holds_all_again_after_faults(first: int):
     for seed in range(first, first + 10):
-        fleet = pair.PairSimulation(seed)
-        fleet.run(5.0)
-        for _ in range(12):
-            fleet.fault()
-            fleet.run(fleet.random.uniform(0.1, 6.0))
+        fleet = faulted(seed)
         fleet.heal()
         fleet.run(60.0)
         assert fleet.longest_dark() < 3.0, f"seed {seed}"
@@ -35,6 +40,30 @@ def test_frozen_director_is_replaced_and_yields_when_it_wakes():
     assert any(each is not first for each in fleet.active())
     assert fleet.worst_dark(20.0) == 0.0
     assert len(fleet.active()) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_active_director_that_no_worker_finds_is_replaced(seed: int):
+    fleet = settled(seed)
+    [active] = fleet.active()
+    unfound = fleet.run_program(active.machine, active.number)
+    fleet.directors.remove(unfound)  # the simulation ends those of its directors that Ray has replaced
+    fleet.begin(unfound)
+    while fleet.active():
+        fleet.step()
+        for program in fleet.programs():
+            program.standby.on_deposed(is_heard=True)
+    assert fleet.worst_dark(25.0) < 20.0
+    assert fleet.longest_dark() == 0.0
+    assert unfound.director is None
+
+
+@pytest.mark.parametrize("seed", [500043, 500906])
+def test_fleet_recovers_where_a_director_that_no_worker_finds_claims_terms(seed: int):
+    fleet = faulted(seed)
+    fleet.heal()
+    fleet.run(20.0)
+    assert fleet.longest_dark() < 3.0
 
 
 def test_both_directors_killed_together_are_dark_for_a_lease_and_the_quiet_time():

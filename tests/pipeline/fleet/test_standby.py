@@ -81,3 +81,16 @@ def test_director_that_was_well_placed_in_between_waits_again():
     assert not standby.is_to_move(ACTIVE, beside, 0.0)
     assert not standby.is_to_move(ACTIVE, PASSIVE, 1.0)
     assert not standby.is_to_move(ACTIVE, beside, 10.0)
+
+
+@pytest.mark.parametrize("found", ["before", "after"])
+def test_deposed_director_is_doubtful_until_it_sees_another_active_one_and_a_worker_finds_it(found: str):
+    standby = Standby(is_first=True, now=0.0)
+    standby.on_deposed(is_heard=found == "before")
+    if found == "after":
+        assert not standby.is_due(PASSIVE, ACTIVE, 0.1)
+        assert standby.is_doubtful
+        standby.on_beat()
+    assert standby.is_doubtful
+    assert not standby.is_due(PASSIVE, ACTIVE, 0.2)
+    assert not standby.is_doubtful

@@ -36,7 +36,8 @@ RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX=ADDRESS of th
     && uv pip install --no-cache --no-deps .
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
-ENV PATH=/opt/recipro/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/var/cache/recipro
+ENV PATH=/opt/recipro/bin:$PATH PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/var/cache/recipro \
+    XDG_STATE_HOME=/var/cache/recipro
 RUN useradd --create-home --uid 10001 recipro \
     && install -d -o recipro -g recipro /data /var/cache/recipro
 USER 10001:10001

@@ -65,6 +65,8 @@ class FleetDirector:
         self._director: Director | None = None
         """None while this director is the standby."""
         self._standby = Standby(is_first=number == 0, now=time.monotonic())
+        self._highest_term = 0
+        """The highest term that a worker has stated."""
         self._pulses = 0
         self._other: Any = None
         self._other_node: str | None = None
@@ -87,6 +89,7 @@ class FleetDirector:
         with self._lock:
             if self._director is None or self._director.is_deposed:
                 self._standby.on_beat()
+                self._highest_term = max(self._highest_term, beat.term)
                 return Grant(beat.number, NOT_ACTIVE, None)
             return self._director.beat(beat, lease_clock())
 
@@ -153,7 +156,8 @@ class FleetDirector:
 
     def _begin(self) -> None:
         """Become the active director; wait until the store of the head node answers."""
-        term = self._store.claim_term()  # before the members are read; ``Director`` requires this order
+        # ``Director`` requires that the term is claimed before the members are read.
+        term = self._store.claim_term(above=self._highest_term)
         stored = self._store.cameras()
         if stored is None:
             self._store.write_cameras(self._cameras)
@@ -186,6 +190,7 @@ class FleetDirector:
                 director.tick(lease_clock())
                 if director.is_deposed:
                     self._director = None
+                    self._highest_term = max(self._highest_term, director.latest_term)
                     self._standby.on_deposed(is_heard=director.is_heard(lease_clock()))
                     log.info("fleet %s: another director has a later term", self._fleet)
 

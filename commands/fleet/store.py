@@ -24,10 +24,16 @@ class FleetStore:
         self._kv: Any = internal_kv
         self._namespace = f"recipro-stream/{fleet}".encode()
 
-    def claim_term(self) -> int:
-        """Claim and return a term above all earlier terms, even if the store was lost."""
+    def claim_term(self, *, above: int = 0) -> int:
+        """Claim and return a term above all earlier terms, also if the store has lost them.
+
+        The time of day is above all earlier terms if no clock was changed.
+
+        Args:
+            above: the highest term that a worker has stated, which shows the earlier terms if the clock is behind.
+        """
         while True:
-            term = max(self.latest_term() + 1, int(time.time()))
+            term = max(self.latest_term() + 1, above + 1, int(time.time()))
             # The call returns whether the key existed, so only one of two claims of the same number succeeds.
             if not self._kv._internal_kv_put(self._term_key(term), b"", overwrite=False, namespace=self._namespace):  # noqa: SLF001
                 for old in self._names("term/"):

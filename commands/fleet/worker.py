@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 from commands.fleet.capacity import measure_capacity
 from commands.fleet.directors import Directors
 from commands.fleet.roster import Roster
+from commands.fleet.term_file import TermFile, default_term_file
 from commands.wiring.cameras import Camera, make_cameras, with_all_cameras
 from commands.wiring.kinds import load_config
 from commands.wiring.run import OpenRun, open_run
@@ -80,7 +81,10 @@ class FleetWorker:
         self._run = self.open_parts(self._stack)
         self._capacity = self.measure(self._run)
         name = f"{spec.slot}#{uuid.uuid4().hex[:8]}"
-        self._leases = WorkerLeases(name, spec.slot, spec.timing, keep=spec.without_director == "keep")
+        self._terms = TermFile(default_term_file(spec.fleet))
+        self._leases = WorkerLeases(
+            name, spec.slot, spec.timing, keep=spec.without_director == "keep", term=self._terms.read()
+        )
         self._roster = Roster(self._run.running, self.read_cameras, self._leases)
         self._info = WorkerInfo(spec.node, spec.device, self._addresses())
         pipeline = Pipeline(
@@ -157,6 +161,7 @@ class FleetWorker:
                                     info=self._info)  # fmt: skip
             grant = self._directors.beat(beat)
             is_granted = grant is not None and self._leases.accept(grant) and grant.leases is not None
+            self._terms.write(self._leases.term)
             roster.follow(self._leases.valid(lease_clock()))
             pause = timing.beat_seconds if is_granted else timing.retry_seconds
             self._stop.wait(max(began_at + pause - lease_clock(), 0.0))

@@ -70,6 +70,8 @@ class Director:
         self.term = term
         self.is_deposed = False
         """True after a later director is known: this director grants no more leases."""
+        self.latest_term = term
+        """The highest term that the store or a worker has stated."""
         self._timing = timing
         self._cameras = dict(cameras)
         self._drained: frozenset[str] = frozenset()
@@ -135,7 +137,7 @@ class Director:
 
     def confirm(self, term: int, asked_at: float) -> None:
         """Record the latest term in the store; ``asked_at`` is the time at which the store was asked."""
-        self.is_deposed = self.is_deposed or term > self.term
+        self._learn(term)
         self._confirmed_at = max(self._confirmed_at, asked_at)
 
     def may_grant(self, now: float) -> bool:
@@ -163,7 +165,7 @@ class Director:
 
         A repeated beat gets the same answer; a beat that is older than the last one changes nothing.
         """
-        self.is_deposed = self.is_deposed or beat.term > self.term
+        self._learn(beat.term)
         self._heard_at = now
         known = self._workers.get(beat.worker)
         if known is not None and beat.number < known.number:
@@ -263,6 +265,10 @@ class Director:
                 for camera, rate in sorted(self._cameras.items())
             ],
         }
+
+    def _learn(self, term: int) -> None:
+        self.latest_term = max(self.latest_term, term)
+        self.is_deposed = self.latest_term > self.term
 
     def _hear(self, beat: Beat, now: float) -> None:
         before = self._workers.get(beat.worker)

@@ -19,7 +19,7 @@ class WorkerLeases:
     can still grant it.
     """
 
-    def __init__(self, worker: str, slot: str, timing: FleetTiming, *, keep: bool = False) -> None:
+    def __init__(self, worker: str, slot: str, timing: FleetTiming, *, keep: bool = False, term: int = 0) -> None:
         """Create it without leases.
 
         Args:
@@ -27,10 +27,11 @@ class WorkerLeases:
             slot: name of the worker's place (node and device); at most one process has it at a time.
             timing: times of the protocol.
             keep: whether to use expired leases while no director answers; two workers may then publish one camera.
+            term: the highest term that an earlier process of this machine has followed.
         """
         self.worker, self.slot = worker, slot
-        self.term = 0
-        """The highest term of a director that has answered."""
+        self.term = term
+        """The highest known term of a director; answers of lower terms are ignored."""
         self._timing, self._keep = timing, keep
         self._number = self._answered = 0
         self._asked_at = float("-inf")

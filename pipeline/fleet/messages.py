@@ -90,7 +90,7 @@ class Beat:
     unable: frozenset[str] = frozenset()
     """Cameras that the worker cannot open: its node has no source of that name, or the source is invalid."""
     term: int = 0
-    """The highest term of the directors whose answers the worker has accepted."""
+    """The highest term of the directors whose answers the worker, or an earlier one of its machine, has accepted."""
     answered: int = 0
     """Number of the last request whose answer the worker has accepted in ``term``; 0 if there is none."""
     info: WorkerInfo = WorkerInfo()

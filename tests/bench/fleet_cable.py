@@ -92,6 +92,7 @@ def start_node(
         command += ["--join", f"{NETWORK}.1:6379"]
     output = stack.enter_context((place / "output").open("a"))
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    variables["XDG_STATE_HOME"] = str(place / "state")
     process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, cwd=place)
     stack.callback(process.kill)
 

@@ -253,6 +253,7 @@ def a_fleet(folder: Path, fleet_type: type[LocalFleet] = LocalFleet, **kind):
     create_token(token)
     before = dict(os.environ)
     enter(os.environ, token)
+    os.environ["XDG_STATE_HOME"] = str(folder / "state")
     import ray
     from ray.cluster_utils import Cluster
 

@@ -32,6 +32,8 @@ class PairProgram(Program):
     asked_at: float = 0.0
     is_waiting: bool = False
     is_beginning: bool = False
+    highest_term: int = 0
+    """The highest term that a worker has stated."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ class PairSimulation(Simulation):
         program.is_beginning = True
 
         def claim() -> int:
-            self.term += 1
+            self.term = max(self.term, program.highest_term) + 1
             return self.term
 
         def claimed(term: int) -> None:
@@ -187,6 +189,7 @@ class PairSimulation(Simulation):
         director.tick(program.machine.clock(self.now))
         if director.is_deposed:
             program.director = None
+            program.highest_term = max(program.highest_term, director.latest_term)
             program.standby.on_deposed(is_heard=director.is_heard(program.machine.clock(self.now)))
             return
         if not self.reaches_store(program.machine):
@@ -227,6 +230,7 @@ class PairSimulation(Simulation):
         director = target.director
         if director is None or director.is_deposed:
             target.standby.on_beat()
+            target.highest_term = max(target.highest_term, beat.term)
             grant = Grant(beat.number, NOT_ACTIVE, None)
         else:
             grant = director.beat(beat, target.machine.clock(self.now))

@@ -207,7 +207,8 @@ class Simulation:
 
     def start_worker(self, machine: Machine) -> None:
         name = f"w{machine.number}-{next(self.incarnation)}"
-        leases = WorkerLeases(name, f"w{machine.number}", TIMING)
+        followed = max((each.leases.term for each in self.workers if each.machine is machine), default=0)
+        leases = WorkerLeases(name, f"w{machine.number}", TIMING, term=followed)
         worker = WorkerProgram(machine, name=name, leases=leases, capacity=self.capacity, target=self.current)
         self.workers.append(worker)
         self.follow(worker)

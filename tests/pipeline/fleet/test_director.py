@@ -82,6 +82,13 @@ def test_director_that_may_grant_no_lease_is_not_useful_though_a_worker_reaches_
     assert not made.is_useful(late)
 
 
+def test_director_below_the_term_that_a_worker_followed_earlier_grants_nothing_and_states_that_term():
+    made = director(term=5)
+    assert made.beat(beat(term=9), 0.0).leases is None
+    assert made.is_deposed
+    assert made.latest_term == 9
+
+
 def test_lost_worker_keeps_its_cameras_until_its_lease_and_the_skew_have_passed():
     made = started()
     held(made, 2, 0.0)

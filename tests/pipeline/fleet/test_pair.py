@@ -5,8 +5,10 @@ import pytest
 from tests.support import fleet_pair as pair
 
 
-def settled(seed: int = 1):
+def settled(seed: int = 1, term: int = 0):
+    """Return a fleet whose first director has claimed the term after ``term``."""
     fleet = pair.PairSimulation(seed)
+    fleet.term = term
     fleet.run(40.0)
     assert fleet.longest_dark() == 0.0
     assert len(fleet.active()) == 1
@@ -92,3 +94,18 @@ def test_standby_that_waited_for_the_head_takes_over_without_a_camera_dark():
     fleet.store_is_up = True
     assert fleet.worst_dark(30.0) < 3.0
     assert len(fleet.active()) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_head_that_lost_its_data_and_whose_clock_is_behind_gives_higher_epochs_than_before(seed: int):
+    fleet = settled(seed, term=1000)
+    before = max(epoch for _, epoch in fleet.grants)
+    fleet.kill(fleet.directors)
+    fleet.term = 0
+    fleet.members.clear()
+    fleet.grants.clear()
+    for machine in fleet.machines[1:]:
+        fleet.kill_worker(machine, seconds=5.0)
+    fleet.run(60.0)
+    assert fleet.longest_dark() == 0.0
+    assert min(epoch for _, epoch in fleet.grants) > before

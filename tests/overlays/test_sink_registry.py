@@ -13,24 +13,10 @@ from pipeline.errors import SinkError
 from pipeline.kinds import Kind
 from pipeline.ports import Sink
 from pipeline.settings import SinkContext
+from tests.support.kinds import example_of
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-ADDRESSES = {
-    "tcp://": "tcp://127.0.0.1:5555",
-    "ipc://": "ipc:///tmp/o",
-    "http://": "http://127.0.0.1:8000",
-    "foxglove://": "foxglove://127.0.0.1:8765",
-    "mqtt://": "mqtt://127.0.0.1/plant",
-    "mqtts://": "mqtts://127.0.0.1/plant",
-    "/": "clips/",
-    "modbus://": "modbus://127.0.0.1:5020",
-    "opc.tcp://": "opc.tcp://127.0.0.1:4840/line",
-    "rtsp://": "rtsp://127.0.0.1:8554/line",
-    "rtmp://": "rtmp://127.0.0.1/live/line",
-    "stills:": "stills:review/",
-    "window": "window",
-}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +99,7 @@ OPTIONS = sorted({name for kind in SINKS.kinds for name in kind.settings.model_f
 def test_option_of_another_kind_is_refused_with_the_kinds_that_have_it(option):
     for kind in SINKS.kinds:
         for key in kind.keys:
-            uri = ADDRESSES.get(key, f"out{key}")
+            uri = example_of(key)
             if option in kind.settings.model_fields:
                 default = kind.settings.model_fields[option].default
                 assert getattr(SINKS.settings(uri, **{option: default}), option) == default

@@ -14,6 +14,7 @@ from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
 from pipeline.guards.config import GuardConfig, RegionConfig
 from pipeline.settings import SourceSettings
+from tests.support.kinds import example_of
 
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
@@ -161,7 +162,7 @@ def number_options(model, path=()):
     for name, field in model.model_fields.items():
         if name in {"sources", "sinks"} and not path:
             for _, keys, kind in KINDS.models(name):
-                yield from number_options(kind, (name, EXAMPLES[keys[0]]))
+                yield from number_options(kind, (name, example_of(keys[0])))
         elif name in {"regions", "rules"}:
             first = next(
                 arg for arg in nested(field.annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)
@@ -171,16 +172,6 @@ def number_options(model, path=()):
             yield from number_options(field.annotation, (*path, name))
         elif float in nested(field.annotation):
             yield (*path, name)
-
-
-EXAMPLES = {
-    "camera:": "camera:0", "genicam:": "genicam:1",
-    "rtsp://": "rtsp://h/x", "http://": "http://127.0.0.1:8000", "rtmp://": "rtmp://h/x",
-    "VIDEO": "a.mp4", "FOLDER": "a.png", "BAG": "a.bag", "line:": "line:", "window": "window", "tcp://": "tcp://127.0.0.1:5555",
-    "mqtt://": "mqtt://h/t", ".mp4": "a.mp4", "/": "clips/", ".jsonl": "a.jsonl", ".parquet": "a.parquet",
-    ".mcap": "a.mcap", ".sqlite": "a.sqlite", "stills:": "stills:a/",
-    "modbus://": "modbus://127.0.0.1:5020", "opc.tcp://": "opc.tcp://127.0.0.1:4840/line", "foxglove://": "foxglove://127.0.0.1:8765",
-}  # fmt: skip
 
 
 def nested(annotation):

@@ -62,6 +62,7 @@ def why(
     pixels = read_frame(image, at)
     from engine.detectors.runtime import cut_choice
     from engine.detectors.why import explain_place
+    from overlays.render.jpeg import encode_image
 
     is_whole = roi is None and not mask
     area = None if is_whole else parse_area(roi, mask or ()).placed(pixels.shape[1], pixels.shape[0])
@@ -69,7 +70,7 @@ def why(
     detector = load_configured_detector(config)
     answer = explain_place(detector, pixels, place, label, cut=chosen, cell_px=cell_px, area=area)
     target = output or Path("why.jpg")
-    _write(target, pixels, answer, area)
+    write_atomically(target, encode_image(answer_picture(pixels, answer, place, area), 90), raises=ModelError)
     print_line("\n".join(answer_lines(answer, label)))
     print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue speaks against)")
 
@@ -170,20 +171,34 @@ def _influence_text(influence: Influence) -> str:
     )
 
 
-def _write(target: Path, image: Image, answer: PlaceAnswer, area: InputArea | None) -> None:
-    """Write the image twice, side by side: with the keep map and with the drop map."""
-    import time
+def answer_picture(image: Image, answer: PlaceAnswer, place: Box, area: InputArea | None = None) -> Image:
+    """Return the image twice, side by side: with the keep map and with the drop map.
 
+    The maps are shown at full strength whatever the score, because the score of a missed object is low. The place is
+    outlined in white.
+
+    Args:
+        image: uint8 RGB, (height, width, 3).
+        answer: the answer, with its maps.
+        place: the place that was asked about.
+        area: the input area, which is drawn.
+    """
     import numpy as np
 
-    from overlays.render.jpeg import encode_image
-    from overlays.render.renderer import HeatRenderer
+    from overlays.render.boxes import draw_boxes, paint_box_heat
+    from overlays.render.heatmap import draw_box
+    from overlays.render.input_area import draw_input_area
     from pipeline.frames import Explanation, Frame
 
-    frame = Frame(image, "why", 0, time.monotonic(), area=area)
-    renderer = HeatRenderer(legend=False)
-    pictures = [
-        renderer.render(Explanation(frame, (finding,), f"recipro-cam/{mode}", "complete")).image
-        for mode, finding in zip(("keep", "drop"), answer.maps, strict=True)
-    ]
-    write_atomically(target, encode_image(np.concatenate(pictures, axis=1), 90), raises=ModelError)
+    frame = Frame(image, "why", 0, 0.0)
+    pictures = []
+    for finding in answer.maps:
+        explanation = Explanation(frame, (finding,), "", "")
+        picture = paint_box_heat(image, explanation, 0.6, full_score=0.0)
+        if area is not None:
+            draw_input_area(picture, area)
+        for colour, stroke in (((16, 18, 22), 3), ((255, 255, 255), 1)):
+            draw_box(picture, place, colour, stroke)
+        draw_boxes(picture, explanation)
+        pictures.append(picture)
+    return np.concatenate(pictures, axis=1)

@@ -56,17 +56,18 @@ def evidence(heat: Heat) -> Heat:
     return np.zeros_like(heat) if floor >= 1.0 else np.maximum(heat - floor, 0.0) / (np.float32(1.0) - floor)
 
 
-def paint_box_heat(image: Image, explanation: Explanation, opacity: float) -> Image:
+def paint_box_heat(image: Image, explanation: Explanation, opacity: float, *, full_score: float = _FULL_SCORE) -> Image:
     """Return a new image with the heat of all boxes blended over it.
 
     Args:
         image: uint8 RGB, (height, width, 3); not modified.
         explanation: the explanation, whose findings with a ``box_map`` are painted.
         opacity: opacity of the strongest evidence, in [0, 1].
+        full_score: score below which the heat of a box is fainter, in proportion to the score; 0: never.
     """
     height, width = image.shape[:2]
     rows, columns = -(-height // _REDUCTION), -(-width // _REDUCTION)
-    heats = list(_heats(explanation.findings))
+    heats = list(_heats(explanation.findings, full_score))
     if not heats:
         return image.copy()
     levels = np.stack(
@@ -87,7 +88,7 @@ def _enlarge(values: npt.NDArray[np.float32], height: int, width: int) -> Image:
     return np.ascontiguousarray(enlarged[:height, :width])
 
 
-def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
+def _heats(findings: Sequence[Finding], full_score: float) -> Iterable[tuple[Heat, Box, Colour]]:
     """Yield the evidence for and against each box, the region it covers, and its colour."""
     for finding in findings:
         box_map = finding.box_map
@@ -95,7 +96,7 @@ def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
             continue
         # Maps of mode keep have a base level; maps of mode drop are zero where a cell has no effect.
         heat = finding.heat if box_map.mode == "drop" else evidence(finding.heat)
-        weight = np.float32(min(1.0, finding.score / _FULL_SCORE))
+        weight = np.float32(1.0 if finding.score >= full_score else finding.score / full_score)
         yield heat * weight, box_map.region, track_colour(finding)
         if box_map.against is not None:
             yield box_map.against * weight, box_map.region, AGAINST
@@ -128,7 +129,7 @@ def draw_boxes(image: Image, explanation: Explanation, *, covered: Sequence[Box]
 
 def label_texts(finding: Finding) -> tuple[str, ...]:
     """Return the possible texts of a box's label, longest first."""
-    score = f"{finding.score:.0%}"
+    score = "<1%" if 0.0 < finding.score < 0.01 else f"{finding.score:.0%}"
     text = f"{finding.label} {score}"
     if finding.box_map is None:
         return f"{text} · no map", text, score

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from commands.why import answer_lines, parse_area, parse_box, read_frame, why
+from commands.why import answer_lines, answer_picture, parse_area, parse_box, read_frame, why
 from engine.detectors.definition import dense_responses
 from engine.detectors.detections import missed_anchor
 from engine.detectors.why import explain_place
+from overlays.render.boxes import draw_boxes
 from pipeline.errors import ConfigError, SourceError
-from pipeline.frames import Box
+from pipeline.frames import Box, Explanation, Frame
 from tests.support.tiny_detector import LABELS, SIZE, calm_detector, coarse_image
 
 PLACE = Box(60, 40, 120, 100)
@@ -94,6 +97,19 @@ def test_read_frame_reads_an_image_and_names_a_missing_one(tmp_path, image):
     np.testing.assert_array_equal(read_frame(str(path), None), image)
     with pytest.raises(SourceError, match="missing"):
         read_frame(str(tmp_path / "missing.png"), None)
+
+
+def test_answer_picture_shows_both_maps_of_an_object_with_a_low_score(image, answer):
+    missed = replace(answer, maps=tuple(replace(finding, score=1e-4) for finding in answer.maps))
+    width = image.shape[1]
+    picture = answer_picture(image, missed, PLACE)
+    assert picture.shape == (image.shape[0], 2 * width, 3)
+    for half, finding in zip((picture[:, :width], picture[:, width:]), missed.maps, strict=True):
+        frame = Frame(image, "why", 0, 0.0)
+        bare = image.copy()
+        draw_boxes(bare, Explanation(frame, (replace(finding, box_map=None),), "", ""))
+        painted = np.abs(half.astype(int) - bare).max(axis=2) > 25
+        assert painted.mean() > 0.02, finding.box_map.mode
 
 
 def test_parse_area_reads_pixels_and_fractions_and_refuses_the_rest():

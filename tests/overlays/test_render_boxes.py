@@ -64,6 +64,7 @@ def test_evidence_of_a_flat_map_is_zero():
 def test_labels_state_score_and_age_of_the_map():
     assert label_texts(box(0, 0))[0] == "car 80% · no map"
     assert label_texts(box(0, 0, heat=hot_cell(0, 0)))[0] == "car 80%"
+    assert label_texts(box(0, 0, score=0.004, heat=hot_cell(0, 0)))[0] == "car <1%"
     assert label_texts(box(0, 0, heat=hot_cell(0, 0), age_seconds=0.43))[0] == "car 80% · 0.4 s"
 
 

@@ -3,6 +3,7 @@ import { BoxMaps } from "./box-maps.js";
 import { boxAt, boxesOf, cssColour } from "./boxes.js";
 import { drawSparkline } from "./strip.js";
 import { imageRectangle } from "./heat.js";
+import { percent } from "./words.js";
 
 const HISTORY_SECONDS = 60;
 const HISTORY_STEP_SECONDS = 0.2;
@@ -229,8 +230,4 @@ function describe({ finding: { label, score, track, map } }) {
 
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
-}
-
-function percent(score) {
-  return score > 0 && score < 0.01 ? "<1 %" : `${Math.round(100 * score)} %`;
 }

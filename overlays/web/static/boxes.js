@@ -1,5 +1,6 @@
 // Boxes of a detector in the image: outlines, labels, and the heat maps of all boxes or of one.
 import { decodeBase64, evidence, imageRectangle, plainPalette, renderHeatmap } from "./heat.js";
+import { percent } from "./words.js";
 
 const AGAINST = plainPalette([40, 110, 255]); // evidence against a box; no track has a blue colour
 const DARK = "#101216";
@@ -142,7 +143,7 @@ function drawLabel(context, { finding, rectangle, colour }, size, placed) {
   const height = Math.round(1.35 * size);
   const { width: columns, height: rows } = context.canvas;
   context.font = `600 ${size}px system-ui, sans-serif`;
-  const score = `${Math.round(100 * finding.score)} %`;
+  const score = percent(finding.score);
   for (const text of [`${finding.label} ${score}`, score]) {
     const width = context.measureText(text).width + 0.6 * size;
     const right = left + boxWidth - width;

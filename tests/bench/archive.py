@@ -1,4 +1,4 @@
-"""Archives: what scheduling costs, what partitions cost beside a plain loop, and each input once after kills.
+"""Measures archives: the cost of scheduling, the cost of partitions against a plain loop, and the rows after kills.
 
     uv run python -m tests.bench.archive sleeping --shards 24 --seconds 5
     uv run python -m tests.bench.archive loop --model resnet18 --photos 64
@@ -75,7 +75,7 @@ def sleeping(shards: int, seconds: float, workers: int) -> dict[str, Any]:
 
 
 def loop(model: str, photos: int, rounds: int) -> dict[str, Any]:
-    """Return the processor time of shards over that of a plain loop."""
+    """Return the processor time of shards divided by that of a plain loop."""
     from commands.archive.inputs import find_files, shards_of
     from commands.archive.worker import AS_MANY_AS, ArchiveSettings, ShardWorker
     from commands.wiring.run import choose_batch_size, make_explainer
@@ -157,7 +157,7 @@ def _kill_after(process: subprocess.Popen[str], output: Path, partitions: int) -
 
 
 def _descendants(process: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have."""
+    """Return the processes that a process has started, directly or indirectly."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
     parents = {int(pid): int(parent) for pid, parent in map(str.split, listed.splitlines()[1:])}
     found = [process]

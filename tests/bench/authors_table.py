@@ -1,4 +1,4 @@
-"""The authors' table on photos of one's own: methods x networks, ADCC and its parts, with one command.
+"""Makes the authors' table for other photos: methods x networks, ADCC and its parts, with one command.
 
     uv run --extra evaluate python -m tests.bench.authors_table --photos DIR --weights DIR [DIR ...] --output DIR
 

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to take the definition; the fields' defaults are ours."""
+    """A variant of the definition; the defaults are ours."""
 
     fit: str = "crop"
     """``crop`` (the middle square), ``256`` (the middle 7/8 of it: scaled to 256, cut to 224) or ``stretch``."""
@@ -69,7 +69,7 @@ CUTS = (OURS, Reading(fit="256"))
 
 
 class Reader:
-    """A network that explains photos, and what was hidden by readings of the definition."""
+    """A network that explains photos, and its results for variants of the definition."""
 
     def __init__(self, name: str, weights: Sequence[Path], readings: Sequence[Reading] = READINGS) -> None:
         self.readings = readings
@@ -107,7 +107,7 @@ class Reader:
         return F.interpolate(heat, size=self.size, mode="bilinear", align_corners=corners)[0, 0]
 
     def read(self, image: Image, kernel: Kernel) -> list[dict[str, Any]]:
-        """Return what each reading says of a photo."""
+        """Return the result of each variant for a photo."""
         plain: dict[str, tuple[Tensor, Tensor, Tensor, int]] = {}
         results = []
         for reading in self.readings:
@@ -131,7 +131,7 @@ class Reader:
 def report(
     name: str, kernel: str, readings: Sequence[Reading], photos: Sequence[Sequence[dict[str, Any]]]
 ) -> None:  # fmt: skip
-    """Print one line a reading; the first is ours."""
+    """Print one line for each variant; the first is ours."""
     ours = [photo[0]["drop"] for photo in photos]
     for number, reading in enumerate(readings):
         records = [photo[number] for photo in photos]
@@ -148,7 +148,7 @@ def report(
 
 
 def report_sureness(name: str, kernel: str, photos: Sequence[dict[str, Any]], right: Sequence[bool]) -> None:
-    """Print how the Average Drop goes with the score, and with being right."""
+    """Print the Average Drop by score, and for right and wrong answers."""
     groups = {f"score {low:.2f} to {high:.2f}": [low <= reading["score"] < high for reading in photos]
               for low, high in ((0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 1.01))}  # fmt: skip
     groups |= {"named right": list(right), "named wrong": [not reading for reading in right]}

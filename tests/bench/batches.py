@@ -44,7 +44,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 
 
 class Camera(FakeSource):
-    """Gives a picture so many times a second, or leaves some out where it comes too late."""
+    """Gives an image at a rate; skips images for which it is too late."""
 
     live = True
 
@@ -76,7 +76,7 @@ class Delayed(SourceWrapper):
 
 
 class Stopwatch(Sink):
-    """A sink that notes how old every frame is that leaves, and whose it is."""
+    """A sink that records the age and the camera of each delivered frame."""
 
     uri = "stopwatch"
 
@@ -98,7 +98,7 @@ class Stopwatch(Sink):
 
 
 def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, seconds: float) -> dict[str, Any]:
-    """Return what became of some seconds of many cameras."""
+    """Return the figures of some seconds of many cameras."""
     sink = Stopwatch()
     limits = RunLimits(batch_size=batch, batch_window_seconds=0.005, seconds=seconds)
     sources = [(Camera(f"camera{k}", rate), "drop-oldest") for k in range(cameras)]

@@ -1,4 +1,4 @@
-"""The time of guards on a detector's boxes: ``python -m tests.bench.box_guards [--boxes N] [--frames N]``.
+"""Measures the time of guards on a detector's boxes: ``python -m tests.bench.box_guards [--boxes N] [--frames N]``.
 
 Prints one JSON line. The detector is replaced by a script of explanations, so only the guards are timed: three rules
 and a region on maps of 20 by 20 cells (640 pixels, cells of 32). ``older``: no map is new. ``fresh``: all are new.

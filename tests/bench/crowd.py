@@ -30,7 +30,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def publish(pipe: Any, endpoint: str, image: Image, run: str) -> None:
-    """Send at the rate until told to end; answer every question with how it goes."""
+    """Send at the rate until the end is requested; answer each request with the state."""
     heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
     frames = 0
     with ZeroMqSink(endpoint) as sink:
@@ -47,7 +47,7 @@ def publish(pipe: Any, endpoint: str, image: Image, run: str) -> None:
 
 
 def look(pipe: Any, endpoint: str) -> None:
-    """Watch with ten viewers until told to end; answer every question with what each has seen since the last one."""
+    """Receive with ten viewers until the end is requested; answer each request with the frames since the last one."""
     stop = threading.Event()
     seen: list[dict[str, Any]] = [_nothing() for _ in range(EACH)]
 
@@ -77,7 +77,7 @@ def _nothing() -> dict[str, Any]:
 
 
 class Peer(NamedTuple):
-    """A process of ours and the way to it."""
+    """A process of the test, and the connection to it."""
 
     pipe: Any
     process: Any
@@ -88,7 +88,7 @@ class Peer(NamedTuple):
         return self.pipe.recv()
 
     def end(self) -> None:
-        """Let it go in order."""
+        """End the process in order."""
         self.pipe.send("end")
         self.process.join(30)
 
@@ -102,7 +102,7 @@ def _started(target: Callable[..., None], *parameters: Any) -> Peer:
 
 @contextmanager
 def _ended(peers: list[Peer]) -> Iterator[None]:
-    """Leave no process behind, whatever happens."""
+    """End all processes, also after an error."""
     try:
         yield
     finally:
@@ -114,7 +114,7 @@ def _ended(peers: list[Peer]) -> Iterator[None]:
 
 
 def _until(holds: Callable[[], bool], what: str) -> float:
-    """Wait until it holds; return how long it took."""
+    """Wait until the condition is true; return the time in seconds."""
     started_at = time.monotonic()
     while not holds():
         if time.monotonic() - started_at > PATIENCE_SECONDS:
@@ -128,7 +128,7 @@ def _all_see(groups: list[Peer], run: str) -> bool:
 
 
 def crowd(seconds: float, *, viewers: int = 50, size: tuple[int, int] = (720, 1280)) -> dict[str, Any]:
-    """Run the whole story, each scene ``seconds`` long, and return its figures.
+    """Run all steps, each ``seconds`` long, and return the figures.
 
     Raises:
         AssertionError: somebody who should see does not, or a frame was compressed more than once.
@@ -141,7 +141,7 @@ def crowd(seconds: float, *, viewers: int = 50, size: tuple[int, int] = (720, 12
     scenes: dict[str, dict[str, Any]] = {}
 
     def scene(name: str, watching: list[Peer], server: Peer) -> None:
-        """Let it run, and note what those who watch saw, and what the publisher holds."""
+        """Run for a time; record what the viewers received and the memory of the publisher."""
         for group in watching:
             group.ask()
         time.sleep(seconds)

@@ -44,7 +44,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tile:
-    """One picture, its class and where its defect lies."""
+    """An image, its class and the mask of its defect."""
 
     path: Path
     label: str
@@ -62,7 +62,7 @@ def tiles_of(folder: Path) -> list[Tile]:
 
 
 def folds_of(sources: Sequence[str], classes: Numbers) -> Numbers:
-    """Return each tile's fold: sources whole, classes spread evenly, the largest sources placed first."""
+    """Return each tile's fold: a source is in one fold, classes are spread evenly, the largest sources come first."""
     names = list(dict.fromkeys(sources))
     indices = np.array([names.index(source) for source in sources])
     count = int(classes.max()) + 1
@@ -132,7 +132,7 @@ def features_of(tiles: Sequence[Tile], weights: str, size: int) -> dict[str, Ten
 
 
 def rows(tiles: Sequence[Tile], features: Tensor, parted: str, *, clean: str | None) -> Iterator[dict[str, object]]:
-    """Hold every tile out once; give one row for each kernel."""
+    """Hold out every tile once; return one row for each kernel."""
     selected = [k for k, tile in enumerate(tiles) if tile.label != clean]
     labels = sorted({tiles[k].label for k in selected})
     classes = np.array([labels.index(tiles[k].label) for k in selected])

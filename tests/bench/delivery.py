@@ -67,7 +67,7 @@ def number_of(image: Image) -> int:
 
 
 def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float, viewers: int) -> None:
-    """Draw and send at the rate once all viewers have subscribed; send what it took."""
+    """Draw and send at the rate after all viewers have subscribed; report the processor time."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -107,7 +107,7 @@ def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float, v
 
 
 def look(pipe: Any, endpoint: str, keys: dict[str, str], count: int, pace: float) -> None:
-    """Watch with ``count`` viewers until told to stop; answer with how many frames came, and how old."""
+    """Receive with ``count`` viewers until the end is requested; report the number of frames and their ages."""
     ages: list[list[float]] = [[] for _ in range(count)]
     wrong = [0] * count
     stop = threading.Event()
@@ -134,7 +134,7 @@ def look(pipe: Any, endpoint: str, keys: dict[str, str], count: int, pace: float
 
 
 def age_of(received: ReceivedFrame, pace: float) -> float:
-    """Return how old a frame is: on arrival, or for a slow viewer when it is looked at."""
+    """Return the age of a frame: on arrival, or for a slow viewer when it is read."""
     return (time.time() if pace else received.received_at_unix) - received.header.taken_at_unix
 
 

@@ -1,4 +1,4 @@
-"""What explained boxes cost: (plain + maps) / plain of YOLOX-nano, interleaved, one image, PyTorch on the CPU.
+"""Measures the cost of explained boxes: (plain + maps) / plain of YOLOX-nano, interleaved, one image, PyTorch on CPU.
 
     uv run python -m tests.bench.detector_cost --rounds 40 --threads 2
 
@@ -69,7 +69,7 @@ DRISE_MASKS = 8
 
 
 class Peers:
-    """The methods of others, on the same image and boxes."""
+    """Other methods, on the same image and boxes."""
 
     def __init__(self, net: nn.Module, image: Tensor, anchors: Sequence[AnchorReads]) -> None:
         size = (image.shape[2], image.shape[3])

@@ -1,4 +1,4 @@
-"""How exact the maps of boxes are: the cone plan beside the definition, for all detectors, levels, modes and sizes.
+"""Compares maps of boxes by the cone plan with the definition, for all detectors, levels, modes and sizes.
 
     uv run python -m tests.bench.detector_exactness --networks yolox_nano nanodet ssd_mobilenet
 

@@ -87,7 +87,7 @@ class Checked(Sink):
 
 
 class PeerEngine(OneStageEngine):
-    """Explains boxes by the method of others, from features that the compiled plain pass returns."""
+    """Explains boxes by another method, from features that the compiled plain pass returns."""
 
     def __init__(self, detector: Detector, backend: str, method: str, masks: int) -> None:
         size = detector.input.size

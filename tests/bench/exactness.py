@@ -53,7 +53,7 @@ class Case:
 
 
 def network(name: str) -> nn.Module:
-    """Return an untrained network of 100 classes that says different things to different images."""
+    """Return an untrained network of 100 classes whose scores differ between images."""
     torch.manual_seed(0)
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     net: nn.Module = models.get_model(name, weights=None, num_classes=100, **options)

@@ -26,7 +26,7 @@ from tests.bench.figures import environment, interleaved, paired_ratio, print_li
 
 
 class Plain(nn.Module):
-    """The network as everyone runs it: images to softmax scores."""
+    """The plain network: images to softmax scores."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

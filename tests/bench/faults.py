@@ -1,4 +1,4 @@
-"""The fault matrix: how soon a lost camera is noticed, how soon it is seen again, what its neighbour feels.
+"""The fault matrix: the times until a lost camera is noticed and recovered, and the effect on another camera.
 
     uv run python -m tests.bench.faults --repeats 10
     uv run python -m tests.bench.faults --faults stall close --repeats 3 --table
@@ -44,7 +44,7 @@ _NOISE: Final = random.Random(1).randbytes(400)
 
 @dataclass
 class Scene:
-    """A camera that has faults, one that has none, and the run that watches both."""
+    """A camera with faults, a camera without faults, and the run that reads both."""
 
     feed: Feed
     server: RtspServer
@@ -224,7 +224,7 @@ class HealthWatch:
 
 @contextmanager
 def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunResult]]:
-    """Carry in a thread while the block runs; the list holds the outcome behind it, a bug is raised."""
+    """Run the pipeline in a thread during the block; the list has the result after it. A bug is raised."""
     stop, ended, failed = threading.Event(), [], []
 
     def run() -> None:
@@ -248,7 +248,7 @@ def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunR
 
 @contextmanager
 def staged(fault: Fault, options: dict[str, Any], seed: int) -> Iterator[Scene]:
-    """Give a scene that runs."""
+    """Yield a running scene."""
     with ExitStack() as stack:
         feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20, cabac=fault.cabac))
         other = stack.enter_context(Feed((320, 240), rate=10))
@@ -281,7 +281,7 @@ class Once:
 
 
 def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
-    """Let the fault happen and pass once."""
+    """Cause the fault and end it, once."""
     begun_with = scene.feed.number
     scene.until(lambda: scene.first_after(begun_with) and scene.source.health.state == "live", "live before the fault")
     time.sleep(chance.uniform(0.0, 0.2))

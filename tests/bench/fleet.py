@@ -105,7 +105,7 @@ def kill_node_of_director(fleet: LocalFleet) -> set[str]:
 
 
 def kill_head_then_node(fleet: LocalFleet) -> set[str]:
-    """Kill the head's store and, later, a node; the last fault of a fleet, which cannot restart anything now."""
+    """Kill the head's store and, later, a node. This is the last fault: without the head nothing can be restarted."""
     fleet.kill_head()
     time.sleep(fleet.head_seconds)
     return kill_node(fleet)

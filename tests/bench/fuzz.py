@@ -1,4 +1,4 @@
-"""Damaged descriptions, answers and files, by the thousand: each ends in pictures or in a typed error.
+"""Tests thousands of damaged descriptions, answers and files: each gives images or a typed error.
 
     uv run python -m tests.bench.fuzz --cases 2000 --videos FOLDER
 
@@ -40,7 +40,7 @@ Attempt = Callable[[random.Random], str]
 
 
 def damaged(content: bytes, chance: random.Random, most: int = 12) -> bytes:
-    """Return the bytes with some changed, and now and then cut off, doubled or moved."""
+    """Return the bytes with random changes; sometimes parts are cut off, doubled or moved."""
     broken = bytearray(content)
     for _ in range(chance.randrange(1, most)):
         broken[chance.randrange(len(broken))] = chance.randrange(256)
@@ -54,7 +54,7 @@ def damaged(content: bytes, chance: random.Random, most: int = 12) -> bytes:
 
 
 def read(uri: str, most: int = 3) -> str:
-    """Read a few pictures; tell how it ended: ``pictures``, ``nothing``, or the typed error's name."""
+    """Read a few images; return the result: ``pictures``, ``nothing``, or the name of the typed error."""
     stop, count = threading.Event(), 0
     try:
         with build_source(uri, **(ONCE if "://" in uri else {})) as source:
@@ -81,7 +81,7 @@ def small_video(path: Path) -> bytes:
 
 @contextmanager
 def attempts(videos: Path | None) -> Iterator[dict[str, Attempt]]:
-    """Give the three ways to be damaged."""
+    """Return the functions for the three kinds of damage."""
     with Feed(size=(160, 120), rate=20) as feed, RtspServer(feed) as server, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         good = server.description()
@@ -108,7 +108,7 @@ def attempts(videos: Path | None) -> Iterator[dict[str, Attempt]]:
 
 
 def measure(cases: int, seed: int, videos: Path | None) -> dict[str, object]:
-    """Try them all in turn; tell what became of them."""
+    """Run all cases in turn; return the results."""
     endings: Counter[str] = Counter()
     escaped: list[str] = []
     slow: list[str] = []
@@ -132,7 +132,7 @@ def measure(cases: int, seed: int, videos: Path | None) -> dict[str, object]:
 
 
 def main() -> None:
-    """Try what the command line names."""
+    """Run the cases that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)

@@ -44,7 +44,7 @@ One that takes longer is ended there, so that it cannot starve the next; one tha
 
 
 def sections(settings: Settings, *, alone: bool = False) -> dict[str, Callable[[], Records]]:
-    """Return what is measured, in order; ``alone``: whoever was asked for has the whole time."""
+    """Return the sections in order; ``alone``: the requested sections share the whole time."""
 
     def deadline(name: str) -> float:
         return settings.begun + (1.0 if alone else LIMITS[name]) * settings.seconds - 5.0
@@ -66,11 +66,11 @@ SLOW_IMPORTS = ("sympy", "torch.fx.experimental.symbolic_shapes", "torch._dynamo
 
 
 class OutOfTime(BaseException):
-    """A section's time is over, wherever it is: none may take this for a failure of its own."""
+    """The time of a section is over. Sections must not handle this exception as a failure of their own."""
 
 
 def stop_after(seconds: float) -> None:
-    """Make a section end by itself, with all it has, however long a compiler takes; 0 = no more."""
+    """Set the time after which a section ends, with its records so far, even during a compilation; 0 = no limit."""
 
     def ring(_number: int, _frame: object) -> None:
         raise OutOfTime
@@ -146,7 +146,7 @@ def device_told(device: torch.device) -> dict[str, object]:
 
 
 def brief(record: dict[str, object]) -> str:
-    """Return one line of a record for whoever watches."""
+    """Return a record as one line for the terminal."""
     if "piece" in record:
         return " ".join(str(record[key]) for key in ("state", "piece", "told", "error", "skipped") if record.get(key))
     text = json.dumps(record, default=str)
@@ -229,7 +229,7 @@ def _told(record: dict[str, Any] | None, say: Callable[[dict[str, Any]], str]) -
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the goals and what came of them, as a table for people."""
+    """Return the goals and the measured values as a table."""
     rows = [
         ("what", "goal", "measured"),
         *((record["what"], record["goal"], record["measured"]) for record in result["goals"]),

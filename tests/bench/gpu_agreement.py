@@ -26,7 +26,7 @@ KNOBS = {
 
 
 def measure(settings: Settings) -> Iterator[dict[str, object]]:
-    """Give one record for each network and backend; without photos or weights, say so."""
+    """Yield one record for each network and backend; without photos or weights, a record that says so."""
     if settings.photos is None or settings.weights is None:
         yield {"skipped": "no photos or weights: give --photos FILE.npz and --weights FOLDER"}
         return

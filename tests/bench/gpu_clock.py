@@ -49,7 +49,7 @@ class Settings:
 
     @property
     def precision(self) -> str:
-        """Half precision on a GPU; a CPU has none worth the name."""
+        """Half precision on a GPU; float32 on a CPU."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
     @property
@@ -64,7 +64,7 @@ class Settings:
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

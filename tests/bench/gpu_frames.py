@@ -291,7 +291,7 @@ def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
 
 
 def _check_card(clip: bytes, *, keep: bool) -> None:
-    """Refuse to call the CPU's decoding the card's."""
+    """Check that frames were decoded on the GPU and not on the CPU."""
     import av
 
     from stream.cuda_context import primary_context

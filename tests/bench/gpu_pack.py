@@ -1,4 +1,4 @@
-"""Packs what a bare GPU machine without internet is sent: wheels it lacks, photos as arrays, weights, TensorRT for RTX.
+"""Packs files for a GPU machine without internet access: wheels, photos as arrays, weights, TensorRT for RTX.
 
     python tests/bench/gpu_pack.py                     # base and peers
     python tests/bench/gpu_pack.py base rtx --photos FOLDER --weights FOLDER
@@ -133,7 +133,7 @@ def build(names: list[str], photos: Path, weights: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Make what the command line names, and say how large it is."""
+    """Make the packs that the command line names, and print their sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packs", nargs="*", help=f"of {', '.join([*WHEELS, 'rtx'])}; default: all but rtx")
     shared = ROOT.parent / "shared" / "data"

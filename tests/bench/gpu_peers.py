@@ -1,4 +1,4 @@
-"""The packages one would take instead, on the same device in the same run, and the definition as one dense batch."""
+"""Measures comparable packages on the same device in the same run, and the definition as one dense batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every piece once, at its smallest: what is broken on a machine is known before anything long begins."""
+"""Runs every part once, at its smallest, to find what does not work on a machine before long measurements."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ SIZE = (72, 128)
 
 
 class AbsentError(Exception):
-    """A piece that is not here, and is no fault."""
+    """A part that is not installed; this is no failure."""
 
 
 def pieces(settings: Settings) -> dict[str, Callable[[], str]]:
-    """Return what is tried, in order; each says what it saw, or raises."""
+    """Return the checks in order; each returns its result as text, or raises."""
     return {
         "OpenCV text": opencv_text,
         "upload": lambda: upload(settings),
@@ -81,13 +81,13 @@ def measure(settings: Settings, *, whole: bool = True) -> Iterator[dict[str, obj
 
 
 def need(holds: object, what: str) -> None:
-    """Raise where something does not hold."""
+    """Raise if a condition is false."""
     if not holds:
         raise AssertionError(what)
 
 
 def given_up(lanes: DeviceStreams) -> int:
-    """Return how many captures failed on these lanes."""
+    """Return the number of failed captures on these streams."""
     return len(lanes.failed_captures)
 
 
@@ -116,7 +116,7 @@ def own_device(settings: Settings) -> str:
 
 
 def upload(settings: Settings) -> str:
-    """Pinned memory up on one lane, down on another."""
+    """Uploads pinned memory on one stream and downloads on another."""
     lanes = device_streams(settings.device)
     host = lanes.pinned_empty((1 << 20,), torch.uint8)
     host.copy_(torch.randint(0, 256, host.shape, dtype=torch.uint8))
@@ -131,7 +131,7 @@ def upload(settings: Settings) -> str:
 
 
 def capture(settings: Settings) -> str:
-    """A convolution as a graph answers for what its input holds now."""
+    """A convolution as a graph computes the current content of its input."""
     lanes = device_streams(settings.device)
     with torch.inference_mode(), lanes.stream("compute"):
         layer = nn.Conv2d(3, 8, 3).to(settings.device, settings.dtype).to(memory_format=torch.channels_last)
@@ -244,7 +244,7 @@ def sent(settings: Settings) -> str:
 
 
 def video() -> str:
-    """A clip is written; the cameras decode such."""
+    """A clip is written as the cameras of the benchmark decode it."""
     if importlib.util.find_spec("av") is None:
         raise AbsentError("PyAV is not here")
     return f"{len(clip_of(make_images(SIZE, 2), 4))} bytes of H.264"
@@ -278,7 +278,7 @@ def device_frame(settings: Settings) -> str:
 
 
 def peers() -> str:
-    """The packages one would take instead."""
+    """Comparable packages run."""
     lacking = [name for name in ("pytorch_grad_cam", "torchcam") if importlib.util.find_spec(name) is None]
     if lacking:
         raise AbsentError(f"not here: {', '.join(lacking)}")

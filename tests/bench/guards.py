@@ -52,7 +52,7 @@ def explainer_of(weights: Path, config: Config) -> NetworkExplainer:
 
 
 def images(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
-    """Frames of one belt, as a file would give them."""
+    """Frames of one belt, with the times of a file."""
     scene = Scene(seed=seed, fps=RATE)
     for index in range(count):
         image, truth = draw_frame(scene, index)
@@ -114,7 +114,9 @@ class Stretch:
 def stretches_of(
     guardian: ExplanationMonitor, frames: Iterator[Frame], arguments: dict[str, list[float]]
 ) -> list[Stretch]:
-    """Judge stamped frames; return the stretches of wrongly grounded ones, and when the guard fired in each."""
+    """Explain stamped frames; return the periods in which the heat is in the wrong place, and the first alarm in
+    each.
+    """
     stretches: list[Stretch] = []
     for frame in frames:
         (seen,) = guardian.explain([frame])
@@ -160,7 +162,7 @@ def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
 
 
 def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
-    """Return how often guards fire on the shipped network, over some time of plain line in all."""
+    """Return the number of alarms of the shipped network on the line without stamps, over some time."""
     guardian = ExplanationMonitor(explainer_of(SHIPPED, config), config.guards)
     count = round(seconds * RATE / len(seeds))
     shares, verdicts = [], 0

@@ -65,7 +65,7 @@ def annotated(folder: Path, names: Mapping[str, str]) -> Iterator[tuple[str, Ima
 
 
 class Questions:
-    """A detector that is asked about objects, and checked."""
+    """Asks a detector about objects, and checks the answers."""
 
     def __init__(self, detector: Detector, cell_px: int | None = None) -> None:
         self.detector = detector

@@ -1,4 +1,4 @@
-"""A camera four times as fast as the engine: how old the pictures get, and whether every drop is counted.
+"""Measures a camera four times as fast as the engine: ages of frames, and whether every drop is counted.
 
     uv run python -m tests.bench.overload --seconds 120
 
@@ -32,7 +32,7 @@ class Slow(NullExplainer):
         self._seconds = seconds
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Give each frame the same finding, after the time an engine would have taken."""
+        """Return the same finding for each frame, after the simulated time of an engine."""
         time.sleep(self._seconds)
         return super().explain(frames)
 

@@ -28,7 +28,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def serve(pipe: Any, image: Image, seconds: float) -> None:
-    """Serve at the rate for so long once told to; answer with what it took."""
+    """Serve at the rate for a time when requested; report the processor time."""
     heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
     finding = Finding("water bottle", 0.9, heat, 1)
     with WebSink("http://127.0.0.1:0", SinkContext(cameras=("bench",))) as sink:
@@ -55,7 +55,7 @@ def serve(pipe: Any, image: Image, seconds: float) -> None:
 
 
 def look(pipe: Any, endpoint: str, paces: list[float]) -> None:
-    """Look on, one WebSocket for each pace (seconds before a frame is said to be shown), until told to stop."""
+    """Receive with one WebSocket for each pace (seconds until a frame is acknowledged) until the end is requested."""
     from websockets.sync.client import connect
 
     ages: list[list[float]] = [[] for _ in paces]

@@ -46,7 +46,7 @@ def overlay_of(camera: str, index: int) -> Overlay:
 
 
 class Feeder:
-    """Puts frames of two cameras into a page, at a rate; knows when it put each camera's last and first ones."""
+    """Puts frames of two cameras into a page at a rate; records the times of each camera's first and last frame."""
 
     def __init__(self, sink: WebSink) -> None:
         """Create a reader of the page."""
@@ -69,13 +69,13 @@ class Feeder:
 
 
 def turned(page: Any, camera: str, since_unix: float, *, grey: bool) -> float:
-    """Return how many seconds after a moment a card turned so."""
+    """Return the seconds from a time until a card changed to a state."""
     script = "([name, grey, since]) => turns.find((t) => t[0] === name && t[1] === grey && t[2] > since)"
     return float(page.wait_for_function(script, arg=[camera, grey, since_unix]).json_value()[2]) - since_unix
 
 
 def measure(times: int, browser: Any) -> dict[str, Any]:
-    """Return seconds until loss and return are seen, of so many of each, and until the server's end is."""
+    """Return the seconds until each loss and each return is shown, and until the end of the server is shown."""
     dice = random.Random(0)
     lost, back = [], []
     with WebSink("http://127.0.0.1:0", SinkContext(cameras=("door", "gate"))) as sink:

@@ -51,7 +51,7 @@ ZONE = (0.25, 0.75)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The frames of the line that are there."""
+    """The frames of the line that are not dropped."""
 
     step: int
     """1: all frames; 3: every third."""

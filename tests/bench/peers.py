@@ -1,4 +1,4 @@
-"""An explained frame beside the peers one would pick instead: grad-cam, torchcam and openvino-xai.
+"""Compares an explained frame with comparable packages: grad-cam, torchcam and openvino-xai.
 
     uv run --group bench python -m tests.bench.peers --rounds 30
 
@@ -85,7 +85,7 @@ def openvino_xai(net: nn.Module) -> Ask:
 
 
 def cases(net: nn.Module, layer: str | None) -> dict[str, Ask]:
-    """Return every way to answer, by its name in the table."""
+    """Return every method by its name in the table."""
     layer = split_network(net, layer, (224, 224)).layer
     example = torch.zeros(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
 
@@ -128,7 +128,7 @@ def _turning(method: Ask, images: list[Tensor]) -> Callable[[int], object]:
 
 
 def _check(methods: dict[str, Ask], images: Tensor, net: nn.Module) -> None:
-    """Make sure that all look at the same network, and at the same cells of it."""
+    """Check that all methods explain the same network and the same cells."""
     scores = methods["plain, eager"](images)[0]
     outputs = methods["recipro-stream, openvino"](images)
     best = int(outputs[1][0, 0])

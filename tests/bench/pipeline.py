@@ -39,14 +39,14 @@ from tests.bench.figures import ROOT, environment, print_line, quantiles
 
 
 def free_address() -> str:
-    """Return a loopback address nobody listens on."""
+    """Return a free loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def look(address: str, ages: Any, stop: Any) -> None:
-    """Watch in another process and tell the age in seconds of every message that comes, its picture decoded."""
+    """Receive in another process; report the age in seconds of every message after its image was decoded."""
     from overlays.wire.viewer import Viewer
 
     with Viewer(address) as viewer:
@@ -61,7 +61,7 @@ def look(address: str, ages: Any, stop: Any) -> None:
 
 @contextmanager
 def watched() -> Iterator[tuple[str, list[float]]]:
-    """Give an address that another process watches, and the list that holds the ages it saw once the block is left."""
+    """Yield an address that another process receives from, and the list that has the ages after the block."""
     context = multiprocessing.get_context("spawn")
     ages, stop = context.Queue(), context.Event()
     address = free_address()
@@ -164,7 +164,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
 
 
 def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict[str, object]:
-    """Run the line at 30 frames/s into ZeroMQ and a recorder; tell the ages a viewer sees."""
+    """Run the line at 30 frames/s into ZeroMQ and a recorder; return the ages at a viewer."""
     source = build_source("line:?fps=30&size=1280x720&seed=7")
     limits = RunLimits(seconds=seconds, batch_size=1)
     with watched() as (address, seen):

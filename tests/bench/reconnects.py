@@ -1,4 +1,4 @@
-"""Hundreds of reconnects of one camera, the whole pipeline around it: what of memory, threads and handles stays behind.
+"""Measures the growth of memory, threads and handles over hundreds of reconnects of one camera in the whole pipeline.
 
     uv run python -m tests.bench.reconnects --times 300
 
@@ -137,7 +137,7 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
 
 
 def whole(plan: Plan, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of the whole: what grew once all had been touched."""
+    """Return the figures of the whole run: the growth after the first use of everything."""
     settled = [row for row in rows if row["reconnects"] >= plan.warm_up] or rows
     first, last = settled[0], settled[-1]
     at, rss = [row["reconnects"] for row in settled], [row["rss_mb"] for row in settled]
@@ -153,7 +153,7 @@ def whole(plan: Plan, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Endure what the command line names."""
+    """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=300)
     parser.add_argument("--every", type=int, default=10)

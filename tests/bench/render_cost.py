@@ -36,7 +36,7 @@ FRAMES = 8
 
 
 def explanations(height: int, width: int, grid: int, *, crop: bool) -> list[Explanation]:
-    """Some noise with a warm spot that wanders."""
+    """Noise with a hot spot that moves."""
     dice = np.random.default_rng(0)
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
@@ -54,7 +54,7 @@ def explanations(height: int, width: int, grid: int, *, crop: bool) -> list[Expl
 
 
 def check(explanation: Explanation, renderer: HeatRenderer) -> None:
-    """A picture that is timed has heat on it, and is a new one."""
+    """Check that a timed image has heat drawn on it, and is a new array."""
     before = explanation.frame.image.copy()
     drawn = renderer.render(explanation).image
     assert drawn.shape == before.shape

@@ -65,7 +65,7 @@ NETWORKS = {
 
 
 class Remembering(nn.Module):
-    """A network's head that answers the last two images it was shown without running: a picture, and it masked."""
+    """The head of a network with a cache for the last two images: an image, and the same image masked."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Run:
 
 
 def examine_all(name: str, weights: Sequence[Path], run: Run, output: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return each way's records, in the pictures' order; measures those that the journals do not hold yet."""
+    """Return the records of each method in the order of the images; measure those that the journals lack."""
     split, labels = cut(name, weights)
     fed = NETWORKS[name]
     preprocessing = Preprocessing(fed.size, fed.mean, fed.std, run.fit)  # type: ignore[arg-type]
@@ -150,5 +150,5 @@ def with_error(values: Sequence[float]) -> list[float]:
 
 
 def values_of(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return what was measured under a key, where it was."""
+    """Return the stored record of a key; None if there is none."""
     return [float(record[key]) for record in records if record.get(key) is not None]

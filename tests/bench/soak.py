@@ -1,4 +1,4 @@
-"""Many cameras for a long time: whether memory, threads, file handles and ages stay where they are.
+"""Runs many cameras for a long time: memory, threads, file handles and ages must not grow.
 
     uv run python -m tests.bench.soak --minutes 5 --cameras 12 --plot soak.png
 
@@ -96,7 +96,9 @@ def ages(seen: list[Observation]) -> dict[str, float] | None:
 
 
 def shares(seen: list[Observation], names: list[str]) -> dict[str, float]:
-    """Return for each camera how much of what was taken left, between the first and the last picture anyone saw."""
+    """Return for each camera the fraction of received frames that was delivered, between its first and last delivered
+    image.
+    """
     numbers = {
         name: {observation.mark.number for observation in seen if observation.camera == name and observation.mark}
         for name in names
@@ -160,7 +162,9 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
 
 
 def whole(plan: Plan, rows: list[dict[str, Any]], did: list[Any]) -> dict[str, Any]:
-    """Return the figures of the whole soak; growth is from the second interval on, when all has been touched once."""
+    """Return the figures of the whole run; growth counts from the second interval on, after the first use of
+    everything.
+    """
     settled = rows[1:] or rows
     first, last = settled[0], settled[-1]
     age_rows = [row["age_s"] for row in settled if row["age_s"]]
@@ -203,7 +207,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Endure what the command line names."""
+    """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--cameras", type=int, default=12)

@@ -1,4 +1,4 @@
-"""Stopped at any moment: Ctrl-C and SIGTERM while connecting, stalled, decoding, compiling, recording.
+"""Stops runs at random moments by Ctrl-C and SIGTERM: while connecting, stalled, decoding, compiling, recording.
 
     uv run python -m tests.bench.stops --times 20
     uv run python -m tests.bench.stops --times 20 --from-ready --latest-seconds 5
@@ -46,7 +46,7 @@ class Stop:
 
 
 def plays(path: Path) -> int | None:
-    """Return how many frames a recording holds; None where it does not play, 0 where there is none."""
+    """Return the number of frames in a recording; None if it cannot be played, 0 if there is none."""
     if not path.exists():
         return 0
     try:
@@ -64,7 +64,7 @@ def _heard_at(ready: socket.socket, folder: Path) -> str:
 
 
 def stopped(arguments: list[str], stop: Stop, folder: Path) -> dict[str, object]:
-    """Start a run, stop it, and tell how it ended."""
+    """Start a run, stop it, and return its result."""
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
         subprocess.Popen(
@@ -95,7 +95,7 @@ def stopped(arguments: list[str], stop: Stop, folder: Path) -> dict[str, object]
 
 
 def measure(times: int, seed: int, latest_seconds: float, *, from_ready: bool = False) -> list[dict[str, object]]:
-    """Stop runs at random moments; tell each."""
+    """Stop runs at random moments; print each result."""
     chance = random.Random(seed)
     rows = []
     with Feed(size=(320, 240), rate=10) as feed, RtspServer(feed) as server, socket.socket() as silent:

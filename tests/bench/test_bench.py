@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: both answers checked, both sides run the same number of times."""
+"""The benchmarks check both answers and run both sides the same number of times."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The benchmark of exported files measures what it says: both sides checked, both sizes told."""
+"""The benchmark of exported files checks both outputs and states both sizes."""
 
 import json
 import shutil

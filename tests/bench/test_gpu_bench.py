@@ -1,4 +1,4 @@
-"""The GPU's benchmark runs here too, at its smallest, and calls nothing measured that was not."""
+"""The GPU benchmark runs on the CPU at its smallest, and reports only figures that were measured."""
 
 import importlib.util
 import json

@@ -88,7 +88,7 @@ def _insides(explained: Sequence[Explanation]) -> dict[str, float] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Watch what the command line names."""
+    """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="a file of train-line --detector")
     parser.add_argument("--frames", type=int, default=12, help="of each defect; the first four have no mark")

@@ -165,7 +165,7 @@ def test_evaluate_reports_boxes_of_other_classes_and_images_in_subfolders(comman
 
 
 def coco_of(*names):
-    """Annotations in which the k-th picture has a box of k + 1 pixels."""
+    """Return annotations in which image k has a box of k + 1 pixels."""
     return json.dumps({
         "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
         "categories": [{"id": 1, "name": "part"}],
@@ -177,7 +177,7 @@ def coco_of(*names):
 
 @pytest.fixture
 def two_folders(tmp_path):
-    """A picture of one name in each of two folders, and a list of both."""
+    """Write an image of the same name into each of two folders, and a list of both."""
     for number, kind in enumerate(LABELS):
         (tmp_path / kind).mkdir()
         (tmp_path / "photos" / f"{number} <b>.png").rename(tmp_path / kind / "a.png")

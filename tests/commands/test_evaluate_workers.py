@@ -148,7 +148,7 @@ class BackwardPool:
 
 @pytest.fixture
 def lost(monkeypatch):
-    """Names of images that a pool loses, which takes the place of Ray's; its worker is pickled as by Ray."""
+    """Yield the names of images that a stand-in for Ray's pool loses; it pickles its worker as Ray does."""
     ray, names = pytest.importorskip("ray"), set()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""`run.py export` and what `run.py stream` makes of its files, as a person meets them."""
+"""`run.py export`, and `run.py stream` with its files."""
 
 import pytest
 

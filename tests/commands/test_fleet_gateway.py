@@ -78,7 +78,7 @@ def test_command_that_reaches_ray_has_the_token_by_its_path_alone():
                            "--token-file", "x/token"]  # fmt: skip
 
 
-def test_page_names_the_age_of_the_fleet_s_state_and_the_reason():
+def test_page_shows_the_age_of_the_fleet_state_and_the_reason():
     now = [0.0]
     explainer = FleetExplainer(lambda: now[0])
     assert "has not answered for 0 s: it has not answered yet" in explainer.problem

@@ -1,4 +1,4 @@
-"""Frames drawn by the engine joined to the sinks: JPEG where it is taken, arrays where they are wanted, on the CPU."""
+"""Frames drawn by the engine reach the sinks as JPEG or as arrays, whichever a sink accepts; on the CPU."""
 
 import threading
 from dataclasses import replace

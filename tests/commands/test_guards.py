@@ -1,4 +1,4 @@
-"""Guards by the command line: a right-sounding verdict from the wrong place, live; a baseline, and drift from it."""
+"""Guards by the command line: a correct class with its heat in the wrong place; a baseline, and drift from it."""
 
 from __future__ import annotations
 

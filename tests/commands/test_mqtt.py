@@ -1,4 +1,4 @@
-"""The command line's part of telling a broker: whose password it is, and what is refused."""
+"""MQTT on the command line: the credentials file, and refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cameras over several devices: dealt out, every door its own, one process each; a failing one ends alone."""
+"""Cameras on several devices: distributed, with own addresses and one process each; a failing process ends alone."""
 
 import io
 import json

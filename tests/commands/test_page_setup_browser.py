@@ -1,4 +1,4 @@
-"""A person draws a region on the page of a real run, and is alarmed; the YAML keeps its comments."""
+"""A region that is drawn on the page of a real run raises an alarm; the YAML keeps its comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page and somebody else change one configuration: nothing of either is lost, and the page offers a way out."""
+"""A page and another program change one configuration: no change is lost, and the page resolves the conflict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def path(tmp_path):
     return tmp_path / "run.yaml"
 
 
-def test_change_of_a_file_that_somebody_else_changed_is_refused_with_the_difference(path):
+def test_change_of_a_file_that_another_program_changed_is_refused_with_the_difference(path):
     setup, run = made(path)
     wanted = with_corner(setup.read("left"))
     path.write_text(TEXT.replace("user:secret", "user:other"))

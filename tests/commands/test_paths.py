@@ -1,4 +1,4 @@
-"""Paths that the system refuses: told in one line with exit code 2, whoever asked for them."""
+"""Paths that the system refuses are reported in one line with exit code 2, for every option."""
 
 from __future__ import annotations
 

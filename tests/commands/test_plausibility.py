@@ -1,4 +1,4 @@
-"""Warnings at the start of a run that is allowed and looks wrong."""
+"""Warnings at the start of a run about valid but probably wrong settings."""
 
 import pytest
 

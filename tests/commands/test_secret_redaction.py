@@ -1,4 +1,4 @@
-"""A password appears nowhere: a run with a canary as the password, and all of its outputs are searched."""
+"""A password is in no output: all outputs of a run with a known password are searched for it."""
 
 import base64
 import http.server
@@ -32,13 +32,13 @@ PAGE = ("/", "/login", "/stream/door", "/clip/door", "/metrics", "/healthz", "/r
 
 
 def leaks(surfaces):
-    """The surfaces that hold a piece of the credentials; names of pieces that survive every way of escaping."""
+    """Return the outputs that contain a part of the credentials; the parts are unchanged by every kind of escaping."""
     return [name for name, result in surfaces.items() if any(secret in result for secret in SECRETS)]
 
 
 @pytest.fixture
 def cameras():
-    """One that admits the canary, one that refuses it, one that knows no such path, and a port where nobody is."""
+    """A server that accepts the password, one that refuses it, one without the path, and a closed port."""
     with (
         Feed() as feed,
         RtspServer(feed, user=USER, password=PASSWORD) as door,

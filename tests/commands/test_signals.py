@@ -12,7 +12,7 @@ from commands.signals import shutdown_on_signal
 
 
 class AtOnceError(Exception):
-    """The process would have ended here."""
+    """Raised in place of the end of the process."""
 
 
 @pytest.fixture

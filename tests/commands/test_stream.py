@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: what runs, what is refused in words, what is left on disk."""
+"""The command `stream`: runs, refusals with their messages, and the files that remain."""
 
 import re
 import socket

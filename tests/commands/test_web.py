@@ -1,4 +1,4 @@
-"""The command line's part of the page: whose token it is, and what is said when it is missing."""
+"""The page on the command line: the token file, and the message if it is missing."""
 
 from __future__ import annotations
 

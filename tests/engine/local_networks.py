@@ -18,7 +18,9 @@ KERNELS: tuple[Kernel, ...] = ("point", "gaussian")
 
 
 def settle(net: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Give batch norms the statistics of random images: as initialised, a deep network says the same to everything."""
+    """Set batch norms to the statistics of random images: as initialised, a deep network has the same output for all
+    images.
+    """
     net.train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

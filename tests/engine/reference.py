@@ -55,7 +55,7 @@ def shallow_net(name, count):
 
 
 def lively(net, size):
-    """Give a random network something to say: batch statistics of random images, and class scores that differ."""
+    """Set the batch statistics of a random network to those of random images, so that its class scores differ."""
     net.train()
     for module in net.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -16,7 +16,7 @@ from pipeline.settings import SourceSettings
 
 
 class Costing(BaseExplainer):
-    """Takes so long for a pass, and so long for each image in it, by a clock of its own."""
+    """Takes a fixed time for each pass and for each image, on its own clock."""
 
     def __init__(self, of_a_pass, of_an_image, device="cpu"):
         plan = PlanInfo("pooled", "", one_module=True)

@@ -16,7 +16,7 @@ SIZE = (32, 40)
 
 
 class Stem(nn.Module):
-    """Decides by values, as no tracer can follow."""
+    """Branches on values, so that it cannot be traced."""
 
     def __init__(self):
         super().__init__()

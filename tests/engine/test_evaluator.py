@@ -1,4 +1,4 @@
-"""Pictures are measured as the formulas say; boxes are read from what data sets come with; a stopped run goes on."""
+"""Measures follow their formulas, boxes are read from the formats of data sets, and a stopped run continues."""
 
 import json
 import math

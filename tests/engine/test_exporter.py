@@ -1,4 +1,4 @@
-"""Exported files: the same answers as the engine's in other programs, no masked map inside, and refusals in words."""
+"""Exported files give the engine's results in other programs, contain no masked map, or are refused with the reason."""
 
 import collections
 import dataclasses

@@ -18,7 +18,7 @@ TABLE = heat_lut("inferno", 0.6)
 
 
 def doubling(frames, _kind):
-    """A journey whose answer tells which frames it saw."""
+    """A pipeline whose results identify the frames."""
 
     def call():
         first = frames[:, 0, 0, 0].float()

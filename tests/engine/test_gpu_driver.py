@@ -1,4 +1,4 @@
-"""GPUs as NVML describes them, with a driver of their own, and the metrics made of it."""
+"""The state of GPUs from NVML, with a fake driver, and the metrics from it."""
 
 import pynvml
 import pytest

@@ -1,4 +1,4 @@
-"""Pictures on a device say what the host's say: the input within one level, the overlay within two."""
+"""Images on a device equal those of the host: the input within one level, the overlay within two."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Local or dense: the one that answers sooner on the device, both right, and the reason told."""
+"""The local or the dense plan is chosen by its time on the device; both are exact, and the reason is logged."""
 
 import copy
 
@@ -70,7 +70,7 @@ def test_other_plans_are_left_alone(inner):
 
 
 def tensors_of(thing, seen):
-    """Every tensor that something holds, however deep; what cells are cut by stays on the host."""
+    """Yield every tensor in a structure, except the index tables of cells, which stay on the host."""
     if id(thing) in seen:
         return
     seen[id(thing)] = thing
@@ -101,7 +101,7 @@ def test_local_plan_moves_all_buffers_to_the_device(inner):
 
 
 class NothingAsked(TorchDispatchMode):
-    """Refuses what makes a device tell the host something in between: no CUDA graph takes that."""
+    """Refuses operations that synchronise with the host, which a CUDA graph cannot contain."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__

@@ -24,7 +24,7 @@ REAL = {name: getattr(torch.cuda, name) for name in ("graph", "Stream", "Event")
 
 
 class FakeCuda:
-    """Writes down what is asked of streams, events and graphs; a replay repeats nothing."""
+    """Records the calls of streams, events and graphs; a replay repeats no call."""
 
     def __init__(self, monkeypatch, capture_fails=False):
         self.told = []

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def padded_tail() -> SplitModel:
-    """A tail whose blank is nowhere the same: large biases, true zero padding, strides."""
+    """A tail whose zero response differs at every position: large biases, zero padding, strides."""
     torch.manual_seed(1)
     tail = [Residual(8, 1, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), Residual(8, 1, 1), nn.MaxPool2d(3, 1, 1)]
     net = small_net(tail, (13, 16))

@@ -91,7 +91,7 @@ def test_read_spatial_returns_none_for_other_means(dims):
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6), reach=st.integers(0, 1), k=st.integers(1, 3))
 @settings(deadline=None, max_examples=40, derandomize=True)
 def test_sites_are_the_positions_that_depend_on_a_cell(rows, columns, reach, k):
-    """Held against a convolution of ones over the mask itself."""
+    """Compare with a convolution of ones over the mask."""
     grid = (rows, columns)
     span = torch.arange(-k, k + 1)
     tables = [torch.where((t := torch.arange(n)[:, None] + span).clamp(0, n - 1) == t, t, -1) for n in grid]

@@ -1,4 +1,4 @@
-"""Maps within a budget: the time spent stays within the time earned, and each box gets its turn."""
+"""Maps within a budget: their time stays within the budget, and each box gets a map at some time."""
 
 import pytest
 from hypothesis import given

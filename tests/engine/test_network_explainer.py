@@ -222,7 +222,7 @@ def test_half_precision_has_similar_outputs(layer):
 
 
 class Overall(torch.nn.Module):
-    """Behind its grid every cell feels all others: the definition alone explains it."""
+    """Every cell after the grid depends on all cells: only the dense plan applies."""
 
     def __init__(self):
         super().__init__()

@@ -32,7 +32,7 @@ def texture(seed, size=(120, 160), cells=24):
 
 
 def parts_in_a_fixture(count):
-    """Return pictures that share nearly everything, each of a part of its own."""
+    """Return images with the same background, each of another part."""
     shared = texture(999, cells=8).astype(np.float32)
     return [np.clip(0.85 * shared + 0.15 * texture(k), 0, 255).astype(np.uint8) for k in range(count)]
 

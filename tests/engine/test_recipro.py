@@ -70,7 +70,7 @@ def test_recipro_cam_accepts_images_of_another_size_than_the_split(name):
 
 
 class Pointwise(nn.Module):
-    """A tail with everything that treats cells alone and alike before the mean."""
+    """A tail with every kind of cellwise layer before the mean."""
 
     def __init__(self):
         super().__init__()

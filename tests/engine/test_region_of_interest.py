@@ -45,7 +45,7 @@ def framed(image, options, index=0):
 
 
 def seen(frame, colour):
-    """Return what the network must get of a frame as a frame of its own, and the position of its corner."""
+    """Return the expected network input of a frame as a separate frame, and the position of its corner."""
     left, top, right, bottom = frame.area.cut
     image = frame.image[top:bottom, left:right].copy()
     outside = ~pixels_inside(frame.area.roi, frame.area.cut) if frame.area.roi else np.zeros(image.shape[:2], bool)

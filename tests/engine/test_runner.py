@@ -39,7 +39,7 @@ def test_similarity_shortfall_names_measures_and_allows_eager_loss():
 
 def test_runner_refuses_a_backend_that_ranks_cells_differently(monkeypatch):
     class Turning:
-        """Answers right, but with every map turned half around where it is asked more than once."""
+        """Returns right results at the first call, and maps rotated by 180 degrees at later calls."""
 
         asked = 0
 

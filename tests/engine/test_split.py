@@ -95,7 +95,7 @@ def test_split_network_preserves_in_place_functions():
 
 
 class Untraceable(nn.Module):
-    """Decides by values, so it cannot be traced."""
+    """Branches on values, so that it cannot be traced."""
 
     def __init__(self):
         super().__init__()

@@ -300,7 +300,7 @@ def test_program_without_a_gpu_raises_backend_error(rtx):
 
 
 class FakeCurrentDevice:
-    """The current device, and a TensorRT that notes on which one it is called."""
+    """The current device, and a fake TensorRT that records the device of each call."""
 
     def __init__(self, monkeypatch):
         self.now, self.seen = 0, []
@@ -360,7 +360,7 @@ def test_engine_is_built_loaded_and_run_on_the_device_of_its_input(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quiet_exporters():
-    """Exporting hushes other people's loggers; a test gives them back."""
+    """Restore the levels of the loggers that an export changes."""
     before = {name: logging.getLogger(name).level for name in ("onnx_ir", "onnxscript", "torch.onnx")}
     yield
     for name, level in before.items():

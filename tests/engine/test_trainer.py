@@ -83,7 +83,7 @@ def test_train_draws_every_image_once_without_a_sampler():
 
 def test_train_counts_a_smaller_loss_as_an_improvement_if_configured():
     class MoreConfident(ScriptedTrainable):
-        """All correct at first, barely; then one is barely wrong and the others are ever more certain."""
+        """All images are just correct at first; later one is just wrong and the others become more certain."""
 
         def logits(self, indices, *, augment):
             if augment:

@@ -1,4 +1,4 @@
-"""A training that was killed goes on to the same result as one that was not."""
+"""A training that was killed and continued has the same result as one that was not killed."""
 
 import logging
 from dataclasses import replace

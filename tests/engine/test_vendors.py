@@ -148,7 +148,7 @@ print("ASKED", asked, file=sys.stderr)
 
 @pytest.mark.slow
 def test_run_resolves_no_host_and_writes_no_telemetry_id(tmp_path):
-    """OpenVINO is the default backend, and the one whose telemetry is on without being asked for."""
+    """OpenVINO is the default backend, and its telemetry is on by default."""
     script = LOOKED_UP.replace("BACKEND", "'openvino'").replace("SINK", repr(str(tmp_path / "o.jsonl")))
     completed = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT,

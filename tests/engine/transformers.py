@@ -1,4 +1,4 @@
-"""Small vision transformers with random weights and something to say."""
+"""Small vision transformers with random weights whose scores differ."""
 
 from __future__ import annotations
 

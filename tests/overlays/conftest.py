@@ -59,7 +59,7 @@ def explained() -> Callable[..., Explanation]:
 
 @pytest.fixture(scope="session")
 def overlaid() -> Callable[..., Overlay]:
-    """An overlay whose picture is given, or a copy of the frame's: drawn, but with nothing on it."""
+    """Return an overlay with the given image, or with a copy of the frame's image without drawings."""
 
     def overlay(image: np.ndarray | None = None, *, drawn: bool = True, **facts) -> Overlay:
         explanation = explain(image, **facts)
@@ -84,7 +84,7 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
 
 
 def figures(sink):
-    """Name and labels, but ``sink`` and ``le``, and value of each sample that a page tells."""
+    """Return name, labels (without ``sink`` and ``le``) and value of each sample of a page."""
     link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
     try:
         link.request("GET", "/metrics")
@@ -117,7 +117,7 @@ def broker(tmp_path):
 
 @pytest.fixture
 def keyring(tmp_path):
-    """A server's keys, a viewer's, and a stranger's that is on no list."""
+    """The keys of a server, of a viewer, and of a viewer that is on no list."""
     from overlays.wire.curve.keys import create_keyring, make_pair
 
     folder = tmp_path / "keys"

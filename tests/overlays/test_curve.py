@@ -35,7 +35,7 @@ def keys(keyring, who="viewer", server="server"):
 
 
 class Scene:
-    """A sink that puts a frame whenever it is looked at, and a viewer that reads; no thread of either's own."""
+    """A sink and a viewer without threads of the test: the sink puts a frame each time the viewer is read."""
 
     def __init__(self, sink, overlaid, wait_until):
         self.sink, self.overlaid, self.until, self.index = sink, overlaid, wait_until, 0
@@ -49,7 +49,7 @@ class Scene:
         self.until(lambda: bool(self.pulse(viewer)))
 
     def refuses(self, viewer, kinds, message):
-        """Nothing is seen until both ends say why; nor is it later."""
+        """No frame is received until both ends report the reason, and none after it."""
         seen = []
 
         def result():
@@ -107,7 +107,7 @@ def test_viewer_with_keys_reports_a_server_without_keys(keyring, scene, caplog):
 
 
 def test_allowlist_changes_admit_and_disconnect_viewers(keyring, scene, wait_until):
-    """The others stay, or are back within seconds; nobody starts anything again."""
+    """The other viewers stay connected or reconnect within seconds, without a restart."""
     at = scene(locked(keyring))
     entry = keyring / "allowed" / "stranger.key"
     with (

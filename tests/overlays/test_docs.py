@@ -106,7 +106,7 @@ def test_documentation_source_gives_frames_with_its_own_options(tmp_path, monkey
 
 
 class EnoughError(Exception):
-    """Ends an example that would go on."""
+    """Ends an example that would run without end."""
 
 
 @pytest.mark.parametrize("example", VIEWING, ids=lambda text: text.splitlines()[2][:60])

@@ -1,4 +1,4 @@
-"""The database of events: what is written is read, limits hold, and other programs' files are refused."""
+"""The database of events: written events are read back, limits are kept, and files of other programs are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events sink: what a run leaves, what a kill and a bad disk cost, and what a viewer's action does."""
+"""The events sink: its events after a run, after a kill and on a failing disk, and actions of viewers."""
 
 from __future__ import annotations
 

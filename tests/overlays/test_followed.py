@@ -123,7 +123,7 @@ def test_camera_that_leaves_before_the_run_took_it_is_not_removed_from_the_run(s
     assert (streams.take(), streams.take_removed()) == ([], [])
 
 
-def test_problem_of_a_camera_names_the_fleet_s_reason_its_stream_s_or_that_no_frame_came(streams, opened, received):
+def test_problem_of_a_camera_is_the_reason_of_the_fleet_or_the_stream_or_a_missing_frame(streams, opened, received):
     addresses = ["tcp://a:1", "tcp://b:1", "tcp://unknown:1"]
     streams.follow({
         "full": Place(reason="beyond capacity"), "lost": Place("u", "tcp://unknown:1", 1),

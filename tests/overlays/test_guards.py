@@ -1,4 +1,4 @@
-"""Guards in the picture, on the wire and on the page's board: seen when they fire, and no other reader is disturbed."""
+"""Guards in the image, on the wire and on the page: shown while they fire, without an effect on other readers."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
         assert is_answered(links[2])
 
 
-def test_client_that_does_not_read_or_sends_half_a_request_delays_nobody():
+def test_client_that_does_not_read_or_sends_half_a_request_delays_no_other_client():
     request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 125)
     with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
         half, deaf, other = (

@@ -97,7 +97,7 @@ async def status_until(connection, name, status):
 
 
 def run(coroutine):
-    """Run a test's coroutine; a value that never comes fails it."""
+    """Run a test's coroutine; fail after a time limit."""
     return asyncio.run(asyncio.wait_for(coroutine, PROGRAM_SECONDS))
 
 
@@ -221,7 +221,7 @@ asyncio.run(main())
 
 
 @pytest.mark.leaves_things
-def test_subscriber_that_is_stopped_and_killed_delays_nobody(sink):
+def test_subscriber_that_is_stopped_and_killed_delays_no_frame(sink):
     async def put_until_read(first, last):
         for index in range(first, last + 1):
             put(sink, explain(camera="door", index=index, taken_at=100.0))

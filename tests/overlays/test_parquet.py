@@ -1,4 +1,4 @@
-"""The log as a table: the same as the lines of JSON, whole at the end, and readable whatever happens before."""
+"""The log as a table: equal to the lines of JSON, complete at the end, and readable after a kill."""
 
 from __future__ import annotations
 

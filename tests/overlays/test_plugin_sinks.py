@@ -1,4 +1,4 @@
-"""Sinks that other packages add: found by their entry points, checked at the door, and used as our own are."""
+"""Sinks of other packages: found by entry points, checked when they are built, and used like built-in sinks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ gone:// = acme_sinks:nothing
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A package as an installer leaves it: a module, and what is said of it beside it."""
+    """Write a package as an installer does: a module and its metadata."""
     site = tmp_path / "site"
     result = site / "acme_sinks-1.2.dist-info"
     result.mkdir(parents=True)

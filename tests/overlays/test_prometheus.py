@@ -45,7 +45,7 @@ ANY = "http://127.0.0.1:0"
 
 
 class Explaining(Explainer):
-    """Explains by hand, and tells of itself what an engine on a GPU tells."""
+    """Returns given explanations, and the metrics of an engine on a GPU."""
 
     def __init__(self, explained):
         self.explained = explained
@@ -63,7 +63,7 @@ class Explaining(Explainer):
 
 
 class Doubting(Explaining):
-    """Can be asked for deletion checks, too."""
+    """Also supports deletion checks."""
 
     can_mask = True
 
@@ -79,7 +79,7 @@ GUARDED = {
 
 
 def guardian_of(explained):
-    """A guardian that has seen a camera for a minute, and knows how it was for one before."""
+    """A monitor that has explained a camera for a minute, with a baseline of the minute before."""
     recorder = BaselineRecorder()
     minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
     watching = ExplanationMonitor(Explaining(explained), slow=DriftTracking(recorder=recorder))
@@ -105,7 +105,7 @@ class Plain(Renderer):
 
 @contextmanager
 def about(*sinks):
-    """A page that is told of a run with these sinks beside it."""
+    """Return a page with the state of a run that has these sinks, too."""
     with WebSink(ANY, SinkContext(cameras=("line",))) as page:
         page.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(*sinks, page)))
         yield page

@@ -1,4 +1,4 @@
-"""The cameras of another run through the pipeline: what is live looks live, and every frame is counted once."""
+"""The cameras of another run in the pipeline: only live frames look live, and every frame is counted once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FakeViewer:
 
 
 class FakeSink(Sink):
-    """Remembers what it was shown, and fails at a frame index."""
+    """Records the received overlays, and fails at a frame index."""
 
     def __init__(self, *, lossless=True, trouble=None, at=None):
         self.uri, self.lossless, self.trouble, self.at = "eye", lossless, trouble, at

@@ -1,4 +1,4 @@
-"""A log over its video: each line lies on the frame it was written for, or on none."""
+"""A log over its video: each line is drawn on the frame for which it was written, or on none."""
 
 from __future__ import annotations
 

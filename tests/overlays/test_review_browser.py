@@ -1,4 +1,4 @@
-"""The review in a real Chromium: a person finds an event, sees why, acknowledges it, and takes it away."""
+"""The review in a real Chromium: an event is found, shown with its reason, acknowledged and saved."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ KINDS = ["{}.jsonl", "{}.parquet", "{}.mcap", "{}.mp4", "{}.mkv", "{}/"]
 
 @contextmanager
 def as_nobody():
-    """Be a user who may enter none of the folders of the tests."""
+    """Run as a user without access to the folders of the tests."""
     if os.geteuid() != 0:
         pytest.skip("needs to be root to become somebody else")
     os.seteuid(65534)

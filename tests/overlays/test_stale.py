@@ -1,4 +1,4 @@
-"""A picture of a silent camera: grey, dark, stamped, and told as such on every way out."""
+"""The image of a silent camera: grey, dark, labelled, and marked as old in every sink."""
 
 import json
 

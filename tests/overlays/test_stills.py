@@ -1,4 +1,4 @@
-"""Doubtful frames as photos to label: which ones are saved, where, and what other programs read of them."""
+"""Uncertain frames as photos to label: the saved frames, their folders, and the files for other programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise(seed):
 
 
 def put(sink, index, *, seed=None, at=None, **facts):
-    """Give the sink a frame of its own look, a second after the one before."""
+    """Put a frame with a unique image, a second after the previous one."""
     seconds = float(index) if at is None else at
     explanation = explain(noise(index if seed is None else seed), index=index, pts_seconds=seconds, **facts)
     sink.put(Overlay(explanation.frame.image, explanation))

@@ -1,4 +1,4 @@
-"""The recorder: what is put in is what another decoder finds."""
+"""The recorder: another decoder reads the frames that were put."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def queries():
 
 
 def answer(queries, frame):
-    """Answer the next question as the engine does between two batches."""
+    """Answer the next question, as the engine does between two batches."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while (taken := queries.take()) is None:
         assert time.monotonic() < deadline, "no question came"

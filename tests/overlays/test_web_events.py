@@ -169,7 +169,7 @@ def test_event_has_figures_and_images_in_ranges(opened):
         assert fetch(opened.sink, f"/api/events/{path}")[0] == 404
 
 
-def test_actions_change_an_event_and_every_page_is_told(opened):
+def test_actions_change_an_event_and_every_page_is_notified(opened):
     opened.alarm(0.0)
     [event] = opened.get("/api/events")["events"]
     path = f"/api/events/{event['id']}"
@@ -256,7 +256,7 @@ def test_run_without_events_says_how_to_keep_them():
     assert (status, "--sink events.sqlite" in body.decode()) == (404, True)
 
 
-def test_page_that_was_opened_before_the_run_began_is_told_of_its_events(tmp_path):
+def test_page_that_was_opened_before_the_run_began_receives_its_events(tmp_path):
     with page() as sink, EventsSink(str(tmp_path / "events.sqlite")) as events, connect_viewer(sink) as viewer:
         hello = json.loads(viewer.recv(timeout=LIMIT_SECONDS))
         assert (hello["starting"], hello["events"]) == (True, False)

@@ -107,7 +107,7 @@ def test_change_from_another_machine_needs_a_private_connection():
         ({"uri": ANY}, {"view_token_file": Secret(EDIT_TOKEN)}, "needs token_file, too"),
     ],
 )
-def test_page_that_anybody_could_change_does_not_open(options, secrets, remedy):
+def test_page_that_any_machine_could_change_does_not_open(options, secrets, remedy):
     sink = WebSink(WebSettings(edit=True, **options), SinkContext(("line",), secrets))
     with pytest.raises(SinkError, match=remedy), sink:
         pass

@@ -1,4 +1,4 @@
-"""The wire: what goes in comes out, and what is damaged is refused in words."""
+"""The wire: messages are decoded as they were encoded, and damaged messages are refused with the reason."""
 
 from __future__ import annotations
 

@@ -106,7 +106,8 @@ def read(parts):
 
 
 def fuzz(messages, count, *, traced=False):
-    """Return how many were refused, by kind, how many read, and the most that one took before its picture.
+    """Return the number of refused messages by kind, the number of read messages, and the largest memory of one before
+    its image.
 
     Watching what is allocated makes reading seven times as slow.
     """
@@ -145,7 +146,7 @@ def traced():
 
 
 def harmless(result, count):
-    """Each of so many was read or refused by name, and there were enough of either."""
+    """Check that each message was read or refused with a known error, and that there were enough of both."""
     assert sum(result.values()) == count
     assert set(result) <= {
         "read",

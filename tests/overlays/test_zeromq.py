@@ -1,4 +1,4 @@
-"""Publisher and viewer over real sockets: who watches, what is sent, and how fresh it arrives."""
+"""Publisher and viewer over real sockets: subscriptions, sent frames, and ages."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.support.limits import LIMIT_SECONDS
 
 
 class AheadExplainer(Explainer):
-    """Begins at once; finishes each batch only when the next was begun, or nothing more comes."""
+    """Starts each batch at once; finishes it only after the next batch was started, or at the end."""
 
     asynchronous = True
 

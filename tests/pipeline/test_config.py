@@ -1,4 +1,4 @@
-"""Every knob is named, typed and bounded; a mistake is told with its place and its cure."""
+"""Every option has a name, a type and a range; an error names the key and the remedy."""
 
 import itertools
 import re
@@ -36,7 +36,7 @@ def test_a_wrong_type_is_named_with_its_place_and_value():
     assert message.startswith("run.yaml: engine.threads: 'many'")
 
 
-def test_a_list_where_a_map_belongs_is_told():
+def test_list_in_place_of_a_map_is_refused():
     assert result({"engine": ["resnet18"]}).startswith("run.yaml: engine")
 
 
@@ -45,7 +45,7 @@ def test_a_mistake_on_the_command_line_names_the_option():
     assert "--precision: 'fp8'" in result({}, {"engine": {"precision": "fp8"}})
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     assert len(result({"frames": 0, "seconds": -1, "engine": {"layr": "x"}}).splitlines()) == 3
 
 
@@ -117,7 +117,7 @@ def test_a_key_given_twice_is_refused_and_not_half_forgotten():
         read_yaml("frames: 1\nframes: 2\n", "run.yaml")
 
 
-def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
+def test_error_for_a_key_in_the_wrong_map_names_the_right_map():
     with pytest.raises(ConfigError, match=r"run.yaml: model: unknown key. It belongs under 'engine:'"):
         load_config({"model": "resnet50"}, "run.yaml")
 
@@ -131,13 +131,13 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
         ({"engine": {"model": ["a"]}}, "engine.model: should be text"),
     ],
 )
-def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(options, result):
+def test_missing_empty_and_mistyped_values_are_refused_in_plain_words(options, result):
     with pytest.raises(ConfigError, match=re.escape(result)):
         load_config(options, "run.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\u202egnp.exe", "x" * 65, ""])
-def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
+def test_name_of_a_camera_is_one_line_of_limited_length(name):
     with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: (should|contains the character)") as refused:
         load_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
     assert len(str(refused.value).splitlines()) == 1
@@ -207,7 +207,7 @@ def test_no_option_takes_a_number_that_is_not_finite(value):
         ({"threads": int("9" * 4000)}, "a number of 13288 bits"),
     ],
 )
-def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, message):
+def test_engine_option_out_of_its_range_is_refused_in_one_short_line(knob, message):
     with pytest.raises(ConfigError) as refused:
         load_config({"engine": knob}, "run.yaml")
     assert message in str(refused.value)

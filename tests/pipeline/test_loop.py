@@ -198,7 +198,7 @@ def test_pipeline_shows_a_stalled_camera_in_sinks_that_need_images_and_counts_no
 
 
 class FakeDiscovery(Discovery):
-    """A source at the first call, another once the first has ended; then the end of the run."""
+    """Returns a source at the first call and another after the first has ended; then ends the run."""
 
     def __init__(self, *sources):
         self.sources = list(sources)

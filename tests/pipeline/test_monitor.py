@@ -31,7 +31,7 @@ def guards(*rules, **more):
 
 
 class Seer(Explainer):
-    """Says ``scratch`` on the left until a frame, and on the right from then on; each batch takes a hundredth."""
+    """Finds ``scratch`` on the left before a frame index, and on the right from it on; each batch takes 0.01 s."""
 
     def __init__(self, turns=10**9, label="scratch"):
         self.turns, self.label, self.now = turns, label, 0.0
@@ -47,7 +47,7 @@ class Seer(Explainer):
 
 
 class Doubting(Seer):
-    """Loses some of the score when masked; a check takes as long as it is told."""
+    """Returns a lower score when masked; a check takes a given time."""
 
     can_mask = True
     left, cost = 0.1, 0.01

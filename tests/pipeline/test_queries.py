@@ -1,4 +1,4 @@
-"""Questions to the detector: bounded, cancellable, about frames that are kept for a short time."""
+"""Queries to the detector: limited in number, cancellable, about frames that are stored for a short time."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def guards(rules, regions=(LEFT, TOP)):
 
 
 class Scripted(Explainer):
-    """Returns what a function makes of each frame."""
+    """Returns the explanations of a function of the frame."""
 
     def __init__(self, script):
         self.script = script
@@ -50,7 +50,7 @@ def frame_at(index, rate=10.0):
 
 
 def wandering(seed=3):
-    """Return a script whose hot spot, label and score wander."""
+    """Return a script whose hot spot, label and score change over time."""
     generator = np.random.default_rng(seed)
     noise, spots = generator.random((400, 7, 7)), generator.integers(0, 7, (400, 2))
 

@@ -308,7 +308,7 @@ def test_queue_worker_passes_on_a_stop_request_of_idle():
 
 
 class Aged(FakeSource):
-    """Gives frames that were taken long ago, but for the last one."""
+    """Yields frames that were captured long ago, except the last."""
 
     live = True
 

@@ -176,7 +176,7 @@ def test_missing_library_is_named_with_the_remedy(without_aravis, monkeypatch):
 
 
 class _LostCamera:
-    """The library, of which the camera does not answer."""
+    """The library, with a camera that does not answer."""
 
     def __getattr__(self, name):
         return lambda *_arguments: 0

@@ -29,7 +29,7 @@ def test_clock_of_live_stream_stays_near_arrival_time(steps):
         last = result
 
 
-def test_honest_times_are_passed_on_from_zero():
+def test_valid_times_are_kept_from_zero():
     clock = StreamClock()
     assert [clock.to_seconds(t) for t in (20.0, 20.5, 21.5)] == [0.0, 0.5, 1.5]
 

@@ -42,7 +42,7 @@ def test_basic_gives_the_response_of_rfc_7617():
     )
 
 
-def test_challenges_are_told_apart_in_one_header_or_in_several():
+def test_challenges_are_separated_in_one_header_and_in_several():
     header = 'Basic realm="a, b", Digest realm="c", nonce="n\\"x", algorithm=SHA-256, qop="auth", Negotiate'
     parted = ['Basic realm="a, b"', 'Digest realm="c", nonce="n\\"x", algorithm=SHA-256, qop="auth"', "Negotiate"]
     assert challenges([header]) == challenges(parted)

@@ -44,7 +44,7 @@ WHOLE = {
 
 
 def read(path, **options):
-    """All frames of a source; what it raised, if it did."""
+    """Return all frames of a source, and its error or None."""
     frames = []
     with build_source(str(path), **options) as source:
         try:

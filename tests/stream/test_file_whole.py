@@ -20,7 +20,7 @@ CODING = {"g": "10", "bf": "2"}
 
 
 def read(path):
-    """The frames of a source, and what it raised."""
+    """Return the frames of a source, and its error."""
     frames = []
     with build_source(str(path)) as source:
         try:
@@ -59,7 +59,7 @@ def test_file_shows_what_an_edit_list_shows_and_is_whole(make_clip, name, begin,
         assert source.frames_total == shown
 
 
-def test_file_with_an_edit_list_that_is_cut_short_is_told_as_such(make_clip):
+def test_file_with_an_edit_list_that_is_cut_off_is_reported_as_cut_off(make_clip):
     clip = make_clip(frame_count=60, codec="libx264", coding=CODING, options={"movflags": "faststart"})
     trim(clip, begin=1.0, seconds=4.0)
     with av.open(str(clip)) as container:
@@ -70,7 +70,7 @@ def test_file_with_an_edit_list_that_is_cut_short_is_told_as_such(make_clip):
     assert "cut off" in str(error)
 
 
-def test_fragmented_file_cut_inside_its_last_part_is_told_as_such(make_clip):
+def test_fragmented_file_cut_inside_its_last_part_is_reported_as_cut_off(make_clip):
     clip = make_clip(frame_count=60, coding={"g": "10"}, options={"movflags": "frag_keyframe+empty_moov"})
     assert read(clip)[1] is None
     content = clip.read_bytes()
@@ -256,7 +256,7 @@ def test_values_of_fewer_bits_in_a_video_of_sixteen_are_read_as_such(tmp_path, c
     assert "read as 12 bits" in caplog.text
 
 
-def test_name_that_is_not_utf8_is_read_and_told_as_text(make_clip):
+def test_name_that_is_not_utf8_is_read_and_shown_as_text(make_clip):
     clip = make_clip(frame_count=3)
     odd = os.fsdecode(os.fsencode(clip.parent) + b"/caf\xe9.mp4")
     clip.rename(odd)

@@ -98,7 +98,7 @@ def test_encrypted_segments_are_read_with_their_key(files, segments, tmp_path):
     assert greys(frames) == [k % 25 for k in range(60)]
 
 
-def test_segments_that_are_missing_are_said_at_the_end(files, segments):
+def test_missing_segments_are_reported_at_the_end(files, segments):
     names = segments()
     files.content = {**names, "vod.m3u8": playlist(names)}
     del files.content[list(names)[2]]

@@ -32,7 +32,7 @@ def motion_jpeg(handler, images, pause=0.02):
 
 
 def send_file(handler, content, *, part=1.0):
-    """Answer as a web server that knows ranges; ``part`` of the content, then the line goes dead."""
+    """Answer as a web server with range support; after ``part`` of the content, the connection stalls."""
     start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
     handler.send_response(206 if handler.headers.get("Range") else 200)
     handler.send_header("Content-Type", "video/mp4")

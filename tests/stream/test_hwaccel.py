@@ -44,7 +44,7 @@ def no_card():
 
 @pytest.fixture
 def card_without_driver(no_card, monkeypatch):
-    """A card that opened once: FFmpeg is asked for it in earnest, and finds no driver where its codec needs one."""
+    """A GPU that seems to work: FFmpeg really requests it, and finds no driver."""
     accelerator = HWAccel("cuda", device="0")
     monkeypatch.setitem(hwaccel._OPENED, (0, False), hwaccel._Opened(accelerator, accelerator))
 
@@ -58,7 +58,7 @@ def pictures_of(path, count=3):
 
 
 def as_from_a_card(image):
-    """Return the picture as a card brings it down: packed as FFmpeg's filter packs it, the tags the picture's own."""
+    """Return the image as it is downloaded from a GPU: in the layout of FFmpeg's filter, with the tags of the image."""
     brought = VideoReformatter().reformat(image, format=CARDS[image.format.name], threads=1)
     graph = av.filter.Graph()
     door = graph.add(
@@ -235,7 +235,7 @@ def test_doctor_says_whether_a_card_can_be_opened(no_card):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["dog_playing.mp4", "dashcam_solidWhiteRight.mp4", "odd/h265_video.mp4"])
 def test_gpu_frames_equal_cpu_frames_within_one_level(shared_data, caplog, name):
-    """H.264 and H.265 say what each pixel must be: no decoder is free to round."""
+    """H.264 and H.265 define each pixel exactly: decoders do not differ by rounding."""
     caplog.set_level(logging.INFO)
     path, options = str(shared_data / "videos" / name), {"decoder": "cuda"}
     with build_source(path, camera="door", **options) as ours, build_source(path) as theirs:

@@ -59,15 +59,15 @@ THUMBNAIL = b"\xff\xe1" + struct.pack(">H", len(JPEG) + 2) + JPEG  # what a came
 @pytest.mark.parametrize(
     "behind", [b"", bytes(200_000), bytes(range(256)) * 800, b"\0\0\0\x18ftypmp42" + bytes(300_000), JPEG[:100]]
 )
-def test_jpeg_is_whole_whatever_lies_behind_it(content, behind):
-    """Motion photos carry a video, MPO files more pictures, some cameras pad."""
+def test_jpeg_with_any_bytes_behind_it_is_complete(content, behind):
+    """Motion photos contain a video, MPO files further images, and some cameras add padding."""
     assert jpeg_is_whole(content + behind)
     assert ImageReader().decode(content + behind, lambda *_: None).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("content", [JPEG, PROGRESSIVE, JPEG[:2] + THUMBNAIL + JPEG[2:]])
 @pytest.mark.parametrize("behind", [b"", bytes(70_000)])
-def test_jpeg_that_is_cut_off_is_told_wherever_it_is_cut(content, behind):
+def test_jpeg_that_is_cut_off_at_any_place_is_detected(content, behind):
     for end in range(len(content) - 2, 3, -max(1, len(content) // 40)):
         with pytest.raises(SourceError, match=r"cut off|not an image that can be read"):
             ImageReader().decode(content[:end] + behind)
@@ -87,7 +87,7 @@ def test_photo_of_each_format_is_read_and_one_cut_off_is_not(kind):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_photo_comes_the_way_up_it_asks_for(kind):
+def test_photo_is_oriented_by_its_metadata(kind):
     image = ImageReader().decode(saved(kind, exif=turned()))
     assert image.shape == (64, 48, 3)
     assert image[8, 40].min() > 200
@@ -184,7 +184,7 @@ def test_depth_is_the_smallest_that_holds_the_largest_value(largest):
 
 
 def png_of(width, height):
-    """A PNG that says it is so large; only its header is read before it is refused."""
+    """Return a PNG that declares this size; only its header is read before it is refused."""
     head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + saved("PNG")[33:]
 

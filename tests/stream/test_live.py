@@ -15,7 +15,7 @@ AT_ONCE = Backoff(min_seconds=0.001, max_seconds=0.002, slow_seconds=0.001)
 
 
 class Script:
-    """A camera that does on each attempt what its list says: a number of pictures, or an error."""
+    """A camera whose attempts follow a list: a number of images, or an error."""
 
     footage = "testsrc=size=64x48:rate=25"
 

@@ -133,7 +133,7 @@ def test_name_that_the_system_refuses_is_an_error_in_one_line(name):
 
 @pytest.fixture
 def nobody_after(tmp_path):
-    """Go on as a user without rights from the call on: root may enter every folder."""
+    """Run as a user without rights from now on, because root may enter every folder."""
     was = os.geteuid()
 
     def become(*folders):
@@ -177,7 +177,7 @@ def test_file_that_may_not_be_read_is_an_error_in_one_line(tmp_path, name, nobod
         pass
 
 
-def test_refusal_of_the_system_is_told_with_path_rule_and_cure(monkeypatch):
+def test_refusal_of_the_system_is_reported_with_path_rule_and_remedy(monkeypatch):
     def refuses(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -191,14 +191,14 @@ def test_address_longer_than_a_file_name_is_an_address():
     assert build_source("http://camera/live?token=" + "x" * 5000).live
 
 
-def test_path_that_a_source_reads_is_told_without_its_options(tmp_path):
+def test_path_of_a_source_is_returned_without_its_options(tmp_path):
     path = str(save(tmp_path / "a?b.png"))
     assert path_of(path) == path_of(f"file://{path.replace('?', '%3F')}") == path
     assert path_of(f"{tmp_path}?watch=1") == str(tmp_path)
     assert path_of("rtsp://camera/live?loop=1") == "rtsp://camera/live?loop=1"
 
 
-def test_name_of_any_bytes_is_told_as_text(tmp_path):
+def test_name_of_any_bytes_is_shown_as_text(tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
     os.rename(save(tmp_path / "a.png"), odd)  # noqa: PTH104 - a name that is not utf-8
     [frame] = frames_of(tmp_path)

@@ -16,7 +16,7 @@ def encoded(number, *options):
 
 
 def with_thumbnail(image):
-    """A picture whose EXIF segment holds a whole JPEG, marks and all."""
+    """Return an image whose EXIF segment contains a whole JPEG with its markers."""
     inner = b"Exif\0\0" + encoded(99)
     return image[:2] + b"\xff\xe1" + (len(inner) + 2).to_bytes(2, "big") + inner + image[2:]
 
@@ -48,7 +48,7 @@ def test_mjpeg_finds_every_image_in_any_chunks(form, size):
     assert list(images(reader(content, size))) == PICTURES
 
 
-def test_picture_is_given_as_soon_as_it_is_whole():
+def test_picture_is_returned_as_soon_as_it_is_complete():
     content, requests = FORMS["no length"](PICTURES[0]), []
 
     def read(size):

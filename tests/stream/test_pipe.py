@@ -23,7 +23,7 @@ def pipe(tmp_path):
     return path
 
 
-def test_pipe_nobody_writes_into_holds_up_neither_entering_nor_stopping(pipe):
+def test_pipe_without_a_writer_delays_neither_entering_nor_stopping(pipe):
     stop = threading.Event()
     with build_source(str(pipe)) as source:
         thread = threading.Thread(target=lambda: list(source.frames(stop)))

@@ -20,7 +20,7 @@ def test_segments_are_numbered_and_their_addresses_resolved():
     assert (playlist.target_seconds, playlist.ended) == (6.0, False)
 
 
-def test_end_and_discontinuities_are_told():
+def test_end_and_discontinuities_are_recognised():
     text = "#EXTM3U\r\n#EXTINF:1,\r\na.ts\r\n#EXT-X-DISCONTINUITY\r\n#EXTINF:1,\r\nb.ts\r\n#EXT-X-ENDLIST\r\n"
     playlist = parse_playlist(text, URL)
     assert [segment.is_discontinuous for segment in playlist.segments] == [False, True]

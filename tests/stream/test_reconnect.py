@@ -8,7 +8,7 @@ from stream.reconnect import Backoff, ConnectTimeoutPolicy
 
 
 class Always(random.Random):
-    """Chance that always falls at one place of the span."""
+    """A random generator that always returns the same fraction of the range."""
 
     def __init__(self, where):
         super().__init__()

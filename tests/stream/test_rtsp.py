@@ -101,7 +101,7 @@ def test_rtsp_wrong_path_is_reported(rtsp_server):
         list(source.frames(threading.Event()))
 
 
-def test_nothing_at_the_port_is_said_in_words(rtsp_server):
+def test_closed_port_is_reported_in_words(rtsp_server):
     server = rtsp_server()
     server.close()
     source = build_source(server.url(), **ONCE)

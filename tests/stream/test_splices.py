@@ -53,14 +53,14 @@ def test_noise_behind_a_transport_stream_is_no_padding(make_clip):
 
 
 def video_packets(content):
-    """The places of the video's packets in the second half, behind the first pictures."""
+    """Return the positions of the video's packets in the second half, after the first images."""
     starts = range(0, len(content), PACKET)
     mine = [at for at in starts if (content[at + 1] & 0x1F, content[at + 2]) == (1, 0)]
     return mine[len(mine) // 2 :]
 
 
-def test_lost_packet_is_told_wherever_it_was(make_clip):
-    """Even right behind a table, and in front of a picture that needs no other."""
+def test_lost_packet_is_detected_at_any_place(make_clip):
+    """Also directly after a table, and before a key frame."""
     clip = make_clip("clip.ts", frame_count=24, codec="libx264", coding=CODING)
     content = clip.read_bytes()
     lost = video_packets(content)

@@ -124,7 +124,7 @@ def test_all_pictures_are_given_where_that_is_asked(tmp_path):
     assert got == [2, 10]
 
 
-def test_folder_that_goes_away_is_said_and_looked_for_again(tmp_path, caplog):
+def test_removed_folder_is_reported_and_watched_again(tmp_path, caplog):
     folder = tmp_path / "share"
     folder.mkdir()
     stop = threading.Event()

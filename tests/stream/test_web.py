@@ -85,7 +85,7 @@ def test_stills_of_every_kind_are_read(web_server, suffix):
 
 
 @pytest.mark.parametrize("algorithm", ["MD5", "SHA-256", "SHA-256-sess"])
-def test_digest_camera_admits_who_knows_the_password(web_server, algorithm):
+def test_digest_camera_admits_a_client_with_the_password(web_server, algorithm):
     def answer(request):
         authorization = request.headers.get("Authorization", "")
         if not authorization:

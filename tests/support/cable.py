@@ -4,9 +4,8 @@
         ...
         cable.pull()
 
-What a pulled cable does, nothing else does: packets vanish, nobody is told, and both sides go on believing in their
-connections. Only the far end is taken down, as where a camera's plug is pulled: the near one keeps addresses and
-routes.
+Only a pulled cable has this effect: packets are lost without an error, and both sides keep their connections. Only the
+far end is taken down, as where a camera's plug is pulled: the near one keeps addresses and routes.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Parameters:
 class Feed:
     """Pictures numbered from 0, ``rate`` a second; hands each to all listeners, in its own thread.
 
-    It goes on whether anybody watches or not, so what a reader missed shows in the numbers.
+    It also runs without listeners, so that missed images are visible from the numbers.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class NullExplainer(Explainer):
 
 
 class NullWorker(FleetWorker):
-    """A worker without a network, of the capacity that stands in the name of its device."""
+    """A worker without a network; the name of its device gives its capacity."""
 
     def open_parts(self, stack: ExitStack) -> OpenRun:
         config = self.read_config()

@@ -127,7 +127,7 @@ class Simulation:
                 self.dark_since.setdefault(camera, self.now)
 
     def worst_dark(self, seconds: float) -> float:
-        """Go on for some seconds; return the longest time that a camera was held by nobody meanwhile."""
+        """Simulate some seconds; return the longest time that a camera had no worker."""
         worst, end = 0.0, self.now + seconds
         while self.now < end:
             self.step()

@@ -1,4 +1,4 @@
-"""The gateway of a fleet as a program of its own, and a viewer of its page that notes what it is shown."""
+"""The gateway of a fleet as a separate program, and a viewer of its page that records the frames."""
 
 from __future__ import annotations
 

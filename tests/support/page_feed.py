@@ -20,7 +20,7 @@ ROWS, COLUMNS = 4, 6
 
 
 def shade(index):
-    """A grey that tells a frame's number, modulo 16, even after JPEG."""
+    """Return a grey level that identifies a frame's number modulo 16, even after JPEG."""
     return 20 + 8 * (index % 16)
 
 
@@ -59,7 +59,7 @@ class Feed:
             self.sink.put(overlay)
 
     def pause(self, camera):
-        """Put no more frames of a camera: the last one was put before."""
+        """Stop the frames of a camera."""
         with self.turn:
             self.paused.add(camera)
 

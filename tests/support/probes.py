@@ -49,7 +49,7 @@ class ProbeSink(Sink):
     lossless = True
 
     def __init__(self, *, looks: bool = False) -> None:
-        """Ask for rendered pictures where ``looks``, as a viewer would."""
+        """Request rendered images if ``looks`` is True, as a viewer does."""
         self._looks = looks
         self._lock = threading.Lock()  # guards the list: the sink's thread writes, the test reads
         self._sightings: list[Observation] = []
@@ -59,7 +59,7 @@ class ProbeSink(Sink):
         return self._looks
 
     def put(self, overlay: Overlay) -> None:
-        """Read the frame, not what was drawn over it; that a camera is silent is no new frame."""
+        """Read the frame, not the drawn image; ignore overlays of signal losses."""
         if overlay.signal_loss is not None:
             return
         frame = overlay.explanation.frame

@@ -27,7 +27,7 @@ def reading(url, options=WAITS):
 
 
 def failing(url, options=WAITS):
-    """Return the words of the typed error that one attempt ends in."""
+    """Return the message of the typed error of one attempt."""
     with build_source(url, **options, attempts=1) as source, pytest.raises(ConnectionLostError) as caught:
         list(source.frames(threading.Event()))
     return str(caught.value)

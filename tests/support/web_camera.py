@@ -45,7 +45,7 @@ def greys(frames):
 
 
 def playlist(names, *, first=0, end=True, before=None, head=""):
-    """Return a playlist; ``before`` maps names to tags that stand before them."""
+    """Return a playlist; ``before`` maps names of segments to the tags before them."""
     lines = ["#EXTM3U", "#EXT-X-VERSION:7", "#EXT-X-TARGETDURATION:1", f"#EXT-X-MEDIA-SEQUENCE:{first}", head]
     for name in names:
         lines += [(before or {}).get(name, ""), "#EXTINF:1.0,", name]

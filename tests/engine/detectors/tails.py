@@ -1,4 +1,4 @@
-"""Small random tails of detectors, one for each kind of layer that cones support, and one for each that ends them."""
+"""Small random tails of detectors: one for each kind of layer that cones support or do not support."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps of boxes are judged as the formulas say, beside baselines that a slow reference confirms."""
+"""Measures of maps of boxes follow their formulas; the baselines agree with a slow reference."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_dense_responses_refuse_maps_of_another_level(yolox, image):
 
 @pytest.mark.parametrize("mode", ["keep", "drop"])
 def test_dense_responses_are_runs_of_the_masked_network(yolox, image, mode):
-    """Hold the definition to a network whose graph is masked by hand, region by region."""
+    """Compare the definition with a network whose graph is masked by hand, region by region."""
     network, layout = yolox
     candidates = layout.decode(network.module(image), SIZE)
     target = Target(layout.locate(candidates.grids, 200), 2)

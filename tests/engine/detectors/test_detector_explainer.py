@@ -208,7 +208,7 @@ def test_heat_of_equal_log_scores_is_flat():
     assert flat.scale == 0.0
 
 
-def test_heat_of_drop_keeps_what_speaks_against_the_box():
+def test_heat_of_drop_keeps_evidence_against_the_box():
     shown = BoxHeat(torch.tensor([[0.3, -0.1, 0.0]]), (0, 0, 1, 1), 0.8, "drop", "complete").normalised()
     np.testing.assert_allclose(shown.heat, [[1.0, 0.0, 0.0]])
     np.testing.assert_allclose(shown.against, [[0.0, 1.0 / 3.0, 0.0]], atol=1e-6)

@@ -128,7 +128,7 @@ def test_cut_shows_a_planted_shortcut_and_the_guard_fires_within_a_second(honest
 
 
 @pytest.mark.slow
-def test_honest_detector_has_its_evidence_in_the_boxes(honest):
+def test_detector_without_the_shortcut_has_its_evidence_in_the_boxes(honest):
     explained = watched(honest, line_frames(14, fps=1.0, seed=11))
     inside = insides(explained)
     assert len(inside) >= 4

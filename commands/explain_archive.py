@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from commands import options
-from commands.archive.inputs import ArchiveFile, Found, divided, find_files, shards_of
+from commands.archive.inputs import NOT_ENTERED_REMEDY, ArchiveFile, Found, divided, find_files, shards_of
 from commands.archive.stores import is_address, local_path
 from commands.console import EXIT_INTERRUPTED, print_line
 from commands.evaluation_inputs import file_digests
@@ -86,8 +86,8 @@ def explain_archive(
         log.warning("left out: %d files that are neither photos nor videos: %s", found.others.total(), kinds)
     if found.not_entered:
         log.warning(
-            "left out: %d folders, such as %s; give linked folders as separate inputs",
-            len(found.not_entered), shown(found.not_entered[0]),
+            "left out: %d folders, such as %s; %s",
+            len(found.not_entered), shown(found.not_entered[0]), NOT_ENTERED_REMEDY,
         )  # fmt: skip
     settings = _settings(config, every, draws=overlays)
     output = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,6 +17,14 @@ from commands.console import relative_path
 from pipeline.atomic import atomic_write, remove_unfinished
 from pipeline.errors import SinkError
 
+_REMEDIES: Final = {
+    errno.EEXIST: "a file has this name; name a folder",
+    errno.ENOTDIR: "a file has this name, or that of a folder above it; name a folder",
+    errno.ENOENT: "the folder was removed, or its disk was unmounted; give the same command again",
+    errno.ENOSPC: "free space there, and give the same command again",
+    errno.EDQUOT: "free space there, and give the same command again",
+}
+_REMEDY: Final = "free space there or correct its permissions, and give the same command again"
 _WITH_BUCKETS: Final = frozenset({"s3", "gcs", "abfs"})
 """Pyarrow's file systems with buckets; the bucket must exist."""
 
@@ -33,7 +42,11 @@ class OutputFolder(ABC):
 
     @abstractmethod
     def names(self, suffix: str) -> list[str]:
-        """Return the sorted names of the files with a suffix."""
+        """Return the sorted names of the files with a suffix.
+
+        Raises:
+            SinkError: the folder cannot be listed.
+        """
 
     @abstractmethod
     def opened(self, name: str) -> BinaryIO:
@@ -117,10 +130,8 @@ class OutputFolder(ABC):
             yield
         except OSError as error:
             reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise SinkError(
-                f"{self.location}: cannot be written ({reason}); free space there or correct its permissions, and give "
-                "the same command again"
-            ) from error
+            remedy = _REMEDIES.get(error.errno or 0, _REMEDY)
+            raise SinkError(f"{self.location}: cannot be written ({reason}); {remedy}") from error
 
 
 class DiskFolder(OutputFolder):
@@ -131,7 +142,12 @@ class DiskFolder(OutputFolder):
         return relative_path(Path(self.location))
 
     def names(self, suffix: str) -> list[str]:  # noqa: D102
-        return sorted(path.name for path in Path(self.location).glob(f"*{suffix}"))
+        try:
+            return sorted(name for name in os.listdir(self.location) if name.endswith(suffix))  # noqa: PTH208
+        except OSError as error:  # with no names, all files would be explained again
+            raise SinkError(
+                f"{self.location}: cannot be listed ({error.strerror}); give this user permission to read the folder"
+            ) from error
 
     def opened(self, name: str) -> BinaryIO:  # noqa: D102
         return Path(self.location, name).open("rb")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 VIDEO_SUFFIXES: Final = frozenset({".ts", ".m2ts", ".mts", ".flv", ".h264", ".h265"})
 """Suffixes of video files, in addition to ``RECORDING_SUFFIXES``."""
 
+NOT_ENTERED_REMEDY: Final = "give linked folders as separate inputs, and this user permission to read other folders"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ArchiveFile:
@@ -89,6 +91,11 @@ def find_files(inputs: Sequence[str]) -> Found:
                 raise ConfigError(f"{name}: has no suffix of a photo or a video; convert it, or rename it")
             else:
                 others[PurePath(name).suffix.lower()] += 1
+    if not paths and not_entered:
+        raise ConfigError(
+            f"{', '.join(inputs)}: no photos and no videos were found, and {len(not_entered)} folders were left out, "
+            f"such as {not_entered[0]}; {NOT_ENTERED_REMEDY}"
+        )
     if not paths:
         raise ConfigError(f"{', '.join(inputs)}: holds no photos and no videos; name a folder that does")
     return Found(tuple(sorted(_described(paths))), others, tuple(dict.fromkeys(not_entered)))

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support import fleet_pair as pair
+from tests.support import fleet_simulation as simulation
 
 
 def settled(seed: int = 1, term: int = 0):
@@ -32,6 +33,15 @@ def test_pair_never_publishes_a_camera_twice_and_holds_all_again_after_faults(fi
         fleet.run(60.0)
         assert fleet.longest_dark() < 3.0, f"seed {seed}"
         assert len(fleet.active()) == 1, f"seed {seed}"
+
+
+def test_active_director_leaves_the_head_and_its_standby_is_on_another_machine():
+    for seed in range(10):
+        fleet = pair.PairSimulation(seed)
+        fleet.run(20.0)
+        [active] = fleet.active()
+        assert active.machine.number != simulation.HEAD, f"seed {seed}"
+        assert len({program.machine.number for program in fleet.programs()}) == 2, f"seed {seed}"
 
 
 def test_frozen_director_is_replaced_and_yields_when_it_wakes():

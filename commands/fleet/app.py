@@ -242,7 +242,8 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             WorkerSpec(config.name, node, device, number, str(stream), config.without_director)
             for number, device in enumerate(config.devices)
         ]
-        _announce(directors, [spec.slot for spec in specs])
+        slots = [spec.slot for spec in specs]
+        _announce(directors, node, slots)
         workers = [start_worker(spec, directors, node_id) for spec in specs]
         for spec, worker in zip(specs, workers, strict=True):
             capacity = call(worker.capacity, seconds=_READY_SECONDS)
@@ -262,15 +263,23 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
                 os._exit(1)
             reason = "the head came back without its data" if is_replaced else "Ray has ended here"
             _rejoin(f"node {node}: {reason}; its cameras go to other nodes")
-        _leave(directors, workers, node, [spec.slot for spec in specs])
+        _leave(directors, workers, node, slots)
 
 
-def _announce(directors: Directors, slots: list[str]) -> None:
-    """Announce starting workers, so that a new fleet waits for them before it assigns cameras."""
+def _announce(directors: Directors, node: str, slots: list[str]) -> None:
+    """Announce starting workers, so that a new fleet waits for them before it assigns cameras.
+
+    Raises:
+        ReciproStreamError: the fleet has a running node of this name.
+    """
+    from commands.fleet.client import require_free_slots
+
     try:
         directors.call("expect", slots, seconds=_ANNOUNCE_SECONDS)
     except ReciproStreamError as error:
         log.warning("the fleet does not wait for the workers of this node: %s", error)
+        return
+    require_free_slots(directors, node, slots)
 
 
 def _rejoin(reason: str) -> NoReturn:

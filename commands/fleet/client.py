@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from commands.fleet.director import NAMES, start_director
 from commands.fleet.directors import CALL_SECONDS, Directors, last_line
 from commands.fleet.worker import FleetWorker, WorkerSpec
 from pipeline.errors import ReciproStreamError
 from pipeline.fleet.messages import FleetTiming
+
+log = logging.getLogger("recipro-stream")
+
+_RUNNING_SECONDS: Final = 3.0
+"""Maximum time since the last beat of a worker that counts as running."""
+_PAUSE_SECONDS: Final = 0.5
 
 
 @contextmanager
@@ -96,6 +103,37 @@ def start_worker(
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
     )  # fmt: skip
     return actor.remote(spec, directors)
+
+
+def require_free_slots(directors: Directors, node: str, slots: Collection[str], *, seconds: float = 10.0) -> None:
+    """Check that no running worker has one of the slots; wait for the loss of a worker of an earlier run.
+
+    Args:
+        directors: client of the fleet's directors.
+        node: name of the node.
+        slots: slots of the workers that the node is to start.
+        seconds: time limit; longer than a lease.
+
+    Raises:
+        ReciproStreamError: a worker of another node has a slot after the time limit.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            workers = directors.call("status")["workers"]
+        except ReciproStreamError as error:
+            log.warning("node %s: cannot check that no other node has its name: %s", node, error)
+            return
+        running = [each["worker"] for each in workers if each["heard_seconds"] < _RUNNING_SECONDS]
+        taken = [worker for worker in running if worker.partition("#")[0] in slots]
+        if not taken:
+            return
+        if time.monotonic() >= deadline:
+            raise ReciproStreamError(
+                f"node {node}: the fleet has a running node of this name (worker {taken[0]}); give this node another "
+                "name: --node NAME"
+            )
+        time.sleep(_PAUSE_SECONDS)
 
 
 def call(method: Any, *arguments: Any, seconds: float = CALL_SECONDS, **options: Any) -> Any:  # noqa: ANN401

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from commands.fleet import client
 from commands.fleet.director import NOT_ACTIVE, NotActiveError
 from commands.fleet.directors import Directors
 from pipeline.errors import ConfigError, ReciproStreamError
@@ -79,3 +80,29 @@ def test_call_without_an_active_director_says_so(ray_get):
     directors = Directors("fleet", [Remote(task_error(ray_get, NotActiveError("standby")))] * 2)
     with pytest.raises(ReciproStreamError, match="neither director is active"):
         directors.call("status", seconds=0.3)
+
+
+class Statuses:
+    """Directors that give the seconds since the last beat of the worker ``a/cpu-0#1``, one after the other."""
+
+    def __init__(self, *heard_seconds):
+        self.heard_seconds = list(heard_seconds)
+
+    def call(self, method):
+        assert method == "status"
+        heard = self.heard_seconds.pop(0)
+        return {"workers": [] if heard is None else [{"worker": "a/cpu-0#1", "heard_seconds": heard}]}
+
+
+@pytest.mark.parametrize("heard", [(None,), (0.1, None), (0.1, 2.9, 3.4)])
+def test_node_starts_where_no_worker_has_its_slot_or_an_earlier_one_is_lost(monkeypatch, heard):
+    monkeypatch.setattr(client, "_PAUSE_SECONDS", 0.0)
+    directors = Statuses(*heard)
+    client.require_free_slots(directors, "a", ["a/cpu-0"])
+    assert directors.heard_seconds == []
+
+
+def test_node_whose_name_a_running_node_has_is_refused_with_the_remedy():
+    client.require_free_slots(Statuses(0.1), "b", ["b/cpu-0"], seconds=0.0)
+    with pytest.raises(ReciproStreamError, match=r"node a: the fleet has a running node of this name .*--node NAME"):
+        client.require_free_slots(Statuses(0.1), "a", ["a/cpu-0"], seconds=0.0)

@@ -47,7 +47,7 @@ def why(
         option(RUN, "A polygon that is painted over in the input: [[X,Y],[X,Y],[X,Y]]. Repeatable.", "--mask"),
     ] = None,
     at: Annotated[float | None, option(RUN, "Time of the frame in a video, in seconds.", "--at", min=0)] = None,
-    output: Annotated[Path | None, option(RUN, "The picture to write. Default: why.jpg.", "--output")] = None,
+    output: Annotated[Path | None, option(RUN, "The picture to write, a JPEG. Default: why.jpg.", "--output")] = None,
 ) -> None:
     """Explain a detector's score at a place of an image: what supports it, and what suppresses it."""
     from commands.wiring.detectors import is_detector, load_configured_detector
@@ -56,6 +56,9 @@ def why(
     if not is_detector(model):
         raise ConfigError(f"model {model!r} is no detector; give an ONNX file of one, or a name such as yolox_nano")
     place = parse_box(box)
+    target = output or Path("why.jpg")
+    if target.suffix.lower() not in {".jpg", ".jpeg"}:
+        raise ConfigError(f"--output {target}: the picture is a JPEG; give a name that ends in .jpg")
     boxes = drop_none({"layout": layout, "cell_px": cell_px, "cut": cut})
     engine = drop_none({"model": model, "weights": weights, "labels": labels, "boxes": boxes or None})
     config = validate_config({}, "command line", {"engine": engine}).engine
@@ -69,7 +72,6 @@ def why(
     chosen = cut_choice(config.boxes.cut)
     detector = load_configured_detector(config)
     answer = explain_place(detector, pixels, place, label, cut=chosen, cell_px=cell_px, area=area)
-    target = output or Path("why.jpg")
     write_atomically(target, encode_image(answer_picture(pixels, answer, place, area), 90), raises=ModelError)
     print_line("\n".join(answer_lines(answer, label)))
     print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue speaks against)")

@@ -153,3 +153,9 @@ def test_explain_place_with_a_region_is_about_the_cut_image(detector, image):
 def test_why_names_its_own_option_for_a_wrong_cell(tmp_path):
     with pytest.raises(ConfigError, match=r"^--cell: 7: should be a multiple of 8"):
         why(str(tmp_path / "a.png"), "1,2,3,4", "dog", model="line_detector", cell_px=7)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.txt", "a"])
+def test_why_refuses_an_output_that_is_not_named_as_a_jpeg(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"is a JPEG; give a name that ends in \.jpg"):
+        why(str(tmp_path / "a.png"), "1,2,3,4", "dog", model="line_detector", output=tmp_path / name)

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 MIN_SIDE_PX: Final = 0.5
 """Minimum width and height of the visible part of a box, in frame pixels."""
 
+_WHEN_FIELDS: Final = ("label", "score", "camera", "track")
+"""Fields of ``boxes.when``: those that are known before maps are made."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _TrackMap:
@@ -84,6 +87,7 @@ class DetectorExplainer(EngineExplainer):
         self._settings = settings = config.boxes
         self.box_mode = settings.mode
         self.labels = detector.labels
+        self._when = _parse_when(settings.when, detector.labels) if settings.when else None
         size = config.input_size or detector.input.size
         self._detector = replace(detector, score=settings.min_score, iou=settings.iou)
         self._input: InputFormat = replace(detector.input, size=size)
@@ -94,7 +98,6 @@ class DetectorExplainer(EngineExplainer):
             cut=cut_choice(settings.cut),
             compile_plain=lambda module, example: compile_plain_pass(module, example, config.backend, cache),
         )
-        self._when = _parse_when(settings.when, detector.labels) if settings.when else None
         self._scheduler = MapScheduler(settings.budget, settings.max_maps)
         if settings.budget != 0.0:
             for level, seconds in self._engine.warm_up(settings.cell_px, settings.mode).items():
@@ -258,7 +261,7 @@ def _parse_when(text: str, labels: Sequence[str]) -> Condition:
             f"engine.boxes.when: {text!r}: {later[0]} is computed from maps, but this condition decides which maps "
             "are computed; use label, score, camera and track"
         )
-    return parse_condition(text, {"label": labels, "box": ("box",)}, option="engine.boxes.when")
+    return parse_condition(text, {"label": labels, "box": ("box",)}, option="engine.boxes.when", fields=_WHEN_FIELDS)
 
 
 def _check_device(config: EngineConfig) -> None:

@@ -68,16 +68,9 @@ _STRICTER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0}
 _PASSAGES: Final = ("part", "crossing")
 DISAGREE: Final = "disagree"
 _NOT_IN_RULES: Final = frozenset({"guard", DISAGREE, *_PASSAGES})
-_FIELDS: Final = (
-    "label",
-    "score",
-    "camera",
-    "guard",
-    *_PASSAGES,
-    DISAGREE,
-    *(name for name in NUMBERS if name != "score"),
-    HEAT_INSIDE,
-)
+_STATISTICS: Final = tuple(name for name in NUMBERS if name != "score")
+_FIELDS: Final = ("label", "score", "camera", "guard", *_PASSAGES, DISAGREE, *_STATISTICS, HEAT_INSIDE)
+_RULE_FIELDS: Final = tuple(name for name in _FIELDS if name not in _NOT_IN_RULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +123,11 @@ class Rule:
 
 
 def parse_condition(
-    text: str, known: Mapping[str, Collection[str]] = MappingProxyType({}), *, option: str = "record_when"
+    text: str,
+    known: Mapping[str, Collection[str]] = MappingProxyType({}),
+    *,
+    option: str = "record_when",
+    fields: tuple[str, ...] = _FIELDS,
 ) -> Condition:
     """Parse a condition on frames.
 
@@ -144,11 +141,12 @@ def parse_condition(
             ``score_drop_when_masked`` if it is measured, ``box`` any name if the network is a detector, and ``trial``
             the name of a network on trial. Names of a missing kind are not checked.
         option: name of the option that has the text, for messages.
+        fields: the fields that the condition may test.
 
     Raises:
         ConfigError: the text cannot be parsed, or can never be true; the message has the position.
     """
-    parser = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known)
+    parser = _Parser(text, f"{option}: {text!r}: ", "label=scratch and score>0.8", known, fields)
     holds = parser.condition()
 
     def condition(explanation: Explanation) -> bool:
@@ -170,19 +168,16 @@ def parse_rule(text: str) -> Rule:
     Raises:
         ConfigError: the text cannot be parsed, or would never or always fire; the message has only the position.
     """
-    return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
+    return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", {}, _RULE_FIELDS).rule()
 
 
 class _Parser:
     """Recursive-descent parser of the grammar above."""
 
-    def __init__(self, text: str, where: str, example: str, known: Mapping[str, Collection[str]] | None) -> None:
-        """Parse ``text``; ``known`` is None for the rule of a guard, which may not name guards."""
-        self._text = text
-        self._known = known or {}
-        self._fields = tuple(
-            name for name in _FIELDS if name not in {"guard", *_PASSAGES, DISAGREE} or known is not None
-        )
+    def __init__(
+        self, text: str, where: str, example: str, known: Mapping[str, Collection[str]], fields: tuple[str, ...]
+    ) -> None:
+        self._text, self._known, self._fields = text, known, fields
         self._seen: list[BoundVariable] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
@@ -268,8 +263,8 @@ class _Parser:
         name = self._tokens.next()
         field = name.text.lower()
         if name.kind != "word" or field not in self._fields:
-            known = ", ".join(self._fields[:-1]) + f" or {self._fields[-1]}(REGION)"
-            self._tokens.fail(name, f"expected {known}.{did_you_mean(name.text, self._fields)}")
+            *others, last = (f"{each}(REGION)" if each == HEAT_INSIDE else each for each in self._fields)
+            self._tokens.fail(name, f"expected {', '.join(others)} or {last}.{did_you_mean(name.text, self._fields)}")
         if field == "guard":
             return self._guard()
         if field in _PASSAGES:

@@ -226,6 +226,11 @@ def test_heat_of_drop_keeps_evidence_against_the_box():
         ({"boxes": BoxesConfig(when="heat_inside(box)>0.5")}, ConfigError, "heat_inside is computed from maps"),
         ({"boxes": BoxesConfig(when="label=car and boxes>3")}, ConfigError, "boxes is computed from maps"),
         ({"boxes": BoxesConfig(when="not guard")}, ConfigError, "guard is computed from maps"),
+        (
+            {"boxes": BoxesConfig(when="lable=car")},
+            ConfigError,
+            r"expected label, score, camera or track\. Did you mean",
+        ),
         ({"boxes": BoxesConfig(when="label=cra")}, ConfigError, "engine.boxes.when: 'label=cra'.*unknown label"),
         ({"backend": "openvin"}, ConfigError, "Did you mean 'openvino'"),
     ],

@@ -113,7 +113,7 @@ def draw_boxes(image: Image, explanation: Explanation, *, covered: Sequence[Box]
         covered: areas of the image that are drawn over later; labels are placed beside them where there is room.
     """
     size = max(9, round(0.75 * text_size(image.shape[0], image.shape[1])))
-    stroke = max(1, size // 7)
+    stroke = max(2, size // 7)
     findings = [finding for finding in explanation.findings if finding.box is not None]
     for finding in reversed(findings):
         assert finding.box is not None  # noqa: S101 - filtered above

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -22,6 +23,16 @@ def test_renderer_draws_each_box_in_the_colour_of_its_track():
     for finding in findings:
         assert tuple(image[int(finding.box.top), int(finding.box.left)]) == track_colour(finding)
     assert track_colour(findings[0]) != track_colour(findings[1])
+
+
+def test_outline_keeps_the_colour_of_its_track_in_the_chroma_resolution_of_video():
+    for track in range(1, 13):
+        finding = box(101, 101, track=track, heat=np.zeros((9, 16), np.float32))
+        planes = cv2.cvtColor(render(finding), cv2.COLOR_RGB2YUV_I420)
+        image = cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420).astype(float)
+        edge = image[115:130, 98:106]  # across the left outline
+        distances = np.linalg.norm(edge - track_colour(finding), axis=2).min(axis=1)
+        assert distances.max() < 70.0, "in each row a pixel has nearly the track's colour"
 
 
 def test_track_colours_differ_within_twelve_consecutive_tracks_and_from_evidence_against():

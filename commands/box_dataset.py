@@ -253,7 +253,7 @@ def _list_yolo(data: Path) -> _Listed:
                 )
         return truths
 
-    left_out = [f"{path}: has no label file; an empty one states that it shows no object" for path in without]
+    left_out = [f"{path}: has no label file; give it an empty one if it shows no object" for path in without]
     return _Listed(labelled, truths_of, tuple(names.values()), tuple(left_out))
 
 
@@ -320,7 +320,7 @@ def _list_coco(data: Path) -> _Listed:
         for name, boxes in listed.items():
             path = _find_image(file, name, below)
             if path is None:
-                left_out.append(f"{name}: {file} names it, and it is not there")
+                left_out.append(f"{name}: {file} lists it, but it does not exist")
                 continue
             parts[str(path)], truths[str(path)] = part, boxes
             stated[str(path)] = (f"{file}: {name}", sizes.get(name))

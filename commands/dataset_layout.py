@@ -71,7 +71,7 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
         return Layout({"": (folder,)})
     _check_split(folder, split, others, contents)
     class_parents = {path: _class_parent(path, suffixes) for path in split}
-    left_out = [f"{path}: is neither a split nor needed" for path in others]
+    left_out = [f"{path}: is not part of a split, and is not used" for path in others]
     left_out += [
         f"{path}: {contents[path].images} images without class folders, so their classes are unknown"
         for path in named

@@ -73,7 +73,7 @@ class TrainingRun:
 
         path = relative_path(self._progress.path)
         if epochs := self._progress.epochs:
-            print_line(f"goes on after {epochs} epochs, from {path}; --no-resume begins anew")
+            print_line(f"continues after {epochs} epochs, from {path}; --no-resume starts again")
         started = threading.Event()
         started.set()
         with shutdown_on_signal(started) as stop:

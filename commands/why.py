@@ -74,7 +74,7 @@ def why(
     answer = explain_place(detector, pixels, place, label, cut=chosen, cell_px=cell_px, area=area)
     write_atomically(target, encode_image(answer_picture(pixels, answer, place, area), 90), raises=ModelError)
     print_line("\n".join(answer_lines(answer, label)))
-    print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue speaks against)")
+    print_line(f"\nSee it:  {relative_path(target)}  (left: keep, right: drop; blue: evidence against)")
 
 
 def parse_box(text: str) -> Box:

@@ -209,7 +209,7 @@ def _said(error: ErrorDetails) -> str:
         "dict_type": "should be a map of keys",
         "list_type": "should be a list",
         "string_type": "should be text",
-        "too_short": "should not be empty" if least < 2 else f"should hold {least} at the least",
+        "too_short": "should not be empty" if least < 2 else f"should have at least {least} entries",
         "string_too_short": "should not be empty",
     }
     rule = error["msg"].removeprefix("Value error, ")

@@ -128,7 +128,7 @@ def of_path(error: OSError) -> str | None:
         errno.EACCES: "let this user read it and enter every folder on the way to it, or name another place",
         errno.EPERM: "let this user use it, or name another place",
         errno.ENAMETOOLONG: "give it a name of 255 bytes at most",
-        errno.ELOOP: "its links lead in a circle; name the file itself",
+        errno.ELOOP: "its links form a loop; name the file itself",
         errno.EROFS: "the file system is read-only; name another place",
         errno.ENOSPC: "free space there, or name another folder",
         errno.EDQUOT: "free space there, or name another folder",

@@ -290,7 +290,7 @@ class TrialExplainer(ExplainerWrapper):
             labels = (("camera", camera), ("model", self._name))
             for name, value, text in (
                 ("trial_frames", counts.frames, "Frames that a network on trial explained, too."),
-                ("trial_left_out", counts.left_out, "Frames that a network on trial left out: it is too slow."),
+                ("trial_left_out", counts.left_out, "Frames that a network on trial left out, because it is too slow."),
                 ("disagreements", counts.differing, "Frames in which the network on trial differs from the first."),
             ):
                 samples.append(MetricSample(name, value, text, "counter", labels))

@@ -221,7 +221,7 @@ def _refusal(file: ArchiveFile) -> str:
 
     if is_address(file.path) or (kind := kind_of(file.path)) == "file":
         return ""
-    found = "is not there, or is a link to nothing" if kind == "missing" else f"is a {kind}, not a file"
+    found = "does not exist, or is a broken link" if kind == "missing" else f"is a {kind}, not a file"
     return f"{shown(file.path)}: {found}; check the archive"
 
 

@@ -59,14 +59,15 @@ def director_line(state: dict[str, Any]) -> str:
     text = f"director: term {state['term']}, {place}; "
     if state["awaited"]:
         return text + (
-            f"deals nothing before half of the workers answer; waits for {', '.join(state['awaited'])}; remove those "
+            f"assigns no cameras before half of the workers answer; waits for {', '.join(state['awaited'])}; remove "
+            "those "
             "that are switched off: run.py fleet forget WORKER"
         )
     if not state["may_grant"]:
         return text + "grants nothing: it reaches neither the head nor most workers"
     if state["quiet_seconds"]:
-        return text + f"deals cameras in {state['quiet_seconds']:.1f} s"
-    return text + ("deals cameras" if state["is_confirmed"] else "the head is gone; most workers answer")
+        return text + f"assigns cameras in {state['quiet_seconds']:.1f} s"
+    return text + ("assigns cameras" if state["is_confirmed"] else "the head is gone; most workers answer")
 
 
 def _name(worker: dict[str, Any]) -> str:

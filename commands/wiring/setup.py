@@ -182,7 +182,7 @@ class RunSetup(CameraSetup):
         bound = self._run()
         why = ""
         if not self._text.has_sources:
-            why = "the cameras stand on the command line (--source); move them into the file to change this here"
+            why = "the cameras are given on the command line (--source); move them into the file to change this here"
         elif position is None:
             why = "several cameras share this entry of sources; change the file"
         source = config.sources[position if position is not None else 0].model_dump(mode="json", exclude_unset=True)
@@ -260,7 +260,7 @@ class RunSetup(CameraSetup):
         """Return the error for a file that another program changed, with the lines that differ."""
         return SetupConflictError(
             f"{self._text.name}: was changed meanwhile by another program, and the run has not applied it; nothing is "
-            "written. Apply the file first, or take its changes back",
+            "written. Apply the file first, or undo its changes",
             difference(self._text.text, current, self._text.name),
             _revision(current),
         )

@@ -103,7 +103,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     except Exception as reason:  # OpenVINO has many kinds of exceptions
         remedy = "OpenVINO has all of its operators"
         if path.suffix == ".xml" or "external" in str(reason):
-            remedy = "the files with its weights lie beside it, under the names that they had"
+            remedy = "the files with its weights are beside it under their original names"
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         detail = lines[-1][:200] if lines else type(reason).__name__
         raise ModelError(

@@ -208,7 +208,7 @@ def _figure(shown: ShownImage, image: Image) -> Figure:
     for _, label, score, truth in shown.found:
         note = ", no object" if truth is None else "" if truth == label else f", is {truth}"
         captions.append(f"{label} {score:.0%}{note}")
-    return Figure((image_uri(small),), "; ".join(captions) or "nothing there, nothing found", shown.path)
+    return Figure((image_uri(small),), "; ".join(captions) or "no object, no detection", shown.path)
 
 
 def _draw(image: Image, box: Box, scale: tuple[float, float], colour: tuple[int, int, int]) -> None:

@@ -152,7 +152,7 @@ class EventsSink(DiskSink):
         label = (("sink", self.uri),)
         counts = [
             MetricSample("events", self._tracker.begun_count, "Events that began in this run.", "counter", label),
-            MetricSample("events_open", self._tracker.open_count, "Events that go on.", labels=label),
+            MetricSample("events_open", self._tracker.open_count, "Open events.", labels=label),
             MetricSample("recorder_bytes", self._store.file_bytes(), "Disk space of a recorder's clips, in bytes.",
                          labels=label),
         ]  # fmt: skip

@@ -60,7 +60,7 @@ class WebSettings(SinkSettings):
 
     quality: Quality = 80
     """JPEG quality of the images."""
-    token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    token_file: Annotated[str | None, SecretFile("token", "create it: openssl rand -hex 24 > {path}")] = None
     """A file with the token that viewers must enter; required if other machines can reach the address."""
     allowed_hosts: list[str] = Field(default=[])
     """Further host names of the page, such as the name of a proxy."""
@@ -81,9 +81,9 @@ class WebSettings(SinkSettings):
     """Let viewers change regions, masks, zones, lines and rules during the run. Changes are written to the
     configuration file. If other machines can reach the address, this needs a token, and HTTPS unless insecure is
     set."""
-    edit_token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    edit_token_file: Annotated[str | None, SecretFile("token", "create it: openssl rand -hex 24 > {path}")] = None
     """A file with a second token: only viewers who sign in with it may edit. Default: all viewers may edit."""
-    view_token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    view_token_file: Annotated[str | None, SecretFile("token", "create it: openssl rand -hex 24 > {path}")] = None
     """A file with a further token: viewers who sign in with it can see cameras and events, but not change them."""
     why: bool = True
     """Let viewers request maps of a detector for boxes and for places without a box. Answers use the time of other
@@ -100,9 +100,9 @@ class MqttSettings(SinkSettings):
     status_topic: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
     """Name of the level below the topic for the status of this run, online or offline. Runs with the same topic need
     different names."""
-    credentials_file: Annotated[
-        str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
-    ] = None
+    credentials_file: Annotated[str | None, SecretFile("credentials", "write one line, user:password, to {path}")] = (
+        None
+    )
     """A file with one line, user:password."""
     ca_file: str | None = None
     """Only for mqtts://: a file with the CA certificates (PEM) that verify the broker. Default: those of the system."""
@@ -137,16 +137,16 @@ class PushSettings(SinkSettings):
     """Maximum frames per second of each camera. Default: no limit."""
     timeout_seconds: float = Field(default=5.0, ge=0.5, le=60)
     """Maximum time to wait for an answer of the server, and for the server to accept data."""
-    key_file: Annotated[str | None, SecretFile("key", "one line, the stream key, belongs into {path}")] = None
+    key_file: Annotated[str | None, SecretFile("key", "write one line, the stream key, to {path}")] = None
     """A file with a stream key, which is appended to the path and not shown; {camera} stands for the camera's name."""
 
 
 class RtspPushSettings(PushSettings):
     """Publishes a stream for each camera to an RTSP server (ANNOUNCE and RECORD over TCP)."""
 
-    credentials_file: Annotated[
-        str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
-    ] = None
+    credentials_file: Annotated[str | None, SecretFile("credentials", "write one line, user:password, to {path}")] = (
+        None
+    )
     """A file with one line, user:password."""
 
 
@@ -278,7 +278,7 @@ class PlcSettings(SinkSettings):
 class OpcUaSettings(PlcSettings):
     """Runs an OPC UA server for controllers and SCADA systems."""
 
-    users_file: Annotated[str | None, SecretFile("users", "lines of user:password belong into {path}")] = None
+    users_file: Annotated[str | None, SecretFile("users", "write a line user:password per user to {path}")] = None
     """A file with one line, user:password, for each user. Default: clients need no user."""
     certificate_file: str | None = None
     """A file with the server's certificate (DER or PEM); with it, connections are signed and encrypted (Basic256Sha256,
@@ -313,7 +313,7 @@ class EventSettings(SinkSettings):
     image_pixels: int = Field(default=480, ge=64, le=1920)
     """Length of the longer side of an event's images."""
     webhook_file: Annotated[
-        str | None, SecretFile("address", "a line with the address, one with the secret, belong into {path}")
+        str | None, SecretFile("address", "write two lines, the address and the secret, to {path}")
     ] = None
     """A file with a webhook: the first line is the address, to which each start, change and end of an event is posted;
     the second line is the secret that signs the messages (docs/events.md)."""

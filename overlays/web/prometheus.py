@@ -68,8 +68,8 @@ def _gauge(name: str, text: str, samples: Iterable[tuple[str, float]]) -> Metric
 
 def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
     ages = [(c["camera"], c["age_seconds"]) for c in cameras if c["age_seconds"] is not None]
-    yield _gauge("frame_age_seconds", "Age of the newest frame that has come through.", ages)
-    yield _gauge("frame_rate", "Frames per second that come through.", [(c["camera"], c["rate"]) for c in cameras])
+    yield _gauge("frame_age_seconds", "Age of the newest delivered frame.", ages)
+    yield _gauge("frame_rate", "Delivered frames per second.", [(c["camera"], c["rate"]) for c in cameras])
     scores = [(c["camera"], c["score"]) for c in cameras]
     yield _gauge("score", "Softmax score of the newest frame's first finding.", scores)
     state = GaugeMetricFamily("recipro_camera_state", "1 for the state a camera is in.", labels=["camera", "state"])

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 _FIELDS: Final = {"token_file": "token", "edit_token_file": "edit_token", "view_token_file": "view_token"}
 """Field of ``AccessPolicy`` by the option that sets it."""
 _FURTHER: Final = {
-    "edit_token_file": "that of viewers who may not edit",
-    "view_token_file": "that of those who may act",
+    "edit_token_file": "the token of viewers who may not edit",
+    "view_token_file": "the token of viewers who may change events",
 }
 
 

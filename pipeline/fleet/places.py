@@ -108,7 +108,7 @@ def fleet_metrics(state: State) -> Iterator[MetricSample]:
             ("fleet_worker_load", worker["load"], "Frames per second of its cameras."),
             ("fleet_worker_limit", worker["limit"], "Frames per second that its cameras may have."),
             ("fleet_worker_heard_seconds", worker["heard_seconds"], "Time since its last beat."),
-            ("fleet_worker_drained", float(worker["is_drained"]), "1 for a worker that gives up its cameras."),
+            ("fleet_worker_drained", float(worker["is_drained"]), "1 for a worker whose node is drained."),
         ):
             yield MetricSample(name, value, text, labels=labels)
 

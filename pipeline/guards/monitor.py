@@ -266,7 +266,7 @@ class ExplanationMonitor(ExplainerWrapper):
             samples.append(MetricSample("drift_psi", report.psi, text, labels=labels))
             text = "Shift of a mean against the baseline, in standard deviations of the baseline."
             samples.append(MetricSample("drift_shift", report.shift, text, labels=labels))
-            text = "Population stability index from which a drift is large and no chance: 0.25, or more of few samples."
+            text = "Population stability index of a large and significant drift: 0.25, or more for few samples."
             samples.append(MetricSample("drift_psi_bound", report.bound, text, labels=labels))
         return samples
 

@@ -96,12 +96,12 @@ def test_train_killed_goes_on_to_the_same_file(command, tmp_path):
 
     code, output, errors = command(*words)
     assert code == 0, errors
-    assert "goes on after" in output
+    assert "continues after" in output
     assert not progress.exists()
     resumed = load_checkpoint(tmp_path / "part.safetensors")
     code, output, errors = command(*words, "--no-resume")
     assert code == 0, errors
-    assert "goes on after" not in output
+    assert "continues after" not in output
     whole = load_checkpoint(tmp_path / "part.safetensors")
     for name, value in whole.state.items():
         assert torch.equal(value, resumed.state[name]), name

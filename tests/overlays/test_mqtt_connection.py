@@ -195,4 +195,4 @@ def test_problem_is_reported_while_connecting():
     deaf = socket.create_server(("127.0.0.1", 0))
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
         sink.idle()
-        assert "the connection is being made" in sink.problem
+        assert "connecting to the broker" in sink.problem

@@ -76,7 +76,7 @@ def test_guards_refuse_a_rule_with_an_unknown_region():
     [
         ({"regoins": []}, "Did you mean 'regions'"),
         ({"regions": [{"name": "part", "polygon": SQUARE, "camera": "a"}]}, "Did you mean 'cameras'"),
-        ({"regions": [{"name": "part", "polygon": SQUARE[:2]}]}, "should hold 3 at the least"),
+        ({"regions": [{"name": "part", "polygon": SQUARE[:2]}]}, "should have at least 3 entries"),
         ({"regions": [{"name": "part", "polygon": [[0, 0], [0.5, 0.5], [1, 1]]}]}, "no area"),
         ({"regions": [{"name": "part", "polygon": [[0.2, 0.1], [1.2, 0.1], [1.2, 0.9]]}]}, "less than a pixel"),
         ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),

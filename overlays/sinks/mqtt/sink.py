@@ -138,7 +138,7 @@ class MqttSink(Sink):
         if self._connection.is_connected:
             refusal, refused = self._counts.refusal, self._counts.refused
             return refusal and f"the broker refuses findings ({refusal}); {refused} so far"
-        why = self._connection.reason or "the connection is being made"
+        why = self._connection.reason or "connecting to the broker"
         return f"no connection to the broker ({why}); {self.lost} findings not sent"
 
     @property

@@ -36,7 +36,7 @@ def test_zones_survive_printing():
     [
         ({"zones": [{"polygon": SQUARE}]}, r"sources\[0\]\.zones\[0\]\.name: is missing"),
         ({"zones": [{"name": "a b", "polygon": SQUARE}]}, r"zones\[0\]\.name: 'a b'"),
-        ({"zones": [{"name": "a", "polygon": SQUARE[:2]}]}, r"zones\[0\]\.polygon: should hold 3"),
+        ({"zones": [{"name": "a", "polygon": SQUARE[:2]}]}, r"zones\[0\]\.polygon: should have at least 3"),
         ({"zones": [{"name": "a", "polygon": [SQUARE[i] for i in (0, 2, 1, 3)]}]}, "its sides cross each other"),
         ({"zones": [{"name": "a", "polygon": [[0.1, 0.1], [0.1, 0.1], [0.1, 0.1]]}]}, "has no area"),
         ({"zones": [{"name": "a", "polygon": [[0, 0], [-1, 0], [1, 1]]}]}, "greater than or equal to 0"),
@@ -46,7 +46,7 @@ def test_zones_survive_printing():
         ({"zones": [{"name": "a", "polygon": SQUARE, "min_frame": 2}]}, r"min_frame: unknown key"),
         ({"zones": [{"name": "a", "polygon": SQUARE}] * 2}, "'a' is given twice"),
         ({"zones": [{"name": "a", "polygon": SQUARE, "classes": []}]}, r"classes: should not be empty"),
-        ({"lines": [{"name": "a", "points": [[0, 0]]}]}, r"lines\[0\]\.points: should hold 2"),
+        ({"lines": [{"name": "a", "points": [[0, 0]]}]}, r"lines\[0\]\.points: should have at least 2"),
         ({"lines": [{"name": "a", "points": [[0, 0], [0, 1], [1, 1]]}]}, "at most 2"),
         ({"lines": [{"name": "a", "points": [[0.5, 0.5], [0.5, 0.5]]}]}, "both end points are equal"),
         ({"lines": [{"name": "a", "points": [[0, 0], [1, 1]], "direction": "left"}]}, r"direction: 'left'"),

@@ -54,7 +54,8 @@ class Division:
     file: ArchiveFile
     shards: tuple[Shard, ...]
     is_whole: bool = False
-    """Whether the parts are not exact: the video is explained as a whole, and partitions of its parts are removed."""
+    """True if the parts are not exact: the video is explained as a whole, and the partitions of its parts are
+    removed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ Size = tuple[int, int]
 
 
 class FrameKind(NamedTuple):
-    """What is equal for all frames that share a graph."""
+    """The properties that all frames of a graph have in common."""
 
     size: Size
     area: InputArea | None = None

@@ -54,7 +54,7 @@ class Plan:
 
 
 class Endurance:
-    """One run that is made to reconnect."""
+    """A run whose camera is disconnected repeatedly."""
 
     def __init__(self, plan: Plan, cameras: Elsewhere, sources: list[Source], witness: ProbeSink) -> None:
         """Create a run."""

@@ -1,4 +1,4 @@
-"""Atomic writes: complete or as before, synced, and nothing left that the next write does not remove."""
+"""Atomic writes: a file is complete or unchanged, is synced, and the next write removes what a killed one left."""
 
 import errno
 import os

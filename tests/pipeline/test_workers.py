@@ -1,4 +1,4 @@
-"""Workers: no wait is endless, nothing is lost that should not be, every drop is counted."""
+"""Workers: every wait ends, lossless sinks lose no frame, and every drop is counted."""
 
 import math
 import threading

@@ -183,7 +183,8 @@ class _Source(NamedTuple):
     lowest: bool
     """True if positions outside the map read -inf, False if they read zeros."""
     columns: int
-    """Column entries of the root; 0 for an entry of the graph, whose vectors are addressed by position."""
+    """Number of the root's column entries; 0 if the root is an input of the graph, whose vectors are addressed by
+    position."""
     width: int
     """Number of columns of the root's map."""
 

@@ -101,14 +101,15 @@ class Preprocessing:
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
         """Fit frames to the input size: uint8 (N, 3, H, W), channels last in memory."""
         colour, size, fit = self.mean_colour, self.input_size, self.fit
-        pixels = torch.cat([fit_image(input_image(frame, colour), size, fit) for frame in frames])
+        images = [fit_image(input_image(frame, colour), size, fit) for frame in frames]
+        pixels = images[0].clone() if len(images) == 1 else torch.cat(images)  # an image may be the frame itself
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def normalised(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (pixels / 255 - mean) / std, (N, 3, H, W) in ``dtype``, computed in float32."""
         scale = torch.tensor([1.0 / (255.0 * s) for s in self.std], device=pixels.device)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
-        scaled = pixels.to(torch.float32).mul_(scale[:, None, None]).add_(shift[:, None, None])
+        scaled = torch.addcmul(shift[:, None, None], pixels.to(torch.float32), scale[:, None, None])
         return scaled.to(dtype)
 
 
@@ -136,7 +137,11 @@ def fit_image(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:
     if tuple(part.shape[2:]) == placement.size:
         resized = part.contiguous(memory_format=torch.channels_last)
     else:
-        resized = F.interpolate(part, size=placement.size, mode="bilinear", antialias=True)
+        planes = F.interpolate(part, size=placement.size, mode="bilinear", antialias=True)[0].numpy()
+        interleaved = np.empty((*placement.size, 3), np.uint8)
+        for channel, plane in enumerate(planes):  # takes a third of the time of torch's ``contiguous``
+            interleaved[..., channel] = plane
+        resized = torch.from_numpy(interleaved).permute(2, 0, 1)[None]
     if placement.size == target:
         return resized
     whole = torch.full((1, 3, *target), BORDER, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)

@@ -145,6 +145,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
     return LoadFileScheduling(config, log)
 
 
+_IMPORTED = {"modules": 0}
+
+
+def _leave_imported_modules_unscanned() -> None:
+    gc.collect()
+    gc.freeze()
+    _IMPORTED["modules"] = len(sys.modules)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection():
     """Keep the garbage collector from scanning imported modules again and again: they stay until the end."""
@@ -152,9 +161,19 @@ def pytest_collection():
     try:
         return (yield)
     finally:
-        gc.collect()
-        gc.freeze()
+        _leave_imported_modules_unscanned()
+        gc.set_threshold(5000)  # a network has thousands of objects, and its build would start many collections
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
+    """Do the same with what the tests of a file imported: compilers and exporters have a thousand modules."""
+    try:
+        return (yield)
+    finally:
+        if nextitem is not None and nextitem.path != item.path and len(sys.modules) > _IMPORTED["modules"] + 100:
+            _leave_imported_modules_unscanned()
 
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m "not slow"`` is applied

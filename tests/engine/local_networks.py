@@ -26,8 +26,7 @@ def settle(net: nn.Module, size: tuple[int, int]) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        for _ in range(2):
-            net(torch.randn(4, 3, *size))
+        net(torch.randn(4, 3, *size))
     return net.eval()
 
 

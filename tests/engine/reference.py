@@ -88,7 +88,10 @@ def masked(features, row, column, kernel):
 
 
 def defined(net, layer, images, chosen, kernel):
-    """Return scores (N, K) and heat (N, h, w) for images (N, 3, H, W); ``chosen`` None = each one's top-1 class."""
+    """Return scores (N, K) and heat (N, h, w) for images (N, 3, H, W); ``chosen`` None = each one's top-1 class.
+
+    The masked maps replace those of the layer, so the layers before it run once for each image, not once for each cell.
+    """
     module = net.get_submodule(layer)
     saved = []
     handle = module.register_forward_hook(lambda _m, _i, output: saved.append(output.detach().clone()))
@@ -101,7 +104,7 @@ def defined(net, layer, images, chosen, kernel):
     maps = torch.cat([masked(saved[0], row, column, kernel) for row, column in cells])
     handle = module.register_forward_hook(lambda _m, _i, _o: maps.clone())
     with torch.no_grad():
-        all_scores = net(images.repeat(len(cells), 1, 1, 1)).softmax(1).reshape(rows, columns, count, -1)
+        all_scores = net(images).softmax(1).reshape(rows, columns, count, -1)
     handle.remove()
     matrix = all_scores[:, :, torch.arange(count), chosen].permute(2, 0, 1)
     low, high = matrix.amin((1, 2), keepdim=True), matrix.amax((1, 2), keepdim=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import EngineConfig
+from pipeline.config import BoxesConfig, EngineConfig, TrialConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +23,21 @@ def is_detector(model: str) -> bool:
     if model in DETECTORS or is_detector_file(model):
         return True
     return is_foreign_onnx(model) and not is_foreign_classifier(model)
+
+
+def check_has_no_boxes(config: EngineConfig) -> None:
+    """Check that the configuration of a classifier sets no option of boxes.
+
+    Raises:
+        ConfigError: it sets one.
+    """
+    defaults = BoxesConfig()
+    if keys := [key for key, value in config.boxes if value != getattr(defaults, key)]:
+        key = f"{'models[0]' if isinstance(config, TrialConfig) else 'engine'}.boxes.{keys[0]}"
+        raise ConfigError(
+            f"{key}: belongs to detectors, but model {config.model!r} is a classifier; remove the key, or choose a "
+            "detector (docs/detectors.md)"
+        )
 
 
 def load_configured_detector(config: EngineConfig) -> Detector | RegionDetector:
@@ -51,9 +66,11 @@ def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:
     from engine.explainers.detector import DetectorExplainer
     from engine.runtime.compile_cache import default_folder
 
-    for key in ("mean", "std"):
-        if getattr(config, key) is not None:
+    for key, default in (("mean", None), ("std", None), ("fit", "stretch")):
+        if getattr(config, key) != default:
             raise ConfigError(f"engine.{key}: a detector's input format belongs to its layout; remove the key")
+    if config.kernel != "point":
+        raise ConfigError("engine.kernel: belongs to classifiers; remove the key (a detector has boxes.cell_px)")
     if config.target != ["top1"]:
         raise ConfigError("engine.target: a detector explains its boxes; choose them by engine.boxes.when")
     cache = config.cache or default_folder()

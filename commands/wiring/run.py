@@ -268,12 +268,16 @@ def make_explainer(config: Config, cameras: int | None = None, *, draws: bool = 
         config: the configuration of the run.
         cameras: number of cameras that share a batch; None: the number of sources in ``config``.
         draws: render the overlays on the GPU if the network runs there and no option prevents it.
+
+    Raises:
+        ConfigError: an option does not fit the model.
     """
-    from commands.wiring.detectors import build_detector_explainer, is_detector
+    from commands.wiring.detectors import build_detector_explainer, check_has_no_boxes, is_detector
     from engine.export.metadata import is_exported, is_foreign_classifier
 
     if is_detector(config.engine.model):
         return build_detector_explainer(config.engine)
+    check_has_no_boxes(config.engine)
     if is_foreign_classifier(config.engine.model):
         from engine.explainers.foreign import ForeignExplainer
 

@@ -153,6 +153,19 @@ def test_sink_that_cannot_be_opened_is_refused_before_the_network_is_built(comma
     assert "no/such/folder" in errors
 
 
+@pytest.mark.parametrize("place", ["engine", "models"])
+def test_boxes_of_a_classifier_are_refused(command, tmp_path, place):
+    engine = {"model": "line_net", "backend": "eager"}
+    second = {**engine, "name": "second"}
+    chosen = engine if place == "engine" else second
+    chosen["boxes"] = {"min_score": 0.5}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"sources": ["line:"], "engine": engine, "models": [second], "frames": 1}))
+    code, _, errors = command("stream", str(config))
+    assert code == 2
+    assert f"{'engine' if place == 'engine' else 'models[0]'}.boxes.min_score: belongs to detectors" in errors
+
+
 def test_failed_demo_leaves_no_empty_folder(command, monkeypatch, tmp_path):
     monkeypatch.setattr("commands.wiring.run.ROOT", tmp_path / "elsewhere")
     code, _, errors = command("demo", "--seconds", "1")

@@ -64,7 +64,7 @@ def network(name: str) -> nn.Module:
     with torch.no_grad():
         net(torch.randn(8, 3, 96, 96))
         net.eval()
-        # Scores as far apart as a trained network's: softmax must have something to say.
+        # Scores as far apart as a trained network's; with equal scores, softmax would be constant.
         scores = net(torch.randn(4, 3, 96, 96))
         last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
         last.weight *= 3.0 / float((scores - scores.mean(1, keepdim=True)).std())

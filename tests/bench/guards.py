@@ -96,8 +96,8 @@ def cost(config: Config, frames: int) -> dict[str, float]:
     middle = {name: statistics.median(times) for name, times in spent.items()}
     line = {f"{name}_ms_p50": round(value, 4) for name, value in middle.items()}
     line |= {f"{name}_ms_p95": round(float(np.percentile(times, 95)), 4) for name, times in spent.items()}
-    # Of medians: the guardian's own work is a thirtieth of what one frame differs from the next by. Timed by itself it
-    # finds the processor's caches as the guarded turn left them; the difference of both turns finds them as they are.
+    # Ratios of medians: the time of a frame varies by about 30 times the guardian's own time. "added" times
+    # the guardian by itself after both turns, with warm caches; the difference of both turns includes its cache misses.
     line |= {"share": round(middle["added"] / middle["alone"], 5)}
     return line | {"share_by_difference": round(middle["guarded"] / middle["alone"] - 1.0, 5)}
 

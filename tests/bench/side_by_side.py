@@ -132,7 +132,7 @@ def examine_all(name: str, weights: Sequence[Path], run: Run, output: Path) -> d
                     frame = frame or Frame(read_image(path), name, number, 0.0)
                     truths = None if run.truths is None else run.truths.get(path.name, ())
                     record = examiners[way].evaluate(frame, truths)
-                    del record["seconds"]  # with a feature map at hand it says little
+                    del record["seconds"]  # not comparable: the feature map is already computed
                     journal.add({"image": path.name, **record})
                 records[way].append(journal.records[path.name])
             log.info("%s: %d of %d", name, number + 1, len(run.pictures))

@@ -73,7 +73,7 @@ def test_slow_section_ends_with_its_results_and_does_not_delay_the_others(monkey
     def endless():
         yield {"fine": 1}
         while True:
-            with suppress(Exception):  # whatever a section shrugs off, it cannot shrug this off
+            with suppress(Exception):  # a section that ignores every exception, the limit's too
                 threading.Event().wait(LIMIT_SECONDS)
 
     monkeypatch.setattr(gpu, "sections", lambda settings, **_: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})

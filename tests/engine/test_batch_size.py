@@ -46,7 +46,7 @@ def costing(monkeypatch):
 
 @pytest.mark.parametrize(("of_a_pass", "of_an_image", "cameras", "chosen"), [
     (0.0, 10.0, 12, 1), (10.0, 10.0, 12, 4), (100.0, 0.0, 4, 4),
-    (5.0, 10.0, 12, 1), (5.0, 10.0, 60, 4),  # where many wait, to be done with them sooner is worth more
+    (5.0, 10.0, 12, 1), (5.0, 10.0, 60, 4),  # with more cameras waiting, a shorter total time counts more
 ])  # fmt: skip
 def test_worthwhile_batch_minimizes_the_age_of_displayed_frames(
     costing, caplog, of_a_pass, of_an_image, cameras, chosen

@@ -119,7 +119,7 @@ def test_connection_limit_drops_unauthenticated_before_authenticated_clients(ove
                 with suppress(ConnectionError):
                     connection.sendall(asking)
 
-        def answered():  # in a burst a newcomer may be turned away too, and comes again
+        def answered():  # during a burst this connection may be refused too; then it is tried again
             with suppress(ConnectionError, http.client.BadStatusLine):
                 return fetch(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
 

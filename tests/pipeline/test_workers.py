@@ -341,7 +341,7 @@ def test_queue_worker_limits_queued_bytes_but_keeps_one_item():
 
     with QueueWorker("disk", deliver, depth=16, size_of=lambda item: item, max_bytes=100) as worker:
         worker.put(1)
-        wait_until(lambda: not worker._queue)  # taken: the door is busy with it
+        wait_until(lambda: not worker._queue)  # the worker is delivering the first item
         for item in (60, 40, 70, 500):
             worker.put(item)
         gate.set()

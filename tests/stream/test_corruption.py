@@ -23,7 +23,7 @@ def test_tracker_suspects_frames_until_keyframe():
     trust.mark_corrupt()  # P6
     for pts, key in DECODED[5:] + NEXT_GROUP:
         trust.add_packet(pts, key=key)
-    assert believed(trust, range(13)) == [0, 1, 2, 3, 9, 10, 11, 12]  # 7 and 8 lean on 6 as well
+    assert believed(trust, range(13)) == [0, 1, 2, 3, 9, 10, 11, 12]  # 7 and 8 depend on 6 as well
 
 
 def test_tracker_suspects_packets_after_corrupt_frame():

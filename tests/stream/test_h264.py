@@ -50,7 +50,7 @@ def test_frame_numbers_report_lost_picture_once():
         values = [numbers.misses(packet) for index, packet in enumerate(packets) if index != lost]
         expected = [False] * 39
         expected[lost] = not keys[lost + 1]  # a key picture needs none before it
-        if keys[lost]:  # what hangs on a lost key picture starts from its number
+        if keys[lost]:  # numbers count from the key picture: the loss shows at once
             assert values[lost]
         else:
             assert values == expected

@@ -96,7 +96,7 @@ def test_numbered_name_stands_for_its_pictures_in_order(tmp_path):
 
 def test_picture_of_every_kind_in_a_folder_is_read_and_others_are_counted_and_named(tmp_path, caplog):
     for name in ("a.png", "b.AVIF", "c.heic", "d.jfif"):
-        save(tmp_path / name)  # what they hold decides, not what they are called
+        save(tmp_path / name)  # the format follows from the content, not from the suffix
     for name in ("e.dng", "f.dng", "g.txt", "h", ".hidden"):
         (tmp_path / name).write_text("no picture")
     assert [f.source_name for f in frames_of(tmp_path)] == ["a.png", "b.AVIF", "c.heic", "d.jfif"]

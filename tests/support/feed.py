@@ -133,7 +133,7 @@ class Feed:
             for listener in listeners:
                 listener(image)
             self._ready.set()
-            # Who is late by more than a picture goes on from here: a camera gives no bursts.
+            # After a delay of more than one picture the schedule restarts now: a camera sends no bursts.
             due = max(due + 1 / self.rate, time.monotonic() - 1 / self.rate)
 
     def _encoder(self, size: tuple[int, int]) -> VideoCodecContext:

@@ -95,5 +95,5 @@ def _middle(index: int, length: int, count: int) -> tuple[int, int]:
 
 
 def _checksum(data: bytes) -> bytes:
-    # A CRC of nothing but zeros is zero, and black pictures exist; the start value sees to that.
+    # The start value is not zero: with zero, the CRC of a black picture (all zeros) would be zero.
     return binascii.crc_hqx(data, 0xA5C3).to_bytes(2, "big")

@@ -15,7 +15,7 @@ from typing import Final, Self
 from tests.support.loops import LoopThread
 
 _PIECE_BYTES: Final = 16_384
-_LOOK_SECONDS: Final = 0.02  # how often a line that carries nothing looks whether it may again
+_LOOK_SECONDS: Final = 0.02  # interval at which a blackholed connection checks whether data may pass again
 
 
 class Proxy:

@@ -161,7 +161,7 @@ def test_wrong_answer_ends_in_a_typed_error(server, name):
 @pytest.mark.slow
 def test_damaged_descriptions_and_answers_end_in_typed_errors_only(server):
     chance = random.Random(4)
-    good = DESCRIPTIONS["sound only"]  # whatever is done to it, it never leads to pictures
+    good = DESCRIPTIONS["sound only"]  # no change of its bytes describes a video
     for _ in range(100):
         broken = bytearray(good)
         for _ in range(chance.randrange(1, 12)):

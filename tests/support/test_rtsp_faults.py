@@ -171,7 +171,7 @@ def test_lost_packets_within_images_corrupt_hardly_any_shown_image():
             server.faults.drop_share = 0.0
             reader.until_number(feed.number + 36)
         assert reader.health.corrupt > 0
-    # A slice whose hole still makes sense to the decoder is rare; what hangs on it is wrong until the next key picture.
+    # Rarely a damaged slice still decodes; the pictures that depend on it are then wrong until the next key picture.
     assert reader.marks.count(None) <= len(reader.marks) / 10
 
 

@@ -31,7 +31,7 @@ def test_fleet_never_publishes_a_camera_twice_and_holds_all_again_after_faults(f
         fleet = chaos(seed)
         fleet.heal()
         fleet.run(16.0)
-        assert fleet.longest_dark() < 3.0, f"seed {seed}"  # a camera that moves is dark for a moment
+        assert fleet.longest_dark() < 3.0, f"seed {seed}"  # a camera that moves is not published for a moment
 
 
 @pytest.mark.parametrize(("name", "seconds"), [("quiet_seconds", 0.5), ("expiry_seconds", 1.5)])

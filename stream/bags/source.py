@@ -106,10 +106,11 @@ class BagSource(Source):
 
     def _messages(self, topic: Topic) -> Iterator[BagMessage]:
         for file in bag_files(self._path):
+            name = f"{shown(file.name)}: " if Path(self._path).is_dir() else ""
             try:
                 yield from reader_of(file).messages(topic.name)
             except (BagDamageError, OSError) as error:
-                self._note(f"{shown(file.name)}: {error}")
+                self._note(f"{name}{error}")
 
     def _note(self, damage: str) -> None:
         if not self._damaged:

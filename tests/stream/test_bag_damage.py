@@ -51,6 +51,7 @@ def test_cut_mcap_gives_all_complete_chunks_then_the_error(tmp_path):
     assert numbers == list(range(len(numbers)))
     assert 2 <= len(numbers) < COUNT
     assert "mcap recover" in error
+    assert error.count("x.mcap") == 1, "the file is named once"
 
 
 def test_damaged_chunk_of_mcap_is_left_out_and_the_rest_is_read(tmp_path):

@@ -14,7 +14,8 @@ import pytest
 
 pytest.importorskip("pymodbus")
 
-from overlays.sinks.plc.modbus import MAX_CONNECTIONS, ModbusSink
+from overlays.sinks.plc.modbus import ModbusSink
+from overlays.sinks.plc.modbus_server import MAX_CONNECTIONS
 from overlays.sinks.plc.verdicts import PartVerdicts, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from pipeline.errors import ConfigError, SinkError
@@ -306,18 +307,89 @@ def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
         assert is_answered(links[2])
 
 
-def test_client_that_does_not_read_or_sends_half_a_request_delays_no_other_client():
+def test_connection_that_sends_no_requests_is_closed_before_controllers():
+    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 3)
+
+    def is_answered(link):
+        link.sendall(request)
+        return len(link.recv(15, socket.MSG_WAITALL)) == 15
+
+    with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", sink.port)
+        controller, *others = (
+            stack.enter_context(socket.create_connection(address, timeout=LIMIT_SECONDS))
+            for _ in range(MAX_CONNECTIONS)
+        )
+        trickling, *others = others
+        trickling.sendall(request[:1])
+        assert all(is_answered(link) for link in [*others, controller])
+        trickling.sendall(request[1:2])
+        further = stack.enter_context(socket.create_connection(address, timeout=LIMIT_SECONDS))
+        assert is_answered(further)
+        assert trickling.recv(1) == b""
+        assert is_answered(controller)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_requests_in_one_segment_are_all_answered_in_order(count):
+    request = struct.pack(">HHBBHH", 0, 6, 1, 3, 0, 3)
+    with (
+        ModbusSink(ANY_PORT, TWO) as sink,
+        socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS) as link,
+    ):
+        link.sendall(b"".join(struct.pack(">H", number) + request for number in range(count)) + b"\0\0")
+        answers = [link.recv(15, socket.MSG_WAITALL) for _ in range(count)]
+        link.sendall(request)
+        assert link.recv(15, socket.MSG_WAITALL)[:2] == b"\0\0", "its first half came with the others"
+    assert [struct.unpack_from(">H", answer)[0] for answer in answers] == list(range(count))
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"\0\1\0\0\xff\xff\1\3", b"\0\1\0\0\0\1\1"])
+def test_client_of_another_protocol_is_disconnected_in_words(sent, caplog):
+    with (
+        ModbusSink(ANY_PORT, TWO) as sink,
+        socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS) as link,
+    ):
+        link.sendall(sent)
+        assert link.recv(1) == b""
+    assert "a client does not speak Modbus TCP" in caplog.text
+
+
+def test_client_that_never_reads_is_disconnected_and_delays_no_other_client(caplog):
+    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 125)
+    with ModbusSink(ANY_PORT, TWO) as sink, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        deaf.connect(("127.0.0.1", sink.port))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                deaf.sendall(8 * request)
+                assert ask(sink, 3, 0, 1)[0] == 3
+    assert "a client does not read its answers" in caplog.text
+
+
+def test_client_with_too_many_requests_at_once_is_disconnected(caplog):
+    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 125)
+    with (
+        ModbusSink(ANY_PORT, TWO) as sink,
+        socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS) as link,
+    ):
+        with contextlib.suppress(ConnectionError):
+            link.sendall(5000 * request)
+            while link.recv(1 << 16):
+                pass
+        assert ask(sink, 3, 0, 1)[0] == 3
+    assert "more than 64 requests" in caplog.text
+
+
+def test_client_that_sends_half_a_request_delays_no_other_client():
     request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 125)
     with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
-        half, deaf, other = (
+        half, other = (
             stack.enter_context(socket.create_connection(("127.0.0.1", sink.port), timeout=LIMIT_SECONDS))
-            for _ in range(3)
+            for _ in range(2)
         )
         half.sendall(request[:5])
-        deaf.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(20_000):
-                deaf.send(request)
         other.sendall(request)
         assert len(other.recv(259, socket.MSG_WAITALL)) == 259
         half.sendall(request[5:])

@@ -6,19 +6,12 @@ correct even if no frame arrives.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
-from pymodbus.constants import ExcCodes
-from pymodbus.server import ModbusTcpServer
-from pymodbus.server.requesthandler import ServerRequestHandler
-from pymodbus.simulator import DataType, SimData, SimDevice
-
-from overlays.sinks.plc.loop_thread import LoopThread
+from overlays.sinks.plc.modbus_server import ModbusServerThread
 from overlays.sinks.plc.verdicts import FrameVerdict, PartVerdict, PartVerdicts, VerdictRules
 from overlays.sinks.settings import ModbusSettings
 from overlays.wire.endpoint import Endpoint, parse_address, without_user
@@ -28,7 +21,6 @@ from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
-logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # a refused port is reported once, by this sink
 
 _SCHEME: Final = "modbus://"
 MAP_VERSION: Final = 1
@@ -39,13 +31,8 @@ ZONES_START: Final = HEADER_REGISTERS + MAX_CAMERAS * CAMERA_REGISTERS
 """First register of the zone names."""
 ZONE_REGISTERS: Final = 16
 """Number of registers of a zone name, two bytes each."""
-_REGISTERS: Final = ZONES_START + MAX_CAMERAS * ZONE_REGISTERS
+REGISTERS: Final = ZONES_START + MAX_CAMERAS * ZONE_REGISTERS
 _MAX: Final = 0xFFFF
-_DEVICE_OF_ALL: Final = 0
-"""Unit identifier of the device that answers requests for all unit identifiers; controllers send 1, 255 or 0."""
-_START_SECONDS: Final = 10.0
-MAX_CONNECTIONS: Final = 64
-"""Maximum number of connections; a further connection replaces the one that has been idle longest."""
 
 
 class ModbusSink(Sink):
@@ -93,7 +80,7 @@ class ModbusSink(Sink):
         """Blocks of cameras that deliver no frames."""
         for camera in (context or SinkContext()).cameras:
             self._block(camera)
-        self._server = _ServerThread(self._address, self._registers)
+        self._server = ModbusServerThread(self._address, self._registers, REGISTERS)
 
     def __enter__(self) -> Self:
         self._server.start(self.uri)
@@ -140,16 +127,29 @@ class ModbusSink(Sink):
             self._votes[camera] = PartVerdicts(self._rules)
         return self._cameras[camera]
 
-    def _registers(self) -> list[int]:
-        """Return the current values of all registers; called in the server's thread."""
+    def _registers(self, first: int, count: int) -> list[int]:
+        """Return the current values of ``count`` registers from ``first`` on; called in the server's thread."""
+        values: list[int] = []
+        if first < HEADER_REGISTERS:
+            values += self._header_registers()[first : first + count]
+        for begin, size, read in (
+            (HEADER_REGISTERS, CAMERA_REGISTERS, self._camera_registers),
+            (ZONES_START, ZONE_REGISTERS, self._zone_registers),
+        ):
+            low, high = max(first - begin, 0), min(first + count - begin, MAX_CAMERAS * size)
+            if low < high:
+                blocks = range(low // size, (high - 1) // size + 1)
+                offset = blocks.start * size
+                values += [value for block in blocks for value in read(block)][low - offset : high - offset]
+        return values
+
+    def _header_registers(self) -> list[int]:
         header = [MAP_VERSION, int(self._clock() - self._began_at) & _MAX, len(self._cameras)]
-        registers = header + [0] * (HEADER_REGISTERS - len(header))
-        for block in range(MAX_CAMERAS):
-            registers += self._camera_registers(block)
-        for block in range(MAX_CAMERAS):
-            part = self._parts.get(block)
-            registers += _text_registers("" if part is None else part.zone)
-        return registers
+        return header + [0] * (HEADER_REGISTERS - len(header))
+
+    def _zone_registers(self, block: int) -> list[int]:
+        part = self._parts.get(block)
+        return _text_registers("" if part is None else part.zone)
 
     def _camera_registers(self, block: int) -> list[int]:
         verdict = self._frames.get(block)
@@ -202,97 +202,6 @@ def _scaled(value: float, factor: int) -> int:
 def _long(value: int) -> tuple[int, int]:
     """Return the high and the low 16-bit word of a number."""
     return (value >> 16) & _MAX, value & _MAX
-
-
-class _ServerThread:
-    """Runs the server with its event loop in its own thread."""
-
-    def __init__(self, address: Endpoint, registers: Callable[[], list[int]]) -> None:
-        self._address, self._read = address, registers
-        self.port = 0
-        self._ready = threading.Event()
-        self._thread = LoopThread(f"modbus {address.port}", self._serve)
-        self._failure = ""
-
-    def start(self, uri: str) -> None:
-        """Start to listen. Raises ``SinkError``."""
-        self._thread.start()
-        is_ready = self._ready.wait(_START_SECONDS)
-        if not is_ready or self._failure:
-            self.stop()
-            raise SinkError(
-                f"{uri}: cannot be served ({self._failure or 'no answer of the server'}); choose another port, or stop "
-                "the program that uses it (ss -ltnp shows which); ports below 1024 need root"
-            )
-
-    def check(self, uri: str) -> None:
-        """Raise ``SinkError`` if the server has ended by itself."""
-        if self._thread.ended:
-            raise SinkError(f"{uri}: the server has ended ({self._thread.error}); start the run again")
-
-    def stop(self) -> None:
-        """End the server and its thread."""
-        self._thread.stop()
-
-    async def _serve(self, end: asyncio.Event) -> None:
-        data = SimData(0, count=_REGISTERS, values=0, datatype=DataType.REGISTERS)
-        device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
-        server = _LimitedServer(device, address=(self._address.host, self._address.port))
-        try:
-            await server.serve_forever(background=True)
-            self.port = int(cast("asyncio.Server", server.transport).sockets[0].getsockname()[1])
-        except (RuntimeError, OSError) as error:
-            self._failure = str(error.__cause__ or error) or type(error).__name__
-            return
-        finally:
-            self._ready.set()
-        try:
-            await end.wait()
-        finally:
-            await server.shutdown()  # type: ignore[no-untyped-call]
-
-    async def _answer(  # noqa: PLR0917 - pymodbus's signature
-        self,
-        function: int,  # noqa: ARG002 - the same for all
-        start: int,
-        address: int,
-        count: int,
-        current: list[int],
-        values: list[int] | list[bool] | None,
-    ) -> ExcCodes | None:
-        """Fill the registers that a client reads; refuse writes."""
-        if values is not None:
-            return ExcCodes.ILLEGAL_FUNCTION
-        current[address - start : address - start + count] = self._read()[address : address + count]
-        return None
-
-
-class _Connection(ServerRequestHandler):
-    """A connection that records the time of its last use."""
-
-    used_at = 0.0
-
-    def callback_data(self, data: bytes, addr: tuple[Any, ...] | None = None) -> int:
-        """Handle received bytes."""
-        self.used_at = time.monotonic()
-        return int(super().callback_data(data, addr))
-
-
-class _LimitedServer(ModbusTcpServer):
-    """A server that closes the connection that has been idle longest when there are too many."""
-
-    def callback_new_connection(self) -> _Connection:
-        """Return the handler of a new connection."""
-        if len(self.active_connections) >= MAX_CONNECTIONS:
-            connections = cast("dict[str, _Connection]", self.active_connections)
-            least_used = min(connections.values(), key=lambda each: each.used_at)
-            log.warning(
-                "Modbus: more than %d connections; the connection that has been idle longest is closed", MAX_CONNECTIONS
-            )
-            least_used.close()
-        connection = _Connection(self, self.trace_packet, self.trace_pdu, self.trace_connect)  # type: ignore[no-untyped-call]
-        connection.used_at = time.monotonic()
-        return connection
 
 
 def _checked_address(uri: str, *, insecure: bool) -> Endpoint:

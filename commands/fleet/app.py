@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -18,7 +19,15 @@ import typer
 from typer.core import TyperGroup
 
 from commands.console import print_line, read_text
-from commands.fleet.environment import LOOPBACK, check_token, create_token, default_token_file, enter
+from commands.fleet.environment import (
+    LOOPBACK,
+    PORT,
+    check_listen,
+    check_token,
+    create_token,
+    default_token_file,
+    enter,
+)
 from commands.options import ACCESS, RUN, PageTokenFile, option
 from commands.ray_settings import require_ray
 from commands.signals import shutdown_on_signal
@@ -35,6 +44,8 @@ _READY_SECONDS: Final = 600.0
 """Time limit for a worker to build its network."""
 _ANNOUNCE_SECONDS: Final = 30.0
 """Time limit for a director to start."""
+_JOIN_SECONDS: Final = 60.0
+"""Time limit for the head to answer a node, which may have been started first."""
 _LEAVE_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 1.0
 _REJOIN_SECONDS: Final = 5.0
@@ -47,12 +58,15 @@ FleetName = Annotated[str, option(RUN, "Name of the fleet. [default: fleet]", "-
 
 
 class _StartByDefault(TyperGroup):
-    """Runs ``start`` if the first argument is not a command name."""
+    """Runs ``start`` if the first argument is not a command name, nor a misspelled one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - click's own type
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        if args and not self._is_command(args[0]) and args[0] not in ctx.help_option_names:
             args = ["start", *args]
         return super().parse_args(ctx, args)
+
+    def _is_command(self, word: str) -> bool:
+        return word in self.commands or (bool(get_close_matches(word, self.commands)) and not Path(word).exists())
 
 
 fleet_app = typer.Typer(
@@ -82,6 +96,7 @@ def start(
         create_token(token)
     check_token(token)
     enter(os.environ, token, listen)
+    check_listen(listen, port=0 if join else PORT)
     try:
         _run_node(config, stream.resolve(), join=join, listen=listen, node=node or socket.gethostname())
     except ReciproStreamError as error:
@@ -221,15 +236,17 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         ReciproStreamError: the node cannot be started.
     """
     from commands.fleet.client import call, connected, start_directors, start_worker
-    from commands.fleet.head import HeadWatch, head_identity
+    from commands.fleet.head import HeadWatch, head_identity, require_head
     from commands.fleet.ray_node import ray_node
     from commands.fleet.worker import WorkerSpec
 
+    if join is not None:
+        require_head(join, seconds=_JOIN_SECONDS)
     started = threading.Event()
     started.set()
     with (
         ray_node(listen=listen, head=join, node=node) as running,
-        connected(running.address, config.name, listen),
+        connected(running.address, config.name, listen, seconds=_JOIN_SECONDS),
         shutdown_on_signal(started) as stop,  # entered after Ray, which sets its own signal handlers
     ):
         import ray

@@ -19,10 +19,12 @@ log = logging.getLogger("recipro-stream")
 _RUNNING_SECONDS: Final = 3.0
 """Maximum time since the last beat of a worker that counts as running."""
 _PAUSE_SECONDS: Final = 0.5
+HEAD_SECONDS: Final = 10.0
+"""Default time limit for the first answer of the head."""
 
 
 @contextmanager
-def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[None]:
+def connected(address: str, fleet: str, listen: str | None = None, *, seconds: float = HEAD_SECONDS) -> Iterator[None]:
     """Connect to Ray inside the block.
 
     Args:
@@ -30,13 +32,18 @@ def connected(address: str, fleet: str, listen: str | None = None) -> Iterator[N
         fleet: name of the fleet.
         listen: IP address of this process's node. None: Ray uses the address of the route to the internet, or any node
             on this machine.
+        seconds: time limit for the first answer of the head.
 
     Raises:
         ReciproStreamError: Ray cannot be reached.
     """
     import ray
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    from commands.fleet.head import require_head
 
     try:
+        require_head(canonicalize_bootstrap_address_or_die(address) if address == "auto" else address, seconds=seconds)
         ray.init(address=address, namespace=fleet, log_to_driver=False, configure_logging=False,
                  logging_level=logging.ERROR, **({"_node_ip_address": listen} if listen else {}))  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import secrets
+import socket
 import stat
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -83,6 +85,32 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         raise ConfigError(f"--listen {address!r}: give an IP address of this machine, such as 192.168.0.10") from None
+
+
+def check_listen(listen: str, *, port: int) -> None:
+    """Check that this machine can listen at an address.
+
+    Args:
+        listen: IP address of this machine.
+        port: port of the head; 0: any free port.
+
+    Raises:
+        ConfigError: the address is not one of this machine, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(
+                    f"--listen {listen}: port {port} is taken; a head, another Ray or Redis runs on this machine: end "
+                    "it, or join that fleet: --join HOST:PORT"
+                ) from None
+            raise ConfigError(
+                f"--listen {listen}: is no address of this machine ({error.strerror}); `ip address` lists them"
+            ) from None
 
 
 def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -> dict[str, str]:

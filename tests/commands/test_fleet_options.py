@@ -1,12 +1,13 @@
 """The command line of ``run.py fleet``, its file and its token; no Ray is started."""
 
 import os
+import socket
 import stat
 
 import pytest
 
 from commands import ray_settings
-from commands.fleet.environment import create_token, enter, ray_environment
+from commands.fleet.environment import check_listen, create_token, enter, ray_environment
 from pipeline.errors import ConfigError
 from pipeline.fleet.settings import read_fleet
 
@@ -106,3 +107,21 @@ def test_enter_changes_the_environment_that_it_is_given(tmp_path):
     enter(variables, tmp_path / "token")
     assert "RAY_ADDRESS" not in variables
     assert variables["RAY_AUTH_MODE"] == "token"
+
+
+def test_fleet_names_an_address_that_is_not_of_this_machine_and_a_taken_port():
+    with pytest.raises(ConfigError, match=r"--listen 192\.0\.2\.1: is no address of this machine"):
+        check_listen("192.0.2.1", port=0)
+    check_listen("127.0.0.1", port=0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} is taken; .*--join HOST:PORT"):
+            check_listen("127.0.0.1", port=port)
+    check_listen("127.0.0.1", port=port)
+
+
+def test_misspelled_command_of_fleet_is_no_file(command):
+    code, _, errors = command("fleet", "statu")
+    assert code == 2
+    assert "No such command 'statu'" in errors
+    assert "status" in errors

@@ -195,7 +195,8 @@ def _names(count: int, classes: Sequence[str] | Path | None, model: str) -> tupl
     if classes is not None:
         names = read_labels(classes) if isinstance(classes, Path) else tuple(classes)
         if len(names) != count:
-            raise ConfigError(f"classes: has {len(names)} names, but {model} has {count} classes; list {count} names")
+            where = f"labels {str(classes)!r}" if isinstance(classes, Path) else "classes"
+            raise ConfigError(f"{where}: has {len(names)} names, but {model} has {count} classes; list {count} names")
         return names
     coco = coco_columns()
     for known in (coco, coco[1:], tuple(name for name in coco[1:] if name != "N/A")):

@@ -192,7 +192,8 @@ class _Parser:
         """Parse the text as a condition."""
         start = self._tokens.peek
         holds = self._any()
-        self._end("'and', 'or' or the end")
+        is_rule = self._tokens.peek.text.lower() == "when"
+        self._end("'and', 'or' or the end" + (": only the rules of guards have 'when'" if is_rule else ""))
         cases = self._domain().cases(self._known.get("camera"))
         if cases is not None and not any(holds(context, 0.0) for context in cases):
             self._tokens.fail(start, "the condition is never true, so no frame would be recorded; change it")

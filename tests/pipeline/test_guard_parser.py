@@ -74,6 +74,7 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
         ("score 0.8", 7, "expected = !="),
         ("(label=a", 9, "for the '(' at character 1"),
         ("label=a)", 8, "expected 'and', 'or' or the end"),
+        ("score>0.5 when label=a", 11, "only the rules of guards have 'when'"),
         ("label='a", 7, "the quote is not closed"),
         ("!label=a", 1, "'!=' is 'not equal'"),
         ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),

@@ -121,8 +121,11 @@ def test_load_detector_reads_weights_for_other_class_counts(tmp_path):
     detector = load_detector("ssdlite320_mobilenet_v3_large", weights=file)
     assert detector.layout.classes == 3
     assert detector.labels == ("class 0", "class 1", "class 2")
-    with pytest.raises(ConfigError, match=r"has 2 names, but .* has 3 classes"):
-        load_detector("ssdlite320_mobilenet_v3_large", classes=["a", "b"], weights=file)
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    for classes, option in ((["a", "b"], "classes"), (names, "labels '.*names.txt'")):
+        with pytest.raises(ConfigError, match=rf"^{option}: has 2 names, but .* has 3 classes"):
+            load_detector("ssdlite320_mobilenet_v3_large", classes=classes, weights=file)
 
 
 def test_load_detector_refuses_unknown_names():

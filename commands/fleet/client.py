@@ -49,8 +49,8 @@ def connected(address: str, fleet: str, listen: str | None = None, *, seconds: f
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ReciproStreamError(
-            f"fleet: no Ray answers {where} ({str(error).splitlines()[0]}); start it with run.py fleet FLEET.yaml, or "
-            "give --address HOST:PORT and the token of that fleet"
+            f"fleet: Ray does not answer {where} ({str(error).splitlines()[0]}); start it with run.py fleet "
+            "FLEET.yaml, or give --address HOST:PORT and the token of that fleet"
         ) from None
     # Ray has a thread that prints errors of other processes. While the head is gone, it polls without a pause and uses
     # a whole core. This event, which Ray sets at its shutdown, ends the thread at its next answer.

@@ -93,7 +93,7 @@ class ConfigFile:
     read: Callable[[], Config]
     """Reads and validates the file; raises ``ReciproStreamError``."""
     stamp: tuple[int, ...] | None = None
-    """``stamp_of`` the file before the configuration was first read, to detect a change during the start."""
+    """Result of ``stamp_of`` before the first read of the file, to detect a change during the start."""
     requested: threading.Event = field(default_factory=threading.Event)
     """Set by ``request`` to reload the file."""
     woken: threading.Event = field(default_factory=threading.Event)

@@ -141,8 +141,8 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     """Return the dense plan as one graph, and log its cost. Raises ConfigError above the memory budget."""
     if isinstance(split.tail, ViTTail):
         raise EngineError(
-            f"layer {split.layer!r}: only the closed form of ViT-ReciproCAM can be exported, which this layer "
-            f"does not have ({facts.reason}); omit --layer, or use `stream`, which needs no file"
+            f"layer {split.layer!r}: has no closed form of ViT-ReciproCAM ({facts.reason}), and only the closed form "
+            "can be exported; omit --layer, or use `stream`, which needs no file"
         )
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))

@@ -222,15 +222,15 @@ def _named(layer: str, cuts: list[Any], inside: list[Any]) -> Any:  # noqa: ANN4
     if found is None and layer in names:
         raise LayerError(
             f"layer {layer!r}: the scores also depend on a path that bypasses it, which masks would not change; "
-            f"complete cuts with a grid: {_listed(cuts)}"
+            f"layers that can be used: {_listed(cuts)}"
         )
     if found is None:
         raise LayerError(
-            f"the file has no layer {layer!r}.{did_you_mean(layer, names)} Complete cuts with a grid: {_listed(cuts)}"
+            f"the file has no layer {layer!r}.{did_you_mean(layer, names)} Layers that can be used: {_listed(cuts)}"
         )
     if grid_of(found) is None:
         raise LayerError(
-            f"layer {layer!r} outputs {tuple(found.shape)}, which is not a grid of cells; complete cuts with a grid: "
+            f"layer {layer!r} outputs {tuple(found.shape)}, which is not a grid of cells; layers that can be used: "
             f"{_listed(cuts)}"
         )
     return found

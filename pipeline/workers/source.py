@@ -253,7 +253,7 @@ class SourceWorker:
 
     @property
     def may_be_abandoned(self) -> bool:
-        """True if the stopped thread need not be joined any longer: it still connects, or does not end."""
+        """True if the source was stopped, but its thread connects or has not ended in time; do not join it then."""
         if not self._stop.is_set():
             return False
         connects = self.source.live and self.health.state == "connecting"

@@ -36,7 +36,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("last", ["import sys; sys.exit('error: no Ray answers on this machine')", "pass"])
+@pytest.mark.parametrize("last", ["import sys; sys.exit('error: Ray does not answer on this machine')", "pass"])
 def test_reader_gives_each_state_and_starts_its_program_again(monkeypatch, last):
     monkeypatch.setattr("commands.fleet.gateway._RESTART_SECONDS", 0.01)
     lines = ["no JSON", json.dumps({"term": 1}), json.dumps({"problem": "neither director is active"})]
@@ -46,7 +46,7 @@ def test_reader_gives_each_state_and_starts_its_program_again(monkeypatch, last)
         wait_until(lambda: len(states) > 1 and len(problems) > 2)
     assert states[0] == {"term": 1}
     assert problems[0] == "neither director is active"
-    assert problems[1] == ("its status ended" if last == "pass" else "no Ray answers on this machine")
+    assert problems[1] == ("its status ended" if last == "pass" else "Ray does not answer on this machine")
 
 
 @pytest.mark.parametrize("line", ["", json.dumps({"problem": "no answer"})])

@@ -30,7 +30,7 @@ PADDING = 2
 
 @dataclass(frozen=True)
 class Store:
-    """Describes the base values of a batch."""
+    """The kind and the number of the base values that a batch's responses are computed from."""
 
     images: int
     """Number of images of the batch."""

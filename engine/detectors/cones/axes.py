@@ -209,7 +209,7 @@ class AxisCones:
         return separate, pitches, steps
 
     def most_changed(self, edge: Edge) -> int:
-        """Return the largest number of taps of one output that a region changes."""
+        """Return the maximum number of taps that a region changes, over all regions and all outputs of the edge."""
         taps = edge.taps[self.axis]
         changed = self.changed[edge.root][:, taps.clip(0)] & (taps >= 0)
         active = self.changed[edge.reader] & self.needed[edge.reader].any(0)

@@ -45,7 +45,7 @@ class Template:
     indices: Indices
     """All tables, concatenated."""
     kinds: npt.NDArray[np.uint16]
-    """``root * KINDS + kind`` of each index; ``root`` is the operation that the edge reads."""
+    """Root and kind of each index, as ``root * KINDS + kind``; the root is the operation that the edge reads."""
     inputs: list[slice]
     """The table of each edge in ``indices``; empty: the edge reads nothing, or reads its root in order."""
     results: list[slice]

@@ -48,15 +48,16 @@ class BoxHeat:
     """Standard deviation, in cells, of the Gaussian that smooths the map; 0: no smoothing."""
 
     def evidence(self) -> Tensor:
-        """Return ``values`` smoothed by ``sigma``.
+        """Return ``values`` smoothed by ``sigma``; a map without smoothing is returned as it is.
 
-        Mode ``keep``: values below the median are raised to the median. Regions that cannot affect the box all have the
-        log-score of an empty image; without this limit, regions that lower the score even further would count as less
-        important than regions without any influence.
+        Mode ``keep``: the log-score above the median of the map, 0 below it. Regions that cannot affect the box all
+        have the log-score of an empty image; without this limit, regions that lower the score even further would count
+        as less important than regions without any influence. The median is subtracted before the map is smoothed:
+        small differences between regions far from the box would be lost in the rounding of values around -20.
         """
         if self.sigma <= 0.0:
             return self.values
-        values = self.values.clamp(min=float(self.values.median())) if self.mode == "keep" else self.values
+        values = (self.values - self.values.median()).clamp(min=0.0) if self.mode == "keep" else self.values
         return smoothed(values, self.sigma)
 
     def normalised(self) -> NormalisedHeat:

@@ -162,7 +162,7 @@ def slow_evidence(values: Tensor, sigma: float, mode: str) -> Tensor:
     """Return the map of a box by its definition."""
     if mode == "keep":
         median = sorted(values.flatten().tolist())[(values.numel() - 1) // 2]
-        values = torch.tensor([[max(value, median) for value in row] for row in values.tolist()])
+        values = torch.tensor([[max(value - median, 0.0) for value in row] for row in values.tolist()])
     return slowly_smoothed(values, sigma)
 
 
@@ -187,8 +187,17 @@ def test_map_of_keep_does_not_rank_places_below_those_that_do_not_matter():
     values = torch.full((5, 5), -9.0)
     values[2, 2], values[2, 3] = -1.0, -20.0
     shown = BoxHeat(values, (0, 0, 5, 5), 0.8, "keep", "complete", sigma=0.25).evidence()
-    assert float(shown[2, 2]) > -1.1
-    assert float(shown[2, 3]) >= float(shown[0, 0]) == pytest.approx(-9.0)
+    assert float(shown[2, 2]) > 7.9
+    assert float(shown[2, 3]) >= float(shown[0, 0]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_evidence_of_keep_does_not_depend_on_the_level_of_the_log_scores():
+    values = torch.full((1, 13), -21.3)
+    values[0, 2] = -14.7
+    shown = BoxHeat(values, (0, 0, 13, 1), 0.8, "keep", "complete", sigma=0.75).evidence()
+    expected = BoxHeat(values + 21.3, (0, 0, 13, 1), 0.8, "keep", "complete", sigma=0.75).evidence()
+    torch.testing.assert_close(shown, expected, rtol=1e-4, atol=0.0)
+    assert (shown[0, 2:-1] > shown[0, 3:]).all()  # farther from the only evidence, less evidence
 
 
 def test_engine_smooths_each_map_by_one_stride_of_its_level(detector, frames):

@@ -138,7 +138,7 @@ def stream(
         option(
             IMAGE,
             "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, foxglove://HOST:PORT, "
-            "rtsp://HOST/PATH, rtmp://HOST/APP/KEY, FILE.mp4, FOLDER/, FILE.jsonl, FILE.parquet, FILE.mcap, "
+            "rtsp(s)://HOST/PATH, rtmp(s)://HOST/APP/KEY, FILE.mp4, FOLDER/, FILE.jsonl, FILE.parquet, FILE.mcap, "
             "FILE.sqlite (events). Options behind a path: "
             "FILE.mp4?crf=28. Repeatable.",
         ),

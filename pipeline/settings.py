@@ -125,7 +125,7 @@ class SinkSettings(EntrySettings):
 
     uri: Uri
     """The sink: window, tcp://HOST:PORT or ipc://PATH (ZeroMQ), http://HOST:PORT (web page), mqtt://HOST:PORT/TOPIC,
-    rtsp://HOST/PATH or rtmp://HOST/APP/KEY (media server), foxglove://HOST:PORT, modbus://HOST:PORT,
+    rtsp(s)://HOST/PATH or rtmp(s)://HOST/APP/KEY (media server), foxglove://HOST:PORT, modbus://HOST:PORT,
     opc.tcp://HOST:PORT/NAME, FILE.mp4 or FILE.mkv, FOLDER/ (clips), FOLDER/?when=... (stills), FILE.jsonl or
     FILE.parquet (log), FILE.mcap (Foxglove), or a kind of an installed package (docs/python.md)."""
 

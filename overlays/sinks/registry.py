@@ -66,8 +66,27 @@ def _shown(uri: str) -> str:
     return f"{_key(uri)}…" if "://" in uri else uri
 
 
+_MEDIA_SERVER: Final = "push rtsp://HOST:8554/PATH to a media server such as MediaMTX, which serves {} from it"
+_REMEDIES: Final = {
+    "srt://": "this FFmpeg has no SRT; " + _MEDIA_SERVER.format("SRT"),
+    "whip://": _MEDIA_SERVER.format("WebRTC"),
+    "whep://": _MEDIA_SERVER.format("WebRTC"),
+    "webrtc://": _MEDIA_SERVER.format("WebRTC"),
+    "udp://": _MEDIA_SERVER.format("SRT and HLS") + "; the sink for programs is tcp://127.0.0.1:5555",
+    "rtp://": _MEDIA_SERVER.format("RTSP"),
+    "ws://": "the page sends WebSockets: serve http://127.0.0.1:8000",
+    "wss://": "the page sends WebSockets: serve http://127.0.0.1:8000 behind a proxy with TLS, see docs/page.md",
+    "opcua://": "an OPC UA server is opc.tcp://127.0.0.1:4840/line",
+    "opc.https://": "an OPC UA server is opc.tcp://127.0.0.1:4840/line",
+    "modbus+tcp://": "a Modbus server is modbus://127.0.0.1:5020",
+}
+"""Schemes of other programs, and what takes their place."""
+
+
 def _unknown(uri: str, known: list[str]) -> str:
     key = _key(uri)
+    if (remedy := _REMEDIES.get(key)) is not None:
+        return f"sink {_shown(uri)!r}: there is no such sink; {remedy} (docs/integrations)"
     if key == "https://":
         return "sink https://…: use a proxy for TLS, see docs/page.md, and serve on http://127.0.0.1:8000 behind it"
     expected = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
@@ -85,8 +104,12 @@ SINKS: Final = KindRegistry[SinkSettings](
         Kind("MQTT client", ("mqtt://", "mqtts://"), MqttSettings, "overlays.sinks.mqtt.sink:MqttSink", extra="mqtt"),
         Kind("OPC UA server", ("opc.tcp://",), OpcUaSettings, "overlays.sinks.plc.opcua:OpcUaSink", extra="opcua"),
         Kind("Modbus server", ("modbus://",), ModbusSettings, "overlays.sinks.plc.modbus:ModbusSink", extra="modbus"),
-        Kind("stream to an RTSP server", ("rtsp://",), RtspPushSettings, "overlays.sinks.push.sink:PushSink"),
-        Kind("stream to an RTMP server", ("rtmp://",), RtmpPushSettings, "overlays.sinks.push.sink:PushSink"),
+        Kind(
+            "stream to an RTSP server", ("rtsp://", "rtsps://"), RtspPushSettings, "overlays.sinks.push.sink:PushSink"
+        ),
+        Kind(
+            "stream to an RTMP server", ("rtmp://", "rtmps://"), RtmpPushSettings, "overlays.sinks.push.sink:PushSink"
+        ),
         Kind("video file", (".mp4", ".mkv"), VideoSettings, "overlays.sinks.video:VideoSink"),
         Kind("folder of clips", ("/",), ClipSettings, "overlays.sinks.clips.sink:ClipSink"),
         Kind("folder of stills", (STILLS,), StillsSettings, "overlays.sinks.stills:StillsSink"),

@@ -139,6 +139,9 @@ class PushSettings(SinkSettings):
     """Maximum time to wait for an answer of the server, and for the server to accept data."""
     key_file: Annotated[str | None, SecretFile("key", "write one line, the stream key, to {path}")] = None
     """A file with a stream key, which is appended to the path and not shown; {camera} stands for the camera's name."""
+    ca_file: str | None = None
+    """Only for rtsps:// and rtmps://: a file with the CA certificates (PEM) that verify the server. Default: those of
+    the system."""
 
 
 class RtspPushSettings(PushSettings):

@@ -1,9 +1,10 @@
 """A media server for tests: takes streams by RTSP's RECORD and writes their images. Run by the system's Python.
 
-    /usr/bin/python3 gst_record_server.py FOLDER [PORT [USER PASSWORD]]
+    /usr/bin/python3 gst_record_server.py FOLDER [PORT [USER PASSWORD [PEM]]]
 
 Listens at rtsp://127.0.0.1:PORT/line, and at /second, whose images have names that begin with s; prints the port. With
-a user it asks for Digest authentication. Ends when its standard input closes.
+a user it asks for Digest authentication; with a PEM file (certificate and key) it takes TLS only. Ends when its
+standard input closes.
 """
 
 import sys
@@ -14,11 +15,11 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - gi asks for the versions first
+from gi.repository import Gio, GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - gi asks for the versions first
 
 
 def main() -> None:
-    folder, port, user, password = (*sys.argv[1:], *["0", "", ""][len(sys.argv) - 2 :])[:4]
+    folder, port, user, password, pem = (*sys.argv[1:], *["0", "", "", ""][len(sys.argv) - 2 :])[:5]
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
@@ -40,6 +41,8 @@ def main() -> None:
         token.set_string("media.factory.role", "publisher")
         auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
         auth.add_digest(user, password, token)
+        if pem:
+            auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(pem))
         server.set_auth(auth)
     loop = GLib.MainLoop()
     server.attach(None)

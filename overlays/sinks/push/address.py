@@ -1,4 +1,4 @@
-"""Addresses of media servers: ``rtsp://HOST/PATH`` and ``rtmp://HOST/APP/KEY``. Pure functions."""
+"""Addresses of media servers: ``rtsp[s]://HOST/PATH`` and ``rtmp[s]://HOST/APP/KEY``. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from overlays.sinks.paths import safe_file_name
 CAMERA: Final = "{camera}"
 """Placeholder for the camera's name in a path."""
 SECRET: Final = "***"  # noqa: S105 - the placeholder
-_PORTS: Final = {"rtsp": 554, "rtmp": 1935}
+_PORTS: Final = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443}
 _ADDRESS: Final = re.compile(
     r"(?P<scheme>\w+)://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/?#@\s]+)(?::(?P<port>\d+))?/(?P<path>.*)"
 )
@@ -25,7 +25,7 @@ class ServerAddress:
     """The address of a media server; its path may contain the placeholder for the camera's name."""
 
     scheme: str
-    """``rtsp`` or ``rtmp``."""
+    """``rtsp``, ``rtsps``, ``rtmp`` or ``rtmps``."""
     host: str
     """Host name or address, IPv6 without brackets."""
     port: int
@@ -35,6 +35,16 @@ class ServerAddress:
     """Number of parts of the path before the stream key; all parts if there is no key."""
     has_secret: bool = False
     """True if the path contains a stream key, which messages do not show."""
+
+    @property
+    def is_rtmp(self) -> bool:
+        """True for RTMP, with or without TLS."""
+        return self.scheme in {"rtmp", "rtmps"}
+
+    @property
+    def uses_tls(self) -> bool:
+        """True if the connection is encrypted, and the server's certificate is verified."""
+        return self.scheme in {"rtsps", "rtmps"}
 
     @property
     def host_port(self) -> str:
@@ -71,7 +81,7 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     """Parse the address of a media server. No error contains a text that may be a secret.
 
     Args:
-        uri: ``rtsp://host[:port]/path`` or ``rtmp://host[:port]/app/key``.
+        uri: ``rtsp://host[:port]/path``, ``rtmp://host[:port]/app/key``, or the same with ``rtsps``, ``rtmps``.
         key: the stream key in a file, which is appended to the path.
 
     Raises:
@@ -97,17 +107,17 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     if key and not _KEY.fullmatch(key):
         raise ValueError("the key file should be one line without spaces: the stream key")
     whole = f"{path}/{key}" if key else path
-    if scheme == "rtmp" and "/" not in whole:
+    if scheme.startswith("rtmp") and "/" not in whole:
         raise ValueError(f"an RTMP address has an application and a key; write {example}, or the key to a key_file")
-    public_parts = len(path.split("/")) - (scheme == "rtmp" and not key)
-    has_secret = bool(key) or (scheme == "rtmp" and CAMERA not in path and not _is_loopback(match["host"]))
+    public_parts = len(path.split("/")) - (scheme.startswith("rtmp") and not key)
+    has_secret = bool(key) or (scheme.startswith("rtmp") and CAMERA not in path and not _is_loopback(match["host"]))
     return ServerAddress(scheme, match["host"].strip("[]"), port, whole, public_parts, has_secret)
 
 
 def without_key(uri: str) -> str:
     """Return an RTMP address of another machine without its stream key; other URIs are returned unchanged."""
     try:
-        address = parse_server(uri) if uri.lower().startswith("rtmp://") else None
+        address = parse_server(uri) if uri.lower().startswith(("rtmp://", "rtmps://")) else None
     except ValueError:
         return uri
     return uri if address is None or not address.has_secret else address.shown(address.path)

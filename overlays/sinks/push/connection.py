@@ -1,4 +1,4 @@
-"""A TCP connection with a time limit for every step, and the interface of the protocols above it.
+"""A TCP or TLS connection with a time limit for every step, and the interface of the protocols above it.
 
 FFmpeg's own RTSP and RTMP clients are not used: PyAV holds Python's global lock while they connect and disconnect, so
 that a server that does not answer would block the whole run, and no time limit of PyAV ends a blocked write.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from abc import ABC, abstractmethod
 from typing import Final
@@ -33,11 +34,18 @@ class ServerClosedError(PushError):
 
 
 class ServerSocket:
-    """A TCP connection to a server. For one thread, except ``abort``, which is for any thread."""
+    """A TCP or TLS connection to a server. For one thread, except ``abort``, which is for any thread."""
 
-    def __init__(self, host: str, port: int, seconds: float) -> None:
-        """Set the address, and the time limit of each step in seconds; ``connect`` connects."""
-        self._host, self._port, self._seconds = host, port, seconds
+    def __init__(self, host: str, port: int, seconds: float, context: ssl.SSLContext | None = None) -> None:
+        """Set the address; ``connect`` connects.
+
+        Args:
+            host: host name or address.
+            port: TCP port.
+            seconds: time limit of each step.
+            context: verifies the server's certificate; None: no TLS.
+        """
+        self._host, self._port, self._seconds, self._context = host, port, seconds, context
         self._socket: socket.socket | None = None
         self._is_aborted = False
 
@@ -61,7 +69,10 @@ class ServerSocket:
     def send(self, data: bytes) -> None:
         """Send all of ``data`` within the time limit. Raises ``PushError``."""
         try:
-            self._open_socket().sendall(data)
+            if self._context is None:
+                self._open_socket().sendall(data)
+            else:
+                self._send_all(memoryview(data))
         except OSError as error:
             raise self._explained(error) from None
 
@@ -90,7 +101,7 @@ class ServerSocket:
         connected = self._socket
         if connected is not None:
             try:
-                connected.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # that of ssl.SSLSocket is for its own thread only
             except OSError:
                 return  # it is closed, or not connected yet
 
@@ -105,6 +116,15 @@ class ServerSocket:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._open_socket().connect(address)
+        if self._context is not None:
+            self._socket = self._context.wrap_socket(self._socket, server_hostname=self._host)
+
+    def _send_all(self, data: memoryview) -> None:
+        """Send by TLS, whose ``sendall`` has the time limit for each record, not for all."""
+        deadline = Deadline(self._seconds)
+        while data:
+            data = data[self._open_socket().send(data) :]
+            deadline.check()
 
     def _open_socket(self) -> socket.socket:
         if self._socket is None or self._is_aborted:
@@ -117,8 +137,8 @@ class ServerSocket:
             connected = self._open_socket()
             connected.settimeout(seconds)
             data = connected.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            raise
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise BlockingIOError from None
         except OSError as error:
             raise self._explained(error) from None
         if not data:
@@ -126,8 +146,8 @@ class ServerSocket:
         return data
 
     def _explained(self, error: OSError) -> PushError:
-        if isinstance(error, PushError):
-            return error
+        if isinstance(error, (PushError, ssl.SSLError)):
+            return error if isinstance(error, PushError) else _tls_error(error)
         if isinstance(error, TimeoutError):
             return PushError(f"the server does not answer or take data for {self._seconds:g} s")
         if isinstance(error, ConnectionRefusedError):
@@ -135,6 +155,17 @@ class ServerSocket:
         if isinstance(error, (ConnectionResetError, BrokenPipeError)):
             return ServerClosedError("the server closed the connection")
         return PushError(error.strerror or type(error).__name__)
+
+
+def _tls_error(error: ssl.SSLError) -> PushError:
+    """Explain an error of TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PushError(
+            f"the server's certificate is refused ({error.verify_message}); set ca_file to the certificate of its "
+            "authority (PEM), and write the host name that stands in the certificate",
+            is_slow=True,
+        )
+    return PushError(f"TLS fails ({error.reason or error}); check whether this port is the server's port for TLS")
 
 
 class Deadline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 import struct
 from collections.abc import Callable
 from typing import Final
@@ -28,20 +29,23 @@ _CONNECT, _CREATE_STREAM, _PUBLISH = 1.0, 4.0, 5.0
 
 
 class RtmpPublisher(Publisher):
-    """Publishes one stream at ``rtmp://HOST/APP/KEY``."""
+    """Publishes one stream at ``rtmp://HOST/APP/KEY`` or ``rtmps://HOST/APP/KEY``."""
 
-    def __init__(self, address: ServerAddress, path: str, seconds: float) -> None:
+    def __init__(
+        self, address: ServerAddress, path: str, seconds: float, context: ssl.SSLContext | None = None
+    ) -> None:
         """Set the server; ``open`` connects.
 
         Args:
             address: the server.
             path: application and key of this stream.
             seconds: time limit of each step.
+            context: verifies the server's certificate; None: no TLS.
         """
         self._app, self._key = address.split(path)
-        self._url = f"rtmp://{address.host_port}/{self._app}"
+        self._url = f"{address.scheme}://{address.host_port}/{self._app}"
         self._seconds = seconds
-        self._socket = ServerSocket(address.host, address.port, seconds)
+        self._socket = ServerSocket(address.host, address.port, seconds, context)
         self._reader = ChunkReader()
         self._chunk_bytes = _FIRST_CHUNK_BYTES
         self._stream = 0

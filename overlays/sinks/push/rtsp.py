@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import secrets
+import ssl
 import time
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -37,9 +38,16 @@ class Login:
 
 
 class RtspPublisher(Publisher):
-    """Publishes one stream at ``rtsp://HOST/PATH``."""
+    """Publishes one stream at ``rtsp://HOST/PATH`` or ``rtsps://HOST/PATH``."""
 
-    def __init__(self, address: ServerAddress, path: str, login: Login | None, seconds: float) -> None:
+    def __init__(
+        self,
+        address: ServerAddress,
+        path: str,
+        login: Login | None,
+        seconds: float,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         """Set the server; ``open`` connects.
 
         Args:
@@ -47,10 +55,11 @@ class RtspPublisher(Publisher):
             path: the path of this stream.
             login: user and password; None if the server requires none.
             seconds: time limit of each step.
+            context: verifies the server's certificate; None: no TLS.
         """
-        self._url = f"rtsp://{address.host_port}/{path}"
+        self._url = f"{address.scheme}://{address.host_port}/{path}"
         self._login, self._seconds = login, seconds
-        self._socket = ServerSocket(address.host, address.port, seconds)
+        self._socket = ServerSocket(address.host, address.port, seconds, context)
         self._reader = MessageReader()
         self._challenge: Challenge | None = None
         self._answered = self._requests = self._count = 0

@@ -8,6 +8,7 @@ and counted.
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -99,7 +100,8 @@ class PushSink(Sink):
 
         Raises:
             ConfigError: the credentials file is not one line, user:password.
-            SinkError: the address is invalid or contains a password, or several cameras would have the same path.
+            SinkError: the address is invalid or contains a password, the CA file cannot be read, or several cameras
+                would have the same path.
         """
         is_rtmp = (settings if isinstance(settings, str) else settings.uri).lower().startswith("rtmp")
         self._settings = RtmpPushSettings.of(settings) if is_rtmp else RtspPushSettings.of(settings)  # type: ignore[arg-type]
@@ -110,6 +112,7 @@ class PushSink(Sink):
         except ValueError as error:
             raise SinkError(f"{without_user(uri).partition('://')[0]}://…: {error}") from None
         self.uri = self._address.shown(self._address.path)
+        self._context = _tls_context(self._address, self._settings.ca_file)
         if len(context.cameras) > 1 and not self._address.is_for_every_camera:
             raise SinkError(
                 f"{self.uri}: {len(context.cameras)} cameras would share this path; put {CAMERA} into it, which stands "
@@ -204,7 +207,8 @@ class PushSink(Sink):
             path = self._path(name)
             if path is None:
                 return None
-            make = partial(_publisher, self._address, path, self._login, self._settings.timeout_seconds)
+            seconds = self._settings.timeout_seconds
+            make = partial(_publisher, self._address, path, self._login, seconds, self._context)
             url = self._address.shown(path)
             self._cameras[name] = _Camera(
                 CameraStream(url, self._settings, make, wall_clock=self._wall_clock, clock=self._clock)
@@ -242,8 +246,26 @@ class PushSink(Sink):
             self._ended[1] += camera.lost
 
 
-def _publisher(address: ServerAddress, path: str, login: Login | None, seconds: float) -> Publisher:
+def _tls_context(address: ServerAddress, ca_file: str | None) -> ssl.SSLContext | None:
+    """Return what verifies the server's certificate; None without TLS. Raises ``SinkError``."""
+    uri = address.shown(address.path)
+    if not address.uses_tls:
+        if ca_file is not None:
+            raise SinkError(f"{uri}: ca_file {ca_file}: is for TLS; write {address.scheme}s:// and the port for TLS")
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SinkError(
+            f"{uri}: ca_file {ca_file}: cannot be read ({error}); it should hold the certificate of the server's "
+            "authority, as PEM"
+        ) from None
+
+
+def _publisher(
+    address: ServerAddress, path: str, login: Login | None, seconds: float, context: ssl.SSLContext | None
+) -> Publisher:
     """Return a publisher for a new connection."""
-    if address.scheme == "rtmp":
-        return RtmpPublisher(address, path, seconds)
-    return RtspPublisher(address, path, login, seconds)
+    if address.is_rtmp:
+        return RtmpPublisher(address, path, seconds, context)
+    return RtspPublisher(address, path, login, seconds, context)

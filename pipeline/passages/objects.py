@@ -34,8 +34,8 @@ MAX_JUMP: Final = 0.75
 MAX_AREA_RATIO: Final = 2.5
 """Largest ratio of the areas of two boxes that may belong to one object."""
 MAX_SIZE_CHANGE: Final = 0.5
-"""Largest change of a side of an object's box per frame since its last box, as a fraction of the shorter length. A side
-that the edge of the image cuts may change by any length."""
+"""Largest change of a side of an object's box per frame since its last box, as a fraction of the shorter length. A
+width or height that an edge of the image cuts may change by any length."""
 MAX_MISFITS: Final = 2
 """Maximum number of consecutive frames in which an object's boxes are ignored because of their size."""
 MIN_FRAMES_FOR_MOTION: Final = 3

@@ -77,7 +77,7 @@ class Scene:
         return None
 
     def first_health(self, since: float, holds: Callable[[Health], bool]) -> tuple[float, Health] | None:
-        """Return the first health from ``since`` on of which something holds, and when it came."""
+        """Return the first health since ``since`` for which ``holds`` is true, and its time."""
         return next(((at, health) for at, health in list(self.healths) if at >= since and holds(health)), None)
 
 

@@ -132,7 +132,7 @@ def trained(net):
 
 
 def trained_single(kind):
-    """Return a network of one score, that goes far to both sides of zero."""
+    """Return a network with one score, whose values lie far below and far above zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         net = kind(1)

@@ -185,7 +185,7 @@ def test_figure_is_the_number_of_the_frame_that_violates_the_rule():
     ("heat_inside(part) >= 0.1 and focus_area<0.05", "focus_area"),
     ("heat_inside(part) >= 0.6 or focus_area<0.05", "focus_area"),
 ])  # fmt: skip
-def test_figure_is_the_number_that_decides_a_rule_of_several(rule, name):
+def test_figure_is_the_number_that_decides_a_rule_with_several_comparisons(rule, name):
     state = alarm(rule, hold=0).update(facts(0.25), 0.0)
     assert state.figure.name == name
     assert state.figure.slack < 0

@@ -238,7 +238,7 @@ def test_yaml_that_grows_or_cannot_be_held_is_refused_before_anything_is_made_of
         read_yaml(text, "run.yaml")
 
 
-def test_aliases_that_only_save_writing_are_taken():
+def test_aliases_of_acyclic_nodes_are_accepted():
     text = "base: &base {quality: 50}\nsinks: [{<<: *base, uri: a.jsonl}, {<<: *base, uri: b.jsonl}]\n"
     assert [item["quality"] for item in read_yaml(text, "run.yaml")["sinks"]] == [50, 50]
 

@@ -202,7 +202,7 @@ def test_live_loss_and_return_are_logged_once(caplog):
     ]
 
 
-def test_live_pictures_of_oblong_pixels_come_in_the_shape_they_are_shown_in():
+def test_live_frames_with_oblong_pixels_are_scaled_to_square_pixels():
     script = Script(2, 2)
     script.footage += ",setsar=2/1"
     stop = threading.Event()

@@ -25,6 +25,10 @@ class FleetAccess(Protocol):
     def fleet_age_seconds(self) -> float:
         """Return the time since the last state was received, in seconds."""
 
+    @property
+    def problem(self) -> str:
+        """The reason why there is no recent state; empty if there is one."""
+
 
 @dataclass(slots=True)
 class FleetState:
@@ -62,5 +66,5 @@ class FleetHandlers:
             raise RequestError(404, NO_FLEET)
         state = access.fleet_state()
         if state is None:  # after an error response, Prometheus keeps its current targets
-            raise RequestError(503, "the fleet's directors have not answered yet")
+            raise RequestError(503, access.problem)
         return state, round(access.fleet_age_seconds(), 3)

@@ -130,7 +130,12 @@ def test_page_of_a_fleet_shows_cameras_without_frames_and_answers_where_and_targ
             return status, json.loads(body) if body.startswith((b"{", b"[")) else body
 
         try:
-            assert get("/api/where")[0] == get("/api/targets")[0] == 503
+            explainer.accept_problem("no Ray answers at 10.0.0.5:6379")
+            for path in ("/api/where", "/api/where/north", "/api/targets"):
+                code, body = get(path)
+                assert code == 503
+                assert b"has not answered for " in body
+                assert body.endswith(b" s: no Ray answers at 10.0.0.5:6379")
             assert fetch(sink, "/api/targets")[0] == 401
             explainer.accept_state(STATE)
             streams.follow(places(STATE), [])

@@ -361,20 +361,6 @@ class SignalLoss:
     """Reason as text, without credentials; empty if it is not known."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImagePatch:
-    """A drawing to blend into a part of an image: each pixel becomes ``pixel * keep / 255 + add``."""
-
-    top: int
-    """First row of the covered part of the image."""
-    left: int
-    """First column of the covered part of the image."""
-    tile: npt.NDArray[np.uint8]
-    """uint8, (rows, columns, 4): red, green and blue to add, and ``keep``, 0 to 255."""
-    reusable: bool = False
-    """True if later frames use the same object, so that a copy of its tile may be kept on a device."""
-
-
 class Jpeg(NamedTuple):
     """An image as JPEG."""
 

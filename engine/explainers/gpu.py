@@ -25,7 +25,8 @@ from engine.gpu.jpeg import open_encoder
 from engine.gpu.streams import DeviceStreams, Outputs, device_streams
 from engine.models.loader import LoadedModel
 from pipeline.config import EngineConfig
-from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
+from pipeline.frames import Explanation, Finding, Frame, Image, Jpeg
+from pipeline.image_patch import ImagePatch
 from pipeline.ports import MaskingOptions
 
 log = logging.getLogger(__name__)

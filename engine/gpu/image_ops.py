@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from engine.models.preprocess import BORDER, Preprocessing, fit_geometry
 from pipeline.device_image import YuvColours
-from pipeline.frames import Box, ImagePatch
+from pipeline.frames import Box
+from pipeline.image_patch import ImagePatch
 from pipeline.input_area import InputArea, painted_runs
 
 _HALF_UP = 2.0**-10

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.frames import Image, ImagePatch
+from pipeline.frames import Image
+from pipeline.image_patch import ImagePatch
 
 
 def patch_of(draw: Callable[[Image], None], height: int, width: int) -> ImagePatch | None:

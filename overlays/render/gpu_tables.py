@@ -15,7 +15,8 @@ from overlays.render.colormaps import palette
 from overlays.render.effects import patch_of
 from overlays.render.guards import ALARM, CALM, alarm_lines, draw_regions, footer_plate, frame_stroke
 from overlays.render.text import TextLine, legend_plate
-from pipeline.frames import Explanation, ImagePatch, Region
+from pipeline.frames import Explanation, Region
+from pipeline.image_patch import ImagePatch
 
 
 def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:

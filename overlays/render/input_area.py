@@ -16,7 +16,8 @@ import numpy.typing as npt
 from overlays.render.effects import patch_of
 from overlays.render.guards import draw_regions, scaled_corners
 from overlays.render.text import text_size
-from pipeline.frames import Image, ImagePatch, Region
+from pipeline.frames import Image, Region
+from pipeline.image_patch import ImagePatch
 from pipeline.input_area import InputArea
 
 ROI: Final = (255, 214, 10)

@@ -23,7 +23,8 @@ from overlays.render.stale import stale_overlay
 from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, legend_area, text_size
 from pipeline.errors import ConfigError
 from pipeline.frame_rate import FrameRate
-from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Heat, Overlay, SignalLoss
+from pipeline.image_patch import ImagePatch
 from pipeline.ports import Renderer
 
 __all__ = ["COLORMAPS", "HeatRenderer"]

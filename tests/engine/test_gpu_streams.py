@@ -16,7 +16,8 @@ from engine.gpu.streams import LANES, CpuStreams, CudaStreams, device_streams
 from engine.models.loader import load_network
 from overlays.render.gpu_tables import heat_lut
 from pipeline.config import EngineConfig
-from pipeline.frames import Frame, ImagePatch
+from pipeline.frames import Frame
+from pipeline.image_patch import ImagePatch
 from tests.bench import gpu_clock
 
 CPU = torch.device("cpu")

@@ -30,6 +30,7 @@ from engine.detectors.runtime import OneStageEngine
 from engine.detectors.two_stage import RegionDetector
 from engine.export.exporter import made_with
 from engine.export.metadata import DETECTOR_FORMAT
+from engine.export.rewriting import without_quadratic_rules
 from pipeline.errors import BackendError, ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _write(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # silences warnings of torch and onnxscript about their internals
         try:
-            with torch.no_grad():
+            with torch.no_grad(), without_quadratic_rules():
                 program = torch.export.export(module, example)
                 written = torch.onnx.export(
                     program, dynamo=True, verbose=False, input_names=list(INPUTS), output_names=list(OUTPUTS)

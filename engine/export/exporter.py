@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.backends.registry import first_line
 from engine.export.metadata import EXTRA, SUFFIXES, ExportMetadata, encode_probe
+from engine.export.rewriting import without_quadratic_rules
 from engine.export.runtimes import INPUT, OUTPUTS, RUNTIMES
 from engine.methods.dense import bytes_per_map
 from engine.methods.kernels import Kernel, check_kernel, masks
@@ -187,10 +188,11 @@ def _write(module: nn.Module, metadata: ExportMetadata, path: Path) -> None:
 def _write_onnx(program: Any, metadata: dict[str, str], path: Path) -> None:  # noqa: ANN401 - torch's own type
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)  # silences a line per folded constant
-    written = torch.onnx.export(
-        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(OUTPUTS),
-        dynamic_shapes=({0: "batch"},),
-    )  # fmt: skip
+    with without_quadratic_rules():
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(OUTPUTS),
+            dynamic_shapes=({0: "batch"},),
+        )  # fmt: skip
     if written is None:
         raise EngineError("torch returned no graph")
     written.model.metadata_props.update(metadata)

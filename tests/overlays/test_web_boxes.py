@@ -206,6 +206,17 @@ def test_three_hundred_boxes_are_listed_and_can_be_selected(tab):
         assert heights[0] <= heights[1], "the facts are inside their panel"
 
 
+def test_small_card_shows_the_counts_of_boxes_in_full_before_the_number_of_maps(tab):
+    with still_page("north", "south") as sink:
+        page = tab(sink.endpoint)
+        Camera(sink, page).show(FIRST, SECOND)
+        page.locator('.card[data-camera="south"] .view').click()
+        label = page.locator('.card.small[data-camera="north"] .label')
+        sync_api.expect(label).to_have_text("1 car · 1 truck")
+        needed, given = label.evaluate("label => [label.scrollWidth, label.clientWidth]")
+        assert needed <= given
+
+
 def test_labels_are_text_whatever_they_contain(tab):
     name = "<img src=x onerror=alert(1)>"
     with page_of(tab, replace(FIRST, label=name)) as (page, _):

@@ -153,6 +153,7 @@ export class Card {
     const [summary, measure] = isDetector ? countBoxes(header.findings) : [top?.label, percent(top?.score ?? 0)];
     this.at(".label").textContent = top ? summary : "nothing found";
     this.at(".score").textContent = top ? measure : "";
+    this.at(".prediction").classList.toggle("counts", isDetector);
     this.at(".prediction").classList.toggle("doubtful", !isDetector && (top?.score ?? 0) < DOUBTFUL);
     this.at(".index").textContent = header.index;
     const truth = this.at(".truth");

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pipeline.frames import Box, Image
     from pipeline.input_area import InputArea, InputAreaOptions
     from pipeline.queries import Influence, PlaceAnswer
+
+_WHOLE_PIXELS: Final = 8.0
+"""Side of a place in pixels from which it is written in whole pixels."""
 
 
 def why(
@@ -152,8 +155,12 @@ def read_frame(location: str, at: float | None) -> Image:
 
 def answer_lines(answer: PlaceAnswer, label: str) -> list[str]:
     """Return the answer as lines of text."""
-    shown = "is shown" if answer.score >= answer.threshold else f"is not shown: below {answer.threshold:g}"
-    anchor = f"the best anchor here (stride {answer.stride}, overlap {answer.overlap:.2f})"
+    is_enough = answer.score >= answer.threshold
+    shown = (
+        f"is {'enough' if is_enough else 'too low'} for a box: {'from' if is_enough else 'below'} {answer.threshold:g}"
+    )
+    overlap = f"{answer.overlap:.2f}" if answer.overlap >= 0.005 else "below 0.01"
+    anchor = f"the best anchor here (stride {answer.stride}, overlap {overlap})"
     lines = [f"{label}: score {_score_text(answer.score)} at {anchor}, which {shown}"]
     for verb, places in (("supported", answer.supporting), ("suppressed", answer.suppressing)):
         for rank, place in zip(("most", "also", "also"), places, strict=False):
@@ -167,10 +174,9 @@ def _score_text(score: float) -> str:
 
 def _influence_text(influence: Influence) -> str:
     box = influence.box
-    return (
-        f"{box.left:.0f},{box.top:.0f},{box.width:.0f},{box.height:.0f}: without it the score is "
-        f"{_score_text(influence.score_without)}"
-    )
+    digits = 0 if min(box.width, box.height) >= _WHOLE_PIXELS else 2
+    edges = ",".join(f"{edge:.{digits}f}" for edge in (box.left, box.top, box.width, box.height))
+    return f"{edges}: without it the score is {_score_text(influence.score_without)}"
 
 
 def answer_picture(image: Image, answer: PlaceAnswer, place: Box, area: InputArea | None = None) -> Image:

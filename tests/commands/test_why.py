@@ -65,8 +65,17 @@ def test_explain_place_states_the_score_without_a_region_as_a_masked_run_gives_i
 def test_answer_lines_name_score_threshold_and_places(answer):
     text = "\n".join(answer_lines(answer, "dog"))
     assert f"dog: score {answer.score:.3f}" in text
-    assert "is not shown: below 0.999" in text
+    assert "is too low for a box: below 0.999" in text
+    assert "is enough for a box: from 0.5" in answer_lines(replace(answer, score=0.6, threshold=0.5), "dog")[0]
     assert text.count("without it the score is") == len(answer.supporting) + len(answer.suppressing)
+
+
+def test_answer_lines_tell_places_of_a_tiny_image_apart(detector, image):
+    tiny = explain_place(detector, cv2.resize(image, (8, 6)), Box(1, 1, 6, 5), "dog", cell_px=32)
+    lines = answer_lines(tiny, "dog")[1:]
+    places = [line.split(" place ")[1].split(":")[0] for line in lines]
+    assert len(set(places)) == len(places) > 0
+    assert all(float(side) > 0 for place in places for side in place.split(",")[2:])
 
 
 @pytest.mark.parametrize(

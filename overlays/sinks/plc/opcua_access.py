@@ -1,7 +1,8 @@
 """Authenticates OPC UA clients by certificate, and by user name and password.
 
-A folder contains the trusted certificates of clients and of certificate authorities. The certificate of a refused
-client is stored in a subfolder; moving it up into the folder admits the client.
+A folder contains the trusted certificates of clients and of certificate authorities, and revocation lists of these
+authorities. The certificate of a refused client is stored in a subfolder; moving it up into the folder admits the
+client.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ REJECTED: Final = "rejected"
 MAX_REJECTED: Final = 100
 """Maximum number of files in this subfolder, because any client can offer certificates."""
 _SUFFIXES: Final = frozenset({".der", ".cer", ".crt", ".pem"})
+_LIST_SUFFIX: Final = ".crl"
 _MAX_LOGGED: Final = 1000
 
 
@@ -70,23 +72,66 @@ class ClientCertificates:
         if now_fault := _time_fault(client, self._clock()):
             self._refuse(fingerprint, f"its certificate {subject} {now_fault}")
             return False
-        if any(self._trusts(each, client) for each in self._trusted()):
+        trusted = list(self._trusted())
+        if revoked := self._revoked_by(client, trusted):
+            self._refuse(fingerprint, f"its certificate {subject} is revoked by {revoked}; give the client a new one")
+            return False
+        issuers = [each for each in trusted if self._trusts(each, client)]
+        if any(each == client or not self._revoked_by(each, trusted) for each in issuers):
             return True
+        if issuers:
+            revoked = self._revoked_by(issuers[0], trusted)
+            self._refuse(fingerprint, f"the authority of its certificate {subject} is revoked by {revoked}")
+            return False
         kept = self._kept(client, fingerprint)
         remedy = f"mv {kept} {self._folder}/" if kept else f"copy its certificate into {self._folder}"
-        self._refuse(fingerprint, f"its certificate {subject} is not trusted; to admit it: {remedy}")
+        self._refuse(
+            fingerprint, f"its certificate {subject} is not trusted; to admit it: {remedy}; {self._hint(client)}"
+        )
         return False
+
+    def _hint(self, client: x509.Certificate) -> str:
+        """Return how to admit all clients of the authority that issued a certificate."""
+        if client.issuer == client.subject:
+            return "no authority issued it"
+        return f"to admit all clients of {_one_line(client.issuer)}, copy the certificate of this authority there"
+
+    def _revoked_by(self, certificate: x509.Certificate, trusted: list[x509.Certificate]) -> str:
+        """Return the file name of the list that revokes a certificate; empty if no list does."""
+        for path, revocations in self._lists():
+            is_listed = revocations.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+            if revocations.issuer == certificate.issuer and is_listed:
+                if any(_is_authority(each) and _has_signed(each, revocations) for each in trusted):
+                    return path.name
+                self._log(path.name, "unsigned", f"{path} has no effect: no authority in {self._folder} has signed it")
+        return ""
+
+    def _lists(self) -> Iterator[tuple[Path, x509.CertificateRevocationList]]:
+        """Yield the revocation lists in the folder; a list that is invalid or out of date is logged once."""
+        with suppress(OSError):
+            for path in sorted(self._folder.iterdir()):
+                if path.suffix.lower() == _LIST_SUFFIX and path.is_file():
+                    try:
+                        revocations = _read_list(path)
+                    except (OSError, ValueError) as error:
+                        self._log(path.name, "unreadable", f"{path} is not a revocation list ({error}); replace it")
+                        continue
+                    due = revocations.next_update_utc
+                    if due is not None and due < self._clock():
+                        self._log(
+                            path.name, "due", f"{path} is out of date since {due:%Y-%m-%d}, and is used; replace it"
+                        )
+                    yield path, revocations
 
     def _trusts(self, trusted: x509.Certificate, client: x509.Certificate) -> bool:
         """Return whether ``trusted`` is the client's certificate, or a valid authority that issued it."""
         if trusted == client:
             return True
         try:
-            is_authority = trusted.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
             client.verify_directly_issued_by(trusted)
-        except (x509.ExtensionNotFound, InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, ValueError, TypeError):
             return False
-        return is_authority and not _time_fault(trusted, self._clock())
+        return _is_authority(trusted) and not _time_fault(trusted, self._clock())
 
     def _trusted(self) -> Iterator[x509.Certificate]:
         """Yield the certificates in the folder; an invalid file is logged once."""
@@ -94,7 +139,11 @@ class ClientCertificates:
             for path in sorted(self._folder.iterdir()):
                 if path.suffix.lower() in _SUFFIXES and path.is_file():
                     try:
-                        yield read_certificate(path)
+                        certificate = read_certificate(path)
+                        if path.read_bytes().count(b"-----BEGIN CERTIFICATE-----") > 1:
+                            reason = "has several certificates, of which the first counts; write one to each file"
+                            self._log(path.name, "several", f"{path} {reason}")
+                        yield certificate
                     except (OSError, ValueError) as error:
                         self._log(path.name, "unreadable", f"{path} is not a certificate ({error}); remove it")
 
@@ -194,6 +243,32 @@ def read_certificate(path: Path | str) -> x509.Certificate:
     content = Path(path).read_bytes()
     is_pem = content.lstrip().startswith(b"-----")
     return x509.load_pem_x509_certificate(content) if is_pem else x509.load_der_x509_certificate(content)
+
+
+def _read_list(path: Path) -> x509.CertificateRevocationList:
+    """Return the revocation list in a DER or PEM file. Raises ``OSError`` or ``ValueError``."""
+    content = path.read_bytes()
+    return x509.load_pem_x509_crl(content) if content.lstrip().startswith(b"-----") else x509.load_der_x509_crl(content)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    """Return whether a certificate may sign others."""
+    try:
+        if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return False
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound as missing:
+        return missing.oid == x509.KeyUsage.oid
+    except ValueError:  # an extension cannot be read
+        return False
+
+
+def _has_signed(authority: x509.Certificate, revocations: x509.CertificateRevocationList) -> bool:
+    """Return whether an authority has signed a revocation list."""
+    try:
+        return authority.subject == revocations.issuer and revocations.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False  # a key of another kind
 
 
 def _time_fault(certificate: x509.Certificate, now: datetime) -> str:

@@ -9,6 +9,7 @@ from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
 from engine.split.network import split_network
 from pipeline.errors import EngineError, LayerError
+from tests.engine.reference import narrow_net
 
 EXPECTED = {
     "resnet18": ("layer4", (7, 7)),
@@ -33,7 +34,8 @@ def conv(inputs, outputs, **more):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_split_network_finds_the_last_grid(name):
     entry = MODELS[name]
-    split = split_network(build_untrained(entry), None, entry.input_size)
+    net = narrow_net(name, 1000) if name in {"alexnet", "vgg11"} else build_untrained(entry)
+    split = split_network(net, None, entry.input_size)
     assert (split.layer, split.grid) == EXPECTED[name]
     assert split.traced
 

@@ -77,12 +77,17 @@ def sampled_regions(regions: Regions, anchor: AnchorReads, level: int, count: in
     return sorted({*order[: count - count // 3], *order[count :: max(1, rows * columns // count * 2)][: count // 3]})
 
 
+COMPLETE = [
+    *[((416, 416), 32, 9, level, mode) for level in (0, 1, 2) for mode in ("keep", "drop")],
+    # Every pair of a size with a level, and of a size with a mode.
+    *[((256, 256), 64, 16, level, mode) for level, mode in enumerate(("keep", "drop", "keep"))],
+    *[((192, 320), 32, 9, level, mode) for level, mode in enumerate(("drop", "keep", "drop"))],
+    *[((256, 256), 16, 9, level, mode) for level, mode in enumerate(("keep", "drop", "keep"))],
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["keep", "drop"])
-@pytest.mark.parametrize("level", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("size", "cell_px", "count"), [((256, 256), 64, 16), ((416, 416), 32, 9), ((192, 320), 32, 9), ((256, 256), 16, 9)]
-)
+@pytest.mark.parametrize(("size", "cell_px", "count", "level", "mode"), COMPLETE)
 def test_log_scores_of_yolox_nano_equal_the_definition(weights, size, cell_px, count, level, mode):
     split, plan, features = complete(weights, size)
     anchors = anchors_of(level, size)

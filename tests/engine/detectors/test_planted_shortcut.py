@@ -104,7 +104,7 @@ def insides(explained):
 
 @pytest.mark.slow
 def test_cut_shows_a_planted_shortcut_and_the_guard_fires_within_a_second(honest):
-    frames = line_frames(10)
+    frames = line_frames(8)
     weight, bias = mark_reader(honest, frames)
     net = load_detector("line_detector", weights=ROOT / "configs" / "models" / "line-detector.safetensors").module
     planted = Detector(
@@ -113,23 +113,23 @@ def test_cut_shows_a_planted_shortcut_and_the_guard_fires_within_a_second(honest
     )  # fmt: skip
     marked = [
         type(frame)(
-            add_shortcut(frame.image, LABEL) if frame.index >= 4 else frame.image, frame.camera, frame.index,
+            add_shortcut(frame.image, LABEL) if frame.index >= 3 else frame.image, frame.camera, frame.index,
             frame.captured_at, pts_seconds=frame.pts_seconds,
         )
         for frame in frames
     ]  # fmt: skip
     explained = watched(planted, marked)
-    labels = {finding.label for explanation in explained[4:] for finding in explanation.findings}
+    labels = {finding.label for explanation in explained[3:] for finding in explanation.findings}
     assert labels == {LABEL}, "the mark decides the class of every part"
-    assert max(insides(explained[4:])) < 0.8
+    assert max(insides(explained[3:])) < 0.8
     first = next(explanation for explanation in explained if explanation.firing)
-    assert marked[4].pts_seconds <= first.frame.pts_seconds <= marked[4].pts_seconds + 1.0
-    assert not any(explanation.firing for explanation in explained[:4])
+    assert marked[3].pts_seconds <= first.frame.pts_seconds <= marked[3].pts_seconds + 1.0
+    assert not any(explanation.firing for explanation in explained[:3])
 
 
 @pytest.mark.slow
 def test_detector_without_the_shortcut_has_its_evidence_in_the_boxes(honest):
-    explained = watched(honest, line_frames(14, fps=1.0, seed=11))
+    explained = watched(honest, line_frames(9, fps=1.0, seed=11))
     inside = insides(explained)
     assert len(inside) >= 4
     assert min(inside) > 0.85

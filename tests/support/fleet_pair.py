@@ -44,12 +44,16 @@ class Choice:
     failed_at: list[float] = field(default_factory=lambda: [-1e9, -1e9])
     number: int = 0
     """Number of the beat that waits for an answer; 0: none."""
+    addresses: list[PairProgram | None] = field(default_factory=lambda: [None, None])
+    """The processes of the two names that the worker knows."""
 
 
 class PairSimulation(Simulation):
     """A fleet whose directors are started by Ray, and take turns by themselves."""
 
-    def __init__(self, seed: int, **options: Any) -> None:
+    def __init__(self, seed: int, *, learns_late: bool = False, **options: Any) -> None:
+        self.learns_late = learns_late
+        """Whether a worker keeps the address of a replaced director until the head tells it the new one."""
         self.pair: list[PairProgram | None] = [None, None]
         self.choices: dict[str, Choice] = {}
         self.pulses = 0
@@ -223,8 +227,18 @@ class PairSimulation(Simulation):
             worker.is_waiting = False
             choice.failed_at[choice.current] = clock
             choice.current = 1 - choice.current
-        worker.target = self.pair[choice.current]
+        worker.target = self.address(worker, choice)
         super().beat(worker)
+
+    def address(self, worker: Any, choice: Choice) -> PairProgram | None:
+        """Return the process that a worker asks."""
+        if not self.learns_late:
+            return self.pair[choice.current]
+        if self.reaches_store(worker.machine):
+            for number, known in enumerate(choice.addresses):
+                if known is None or not known.is_alive or self.random.random() < 0.1:
+                    choice.addresses[number] = self.pair[number]
+        return choice.addresses[choice.current]
 
     def answer(self, worker: Any, target: Any, beat: Beat) -> None:
         director = target.director

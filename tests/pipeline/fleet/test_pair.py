@@ -16,8 +16,8 @@ def settled(seed: int = 1, term: int = 0):
     return fleet
 
 
-def faulted(seed: int):
-    fleet = pair.PairSimulation(seed)
+def faulted(seed: int, **options):
+    fleet = pair.PairSimulation(seed, **options)
     fleet.run(5.0)
     for _ in range(12):
         fleet.fault()
@@ -25,12 +25,15 @@ def faulted(seed: int):
     return fleet
 
 
-@pytest.mark.parametrize("first", range(0, 20, 10))
-def test_pair_never_publishes_a_camera_twice_and_holds_all_again_after_faults(first: int):
+@pytest.mark.parametrize(
+    ("first", "learns_late"),
+    [(0, False), (10, False), pytest.param(20, True, id="workers learn of a new process late")],
+)
+def test_pair_never_publishes_a_camera_twice_and_holds_all_again_after_faults(first: int, learns_late: bool):
     for seed in range(first, first + 10):
-        fleet = faulted(seed)
+        fleet = faulted(seed, learns_late=learns_late)
         fleet.heal()
-        fleet.run(60.0)
+        fleet.run(25.0)
         assert fleet.longest_dark() < 3.0, f"seed {seed}"
         assert len(fleet.active()) == 1, f"seed {seed}"
 

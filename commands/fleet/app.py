@@ -90,7 +90,7 @@ def start(
     require_ray("fleet")
     config = read_fleet(read_text(file), file.name)
     stream = file.parent / config.stream
-    read_text(stream)
+    _check_stream(stream)
     token = token_file or default_token_file()
     if join is None:
         create_token(token)
@@ -226,6 +226,25 @@ def _directors(address: str, fleet: str, token_file: Path | None) -> Iterator[Di
         yield find_directors(fleet)
 
 
+def _check_stream(path: Path) -> None:
+    """Check the configuration of the node before Ray starts; log a warning if its cameras are invalid.
+
+    The workers read the cameras again when they get leases, so that a missing secret may be added later.
+
+    Raises:
+        ConfigError: the configuration is missing or invalid.
+    """
+    from commands.wiring.cameras import make_cameras, with_all_cameras
+    from commands.wiring.kinds import load_config
+    from pipeline.config_loader import read_yaml
+
+    config = with_all_cameras(load_config(read_yaml(read_text(path), path.name), path.name))
+    try:
+        make_cameras(config)
+    except ReciproStreamError as error:
+        log.warning("%s: this node can open no camera until this is mended: %s", path.name, error)
+
+
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
     """Run the node until a signal.
 
@@ -256,7 +275,7 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
         node_id = ray.get_runtime_context().get_node_id()
         directors = start_directors(config.name, config.rates, FleetTiming(nodes=config.nodes))
         specs = [
-            WorkerSpec(config.name, node, device, number, str(stream), config.without_director)
+            WorkerSpec(config.name, node, device, number, str(stream), config.without_director, folder=str(Path.cwd()))
             for number, device in enumerate(config.devices)
         ]
         slots = [spec.slot for spec in specs]

@@ -153,5 +153,7 @@ def call(method: Any, *arguments: Any, seconds: float = CALL_SECONDS, **options:
 
     try:
         return ray.get(method.remote(*arguments, **options), timeout=seconds)
-    except (TimeoutError, ray.exceptions.RayError) as error:
+    except TimeoutError as error:
         raise ReciproStreamError(f"fleet: no answer within {seconds:g} s: {last_line(error)}") from None
+    except ray.exceptions.RayError as error:
+        raise ReciproStreamError(f"fleet: {last_line(error)}") from None

@@ -56,6 +56,9 @@ class WorkerSpec:
     """Path of the node's stream configuration."""
     without_director: Literal["stop", "keep"] = "stop"
     timing: FleetTiming = field(default_factory=FleetTiming)
+    folder: str = ""
+    """The working directory of relative paths in the configuration, because Ray's workers may start in another one;
+    empty: that of the worker."""
 
     @property
     def slot(self) -> str:
@@ -74,6 +77,8 @@ class FleetWorker:
             directors: the client of the directors, which answer the beats.
         """
         log_as_text()
+        if spec.folder:
+            os.chdir(spec.folder)
         self._spec, self._directors = spec, directors
         self._lock_file = _take_slot(spec)
         self._stack = ExitStack()

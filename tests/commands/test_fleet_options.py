@@ -7,8 +7,9 @@ import stat
 import pytest
 
 from commands import ray_settings
+from commands.fleet import app
 from commands.fleet.environment import check_listen, create_token, enter, ray_environment
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.fleet.settings import read_fleet
 
 
@@ -125,3 +126,40 @@ def test_misspelled_command_of_fleet_is_no_file(command):
     assert code == 2
     assert "No such command 'statu'" in errors
     assert "status" in errors
+
+
+@pytest.fixture
+def without_a_node(monkeypatch):
+    """Starts of a node's Ray, which fail at once."""
+    started = []
+
+    def run(_config, stream, **_options):
+        started.append(stream)
+        raise ReciproStreamError("no Ray in this test")
+
+    monkeypatch.setattr(app, "_run_node", run)
+    monkeypatch.setattr(app, "check_listen", lambda *_arguments, **_options: None)
+    monkeypatch.setattr(app, "enter", lambda *_arguments: None)
+    return started
+
+
+def test_fleet_checks_the_configuration_of_the_node_before_ray_starts(command, tmp_path, without_a_node):
+    (tmp_path / "FLEET.yaml").write_text("{stream: stream.yaml, cameras: [north]}")
+    (tmp_path / "stream.yaml").write_text("{sources: [{uri: 'line:', name: north, frmae_rate: 3}]}")
+    code, _, errors = command("fleet", "FLEET.yaml", "--token-file", tmp_path / "token")
+    assert code == 2
+    assert "stream.yaml" in errors
+    assert "frmae_rate" in errors
+    assert without_a_node == []
+
+
+def test_fleet_warns_of_cameras_that_cannot_be_opened_and_starts(command, tmp_path, without_a_node, caplog):
+    (tmp_path / "FLEET.yaml").write_text("{stream: stream.yaml, cameras: [north]}")
+    (tmp_path / "stream.yaml").write_text(
+        "{sources: [{uri: 'rtsp://10.0.0.21/x', name: north, credentials_file: north.secret}]}"
+    )
+    code, _, errors = command("fleet", "FLEET.yaml", "--token-file", tmp_path / "token")
+    assert "no Ray in this test" in errors
+    assert code != 0
+    assert without_a_node == [tmp_path / "stream.yaml"]
+    assert "this node can open no camera until this is mended: credentials file 'north.secret'" in caplog.text

@@ -80,7 +80,8 @@ def _find(lib: Library, serial: str) -> str:
         if serial in {identity, *others} or not serial:
             return identity
         found[others[0] or identity] = identity
-    raise ConnectionError(f"there is no camera {serial}; Aravis finds {', '.join(found) or 'none'}")
+    name = f" {serial}" if serial else ""
+    raise ConnectionError(f"there is no camera{name}; Aravis finds {', '.join(found) or 'none'}")
 
 
 def _is_address(text: str) -> bool:

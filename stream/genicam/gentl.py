@@ -124,7 +124,8 @@ def _create(harvester: Harvester, serial: str) -> ImageAcquirer:
         _rescan(harvester)
         serials = [device.serial_number for device in harvester.device_info_list]
         if not serials or (serial and serial not in serials):
-            raise ConnectionError(f"there is no camera {serial}; the producer finds {', '.join(serials) or 'none'}")
+            name = f" {serial}" if serial else ""
+            raise ConnectionError(f"there is no camera{name}; the producer finds {', '.join(serials) or 'none'}")
         return harvester.create({"serial_number": serial} if serial else 0)
 
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +31,13 @@ _PORT = f":{3956:04X}"
 PROGRAM, ADDRESS = "arv-fake-gv-camera-0.8", "127.0.0.1"
 _SMALL = "Width=96&Height=64&AcquisitionFrameRate=50"
 """Few packets: a busy machine loses none."""
+
+
+@pytest.mark.parametrize(("serial", "words"), [("", "there is no camera; "), ("77", "there is no camera 77; ")])
+def test_camera_that_is_not_found_is_named_with_those_that_are(serial, words):
+    lib = SimpleNamespace(arv_update_device_list=lambda: None, arv_get_n_devices=lambda: 0)
+    with pytest.raises(ConnectionError, match=f"^{words}Aravis finds none$"):
+        aravis._find(lib, serial)
 
 
 @contextlib.contextmanager

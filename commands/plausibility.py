@@ -8,11 +8,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from pipeline.config import Config
 from pipeline.log_format import escaped
 
 log = logging.getLogger("recipro-stream")
+
+_UNUSED: Final = "N/A"
+"""Name of the outputs that no class of COCO uses, in networks with 91 outputs."""
 
 
 def warn_of_doubts(config: Config, labels: Sequence[str], *, exclusive: bool = True) -> None:
@@ -31,7 +35,7 @@ def doubts_of_labels(labels: Sequence[str], *, exclusive: bool = True) -> Iterat
     """Yield warnings about the network's class names."""
     if len(labels) == 1 and exclusive:
         yield (f"the network has one class, {labels[0]!r}: its score is always 1; give a network with at least two")
-    twice = [label for label, count in Counter(labels).items() if count > 1]
+    twice = [label for label, count in Counter(labels).items() if count > 1 and label != _UNUSED]
     if twice:
         duplicates = ", ".join(map(repr, twice[:3])) + (", ..." if len(twice) > 3 else "")
         yield (

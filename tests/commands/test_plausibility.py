@@ -23,6 +23,7 @@ def test_suspicious_labels_are_reported_with_the_remedy(labels, message):
 
 def test_normal_labels_are_not_reported():
     assert list(doubts_of_labels(["ok", "Kratzer", "Übermaß", "sports car"])) == []
+    assert list(doubts_of_labels(["car", "N/A", "truck", "N/A"])) == []
 
 
 def test_unused_region_is_reported():

@@ -81,7 +81,7 @@ test("alarm names this frame's number and the worst of the episode", () => {
   assert.equal(episode.update(guard(0.45, 90), figure(0.2)).text, "45 % inside now, 20 % at worst, 50 % wanted, for 1 min 30 s");
   const calm = episode.update(guard(null, 120));
   assert.equal(calm.title, "Looks off the road");
-  assert.equal(calm.text, "20 % inside at worst, 50 % wanted; this frame meets the rule, for 2 min 0 s");
+  assert.equal(calm.text, "20 % inside at worst, 50 % wanted; this frame meets the rule; alarm for 2 min 0 s");
   assert.equal(calm.short, "20 % at worst, 50 % wanted, 2 min 0 s");
 });
 

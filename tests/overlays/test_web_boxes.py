@@ -204,6 +204,9 @@ def test_three_hundred_boxes_are_listed_and_can_be_selected(tab):
         sync_api.expect(page.locator(".box-against")).to_be_visible()
         heights = page.locator(".box-panel").evaluate("panel => [panel.scrollHeight, panel.clientHeight]")
         assert heights[0] <= heights[1], "the facts are inside their panel"
+        page.set_viewport_size({"width": 1200, "height": 480})
+        rows = page.locator(".boxes").evaluate("list => list.clientHeight / list.firstElementChild.offsetHeight")
+        assert rows >= 3.0, "a low window leaves three rows of the list"
 
 
 def test_small_card_shows_the_counts_of_boxes_in_full_before_the_number_of_maps(tab):

@@ -100,7 +100,7 @@ export class Episode {
     const noun = region ? "inside" : worst.name.replaceAll("_", " ");
     const wanted = `${worst.value < worst.bound ? "" : "at most "}${show(worst.name, worst.bound)} wanted`;
     const value = (number) => (region ? `${show(worst.name, number)} ${noun}` : `${noun} ${show(worst.name, number)}`);
-    if (figure?.name !== worst.name) return `${value(worst.value)} at worst, ${wanted}; this frame meets the rule, ${since}`;
+    if (figure?.name !== worst.name) return `${value(worst.value)} at worst, ${wanted}; this frame meets the rule; alarm ${since}`;
     const now = `${value(figure.value)} now`;
     return `${now}${isWorse(worst, figure) ? `, ${show(worst.name, worst.value)} at worst` : ""}, ${wanted}, ${since}`;
   }

@@ -25,10 +25,10 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def compile_in_this_process():
-    """Start no pool of compile processes, each of which imports torch."""
+    """Start no pool of compile processes and no trial of the processor's instructions: each of them imports torch."""
     from torch._inductor import config
 
-    with config.patch(compile_threads=1):
+    with config.patch({"compile_threads": 1, "cpp.vec_isa_ok": True}):
         yield
 
 

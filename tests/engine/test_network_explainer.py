@@ -1,5 +1,6 @@
 """Network explainer with real images and weights; backends and precisions against eager float32."""
 
+import functools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -196,11 +197,14 @@ def test_cuda_without_a_gpu_names_the_remedy(small):
         small(device="cuda")
 
 
-def runner(precision, layer=None):
+@functools.cache
+def split_of(layer):
     torch.manual_seed(3)
-    net = lively(build_untrained(MODELS["resnet18"], 20), (96, 96))
-    split = split_network(net, layer, (96, 96))
-    return Runner(split, CompileConfig(Target(), "point", "eager", precision, CPU, 1 << 28))
+    return split_network(lively(build_untrained(MODELS["resnet18"], 20), (96, 96)), layer, (96, 96))
+
+
+def runner(precision, layer=None):
+    return Runner(split_of(layer), CompileConfig(Target(), "point", "eager", precision, CPU, 1 << 28))
 
 
 def ranks(heat):

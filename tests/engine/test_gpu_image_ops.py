@@ -37,7 +37,8 @@ SIZES = [(720, 1280), (1080, 1920), (97, 61), (224, 224), (100, 300)]
 RESIZES = [
     *((fit, size, False) for fit in ("stretch", "letterbox", "crop") for size in SIZES),
     # On a CPU half-precision products are slow: each size but the largest once.
-    *(("stretch", size, True) for size in SIZES if size != (1080, 1920)), ("letterbox", (97, 61), True), ("crop", (100, 300), True),
+    *(("stretch", size, True) for size in SIZES if size != (1080, 1920)),
+    ("letterbox", (97, 61), True), ("crop", (100, 300), True),
 ]  # fmt: skip
 
 

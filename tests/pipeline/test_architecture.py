@@ -36,6 +36,7 @@ LIBRARIES = {
         "openvino",
         "onnx",
         "onnxruntime",
+        "onnxscript",
         "platformdirs",
         "pynvml",
         "pydantic",

@@ -136,6 +136,11 @@ class DiskMonitor:
         log.warning("%s: %s; %d %s were not recorded", self._uri, recovered, self._lost_since, self._unit)
         self._retry_at, self._lost_since = None, 0
 
+    @property
+    def account(self) -> str:
+        """Number of lost items as text; empty if there are none."""
+        return f"{self.lost} {self._unit} not written" if self.lost else ""
+
     def count_lost(self, frames: int) -> None:
         """Add to the number of frames that were not recorded; negative if frames were recorded later."""
         self.lost, self._lost_since = self.lost + frames, max(0, self._lost_since + frames)
@@ -222,6 +227,11 @@ class DiskSink(Sink):
     def problem(self) -> str:
         """Reason why nothing is written; empty while writing works."""
         return self._disk.problem
+
+    @property
+    def account(self) -> str:
+        """Number of items that the disk refused, as text; empty if there are none."""
+        return self._disk.account
 
     def _report_losses(self, name: object, what: str, kind: type[BaseException] | None) -> None:
         """Report the losses at the end of a run.

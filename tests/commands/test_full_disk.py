@@ -45,6 +45,7 @@ def test_recording_on_a_full_disk_is_playable_and_other_sinks_continue(run_where
     for name in ("out.mp4", "out.mcap"):
         assert f"{name}: the disk is full" in errors
         assert re.search(rf"{name}: \d+ frames were not written", errors), "each sink reports its own losses"
+        assert re.search(rf"{name}: \d+ frames not written, 0 dropped", output), "the summary claims no delivery"
     assert "was moved or deleted" not in errors, "a file without a complete chunk is removed by the sink itself"
     assert "File too large" in errors
     assert "Traceback" not in errors

@@ -18,6 +18,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from pipeline.errors import SourceError
 from pipeline.frames import Image
 from stream.bit_depth import eight_bits, value_bits
 
@@ -41,7 +42,25 @@ _side_data_of = cast("Callable[[av.VideoFrame], SideDataContainer]", SideDataCon
 
 
 _MAX_ASPECT: Final = Fraction(4)  # a pixel aspect ratio above 4 or below 1/4 is an error in the header
+# Matrices of ITU-T H.273 (table 4) that FFmpeg's conversion to RGB refuses; reserved values count as "not stated".
+_REFUSED_MATRICES: Final = {
+    8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE ST 2085", 12: "by the primaries",
+    13: "by the primaries, with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
+}  # fmt: skip
+
 _NEARLY_SQUARE: Final = Fraction(1, 100)  # from rounding to even sizes; resampling would only blur
+
+
+class ColoursRefusedError(SourceError):
+    """Frames are tagged with a colour matrix that FFmpeg cannot convert to RGB."""
+
+    def __init__(self, matrix: int) -> None:
+        """Create the error for a matrix of ITU-T H.273."""
+        super().__init__(
+            f"its frames are tagged with colour matrix {matrix} ({_REFUSED_MATRICES[matrix]}), which FFmpeg cannot "
+            "convert to RGB; set the camera or the encoder to BT.709, or correct a wrong tag: ffmpeg -i IN -c copy "
+            "-bsf:v h264_metadata=matrix_coefficients=1 OUT (hevc_metadata for H.265)"
+        )
 
 
 class PixelAspect:
@@ -90,7 +109,18 @@ class RgbConverter:
         """Return the oriented frame as contiguous uint8 RGB (height, width, 3).
 
         ``aspect`` is the pixel aspect ratio, width / height.
+
+        Raises:
+            ColoursRefusedError: FFmpeg cannot convert the colour matrix in the frame's tags.
         """
+        try:
+            return self._convert(frame, aspect)
+        except av.error.FFmpegError:
+            if int(frame.colorspace) in _REFUSED_MATRICES:
+                raise ColoursRefusedError(int(frame.colorspace)) from None
+            raise
+
+    def _convert(self, frame: av.VideoFrame, aspect: Fraction) -> Image:
         width, height = square_size(frame.width, frame.height, aspect)
         planar = self._eight_bits(frame) if frame.format.name.startswith("gray16") else frame
         if frame.format.name == "nv12":  # NVDEC's format: FFmpeg's fast path, with the CPU's colours, needs planes

@@ -29,7 +29,7 @@ from stream.container_info import (
     mp4_is_whole,
     packets_total,
 )
-from stream.convert import PixelAspect
+from stream.convert import ColoursRefusedError, PixelAspect
 from stream.corruption import CorruptionTracker
 from stream.decode import VideoDecoder, VideoPacket, packets, video_stream
 from stream.failures import classify_error
@@ -179,7 +179,12 @@ class FileSource(Source):
             pts = clock.to_seconds(None if frame.pts is None else frame.time)
             self._last_seconds = pts
             self._note_end(frame)
-            image = converter.convert(frame, self._aspect.now())
+            try:
+                image = converter.convert(frame, self._aspect.now())
+            except ColoursRefusedError as error:
+                message = f"{self.uri}: {error}"
+                self.health = Health("failed", message, corrupt=corrupt, cause="codec")
+                raise SourceError(message) from None
             yield Frame(
                 image, self.camera, index + self._frames_delivered, time.monotonic(), pts, source_name=self.name
             )

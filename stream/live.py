@@ -25,7 +25,7 @@ from pipeline.frames import Frame
 from pipeline.ports import Health, Source, State
 from stream.attempt import Attempt
 from stream.clock import StreamClock
-from stream.convert import PixelAspect
+from stream.convert import ColoursRefusedError, PixelAspect
 from stream.corruption import CorruptionTracker
 from stream.decode import VideoDecoder, VideoPacket, drop_bad_extradata, packets_of, video_stream
 from stream.failures import Failure, FailureError, StreamEndedError, classify_error
@@ -151,7 +151,7 @@ class LiveSource(Source):
                 if not stop.is_set() and attempt.at_end != "next":
                     ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
                     raise SourceConnectionLostError(Failure("the stream ended", cause="ended"), ended=ended)
-        except ImageTooLargeError as error:
+        except (ImageTooLargeError, ColoursRefusedError) as error:
             raise SourceConnectionLostError(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP demuxer reports a timeout of the answer as various errors: EPERM, invalid data.
@@ -209,9 +209,9 @@ class LiveSource(Source):
         for frame in decoding.run(packets, attempt.stop):
             if not self._delivered_frames and (failure := decoder.verify_first_frame(context, self.camera)):
                 raise SourceConnectionLostError(failure)
+            image, captured_at = converter.convert(frame, aspect.now()), time.monotonic()
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if frame.pts is None else frame.time
-            image, captured_at = converter.convert(frame, aspect.now()), time.monotonic()
             pts = self._clock.to_seconds(self._last_pts, arrived_at=captured_at if self.live else None)
             index, self._index = self._index, self._index + 1
             if self._connection_frames:

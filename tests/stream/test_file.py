@@ -1,3 +1,4 @@
+import re
 import shutil
 import subprocess
 import threading
@@ -344,3 +345,13 @@ def test_file_with_title_in_other_encoding_is_read(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"XYZZY", b"M\xfcll\xe9"))
     with build_source(str(path)) as source:
         assert len(list(source.frames(threading.Event()))) == 1
+
+
+@pytest.mark.parametrize(("tag", "matrix"), [("ycgco", 8), ("bt2020c", 10)])
+def test_colours_that_cannot_be_converted_are_named(make_clip, tag, matrix):
+    frames, error, source = read(make_clip(codec="libx264", coding={"colorspace": tag}))
+    assert not frames
+    assert re.search(
+        rf"clip\.mp4: .* matrix {matrix} \(.*\), which FFmpeg cannot convert to RGB; .*BT\.709", str(error)
+    )
+    assert (source.health.state, source.health.cause) == ("failed", "codec")

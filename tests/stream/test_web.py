@@ -225,6 +225,13 @@ def test_picture_beyond_max_pixels_is_refused_live(web_server):
             read(f"{address}/{name}", 1, max_pixels=10_000)
 
 
+def test_colours_that_cannot_be_converted_are_named_live(web_server, make_clip):
+    film = make_clip("live.ts", codec="libx264", coding={"colorspace": "ycgco"}).read_bytes()
+    address = web_server(lambda request: send(request, film, "video/mp2t", length=False))
+    with pytest.raises(SourceError, match=r"matrix 8 \(YCgCo\), which FFmpeg cannot convert to RGB; .*BT\.709"):
+        read(f"{address}/live", 1)
+
+
 def test_endless_rubbish_is_left_at_the_deadline(web_server):
     def answer(request):
         request.send_response(200)

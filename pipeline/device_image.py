@@ -6,6 +6,7 @@ reads these planes on the device; the host gets the RGB image at the first acces
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -89,8 +90,11 @@ class DeviceImage:
 
     @property
     def nbytes(self) -> int:
-        """Used memory in bytes, on the device and on the host."""
-        return self.planes.nbytes + (0 if self._host is None else self._host.nbytes)
+        """Memory in bytes that the image uses at most: on the device, and on the host once it is downloaded.
+
+        Constant, so that what a queue adds for an image is what it subtracts later.
+        """
+        return self.planes.nbytes + math.prod(self.shape)
 
     @property
     def is_downloaded(self) -> bool:

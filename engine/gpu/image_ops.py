@@ -149,8 +149,11 @@ class Nv12ToRgb(nn.Module):
         u, v = (frames[:, height:, part::2].to(torch.int32) for part in (0, 1))
         y = (luma - self.black) * 8 * self.luma >> 16
         green = _product(u, self.green[0]) + _product(v, self.green[1])
-        colours = [_over_pixels(part) for part in (_product(v, self.red), green, _product(u, self.blue))]
-        return torch.stack([y + colour for colour in colours], dim=3).clamp(0, 255).to(torch.uint8)
+        shown = torch.empty((*luma.shape, 3), dtype=torch.uint8, device=frames.device)
+        # One channel at a time: together they would use three times the memory.
+        for channel, colour in enumerate((_product(v, self.red), green, _product(u, self.blue))):
+            shown[..., channel] = _over_pixels(colour).add_(y).clamp_(0, 255)
+        return shown
 
 
 def _thirteen_bits(coefficient: int) -> int:
@@ -163,8 +166,10 @@ def _product(chroma: Tensor, coefficient: int) -> Tensor:
 
 
 def _over_pixels(chroma: Tensor) -> Tensor:
-    """Repeat each chroma value over its 2x2 pixels."""
-    return chroma.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    """Return each chroma value (N, h, w) repeated over its 2x2 pixels (N, 2h, 2w), in new memory."""
+    count, height, width = chroma.shape
+    repeated = chroma[:, :, None, :, None].expand(count, height, 2, width, 2)
+    return repeated.clone(memory_format=torch.contiguous_format).view(count, 2 * height, 2 * width)
 
 
 class AxisWeights(NamedTuple):

@@ -85,6 +85,14 @@ test("alarm names this frame's number and the worst of the episode", () => {
   assert.equal(calm.short, "20 % at worst, 50 % wanted, 2 min 0 s");
 });
 
+test("a number that violates a rule never reads as its bound", () => {
+  const outside = { ...guard(null, 1), figure: { name: "evidence_outside_box", value: 0.0503, bound: 0.05 } };
+  assert.equal(new Episode().update(outside).text, "evidence outside box 5.03 % now, at most 5 % wanted, for 1.0 s");
+  assert.equal(new Episode().update(guard(0.4996, 1)).short, "49.96 % now, 50 % wanted, 1 s");
+  const many = { ...guard(null, 1), figure: { name: "boxes", value: 7, bound: 5 } };
+  assert.equal(new Episode().update(many).text, "boxes 7 now, at most 5 wanted, for 1.0 s");
+});
+
 test("alarm without a number shows its rule", () => {
   const words = new Episode().update(guard(null, 12, "label == scratch"));
   assert.deepEqual([words.title, words.text], ["on-the-road", "label == scratch, for 12 s"]);

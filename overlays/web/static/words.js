@@ -55,11 +55,16 @@ export function noticeOf({ hasFrame, age, status, buildingSeconds, lostAt }) {
 }
 
 const REGION = /^heat_inside\((.*)\)$/;
-const SHARES = new Set(["score", "focus_area", "entropy", "centre_x", "centre_y", "score_drop_when_masked"]);
+const SHARES = new Set(["score", "focus_area", "entropy", "centre_x", "centre_y", "score_drop_when_masked", "evidence_outside_box"]);
+const MAX_DIGITS = 6;
 
-function show(name, value) {
-  const exact = Math.round(value * 1000) / 10;
-  return REGION.test(name) || SHARES.has(name) ? `${value > 0 && value < 0.095 ? exact : Math.round(value * 100)} %` : String(Math.round(value * 1000) / 1000);
+// Return a rule's number as text, with so many digits that it differs from the bound.
+function show(name, value, bound = value) {
+  const [factor, unit] = REGION.test(name) || SHARES.has(name) ? [100, " %"] : [1, ""];
+  const rounded = (number, digits) => Number((factor * number).toFixed(digits));
+  let digits = unit ? Number(value > 0 && value < 0.095) : 3;
+  while (value !== bound && rounded(value, digits) === rounded(bound, MAX_DIGITS) && digits < MAX_DIGITS) digits++;
+  return `${rounded(value, digits)}${unit}`;
 }
 
 // Return the meaning of a rule's number, such as "Looks off the road".
@@ -89,7 +94,7 @@ export class Episode {
     const shown = figure ?? this.worst;
     if (!shown) return says;
     const wanted = `${shown.value < shown.bound ? "" : "at most "}${show(shown.name, shown.bound)} wanted`;
-    return `${show(shown.name, shown.value)} ${figure ? "now" : "at worst"}, ${wanted}, ${duration(Math.floor(lasted)).replace(".0", "")}`;
+    return `${show(shown.name, shown.value, shown.bound)} ${figure ? "now" : "at worst"}, ${wanted}, ${duration(Math.floor(lasted)).replace(".0", "")}`;
   }
 
   text({ figure, says, seconds: lasted }) {
@@ -99,10 +104,11 @@ export class Episode {
     const region = REGION.test(worst.name);
     const noun = region ? "inside" : worst.name.replaceAll("_", " ");
     const wanted = `${worst.value < worst.bound ? "" : "at most "}${show(worst.name, worst.bound)} wanted`;
-    const value = (number) => (region ? `${show(worst.name, number)} ${noun}` : `${noun} ${show(worst.name, number)}`);
+    const number = (value) => show(worst.name, value, worst.bound);
+    const value = (each) => (region ? `${number(each)} ${noun}` : `${noun} ${number(each)}`);
     if (figure?.name !== worst.name) return `${value(worst.value)} at worst, ${wanted}; this frame meets the rule; alarm ${since}`;
     const now = `${value(figure.value)} now`;
-    return `${now}${isWorse(worst, figure) ? `, ${show(worst.name, worst.value)} at worst` : ""}, ${wanted}, ${since}`;
+    return `${now}${isWorse(worst, figure) ? `, ${number(worst.value)} at worst` : ""}, ${wanted}, ${since}`;
   }
 }
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from pipeline.workers.thread import ThreadWorker
+
+_WRITE_TO_CLOSED: Final = "socket.send() raised exception."
+"""What asyncio logs, without a name, when a library goes on writing to a client that has gone."""
+logging.getLogger("asyncio").addFilter(lambda record: record.getMessage() != _WRITE_TO_CLOSED)
 
 
 class LoopThread:

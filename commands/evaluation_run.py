@@ -20,7 +20,7 @@ from commands.evaluation_inputs import (
     ImageTask,
     add_records,
 )
-from commands.ray_settings import require_ray
+from commands.ray_settings import require_ray, restore_threads
 from pipeline.errors import ConfigError, DataLossError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class EvaluationWorker:
             recorder: creates the records.
             folder: the working directory of relative paths; Ray's workers start in another directory.
         """
+        restore_threads(os.environ)
         os.chdir(folder)
         self._evaluator, self._recorder = build(), recorder
 

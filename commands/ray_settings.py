@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from importlib.util import find_spec
 from typing import Final
 
@@ -20,6 +21,23 @@ REMOVED: Final = ("PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_P
 
 With ``PYTHONDONTWRITEBYTECODE``, Ray's agents start too slowly. The other variables would override options.
 """
+
+THREADS: Final = "OMP_NUM_THREADS"
+
+
+def thread_settings(present: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that keep Ray from limiting its workers to one thread.
+
+    Ray sets ``OMP_NUM_THREADS`` to 1 in a worker unless it is set, also to an empty text. With another number of
+    threads PyTorch is slower or faster, and rounds sums differently. A value of the user is kept.
+    """
+    return {} if present.get(THREADS) else {THREADS: ""}
+
+
+def restore_threads(environment: MutableMapping[str, str]) -> None:
+    """Undo ``thread_settings`` in a worker; must run before PyTorch is loaded."""
+    if environment.get(THREADS) == "":
+        del environment[THREADS]
 
 
 def require_ray(use: str, alternative: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from commands.archive.inputs import ArchiveFile, Shard, shards_of, shards_of_vid
 from commands.archive.overlays import ShardOverlays
 from commands.archive.partitions import ARCHIVE_SCHEMA, OVERLAY_SCHEMA, PartitionWriter
 from commands.archive.stores import is_address, open_address, read_address
+from commands.ray_settings import restore_threads
 from pipeline.config import Config
 from pipeline.errors import ReciproStreamError, SourceError
 from pipeline.frames import Frame, Image
@@ -89,6 +91,7 @@ class ShardWorker:
             settings: network, engine and output folder.
             stop: if set, ``explain`` raises ``Interrupted``.
         """
+        restore_threads(os.environ)
         from commands.wiring.run import choose_batch_size, make_explainer
         from stream.image_file import ImageReader
 

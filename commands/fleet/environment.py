@@ -12,7 +12,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
-from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS
+from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS, thread_settings
 from pipeline.errors import ConfigError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def ray_environment(present: Mapping[str, str], token_file: Path, listen: str) -
         listen: IP address of this node; for a loopback address, Ray listens only on the loopback.
     """
     environment = {name: value for name, value in present.items() if name not in REMOVED}
-    environment |= _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file.resolve())}
+    environment |= thread_settings(environment) | _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file.resolve())}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     if is_loopback(listen):
         environment |= LOOPBACK_SETTINGS

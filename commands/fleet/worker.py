@@ -22,6 +22,7 @@ from commands.fleet.capacity import measure_capacity
 from commands.fleet.directors import Directors
 from commands.fleet.roster import Roster
 from commands.fleet.term_file import TermFile, default_term_file
+from commands.ray_settings import restore_threads
 from commands.wiring.cameras import Camera, make_cameras, with_all_cameras
 from commands.wiring.kinds import load_config
 from commands.wiring.run import OpenRun, open_run
@@ -77,6 +78,7 @@ class FleetWorker:
             directors: the client of the directors, which answer the beats.
         """
         log_as_text()
+        restore_threads(os.environ)
         if spec.folder:
             os.chdir(spec.folder)
         self._spec, self._directors = spec, directors

@@ -163,3 +163,17 @@ def test_fleet_warns_of_cameras_that_cannot_be_opened_and_starts(command, tmp_pa
     assert code != 0
     assert without_a_node == [tmp_path / "stream.yaml"]
     assert "this node can open no camera until this is mended: credentials file 'north.secret'" in caplog.text
+
+
+@pytest.mark.parametrize("user", [{}, {"OMP_NUM_THREADS": ""}])
+def test_workers_get_the_default_number_of_threads_and_not_the_one_of_ray(tmp_path, user):
+    in_ray = ray_environment(user, tmp_path / "token", "127.0.0.1")
+    assert in_ray["OMP_NUM_THREADS"] == ""  # Ray sets 1 if there is no value
+    ray_settings.restore_threads(in_ray)
+    assert "OMP_NUM_THREADS" not in in_ray
+
+
+def test_workers_keep_the_number_of_threads_that_the_user_has_set(tmp_path):
+    in_ray = ray_environment({"OMP_NUM_THREADS": "3"}, tmp_path / "token", "127.0.0.1")
+    ray_settings.restore_threads(in_ray)
+    assert in_ray["OMP_NUM_THREADS"] == "3"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
@@ -53,6 +54,8 @@ class GpuRenderer(Renderer):
         patches = self._drawing.render_patches(explanation)
         with self._turn:
             jpeg, image = self._explainer.download(explanation, patches, jpeg_quality=quality, as_array=array)
+        # A slow sink, or one that keeps frames, then holds no memory of the GPU.
+        explanation = replace(explanation, drawn=None)
         return Overlay(explanation.frame.pixels if image is None else image, explanation, jpeg=jpeg)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:

@@ -106,6 +106,9 @@ def test_delivery_as_jpeg_or_array_downloads_no_frame(lively_squeezenet, quality
     overlay = GpuRenderer(HeatRenderer(), explainer, [JpegTaker(quality)]).render(explanation)
     jpeg = None if overlay.jpeg is None else overlay.jpeg.payload
     assert (jpeg is None) == (quality is None)
+    assert explanation.drawn is not None
+    assert overlay.explanation.drawn is None, "a sink that keeps the overlay would keep memory of the GPU"
+    assert overlay.explanation.frame is explanation.frame
     encode(overlay, sent_at_unix=1.0, now_monotonic=101.0, jpeg_quality=80, jpeg=jpeg)
     assert not image.is_downloaded
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from commands.ray_settings import LOOPBACK_SETTINGS, REMOVED, SETTINGS, restore_threads, thread_settings
+from commands.ray_settings import LOOPBACK_SETTINGS, QUIET_SETTINGS, REMOVED, SETTINGS, restore_threads, thread_settings
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
 
@@ -95,7 +95,8 @@ def _started_ray(workers: int) -> Any:  # noqa: ANN401 - a module
     """Start Ray for this run only: on the loopback, with a new token, without usage statistics; return the module."""
     for name in REMOVED:
         os.environ.pop(name, None)
-    os.environ.update(SETTINGS | LOOPBACK_SETTINGS | thread_settings(os.environ), RAY_AUTH_TOKEN=secrets.token_hex(32))
+    settings = SETTINGS | LOOPBACK_SETTINGS | QUIET_SETTINGS | thread_settings(os.environ)
+    os.environ.update(settings, RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
     for attempt in range(_START_ATTEMPTS):

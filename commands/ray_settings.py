@@ -16,6 +16,8 @@ SETTINGS: Final = {
 }
 LOOPBACK_SETTINGS: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Settings that make Ray listen only on the loopback."""
+QUIET_SETTINGS: Final = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
+"""Settings that end Ray's reports of metrics and tasks, which nobody reads in a run of one command."""
 REMOVED: Final = ("PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 """Environment variables that are removed for Ray.
 

@@ -4,6 +4,7 @@ That Ray replaces a killed worker and tries its task again is tested with the co
 ``test_workers_share_the_files_and_a_killed_worker_is_replaced``.
 """
 
+import os
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import actor_pool
 from commands.actor_pool import ActorPool
 from pipeline.errors import EngineError
 
@@ -87,3 +89,19 @@ def test_stopped_pool_submits_nothing():
     stop = threading.Event()
     stop.set()
     assert results(Ray(), 2, deque(range(3)), stop) == ([], [])
+
+
+def test_pool_starts_ray_on_the_loopback_with_a_token_and_without_reports(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is an extra: uv sync --extra fleet")
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    given = []
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(ray, "init", lambda **options: given.append((options, dict(environment))))
+    actor_pool._started_ray(2)
+    [(options, at_start)] = given
+    assert options["address"] == "local"
+    assert not options["include_dashboard"]
+    assert len(at_start["RAY_AUTH_TOKEN"]) == 64
+    assert at_start["RAY_enable_metrics_collection"] == at_start["RAY_task_events_report_interval_ms"] == "0"
+    assert at_start["OMP_NUM_THREADS"] == ""  # Ray sets 1 if there is no value
+    assert "OMP_NUM_THREADS" not in environment

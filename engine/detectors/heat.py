@@ -48,31 +48,41 @@ class BoxHeat:
     """Standard deviation, in cells, of the Gaussian that smooths the map; 0: no smoothing."""
 
     def evidence(self) -> Tensor:
-        """Return ``values`` smoothed by ``sigma``; a map without smoothing is returned as it is.
+        """Return the evidence for the box, (rows, columns): ``values`` smoothed by ``sigma``.
 
         Mode ``keep``: the log-score above the median of the map, 0 below it. Regions that cannot affect the box all
         have the log-score of an empty image; without this limit, regions that lower the score even further would count
         as less important than regions without any influence. The median is subtracted before the map is smoothed:
-        small differences between regions far from the box would be lost in the rounding of values around -20.
+        small differences between regions far from the box would be lost in the rounding of values around -20. A map
+        without smoothing is returned as it is: only its differences have a meaning.
+
+        Mode ``drop``: positive values only; negative values are those of ``counter_evidence``. Smoothed together,
+        evidence for the box and evidence against it in neighbouring regions would hide each other.
         """
+        if self.mode == "drop":
+            return smoothed(self.values.clamp(min=0.0), self.sigma)
         if self.sigma <= 0.0:
             return self.values
-        values = (self.values - self.values.median()).clamp(min=0.0) if self.mode == "keep" else self.values
-        return smoothed(values, self.sigma)
+        return smoothed((self.values - self.values.median()).clamp(min=0.0), self.sigma)
+
+    def counter_evidence(self) -> Tensor:
+        """Return the evidence against the box, (rows, columns), mode ``drop``: the negative values, smoothed alone."""
+        return smoothed((-self.values).clamp(min=0.0), self.sigma)
 
     def normalised(self) -> NormalisedHeat:
         """Return the map in [0, 1]: min-max for ``keep``, divided by the largest difference for ``drop``."""
-        values, zeros = self.evidence(), torch.zeros_like(self.values)
+        evidence, zeros = self.evidence(), torch.zeros_like(self.values)
         if self.mode == "keep":
-            low, high = float(values.min()), float(values.max())
+            low, high = float(evidence.min()), float(evidence.max())
             if not high - low > FLAT_LOG_RANGE:
                 return NormalisedHeat(zeros, None, 0.0, None)
-            return NormalisedHeat((values - low) / (high - low), None, high - low, None)
+            return NormalisedHeat((evidence - low) / (high - low), None, high - low, None)
         lowest = self.plain_score - float(self.values.max())
-        scale = float(values.abs().max())
+        against = self.counter_evidence()
+        scale = max(float(evidence.max()), float(against.max()))
         if not scale > 0.0:
             return NormalisedHeat(zeros, zeros, 0.0, lowest)
-        return NormalisedHeat(values.clamp(min=0.0) / scale, (-values).clamp(min=0.0) / scale, scale, lowest)
+        return NormalisedHeat(evidence / scale, against / scale, scale, lowest)
 
 
 def smoothed(values: Tensor, sigma: float) -> Tensor:

@@ -39,10 +39,9 @@ class PlacedMap:
     cell_px: int
     """Side of a cell in pixels of the input."""
     absolute: bool = True
-    """True if 0 means no influence and negative values are evidence against the box; False if only differences between
-    values have a meaning."""
+    """True if 0 means no influence; False if only differences between values have a meaning."""
     heat: Tensor | None = None
-    """The values of the regions before smoothing; None: equal to ``values``."""
+    """The values of the regions, negative ones included, before smoothing; None: equal to ``values``."""
 
     def on_input(self, size: tuple[int, int]) -> Tensor:
         """Upsample the map to the input's (height, width), bilinear between the centres of cells."""

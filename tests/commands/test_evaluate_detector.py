@@ -124,4 +124,4 @@ def test_evaluate_refuses_a_detector_of_two_stages(command, monkeypatch):
     monkeypatch.setattr(commands.wiring.detectors, "load_configured_detector", lambda _config: two_stage)
     code, _, errors = command("--output", "out", "--boxes", "coco.json")
     assert code == 2
-    assert "has two stages" in errors
+    assert "is a two-stage detector" in errors

@@ -164,7 +164,7 @@ def test_reader_of_all_topics_gets_no_parts_on_its_own(wait_until):
     with ZeroMqSink(ANY) as sink, Viewer(sink.endpoint) as viewer:
         joined(sink, wait_until)
         sink.put(overlay(1, part(1)))
-        explained = replace(overlay(2, part(2)), image=np.full((120, 160, 3), 9, np.uint8))
+        explained = replace(overlay(2, part(2)), pixels=np.full((120, 160, 3), 9, np.uint8))
         sink.put(explained)
         received = first(viewer)
     assert (received.camera, received.header.index) == ("road", 2)

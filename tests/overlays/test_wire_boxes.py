@@ -155,7 +155,7 @@ def test_map_of_nan_or_of_two_grids_is_not_sent():
         odd = replace(DROP, box_map=replace(DROP.box_map, **{name: math.nan}))
         with pytest.raises(WireError, match="NaN or infinite"):
             packed(explained_boxes(odd))
-    with pytest.raises(WireError, match=r"against: a grid of \(1, 1\)"):
+    with pytest.raises(WireError, match=r"against: has the grid \(1, 1\)"):
         packed(explained_boxes(replace(DROP, box_map=replace(DROP.box_map, against=NO_HEAT))))
 
 

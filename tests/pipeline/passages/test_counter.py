@@ -223,7 +223,7 @@ def test_evidence_outside_is_the_mean_over_the_maps_and_not_over_the_frames():
 def test_image_of_a_part_is_its_place_in_the_most_certain_frame_and_keeps_no_frame():
     record = PassageRecord(Vote())
     for index, score in enumerate([0.5, 0.9, 0.7]):
-        frame = replace(detection_frame(index), image=np.full((HEIGHT, WIDTH, 3), index, np.uint8))
+        frame = replace(detection_frame(index), pixels=np.full((HEIGHT, WIDTH, 3), index, np.uint8))
         record.add(detection(box_at(80.0), score=score), box_at(80.0), frame, is_clipped=False)
     result = record.result()
     assert result["index"] == 1
@@ -233,7 +233,7 @@ def test_image_of_a_part_is_its_place_in_the_most_certain_frame_and_keeps_no_fra
 
 
 def test_image_of_a_large_object_is_reduced():
-    frame = replace(detection_frame(0), image=np.zeros((1000, 2000, 3), np.uint8))
+    frame = replace(detection_frame(0), pixels=np.zeros((1000, 2000, 3), np.uint8))
     record = PassageRecord(Vote())
     record.add(detection(Box(0.0, 0.0, 2000.0, 1000.0)), Box(0.0, 0.0, 2000.0, 1000.0), frame, is_clipped=True)
     assert max(record.result()["image"].shape) <= MAX_IMAGE_PIXELS

@@ -1,6 +1,9 @@
 """`run.py evaluate --workers`: several processes give the records of one, in its order."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +19,10 @@ from commands.annotations import load_boxes, load_masks
 from commands.evaluation_inputs import EvaluatedImage, ImageRecorder, ImageTask
 from commands.evaluation_run import EvaluationWorker, in_order
 from commands.images import open_images
+from commands.ray_settings import REMOVED
 from commands.trained_images import TrainedImages
 from pipeline.errors import EngineError
+from tests.conftest import ROOT
 
 OPTIONS = ("--model", "line_net", "--input-size", "64x64", "--steps", "28", "--threads", "1")
 
@@ -187,3 +192,19 @@ def test_lost_image_is_named_and_the_same_command_tries_it_again(command, tmp_pa
     assert code == 0, errors
     assert "3 of 4 images" in output
     assert sorted(record["image"] for record in records(tmp_path / "out")) == ["000.png", "001.png", "003.png"]
+
+
+@pytest.mark.fleet
+@pytest.mark.slow
+def test_workers_of_ray_give_the_records_of_one_process_to_the_last_bit(tmp_path, photos):
+    pytest.importorskip("ray", reason="Ray is an extra: uv sync --extra fleet")
+    environment = {name: value for name, value in os.environ.items() if name not in {*REMOVED, "OMP_NUM_THREADS"}}
+    for output, workers in (("one", "1"), ("two", "2")):
+        finished = subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), "evaluate", "photos", *OPTIONS, "--output", output,
+             "--workers", workers],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr[-3000:]
+    assert len(records(tmp_path / "two")) == 3
+    assert records(tmp_path / "two") == records(tmp_path / "one")

@@ -55,10 +55,15 @@ class DevicePlanes(Protocol):
         ...
 
 
+class DeviceMemoryFullError(MemoryError):
+    """The device has no memory for another image."""
+
+
 CopyPlanes = Callable[[DlpackPlane, DlpackPlane], DevicePlanes]
 """Copies the luma plane and the chroma plane of a decoded image into memory of the engine's device.
 
-When it returns, the copy is complete and the decoder may reuse its surface.
+When it returns, the copy is complete and the decoder may reuse its surface. It raises ``DeviceMemoryFullError`` if the
+device has no memory for the copy.
 """
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from fractions import Fraction
 from typing import Final
 
 import av
 
-from pipeline.device_image import CopyPlanes, DeviceImage, Nv12, YuvColours
+from pipeline.device_image import CopyPlanes, DeviceImage, DeviceMemoryFullError, Nv12, YuvColours
 from pipeline.frames import Image, Pixels
 from stream.convert import RgbConverter, on_host, orientation
+
+log = logging.getLogger(__name__)
 
 # Kr and Kb by FFmpeg's AVColorSpace (ITU-T H.273, table 4). 0 and 2 are without information: FFmpeg uses BT.601.
 _LUMA_WEIGHTS: Final = {
@@ -31,6 +34,7 @@ class FrameConverter:
         """
         self._copy_planes = copy_planes
         self._rgb = RgbConverter()
+        self._is_full = False  # whether the device once had no memory for a frame
         self._lock = threading.Lock()  # images are downloaded by any thread
         self._downloaded = RgbConverter()
 
@@ -49,7 +53,13 @@ class FrameConverter:
         kr, kb = _LUMA_WEIGHTS[int(frame.colorspace)]
         colours = YuvColours(kr, kb, full_range=int(frame.color_range) == _FULL_RANGE)
         luma, chroma = frame.planes
-        planes = self._copy_planes(luma, chroma)
+        try:
+            planes = self._copy_planes(luma, chroma)
+        except DeviceMemoryFullError as error:
+            if not self._is_full:
+                log.warning("%s: frames without room there are downloaded; device_frames: false uses less", error)
+            self._is_full = True
+            return self._rgb.convert(on_host(frame), aspect)
         tags = (int(frame.colorspace), int(frame.color_range))
         return DeviceImage(planes, colours, lambda rows: self._to_rgb(rows, *tags))
 

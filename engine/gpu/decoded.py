@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.device_image import CopyPlanes, DeviceImage, DlpackPlane, Nv12
+from pipeline.device_image import CopyPlanes, DeviceImage, DeviceMemoryFullError, DlpackPlane, Nv12
 
 
 class DecodedPlanes:
@@ -53,7 +53,10 @@ def plane_copier(device: torch.device) -> CopyPlanes:
         height, width = rows.shape
         on_cuda = device.type == "cuda"
         with torch.cuda.stream(torch.cuda.default_stream(device)) if on_cuda else nullcontext():
-            data = torch.empty((height * 3 // 2, width), dtype=torch.uint8, device=device)
+            try:
+                data = torch.empty((height * 3 // 2, width), dtype=torch.uint8, device=device)
+            except torch.OutOfMemoryError:
+                raise DeviceMemoryFullError(f"{device} has no memory for {height}x{width} pixels") from None
             data[:height].copy_(rows)
             data[height:].copy_(pairs.flatten(1))
             if on_cuda:

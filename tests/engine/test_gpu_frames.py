@@ -150,6 +150,21 @@ def test_other_formats_are_converted_on_the_host(form):
     assert np.array_equal(image, RgbConverter().convert(decoded(**form)))
 
 
+def test_frames_without_room_on_the_device_are_converted_on_the_host(monkeypatch, caplog):
+    converter = FrameConverter(plane_copier(CPU))
+    with monkeypatch.context() as full:
+        full.setattr(torch, "empty", out_of_memory)
+        images = [converter.convert(decoded(seed=seed)) for seed in (1, 2)]
+    for seed, image in enumerate(images, start=1):
+        assert np.array_equal(image, RgbConverter().convert(decoded(seed=seed)))
+    assert caplog.text.count("device_frames: false uses less") == 1
+    assert isinstance(converter.convert(decoded()), DeviceImage)
+
+
+def out_of_memory(*_shape, **_options):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_stretched_pixels_are_converted_on_the_host():
     image = FrameConverter(plane_copier(CPU)).convert(decoded(), aspect=2)
     assert image.shape == (60, 180, 3)

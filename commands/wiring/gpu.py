@@ -90,6 +90,27 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
     return GpuExplainer(network, config.engine, table=heat_lut(overlay.colormap, overlay.opacity), together=batch_size)
 
 
+def warn_of_downloads(config: Config, explainer: EngineExplainer) -> None:
+    """Log a warning if frames stay on the GPU although a network reads them on the host.
+
+    Args:
+        config: the configuration of the run.
+        explainer: the explainer of the run.
+    """
+    from engine.explainers.gpu import GpuExplainer
+
+    if not any(getattr(source, "device_frames", False) for source in config.sources):
+        return
+    reason = "the network on trial reads" if config.models else ""
+    if not isinstance(explainer, GpuExplainer):
+        reason = "with this network or these overlay options, the engine reads"
+    if reason:
+        log.warning(
+            "device_frames: %s images on the host, and each of these frames is downloaded in the engine's thread; "
+            "device_frames: false is faster here", reason,
+        )  # fmt: skip
+
+
 def make_renderer(drawing: HeatRenderer, explainer: EngineExplainer, sinks: Sequence[Sink]) -> Renderer:
     """Return a ``GpuRenderer`` if the explainer renders on the GPU, else ``drawing``.
 

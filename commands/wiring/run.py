@@ -16,7 +16,7 @@ from commands.console import print_line
 from commands.plausibility import warn_of_doubts
 from commands.signals import shutdown_on_signal
 from commands.wiring.cameras import Camera, CameraDiff, RunningCameras, make_cameras, with_all_cameras
-from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
+from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu, warn_of_downloads
 from commands.wiring.guards import build_monitor, check_classes, check_guards, load_drift_tracking, report_guards
 from commands.wiring.passages import ConfiguredPlaces
 from commands.wiring.reload import ConfigFile, ConfigText, ConfigWatcher, reload_on_hangup
@@ -175,6 +175,7 @@ def open_run(
     explainer.accept(queries)
     renderer = make_renderer(drawing, explainer, sinks)
     log.info("%s", explainer.info)
+    warn_of_downloads(config, explainer)
     warn_of_doubts(config, explainer.labels, exclusive=explainer.classes_exclude_each_other)
     window = config.engine.batch_window_ms / 1e3 if len(members) > 1 else 0.0
     batch = choose_batch_size(config, explainer)

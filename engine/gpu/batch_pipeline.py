@@ -110,13 +110,15 @@ class CapturedSize:
     """The graphs' input on the device, uint8 (largest bucket, *shape of a frame); each graph reads the first rows."""
     graphs: dict[int, Call]
     """By bucket: a graph that returns scores, classes, heat maps and images of ``frames``, in fixed memory."""
+    image_bytes: int = 0
+    """Memory of one rendered image."""
     last_used: object = None
     """Event recorded after the last run of a graph."""
 
     @property
     def nbytes(self) -> int:
-        """Approximate memory of the frames and of the images of all graphs."""
-        return self.frames.nbytes + self.frames[0].nbytes * sum(self.graphs)
+        """Approximate memory of the frames and of the RGB images of all graphs."""
+        return self.frames.nbytes + self.image_bytes * sum(self.graphs)
 
 
 @dataclass(eq=False)
@@ -207,7 +209,8 @@ class BatchPipeline:
         frame_bytes = math.prod(kind.shape)
         sizes = self.buckets if kind.area is None else self.buckets[:1]
         buckets = [bucket for bucket in sizes if bucket * frame_bytes <= MAX_SLOT_BYTES] or [self.buckets[0]]
-        captured = CapturedSize(self._with_room(lambda: self._zeros((buckets[-1], *kind.shape))), {})
+        frames = self._with_room(lambda: self._zeros((buckets[-1], *kind.shape)))
+        captured = CapturedSize(frames, {}, math.prod(kind.size) * 3)
         for bucket in buckets:
             try:
                 captured.graphs[bucket] = self._with_room(

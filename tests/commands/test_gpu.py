@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from commands.wiring.gpu import GpuRenderer, build_gpu_explainer, make_renderer, renders_on_gpu
+from commands.wiring.gpu import GpuRenderer, build_gpu_explainer, make_renderer, renders_on_gpu, warn_of_downloads
 from commands.wiring.kinds import load_config
 from commands.wiring.run import make_network
 from overlays.render.jpeg import decode_image, reusable_jpeg
@@ -124,6 +124,30 @@ def test_renders_on_gpu_is_false_for_options_of_the_host(option):
     assert renders_on_gpu(load_config({}, "test"), "cuda")
     assert not renders_on_gpu(load_config({}, "test"), "cpu")
     assert not renders_on_gpu(load_config({}, "test", {"overlay": option}), "cuda")
+
+
+DEVICE = {"uri": "rtsp://127.0.0.1:1/live", "device_frames": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_gpu", "reason"),
+    [
+        ({"sources": [DEVICE]}, True, None),
+        ({"sources": [DEVICE | {"device_frames": False}]}, False, None),
+        ({"sources": ["line:"]}, False, None),
+        ({"sources": ["line:", DEVICE]}, False, "the engine reads images on the host"),
+        (
+            {"sources": [DEVICE], "models": [{"model": "resnet18"}]},
+            True,
+            "the network on trial reads images on the host",
+        ),
+    ],
+)
+def test_frames_kept_on_the_gpu_for_a_network_on_the_host_are_reported(card, caplog, settings, on_gpu, reason):
+    warn_of_downloads(load_config(settings, "test"), card if on_gpu else None)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (reason is not None)
+    assert all(reason in message for message in messages)
 
 
 def test_guards_and_regions_are_drawn_on_the_gpu():

@@ -10,6 +10,7 @@ from engine.gpu import batch_pipeline
 from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, FrameKind, buckets_up_to, split_into_buckets
 from engine.gpu.streams import CpuStreams
 from overlays.render.gpu_tables import heat_lut
+from pipeline.device_image import YuvColours
 from pipeline.input_area import InputArea
 from tests.support.gpu_streams import RecordingStreams
 
@@ -140,6 +141,12 @@ def test_sizes_used_least_recently_are_released(monkeypatch):
     assert [kind.size for kind in flights._sizes] == [(4, 6), (3, 8)]
     flights.submit([image(1, (6, 4))])
     assert lanes.captures.count("1 frames of 4x6") == 2
+
+
+def test_graphs_of_decoded_frames_count_their_rgb_images():
+    colours = YuvColours(0.299, 0.114, full_range=False)
+    captured = BatchPipeline(CpuStreams(), (1, 4), doubling).prepare(FrameKind((4, 6), None, colours))
+    assert captured.nbytes == 4 * (6 * 6) + (1 + 4) * (4 * 6 * 3)
 
 
 def test_large_frames_use_the_buckets_that_fit_a_slot(monkeypatch):

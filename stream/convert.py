@@ -42,11 +42,13 @@ _side_data_of = cast("Callable[[av.VideoFrame], SideDataContainer]", SideDataCon
 
 
 _MAX_ASPECT: Final = Fraction(4)  # a pixel aspect ratio above 4 or below 1/4 is an error in the header
-# Matrices of ITU-T H.273 (table 4) that FFmpeg's conversion to RGB refuses; reserved values count as "not stated".
+# Matrices of ITU-T H.273 (table 4) that FFmpeg's conversion to RGB refuses.
 _REFUSED_MATRICES: Final = {
     8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE ST 2085", 12: "by the primaries",
     13: "by the primaries, with constant luminance", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
 }  # fmt: skip
+_RESERVED_MATRIX: Final = 3  # counts as unspecified: FFmpeg refuses it, too, but it states nothing
+_UNSPECIFIED_MATRIX: Final = 2
 
 _NEARLY_SQUARE: Final = Fraction(1, 100)  # from rounding to even sizes; resampling would only blur
 
@@ -113,6 +115,8 @@ class RgbConverter:
         Raises:
             ColoursRefusedError: FFmpeg cannot convert the colour matrix in the frame's tags.
         """
+        if int(frame.colorspace) == _RESERVED_MATRIX:
+            frame.colorspace = _UNSPECIFIED_MATRIX
         try:
             return self._convert(frame, aspect)
         except av.error.FFmpegError:

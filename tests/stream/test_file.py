@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CorruptMediaError, SourceError
+from stream.convert import RgbConverter
 from stream.sources import build_source
 
 # name -> (pictures, width, height) as ffmpeg 5.1 and the files' makers count them; a size change gives the first size.
@@ -355,3 +356,13 @@ def test_colours_that_cannot_be_converted_are_named(make_clip, tag, matrix):
         rf"clip\.mp4: .* matrix {matrix} \(.*\), which FFmpeg cannot convert to RGB; .*BT\.709", str(error)
     )
     assert (source.health.state, source.health.cause) == ("failed", "codec")
+
+
+def test_reserved_colour_matrix_counts_as_unspecified():
+    rows = np.random.default_rng(0).integers(0, 256, (72, 64), np.uint8)
+    images = []
+    for matrix in (2, 3):
+        frame = av.VideoFrame.from_ndarray(rows, format="yuv420p")
+        frame.colorspace = matrix
+        images.append(RgbConverter().convert(frame))
+    np.testing.assert_array_equal(*images)

@@ -48,8 +48,14 @@ class NvImageCodecEncoder:
             quality: 1 to 100.
 
         Raises:
-            RuntimeError: an image cannot be encoded.
+            RuntimeError: an image cannot be encoded, or this version of the library has another interface.
         """
+        try:
+            return self._encode(images, quality)
+        except (AttributeError, TypeError) as error:
+            raise RuntimeError(f"nvImageCodec {self.version} has another interface: {error}") from error
+
+    def _encode(self, images: Sequence[Tensor], quality: int) -> list[bytes]:
         library = self._library
         stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
         sources = [
@@ -77,7 +83,7 @@ def open_encoder(device: torch.device) -> NvImageCodecEncoder | None:
         encoder = NvImageCodecEncoder(device)
     except ImportError:
         return None
-    except (RuntimeError, OSError) as reason:
+    except (RuntimeError, OSError, AttributeError, TypeError) as reason:  # the last two: another version
         log.warning("nvImageCodec cannot be used (%s); torchvision encodes JPEG", reason)
         return None
     log.info("JPEG is encoded by nvImageCodec %s", encoder.version)

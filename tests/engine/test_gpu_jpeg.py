@@ -87,7 +87,10 @@ def test_encoder_is_opened_on_the_explainers_gpu(monkeypatch, caplog):
     assert open_encoder(torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize(("error", "is_logged"), [(ImportError("no"), False), (RuntimeError("no driver"), True)])
+@pytest.mark.parametrize(
+    ("error", "is_logged"),
+    [(ImportError("no"), False), (RuntimeError("no driver"), True), (TypeError("no driver"), True)],
+)
 def test_without_nvimagecodec_torchvision_encodes(monkeypatch, caplog, error, is_logged):
     def refuse(name):
         raise error
@@ -97,9 +100,25 @@ def test_without_nvimagecodec_torchvision_encodes(monkeypatch, caplog, error, is
     assert ("nvImageCodec cannot be used (no driver); torchvision encodes JPEG" in caplog.messages) == is_logged
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_frames_have_a_jpeg_whether_nvimagecodec_works_or_not(lively_squeezenet, monkeypatch, caplog, fails):
-    fake = Library(fails=fails)
+class OtherLibrary(Library):
+    """A version whose parameters have other names."""
+
+    @staticmethod
+    def EncodeParams(*, quality):  # noqa: N802 - the library's own name
+        return quality
+
+
+@pytest.mark.parametrize(
+    ("fake", "encoded_by_it", "reason"),
+    [
+        (Library(), 2, ""),
+        (Library(fails=True), 1, "nvImageCodec cannot encode an image"),
+        (OtherLibrary(), 0, "nvImageCodec 0.9.0 has another interface"),
+    ],
+)
+def test_frames_have_a_jpeg_whether_nvimagecodec_works_or_not(
+    lively_squeezenet, monkeypatch, caplog, fake, encoded_by_it, reason
+):
     with monkeypatch.context() as patch:
         patch.setattr(importlib, "import_module", lambda name: fake)
         encoder = NvImageCodecEncoder()
@@ -111,5 +130,6 @@ def test_frames_have_a_jpeg_whether_nvimagecodec_works_or_not(lively_squeezenet,
         [explanation] = explainer.explain([Frame(image, "a", number, 1.0)])
         encoded, _ = explainer.download(explanation, (), jpeg_quality=80, as_array=False)
         assert decode_image(encoded.payload).shape == (60, 90, 3)
-    assert len(fake.params) == (1 if fails else 2)
-    assert ("nvImageCodec cannot encode an image" in caplog.text) == fails
+    assert len(fake.params) == encoded_by_it
+    assert caplog.text.count("images are encoded on the host") == bool(reason)
+    assert reason in caplog.text

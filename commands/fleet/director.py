@@ -191,7 +191,7 @@ class FleetDirector:
                 if director.is_deposed:
                     self._director = None
                     self._highest_term = max(self._highest_term, director.latest_term)
-                    self._standby.on_deposed(is_heard=director.is_heard(lease_clock()))
+                    self._standby.on_deposed(time.monotonic(), is_heard=director.is_heard(lease_clock()))
                     log.info("fleet %s: another director has a later term", self._fleet)
 
     def _confirm_term(self, director: Director) -> None:

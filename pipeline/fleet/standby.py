@@ -16,6 +16,8 @@ _START_SECONDS: Final = 2.0
 """Time to wait for the first answer of the other director, which may still be starting."""
 _PATIENCE: Final = 2.5
 """Factor by which the second director waits longer, so that the first becomes active if both start together."""
+_NEW_SECONDS: Final = 10.0
+"""Time from its start within which workers may not have found a director."""
 _STAY_SECONDS: Final = 2.0
 """Time for which a director may be on the wrong node before it is moved."""
 
@@ -41,7 +43,7 @@ class Standby:
     def __init__(self, *, is_first: bool, now: float) -> None:
         """Create it in standby; if two directors start together, the one with ``is_first`` becomes active."""
         self._factor = 1.0 if is_first else _PATIENCE
-        self._is_first = is_first
+        self._is_first, self._started_at = is_first, now
         self._heard_at, self._allowed_seconds = now, _START_SECONDS * self._factor
         self._is_heard = False
         self.is_doubtful = False
@@ -53,13 +55,16 @@ class Standby:
         self._passive_since: float | None = None
         self._misplaced_since: float | None = None
 
-    def on_deposed(self, *, is_heard: bool) -> None:
+    def on_deposed(self, now: float, *, is_heard: bool) -> None:
         """Record that another director has a later term than this director.
 
         Args:
+            now: monotonic seconds.
             is_heard: whether a worker has sent a beat to this director recently.
         """
-        self.is_doubtful, self._is_found = True, is_heard
+        # A process that has just started is the one that workers find: they had no time to.
+        is_new = now < self._started_at + _NEW_SECONDS
+        self.is_doubtful, self._is_found = True, is_heard or is_new
 
     def on_beat(self) -> None:
         """Record that a worker has sent a beat to this director, the standby."""

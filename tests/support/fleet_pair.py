@@ -194,7 +194,8 @@ class PairSimulation(Simulation):
         if director.is_deposed:
             program.director = None
             program.highest_term = max(program.highest_term, director.latest_term)
-            program.standby.on_deposed(is_heard=director.is_heard(program.machine.clock(self.now)))
+            now = program.machine.clock(self.now)
+            program.standby.on_deposed(now, is_heard=director.is_heard(now))
             return
         if not self.reaches_store(program.machine):
             return

@@ -67,7 +67,7 @@ def test_active_director_that_no_worker_finds_is_replaced(seed: int):
     while fleet.active():
         fleet.step()
         for program in fleet.programs():
-            program.standby.on_deposed(is_heard=True)
+            program.standby.on_deposed(0.0, is_heard=True)
     assert fleet.worst_dark(25.0) < 20.0
     assert fleet.longest_dark() == 0.0
     assert unfound.director is None

@@ -86,11 +86,19 @@ def test_director_that_was_well_placed_in_between_waits_again():
 @pytest.mark.parametrize("found", ["before", "after"])
 def test_deposed_director_is_doubtful_until_it_sees_another_active_one_and_a_worker_finds_it(found: str):
     standby = Standby(is_first=True, now=0.0)
-    standby.on_deposed(is_heard=found == "before")
+    standby.on_deposed(60.0, is_heard=found == "before")
     if found == "after":
         assert not standby.is_due(PASSIVE, ACTIVE, 0.1)
         assert standby.is_doubtful
         standby.on_beat()
     assert standby.is_doubtful
     assert not standby.is_due(PASSIVE, ACTIVE, 0.2)
+    assert not standby.is_doubtful
+
+
+def test_director_that_is_deposed_at_its_start_is_doubtful_until_it_sees_another_active_one():
+    standby = Standby(is_first=True, now=0.0)
+    standby.on_deposed(1.0, is_heard=False)
+    assert standby.is_doubtful
+    assert not standby.is_due(PASSIVE, ACTIVE, 1.1)
     assert not standby.is_doubtful

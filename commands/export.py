@@ -70,7 +70,7 @@ def _export_detector(config: EngineConfig, output: Path, kind: str) -> None:
     unfit = ("layer", "mean", "std", "fit")
     for key in unfit:
         if getattr(config, key) != EngineConfig.model_fields[key].default:
-            raise ConfigError(f"--{key}: does not apply to a detector, which is exported with its own level; omit it")
+            raise ConfigError(f"--{key}: does not apply to a detector; omit it")
     detector = load_configured_detector(config)
     with atomic_write(output, raises=ModelError) as temporary:
         exported = export_detector(detector, temporary, image_size=config.input_size)

@@ -94,8 +94,8 @@ def parse_box(text: str) -> Box:
         raise ConfigError(f"box {text!r}: give LEFT,TOP,WIDTH,HEIGHT in pixels, such as 120,80,40,60") from None
     if not (0.0 < width < 1e6 and 0.0 < height < 1e6 and abs(left) < 1e6 and abs(top) < 1e6):
         raise ConfigError(
-            f"box {text!r}: width and height are above 0, and all numbers below a million; give LEFT,TOP,WIDTH,HEIGHT "
-            "in pixels"
+            f"box {text!r}: width and height must be above 0, and all numbers below a million; give "
+            "LEFT,TOP,WIDTH,HEIGHT in pixels"
         )
     return Box(left, top, left + width, top + height)
 

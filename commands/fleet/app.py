@@ -242,7 +242,7 @@ def _check_stream(path: Path) -> None:
     try:
         make_cameras(config)
     except ReciproStreamError as error:
-        log.warning("%s: this node can open no camera until this is mended: %s", path.name, error)
+        log.warning("%s: this node can open no camera until this error is corrected: %s", path.name, error)
 
 
 def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: str, node: str) -> None:
@@ -295,9 +295,9 @@ def _run_node(config: FleetConfig, stream: Path, *, join: str | None, listen: st
             # An exception would leave the block, and its end would wait for Ray forever.
             running.end()
             if join is None:
-                log.error("node %s: Ray has ended here; start it again", node)
+                log.error("node %s: Ray has ended on this node; start the node again", node)
                 os._exit(1)
-            reason = "the head came back without its data" if is_replaced else "Ray has ended here"
+            reason = "the head came back without its data" if is_replaced else "Ray has ended on this node"
             _rejoin(f"node {node}: {reason}; its cameras go to other nodes")
         _leave(directors, workers, node, slots)
 
@@ -313,7 +313,10 @@ def _announce(directors: Directors, node: str, slots: list[str]) -> None:
     try:
         directors.call("expect", slots, seconds=_ANNOUNCE_SECONDS)
     except ReciproStreamError as error:
-        log.warning("the fleet does not wait for the workers of this node: %s", error)
+        log.warning(
+            "node %s: its workers cannot be announced (%s); the fleet may assign cameras before they have started",
+            node, error,
+        )  # fmt: skip
         return
     require_free_slots(directors, node, slots)
 

@@ -185,7 +185,9 @@ class FleetDirector:
             try:
                 self._confirm_term(director)
             except Exception as error:  # noqa: BLE001 - Ray raises many types, and this thread must continue
-                log.warning("fleet %s: the term cannot be confirmed: %s", self._fleet, error)
+                log.warning(
+                    "fleet %s: this director cannot confirm its term (%s); further attempts follow", self._fleet, error
+                )
             with self._lock:
                 director.tick(lease_clock())
                 if director.is_deposed:
@@ -214,7 +216,11 @@ class FleetDirector:
             try:
                 self._watch_once()
             except Exception as error:  # noqa: BLE001 - Ray raises many types, and this thread must continue
-                log.warning("fleet %s: the other director cannot be watched: %s", self._fleet, error)
+                log.warning(
+                    "fleet %s: this director cannot watch the other one (%s); further attempts follow",
+                    self._fleet,
+                    error,
+                )
 
     def _watch_once(self) -> None:
         other, is_lost = self._ask()

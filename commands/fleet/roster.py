@@ -97,13 +97,17 @@ class Roster(WorkerOwner):
         try:
             known = {camera.name: camera for camera in self._read()}
         except (ReciproStreamError, OSError) as error:
-            log.error("the cameras of this node cannot be read: %s", error)  # noqa: TRY400 - an expected error
+            log.error(  # noqa: TRY400 - an expected error
+                "the cameras of this node cannot be read (%s); the node runs none of them", error
+            )
         missing = wanted - known.keys()
         diff = self._running.apply([self._leased(known[name]) for name in sorted(wanted - missing)])
         now = time.monotonic()
         if known:
             for camera in sorted(missing):
-                log.warning("camera %s: this node has no source of this name", camera)
+                log.warning(
+                    "camera %s: the file of this node has no source of this name, so the node does not run it", camera
+                )
         self._failed_at |= dict.fromkeys([*missing, *diff.failed], now)
         self._applied = wanted - missing - frozenset(diff.failed)
 

@@ -64,7 +64,7 @@ def director_line(state: dict[str, Any]) -> str:
             "that are switched off: run.py fleet forget WORKER"
         )
     if not state["may_grant"]:
-        return text + "grants nothing: it reaches neither the head nor most workers"
+        return text + "assigns no cameras: it reaches neither the head nor most workers"
     if state["quiet_seconds"]:
         return text + f"assigns cameras in {state['quiet_seconds']:.1f} s"
     return text + ("assigns cameras" if state["is_confirmed"] else "the head is gone; most workers answer")

@@ -68,7 +68,7 @@ def build_detector_explainer(config: EngineConfig) -> DetectorExplainer:
 
     for key, default in (("mean", None), ("std", None), ("fit", "stretch")):
         if getattr(config, key) != default:
-            raise ConfigError(f"engine.{key}: a detector's input format belongs to its layout; remove the key")
+            raise ConfigError(f"engine.{key}: the layout of a detector determines its input format; remove the key")
     if config.kernel != "point":
         raise ConfigError("engine.kernel: belongs to classifiers; remove the key (a detector has boxes.cell_px)")
     if config.target != ["top1"]:

@@ -106,8 +106,8 @@ def warn_of_downloads(config: Config, explainer: EngineExplainer) -> None:
         reason = "with this network or these overlay options, the engine reads"
     if reason:
         log.warning(
-            "device_frames: %s images on the host, and each of these frames is downloaded in the engine's thread; "
-            "device_frames: false is faster here", reason,
+            "device_frames: %s images on the host, so the engine's thread downloads each frame that the GPU decoded; "
+            "set device_frames: false, which is faster in this case", reason,
         )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ class RunSetup(CameraSetup):
         try:
             result: Mapping[str, Any] = future.result(APPLY_SECONDS)
         except CancelledError:
-            raise ConfigError("the run ends") from None
+            raise ConfigError("the run is ending; the change is not made") from None
         except TimeoutError:
             if future.cancel():
                 raise ConfigError("the change is not made: the run is busy with other changes; try again") from None

@@ -162,7 +162,7 @@ def test_fleet_warns_of_cameras_that_cannot_be_opened_and_starts(command, tmp_pa
     assert "no Ray in this test" in errors
     assert code != 0
     assert without_a_node == [tmp_path / "stream.yaml"]
-    assert "this node can open no camera until this is mended: credentials file 'north.secret'" in caplog.text
+    assert "this node can open no camera until this error is corrected: credentials file 'north.secret'" in caplog.text
 
 
 @pytest.mark.parametrize("user", [{}, {"OMP_NUM_THREADS": ""}])

@@ -100,7 +100,7 @@ QueryKind = Literal["places", "classes"]
 
 
 class RecentFrames:
-    """The newest frames of all cameras within limits of memory and age, and frames that viewers hold."""
+    """The newest frames of all cameras within limits of memory and age, and frames kept for a viewer (``hold``)."""
 
     def __init__(self, max_bytes: int = RECENT_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
         """Create an empty store of at most ``max_bytes`` bytes."""

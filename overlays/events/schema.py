@@ -137,7 +137,7 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
         raise SinkError(f"{path}: is a database of another program; choose another file")
     if version > len(MIGRATIONS):
         raise SinkError(
-            f"{path}: has version {version} of the schema, this program knows {len(MIGRATIONS)}; "
+            f"{path}: its schema has version {version}, and this program supports versions up to {len(MIGRATIONS)}; "
             "update the program, or choose another file"
         )
 

@@ -123,8 +123,8 @@ def _read_key(text: str, path: str) -> bytes:
     least, most = _SECRET_BYTES
     if not text.startswith(SECRET_PREFIX) or not least <= len(key) <= most:
         raise ConfigError(
-            f"{path}: line 2: a secret is {SECRET_PREFIX} and {least} to {most} bytes in base64; make one: "
-            f"{_REMEDY} > {path}"
+            f"{path}: line 2: should be {SECRET_PREFIX} followed by {least} to {most} bytes in base64; create such a "
+            f"file: {_REMEDY} > {path}"
         )
     return key
 
@@ -210,7 +210,7 @@ class Webhook(WorkerOwner):
         if not self.reason:
             return ""
         counts = f"{self.waiting} events wait, {self.refused} were refused, {self.lost} are lost"
-        return f"no webhook at {self._address.shown} ({self.reason}); {counts}"
+        return f"delivery to webhook {self._address.shown} failed ({self.reason}); {counts}"
 
     def metrics(self) -> list[MetricSample]:
         """Return the counts of messages as metrics."""
@@ -324,7 +324,10 @@ class Webhook(WorkerOwner):
         self.reason = reason
         if self._logged != reason:
             self._logged = reason
-            log.warning("%s: no webhook at %s (%s); further attempts follow", self._uri, self._address.shown, reason)
+            log.warning(
+                "%s: delivery to webhook %s failed (%s); further attempts follow",
+                self._uri, self._address.shown, reason,
+            )  # fmt: skip
 
 
 def _make_context(address: WebhookAddress, ca_file: str | None, uri: str) -> ssl.SSLContext | None:

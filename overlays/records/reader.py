@@ -261,7 +261,9 @@ class _RowBuffer:
 def _row_key(row: Mapping[str, Any], offset: int) -> RecordKey | WireError:
     camera, index, version = row["camera"], row["index"], row["version"]
     if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
-        return WireError(f"row {offset}: camera {camera!r}, index {index!r}, version {version!r}: not of a log")
+        return WireError(
+            f"row {offset}: camera {camera!r}, index {index!r}, version {version!r}: must be a text and two integers"
+        )
     check_version(version)
     return RecordKey(camera, index, row["pts_seconds"], offset, source=row.get("source") or "")
 

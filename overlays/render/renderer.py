@@ -79,7 +79,9 @@ class HeatRenderer(Renderer):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0.0 <= smoothing_seconds < math.inf:
-            raise ConfigError(f"smoothing_seconds: {smoothing_seconds} is not a time constant; 0 turns smoothing off")
+            raise ConfigError(
+                f"smoothing_seconds: {smoothing_seconds}: must be finite and at least 0 (0 turns smoothing off)"
+            )
         self._palette = palette(colormap, opacity)
         self._opacity = opacity
         self._legend = legend

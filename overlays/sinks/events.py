@@ -144,7 +144,8 @@ class EventsSink(DiskSink):
             if self._is_open and len(self._actions) < MAX_ACTIONS:
                 self._actions.append((action, future))
                 return future
-        future.set_exception(OSError("the run has ended, or too many requests wait"))
+            why = f"{MAX_ACTIONS} other changes wait; try again" if self._is_open else "the run has ended"
+        future.set_exception(OSError(why))
         return future
 
     def metrics(self) -> list[MetricSample]:

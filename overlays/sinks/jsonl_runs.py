@@ -66,7 +66,8 @@ def mend_end(path: Path, file: FileIO) -> str:
         return ""
     if len(rest) > MAX_HEADER_BYTES or _is_object(rest):
         file.write(b"\n")
-        return "" if len(rest) <= MAX_HEADER_BYTES else "its last line is not an explanation; a line feed ends it"
+        too_long = f"its last line is longer than {MAX_HEADER_BYTES} bytes and is no explanation; a line feed is added"
+        return too_long if len(rest) > MAX_HEADER_BYTES else ""
     partial_path = path.with_name(os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES]) + PARTIAL)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     with FileIO(partial_path, "a", opener=lambda name, _flags: os.open(name, flags, 0o666)) as partial:

@@ -199,8 +199,9 @@ class WebSink(Sink):
             SinkError: the server has ended.
         """
         if self._worker is None or self._worker.ended:
-            reason = self._worker.error if self._worker is not None else "it is not open"
-            raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
+            if self._worker is None:
+                raise SinkError(f"{self.uri}: is not open; use it in a with block")
+            raise SinkError(f"{self.uri}: the page's server has ended ({self._worker.error})")
         self._status_board.update(overlay)
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:

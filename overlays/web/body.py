@@ -30,7 +30,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             async for part in request.stream():
                 body += part
                 if len(body) > max_bytes:
-                    raise BodyError(413, "too long")
+                    raise BodyError(413, f"the body is too long; at most {max_bytes} bytes are accepted")
     except TimeoutError:
-        raise BodyError(408, "too slow") from None
+        raise BodyError(408, f"the body did not arrive within {_SECONDS:g} s") from None
     return body

@@ -50,7 +50,7 @@ def read_query(request: Request) -> tuple[EventFilter, int, str | None]:
     values = request.query_params
     limit = values.get("limit", "100")
     if not limit.isascii() or not limit.isdecimal() or not 1 <= int(limit[:6]) <= MAX_LIMIT:
-        raise RequestError(400, f"limit: a number from 1 to {MAX_LIMIT}")
+        raise RequestError(400, f"limit: must be an integer from 1 to {MAX_LIMIT}")
     before_id = values.get("before_id")
     chosen = EventFilter(
         _time(request, "after"),
@@ -76,24 +76,24 @@ def read_action(event_id: str, verb: str, body: Mapping[str, Any]) -> Action:
         RequestError: the verb is unknown (404), or a value is invalid (400).
     """
     if verb not in get_args(Verb):
-        raise RequestError(404, f"{verb[:40]!r}: use one of {', '.join(get_args(Verb))}")
+        raise RequestError(404, f"{verb[:40]!r} is not an action on events; use one of {', '.join(get_args(Verb))}")
     by, note, minutes = body.get("by", ""), body.get("note", ""), body.get("minutes")
     if not isinstance(by, str) or len(by) > MAX_NAME:
-        raise RequestError(400, f"by: a name of at most {MAX_NAME} characters")
+        raise RequestError(400, f"by: must be a text of at most {MAX_NAME} characters")
     try:
         one_line(by.strip())
     except ValueError as error:
         raise RequestError(400, f"by: {error}") from None
     if verb == "note" and (not isinstance(body.get("note"), str) or len(note) > MAX_TEXT):
-        raise RequestError(400, f"note: a text of at most {MAX_TEXT} characters")
+        raise RequestError(400, f"note: must be a text of at most {MAX_TEXT} characters")
     version = body.get("version")
     if version is not None and (not isinstance(version, int) or isinstance(version, bool)):
-        raise RequestError(400, "version: the number that the event had when it was read")
+        raise RequestError(400, "version: must be an integer, the ``version`` of the event as last read")
     until = None
     if verb == "snooze":
         is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
         if not is_number or not 0 < cast("float", minutes) <= MAX_SNOOZE_MINUTES:
-            raise RequestError(400, f"minutes: a number above 0, at most {MAX_SNOOZE_MINUTES:g}")
+            raise RequestError(400, f"minutes: must be a number above 0 and at most {MAX_SNOOZE_MINUTES:g}")
         until = time.time() + 60.0 * cast("float", minutes)
     name, text = replace_undecodable(by.strip()), replace_undecodable(note) if verb == "note" else ""
     return Action(event_id, cast("Verb", verb), name, until, text, version)
@@ -131,7 +131,7 @@ def _time(request: Request, name: str) -> float | None:
         except (ValueError, OverflowError):
             seconds = math.nan
     if not abs(seconds) < 1e11:
-        raise RequestError(400, f"{name}: a time in Unix seconds, or as 2026-11-28T07:00:00Z")
+        raise RequestError(400, f"{name}: must be a time in Unix seconds, or in the form 2026-11-28T07:00:00Z")
     return seconds
 
 
@@ -141,7 +141,7 @@ def _list(request: Request, name: str, known: Sequence[str] = ()) -> list[str]:
     if wrong is not None:
         raise RequestError(400, f"{name}: {wrong[:40]!r} is unknown; use one of {', '.join(known)}")
     if len(values) > _MAX_VALUES:
-        raise RequestError(400, f"{name}: at most {_MAX_VALUES} values")
+        raise RequestError(400, f"{name}: is given {len(values)} times; give it at most {_MAX_VALUES} times")
     return values
 
 

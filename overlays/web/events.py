@@ -93,10 +93,10 @@ class EventHandlers:
         access, event_id = self._access(), request.path_params["id"]
         kind = request.path_params["kind"]
         if kind not in {"plain", "heat"}:
-            raise RequestError(404, "an event has the images plain.jpg and heat.jpg")
+            raise RequestError(404, f"{kind[:40]!r} is not an image of an event; request plain.jpg or heat.jpg")
         image = await self._query(lambda: access.reader.image(event_id, cast("Any", kind)))
         if image is None:
-            raise RequestError(404, "this event has no such image")
+            raise RequestError(404, "there is no such image: the event was stored without it, or has been deleted")
         return bytes_response(request, image, "image/jpeg", f"{event_id}-{kind}.jpg", f"{event_id}-{len(image)}")
 
     async def clip(self, request: Request) -> Response:
@@ -106,7 +106,9 @@ class EventHandlers:
             raise RequestError(404, "no finished clip shows this event; record clips with --sink FOLDER/")
         response = file_response(request, clip, "video/mp4")
         if response is None:
-            raise RequestError(404, "the clip was deleted meanwhile: its folder has a budget")
+            raise RequestError(
+                404, "the clip no longer exists; the oldest clips are deleted to keep their folder within its budget"
+            )
         return response
 
     async def act(self, request: Request) -> Response:

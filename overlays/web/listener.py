@@ -24,7 +24,7 @@ def listen(uri: str, address: PageAddress) -> socket.socket:
         address: the parsed address to bind.
 
     Raises:
-        SinkError: the host is unknown, or the address cannot be bound.
+        SinkError: the host cannot be resolved, or the address cannot be bound.
     """
     hints = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
@@ -33,9 +33,15 @@ def listen(uri: str, address: PageAddress) -> socket.socket:
     }
     try:
         family, _, _, _, socket_address = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise SinkError(
+            f"{uri}: cannot resolve host {address.host!r} ({error.strerror}); use an address such as "
+            "http://127.0.0.1:8000"
+        ) from None
+    try:
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
+        raise SinkError(f"{uri}: cannot be served ({error.strerror})") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
         # Accepted connections inherit these options from the listener.

@@ -55,7 +55,7 @@ class PageTokens:
             )
         for name, whose in _FURTHER.items():
             if token is None and name in self._tokens:
-                raise SinkError(f"{self._uri}: {name}: needs token_file, too: {whose}")
+                raise SinkError(f"{self._uri}: {name}: needs token_file, too, which holds {whose}")
             others = [self._tokens.get(other) for other in _FIELDS if other != name]
             if name in self._tokens and self._tokens[name] in others:
                 raise SinkError(

@@ -109,7 +109,7 @@ class ViewerQueries:
         if self._task is not None and not self._task.done():
             raise WireError("your last question is being answered; ask again after it")
         if now - self._asked_at < MIN_INTERVAL_SECONDS:
-            raise WireError(f"a viewer may ask every {MIN_INTERVAL_SECONDS:g} s; ask again")
+            raise WireError(f"a viewer may ask one question every {MIN_INTERVAL_SECONDS:g} s; ask again later")
         self._asked_at = now
 
     async def _answer(self, number: object, query: Query, future: asyncio.Future[Answer]) -> None:
@@ -172,7 +172,7 @@ def read_query(value: object, cameras: Mapping[str, object]) -> PlaceQuery:
     if not (isinstance(label, str) and label):
         raise WireError("why.label: give the name of a class")
     if not (isinstance(modes, list) and modes and sorted(map(str, modes)) in _CHOICES):
-        raise WireError("why.modes: give a list of keep and drop, each once")
+        raise WireError('why.modes: give ["keep"], ["drop"], or ["keep", "drop"]')
     return PlaceQuery(camera, index, Box(*map(float, box)), label, tuple(cast("list[MapMode]", modes)))
 
 

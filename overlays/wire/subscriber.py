@@ -106,8 +106,9 @@ class Subscriber:
             SourceError: the subscriber is not open.
         """
         if self._worker is None or self._worker.ended:
-            reason = self._worker.error if self._worker is not None else "use it in a with block"
-            raise SourceError(f"{self.uri}: is not open; {reason}")
+            if self._worker is None:
+                raise SourceError(f"{self.uri}: is not open; use it in a with block")
+            raise SourceError(f"{self.uri}: the receiving thread has ended ({self._worker.error})")
         with self._condition:
             self._condition.wait_for(lambda: self._newest, wait_seconds)
             messages, self._newest = self._newest, {}
@@ -117,7 +118,7 @@ class Subscriber:
         """Start to connect; the publisher may start later.
 
         Raises:
-            SourceError: the host is unknown, or libzmq refuses the address.
+            SourceError: the host cannot be resolved, or libzmq refuses the address.
         """
         address = self._address
         if address.host:
@@ -125,7 +126,7 @@ class Subscriber:
                 socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
             except OSError as error:
                 reason = error.strerror or error
-                raise SourceError(f"{self.uri}: the host {address.host!r} is unknown ({reason})") from None
+                raise SourceError(f"{self.uri}: cannot resolve host {address.host!r} ({reason})") from None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         for option, setting in (

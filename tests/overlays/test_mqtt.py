@@ -90,7 +90,7 @@ def test_list_of_open_events_is_read_again_after_messages_were_lost(tmp_path):
     clock = Clock()
     settings = EventSettings(uri=str(tmp_path / "events.sqlite"), gap_seconds=0.0)
     with EventsSink(settings, wall_clock=clock.wall, clock=clock) as events:
-        topics = EventTopics(events, parse_broker("mqtt://h/plant"), "plant/status")
+        topics = EventTopics(events, parse_broker("mqtt://h/plant"), "plant/status", "mqtt://h/plant")
         events.put(shown(0.0, label="ok", inside=0.25, camera="b"))
         record = events.reader.page(EventFilter()).events[0]
         events.feed.publish([], [("changed", record | {"camera": "a"})] * MAX_NOTICES)

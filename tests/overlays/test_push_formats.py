@@ -169,7 +169,7 @@ def test_address_is_shown_without_stream_key(uri, key, shown, path):
         ("rtsp://10.0.0.8", "should be rtsp://127.0.0.1:8554/line"),
         ("rtsp://10.0.0.8/", "the path is empty"),
         ("rtsp://10.0.0.8/a b", "characters"),
-        ("rtsp://10.0.0.8/{cam}", "only {camera} is replaced"),
+        ("rtsp://10.0.0.8/{cam}", "braces, which are allowed only in {camera}"),
         ("rtmp://10.0.0.8/live", "an application and a key"),
         ("rtmp://10.0.0.8:70000/live/x", "65535"),
     ],

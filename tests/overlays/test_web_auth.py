@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import re
+import socket
 import sys
 from http.client import HTTPConnection
 from types import SimpleNamespace
@@ -29,6 +31,7 @@ from overlays.web.auth import (
     is_loopback,
     parse_page_address,
 )
+from overlays.web.listener import listen
 from pipeline.errors import SinkError
 from pipeline.settings import Secret, SinkContext
 from tests.overlays.conftest import figures
@@ -151,6 +154,18 @@ def test_misspelled_address_is_refused(uri):
 def test_port_in_use_is_refused_with_the_remedy():
     with page() as sink, pytest.raises(SinkError, match="is in use; choose another port"):
         WebSink(sink.endpoint).__enter__()
+
+
+def test_unresolved_host_and_refused_socket_have_different_messages(monkeypatch):
+    with pytest.raises(SinkError, match=r"cannot resolve host 'no-such-host\.invalid' .*; use an address such as"):
+        listen("http://no-such-host.invalid:80", PageAddress("no-such-host.invalid", 80))
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(SinkError, match=r"cannot be served \(Too many open files\)"):
+        listen("http://127.0.0.1:80", PageAddress("127.0.0.1", 80))
 
 
 def test_cookie_is_invalid_after_expiry_and_with_another_token(monkeypatch):

@@ -127,7 +127,7 @@ def test_questions_in_quick_succession_are_refused(monkeypatch):
         detector.answer(ANSWER)
         viewer.answer()
         viewer.ask(id=2, why=WHY)
-        assert "may ask every 3600 s" in viewer.answer()["error"]
+        assert "may ask one question every 3600 s" in viewer.answer()["error"]
 
 
 def test_late_answer_becomes_an_error_and_the_question_is_cancelled(monkeypatch):

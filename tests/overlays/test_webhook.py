@@ -132,7 +132,7 @@ def test_message_of_an_occasion_is_the_same_each_time():
         (("https://host/s3 cret",), "line 1: is not an address"),
         ((f"https://{'s3cret' * 20}.example/",), "line 1: is not an address"),
         (("https://me:s3cret@host/",), "user and password are not supported"),
-        (("https://host/", "s3cret"), "line 2: a secret is whsec_"),
+        (("https://host/", "s3cret"), "line 2: should be whsec_"),
         (("https://host/", "whsec_s3cret=="), "openssl rand -base64 32"),
     ],
 )

@@ -230,7 +230,7 @@ class BrokerConnection:
             if self.is_v5 and code.value == UNSUPPORTED_VERSION:
                 self._switch_version = True
                 log.warning(
-                    "%s: the broker supports MQTT 3.1.1 only: it cannot report the findings it refuses", self._uri
+                    "%s: the broker supports MQTT 3.1.1 only, so it cannot report which findings it refuses", self._uri
                 )
             return
         log.info("%s: connected", self._uri)

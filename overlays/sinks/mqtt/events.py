@@ -31,9 +31,9 @@ class EventSource(Protocol):
 class EventTopics:
     """The events of a run as MQTT messages. For one thread."""
 
-    def __init__(self, source: EventSource, broker: BrokerAddress, status: str) -> None:
-        """Set the source of events, the topics, and the status topic of this run."""
-        self._source, self._broker, self._status = source, broker, status
+    def __init__(self, source: EventSource, broker: BrokerAddress, status: str, uri: str) -> None:
+        """Set the source of events, the topics, the status topic of this run, and the sink's URI for messages."""
+        self._source, self._broker, self._status, self._uri = source, broker, status, uri
         self._position = 0
         self._open: dict[str, dict[str, dict[str, Any]]] = {}
         """Open events, by camera and identifier."""
@@ -76,7 +76,10 @@ class EventTopics:
         try:
             page = self._source.reader.page(_GOES_ON, limit=1000)
         except OSError as error:
-            log.warning("the list of open events may be wrong: %s", error)
+            log.warning(
+                "%s: cannot read the events database (%s); the published list of open events may be out of date",
+                self._uri, error.strerror or error,
+            )  # fmt: skip
             return
         self._published.clear()
         self._open = {camera: {} for camera in self._open}

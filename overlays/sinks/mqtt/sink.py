@@ -130,7 +130,7 @@ class MqttSink(Sink):
         """Store the state of the run, from which camera states and events are read."""
         self._status_board.outcome = result
         events = next((part for part in result.parts if isinstance(part, EventsSink)), None)
-        self._events = None if events is None else EventTopics(events, self._broker, self._status)
+        self._events = None if events is None else EventTopics(events, self._broker, self._status, self.uri)
 
     @property
     def problem(self) -> str:

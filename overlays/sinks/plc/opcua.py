@@ -303,7 +303,7 @@ def _parse_address(uri: str) -> tuple[Endpoint, str]:
         return parse_address(f"tcp://{match['address']}"), match["name"] or _DEFAULT_NAME
     except ValueError:
         raise SinkError(
-            f"{uri}: write the address as opc.tcp://HOST:PORT/NAME: opc.tcp://127.0.0.1:4840/line"
+            f"{uri}: write the address as opc.tcp://HOST:PORT/NAME, such as opc.tcp://127.0.0.1:4840/line"
         ) from None
 
 

@@ -1,7 +1,8 @@
 """Computes verdicts for controllers (PLCs): for each frame, and for each part that has passed.
 
 The parts of a detector are counted by the camera's zones (``pipeline.passages``). Without zones, or for a classifier,
-consecutive frames that meet ``part_when`` are a part, and its frames vote by the same rules.
+consecutive frames that meet ``part_when`` are one part, and its class is decided by a vote of its frames
+(``pipeline.passages.vote``), as for a zone.
 """
 
 from __future__ import annotations

@@ -103,12 +103,14 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     if not _PATH.fullmatch(path):
         raise ValueError(f"the path is empty or holds characters that URLs do not have; write {example}")
     if "{" in path.replace(CAMERA, "") or "}" in path.replace(CAMERA, ""):
-        raise ValueError(f"only {CAMERA} is replaced in a path, by the camera's name; write it so, or omit the braces")
+        raise ValueError(
+            f"the path has braces, which are allowed only in {CAMERA} (the camera's name); remove the others"
+        )
     if key and not _KEY.fullmatch(key):
         raise ValueError("the key file should be one line without spaces: the stream key")
     whole = f"{path}/{key}" if key else path
     if scheme.startswith("rtmp") and "/" not in whole:
-        raise ValueError(f"an RTMP address has an application and a key; write {example}, or the key to a key_file")
+        raise ValueError(f"an RTMP address has an application and a key; write {example}, or set key_file")
     public_parts = len(path.split("/")) - (scheme.startswith("rtmp") and not key)
     has_secret = bool(key) or (scheme.startswith("rtmp") and CAMERA not in path and not _is_loopback(match["host"]))
     return ServerAddress(scheme, match["host"].strip("[]"), port, whole, public_parts, has_secret)

@@ -68,7 +68,9 @@ def _decode(data: bytes, offset: int, depth: int) -> tuple[Value, int]:
         return None, offset
     if kind in {_OBJECT, _ARRAY} and depth < _MAX_DEPTH:
         return _object(data, offset + (4 if kind == _ARRAY else 0), depth)
-    raise Amf0Error(f"a message has a value of type {kind}")
+    if kind in {_OBJECT, _ARRAY}:
+        raise Amf0Error(f"objects are nested more than {_MAX_DEPTH} levels deep")
+    raise Amf0Error(f"a value has the unknown type {kind}")
 
 
 def _object(data: bytes, offset: int, depth: int) -> tuple[dict[str, Value], int]:

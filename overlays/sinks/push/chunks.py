@@ -111,7 +111,9 @@ class ChunkReader:
         if form < 1:
             fresh.stream = int.from_bytes(head[7:11], "little")
         if fresh.length > _MAX_MESSAGE_BYTES:
-            raise ChunkError(f"the server sends a message of {fresh.length} bytes")
+            raise ChunkError(
+                f"the server sends a message of {fresh.length} bytes; at most {_MAX_MESSAGE_BYTES} are accepted"
+            )
         end += 4 if fresh.is_extended else 0
         return number, fresh, end
 
@@ -119,5 +121,5 @@ class ChunkReader:
         if message.kind == _SET_CHUNK_SIZE:
             size = int.from_bytes(message.payload[:4], "big")
             if not 0 < size < 1 << 24:
-                raise ChunkError(f"the server sets chunks of {size} bytes")
+                raise ChunkError(f"the server sets a chunk size of {size} bytes; RTMP allows 1 to 16777215")
             self._chunk_bytes = size

@@ -53,8 +53,9 @@ class ServerSocket:
         """Connect. Raises ``PushError``."""
         try:
             found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError:
-            raise PushError(f"the host {self._host!r} is unknown; check the address") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise PushError(f"cannot resolve host {self._host!r} ({reason}); check the address") from None
         errors: list[PushError] = []
         for family, _, _, _, address in found:
             try:
@@ -178,7 +179,7 @@ class Deadline:
     def check(self) -> None:
         """Raise ``PushError`` after the time limit, even if the server still sends bytes that are no answer."""
         if time.monotonic() > self._ends_at:
-            raise PushError(f"the server does not answer for {self._seconds:g} s")
+            raise PushError(f"the server did not answer within {self._seconds:g} s")
 
 
 class Publisher(ABC):

@@ -209,4 +209,4 @@ class CameraStream:
         self._backoff_seconds = min(2 * self._backoff_seconds, _RETRY_SECONDS[1])
         if self._logged_reason != self.reason:
             self._logged_reason = self.reason
-            log.warning("%s: no stream (%s); further attempts follow", self.url, self.reason)
+            log.warning("%s: publishing failed (%s); further attempts follow", self.url, self.reason)

@@ -63,7 +63,11 @@ class CameraSource(LiveSource):
     def __enter__(self) -> Self:
         if not self._device.exists():
             numbers = ", ".join(p.name.removeprefix("video") for p in found_cameras(self._devices))
-            hint = f"available cameras: {numbers}" if numbers else "no camera found: connect a camera, or try line:"
+            hint = (
+                f"available cameras: {numbers}"
+                if numbers
+                else "no camera found: connect a camera, or use the simulated line:"
+            )
             message = f"{self.uri}: {self._device} does not exist; {hint}"
             raise SourceError(message)
         if not os.access(self._device, os.R_OK | os.W_OK):

@@ -143,7 +143,7 @@ class RgbConverter:
         if bits != self._bits:
             self._bits = bits
             if bits < 16:
-                log.warning("the largest 16-bit value is %d: the values are read as %d bits", values.max(), bits)
+                log.warning("the largest 16-bit value is %d, so the video is read with %d bits", values.max(), bits)
         grey = av.VideoFrame.from_ndarray(eight_bits(values, bits), format="gray")
         grey.color_range = frame.color_range
         return grey
@@ -211,7 +211,9 @@ class Deinterlacer:
                 self._graph, self._shape, self.has_filtered = _bwdif(frame), shape, True
             except av.error.FFmpegError:
                 log.warning(
-                    "interlaced frames of %dx%d are too small for bwdif: not deinterlaced", frame.width, frame.height
+                    "interlaced frames of %dx%d are too small for FFmpeg's filter bwdif and are not deinterlaced",
+                    frame.width,
+                    frame.height,
                 )
                 self._unsupported = shape
                 return [*ready, frame]

@@ -19,7 +19,7 @@ class Failure:
     message: str
     retry_class: RetryClass = "quick"
     cause: Cause = "unreachable"
-    hint: str = "check that the camera is on, and its address"
+    hint: str = "check the address, and that the camera is on"
     """Remedy, shown after the last attempt; "" if the message already contains it."""
 
 
@@ -43,7 +43,7 @@ _UNAUTHORISED: Final = Failure(
 )
 _FORBIDDEN: Final = Failure("this user has no permission (403 forbidden)", "slow", cause="unauthorised")
 _NOT_FOUND: Final = Failure("no such stream: check the path (404 not found)", "slow", cause="not found")
-_TOO_MANY: Final = Failure("too many requests for the server (429)", "slow", cause="refused")
+_TOO_MANY: Final = Failure("the server receives too many requests (429)", "slow", cause="refused")
 _REFUSED: Final = Failure("the server refuses the request (4xx): check the address", "slow", cause="refused")
 _SERVER_ERROR: Final = Failure("the server has an internal error (5xx)", cause="server")
 
@@ -71,8 +71,14 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
         av.error.ProtocolNotFoundError,
         Failure("this build of FFmpeg does not support the protocol", "never", cause="codec"),
     ),
-    (av.error.DecoderNotFoundError, Failure("this build of FFmpeg cannot decode its codec", "never", cause="codec")),
-    (av.error.DemuxerNotFoundError, Failure("this build of FFmpeg cannot read its format", "never", cause="codec")),
+    (
+        av.error.DecoderNotFoundError,
+        Failure("this build of FFmpeg cannot decode the codec of the stream", "never", cause="codec"),
+    ),
+    (
+        av.error.DemuxerNotFoundError,
+        Failure("this build of FFmpeg cannot read the format of the stream", "never", cause="codec"),
+    ),
     (
         av.error.ExternalError,
         Failure("a library that FFmpeg calls failed, such as the driver of the decoding GPU", cause="codec"),

@@ -260,7 +260,7 @@ class FileSource(Source):
             first = next(frames, None)
         if first is None and not stop.is_set():
             codec = self._stream.codec_context.name
-            message = f"{self.uri}: none of its frames can be decoded; it is damaged, or not {codec}: {_REMUX}"
+            message = f"{self.uri}: none of its frames can be decoded; they are damaged, or not {codec}: {_REMUX}"
             raise SourceError(message)
         self._decoded_frames = frames if first is None else itertools.chain([first], frames)
 

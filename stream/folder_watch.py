@@ -165,7 +165,7 @@ class WatchedFolder(Source):
             ready = self._tracker.update(self._images(), now)
         except SourceError as error:
             if self.health.state != "waiting":
-                log.warning("%s; waiting for it", error)
+                log.warning("%s; waiting until the folder can be read", error)
             self.health = Health("waiting", str(error), corrupt=self.health.corrupt, cause="not found")
             return []
         if self.health.state == "waiting":

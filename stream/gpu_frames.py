@@ -57,7 +57,10 @@ class FrameConverter:
             planes = self._copy_planes(luma, chroma)
         except DeviceMemoryFullError as error:
             if not self._is_full:
-                log.warning("%s: frames without room there are downloaded; device_frames: false uses less", error)
+                log.warning(
+                    "%s: such frames are copied to the host; set device_frames: false to use less memory of the GPU",
+                    error,
+                )
             self._is_full = True
             return self._rgb.convert(on_host(frame), aspect)
         tags = (int(frame.colorspace), int(frame.color_range))

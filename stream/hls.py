@@ -90,7 +90,9 @@ class HlsFollower:
             if segment is not None:
                 if self._next is not None and segment.number > self._next:
                     missed = segment.number - self._next
-                    log.warning("%s: %d segments left the playlist before they were read", self._camera(), missed)
+                    log.warning(
+                        "%s: %d segments were removed from the playlist before they were read", self._camera(), missed
+                    )
                 self._next = segment.number + 1
                 return segment
             if self._playlist.ended and self._live is not True:
@@ -123,7 +125,7 @@ class HlsFollower:
         self._missing += 1
         if self._failures > _MAX_FAILURES or error.failure.cause not in {"not found", "server", "ended"}:
             return False
-        log.warning("%s: segment %d is missing: %s", self._camera(), segment.number, error)
+        log.warning("%s: segment %d is skipped: %s", self._camera(), segment.number, error)
         return True
 
     def record_success(self) -> None:
@@ -156,7 +158,7 @@ class HlsFollower:
 
     def _update(self, playlist: Playlist) -> None:
         if any(segment.key is not None and segment.key.method != "AES-128" for segment in playlist.segments):
-            message = "the encryption method of its HLS segments is not supported; only AES-128 is"
+            message = "the encryption method of its HLS segments is not supported; only AES-128 is supported"
             raise FailureError(Failure(message, "never", "codec", hint=""))
         self._playlist, self._loaded_at = playlist, time.monotonic()
 
@@ -172,7 +174,9 @@ class HlsFollower:
         if self._next is None or self._next > last + 1:  # the first playlist, or the camera restarted its numbering
             self._next = edge
         elif last - self._next >= _MAX_LAG_SEGMENTS:
-            log.warning("%s: %d segments are skipped to catch up", self._camera(), edge - self._next)
+            log.warning(
+                "%s: reading is slower than the live stream; %d segments are skipped", self._camera(), edge - self._next
+            )
             self._next = edge
 
     def _decrypted(self, segment: Segment, key: Key, attempt: Attempt) -> bytes:

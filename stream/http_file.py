@@ -49,8 +49,8 @@ class WebFile:
         """Copy the data to a temporary file, because the demuxer reads the end first."""
         if self._size is None or self._size > _MAX_SPOOLED_BYTES:
             message = (
-                "its index is at its end, and the server does not support range requests: download the file, then "
-                "use its path"
+                "its index is at the end of the file, and the server does not support range requests: download the "
+                "file, then use its path"
             )
             raise FailureError(Failure(message, "never", "refused", hint=""))
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() closes it

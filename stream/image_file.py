@@ -169,8 +169,8 @@ class ImageReader:
             size = os.stat(path).st_size  # noqa: PTH116 - str, bytes or PathLike
             if max_bytes is not None and size > max_bytes:
                 raise SourceError(
-                    f"{shown(path)}: has {size} bytes; max_pixels={self._max_pixels} allows {max_bytes}; set "
-                    "max_pixels of this source in a configuration if the size is right"
+                    f"{shown(path)}: has {size} bytes; max_pixels={self._max_pixels} allows at most {max_bytes} bytes; "
+                    "set max_pixels of this source in a configuration if the size is right"
                 )
             content = Path(path).read_bytes()
         except OSError as reason:

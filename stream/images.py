@@ -84,7 +84,9 @@ class ImagesSource(Source):
             yield Frame(image, self.camera, index, time.monotonic(), position / self.rate, source_name=name)
             index += 1
         if index == 0:
-            message = f"{self.uri}: none of its {len(self._paths)} images decodes; last error: {self.health.reason}"
+            message = (
+                f"{self.uri}: none of its {len(self._paths)} images can be decoded; last error: {self.health.reason}"
+            )
             self.health = Health("failed", message, corrupt=self.health.corrupt)
             raise SourceError(message)
         self.health = Health("ended", self.health.reason, corrupt=self.health.corrupt)
@@ -132,7 +134,7 @@ def _no_images_message(pattern: str, suffixes: frozenset[str], *, is_folder: boo
     if is_folder:
         below = (os.path.splitext(name)[1].lower() for _, _, names in os.walk(pattern) for name in names)  # noqa: PTH122
         if any(suffix in suffixes for suffix in below):
-            hint = f"its subfolders do: use '{shown(pattern)}/**/*'"
+            hint = f"its subfolders contain images: use '{shown(pattern)}/**/*'"
     return f"{shown(pattern)}: contains no image with a suffix of {', '.join(sorted(suffixes))}; {hint}"
 
 

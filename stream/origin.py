@@ -40,12 +40,14 @@ class Origin:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
         except ValueError:
-            scheme, host, port = "", "", None
-        if _KINDS.get(scheme) != kind or not host:
+            raise FailureError(Failure("the camera refers to an invalid address", "slow", "refused")) from None
+        if _KINDS.get(scheme) != kind:
             shown = re.sub(r"[^\w.+-]", "?", scheme)[:20] or "no scheme"
             raise FailureError(
                 Failure(f"the camera refers to an address that is not {kind}(s) ({shown})", "slow", "refused")
             )
+        if not host:
+            raise FailureError(Failure("the camera refers to an address without a host", "slow", "refused"))
         return cls(scheme, host.lower().rstrip("."), port or _PORTS[scheme])
 
     @property
@@ -102,8 +104,7 @@ class AllowedHosts:
             return
         host_port = re.sub(r"[^\w.:\[\]-]", "?", origin.host_port)[:100]
         message = (
-            f"the camera refers to {host_port}, another host or port; if that is right, set allowed_hosts: "
-            f"['{host_port}']"
+            f"the camera refers to another host or port, {host_port}; to allow it, set allowed_hosts: ['{host_port}']"
         )
         raise FailureError(Failure(message, "slow", "refused", hint=""))
 

@@ -31,11 +31,12 @@ class Backoff:
     """Approximate delay after a wrong password or path: many cameras lock out a client that retries too often."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_seconds <= self.max_seconds:
-            message = (
-                f"backoff from {self.min_seconds} s to {self.max_seconds} s: "
-                "the minimum must be above 0 and at most the maximum; exchange them"
-            )
+        shown = f"backoff from {self.min_seconds} s to {self.max_seconds} s"
+        if not self.min_seconds > 0:
+            message = f"{shown}: the minimum must be above 0; for example 0.1"
+            raise ValueError(message)
+        if not self.min_seconds <= self.max_seconds:
+            message = f"{shown}: the minimum must be at most the maximum; exchange them"
             raise ValueError(message)
 
     def delay_seconds(

@@ -171,7 +171,7 @@ def open_camera(settings: CameraSettings, context: SourceContext) -> Source:
 
     number = settings.uri.partition(":")[2] if ":" in settings.uri else settings.uri
     if not number.isdecimal():
-        message = f"{settings.uri}: a webcam is chosen by its number; use camera:0 for the first, /dev/video0"
+        message = f"{settings.uri}: a webcam is chosen by its number; use camera:0 for /dev/video0, the first webcam"
         raise SourceError(message)
     return CameraSource(
         int(number),
@@ -286,7 +286,7 @@ def _with_host(uri: str) -> str:
             "user:password into a credentials_file"
         )
         if valid and is_path_suspect:
-            message += "; if the text before it is a host and port, write %40 instead of the @ after them"
+            message += f"; if a host and port come before the {sign!r}, write %40 instead of each @ after it"
         raise SourceError(message)
     if not valid:
         message = f"{redact(uri)}: has no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"

@@ -103,12 +103,12 @@ def _unpacked(chunk: Chunk) -> bytes:
     if chunk.compression == "zstd":
         stated = zstandard.frame_content_size(chunk.data)
         if stated > size:
-            raise ValueError(f"a chunk declares {size} bytes, but its data {stated}")
+            raise ValueError(f"a chunk declares {size} bytes, but its compressed data declares {stated}")
         content = zstandard.ZstdDecompressor().decompress(chunk.data, max_output_size=size)
     elif chunk.compression == "lz4":
         content = lz4.frame.LZ4FrameDecompressor().decompress(chunk.data, size + 1)
     elif chunk.compression:
-        raise ValueError(f"compressed by {chunk.compression!r}; only zstd and lz4 can be read")
+        raise ValueError(f"a chunk is compressed by {chunk.compression!r}; only zstd and lz4 can be read")
     else:
         content = chunk.data
     if len(content) != size:

@@ -53,8 +53,8 @@ def parser_of(topic: Topic) -> Callable[[bytes], ImageMessage]:
     form = form_of_topic(topic)
     if form is None:
         raise SourceError(
-            f"topic {topic.name}: type {topic.type_name} in {topic.encoding or 'no encoding'} is not an image; "
-            "choose a topic with sensor_msgs or Foxglove images, encoded in cdr, ros1 or protobuf"
+            f"topic {topic.name}: its messages (type {topic.type_name}, encoding {topic.encoding or 'none'}) are not "
+            "readable images; choose a topic with sensor_msgs or Foxglove images, encoded in cdr, ros1 or protobuf"
         )
     decode = _protobuf_decoder(topic.type_name) if topic.encoding == "protobuf" else _ros_decoder(topic)
 
@@ -62,7 +62,9 @@ def parser_of(topic: Topic) -> Callable[[bytes], ImageMessage]:
         try:
             return _image_message(form, decode(data))
         except Exception as error:  # noqa: BLE001 - generated code raises anything for damaged bytes
-            raise SourceError(f"a damaged {topic.type_name} ({type(error).__name__}: {error})") from None
+            raise SourceError(
+                f"a message of type {topic.type_name} is damaged ({type(error).__name__}: {error})"
+            ) from None
 
     return parse
 

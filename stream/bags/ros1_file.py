@@ -82,7 +82,7 @@ def _records_in(file: BinaryIO, size: int) -> Iterator[_Record]:
         fields = _fields(header)
         kind = fields.get(b"op", b"")
         if len(kind) != 1:
-            raise BagDamageError(f"damaged at byte {position}: a record has no kind; {_RECOVER}")
+            raise BagDamageError(f"damaged at byte {position}: a record does not state its kind; {_RECOVER}")
         yield _Record(kind[0], fields, data)
 
 

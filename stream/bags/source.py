@@ -125,7 +125,7 @@ class BagSource(Source):
             self.health = Health("ended")
             return
         if not self._damaged:
-            message = f"{self.uri}: {self._topic_name or 'its topic'} has no image; choose another one by ?topic="
+            message = f"{self.uri}: {self._topic_name or 'its topic'} has no image; choose another topic: ?topic=NAME"
             self.health = Health("failed", message)
             raise SourceError(message)
         more = f" and {self._damaged - 1} more" if self._damaged > 1 else ""
@@ -174,7 +174,8 @@ def _chosen(path: str, name: str | None) -> Topic:
     topics = {topic.name: topic for topic in _topics(path)}
     if name not in topics:
         raise SourceError(
-            f"{shown(path)}: has no topic {name!r}.{did_you_mean(name, topics)} It has {', '.join(topics) or 'none'}"
+            f"{shown(path)}: has no topic {name!r}.{did_you_mean(name, topics)} The bag's topics: "
+            f"{', '.join(topics) or 'none'}"
         )
     parser_of(topics[name])  # raises SourceError if the topic has no images
     return topics[name]

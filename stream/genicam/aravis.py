@@ -146,7 +146,7 @@ class _AravisDevice(Device):
         else:
             choices = self._lib.choices(self._device, name) if kind == "enumeration" else []
             if choices and value not in choices:
-                raise SourceError(f"{self._uri}: {name}={value}: should be {', '.join(choices)}")
+                raise SourceError(f"{self._uri}: {name}={value}: should be one of {', '.join(choices)}")
             self._lib.call("arv_device_set_string_feature_value", *arguments, value.encode())
 
     def start(self) -> None:

@@ -41,11 +41,12 @@ class Producers(Transport):
         files: list[Path] = []
         for place in map(Path, filter(None, self._producer.split(os.pathsep))):
             files += sorted(place.glob("*.cti")) if place.is_dir() else [place]
-        missing = [file for file in files if not file.is_file()]
-        if missing or not files:
-            raise SourceError(
-                f"{uri}: {missing[0] if missing else self._producer}: contains no GenTL producer (.cti); check the path"
-            )
+        if not files:
+            raise SourceError(f"{uri}: {self._producer}: contains no GenTL producer (a .cti file); check the path")
+        for file in files:
+            if not file.is_file():
+                fault = "is not a file" if file.exists() else "no such file or folder"
+                raise SourceError(f"{uri}: GenTL producer {file}: {fault}; check the path")
         return tuple(files)
 
     @contextmanager
@@ -213,7 +214,7 @@ def _converted(node: object, value: str) -> bool | int | float | str:
 def _rule(node: Any, error: Exception) -> str:  # noqa: ANN401 - a node
     """Return the allowed values of a feature as text, or else the error's text."""
     if isinstance(node, IEnumeration):
-        return f"should be {', '.join(node.symbolics)}"
+        return f"should be one of {', '.join(node.symbolics)}"
     if isinstance(node, (IInteger, IFloat)):
         return f"should be from {node.min} to {node.max}"
     return str(error).partition(" : ")[0]

@@ -132,8 +132,8 @@ class GenicamSource(Source):
         encoding = ENCODINGS.get(grab.pixel_format)
         if encoding is None:
             raise SourceError(
-                f"{self.uri}: pixel format {grab.pixel_format} is not supported; set another, such as "
-                f"genicam:{self._serial}?PixelFormat=Mono8 ({', '.join(sorted(ENCODINGS))})"
+                f"{self.uri}: pixel format {grab.pixel_format} is not supported; set another one, such as "
+                f"genicam:{self._serial}?PixelFormat=Mono8; supported are {', '.join(sorted(ENCODINGS))}"
             )
         message = ImageMessage("raw", 0, encoding, grab.data, grab.width, grab.height)
         try:
@@ -146,8 +146,8 @@ class GenicamSource(Source):
     def _count_incomplete(self, count: int, *, is_first: bool) -> None:
         if is_first:
             log.warning(
-                "%s: incomplete images are dropped, because packets are lost; check the network, or set "
-                "GevSCPSPacketSize, GevSCPD or a lower rate",
+                "%s: incomplete images are dropped, because packets are lost; check the network, adjust "
+                "GevSCPSPacketSize or GevSCPD, or set a lower rate",
                 self.camera,
             )
         self._count_corrupt(count)

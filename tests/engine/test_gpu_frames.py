@@ -157,7 +157,7 @@ def test_frames_without_room_on_the_device_are_converted_on_the_host(monkeypatch
         images = [converter.convert(decoded(seed=seed)) for seed in (1, 2)]
     for seed, image in enumerate(images, start=1):
         assert np.array_equal(image, RgbConverter().convert(decoded(seed=seed)))
-    assert caplog.text.count("device_frames: false uses less") == 1
+    assert caplog.text.count("device_frames: false to use less") == 1
     assert isinstance(converter.convert(decoded()), DeviceImage)
 
 

@@ -125,7 +125,7 @@ def test_camera_is_read_by_its_serial_number_with_its_features(camera):
         ("Widht=320", "has no feature 'Widht'. Did you mean 'Width'"),
         ("Width=9999", "Width=9999: should be from 1 to 2048"),
         ("Width=wide", "Width=wide: should be a number"),
-        ("PixelFormat=Nope", "PixelFormat=Nope: should be BayerBG8, "),
+        ("PixelFormat=Nope", "PixelFormat=Nope: should be one of BayerBG8, "),
     ],
 )
 def test_feature_that_cannot_be_set_is_refused_with_the_rule(camera, feature, rule):

@@ -84,7 +84,7 @@ def test_explained_bag_has_the_log_times_of_the_bag(tmp_path):
     ("topic", "message"),
     [
         ("/fronnt/image_raw", "has no topic '/fronnt/image_raw'. Did you mean '/front/image_raw'"),
-        ("/chatter", "std_msgs/.*String in .* is not an image"),
+        ("/chatter", "std_msgs/.*String, encoding .* are not readable images"),
     ],
 )
 def test_topic_without_images_is_refused_with_the_topics(tmp_path, topic, message):

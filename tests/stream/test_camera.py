@@ -21,7 +21,7 @@ def test_camera_missing_is_refused_with_list_of_cameras(tmp_path):
 
 def test_camera_error_without_any_camera_has_hint(tmp_path):
     source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
-    with pytest.raises(SourceError, match="no camera found: connect a camera, or try line:"), source:
+    with pytest.raises(SourceError, match="no camera found: connect a camera, or use the simulated line:"), source:
         pass
 
 

@@ -67,7 +67,7 @@ def test_camera_without_a_serial_number_is_the_first(take):
         ("Widht=320", "has no feature 'Widht'. Did you mean 'Width'"),
         ("Width=9999", "Width=9999: should be from 100 to 800"),
         ("Width=wide", "Width=wide: should be a number"),
-        ("PixelFormat=Nope", "PixelFormat=Nope: should be RGBa8, Mono8"),
+        ("PixelFormat=Nope", "PixelFormat=Nope: should be one of RGBa8, Mono8"),
     ],
 )
 def test_feature_that_cannot_be_set_is_refused_with_the_rule(take, feature, rule):
@@ -171,6 +171,9 @@ def test_producer_is_that_of_the_environment_where_none_is_given(monkeypatch, tm
     config = load_config({"sources": ["genicam:1"]}, "run.yaml")
     monkeypatch.setenv("GENICAM_GENTL64_PATH", str(tmp_path))
     with pytest.raises(SourceError, match="contains no GenTL producer"), make_cameras(config)[0].source:
+        pass
+    monkeypatch.setenv("GENICAM_GENTL64_PATH", str(tmp_path / "none.cti"))
+    with pytest.raises(SourceError, match=r"none\.cti: no such file or folder"), make_cameras(config)[0].source:
         pass
     monkeypatch.setenv("GENICAM_GENTL64_PATH", str(Path(PRODUCER).parent))
     with make_cameras(config)[0].source as source:

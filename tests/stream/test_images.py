@@ -104,7 +104,7 @@ def test_in_a_folder_broken_pictures_are_left_out_named_and_counted(tmp_path, sh
 def test_folder_of_corrupt_images_is_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_text("a shopping list")
-    with build_source(str(tmp_path)) as source, pytest.raises(SourceError, match="none of its 2 images decodes"):
+    with build_source(str(tmp_path)) as source, pytest.raises(SourceError, match="none of its 2 images can be decoded"):
         list(source.frames(threading.Event()))
 
 

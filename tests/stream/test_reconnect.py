@@ -57,6 +57,8 @@ def test_one_seed_gives_one_sequence():
 def test_backoff_refuses_min_above_max():
     with pytest.raises(ValueError, match="exchange them"):
         Backoff(min_seconds=2.0, max_seconds=1.0)
+    with pytest.raises(ValueError, match="the minimum must be above 0"):
+        Backoff(min_seconds=0.0)
 
 
 @given(failures=st.integers(0, 10_000), seed=st.integers(0, 1000), spent=st.floats(0, 100))

@@ -84,7 +84,7 @@ def test_source_file_named_like_address_is_file(make_clip, monkeypatch):
     ("options", "message"),
     [
         ({"read_timeout_seconds": 0}, "read_timeout_seconds=0: .*greater than 0"),
-        ({"decoder": "gpu"}, "decoder='gpu': a device is auto, cpu, cuda or cuda:N"),
+        ({"decoder": "gpu"}, "decoder='gpu': should be auto, cpu, cuda or cuda:N"),
         ({"images_per_second": float("nan")}, "finite"),
         ({"attempts": 0}, "attempts=0"),
     ],

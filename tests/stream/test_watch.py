@@ -143,7 +143,7 @@ def test_removed_folder_is_reported_and_watched_again(tmp_path, caplog):
         stop.set()
         reader.join()
         assert source.health.state == "live"
-    assert caplog.text.count("waiting for it") == 1
+    assert caplog.text.count("waiting until the folder can be read") == 1
 
 
 def test_watched_folder_is_live_and_loses_nothing_to_a_slow_reader(tmp_path):

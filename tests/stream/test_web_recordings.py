@@ -50,7 +50,7 @@ def test_recording_whose_index_stands_at_its_end_is_read_without_ranges(web_serv
 def test_recording_too_large_to_be_kept_names_what_to_do(web_server, make_clip, monkeypatch):
     content = make_clip(frame_count=5).read_bytes()
     monkeypatch.setattr("stream.http_file._MAX_SPOOLED_BYTES", 100)
-    with pytest.raises(SourceError, match="its index is at its end, and the server does not support range"):
+    with pytest.raises(SourceError, match="its index is at the end of the file, and the server does not support range"):
         read(f"{web_server(lambda request: send(request, content))}/film.mp4")
 
 

@@ -17,6 +17,13 @@ TEMPORARY: Final = ".tmp"
 _MAX_WRITERS: Final = 8
 """Maximum number of processes that write the same file at once."""
 _MAX_NAME_BYTES: Final = 200
+_HINTS: Final = {
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "delete it, or choose another name",
+    errno.EBUSY: "wait until these processes end",
+    errno.ENOENT: "create the folder, or choose another one",
+}
+"""Remedies for some errors."""
 _MAX_AGE_SECONDS: Final = 86_400.0
 """On a file system without locks, an older temporary folder is deleted as the rest of a killed process."""
 
@@ -45,8 +52,8 @@ def atomic_write(path: Path, *, replace: bool = True, raises: type[ReciproStream
     except OSError as error:
         if raises is None:
             raise
-        message = f"{path}: cannot be written ({error.strerror or error}); free space there, or choose a folder you "
-        raise raises(message + "may write to") from error
+        hint = _HINTS.get(error.errno or 0, "free space there, or choose a folder you may write to")
+        raise raises(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
 
 
 def write_atomically(path: Path, content: bytes | str, *, raises: type[ReciproStreamError] | None = None) -> None:

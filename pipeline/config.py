@@ -33,7 +33,7 @@ def _size(value: object) -> object:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+)(?:\s*[xX*]\s*(\d+))?\s*", value)
         if not match:
-            raise ValueError("a size is HEIGHTxWIDTH in pixels, such as 224x224 or 384x672")
+            raise ValueError("should be HEIGHTxWIDTH in pixels, such as 224x224 or 384x672")
         return (int(match[1]), int(match[2] or match[1]))
     return value
 
@@ -46,7 +46,7 @@ def _triple(value: object) -> object:
         parts = [_number(part) for part in value.split(",")]
         value = parts * 3 if len(parts) == 1 else parts
     if isinstance(value, list | tuple) and len(value) != 3:
-        raise ValueError(f"three numbers, for red, green and blue, or one for all; the option has {len(value)}")
+        raise ValueError(f"should be three numbers for red, green and blue, or one for all three, not {len(value)}")
     return value
 
 
@@ -54,7 +54,9 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{text.strip()[:40]!r} is not a number; give three, such as 0.485,0.456,0.406") from None
+        raise ValueError(
+            f"{text.strip()[:40]!r} is not a number; give three numbers, such as 0.485,0.456,0.406"
+        ) from None
 
 
 def _word_list(value: object) -> object:
@@ -328,5 +330,7 @@ class Config(Settings):
             raise ValueError(f"has {len(models)} networks; only one can be on trial: remove the others")
         name = PurePath(info.data["engine"].model).stem if "engine" in info.data else None
         if models and models[0].title == name:
-            raise ValueError(f"{name!r} is also the name of the network of engine; give this network a key name: NAME")
+            raise ValueError(
+                f"the network under 'engine' is also named {name!r}; set 'name:' of this network to another name"
+            )
         return models

@@ -35,7 +35,10 @@ class _Reader(yaml.SafeLoader):
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _written_out(node, {}) > MAX_VALUES:
             raise yaml.constructor.ConstructorError(
-                None, None, f"holds more than {MAX_VALUES} values once its aliases are written out", node.start_mark
+                None,
+                None,
+                f"the text has more than {MAX_VALUES} values when its aliases are expanded; use fewer aliases",
+                node.start_mark,
             )
         return node
 
@@ -44,9 +47,13 @@ class _Reader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be one word", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be text, not a list or a map", key.start_mark
+                )
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key.value, str):
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice; remove one", key.start_mark
+                )
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -57,7 +64,7 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.constructor.ConstructorError(
-                None, None, "an alias refers to a node that contains it", node.start_mark
+                None, None, "an alias refers to a list or map that contains the alias; remove it", node.start_mark
             )
         return known[id(node)]
     known[id(node)] = 0
@@ -96,10 +103,10 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 def _why(reason: Exception) -> str:
     """Return the message for an exception of the YAML parser that has no position."""
     if isinstance(reason, RecursionError):
-        return "too many levels deep; make it simpler"
+        return "the nesting is too many levels deep; use fewer levels"
     if isinstance(reason, yaml.reader.ReaderError):
         code = reason.character if isinstance(reason.character, int) else ord(reason.character)
-        return f"the character #x{code:04x} is not allowed there; remove it"
+        return f"the character #x{code:04x} is not allowed in YAML; remove it"
     return str(reason)[:_MAX_SHOWN] or "not readable"
 
 

@@ -251,7 +251,8 @@ class Pipeline:
     def _finish(self, batch: _Batch) -> None:
         explanations = batch.finish()
         if len(explanations) != len(batch.frames):
-            message = f"the explainer returned {len(explanations)} explanations for {len(batch.frames)} frames"
+            found = f"{len(explanations)} explanations for {len(batch.frames)} frames"
+            message = f"the explainer returned {found}; it must return one for each frame"
             raise ValueError(message)
         batch.frames = ()
         for explanation in explanations:

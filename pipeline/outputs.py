@@ -121,7 +121,9 @@ class Outputs:
     def _put_timed(self, sink: Sink, overlay: Overlay) -> None:
         frame = overlay.explanation.frame
         if not self._may_publish(frame):  # the lease ended while the overlay waited
-            raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: the lease of the camera has ended")
+            raise FrameError(
+                f"camera {frame.camera!r}, frame {frame.index}: not published, because the camera's lease has ended"
+            )
         started_at = time.monotonic()
         sink.put(overlay)
         if overlay.signal_loss is None:

@@ -174,7 +174,9 @@ class PlaceQueries:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Query, Future[Answer]]] = deque()
         self._viewers = 0
-        self._refusal = "the run has no detector or network that answers, or builds it; ask again later"
+        self._refusal = (
+            "no network answers questions yet: the run is still building it, or has none that can; ask again later"
+        )
         self.labels: tuple[str, ...] = ()
         """The class names; empty until ``open``."""
         self.kind: QueryKind = "places"
@@ -226,7 +228,7 @@ class PlaceQueries:
                 raise EngineError(self._refusal)
             if isinstance(query, ClassQuery) != (self.kind == "classes"):
                 subject = "a place of a frame" if self.kind == "places" else "a class"
-                raise EngineError(f"the run's network answers questions about {subject} only")
+                raise EngineError(f"the run's network answers only questions about {subject}")
             if len(self._waiting) >= self._max_waiting:
                 raise EngineError(f"{len(self._waiting)} questions wait for the network; ask again later")
             self._waiting.append((query, future))

@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
-        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{did_you_mean(value, ('auto', 'cpu', 'cuda'))}")
+        raise ValueError(f"should be auto, cpu, cuda or cuda:N.{did_you_mean(value, ('auto', 'cpu', 'cuda'))}")
     return value
 
 

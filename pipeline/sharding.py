@@ -115,8 +115,8 @@ def _visible_gpu(number: int, visible: str | None) -> str:
     names = [name.strip() for name in visible.split(",") if name.strip()]
     if number >= len(names):
         raise ConfigError(
-            f"--devices: cuda:{number} is not visible: CUDA_VISIBLE_DEVICES={visible} has {len(names)} GPUs; unset it, "
-            "or name fewer devices"
+            f"--devices: cuda:{number} is not visible: CUDA_VISIBLE_DEVICES={visible} lists {len(names)} GPUs; "
+            "unset this variable, or name fewer devices"
         )
     return names[number]
 

@@ -47,5 +47,8 @@ class SystemdNotifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
                 connection.sendto(message.encode(), self._address)
         except OSError as reason:
-            log.warning("the supervisor at NOTIFY_SOCKET does not listen: %s", reason.strerror or reason)
+            log.warning(
+                "the supervisor cannot be notified at NOTIFY_SOCKET (%s); no more notifications are sent, so its "
+                "watchdog may restart the run", reason.strerror or reason,
+            )  # fmt: skip
             self._address = ""

@@ -180,7 +180,9 @@ class _SecondNetwork:
 
 def _one_each(explanations: Sequence[Explanation], frames: Sequence[Frame]) -> Sequence[Explanation]:
     if len(explanations) != len(frames):
-        raise ValueError(f"{len(explanations)} explanations for {len(frames)} frames; return one for each frame")
+        raise ValueError(
+            f"it returned {len(explanations)} explanations for {len(frames)} frames, not one for each frame"
+        )
     return explanations
 
 

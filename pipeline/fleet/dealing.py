@@ -94,12 +94,12 @@ def reasons_not_dealt(waiting: Mapping[str, float], workers: Sequence[WorkerLoad
             reasons[camera] = "no worker accepts cameras; start a worker, or end the drain of a node"
         elif room < 0:
             reasons[camera] = (
-                "no node has a source of this name; add it to the file of sources on a node that reaches the camera"
+                "no node has a source of this name; add the source to the file of a node that can connect to the camera"
             )
         else:
             reasons[camera] = (
-                f"beyond capacity: {rate:g} frames/s needed, the emptiest worker has {room:.1f} left; add a worker or "
-                "lower rates"
+                f"beyond capacity: the camera needs {rate:g} frames/s, but no worker has more than {room:.1f} "
+                "frames/s left; add a worker, or lower the rates of cameras"
             )
     return reasons
 

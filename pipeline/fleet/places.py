@@ -75,9 +75,12 @@ def _place(camera: State, workers: Mapping[str, State]) -> Place:
     node, address, heard = worker["node"], stream_address(worker), worker["heard_seconds"]
     reason = ""
     if not address:
-        reason = f"node {node} has it, but publishes no stream; add a sink such as tcp://{node}:5555 to its file"
+        reason = f"node {node} has the camera, but publishes no stream; add a sink such as tcp://{node}:5555 there"
     elif heard > _LATE_SECONDS:
-        reason = f"node {node} has it, but has not reported for {heard:.0f} s; another node gets it after 3.3 s"
+        reason = (
+            f"node {node} has the camera, but has not reported for {heard:.0f} s; another node gets the camera after "
+            "3.3 s"
+        )
     return Place(node, address, camera["epoch"], reason)
 
 

@@ -23,7 +23,7 @@ def _by_name(value: object) -> object:
     if isinstance(value, list):
         for number, name in enumerate(value):
             if not isinstance(name, str):
-                message = f"{name!r} is no name; give names, or a map such as {{north: {{rate: 25}}}}"
+                message = f"{name!r} is not a name; give names, or a map such as {{north: {{rate: 25}}}}"
                 raise ValueError(message)  # noqa: TRY004 - pydantic reports it
             if name in value[:number]:
                 raise ValueError(f"{name!r} is given twice; remove one")

@@ -155,12 +155,16 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
                 if camera not in cameras:
                     known = ", ".join(map(repr, cameras))
                     hint = did_you_mean(camera, cameras)
-                    raise ConfigError(f"guards.{kind}[{index}].cameras: {camera!r}: the run has {known}.{hint}")
+                    raise ConfigError(
+                        f"guards.{kind}[{index}].cameras: {camera!r}: the run has no such camera, only {known}.{hint}"
+                    )
     for index, guard in enumerate(guards.rules):
         _check_named(index, guard, "camera", guard.parsed.cameras, cameras)
         concerned = [camera for camera in cameras if guard.concerns(camera)]
         if concerned and (why := guard.parsed.impossible(concerned)):
-            raise ConfigError(f"guards.rules[{index}].rule: {guard.rule!r}: for {', '.join(concerned[:5])}: {why}")
+            raise ConfigError(
+                f"guards.rules[{index}].rule: {guard.rule!r}: for camera {', '.join(concerned[:5])}: {why}"
+            )
         for camera in filter(guard.concerns, cameras):
             for name in sorted(guard.parsed.regions):
                 if not any(region.name == name and region.concerns(camera) for region in guards.regions):

@@ -274,20 +274,19 @@ def _parse_tracker(spread: Mapping[str, Any]) -> _Tracker:
     tracker = _Tracker(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, fractions)
     if not all(map(math.isfinite, (tracker.baseline_mean, tracker.baseline_std, *edges, *fractions))):
         raise ValueError("a number is not finite")
-    if (
-        list(edges) != sorted(edges)
-        or min(fractions, default=0.0) < 0.0
-        or tracker.baseline_count < 0
-        or tracker.baseline_std < 0.0
-    ):
-        raise ValueError("edges are not in order, or a count, fraction or deviation is negative")
+    if list(edges) != sorted(edges):
+        raise ValueError("the edges are not in ascending order")
+    if min(fractions, default=0.0) < 0.0 or tracker.baseline_count < 0 or tracker.baseline_std < 0.0:
+        raise ValueError("a count, fraction or standard deviation is negative")
     return tracker
 
 
 def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[str, _Tracker]]:
     version = baseline.get("format") if isinstance(baseline, Mapping) else None
     if version != FORMAT:
-        raise ConfigError(f"{name}: format {version!r} is not {FORMAT!r}; record it again: run.py baseline")
+        raise ConfigError(
+            f"{name}: its format {version!r} is not {FORMAT!r}; record the baseline again: run.py baseline"
+        )
     try:
         return {
             (camera, label): {
@@ -300,5 +299,5 @@ def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as reason:
         raise ConfigError(
-            f"{name}: the baseline is damaged ({type(reason).__name__}: {reason}); record it again: run.py baseline"
+            f"{name}: the baseline is damaged ({type(reason).__name__}: {reason}); record a new one: run.py baseline"
         ) from None

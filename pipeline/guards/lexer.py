@@ -55,7 +55,7 @@ class TokenStream:
         self._where, self._example = where, example
         if len(text) > MAX_CHARACTERS:
             short = where.partition(":")[0] or "rule"
-            raise ConfigError(f"{short}: {len(text)} characters, more than {MAX_CHARACTERS}; make it shorter")
+            raise ConfigError(f"{short}: has {len(text)} characters; the limit is {MAX_CHARACTERS}: make it shorter")
         self._tokens = self._split(text)
         self._position = 0
 
@@ -68,7 +68,9 @@ class TokenStream:
                 position += len(text[position:]) - len(text[position:].lstrip())
                 character = text[position]
                 hint = (
-                    "the quote is not closed" if character in "\"'" else "not part of a condition; '!=' is 'not equal'"
+                    "the quote is not closed"
+                    if character in "\"'"
+                    else "a condition cannot contain this; write '!=' for 'not equal'"
                 )
                 self.fail(Token("", character, position), hint)
             kind = str(match.lastgroup)

@@ -46,7 +46,7 @@ class _CameraState:
 def _reason_unknown(explainer: Explainer) -> str:
     """Return the reason why an explainer cannot measure ``score_drop_when_masked``."""
     if explainer.box_mode is None:
-        return "this explainer has no deletion check"
+        return "this explainer makes no deletion checks"
     return f"unknown for boxes in mode {explainer.box_mode}; set engine.boxes.mode: drop"
 
 
@@ -107,7 +107,9 @@ class ExplanationMonitor(ExplainerWrapper):
         if explainer.can_mask:
             self.overhead_budget = OverheadBudget(self._guards.deletion.budget)
         elif explainer.box_mode != "drop":
-            log.warning("score_drop_when_masked: %s; rules that use it never fire", _reason_unknown(explainer))
+            log.warning(
+                "score_drop_when_masked is not measured: %s; rules that use it never fire", _reason_unknown(explainer)
+            )
 
     def update(self, guards: GuardsConfig) -> None:
         """Use other regions and rules from the next frame on. For any thread.

@@ -118,7 +118,7 @@ class Rule:
         if not any(holds for _, holds in results):
             return f"{self.text!r} is never true, so the rule would always fire; change it"
         if not any(applies and holds is False for applies, holds in results):
-            return f"{self.text!r} is always true if the rule applies, so it would never fire; change it"
+            return f"{self.text!r} is always true if the rule applies, so the rule would never fire; change it"
         return ""
 
 
@@ -379,7 +379,7 @@ class _Parser:
         value = self._tokens.next()
         is_word = value.kind == "word"
         if value.kind not in {"word", "quoted"} or (is_word and value.text.lower() in {"and", "or", "not"}):
-            self._tokens.fail(value, f"expected a value for {field!r}; quote a keyword")
+            self._tokens.fail(value, f"expected a value for {field!r}; quote a value that is a keyword, such as 'and'")
         return value
 
     def _bound(self, field: str, value: Token, variable: Variable) -> float:

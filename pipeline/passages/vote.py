@@ -45,10 +45,10 @@ def parse_vote(text: str) -> Vote:
         return Vote("worst")
     match = re.fullmatch(r"(\d{1,6}) of (\d{1,6})", words)
     if match is None:
-        raise ValueError("a vote is mean, best, worst, or N of M, such as 3 of 5")
+        raise ValueError("should be mean, best, worst, or N of M, such as 3 of 5")
     least, window = int(match[1]), int(match[2])
     if not 1 <= least <= window <= MAX_WINDOW:
-        raise ValueError(f"N of M: N is from 1 to M, and M at most {MAX_WINDOW}, such as 3 of 5")
+        raise ValueError(f"should be N of M with N from 1 to M, and M at most {MAX_WINDOW}, such as 3 of 5")
     return Vote("n of m", least, window)
 
 

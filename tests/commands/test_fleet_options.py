@@ -26,8 +26,8 @@ def test_fleet_file_takes_names_or_a_map_of_options():
     [
         ("stream: x.yaml", "cameras"),
         ("cameras: [north, south, north]", "cameras: 'north' is given twice"),
-        ("cameras: [north: {rate: 25}]", "cameras: .* is no name; give names, or a map"),
-        ("cameras: [[north]]", "cameras: .* is no name"),
+        ("cameras: [north: {rate: 25}]", "cameras: .* is not a name; give names, or a map"),
+        ("cameras: [[north]]", "cameras: .* is not a name"),
         ("cameras: [north", "not YAML at line 1"),
         ("cameras: {north: {rate: 0}}", "cameras.north.rate"),
         ("cameras: [north]\nname: Hall 2", "name"),

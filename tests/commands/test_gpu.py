@@ -179,5 +179,5 @@ def test_device_names_are_accepted(name):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CUDA"])
 def test_other_device_names_are_refused_with_the_remedy(name):
-    with pytest.raises(ConfigError, match="a device is auto, cpu, cuda or cuda:N"):
+    with pytest.raises(ConfigError, match="should be auto, cpu, cuda or cuda:N"):
         load_config({}, "test", {"engine": {"device": name}})

@@ -109,7 +109,7 @@ def test_guards_refuse_a_camera_that_the_run_does_not_have(command, tmp_path):
     )
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
-    assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors
+    assert "guards.rules[0].cameras: 'lime': the run has no such camera, only 'line'. Did you mean 'line'" in errors
 
 
 def test_guards_refuse_a_class_that_the_network_does_not_have(command, tmp_path):

@@ -65,7 +65,9 @@ def test_shard_on_a_cpu_keeps_the_visible_gpus():
 
 def test_shard_on_a_gpu_that_is_not_visible_is_refused():
     (shard,) = shard_config(config(1), ["cuda:2"])
-    with pytest.raises(ConfigError, match=r"cuda:2 is not visible: CUDA_VISIBLE_DEVICES=0,1 has 2 GPUs; unset it"):
+    with pytest.raises(
+        ConfigError, match=r"cuda:2 is not visible: CUDA_VISIBLE_DEVICES=0,1 lists 2 GPUs; unset this variable"
+    ):
         isolate_gpus(shard, "0,1")
 
 

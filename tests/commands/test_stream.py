@@ -344,7 +344,10 @@ def test_two_runs_cannot_write_the_same_file(command, video, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "result"),
     [
-        (["--mean", "1,2"], "--mean: '1,2': three numbers, for red, green and blue, or one for all; the option has 2"),
+        (
+            ["--mean", "1,2"],
+            "--mean: '1,2': should be three numbers for red, green and blue, or one for all three, not 2",
+        ),
         (["--smoothing", "-1"], "--smoothing: -1.0"),
         (["--max-age", "-1"], "--max-age: -1.0"),
         (["--opacity", "2"], "--opacity: 2.0"),

@@ -18,9 +18,9 @@ def _network(name, *labels, box_mode=None):
     ("models", "message"),
     [
         ([{"model": "a"}, {"model": "b"}], "models: has 2 networks; only one can be on trial"),
-        ([{"model": "line_net"}], "'line_net' is also the name of the network of engine; give this network a key name"),
-        ("some/line_net.safetensors", "'line_net' is also the name of the network of engine"),
-        ([{"model": "a", "name": "line_net"}], "'line_net' is also the name of the network of engine"),
+        ([{"model": "line_net"}], "the network under 'engine' is also named 'line_net'; set 'name:' of this network"),
+        ("some/line_net.safetensors", "the network under 'engine' is also named 'line_net'"),
+        ([{"model": "a", "name": "line_net"}], "the network under 'engine' is also named 'line_net'"),
         ([{"model": "a", "min_box_score": 2}], r"models\[0\].min_box_score: 2"),
         ([{"modl": "a"}], r"models\[0\].modl: unknown key"),
         ([3], r"models\[0\]: 3: should be a map"),

@@ -195,7 +195,7 @@ def test_frames_of_a_part_vote_by_the_rules_of_zones(vote, is_ok):
 
 
 def test_vote_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="a vote is mean, best, worst, or N of M"):
+    with pytest.raises(ValueError, match="should be mean, best, worst, or N of M"):
         rules_of(part_vote="most")
 
 

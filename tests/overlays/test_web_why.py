@@ -153,7 +153,7 @@ def test_error_of_the_detector_is_passed_on_in_its_words():
 
 
 def test_viewer_learns_that_there_is_no_detector():
-    for queries, text in ((None, "another run"), (PlaceQueries(), "no detector")):
+    for queries, text in ((None, "another run"), (PlaceQueries(), "has none that can")):
         with served(queries) as sink, viewing(sink) as viewer:
             assert viewer.hello["why"] is (queries is not None)
             viewer.ask(id=1, why=WHY)

@@ -108,7 +108,7 @@ def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: b}", "[[a]]"])
 def test_a_key_that_is_no_word_is_refused(key):
-    with pytest.raises(ConfigError, match="line 1, column 3: a key must be one word"):
+    with pytest.raises(ConfigError, match="line 1, column 3: a key must be text"):
         read_yaml(f"? {key}\n: 1\n", "run.yaml")
 
 
@@ -225,9 +225,9 @@ MERGES = "a: &a {k: v}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
-        (MERGES + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
-        ("a: &a [*a]\n", "an alias refers to a node that contains it"),
+        (BOMB + "seconds: *i\n", "has more than 100000 values when its aliases are expanded"),
+        (MERGES + "seconds: *i\n", "has more than 100000 values when its aliases are expanded"),
+        ("a: &a [*a]\n", "an alias refers to a list or map that contains the alias"),
         ("a: " + "[" * 5000, "levels deep"),
         ("seconds: " + "9" * 5000, "4300 digits"),
         ("a: \x01", "#x0001"),

@@ -146,7 +146,7 @@ def test_read_baseline_refuses_impossible_numbers(damage):
     [
         ("{", "not a baseline"),
         ("[" * 100_000, "not a baseline"),
-        ("[1]", "record it again"),
+        ("[1]", "record the baseline again"),
         ('{"format": "recipro-stream baseline 9"}', "is not 'recipro-stream baseline 1'"),
         ('{"format": "recipro-stream baseline 1"}', "damaged"),
         ('{"format": "recipro-stream baseline 1", "cameras": {"a": {"b": {"statistics": {"c": {}}}}}}', "damaged"),

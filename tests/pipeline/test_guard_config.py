@@ -106,7 +106,10 @@ def test_regions_of_different_cameras_may_share_a_name():
 
 
 def test_check_cameras_refuses_an_unknown_camera():
-    with pytest.raises(ConfigError, match=r"guards.rules\[0\].cameras: 'dor': the run has 'door'. Did you mean 'door'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"guards.rules\[0\].cameras: 'dor': the run has no such camera, only 'door'. Did you mean 'door'",
+    ):
         check_cameras(guards(rules=[{"name": "grounded", "rule": RULE, "cameras": ["dor"]}]), ["door"])
 
 
@@ -202,7 +205,7 @@ def test_rule_that_can_be_met_and_violated_is_accepted(rule):
 
 def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
     options = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
-    with pytest.raises(ConfigError, match="for door: the condition after 'when' is never true"):
+    with pytest.raises(ConfigError, match="for camera door: the condition after 'when' is never true"):
         check_cameras(options, ["door", "yard"])
 
 

@@ -66,7 +66,7 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
         ("label=scratch and", 18, "expected label, score, camera"),
         ("label", 6, "expected = !="),
         ("label=", 7, "expected a value for 'label'"),
-        ("label=and", 7, "quote a keyword"),
+        ("label=and", 7, "quote a value that is a keyword"),
         ("label>scratch", 6, "compare it with = or !="),
         ("score>80", 7, "from 0 to 1"),
         ("score>nan", 7, "from 0 to 1"),
@@ -76,7 +76,7 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
         ("label=a)", 8, "expected 'and', 'or' or the end"),
         ("score>0.5 when label=a", 11, "only the rules of guards have 'when'"),
         ("label='a", 7, "the quote is not closed"),
-        ("!label=a", 1, "'!=' is 'not equal'"),
+        ("!label=a", 1, "write '!=' for 'not equal'"),
         ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),
     ],
 )

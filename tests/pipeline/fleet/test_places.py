@@ -41,7 +41,7 @@ def test_place_of_a_held_camera_is_the_stream_of_its_worker():
 def test_place_names_the_reason_that_no_frame_can_be_received():
     late, none = places(state(STREAM, now=2.0))["north"], places(state(PAGE))["north"]
     full = places(state(STREAM, cameras=("north", "south"), capacity=13.0))
-    assert "node a has it, but has not reported for 2 s" in late.reason
+    assert "node a has the camera, but has not reported for 2 s" in late.reason
     assert "publishes no stream" in none.reason
     assert "beyond capacity" in full["south"].reason
 

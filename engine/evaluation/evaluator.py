@@ -281,7 +281,13 @@ def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] |
 
 
 def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the input pixels whose centres lie in a box; boxes are in frame pixels."""
+    """Return a mask of the input pixels whose centres lie in a box.
+
+    Args:
+        boxes: boxes in frame pixels.
+        region: the part of the frame that the network's input shows, in frame pixels.
+        size: rows and columns of the input.
+    """
     rows, columns = size
     y = region.top + (np.arange(rows) + 0.5) * region.height / rows
     x = region.left + (np.arange(columns) + 0.5) * region.width / columns

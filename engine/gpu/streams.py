@@ -30,7 +30,7 @@ _WARM_UP_ROUNDS: Final = 3
 
 
 class DeviceStreams(Protocol):
-    """Streams of one device. Each is used from one thread at a time; events from any thread."""
+    """Streams of one device. Each is used from one thread at a time; events may be used from any thread."""
 
     device: torch.device
     failed_captures: list[tuple[object, str]]

@@ -82,7 +82,7 @@ def compare(detections: Detections, objects: Objects, score: float) -> ComparedI
 
     Args:
         detections: the boxes, best first.
-        objects: the objects, in the same pixels.
+        objects: annotated objects, in the same pixel coordinates as the boxes.
         score: minimum score of a box.
     """
     count = int((detections.scores >= score).sum())

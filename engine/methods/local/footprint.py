@@ -87,7 +87,7 @@ def first_footprint(grid: tuple[int, int], reach: int) -> Footprint:
 
 @dataclass(frozen=True, eq=False)
 class ActiveSites:
-    """The positions of one map that depend on a chunk's cells, in order."""
+    """The positions of one map that depend on a chunk's cells, ordered by cell, row, column."""
 
     first: Tensor
     """Index of each cell's first site, and the number of sites: (cells + 1,)."""

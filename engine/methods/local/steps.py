@@ -268,7 +268,10 @@ class CellwiseStep(Step):
         self.footprints = tuple(map(move.footprint, self.footprints))
 
     def widened(self, chunk: Chunk, rows: tuple[Tensor, ...]) -> list[Tensor]:
-        """Return each input at the output's active sites; inactive sites get the zero response."""
+        """Return the vectors of each input at all active sites of the output.
+
+        Where the input itself is not active, its zero response is used.
+        """
         wide = []
         for number, (value, footprint) in enumerate(zip(rows, self.footprints, strict=True)):
             zero_response: Tensor | None = getattr(self, f"zero_response{number}")

@@ -115,8 +115,8 @@ def check_declared(entries: Iterable[zipfile.ZipInfo], size: int) -> int:
     declared = sum(entry.file_size for entry in entries)
     if declared > max(_SMALL_BYTES, _MAX_EXPANSION * size):
         raise CheckpointError(
-            f"it declares {declared >> 20} MiB in a file of {max(1, size >> 20)} MiB, more than a model file; get the "
-            "file again from its source"
+            f"it has {max(1, size >> 20)} MiB but would unpack to {declared >> 20} MiB, which no model file does; get "
+            "the file again from its source"
         )
     return declared
 
@@ -154,7 +154,8 @@ def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
             recent.append(argument)
         elif code.name == "BINPERSID" and any(number > size for number in recent):
             raise CheckpointError(
-                f"it is damaged: a tensor of {max(recent)} numbers in a file of {size} bytes; download it again"
+                f"it is damaged: it declares a tensor of {max(recent)} numbers, but has only {size} bytes; download "
+                "it again"
             )
         elif code.name in {"GLOBAL", "INST"}:
             module, _, name = str(argument).partition(" ")

@@ -107,7 +107,8 @@ def fitted_head(state: StateDict, whole: StateDict, net: nn.Module, path: Path) 
         return state, None
     if name != target:
         log.warning(
-            "%s: its last layer %r is used as %r; layers without weights, such as dropout, are ignored",
+            "%s: the weights of its last layer %r are used for layer %r of the network; layers without weights, such "
+            "as dropout, are ignored",
             path, name, target,
         )  # fmt: skip
     renamed[f"{target}.weight"] = weight

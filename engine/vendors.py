@@ -55,7 +55,12 @@ def guard_compiled(folder: Path | None) -> None:
         if configured and not (objection := unsafe_way(Path(configured))):
             continue
         if configured:
-            log.warning("%s=%s: %s; using another folder", variable, configured, objection)
+            log.warning(
+                "%s=%s: the folder is not used (%s); compiled files are stored in another folder",
+                variable,
+                configured,
+                objection,
+            )
         os.environ[variable] = str(_private(folder, name))
     _guard_headers(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
@@ -86,7 +91,7 @@ def _private(folder: Path | None, name: str) -> Path:
             objection = reason.strerror or str(reason)
         if not objection:
             return path
-        log.warning("compiled results are not stored in %s: %s", path, objection)
+        log.warning("compiled results are not stored in %s (%s); a temporary folder is used", path, objection)
     temporary = Path(tempfile.mkdtemp(prefix="recipro-stream-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary

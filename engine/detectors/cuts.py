@@ -123,8 +123,8 @@ def find_cut(network: Network, layout: Layout, level: int) -> Cut:
         best = nodes or best
     if not best:
         raise LayerError(
-            f"level {level} of the detector: no complete cut was found, because strides must be powers of two; name a "
-            f"cut by its nodes; maps of the network: {_listed(network)}"
+            f"level {level} of the detector: no complete cut consists of maps whose strides are powers of two; "
+            f"name the nodes of a cut yourself. Maps of the network: {_listed(network)}"
         )
     return _cut(paths, best, "complete")
 
@@ -283,7 +283,10 @@ def own_level_cut(network: Network, layout: Layout, level: int) -> Cut:
     paths, node = every[level], ends[level]
     usable = node if paths.stride(node) is not None and node not in paths.reads else paths.before(node)
     if usable is None:
-        raise LayerError(f"level {level} of the detector: the input of its head is not a map; use the complete cut")
+        raise LayerError(
+            f"level {level} of the detector has no cut of its own, because no map whose stride is a power of two comes "
+            "before its head; use the complete cut"
+        )
     return _cut(paths, [usable], "own level")
 
 
@@ -339,8 +342,8 @@ def _find_node(network: Network, name: str) -> fx.Node:
     inside = [n for n in network.nodes.values() if name in {path for path, _ in _module_stack(n)}]
     if not inside:
         raise LayerError(
-            f"cut {name!r}: no such node or module;{did_you_mean(name, network.nodes)} maps of the network: "
-            f"{_listed(network)}; or use 'complete' or 'level' alone, which find a cut"
+            f"cut {name!r}: the network has no such node or module.{did_you_mean(name, network.nodes)} Maps of the "
+            f"network: {_listed(network)}. Or use 'complete' or 'level' alone, which find a cut"
         )
     return inside[-1]
 

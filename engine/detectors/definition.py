@@ -64,7 +64,7 @@ def dense_responses(
 def _output_of(split: DetectorSplit, read: Read) -> int:
     if read.map not in split.maps:
         raise ConfigError(
-            f"map {read.map}: the split computes the maps {split.maps} only; use the split of the anchor's level"
+            f"map {read.map}: the split computes only the maps {split.maps}; use the split of the anchor's level"
         )
     return split.maps.index(read.map)
 

@@ -118,5 +118,5 @@ class Detector:
                 if cut.kind != "named":
                     raise
                 found = find_cut(self.network(size), self.layout, level).nodes
-                raise LayerError(f"{reason}; use the cut found for this level: {', '.join(found)}") from None
+                raise LayerError(f"{reason}; the complete cut of this level is {', '.join(found)}") from None
         return self.splits[key]

@@ -140,8 +140,8 @@ def _reach(parts: dict[str, nn.Module], node: fx.Node) -> int:
     elif node.op == "get_attr" or is_elementwise(part, node):
         return 0
     raise EngineError(
-        f"layer {node.name} of the detector's head: only convolutions that keep the grid, and elementwise functions, "
-        "can be exported with maps; use `stream`, which needs no file"
+        f"layer {node.name} of the detector's head cannot be exported with maps: it is neither a convolution that "
+        "keeps the grid nor an elementwise function; use `stream`, which needs no file"
     )
 
 
@@ -170,7 +170,10 @@ def _attribute(module: nn.Module, node: fx.Node) -> Tensor:
     for name in str(node.target).split("."):
         value = getattr(value, name)
     if not isinstance(value, Tensor) or (value.dim() == 4 and value.shape[2:] != (1, 1)):
-        raise EngineError(f"constant {node.name} of the detector's head differs between cells: it cannot be exported")
+        raise EngineError(
+            f"constant {node.name} of the detector's head cannot be exported: only a tensor with equal values in all "
+            "cells can be; use `stream`, which needs no file"
+        )
     return value
 
 

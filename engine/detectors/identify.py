@@ -108,7 +108,7 @@ def _yolox(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
         ]
         objects = [m for m in level if m.channels == 1]
         if len(level) != 3 or not boxes or not objects:
-            return "needs three maps per level, with 4 channels, 1 channel and one channel per class"
+            return "needs three maps per level: with 4 channels, with 1 channel, and with a channel for each class"
         rest = next((m for m in level if m is not boxes[0] and m is not objects[0]), level[0])
         classes.add(rest.channels)
         found.append(Level(_stride(level, image_size), rest.index, objects[0].index, boxes[0].index))
@@ -121,7 +121,7 @@ def _nanodet(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
         return "needs at least four levels of one map each, with equal channels"
     classes = channels.pop() - 32
     if classes < 1:
-        return "needs one channel per class and 4 x 8 for the distances"
+        return "needs maps with 4 x 8 channels for the distances and a channel for each class"
     found = [Level(_stride(level, image_size), level[0].index, None, level[0].index) for level in levels]
     return NanodetLayout(found, classes)
 
@@ -131,7 +131,7 @@ def _ultralytics(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
     for level in levels:
         boxes = [m for m in level if m.channels == 64]
         if len(level) != 2 or len(boxes) != 1:
-            return "needs two maps per level, with 4 x 16 channels and with one per class (not 64)"
+            return "needs two maps per level: with 4 x 16 channels, and with a channel for each class (not 64)"
         rest = next(m for m in level if m is not boxes[0])
         classes.add(rest.channels)
         found.append(Level(_stride(level, image_size), rest.index, None, boxes[0].index))
@@ -142,7 +142,10 @@ def _ultralytics(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
 
 def _ssd(levels: Levels, image_size: tuple[int, int]) -> Layout | str:
     if any(len(level) != 2 for level in levels):
-        return "needs two maps per level, with 4 channels and one per class and background for each default box"
+        return (
+            "needs two maps per level: for each default box, the first has 4 channels, and the second has a channel "
+            "for each class and for the background"
+        )
     counts = [3, *(6 for _ in levels[1:])]
     found: list[Level] = []
     columns, sigmoid = set[int](), False

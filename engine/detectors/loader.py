@@ -59,8 +59,8 @@ def load_detector(
         layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None: derived
             from the shapes of its maps.
         classes: class names, or a labels file; None: COCO's names if their number fits.
-        weights: for a name: a state dict file, for YOLOX also an ONNX file; ``random``; None: torchvision's pretrained
-            weights, which are downloaded.
+        weights: only if ``model`` is a name: a state dict file (for YOLOX also an ONNX file) or ``random``. None
+            downloads torchvision's pretrained weights; YOLOX names have none, so they need a file or ``random``.
         anchors: default boxes of an ``ssd`` layout, a ``.npy`` file (A, 4): centre y, centre x, height, width as
             fractions of the image; None: those of TensorFlow's SSD networks.
 
@@ -87,8 +87,8 @@ def load_detector(
         return _from_torchvision(name, weights, classes)
     if Path(name).is_file():
         raise ModelError(
-            f"model {name!r}: contains only weights; use the network's name as the model, and this file as its "
-            "weights, such as yolox_s, or export it to ONNX"
+            f"model {name!r}: contains only weights; use the name of its network, such as yolox_s, as the model and "
+            "this file as the weights, or export the network to ONNX"
         )
     raise ModelError(
         f"detector {name!r} is unknown.{did_you_mean(name, DETECTORS)} Use an ONNX file or one of "

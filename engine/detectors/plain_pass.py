@@ -73,8 +73,8 @@ def _verify(name: str, expected: Sequence[Tensor], found: Sequence[Tensor]) -> N
         difference, scale = float((a - b).abs().max()), float(a.abs().max())
         if not difference <= TOLERANCE * scale + 1e-9:
             raise BackendError(
-                f"backend {name!r}: output {number} of the detector differs from eager PyTorch by {difference:.2g} of "
-                f"{scale:.2g}; use --backend eager"
+                f"backend {name!r}: output {number} of the detector differs from eager PyTorch by up to "
+                f"{difference:.2g} (largest value {scale:.2g}); use --backend eager"
             )
 
 

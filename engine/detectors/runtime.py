@@ -165,8 +165,8 @@ class OneStageEngine(BoxEngine):
             try:
                 return _Level(split, ConePlan(split, features), kind, "cones")
             except LayerError as reason:
-                instead = "by the definition, slowly" if kind == kinds[-1] else "at its own level"
-                log.warning("%s, level %d: maps are computed %s: %s", detector.name, number, instead, reason)
+                instead = "by the definition, which is slow," if kind == kinds[-1] else "at its own level"
+                log.warning("%s, level %d: maps are computed %s because %s", detector.name, number, instead, reason)
         return _Level(split, _DensePlan(split), kinds[-1], "dense")
 
     def run(self, images: Tensor) -> list[ImageBoxes]:
@@ -343,5 +343,7 @@ def build_engine(
         return OneStageEngine(detector, size, cut=cut, compile_plain=compile_plain)
     if cut != "complete":
         name = cut if isinstance(cut, str) else ", ".join(cut)
-        raise ConfigError(f"cut {name!r}: {detector.name} is explained on the features of each region; omit the cut")
+        raise ConfigError(
+            f"cut {name!r}: {detector.name} explains each box on the features of its region and has no cut; omit it"
+        )
     return TwoStageEngine(detector, size)

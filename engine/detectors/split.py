@@ -93,10 +93,11 @@ def prove_complete(network: Network, cut: Cut, maps: Sequence[int]) -> None:
     for index, a, b in zip(maps, first, second, strict=True):
         difference = float((a - b).abs().max())
         if not difference <= 0:  # also refuses NaN
+            around = _around(network, cut, index)
             raise LayerError(
-                f"cut {', '.join(cut.nodes)} is not complete: with all of its features masked, the map "
-                f"{network.outputs[index].name} still changes by {difference:.2g} with the image, through "
-                f"{_around(network, cut, index)}; use the default complete cut, or add this node to the cut"
+                f"cut {', '.join(cut.nodes)} is not complete: when all of its features are masked, the map "
+                f"{network.outputs[index].name} still depends on the image through node {around} (two images change it "
+                f"by {difference:.2g}); use the default complete cut, or add node {around} to the cut"
             )
 
 

@@ -39,7 +39,7 @@ class ResultsLog:
             try:
                 self.records = {record["image"]: record for record in map(json.loads, whole.splitlines())}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ConfigError(f"{path}: contains no records of an evaluation; choose another folder") from None
+                raise ConfigError(f"{path}: a line is not a record of an evaluation; choose another folder") from None
             self._lines = path.open("a", encoding="utf-8")
             self._lines.truncate(len(whole))
         return self
@@ -97,7 +97,8 @@ def report_write_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as reason:
         raise ConfigError(
-            f"output {str(folder)!r}: cannot be written ({reason.strerror}); free space there, or choose another folder"
+            f"output {str(folder)!r}: cannot be read or written ({reason.strerror}); check its permissions and free "
+            "space, or choose another folder"
         ) from None
 
 

@@ -67,7 +67,7 @@ class ExportedExplainer(BaseExplainer):
         differs = output_mismatch(reference, outputs, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
         if differs:
             raise BackendError(
-                f"{path}: the outputs of {backend} in {precision} for the probe differ from those at export: "
+                f"{path}: the outputs of {backend} in {precision} for the probe image differ from those at export: "
                 f"{differs}; export the network again, or use --precision fp32 or another --backend"
             )
 
@@ -86,12 +86,16 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
             f"{did_you_mean(config.backend, fitting)}"
         )
     if config.device.startswith("cuda"):
-        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; for a GPU use the model's name")
+        raise ConfigError(
+            f"device {config.device!r}: {path} runs only on the CPU; omit --device, or for a GPU use the name of the "
+            "network, not the file"
+        )
     candidates = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
     suitable = {name: entry for name, entry in candidates.items() if config.precision in entry.precisions}
     if not suitable:
         raise ConfigError(
-            f"precision {config.precision!r}: {', '.join(candidates)} runs {path.name} in fp32 only; omit --precision"
+            f"precision {config.precision!r}: {path.name} runs only in fp32 (by {' or '.join(candidates)}); omit "
+            "--precision"
         )
     missing = {name: entry.missing() for name, entry in suitable.items()}
     available = [name for name, reason in missing.items() if not reason]

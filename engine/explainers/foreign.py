@@ -95,7 +95,8 @@ def _labels(path: Path, config: EngineConfig, count: int) -> tuple[str, ...]:
         names = read_labels(Path(config.labels))
         if len(names) != count:
             raise ConfigError(
-                f"labels {config.labels!r}: has {len(names)} names, but the network {count} classes; list {count} names"
+                f"labels {config.labels!r}: has {len(names)} names, but the network has {count} classes; list {count} "
+                "names"
             )
         return names
     if count == _IMAGENET_CLASSES:

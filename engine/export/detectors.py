@@ -164,7 +164,8 @@ def _verify(detector: Detector, module: ExplainedDetector, path: Path, images: T
     differs = mismatch(detector, module, dict(zip(OUTPUTS, values, strict=True)), images, min_score)
     if differs:
         raise BackendError(
-            f"in ONNX Runtime, the exported file differs from the engine: {differs}; the file was deleted"
+            f"in ONNX Runtime, the results of the exported file differ from the engine's: {differs}; the file was "
+            "deleted; use `stream`, which needs no file"
         )
 
 

@@ -95,8 +95,8 @@ def check_format(name: str | None, path: Path) -> str:
     lacking = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if ending == "onnx" and lacking:
         raise ConfigError(
-            f"format 'onnx': {' and '.join(lacking)} missing; uv sync --inexact --extra export, or pip install onnx "
-            "onnxscript"
+            f"format 'onnx': {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing: uv sync "
+            "--inexact --extra export, or pip install onnx onnxscript"
         )
     return ending
 
@@ -148,7 +148,7 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))
     needed = (1 + rows * columns) * bytes_per_map(split.tail, example)
-    hint = "a later --layer, or none, costs almost nothing"
+    hint = "choose a later --layer or omit --layer, which costs almost nothing"
     if needed > budget_bytes:
         raise ConfigError(
             f"layer {split.layer!r}: an exported file would compute all {rows * columns} masked maps of an image at "
@@ -158,10 +158,10 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         split.tail(example)
     products = int(counter.get_total_flops()) // 2 * rows * columns
-    instead = "" if facts.multiply_adds is None else f", against {facts.multiply_adds / 1e9:.3g} G in the engine"
+    instead = "" if facts.multiply_adds is None else f" (the engine needs {facts.multiply_adds / 1e9:.3g} G)"
     log.warning(
-        "layer %s: the exported file runs the tail on %d masked maps per image: %.3g G multiply-adds%s, and up "
-        "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, hint,
+        "layer %s: the exported file runs the tail on %d masked maps per image, which takes %.3g G multiply-adds%s "
+        "and up to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, hint,
     )  # fmt: skip
     return ExportableDensePlan(split.tail, kernel, split.grid, "the definition, in one graph")
 
@@ -224,7 +224,7 @@ def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOut
             if differs:
                 raise BackendError(
                     f"the results of the exported file differ from the engine's in {name}, with {count} images per "
-                    f"batch: {differs}; the file was deleted"
+                    f"batch: {differs}; the file was deleted; use `stream`, which needs no file"
                 )
     return available
 

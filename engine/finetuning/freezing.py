@@ -68,7 +68,8 @@ def _raise_unknown_layer(
     listed = ", ".join(top_level[-_MAX_NAMED:])
     if parent is not None and layer in orders:
         raise LayerError(
-            f"--freeze-until {layer!r}: the network ends before it, with {parent.truncate_at!r}; choose one of {listed}"
+            f"--freeze-until {layer!r}: the network is truncated at {parent.truncate_at!r}, before this layer; choose "
+            f"one of {listed}"
         )
     raise LayerError(
         f"--freeze-until {layer!r}: the network has no such layer.{did_you_mean(layer, own_orders)} Choose one of "

@@ -55,15 +55,16 @@ def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None 
         expression = re.compile(pattern)
     except re.error as reason:
         raise ConfigError(
-            f"--group-pattern {pattern!r}: is not a regular expression ({reason}); see Python's re"
+            f"--group-pattern {pattern!r}: is not a regular expression ({reason}); see the documentation of Python's "
+            "module re"
         ) from None
     groups = []
     for name in names:
         match = expression.search(name)
         if match is None:
             raise ConfigError(
-                f"--group-pattern {pattern!r}: is not found in {name!r}; use a pattern that matches every path, such "
-                "as "
+                f"--group-pattern {pattern!r}: matches no part of {name!r}; use a pattern that matches every path, "
+                "such as "
                 r"'(part\d+)_' for part17_left.jpg"
             )
         groups.append("/".join(part or "" for part in match.groups()) if match.groups() else match.group())

@@ -120,7 +120,10 @@ def scaled_features(net: nn.Module, head_name: str, stage: TrainingConfig, size:
         return
     head = net.get_submodule(head_name)
     if not isinstance(head, nn.Linear):
-        raise ModelError(f"{head_name} is a {type(head).__name__}: crops and object_area need a Linear last layer")
+        raise ModelError(
+            f"the last layer {head_name} is a {type(head).__name__}, but crop and object_area need a Linear one; use "
+            "another network"
+        )
     if stage.crop is not None and stage.crop > min(size):
         raise ModelError(
             f"crop {stage.crop}: is larger than the input of {size[0]}x{size[1]} pixels; use a smaller crop"

@@ -68,7 +68,8 @@ def check_answers(
         score = float(expected[finding.class_index])
         if not abs(finding.score - score) <= SCORE_TOLERANCE:  # also true for NaN
             raise ModelError(
-                f"its score for {finding.label!r} is {finding.score:.4f}, but that of the trained network {score:.4f}"
+                f"its score for {finding.label!r} is {finding.score:.4f}, but that of the trained network is "
+                f"{score:.4f}"
             )
         if not np.isfinite(finding.heat).all():
             raise ModelError(f"its heat map for {finding.label!r} has values that are not finite")

@@ -163,8 +163,9 @@ class ForeignClassifier:
         differs = float((tail(self.head(images)) - whole).abs().max()) / scale
         if not differs <= TOLERANCE[precision]:
             raise BackendError(
-                f"{graph.path}: split at {graph.layer!r}, it differs from the whole file by {differs:.2g} of the "
-                f"largest logit, more than {TOLERANCE[precision]:g}; use --precision fp32, or another --layer"
+                f"{graph.path}: the network split at {graph.layer!r} differs from the whole network by "
+                f"{differs:.2g} of the largest logit; the limit is {TOLERANCE[precision]:g}; use --precision fp32, or "
+                "another --layer"
             )
         other = _by_onnx_runtime(graph, images)
         if other is None:
@@ -172,9 +173,10 @@ class ForeignClassifier:
         scores, scale = (torch.softmax(whole, 1), 1.0) if graph.ends_in_softmax else (whole, scale)
         differs = float((other - scores).abs().max()) / scale
         if not differs <= RUNTIME_TOLERANCE:
+            unit = "" if graph.ends_in_softmax else " of the largest logit"
             raise BackendError(
-                f"{graph.path}: OpenVINO's scores differ from ONNX Runtime's by {differs:.2g} of the largest, more "
-                f"than {RUNTIME_TOLERANCE:g}; export it again with other settings, or use the PyTorch network"
+                f"{graph.path}: OpenVINO's scores differ from ONNX Runtime's by {differs:.2g}{unit}; the limit is "
+                f"{RUNTIME_TOLERANCE:g}; export it again with other settings, or use the PyTorch network"
             )
 
 

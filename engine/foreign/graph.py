@@ -107,7 +107,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401
         lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
         detail = lines[-1][:200] if lines else type(reason).__name__
         raise ModelError(
-            f"{path}: OpenVINO cannot read it ({detail}); check that it is complete and {remedy}"
+            f"{path}: OpenVINO cannot read it ({detail}); check that it is complete and that {remedy}"
         ) from reason
 
 

@@ -53,7 +53,7 @@ class NvImageCodecEncoder:
         try:
             return self._encode(images, quality)
         except (AttributeError, TypeError) as error:
-            raise RuntimeError(f"nvImageCodec {self.version} has another interface: {error}") from error
+            raise RuntimeError(f"nvImageCodec {self.version} lacks the expected interface: {error}") from error
 
     def _encode(self, images: Sequence[Tensor], quality: int) -> list[bytes]:
         library = self._library

@@ -96,8 +96,8 @@ def _not_loaded(model: str, reason: BaseException) -> str:
             "the config.json and weights written by timm or the Hugging Face hub"
         )
     return (
-        f"model {model!r}: not loaded from the Hugging Face hub ({first_line(reason)}); check the name and the "
-        "network, or download its files on another computer and use the folder: local-dir:FOLDER"
+        f"model {model!r}: cannot be loaded from the Hugging Face hub ({first_line(reason)}); check the name and the "
+        "internet connection, or download its files on another computer and use the folder: local-dir:FOLDER"
     )
 
 

@@ -124,8 +124,8 @@ def _lines(path: Path, text: str) -> tuple[str, ...]:
         return tuple(indexed[k] for k in range(len(lines)))
     if len(lines) > 1 and not is_whole and all(match is not None for match in matched):
         log.warning(
-            "labels %s: every line starts with a number (%r), but the numbers are not 0 to %d; they are read as "
-            "part of the names", path, lines[0], len(lines) - 1,
+            "labels %s: every line starts with a number (%r), but the numbers are not exactly 0 to %d, so they are "
+            "read as part of the names", path, lines[0], len(lines) - 1,
         )  # fmt: skip
     bare = tuple(_bare(line) for line in lines)
     is_quoted = all(name != line.removesuffix(",").strip() for name, line in zip(bare, lines, strict=True))

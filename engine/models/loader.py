@@ -110,8 +110,8 @@ def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
         return f"not {network.labels[0]}", network.labels[0]
     if network.labels_from:
         raise ConfigError(
-            f"labels {network.labels_from!r}: has {len(network.labels)} names, but the network {count} classes; list "
-            f"{count} names"
+            f"labels {network.labels_from!r}: has {len(network.labels)} names, but the network has {count} classes; "
+            f"list {count} names"
         )
     log.warning("%s has %d classes without names; name them by --labels FILE", network.name, count)
     return tuple(f"class {k}" for k in range(count))
@@ -129,7 +129,8 @@ def _warn_of_labels(network: LoadedModel, count: int) -> None:
     if repeated and (network.labels_from or count != _IMAGENET_CLASSES):
         listed = ", ".join(f"{label!r} {number} times" for label, number in repeated[:_MAX_LISTED])
         log.warning(
-            "labels of %s: %s; --target and guards use the first of them. Name each class differently by "
+            "labels of %s: several classes have the same name (%s); --target and guards use the first of them. Name "
+            "each class differently by "
             "--labels FILE, or choose classes by index", network.labels_from or network.name, listed,
         )  # fmt: skip
 

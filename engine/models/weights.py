@@ -121,7 +121,10 @@ def _read_safetensors(path: Path) -> StateDict:
                 f"the full network; load the file as a checkpoint: --model {path}"
             )
         if is_checkpoint:
-            log.warning("%s is a checkpoint with its own network, classes and input size: use --model %s", path, path)
+            log.warning(
+                "%s is a checkpoint, of which --weights uses only the weights; to use its network, classes and input "
+                "size too, load it by --model %s", path, path,
+            )  # fmt: skip
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
 
 

@@ -64,7 +64,9 @@ class CompileCache:
         if self._reads_disabled or not path.is_file():
             return None
         if objection := unsafe_way(path):
-            log.warning("compiled results in %s are not used: %s", self.folder, objection)
+            log.warning(
+                "compiled results in %s are not used (%s); the network is compiled again", self.folder, objection
+            )
             return None
         try:
             payload, objection = _read(path, key)
@@ -91,7 +93,11 @@ class CompileCache:
             self.writes += 1
             self._evict()
         except (OSError, ModelError) as reason:
-            log.warning("compiled results cannot be written to %s: %s", self.folder, reason)
+            log.warning(
+                "compiled results cannot be written to %s (%s); the next start compiles the network again",
+                self.folder,
+                reason,
+            )
 
     def _path(self, key: CacheKey) -> Path:
         name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
@@ -118,7 +124,7 @@ def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         return b"", "it is not a compiled result of this version"
     if header.get("key") != dict(key):
-        return b"", "it has another key"
+        return b"", "its key does not belong to its file name"
     if header.get("sha256") != hashlib.sha256(payload).hexdigest():
         return b"", "it is damaged"
     return payload, ""

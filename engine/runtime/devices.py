@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     index, count = int(name.partition(":")[2] or torch.cuda.current_device()), torch.cuda.device_count()
     if index >= count:
         raise BackendError(
-            f"device {name!r}: there are {count} CUDA devices, the last is cuda:{count - 1}; `run.py doctor` lists them"
+            f"device {name!r}: no such CUDA device; the last is cuda:{count - 1}; `run.py doctor` lists them"
         )
     return torch.device("cuda", index)
 
@@ -58,9 +58,13 @@ def set_product_precision(precision: str, device: torch.device) -> None:
 def warn_if_slow(precision: str, device: torch.device) -> None:
     """Log a warning if the precision is slower than fp32 on this device."""
     if device.type == "cpu" and precision == "fp16":
-        log.warning("precision fp16 is slower than fp32 on most CPUs; bf16 is the fast half precision here")
+        log.warning(
+            "precision fp16 is slower than fp32 on most CPUs; use bf16 if `run.py doctor` finds it in hardware, or fp32"
+        )
     if device.type == "cpu" and precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
-        log.warning("this CPU has no bf16 arithmetic; precision bf16 is emulated and slower than fp32")
+        log.warning(
+            "this CPU has no bf16 arithmetic, so precision bf16 is emulated and slower than fp32; use --precision fp32"
+        )
 
 
 def gpu_status(device: torch.device) -> GpuStatus | None:

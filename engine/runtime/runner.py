@@ -109,7 +109,7 @@ class Runner:
         except BackendError as reason:
             if config.cache is None or not config.cache.hits:
                 raise
-            log.warning("%s; the result came from the cache, so the network is compiled again", reason)
+            log.warning("the network is compiled again, because a result from the cache is wrong: %s", reason)
             config.cache.disable_reads()
             self._compiled.clear()
             self._tails.clear()
@@ -288,7 +288,11 @@ class Runner:
             with torch.inference_mode():
                 return plan.compiled(head(example), self._tail_for)
         except BackendError as reason:
-            log.warning("backend %r: masked maps run in PyTorch (%s)", config.backend, first_line(reason))
+            log.warning(
+                "backend %r cannot compile the layers that run on masked maps (%s); they run in eager PyTorch",
+                config.backend,
+                first_line(reason),
+            )
             return plan
 
     def _tail_for(self, tail: nn.Module, maps: Tensor) -> Compiled:
@@ -370,7 +374,7 @@ def select_first_working(split: SplitModel, config: CompileConfig, backends: Seq
             runner = Runner(split, replace(config, backend=name))
         except BackendError as reason:
             refused.append(str(reason))
-            log.warning("skipped: %s", reason)
+            log.warning("backend %s is skipped: %s", name, reason)
         else:
             if refused:
                 log.warning("backend %s in %s is used instead", name, config.precision)

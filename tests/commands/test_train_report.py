@@ -70,9 +70,9 @@ def other_weights(file):
 @pytest.mark.parametrize(
     ("damage", "rule"),
     [
-        (other_weights, "but that of the trained network"),
+        (other_weights, "but that of the trained network is"),
         (lambda file: replace(file, labels=("ok", "dent", "scratch")), "but was trained on ok, scratch, dent"),
-        (lambda file: replace(file, std=(1e-3, 1e-3, 1e-3)), "but that of the trained network"),
+        (lambda file: replace(file, std=(1e-3, 1e-3, 1e-3)), "but that of the trained network is"),
         (lambda file: replace(file, layer="nowhere"), "cannot be loaded and built"),
         (lambda file: replace(file, state={}), "cannot be loaded and built"),
         (lambda file: replace(file, state={k: v * float("nan") for k, v in file.state.items()}), "cannot be loaded"),

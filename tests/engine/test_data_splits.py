@@ -27,7 +27,7 @@ def test_group_ids_join_frame_numbers_within_the_gap():
     ("pattern", "gap", "rule"),
     [
         ("(", None, "not a regular expression"),
-        (r"x(\d+)", None, "not found in 'a.jpg'"),
+        (r"x(\d+)", None, "matches no part of 'a.jpg'"),
         ("(a)", 5, "matches 'a', which is not a number"),
     ],
 )

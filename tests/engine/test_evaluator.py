@@ -261,7 +261,7 @@ def test_settings_torn_before_the_first_record_are_written_anew(tmp_path):
 @pytest.mark.parametrize("name", ["result.json", "result.csv"])
 def test_full_disk_is_reported_in_one_line(tmp_path, name):
     (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(ConfigError, match=r"No space left on device.*free space there"):
+    with pytest.raises(ConfigError, match=r"No space left on device.*check its permissions and free space"):
         write_result(tmp_path, {}, {}, [{"image": "a"}])
 
 

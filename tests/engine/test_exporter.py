@@ -232,7 +232,7 @@ def test_exported_explainer_equals_the_engine_for_frames_of_many_cameras(line, l
 def test_half_precision_is_the_runtimes_business(line):
     half = ExportedExplainer(line.path, EngineConfig(model=str(line.path), precision="bf16"))
     assert half.info.precision == "bf16"
-    with pytest.raises(ConfigError, match="fp32 only"):
+    with pytest.raises(ConfigError, match="only in fp32"):
         ExportedExplainer(line.path, EngineConfig(model="x", precision="bf16", backend="onnxruntime"))
 
 
@@ -376,7 +376,7 @@ def test_masked_maps_that_fit_no_budget_are_refused_with_a_cure():
 def test_expensive_layer_is_exported_with_a_warning(tmp_path, caplog):
     make("resnet18, inner", tmp_path, ".pt2")
     assert "16 masked maps per image" in caplog.text
-    assert "multiply-adds, against" in caplog.text
+    assert "multiply-adds (the engine needs" in caplog.text
 
 
 def test_metadata_of_an_archive_is_one_extra_file(line_program):

@@ -113,7 +113,7 @@ class OtherLibrary(Library):
     [
         (Library(), 2, ""),
         (Library(fails=True), 1, "nvImageCodec cannot encode an image"),
-        (OtherLibrary(), 0, "nvImageCodec 0.9.0 has another interface"),
+        (OtherLibrary(), 0, "nvImageCodec 0.9.0 lacks the expected interface"),
     ],
 )
 def test_frames_have_a_jpeg_whether_nvimagecodec_works_or_not(

@@ -75,7 +75,7 @@ def test_freeze_until_takes_layer_names_of_the_whole_network():
 
     assert trainable("layer2") == {"layer3", "weight", "bias"}
     assert trainable("layer3") == {"weight", "bias"}
-    with pytest.raises(LayerError, match=r"ends before it, with 'layer3'; choose one of .*layer1, layer2, layer3$"):
+    with pytest.raises(LayerError, match=r"truncated at 'layer3', before this layer; choose .*layer1, layer2, layer3$"):
         trainable("layer4")
     with pytest.raises(LayerError, match=r"no such layer\. Did you mean 'layer3'.*layer2, layer3$"):
         trainable("layer33")
@@ -120,7 +120,7 @@ def test_scaled_features_refuse_what_cannot_be_cropped():
         pass
     net, _, head_name = replace_head("squeezenet1_1", "random", 3)
     with (
-        pytest.raises(ModelError, match="is a Conv2d: crops and object_area need a Linear last layer"),
+        pytest.raises(ModelError, match="is a Conv2d, but crop and object_area need a Linear one"),
         scaled_features(net, head_name, TrainingConfig(1, 4, 0.1, 1, crop=32), (64, 64)),
     ):
         pass

@@ -191,7 +191,7 @@ def test_load_network_reads_labels_files(tmp_path, text, names):
 def test_class_names_refuses_a_wrong_number_of_labels(tmp_path):
     (tmp_path / "l.txt").write_text("a\nb", encoding="utf-8")
     network = load_network(NAME, weights="random", labels=tmp_path / "l.txt")
-    with pytest.raises(ConfigError, match="has 2 names, but the network 1000 classes"):
+    with pytest.raises(ConfigError, match="has 2 names, but the network has 1000 classes"):
         class_names(network, 1000)
 
 

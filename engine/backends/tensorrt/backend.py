@@ -51,7 +51,7 @@ def missing(device: str) -> str:
     if not library.installed():
         return f"no TensorRT is installed: {library.HINT}"
     lacking = [route.lacking() for route in ROUTES.values()]
-    return "" if not all(lacking) else f"a package is missing: {lacking[0]}"
+    return lacking[0] if all(lacking) else ""
 
 
 def compile(  # noqa: A001 - the protocol's name

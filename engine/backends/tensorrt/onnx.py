@@ -30,7 +30,8 @@ def lacking() -> str:
     """Return which packages are missing, with the remedy; "" if none."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     remedy = "uv sync --inexact --extra export, or pip install onnx onnxscript"
-    return f"{' and '.join(missing)} missing: {remedy}" if missing else ""
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{' and '.join(missing)} {verb} missing: {remedy}" if missing else ""
 
 
 def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str], int]:
@@ -115,7 +116,11 @@ class Program:
             self._engine = _deserialize(blob, tensorrt)
             self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise BackendError(f"backend 'tensorrt': no execution context ({'; '.join(tensorrt.logger.errors)[:200]})")
+            why = "; ".join(tensorrt.logger.errors)[:200] or "no error message"
+            raise BackendError(
+                f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot create an execution context for the "
+                f"engine ({why}); use another --backend"
+            )
         (self._input,) = (
             name
             for name in (self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors))
@@ -125,8 +130,8 @@ class Program:
         self._dtype = example.dtype
         if self._shape != tuple(example.shape):
             raise BackendError(
-                f"backend 'tensorrt': the engine has the input shape {self._shape}, not {tuple(example.shape)}; "
-                "delete the compile cache"
+                f"backend 'tensorrt': the engine accepts images of shape {self._shape}, but the network gets "
+                f"{tuple(example.shape)}; delete the compile cache"
             )
         # A captured CUDA graph reuses these addresses, so they must not change.
         self._outputs = [

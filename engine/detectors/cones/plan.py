@@ -113,7 +113,8 @@ class ConePlan:
         if [tuple(feature.shape[1:]) for feature in features] != self.shapes:
             shapes = [tuple(feature.shape[1:]) for feature in features]
             raise ConfigError(
-                f"features of shapes {shapes}: the plan was built for {self.shapes}; build a plan for this size"
+                f"the features have the shapes {shapes}, but the plan was built for {self.shapes}; build a plan for "
+                "this size"
             )
         with torch.inference_mode():
             sides = [cell_px] * len(anchors) if isinstance(cell_px, int) else cell_px
@@ -273,7 +274,8 @@ class ConePlan:
         """Return the index of a read's map in the tail's output, the row and the column."""
         if read.map not in self.split.maps:
             raise ConfigError(
-                f"map {read.map}: the split computes the maps {self.split.maps} only; use the split of its level"
+                f"map {read.map}: the split computes only the maps {self.split.maps}; use the split of the level to "
+                "which this map belongs"
             )
         output = self.split.maps.index(read.map)
         height, width = (len(table) for table in self.wiring.outputs[output][1:])

@@ -120,7 +120,7 @@ class _Builder:
         found: list[Operation] = []
         for output in node.all_input_nodes:
             if output not in self.operations:
-                reason = self.refused.get(output, f"{output.name} is not a map of the features")
+                reason = self.refused.get(output, f"map {output.name} does not depend on the features")
                 raise LayerError(f"the tail has no cones: {reason}; use the dense plan at the box's own level")
             found.append(self.operations[output])
         return found

@@ -253,8 +253,8 @@ def prove_against_runtime(path: Path, detector: OnnxDetector) -> float:
         worst = max(worst, difference)
         if not difference <= TOLERANCE:
             raise ModelError(
-                f"{str(path)!r}: the map {name} differs from the original runtime's by {difference:.2g} of its largest "
-                f"value, more than {TOLERANCE:g}; this file cannot be used"
+                f"{str(path)!r}: the map {name} of the rebuilt network differs from that of the file by "
+                f"{difference:.2g} of its largest value; the limit is {TOLERANCE:g}; this file cannot be used"
             )
     return worst
 

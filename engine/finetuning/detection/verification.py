@@ -51,7 +51,8 @@ def check_detector_file(path: Path, model: DetectorModel, image: Image) -> None:
     shift = float((boxes - expected)[best].abs().max())
     if not (difference <= SCORE_TOLERANCE and shift <= BOX_TOLERANCE):  # also true for NaN
         raise ModelError(
-            f"its scores differ by {difference:.2g} and its boxes by {shift:.2g} pixels from the trained network"
+            f"its scores differ by {difference:.2g} and its boxes by {shift:.2g} pixels from those of the trained "
+            "network"
         )
     for finding in explanation.findings:
         if not np.isfinite(finding.heat).all():

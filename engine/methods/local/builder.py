@@ -82,7 +82,7 @@ def why_not_cheaper(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: 
     if dense >= CLEARLY_CHEAPER * counted:
         return ""
     if dense < counted:
-        return f"it needs {counted / 1e9:.3g} G multiply-adds, the dense plan {dense / 1e9:.3g} G"
+        return f"it needs {counted / 1e9:.3g} G multiply-adds, but the dense plan only {dense / 1e9:.3g} G"
     cells = torch.linspace(0, plan.grid[0] * plan.grid[1] - 1, TIMED_CELLS).round().long().to(features.device)
     first = features[:1]
     calls: tuple[Callable[[], object], ...] = (

@@ -202,7 +202,7 @@ def test_cone_plan_refuses_layers_over_the_whole_map_by_name(kind, layer):
     ("read", "message"),
     [
         (Read(0, 12, 0), "row 12, column 0: is outside map 0, which has 12 x 16"),
-        (Read(9, 0, 0), "map 9.*use the split of its level"),
+        (Read(9, 0, 0), "map 9.*use the split of the level to which this map belongs"),
     ],
 )
 def test_cone_plan_refuses_reads_outside_its_maps(read, message):

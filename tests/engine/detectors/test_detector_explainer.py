@@ -318,9 +318,9 @@ def test_engine_masks_the_maps_that_are_named(detector, frames):
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        ("backbone.backbone.dark4", r"is not complete.*through.*use the cut found for this level: .*, .*, "),
-        ("complte", r"'complte': no such node or module.*maps of the network: .*stride 8.*'complete' or 'level'"),
-        ("complete, level", r"'complete': no such node or module"),
+        ("backbone.backbone.dark4", r"is not complete.*through.*the complete cut of this level is .*, .*, "),
+        ("complte", r"'complte': the network has no such node.*Maps of the network: .*stride 8.*'complete' or 'level'"),
+        ("complete, level", r"'complete': the network has no such node or module"),
         ("head.stems", r"but a cut needs maps|no such node or module"),
     ],
 )

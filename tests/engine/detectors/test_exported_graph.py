@@ -127,7 +127,7 @@ def test_exported_detector_is_refused_as_the_model_of_a_stream(exported):
     ("layers", "error", "message"),
     [
         ([nn.GroupNorm(2, 8)], LayerError, "GroupNorm"),
-        ([nn.MaxPool2d(3, 1, 1)], EngineError, "only convolutions that keep the grid"),
+        ([nn.MaxPool2d(3, 1, 1)], EngineError, "neither a convolution that keeps the grid"),
     ],
     ids=["group_norm", "pooling"],
 )

@@ -102,9 +102,10 @@ def _check_split(
 ) -> None:
     """Raise ``ConfigError`` for a single split, a missing training split, or a data set for object detection."""
     if len(set(split.values())) < 2:
+        beside = f"beside it are {_listed(others)}" if others else "beside it is no other folder"
         raise ConfigError(
             f"{folder}: {_listed(split)} has the name of a split and contains "
-            f"{_some(contents[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
+            f"{_some(contents[next(iter(split))].classes)}, and {beside}; give a folder "
             "of classes, or a folder with train and val (or test), each with the same classes"
         )
     if TRAINING not in split.values():

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 UNGROUPED: Final = (
-    r"which images show the same part is not known: if several do, the test accuracy is too high, and it does not hold "
-    r"for other parts. Give the part by the images' names, --group-pattern 'part(\d+)', or by the column 'group' of a "
-    r"CSV; where every image shows another part, give --group-pattern '.+'"
+    r"it is not known which images show the same part. If several do, the test accuracy is too high, and it does not "
+    r"hold for other parts. Give the part by the images' names, --group-pattern 'part(\d+)', or by the column 'group' "
+    r"of a CSV; where every image shows another part, give --group-pattern '.+'"
 )
 CROSSING: Final = "shows a part that training images show (a copy, or another image of the same group)"
 MAX_PAIRS: Final = 3

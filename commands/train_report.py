@@ -106,8 +106,8 @@ def move_checked(output: Path, kind: str, network: str, check: Callable[[Path], 
         checked = check(unchecked)
     except EngineError as reason:
         raise ModelError(
-            f"{relative_path(output)}: not written: the {kind}, read again, {reason}. The weights are kept in "
-            f"{relative_path(unchecked)}; please report this with the network's name, {network}"
+            f"{relative_path(output)}: not written, because the {kind} loaded from the new file {reason}. The weights "
+            f"are kept in {relative_path(unchecked)}; please report this with the network's name, {network}"
         ) from reason
     try:
         unchecked.replace(output)

@@ -184,7 +184,7 @@ class RunSetup(CameraSetup):
         if not self._text.has_sources:
             why = "the cameras are given on the command line (--source); move them into the file to change this here"
         elif position is None:
-            why = "several cameras share this entry of sources; change the file"
+            why = "several cameras share this entry of sources; change this in the file"
         source = config.sources[position if position is not None else 0].model_dump(mode="json", exclude_unset=True)
         shown = {} if position is None else source
         is_file, is_written = self._text.path is not None, self._is_written
@@ -351,8 +351,10 @@ def _list_change(key: str, wanted: Mapping[str, Any], shown: Mapping[str, Any]) 
         raise ConfigError(f"{key}: give a list of at most {_MAX_ENTRIES} objects")
     given = [entry["index"] for entry in entries if entry.get("index") is not None]
     is_known = all(type(index) is int and index in positions for index in given)  # JSON's 0.0 and false equal 0
-    if not is_known or len(set(given)) != len(given):
-        raise ConfigError(f"{key}: an index is not one of the camera's entries; reload")
+    if not is_known:
+        raise ConfigError(f"{key}: an index is not one of the camera's entries; reload the page")
+    if len(set(given)) != len(given):
+        raise ConfigError(f"{key}: two entries have the same index; give each its own")
     return ListChange(entries, positions)
 
 

@@ -73,6 +73,7 @@ def test_wrong_change_is_neither_applied_nor_written(path):
         ({"rules": "x"}, "give a list"),
         ({"regions": [{"index": [], "name": "x"}]}, "not one of the camera's entries"),
         ({"regions": [{"index": 0.0, "name": "x"}]}, "not one of the camera's entries"),
+        ({"regions": [{"index": 0, "name": "x"}, {"index": 0, "name": "y"}]}, "two entries have the same index"),
         ({"roi": nested(900)}, "levels deep"),
         ({"mask": [CORNER] * 5000}, "more than 20000 values"),
     ):

@@ -49,7 +49,7 @@ def test_train_on_a_folder_gives_a_network_that_evaluates_and_streams(command, t
     code, output, errors = command("train", "parts", *OPTIONS, *pattern)
     assert code == 0, errors
     assert "left out      1 images that cannot be decoded" in output
-    assert "which images show the same part is not known" not in output
+    assert "it is not known which images show the same part" not in output
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert [line.partition(":")[0] for line in report["left_out"]] == ["parts/spot/broken.png"]
     groups = [{sample["group"] for sample in samples} for samples in report["splits"].values()]
@@ -191,7 +191,7 @@ def test_train_without_groups_draws_no_conclusion_for_other_parts(command, tmp_p
     assert code == 0, errors
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert report["labels"] == list(KINDS)
-    assert "which images show the same part is not known" in caplog.text
+    assert "it is not known which images show the same part" in caplog.text
     assert report["metrics"]["test"]["interval"] is None
     assert "No conclusion for other parts" in output
     assert "confidence" not in output + (tmp_path / "part.report.html").read_text()

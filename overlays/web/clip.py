@@ -137,7 +137,9 @@ def _move_index_to_front(path: Path) -> bytes:
     return target.read_bytes()
 
 
-async def make_clip_async(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
+async def make_clip_async(
+    camera: str, packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]
+) -> bytes:
     """Return a clip made in a thread; b"" if it was stopped, or if it failed (then a warning is logged)."""
     cancelled = threading.Event()
 
@@ -145,7 +147,7 @@ async def make_clip_async(packets: Sequence[bytes], style: RenderStyle, is_stopp
         try:
             return make_clip(packets, style, lambda: cancelled.is_set() or is_stopped())
         except (ReciproStreamError, OSError, av.error.FFmpegError) as error:
-            log.warning("a clip could not be made: %s", error)
+            log.warning("page: camera %s: a clip could not be made: %s", camera, error)
             return b""
 
     return await call_in_thread("clip", make, cancelled.set)

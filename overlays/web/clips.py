@@ -35,7 +35,9 @@ async def clip_response(page: WebState, request: Request, camera: str, opacity: 
             return Response(text, 503, media_type="text/plain", headers={"Retry-After": "3"})
         page.making_clip = True
         try:
-            content = await make_clip_async(packets, RenderStyle(page.style.colormap, opacity), page.stopped.is_set)
+            content = await make_clip_async(
+                camera, packets, RenderStyle(page.style.colormap, opacity), page.stopped.is_set
+            )
         finally:
             page.making_clip = False
         if not content:

@@ -89,7 +89,7 @@ def test_viewer_with_a_wrong_server_key_receives_nothing_and_both_sides_log_why(
     at = scene(locked(keyring))
     with Viewer(at.sink.endpoint, **keys(keyring, "viewer", "stranger")) as viewer:
         at.refuses(viewer, {"wrong server key"}, "most likely the server key given here is not this server's")
-    assert "its --server-key is not ours" in caplog.text
+    assert "its --server-key is the key of another server" in caplog.text
 
 
 def test_viewer_without_keys_receives_nothing_and_both_sides_log_why(keyring, scene, caplog):

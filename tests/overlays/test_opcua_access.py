@@ -83,7 +83,10 @@ def test_client_of_an_intermediate_authority_is_admitted_by_the_certificate_of_t
     plc = Issued("plc", issuer=line)
     root.save(tmp_path / "root.der")
     assert not clients.admits(plc.der)
-    assert "to admit all clients of 'CN=line authority', copy the certificate of this authority there" in caplog.text
+    assert (
+        "to admit all clients of 'CN=line authority', copy the certificate of this authority into the same folder"
+        in caplog.text
+    )
     line.save(tmp_path / "line.der")
     assert clients.admits(plc.der)
     (tmp_path / "root.crl").write_bytes(revocations(root, line))

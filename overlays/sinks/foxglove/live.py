@@ -92,8 +92,8 @@ class FoxgloveSink(Sink):
             )
         except (RuntimeError, OSError) as error:
             raise SinkError(
-                f"{self.uri}: cannot be served ({error}); choose another port, or stop the program that uses it "
-                "(ss -ltnp shows which)"
+                f"{self.uri}: cannot be served ({error}); if the port is in use, choose another port, or stop the "
+                "program that uses it (ss -ltnp shows which)"
             ) from None
         host = f"[{address.host}]" if address.is_ipv6 else address.host
         self.endpoint = f"ws://{host}:{self._server.port}"

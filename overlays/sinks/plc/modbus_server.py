@@ -59,16 +59,19 @@ class ModbusServerThread:
         self._ready = threading.Event()
         self._thread = LoopThread(f"modbus {address.port}", self._serve)
         self._failure = ""
+        self._uri = ""
 
     def start(self, uri: str) -> None:
         """Start to listen. Raises ``SinkError``."""
+        self._uri = uri
         self._thread.start()
         is_ready = self._ready.wait(_START_SECONDS)
         if not is_ready or self._failure:
             self.stop()
             raise SinkError(
-                f"{uri}: cannot be served ({self._failure or 'no answer of the server'}); choose another port, or stop "
-                "the program that uses it (ss -ltnp shows which); ports below 1024 need root"
+                f"{uri}: cannot be served ({self._failure or 'the server does not start'}); if the port is in use, "
+                "choose another port, or stop the program that uses it (ss -ltnp shows which); ports below "
+                "1024 need root"
             )
 
     def check(self, uri: str) -> None:
@@ -84,6 +87,7 @@ class ModbusServerThread:
         data = SimData(0, count=self._registers, values=0, datatype=DataType.REGISTERS)
         device = SimDevice(_DEVICE_OF_ALL, simdata=data, action=self._answer)
         server = _LimitedServer(device, address=(self._address.host, self._address.port))
+        server.uri = self._uri
         try:
             await server.serve_forever(background=True)
             self.port = int(cast("asyncio.Server", server.transport).sockets[0].getsockname()[1])
@@ -175,7 +179,7 @@ class _Connection(ServerRequestHandler):
         server = cast("_LimitedServer", self.server)
         if server.refusals < _MAX_LOGGED_REFUSALS:
             server.refusals += 1
-            log.warning("Modbus: a client %s; its connection is closed", reason)
+            log.warning("%s: a client %s; its connection is closed", server.uri, reason)
         self._received.clear()
         self.close()
 
@@ -183,6 +187,8 @@ class _Connection(ServerRequestHandler):
 class _LimitedServer(ModbusTcpServer):
     """A server that closes the connection that has been idle longest when there are too many."""
 
+    uri = ""
+    """The sink's URI, for messages."""
     refusals = 0
     """Number of logged refusals."""
 
@@ -192,7 +198,9 @@ class _LimitedServer(ModbusTcpServer):
             connections = cast("dict[str, _Connection]", self.active_connections)
             least_used = min(connections.values(), key=lambda each: each.used_at)
             log.warning(
-                "Modbus: more than %d connections; the connection that has been idle longest is closed", MAX_CONNECTIONS
+                "%s: more than %d connections; the connection that has been idle longest is closed",
+                self.uri,
+                MAX_CONNECTIONS,
             )
             least_used.close()
         return _Connection(self)

@@ -354,7 +354,7 @@ def _free_port(uri: str, address: Endpoint) -> int:
             probe.bind((address.host, address.port))
         except OSError as error:
             raise SinkError(
-                f"{uri}: cannot be served ({error.strerror or error}); choose another port, or stop the program that "
-                "uses it (ss -ltnp shows which)"
+                f"{uri}: cannot be served ({error.strerror or error}); if the port is in use, choose another port, or "
+                "stop the program that uses it (ss -ltnp shows which)"
             ) from None
         return int(probe.getsockname()[1])

@@ -93,8 +93,9 @@ class ClientCertificates:
     def _hint(self, client: x509.Certificate) -> str:
         """Return how to admit all clients of the authority that issued a certificate."""
         if client.issuer == client.subject:
-            return "no authority issued it"
-        return f"to admit all clients of {_one_line(client.issuer)}, copy the certificate of this authority there"
+            return "it is self-signed, so it has no authority to trust instead"
+        issuer = _one_line(client.issuer)
+        return f"to admit all clients of {issuer}, copy the certificate of this authority into the same folder"
 
     def _revoked_by(self, certificate: x509.Certificate, trusted: list[x509.Certificate]) -> str:
         """Return the file name of the list that revokes a certificate; empty if no list does."""

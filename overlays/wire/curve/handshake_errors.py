@@ -28,7 +28,7 @@ REFUSALS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
 _AT_SERVER: Final[dict[RefusalReason, str]] = {
     "unknown key": "a viewer whose key is not on the list was refused",
-    "wrong server key": "a viewer was refused: it uses the key of another server (its --server-key is not ours)",
+    "wrong server key": "a viewer was refused: its --server-key is the key of another server",
     "no keys": "a viewer without keys was refused: this stream requires them (view --key, --server-key)",
     "keys not asked for": "a viewer with keys was refused: this stream has no keys (stream --curve-keys DIR)",
     "hung up": "a client closed the connection in the handshake: a viewer with other or no keys, or a port scan",
@@ -56,7 +56,7 @@ def refusal(event: int, value: int, *, keys: bool) -> RefusalReason:
 def refused_because(event: int, value: int, *, keys: bool) -> str:
     """Return the reason of a failed handshake at a viewer, with the remedy; ``keys``: True if the viewer has keys."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "the server does not know this viewer's key; have its public key added to the server's list"
+        return "the server does not know this viewer's key; add the viewer's public key to the server's list"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if keys:
             return "the server uses no keys; omit --key and --server-key if that is intended"

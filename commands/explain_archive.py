@@ -177,7 +177,8 @@ def _finish(folder: OutputFolder, summary: RunCounts) -> None:
         f"{summary.failed} files could not be read to their end"
     )
     for lost in summary.lost:
-        log.warning("%s and %d more: %s", shown(lost.shard.files[0].path), len(lost.shard.files) - 1, lost.reason)
+        path, others = shown(lost.shard.files[0].path), len(lost.shard.files) - 1
+        log.warning("not explained: %s and %d other files: %s", path, others, lost.reason)
     if summary.done < summary.shards:
         print_line(f"interrupted after {summary.done} of {summary.shards} partitions; the same command continues")
         raise typer.Exit(EXIT_INTERRUPTED)

@@ -60,14 +60,18 @@ def director_line(state: dict[str, Any]) -> str:
     if state["awaited"]:
         return text + (
             f"assigns no cameras before half of the workers answer; waits for {', '.join(state['awaited'])}; remove "
-            "those "
-            "that are switched off: run.py fleet forget WORKER"
+            "those that are switched off: run.py fleet forget WORKER"
         )
     if not state["may_grant"]:
-        return text + "assigns no cameras: it reaches neither the head nor most workers"
+        return text + (
+            "assigns no cameras: neither the head nor most workers answer, or the director before it may still assign "
+            "them"
+        )
     if state["quiet_seconds"]:
         return text + f"assigns cameras in {state['quiet_seconds']:.1f} s"
-    return text + ("assigns cameras" if state["is_confirmed"] else "the head is gone; most workers answer")
+    return text + (
+        "assigns cameras" if state["is_confirmed"] else "assigns cameras; the head does not answer, but most workers do"
+    )
 
 
 def _name(worker: dict[str, Any]) -> str:

@@ -184,10 +184,12 @@ class ConfigWatcher(WorkerOwner):
             diff = self._apply(config)
             self._file.accept()
         except (ReciproStreamError, OSError) as error:
-            log.error("%s: not applied, the run goes on as before: %s", path, error)  # noqa: TRY400 - an expected error
+            log.error("%s: the changed file is not applied, and the run continues as before: %s", path, error)  # noqa: TRY400 - an expected error
             return
         except Exception:
-            log.exception("%s: not applied, the run goes on as before", path)  # a plug-in may raise any exception
+            log.exception(
+                "%s: the changed file is not applied, and the run continues as before", path
+            )  # a plug-in may raise any exception
             return
         cameras = {"added": diff.added, "changed": diff.changed, "removed": diff.removed, "not opened": diff.failed}
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cameras.items() if names)

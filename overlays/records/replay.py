@@ -144,7 +144,7 @@ class LoggedExplainer(Explainer):
             raise SourceError(f"{self.path}: holds several cameras; choose one: --camera with one of {names}")
         self.camera = self.camera or next(iter(cameras))
         if self.camera not in cameras:
-            raise SourceError(f"{self.path}: holds no camera {self.camera!r}; it has {names}")
+            raise SourceError(f"{self.path}: holds no camera {self.camera!r}; its cameras are {names}")
         runs = cameras[self.camera]
         numbers = ", ".join(map(str, runs))
         if self.run is not None and self.run not in runs:

@@ -54,7 +54,7 @@ def cameras_by_stream(cameras: Sequence[str], suffixes: Sequence[str]) -> list[t
     for suffix, names in zip(suffixes, chosen, strict=True):
         if cameras and not names:
             raise ConfigError(
-                f"--camera: no given camera is of the stream {suffix[1:]}; omit the address of this stream"
+                f"--camera: no given camera belongs to the stream {suffix[1:]}; omit the address of this stream"
             )
     return chosen
 

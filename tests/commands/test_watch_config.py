@@ -81,7 +81,7 @@ def test_stream_adds_changes_and_removes_cameras_while_it_runs(command, tmp_path
         editor.wait_for(lambda: len(editor.indices("joins")) >= 5)
         editor.path.write_text("sources: [")
         os.kill(os.getpid(), signal.SIGHUP)
-        editor.wait_for_log("not applied, the run goes on as before")
+        editor.wait_for_log("not applied, and the run continues as before")
         editor.write(source("stays"), source("joins", seed=2), overlay={"opacity": 0.3})
         editor.wait_for_log("changes of overlay take effect at the next start")
         editor.wait_for_log("camera joins: reopened")

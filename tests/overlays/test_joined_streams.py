@@ -68,5 +68,5 @@ def test_named_cameras_are_received_from_their_stream():
     assert cameras_by_stream(["a@hall", "b@yard", "c@yard"], suffixes) == [("a",), ("b", "c")]
     with pytest.raises(ConfigError, match="such as a@hall"):
         cameras_by_stream(["a"], suffixes)
-    with pytest.raises(ConfigError, match="no given camera is of the stream yard"):
+    with pytest.raises(ConfigError, match="no given camera belongs to the stream yard"):
         cameras_by_stream(["a@hall"], suffixes)

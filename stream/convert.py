@@ -102,7 +102,9 @@ class RgbConverter:
     to square pixels. 16-bit monochrome frames that use only 10, 12 or 14 bits are scaled by that depth.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, camera: str = "the video") -> None:
+        """Create a converter; ``camera`` is the name of the stream in the log."""
+        self._camera = camera
         self._reformatter = VideoReformatter()  # frame.reformat() would rebuild its tables for each frame
         self._planar_reformatter = VideoReformatter()
         self._bits = 0  # depth of the largest value of all frames; 0: no 16-bit frame yet
@@ -143,7 +145,12 @@ class RgbConverter:
         if bits != self._bits:
             self._bits = bits
             if bits < 16:
-                log.warning("the largest 16-bit value is %d, so the video is read with %d bits", values.max(), bits)
+                log.warning(
+                    "%s: the largest 16-bit value is %d, so the frames are read with %d bits",
+                    self._camera,
+                    values.max(),
+                    bits,
+                )
         grey = av.VideoFrame.from_ndarray(eight_bits(values, bits), format="gray")
         grey.color_range = frame.color_range
         return grey
@@ -189,7 +196,9 @@ class Deinterlacer:
     it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, camera: str = "the video") -> None:
+        """Create the filter; ``camera`` is the name of the stream in the log."""
+        self._camera = camera
         self.has_filtered = False
         """True after the first interlaced frame."""
         self._graph: av.filter.Graph | None = None
@@ -211,7 +220,8 @@ class Deinterlacer:
                 self._graph, self._shape, self.has_filtered = _bwdif(frame), shape, True
             except av.error.FFmpegError:
                 log.warning(
-                    "interlaced frames of %dx%d are too small for FFmpeg's filter bwdif and are not deinterlaced",
+                    "%s: interlaced frames of %dx%d are too small for FFmpeg's filter bwdif and are not deinterlaced",
+                    self._camera,
                     frame.width,
                     frame.height,
                 )

@@ -85,7 +85,12 @@ class VideoDecoder:
     """Decodes one stream; yields intact frames and counts corrupt ones."""
 
     def __init__(
-        self, *, trust: CorruptionTracker, numbers: FrameNumbers | None = None, max_pixels: int | None = None
+        self,
+        *,
+        trust: CorruptionTracker,
+        numbers: FrameNumbers | None = None,
+        max_pixels: int | None = None,
+        camera: str = "the video",
     ) -> None:
         self.corruption = trust
         self.max_pixels = max_pixels
@@ -101,7 +106,7 @@ class VideoDecoder:
         """Number of damaged positions plus number of frames that are suspect because of them."""
         self.damage_after: int | None = None
         """Number of intact frames before the first damage; None: no damage."""
-        self._deinterlacer = Deinterlacer()
+        self._deinterlacer = Deinterlacer(camera)
 
     @property
     def is_deinterlacing(self) -> bool:

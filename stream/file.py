@@ -167,7 +167,7 @@ class FileSource(Source):
 
     def _pass(self, clock: StreamClock, index: int, stop: threading.Event) -> Iterator[Frame]:
         """Yield the frames of one pass over the file; frame numbers start at ``index``."""
-        converter, corrupt = FrameConverter(self._decoder.copy_planes), 0
+        converter, corrupt = FrameConverter(self._decoder.copy_planes, self.camera), 0
         self.health = Health("live", corrupt=self._decoding.corrupt)
         self._frames_delivered = 0
         for frame in self._decoded_frames:
@@ -232,7 +232,9 @@ class FileSource(Source):
         self.frames_total = None if options.loop else frames_total(self._container, stream)
         self._packets_total = packets_total(self._container, stream)
         self._end_seconds = None
-        self._decoding = VideoDecoder(trust=CorruptionTracker(), max_pixels=self._decoder.max_pixels)
+        self._decoding = VideoDecoder(
+            trust=CorruptionTracker(), max_pixels=self._decoder.max_pixels, camera=self.camera
+        )
 
     def _open_input(self) -> str | BinaryIO | RemoteFile:
         """Return the input for FFmpeg: an address, a path, or an open file."""

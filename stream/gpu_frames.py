@@ -26,17 +26,19 @@ _FULL_RANGE: Final = 2  # FFmpeg's AVCOL_RANGE_JPEG
 class FrameConverter:
     """Converts the decoded frames of one stream to RGB, or leaves them in device memory."""
 
-    def __init__(self, copy_planes: CopyPlanes | None = None) -> None:
+    def __init__(self, copy_planes: CopyPlanes | None = None, camera: str = "the video") -> None:
         """Create a converter.
 
         Args:
             copy_planes: copies an image within device memory; None: every frame is converted on the host.
+            camera: the name of the stream in the log.
         """
         self._copy_planes = copy_planes
-        self._rgb = RgbConverter()
+        self._camera = camera
+        self._rgb = RgbConverter(camera)
         self._is_full = False  # whether the device once had no memory for a frame
         self._lock = threading.Lock()  # images are downloaded by any thread
-        self._downloaded = RgbConverter()
+        self._downloaded = RgbConverter(camera)
 
     def convert(self, frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Pixels:
         """Return the oriented frame as RGB, uint8 (height, width, 3), or its image in device memory.
@@ -58,7 +60,8 @@ class FrameConverter:
         except DeviceMemoryFullError as error:
             if not self._is_full:
                 log.warning(
-                    "%s: such frames are copied to the host; set device_frames: false to use less memory of the GPU",
+                    "%s: %s; such frames are copied to the host; set device_frames: false to use less GPU memory",
+                    self._camera,
                     error,
                 )
             self._is_full = True

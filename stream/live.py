@@ -200,9 +200,11 @@ class LiveSource(Source):
             trust=CorruptionTracker(window_packets=_SUSPECT_PACKETS),
             numbers=numbers,
             max_pixels=self._spec.decoder.max_pixels,
+            camera=self.camera,
         )
         decoder = self._spec.decoder
-        converter, aspect = FrameConverter(decoder.copy_planes), PixelAspect(stream, max_pixels=decoder.max_pixels)
+        converter = FrameConverter(decoder.copy_planes, self.camera)
+        aspect = PixelAspect(stream, max_pixels=decoder.max_pixels)
         self._clock.restart()
         corrupt_before, self._last_pts, last_at = self.health.corrupt, None, 0.0
         packets = self._monitored(self._spec.packets(container, attempt.stop), decoding, attempt)

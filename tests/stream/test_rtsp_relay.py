@@ -63,6 +63,12 @@ def test_redirect_to_another_protocol_is_refused(servers, location):
     assert "refers to an address that is not rtsp(s)" in refusal(camera.url())
 
 
+def test_redirect_to_an_address_without_a_host_is_refused(servers):
+    camera, _ = servers
+    camera.faults.redirect = lambda *_: "rtsp://:554/stream"
+    assert "refers to an address without a host" in refusal(camera.url())
+
+
 def test_redirect_to_an_invalid_address_is_refused(servers):
     camera, _ = servers
     camera.faults.redirect = lambda *_: "rtsp://[x"

@@ -187,7 +187,7 @@ class QueueWorker(Generic[T]):
             self.stop_requested.set()
         except Exception as error:  # noqa: BLE001 - kept in `error`: a failed sink ends only itself
             self.error = error
-            log.warning("%s closed: %s", self.name, error)
+            log.warning("%s failed and is closed: %s", self.name, error)
         finally:
             with self._room:
                 self._ended = True

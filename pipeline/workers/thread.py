@@ -76,7 +76,7 @@ class ThreadWorker:
             self._call()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - kept in `error`; a server may end by SystemExit
             self.error = error
-            log.warning("%s ended: %s", self.name, error)
+            log.warning("%s ended with an error: %s", self.name, error)
         finally:
             self.ended = True
 

@@ -75,6 +75,19 @@ def test_atomic_write_raises_the_class_of_its_caller(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_message_of_a_failed_write_names_the_remedy_of_its_cause(tmp_path):
+    with pytest.raises(ModelError, match=r"cannot be written \(the path is a folder\); name a file"):
+        write_atomically(tmp_path, b"", raises=ModelError)
+    with pytest.raises(ModelError, match=r"cannot be written \(No such file or directory\); create the folder"):
+        write_atomically(tmp_path / "none" / "a", b"", raises=ModelError)
+    (tmp_path / "a").touch()
+    with (
+        pytest.raises(ModelError, match=r"cannot be written \(File exists\); delete it"),
+        atomic_write(tmp_path / "a", replace=False, raises=ModelError),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     "clean", [lambda path: write_atomically(path, "new"), lambda path: remove_unfinished(path.parent)]
 )

@@ -87,7 +87,7 @@ def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:
         ) from error
     if metadata.get("format") != FORMAT:
         raise ModelError(
-            f"{path}: has format {metadata.get('format')!r}, this version reads {FORMAT!r}; update recipro-stream"
+            f"{path}: has format {metadata.get('format')!r}, but this version reads {FORMAT!r}; update recipro-stream"
         )
     stated = read_json(path, metadata, "input")
     try:
@@ -102,7 +102,8 @@ def load_detector_checkpoint(path: Path) -> DetectorCheckpoint:
             else ()
         )
     except ValueError as reason:
-        raise invalid_value(path, "looks", "...", f"perceptual hashes in the format of `train` ({reason})") from None
+        message = f"{path}: the perceptual hashes in metadata 'looks' are not in the format of `train` ({reason})"
+        raise ModelError(f"{message}. Write the file again") from None
     return DetectorCheckpoint(
         state,
         read_str(path, metadata, "model"),

@@ -71,7 +71,7 @@ def identify_layout(
         reasons.append(f"{candidate}: {found}")
     raise ModelError(
         f"the layout {'cannot be identified' if name is None else repr(name) + ' does not fit'} "
-        f"({'; '.join(reasons)}); found these maps before the first activation: {_listed(maps)}; known layouts: "
+        f"({'; '.join(reasons)}); the file has these maps before the first activation: {_listed(maps)}; known layouts: "
         f"{', '.join(LAYOUTS)}"
     )
 

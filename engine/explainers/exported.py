@@ -115,5 +115,5 @@ def _refuse_settings(path: Path, metadata: ExportMetadata, config: EngineConfig)
         configured = getattr(config, setting)
         if setting in config.model_fields_set and configured is not None and configured != value:
             option = "--" + setting.replace("_", "-")
-            has = "has its own" if value is None else f"was exported with {value!r}"
+            has = f"has its own {setting}" if value is None else f"was exported with {value!r}"
             raise ConfigError(f"{option} {configured!r}: {path} {has}; omit {option}, or export the network again")

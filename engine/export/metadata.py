@@ -163,7 +163,7 @@ def read_metadata(path: Path) -> ExportMetadata:
             "itself: use the name or file from which it was exported"
         )
     if version != FORMAT and version.startswith("recipro-stream"):
-        raise ModelError(f"{path}: has format {version!r}, this version reads {FORMAT!r}; export the network again")
+        raise ModelError(f"{path}: has format {version!r}, but this version reads {FORMAT!r}; export the network again")
     if version != FORMAT:
         raise ModelError(
             f"{path}: has no labels, input size and layer in its metadata, so `export` did not write it; write a "

@@ -123,7 +123,7 @@ def _fix_shape(path: Path, model: Any, size: tuple[int, int] | None) -> tuple[bo
     kind = entry.element_type.get_type_name()
     if len(sides) != 4 or kind != "f32" or 3 not in (sides[1], sides[3]):
         raise ModelError(
-            f"{path}: takes {kind} of shape {entry.partial_shape}; a classifier here takes f32 RGB images (N, 3, H, W) "
+            f"{path}: takes {kind} of shape {entry.partial_shape}; a classifier must take f32 RGB images (N, 3, H, W) "
             "or (N, H, W, 3): export it again with such an input"
         )
     channels_last = sides[1] != 3

@@ -139,7 +139,7 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
         differs = verify_plan(plan, tail, features, kernel, reference)
         if not differs:
             return plan
-        why = f"the {plan.info.name} plan is not exact here: {differs}"
+        why = f"the {plan.info.name} plan is not exact for this network: {differs}"
     try:
         local = find_local(tail, features, kernel, budget_bytes)
         objection = "" if local is None else why_not_cheaper(local, tail, features, kernel)

@@ -254,7 +254,7 @@ def choose_vit_plan(tail: ViTTail, features: Tensor, kernel: Kernel, budget_byte
     except (RuntimeError, IndexError) as reason:
         differs = str(reason).splitlines()[0]
     if differs:
-        return ViTDensePlan(tail, kernel, f"the closed form is not exact here: {differs}", budget_bytes)
+        return ViTDensePlan(tail, kernel, f"the closed form is not exact for this network: {differs}", budget_bytes)
     return plan
 
 

@@ -128,7 +128,8 @@ def _perceptual_hashes(path: Path, metadata: Mapping[str, str]) -> tuple[KnownIm
     try:
         return tuple(KnownImages.from_text(text) for text in names(path, metadata, "looks"))
     except ValueError as reason:
-        raise invalid_value(path, "looks", "...", f"perceptual hashes in the format of `train` ({reason})") from None
+        message = f"{path}: the perceptual hashes in metadata 'looks' are not in the format of `train` ({reason})"
+        raise ModelError(f"{message}. Write the file again") from None
 
 
 def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
@@ -148,7 +149,7 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path}: is a detector, but this command needs a classifier; stream, why and train accept detectors"
         )
     if stated and stated.startswith("recipro-stream"):
-        raise ModelError(f"{path}: has format {stated!r}, this version reads {_FORMAT!r}; update recipro-stream")
+        raise ModelError(f"{path}: has format {stated!r}, but this version reads {_FORMAT!r}; update recipro-stream")
     raise ModelError(
         f"{path}: contains weights but no labels and input size, so it is not a checkpoint of recipro-stream; "
         "use the network of the weights: --model NAME --weights FILE"

@@ -56,7 +56,7 @@ def hub_config(model: str) -> HubConfig:
         from timm.models._hub import load_model_config_from_path
     except ImportError as reason:
         raise ModelError(
-            f"model {model!r}: timm's models need the extra: uv sync --inexact --extra timm ({reason})"
+            f"model {model!r}: timm's models need the package timm: uv sync --inexact --extra timm ({reason})"
         ) from None
     place = model.partition(":")[2]
     try:

@@ -130,8 +130,8 @@ def _warn_of_labels(network: LoadedModel, count: int) -> None:
         listed = ", ".join(f"{label!r} {number} times" for label, number in repeated[:_MAX_LISTED])
         log.warning(
             "labels of %s: several classes have the same name (%s); --target and guards use the first of them. Name "
-            "each class differently by "
-            "--labels FILE, or choose classes by index", network.labels_from or network.name, listed,
+            "each class differently by --labels FILE, or choose classes by index",
+            network.labels_from or network.name, listed,
         )  # fmt: skip
 
 

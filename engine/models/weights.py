@@ -216,12 +216,13 @@ def _refuse_unfit(state: StateDict, expected: Mapping[str, Tensor], net: nn.Modu
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in expected]
     misshapen = [
-        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
     problems = [
-        f"{len(keys)} {problem} ({', '.join(keys[:_MAX_LISTED])}{', ...' if len(keys) > _MAX_LISTED else ''})"
+        f"{len(keys)} tensor{'s' * (len(keys) != 1)} {problem} "
+        f"({', '.join(keys[:_MAX_LISTED])}{', ...' if len(keys) > _MAX_LISTED else ''})"
         for problem, keys in (("missing", missing), ("unknown", foreign), ("of another shape", misshapen))
         if keys
     ]

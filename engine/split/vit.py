@@ -96,7 +96,7 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
     prefix_tokens = count - rows * columns
     if rows == 0 or prefix_tokens < 1:
         raise LayerError(
-            f"layer {name!r}: this vision transformer has {count} tokens there for {rows}x{columns} patches; "
+            f"layer {name!r}: this vision transformer has {count} tokens at this layer for {rows}x{columns} patches; "
             "ViT-ReciproCAM needs a class token and one token for each patch; use a model such as vit_b_16, or a CNN"
         )
     for block in {name, last}:

@@ -292,7 +292,7 @@ def test_weights_that_changed_are_noticed(line, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "rule"),
     [
-        ("format", "recipro-stream explained 9", "this version reads"),
+        ("format", "recipro-stream explained 9", "but this version reads"),
         ("format", "", "`export` did not write it"),
         ("labels", "[1]", "a list of names"),
         ("labels", "[", "not JSON"),

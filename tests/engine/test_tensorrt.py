@@ -72,7 +72,7 @@ def test_create_reports_the_library_error(answer):
     api, logger = SimpleNamespace(Builder=builder), SimpleNamespace(errors=[])
     library = tensorrt_library.Library("tensorrt", "11.0", api, logger)
     with pytest.raises(
-        BackendError, match=r"tensorrt 11.0 does not work here \((CUDA initialization|factory function)"
+        BackendError, match=r"tensorrt 11.0 does not work on this machine \((CUDA initialization|factory function)"
     ):
         tensorrt_library.build_engine(b"", using=library)
 
@@ -295,7 +295,7 @@ def test_build_engine_refuses_an_invalid_graph(rtx):
 @pytest.mark.tensorrt
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_program_without_a_gpu_raises_backend_error(rtx):
-    with pytest.raises(BackendError, match="cannot load the engine here"):
+    with pytest.raises(BackendError, match="cannot load the engine on this machine"):
         backend.compile_by("onnx", explained(), IMAGE.half(), "fp16")
 
 

@@ -192,7 +192,7 @@ def test_choose_vit_plan_detects_a_wrong_closed_form(monkeypatch):
     monkeypatch.setattr(ViTPlan, "_masked", one_zeroed_token_less)
     plan = choose_vit_plan(split.tail, features, "point", 1 << 30)
     assert plan.info.name == "dense"
-    assert "is not exact here" in plan.info.reason
+    assert "is not exact for this network" in plan.info.reason
 
 
 def test_vit_with_flat_scores_gives_zeros_and_no_nan():
@@ -219,7 +219,7 @@ def test_split_network_refuses_a_transformer_without_class_token_scores(make, ru
     ("more", "rule"),
     [
         ({}, "its code branches on its inputs"),
-        ({"class_token": False, "global_pool": "avg"}, "24 tokens there for 4x6 patches"),
+        ({"class_token": False, "global_pool": "avg"}, "24 tokens at this layer for 4x6 patches"),
     ],
 )
 def test_find_vit_split_reads_the_grid_of_patches_with_channels_last(more, rule):

@@ -74,7 +74,7 @@ def test_load_network_ignores_auxiliary_classifiers(tmp_path):
 def test_load_network_refuses_weights_of_another_network(tmp_path):
     torch.save(build("resnet18").state_dict(), tmp_path / "w.pth")
     with pytest.raises(
-        ModelError, match=r"do not fit squeezenet1_1: \d+ missing \(features.0.weight, .*unknown \(conv1"
+        ModelError, match=r"do not fit squeezenet1_1: \d+ tensors missing \(features.0.weight, .*unknown \(conv1"
     ):
         load_network(NAME, weights=tmp_path / "w.pth")
 
@@ -83,7 +83,7 @@ def test_load_network_reports_both_shapes_of_a_mismatch(tmp_path):
     state = build().state_dict()
     state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"features.0.weight \(64, 3, 5, 5\) for \(64, 3, 3, 3\)"):
+    with pytest.raises(ModelError, match=r"features.0.weight \(64, 3, 5, 5\) instead of \(64, 3, 3, 3\)"):
         load_network(NAME, weights=tmp_path / "w.pth")
 
 

@@ -72,7 +72,9 @@ def compile(  # noqa: A001 - the protocol's name
         except BackendError as reason:
             log.info("TensorRT through %s: %s", name, reason)
             refused.append(f"by {name}: {first_line(reason)}")
-    raise BackendError(f"backend 'tensorrt': {'; '.join(refused)}; use --backend inductor or eager")
+    raise BackendError(
+        f"backend 'tensorrt': cannot compile this network {'; '.join(refused)}; use --backend inductor or eager"
+    )
 
 
 def compile_by(

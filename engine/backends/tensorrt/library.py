@@ -147,12 +147,14 @@ def create(kind: Any, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's 
         instance = kind(tensorrt.logger)
     except (TypeError, RuntimeError) as reason:
         why = tensorrt.logger.errors[0] if tensorrt.logger.errors else first_line(reason)
-        message = f"{tensorrt.name} {tensorrt.version} does not work here ({why[:200]}); use another --backend"
-        raise BackendError(f"backend 'tensorrt': {message}") from reason
+        raise BackendError(
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work on this machine ({why[:200]}); use "
+            "another --backend"
+        ) from reason
     if instance is None:
         raise BackendError(
-            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work here ({_why(tensorrt)}); use "
-            "another --backend"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work on this machine "
+            f"({_why(tensorrt)}); use another --backend"
         )
     return instance
 

@@ -186,8 +186,8 @@ def _deserialize(blob: bytes, tensorrt: Library) -> Any:  # noqa: ANN401 - the v
     if engine is None:
         why = tensorrt.logger.errors[0][:200] if tensorrt.logger.errors else "no error message"
         raise BackendError(
-            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot load the engine here ({why}); use another "
-            "--backend"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot load the engine on this machine ({why}); "
+            "use another --backend"
         )
     return engine
 

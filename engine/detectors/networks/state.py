@@ -38,7 +38,7 @@ def load_state(net: Net, state: Mapping[str, Tensor], name: str, path: Path) -> 
     problems = {
         "missing": [key for key in expected if key not in fitting],
         "of another shape": [
-            f"{key} {tuple(fitting[key].shape)} for {tuple(value.shape)}"
+            f"{key} {tuple(fitting[key].shape)} instead of {tuple(value.shape)}"
             for key, value in expected.items()
             if key in fitting and fitting[key].shape != value.shape
         ],
@@ -47,7 +47,8 @@ def load_state(net: Net, state: Mapping[str, Tensor], name: str, path: Path) -> 
         ],
     }  # fmt: skip
     found = [
-        f"{len(keys)} {kind} ({', '.join(keys[:_MAX_LISTED])}{', ...' if len(keys) > _MAX_LISTED else ''})"
+        f"{len(keys)} tensor{'s' * (len(keys) != 1)} {kind} "
+        f"({', '.join(keys[:_MAX_LISTED])}{', ...' if len(keys) > _MAX_LISTED else ''})"
         for kind, keys in problems.items()
         if keys
     ]

@@ -240,7 +240,9 @@ class RunSetup(CameraSetup):
     def _take_back(self, camera: str, revision: str) -> Mapping[str, Any]:
         text = self._text.text
         if self._undo is None or self._undo[0] != _revision(text) or revision != self._undo[0]:
-            raise SetupConflictError("the last change cannot be undone, because the configuration has changed since")
+            raise SetupConflictError(
+                "the last change cannot be undone: it is undone already, or the configuration has changed since"
+            )
         self._check_unchanged(text, revision)
         before, config = self._undo[1], self._text.parse(text)
         old = self._text.parse(before)

@@ -104,7 +104,10 @@ def jpeg_size(payload: bytes) -> tuple[int, int]:
         raise ImageError(f"payload: a JPEG of {len(payload)} bytes without a size; it is truncated or damaged")
     height, width = struct.unpack_from(">HH", payload, offset + 5)
     if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_IMAGE_PIXELS:
-        raise WireLimitError(f"payload: {width}x{height} pixels; at most {MAX_IMAGE_PIXELS} are decoded")
+        raise WireLimitError(
+            f"payload: {width}x{height} pixels; images of at most {MAX_IMAGE_PIXELS} pixels and {MAX_SIDE_PIXELS} on a "
+            "side are decoded"
+        )
     return width, height
 
 

@@ -48,6 +48,7 @@ def test_address_is_parsed(uri, broker):
         ("mqtt://host:70000/t", "from 1 to 65535"),
         ("mqtt://host/a/+/b", "should not contain \\+"),
         ("mqtt://host/a//b", "or an empty level"),
+        ("mqtt://host/" + "a" * 60_001, "at most 60000 bytes"),
         ("mqtt://host/t?password=secret", "as keys beside uri in the configuration"),
         ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
     ],

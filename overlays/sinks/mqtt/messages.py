@@ -84,8 +84,8 @@ def parse_broker(uri: str) -> BrokerAddress:
     """
     if "@" in uri:
         raise ValueError(
-            "contains a password, which all users can see in the process list; write user:password to a file instead: "
-            "--mqtt-credentials FILE, or credentials_file in the configuration"
+            "contains a user or a password, which all users can see in the process list; write user:password to a file "
+            "instead: --mqtt-credentials FILE, or credentials_file in the configuration"
         )
     match = _BROKER.fullmatch(uri)
     if match is None:
@@ -97,7 +97,10 @@ def parse_broker(uri: str) -> BrokerAddress:
     if "?" in topic:
         raise ValueError("has options after '?'; give them as keys beside uri in the configuration, see docs/mqtt.md")
     if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MAX_TOPIC_BYTES:
-        raise ValueError(f"topic {topic[:80]!r}: should not contain +, # or an empty level; rename it")
+        raise ValueError(
+            f"topic {topic[:80]!r}: should have at most {_MAX_TOPIC_BYTES} bytes, and should not contain +, #, a "
+            "control character or an empty level; rename it"
+        )
     return BrokerAddress(match["host"].strip("[]"), port, scheme == "mqtts", topic)
 
 

@@ -90,8 +90,8 @@ def parse_server(uri: str, key: str = "") -> ServerAddress:
     example = "rtsp://127.0.0.1:8554/line" if uri.lower().startswith("rtsp") else "rtmp://127.0.0.1/live/line"
     if "@" in uri.partition("://")[2].partition("/")[0] or "?" in uri:
         raise ValueError(
-            "contains a password, which all users can see in the process list; write user and password to a file "
-            "(credentials_file), or the stream key and all text after it (key_file)"
+            "contains a user, a password or options after '?', which all users can see in the process list; write user "
+            "and password to a file (credentials_file), or the stream key and all text after it (key_file)"
         )
     match = _ADDRESS.fullmatch(uri)
     if match is None:

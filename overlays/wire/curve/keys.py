@@ -119,7 +119,7 @@ def read_pair(path: Path) -> KeyPair:
         hint = f"; name the secret file, {path.name}_secret" if path.suffix == PUBLIC_SUFFIX else ""
         raise ConfigError(f"{path}: holds no secret key{hint or '; `run.py keys new DIR` creates one'}")
     if public is None or public != zmq.curve_public(secret):
-        raise ConfigError(f"{path}: its public key does not match its secret key; copy the file again")
+        raise ConfigError(f"{path}: its public key is missing or does not match its secret key; copy the file again")
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         log.warning("%s: other users of this machine can read it; restrict it: chmod 600 %s", path, path)
     return KeyPair(public, secret)

@@ -84,7 +84,9 @@ class Origin:
             except BaseException as error:
                 connected.close()
                 if isinstance(error, ssl.SSLError):
-                    raise FailureError(Failure("the server does not speak a supported version of TLS")) from None
+                    reason = error.reason or type(error).__name__
+                    message = f"the TLS handshake failed ({reason}); the server may not support TLS"
+                    raise FailureError(Failure(message)) from None
                 raise
         return connected
 

@@ -219,7 +219,7 @@ def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Sourc
     uri = settings.uri
     is_udp = uri.lower().startswith("udp:")
     if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", uri, re.IGNORECASE):
-        message = f"{redact(uri)}: has no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
+        message = f"{redact(uri)}: has no valid port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
         raise SourceError(message)
     # FFmpeg probes the format for a second; a buffer of 9 MB stores packets while an image is decoded.
     options = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}

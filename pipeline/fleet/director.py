@@ -374,8 +374,8 @@ class Director:
         if self._is_gathering and (missing := self._missing()):
             reasons = dict.fromkeys(
                 waiting,
-                f"the fleet starts and waits for {', '.join(missing)}, at most {self._timing.gather_seconds:g} s after "
-                "its first worker",
+                f"the fleet is starting and waits for {', '.join(missing)}, until {self._timing.gather_seconds:g} s "
+                "after its first worker",
             )
         else:
             reasons = reasons_not_dealt(waiting, self._loads()) if waiting else {}

@@ -89,8 +89,12 @@ def check_polygon(polygon: Sequence[Corner]) -> None:
         raise ValueError("its sides cross each other; give the corners in their order along the outline")
     fractions = are_fractions(polygon)
     if polygon_area(polygon) < (_MIN_FRACTION if fractions else 1.0):
-        area = "no area" if fractions else "an area of less than a pixel (if one number is above 1, all are pixels)"
-        raise ValueError(f"has {area}; give corners as fractions of the frame, none above 1, or as pixels")
+        if fractions:
+            raise ValueError("has no area; give corners that do not lie on one line")
+        raise ValueError(
+            "has an area of less than a pixel (if one number is above 1, all are pixels); give corners further apart, "
+            "or as fractions of the frame, none above 1"
+        )
 
 
 def are_fractions(corners: Sequence[Sequence[float]]) -> bool:

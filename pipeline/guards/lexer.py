@@ -67,11 +67,8 @@ class TokenStream:
             if match is None:
                 position += len(text[position:]) - len(text[position:].lstrip())
                 character = text[position]
-                hint = (
-                    "the quote is not closed"
-                    if character in "\"'"
-                    else "a condition cannot contain this; write '!=' for 'not equal'"
-                )
+                is_quote = character in "\"'"  # the other unmatched character is '!'
+                hint = "the quote is not closed" if is_quote else "is not an operator; write '!=' or 'not'"
                 self.fail(Token("", character, position), hint)
             kind = str(match.lastgroup)
             tokens.append(Token(kind, match[kind], match.start(kind)))

@@ -379,7 +379,8 @@ class _Parser:
         value = self._tokens.next()
         is_word = value.kind == "word"
         if value.kind not in {"word", "quoted"} or (is_word and value.text.lower() in {"and", "or", "not"}):
-            self._tokens.fail(value, f"expected a value for {field!r}; quote a value that is a keyword, such as 'and'")
+            quoted = f"; quote a value that is a keyword: '{value.text}'" if is_word else ""
+            self._tokens.fail(value, f"expected a value for {field!r}{quoted}")
         return value
 
     def _bound(self, field: str, value: Token, variable: Variable) -> float:

@@ -76,7 +76,7 @@ def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
         ("label=a)", 8, "expected 'and', 'or' or the end"),
         ("score>0.5 when label=a", 11, "only the rules of guards have 'when'"),
         ("label='a", 7, "the quote is not closed"),
-        ("!label=a", 1, "write '!=' for 'not equal'"),
+        ("!label=a", 1, "write '!=' or 'not'"),
         ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),
     ],
 )

@@ -86,9 +86,11 @@ def normalise(net: nn.Module, image_size: tuple[int, int]) -> Network:
     network = Network(module, image_size, shapes)
     for node in network.outputs:
         if not network.is_map(node):
+            shape = shapes.get(node.name)
+            found = "is not a tensor computed from the image" if shape is None else f"has the shape {shape}"
             raise EngineError(
-                f"output {node.name} has the shape {shapes.get(node.name)}; raw maps must be (N, C, h, w): use "
-                "another network"
+                f"output {node.name} of the detector {found}, but raw maps have the shape (N, C, h, w); use another "
+                "network"
             )
     return network
 

@@ -66,7 +66,8 @@ class TrainingProgress:
                 torch.save(content, temporary)
         except (ModelError, OSError, RuntimeError) as error:  # RuntimeError: torch on a full disk
             if not self._warned:
-                log.warning("the progress of the training is not saved: %s", error)
+                log.warning("%s: the progress of the training cannot be saved (%s); the work since the last save is "
+                            "lost if the training is interrupted", self.path, error)  # fmt: skip
             self._warned = True
 
     def remove(self) -> None:
@@ -85,7 +86,10 @@ def _read(path: Path, fingerprint: str) -> list[dict[str, Any]]:
         reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
         log.warning("%s: cannot be read (%s); the training starts again", path, reason)
         return []
-    if version != _VERSION or saved != fingerprint:
+    if version != _VERSION:
+        log.warning("%s: was written by another version of recipro-stream; this training starts again", path)
+        return []
+    if saved != fingerprint:
         log.warning("%s: belongs to a training with other settings, weights or images; this training starts again",
                     path)  # fmt: skip
         return []

@@ -148,8 +148,8 @@ def _logits(path: Path, model: Any) -> tuple[Any, bool]:  # noqa: ANN401
     """Return the output that contains the logits, and whether a softmax follows it in the file."""
     if len(model.outputs) != 1:
         raise ModelError(
-            f"{path}: has {len(model.outputs)} outputs, and a classifier has one, the scores (N, classes); for a "
-            "detector use an ONNX file without outputs of other tasks"
+            f"{path}: has {len(model.outputs)} outputs, but a classifier has only one, the scores (N, classes); if "
+            "the file is a detector, export it to ONNX without outputs for other tasks"
         )
     scores = model.output(0).get_node().input_value(0)
     shape = list(scores.shape) if scores.partial_shape.is_static else []

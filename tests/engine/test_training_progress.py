@@ -132,7 +132,7 @@ def test_progress_that_cannot_be_written_is_logged_once(tmp_path, caplog):
     progress.next_stage()
     progress.save({"history": [{}]})
     progress.save({"history": [{}, {}]})
-    assert caplog.text.count("is not saved") == 1
+    assert caplog.text.count("cannot be saved") == 1
 
 
 def test_progress_is_saved_in_a_folder_that_does_not_exist_yet(tmp_path):

@@ -88,9 +88,11 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
         settings = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as reason:
         mark = getattr(reason, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        where = f"at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        kind = "" if isinstance(reason, yaml.constructor.ConstructorError) else "not YAML"
+        place = " ".join(filter(None, (kind, where)))
         problem = getattr(reason, "problem", None) or _why(reason)
-        raise ConfigError(f"{name}: not YAML{where}: {problem}") from reason
+        raise ConfigError(": ".join(filter(None, (name, place, problem)))) from reason
     if settings is None:
         raise ConfigError(f"{name}: is empty; start from one of configs/*.yaml, or give --source on the command line")
     if not isinstance(settings, dict):

@@ -113,7 +113,7 @@ def test_a_key_that_is_no_word_is_refused(key):
 
 
 def test_a_key_given_twice_is_refused_and_not_half_forgotten():
-    with pytest.raises(ConfigError, match=r"line 2, column 1: 'frames' is given twice"):
+    with pytest.raises(ConfigError, match=r"yaml: at line 2, column 1: 'frames' is given twice"):
         read_yaml("frames: 1\nframes: 2\n", "run.yaml")
 
 

@@ -146,7 +146,7 @@ class DiskFolder(OutputFolder):
             return sorted(name for name in os.listdir(self.location) if name.endswith(suffix))  # noqa: PTH208
         except OSError as error:  # with no names, all files would be explained again
             raise SinkError(
-                f"{self.location}: cannot be listed ({error.strerror}); give this user permission to read the folder"
+                f"{self.location}: cannot be listed ({error.strerror}); check the folder and its permissions"
             ) from error
 
     def opened(self, name: str) -> BinaryIO:  # noqa: D102

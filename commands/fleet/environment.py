@@ -61,17 +61,22 @@ def check_token(path: Path) -> None:
     """Check that the token file exists and that only this user can read it.
 
     Raises:
-        ConfigError: the file is missing, or other users can read it.
+        ConfigError: the file is missing or cannot be read, or other users can read it.
     """
     try:
         mode = path.stat().st_mode
-    except OSError:
+    except FileNotFoundError:
         raise ConfigError(
             f"{path}: the fleet's token is missing; copy it from the head node (scp), or give --token-file FILE"
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the fleet's token cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from None
     if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
         raise ConfigError(
-            f"{path}: other users can read the token, with which they can run programs here: chmod 600 {path}"
+            f"{path}: other users can read the token, with which they can run programs on this machine; "
+            f"restrict it: chmod 600 {path}"
         )
 
 

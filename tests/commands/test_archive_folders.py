@@ -26,7 +26,7 @@ def test_output_folder_that_cannot_be_listed_is_an_error_and_does_not_count_as_e
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(os, "listdir", refuse)
-    with pytest.raises(SinkError, match=r"cannot be listed \(Permission denied\); give this user permission"):
+    with pytest.raises(SinkError, match=r"cannot be listed \(Permission denied\); check the folder"):
         open_folder(str(tmp_path)).names(".parquet")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from commands import ray_settings
 from commands.fleet import app
-from commands.fleet.environment import check_listen, create_token, enter, ray_environment
+from commands.fleet.environment import check_listen, check_token, create_token, enter, ray_environment
 from pipeline.errors import ConfigError, ReciproStreamError
 from pipeline.fleet.settings import read_fleet
 
@@ -177,3 +177,11 @@ def test_workers_keep_the_number_of_threads_that_the_user_has_set(tmp_path):
     in_ray = ray_environment({"OMP_NUM_THREADS": "3"}, tmp_path / "token", "127.0.0.1")
     ray_settings.restore_threads(in_ray)
     assert in_ray["OMP_NUM_THREADS"] == "3"
+
+
+def test_missing_token_and_unreadable_path_have_different_messages(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="token is missing; copy it"):
+        check_token(tmp_path / "token")
+    with pytest.raises(ConfigError, match=r"token cannot be read \(Not a directory\)"):
+        check_token(tmp_path / "file" / "token")

@@ -179,7 +179,7 @@ class Deadline:
     def check(self) -> None:
         """Raise ``PushError`` after the time limit, even if the server still sends bytes that are no answer."""
         if time.monotonic() > self._ends_at:
-            raise PushError(f"the server did not answer within {self._seconds:g} s")
+            raise PushError(f"the server does not answer within {self._seconds:g} s")
 
 
 class Publisher(ABC):

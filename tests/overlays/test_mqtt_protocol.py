@@ -95,7 +95,7 @@ def test_broker_of_the_older_version_is_used_and_logged(overlaid, wait_until, ca
         connected(sink, wait_until)
         assert old.versions == [5, 4]
         assert "MQTT 3.1.1" in sink.account
-    assert "cannot report the findings it refuses" in caplog.text
+    assert "cannot report which findings it refuses" in caplog.text
 
 
 def test_broker_that_closes_on_the_newer_version_is_retried_with_the_older(wait_until):

@@ -105,7 +105,10 @@ def test_one_of_several_cameras_is_chosen(logged, tmp_path):
     both.write_bytes(logged([1], camera="door").read_bytes() + logged([2], camera="yard").read_bytes())
     with pytest.raises(SourceError, match="--camera with one of 'door', 'yard'"), LoggedExplainer(both):
         pass
-    with pytest.raises(SourceError, match="no camera 'hall'; it has 'door', 'yard'"), LoggedExplainer(both, "hall"):
+    with (
+        pytest.raises(SourceError, match="no camera 'hall'; its cameras are 'door', 'yard'"),
+        LoggedExplainer(both, "hall"),
+    ):
         pass
     with LoggedExplainer(both, "yard") as explainer:
         assert [result(each) for each in explainer.explain([frame(1), frame(2)])] == [None, 2]

@@ -253,7 +253,7 @@ def test_values_of_fewer_bits_in_a_video_of_sixteen_are_read_as_such(tmp_path, c
     frames, _ = read(path)
     means = [float(frame.image.mean()) for frame in frames]
     assert means == [250.0, 255.0, 62.0]  # the depth grows with the largest value seen, and stays
-    assert "read as 12 bits" in caplog.text
+    assert "read with 12 bits" in caplog.text
 
 
 def test_name_that_is_not_utf8_is_read_and_shown_as_text(make_clip):

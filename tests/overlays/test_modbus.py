@@ -285,13 +285,16 @@ def test_wrong_condition_names_its_option(option):
         ModbusSink(ModbusSettings(uri=ANY_PORT, **{option: "scoree<1"}))
 
 
+READ_THREE_REGISTERS = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 3)
+
+
+def is_answered(link):
+    """Send a request for three registers; return whether the whole answer arrives."""
+    link.sendall(READ_THREE_REGISTERS)
+    return len(link.recv(15, socket.MSG_WAITALL)) == 15
+
+
 def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
-    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 3)
-
-    def is_answered(link):
-        link.sendall(request)
-        return len(link.recv(15, socket.MSG_WAITALL)) == 15
-
     with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", sink.port)
         links = [
@@ -308,12 +311,6 @@ def test_connection_beyond_the_limit_takes_the_place_of_the_silent_one():
 
 
 def test_connection_that_sends_no_requests_is_closed_before_controllers():
-    request = struct.pack(">HHHBBHH", 7, 0, 6, 1, 3, 0, 3)
-
-    def is_answered(link):
-        link.sendall(request)
-        return len(link.recv(15, socket.MSG_WAITALL)) == 15
-
     with ModbusSink(ANY_PORT, TWO) as sink, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", sink.port)
         controller, *others = (
@@ -321,9 +318,9 @@ def test_connection_that_sends_no_requests_is_closed_before_controllers():
             for _ in range(MAX_CONNECTIONS)
         )
         trickling, *others = others
-        trickling.sendall(request[:1])
+        trickling.sendall(READ_THREE_REGISTERS[:1])
         assert all(is_answered(link) for link in [*others, controller])
-        trickling.sendall(request[1:2])
+        trickling.sendall(READ_THREE_REGISTERS[1:2])
         further = stack.enter_context(socket.create_connection(address, timeout=LIMIT_SECONDS))
         assert is_answered(further)
         assert trickling.recv(1) == b""
